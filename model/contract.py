@@ -1,0 +1,155 @@
+"""What an artifact takes and gives: written by training, checked by whoever loads it."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from model.errors import ArtifactError, ConfigError, ContractMismatch
+from model.files import hash_file
+
+FORMAT_VERSION = 1
+CONTRACT_FILE = "contract.json"
+NETWORK_FILE = "network.onnx"
+GOLDEN_FILE = "golden.npz"
+
+Task = Literal["panoptic", "instance", "semantic"]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Where soft answers become hard ones; every field lies in 0..1."""
+
+    score: float = 0.3
+    """Detections scored below are dropped."""
+    mask: float = 0.5
+    """A pixel belongs to a detection above this probability."""
+    overlap: float = 0.5
+    """A detection whose mask is covered by better ones beyond this share is dropped from the panoptic map."""
+    stuff_area: float = 0.005
+    """Stuff regions below this share of the image become void (the paper's 4,096 px at its test size)."""
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"threshold {name} must lie in 0..1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Category:
+    """A named class of somebody's data set."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """The promise of one artifact.
+
+    Clusters are numbered as in a label store: things 1..thing_clusters, stuff above them.
+    """
+
+    name: str
+    version: str
+    network: str
+    side_px: int
+    """The network takes a square of this side, a multiple of `stride_px`."""
+    stride_px: int
+    """Masks and semantic logits come at this stride of the input."""
+    detections: int
+    """Detections in every raw output, padded with score 0."""
+    thing_clusters: int
+    stuff_clusters: int
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    categories: dict[int, Category] = field(default_factory=dict)
+    """Cluster to category; a cluster that is not in it has no name yet."""
+    files: dict[str, str] = field(default_factory=dict)
+    """File name to sha256."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where encoder, photos and labels come from, and what was measured; for people, not for code."""
+
+    def __post_init__(self) -> None:
+        if min(self.side_px, self.stride_px, self.detections, self.thing_clusters, self.stuff_clusters) < 1:
+            raise ContractMismatch("contract: sizes and counts must be positive")
+        if self.side_px % self.stride_px:
+            raise ContractMismatch(f"contract: side {self.side_px} is no multiple of the stride {self.stride_px}")
+
+    def is_thing(self, cluster: int) -> bool:
+        return 1 <= cluster <= self.thing_clusters
+
+    def write(self, directory: Path) -> None:
+        """Write `contract.json`, its keys in the order of the fields."""
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (directory / CONTRACT_FILE).write_text(text, encoding="utf-8")
+
+
+def read_contract(directory: Path) -> Contract:
+    """The contract of an artifact whose files are all there and unchanged.
+
+    Raises ArtifactError for a missing or changed file, ContractMismatch for a contract this version cannot keep.
+    """
+    path = directory / CONTRACT_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a readable contract: {error}") from error
+    if not isinstance(content, dict):
+        raise ContractMismatch(f"{path}: expected a JSON object")
+    version = content.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise ContractMismatch(f"{path}: format version {version}, this release reads {FORMAT_VERSION}")
+    try:
+        contract = _parse(content)
+    except (ConfigError, TypeError, ValueError, KeyError) as error:
+        raise ContractMismatch(f"{path}: {error}") from error
+    for required in (NETWORK_FILE, GOLDEN_FILE):
+        if required not in contract.files:
+            raise ContractMismatch(f"{path}: lists no hash for {required}")
+    for name, expected in contract.files.items():
+        _check_file(directory, name, expected)
+    return contract
+
+
+def _parse(content: dict[str, Any]) -> Contract:
+    reject_unknown(content, Contract)
+    _reject_mistyped(content, Contract)
+    thresholds = content.pop("thresholds", {})
+    reject_unknown(thresholds, Thresholds)
+    _reject_mistyped(thresholds, Thresholds)
+    categories = {int(cluster): Category(**category) for cluster, category in content.pop("categories", {}).items()}
+    return Contract(thresholds=Thresholds(**thresholds), categories=categories, **content)
+
+
+def reject_unknown(content: dict[str, Any], target: type) -> None:
+    """Raise ConfigError, with a near match, if `content` has a key that the dataclass `target` has not."""
+    known = [entry.name for entry in fields(target)]
+    for key in content:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            raise ConfigError(f"unknown key {key!r} in {target.__name__}{hint}")
+
+
+def _reject_mistyped(content: dict[str, Any], target: type) -> None:
+    """Raise TypeError if a value is not what the field of the dataclass `target` holds; dataclasses come as objects."""
+    for entry in fields(target):
+        expected: Any = get_origin(entry.type) or entry.type
+        accepted: Any = dict if is_dataclass(expected) else (int, float) if expected is float else expected
+        value = content.get(entry.name)
+        if entry.name in content and (not isinstance(value, accepted) or isinstance(value, bool)):
+            raise TypeError(f"{entry.name} of {target.__name__} cannot be {value!r}")
+
+
+def _check_file(directory: Path, name: str, expected: str) -> None:
+    if Path(name).name != name:
+        raise ArtifactError(f"{directory / CONTRACT_FILE} lists {name!r}: only files beside it may be listed")
+    path = directory / name
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing")
+    actual = hash_file(path)
+    if actual != expected:
+        raise ArtifactError(f"{path} was changed: sha256 {actual:.12}…, the contract says {expected!s:.12}…")

@@ -1,0 +1,92 @@
+"""Every error useg raises on purpose.
+
+UsegError
+├─ InputError            the caller's fault
+│  ├─ ImageTooLarge
+│  ├─ ImageUnreadable
+│  ├─ MediaUnsupported
+│  │  └─ AnswerUnsupported
+│  └─ OptionInvalid
+├─ Busy                  the queue is full: come back later
+├─ NotReady              the service is not warm, or is going away
+├─ DeadlinePassed
+├─ ArtifactError         refused at load
+│  ├─ ContractMismatch
+│  └─ ParityError
+├─ LabelStoreError       a label file that does not hold what it says
+├─ CheckpointError       weights that do not fit the network they were given for
+├─ TrainingError         a fit that cannot go on
+└─ ConfigError           options that contradict each other or do not exist
+"""
+
+
+class UsegError(Exception):
+    """The message says what was given, what was expected and what to do, on one line."""
+
+
+class InputError(UsegError):
+    """The caller sent something that no retry will mend."""
+
+
+class ImageTooLarge(InputError):
+    """More bytes or pixels than the stated limit."""
+
+
+class ImageUnreadable(InputError):
+    """Bytes that are not a whole picture in a format we read."""
+
+
+class MediaUnsupported(InputError):
+    """A request body or a wished answer in a media type we do not speak."""
+
+
+class AnswerUnsupported(MediaUnsupported):
+    """None of the media types that the caller accepts is one we answer in."""
+
+
+class OptionInvalid(InputError):
+    """A parameter outside its range, unknown or missing."""
+
+
+class Busy(UsegError):
+    """The bounded queue is full; `retry_after_s` is computed from its depth and recent service times."""
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReady(UsegError):
+    """The model is still warming up, or the service is shutting down."""
+
+
+class DeadlinePassed(UsegError):
+    """The answer would come after the caller's time limit."""
+
+
+class ArtifactError(UsegError):
+    """An artifact with a file missing, changed or wrong; nothing of it is loaded."""
+
+
+class ContractMismatch(ArtifactError):
+    """A contract of another version, or one that its network does not keep."""
+
+
+class ParityError(ArtifactError):
+    """The same input gave different answers where one answer is promised."""
+
+
+class LabelStoreError(UsegError):
+    """A label store that is missing, incomplete or inconsistent."""
+
+
+class CheckpointError(UsegError):
+    """Weights with missing, unexpected or misshapen tensors; the message names them."""
+
+
+class TrainingError(UsegError):
+    """A fit that cannot go on, such as a loss that is not finite."""
+
+
+class ConfigError(UsegError):
+    """Options that do not exist or contradict each other."""

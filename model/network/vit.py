@@ -1,0 +1,131 @@
+"""The plain vision transformer of DINO and DINOv2, under their parameter names."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderShape:
+    """What a state dict of DINO (no layer scale) or DINOv2 (with or without registers) says about itself."""
+
+    width: int
+    depth: int
+    patch_px: int
+    grid: int
+    """Side of the position grid, in patches."""
+    registers: int
+    has_layer_scale: bool
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = width // HEAD_WIDTH
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        batch, count, width = tokens.shape
+        # B N 3C -> 3 B heads N 64; unbind, since indexing zero-fills in the backward pass
+        joint = self.qkv(tokens).reshape(batch, count, 3, self.heads, HEAD_WIDTH)
+        query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        output: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, count, width))
+        return output
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens * self.gamma
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, ratio: int = 4) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, ratio * width)
+        self.fc2 = nn.Linear(ratio * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output: Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
+        return output
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, has_layer_scale: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width)
+        self.ls1: nn.Module = LayerScale(width) if has_layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width)
+        self.ls2: nn.Module = LayerScale(width) if has_layer_scale else nn.Identity()
+
+    def forward(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        output: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        return output
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, width: int, patch_px: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_px, patch_px)
+
+    def forward(self, normalised: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N C"]:
+        tokens: Tensor = self.proj(normalised)
+        return tokens.flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """ViT whose position grid already has the size of its input, so that the graph is static."""
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.patch_embed = PatchEmbed(shape.width, shape.patch_px)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + shape.grid**2, shape.width))
+        if shape.registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, shape.registers, shape.width))
+        self.blocks = nn.ModuleList(Block(shape.width, shape.has_layer_scale) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+
+    def forward(self, normalised: Float[Tensor, "B 3 S S"], taps: tuple[int, ...]) -> Float[Tensor, "T B N C"]:
+        """Patch tokens after the blocks `taps` (counted from 0), before the final norm; N row by row."""
+        tokens = self.patch_embed(normalised)
+        batch = tokens.shape[0]
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1) + self.pos_embed
+        if self.shape.registers:
+            registers = self.register_tokens.expand(batch, -1, -1)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+        tapped = []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in taps:
+                tapped.append(tokens[:, 1 + self.shape.registers :])
+            if index == max(taps):
+                break
+        return torch.stack(tapped)
+
+
+def resize_positions(positions: Float[Tensor, "1 M C"], grid: int) -> Float[Tensor, "1 N C"]:
+    """Position embeddings (class token first) bicubically interpolated to a grid x grid square."""
+    head, patches = positions[:, :1], positions[:, 1:]
+    side = round(patches.shape[1] ** 0.5)
+    if side == grid:
+        return positions
+    square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([head, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

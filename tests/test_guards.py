@@ -1,0 +1,166 @@
+"""The floor plan and the conventions, held by walking the syntax trees of the three packages."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "training", "service")
+SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+LONGEST_FILE, LONGEST_FUNCTION = 300, 35
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
+TORCH_LIBRARIES = {"torch", "torchvision", "safetensors", "onnxscript"}
+TORCH_FLOOR = {"model/checkpoints.py", "model/export.py", "model/run.py", "model/torch_session.py"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+each_source = pytest.mark.parametrize("path", SOURCES, ids=name_of)
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def list_imports(nodes: Iterator[ast.AST]) -> list[str]:
+    """Full names of the imported modules; a relative import starts with its dots."""
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append("." * node.level + (node.module or ""))
+    return found
+
+
+def walk_eager(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node that importing the module runs: all but the insides of functions."""
+    for child in ast.iter_child_nodes(tree):
+        yield child
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from walk_eager(child)
+
+
+def list_roots(path: Path) -> set[str]:
+    """The top packages that a file imports anywhere."""
+    return {name.split(".")[0] for name in list_imports(ast.walk(parse(path)))}
+
+
+def find_modules(names: list[str]) -> list[Path]:
+    """The files of our own modules among imported names."""
+    candidates = [REPOSITORY.joinpath(*name.split(".")) for name in names if name.split(".")[0] in PACKAGES]
+    return [file for base in candidates for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()]
+
+
+def reach(path: Path) -> set[Path]:
+    """Our files that importing one of them runs, itself among them."""
+    seen, waiting = set(), [path]
+    while waiting:
+        current = waiting.pop()
+        if current not in seen:
+            seen.add(current)
+            waiting += find_modules(list_imports(walk_eager(parse(current))))
+    return seen
+
+
+@each_source
+def test_model_knows_neither_floor_above_and_they_never_meet(path: Path) -> None:
+    forbidden = {"model": {"training", "service"}, "training": {"service"}, "service": {"training"}}
+    assert list_roots(path) & forbidden[path.relative_to(REPOSITORY).parts[0]] == set()
+
+
+def is_on_the_torch_floor(path: Path) -> bool:
+    return name_of(path).startswith("model/network/") or name_of(path) in TORCH_FLOOR
+
+
+NUMPY_FLOOR = [path for path in SOURCES if name_of(path).startswith("model/") and not is_on_the_torch_floor(path)]
+
+
+@pytest.mark.parametrize("path", NUMPY_FLOOR, ids=name_of)
+def test_nothing_on_the_numpy_floor_imports_torch(path: Path) -> None:
+    # The command line alone may go to the torch floor, from inside the functions that need it.
+    nodes = walk_eager(parse(path)) if path.name == "__main__.py" else ast.walk(parse(path))
+    assert {name.split(".")[0] for name in list_imports(nodes)} & TORCH_LIBRARIES == set()
+
+
+@pytest.mark.parametrize("path", NUMPY_FLOOR, ids=name_of)
+def test_nothing_on_the_numpy_floor_reaches_the_torch_floor(path: Path) -> None:
+    assert [name_of(file) for file in reach(path) if is_on_the_torch_floor(file) and file.stat().st_size] == []
+
+
+@each_source
+def test_imports_are_absolute_in_full_and_name_what_they_take(path: Path) -> None:
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            assert node.module not in PACKAGES, f"line {node.lineno}: import from the module, not the package"
+            assert [alias.name for alias in node.names] != ["*"], f"line {node.lineno}: a star import"
+        elif isinstance(node, ast.Import):
+            assert not {alias.name.split(".")[0] for alias in node.names} & set(PACKAGES), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=name_of)
+def test_package_files_are_empty(path: Path) -> None:
+    assert path.read_bytes() == b""
+
+
+def test_the_tests_are_no_package() -> None:
+    assert list((REPOSITORY / "tests").rglob("__init__.py")) == []
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    parts = {part for path in SOURCES for part in path.relative_to(REPOSITORY).with_suffix("").parts}
+    assert parts & VAGUE_NAMES == set()
+
+
+@each_source
+def test_the_environment_is_read_by_the_settings_alone(path: Path) -> None:
+    if name_of(path) == "service/settings.py":
+        return
+    attributes = {node.attr for node in ast.walk(parse(path)) if isinstance(node, ast.Attribute)}
+    names = {alias.name for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert (attributes | names) & {"environ", "getenv", "putenv", "environb"} == set()
+
+
+@each_source
+def test_nothing_is_pickled(path: Path) -> None:
+    assert list_roots(path) & {"pickle", "dill", "joblib", "shelve", "marshal"} == set()
+
+
+@each_source
+def test_no_exception_is_caught_bare(path: Path) -> None:
+    bare = [node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.ExceptHandler) and node.type is None]
+    assert bare == []
+
+
+@each_source
+def test_only_command_lines_print_or_configure_logging(path: Path) -> None:
+    if path.name == "__main__.py":
+        return
+    called = {ast.unparse(node.func) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)}
+    assert called & {"print", "logging.basicConfig", "logging.config.dictConfig"} == set()
+
+
+@each_source
+def test_a_file_is_at_most_300_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+
+
+def count_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring and decorators."""
+    documented = ast.get_docstring(function, clean=False)
+    docstring = documented.count("\n") + 1 if documented else 0
+    return (function.end_lineno or function.lineno) - function.lineno + 1 - docstring
+
+
+@each_source
+def test_a_function_is_at_most_35_lines(path: Path) -> None:
+    functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    too_long = {each.name: count_lines(each) for each in functions if count_lines(each) > LONGEST_FUNCTION}
+    assert too_long == {}

@@ -1,0 +1,215 @@
+"""An artifact that is not exactly what its contract says is refused, in one line that says why."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.contract import (
+    CONTRACT_FILE,
+    GOLDEN_FILE,
+    NETWORK_FILE,
+    Category,
+    Contract,
+    Thresholds,
+    read_contract,
+    reject_unknown,
+)
+from model.errors import ArtifactError, ConfigError, ContractMismatch
+from model.files import hash_file
+
+
+def write_artifact(folder: Path) -> Contract:
+    """Two small files and the contract that lists them."""
+    (folder / NETWORK_FILE).write_bytes(b"a graph")
+    (folder / GOLDEN_FILE).write_bytes(b"answers")
+    contract = Contract(
+        name="garden",
+        version="3",
+        network="mask_transformer",
+        side_px=56,
+        stride_px=4,
+        detections=8,
+        thing_clusters=5,
+        stuff_clusters=2,
+        thresholds=Thresholds(score=0.4),
+        categories={1: Category(id=18, name="Hündin"), 6: Category(id=184, name="tree")},
+        files={name: hash_file(folder / name) for name in (NETWORK_FILE, GOLDEN_FILE)},
+        provenance={"encoder": "tiny", "photos": 3},
+    )
+    contract.write(folder)
+    return contract
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change keys of a written contract; None removes a key."""
+    path = folder / CONTRACT_FILE
+    content = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}), encoding="utf-8")
+
+
+def refuse(folder: Path, expected: type[ArtifactError]) -> str:
+    """The one line with which the artifact is refused."""
+    with pytest.raises(expected) as caught:
+        read_contract(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_written_contract_reads_back_equal(tmp_path: Path) -> None:
+    assert write_artifact(tmp_path) == read_contract(tmp_path)
+
+
+def test_things_come_before_stuff() -> None:
+    contract = Contract(
+        name="a", version="1", network="n", side_px=8, stride_px=4, detections=1, thing_clusters=2, stuff_clusters=3
+    )
+    assert [contract.is_thing(cluster) for cluster in (0, 1, 2, 3, 5)] == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize("name", [NETWORK_FILE, GOLDEN_FILE])
+def test_a_flipped_bit_is_refused_with_the_name_of_the_file(tmp_path: Path, name: str) -> None:
+    write_artifact(tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[3] ^= 1
+    (tmp_path / name).write_bytes(content)
+    assert f"{name} was changed" in refuse(tmp_path, ArtifactError)
+
+
+def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    (tmp_path / NETWORK_FILE).unlink()
+    assert f"{NETWORK_FILE} is missing" in refuse(tmp_path, ArtifactError)
+
+
+def test_a_directory_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    (tmp_path / NETWORK_FILE).unlink()
+    (tmp_path / NETWORK_FILE).mkdir()
+    assert f"{NETWORK_FILE} is missing" in refuse(tmp_path, ArtifactError)
+
+
+def test_a_missing_or_cut_contract_is_refused(tmp_path: Path) -> None:
+    assert "not a readable contract" in refuse(tmp_path, ArtifactError)
+    write_artifact(tmp_path)
+    path = tmp_path / CONTRACT_FILE
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "not a readable contract" in refuse(tmp_path, ArtifactError)
+
+
+def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / CONTRACT_FILE).write_bytes(b'{"name": "\xff"}')
+    assert "not a readable contract" in refuse(tmp_path, ArtifactError)
+
+
+@pytest.mark.parametrize("reach", ["../outside.bin", "sub/../../outside.bin", "ABSOLUTE", "sub/inside.bin"])
+def test_a_listed_file_outside_the_artifact_is_refused_even_if_its_hash_is_right(tmp_path: Path, reach: str) -> None:
+    artifact = tmp_path / "artifact"
+    (artifact / "sub").mkdir(parents=True)
+    contract = write_artifact(artifact)
+    for target in (tmp_path / "outside.bin", artifact / "sub" / "inside.bin"):
+        target.write_bytes(b"secret")
+    name = str(tmp_path / "outside.bin") if reach == "ABSOLUTE" else reach
+    edit(artifact, files={**contract.files, name: hash_file(tmp_path / "outside.bin")})
+    assert f"lists {name!r}: only files beside it" in refuse(artifact, ArtifactError)
+
+
+@pytest.mark.parametrize("version", [2, 0, "1", None])
+def test_another_format_version_is_refused_with_both_versions(tmp_path: Path, version: Any) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, format_version=version)
+    assert f"format version {version}, this release reads 1" in refuse(tmp_path, ContractMismatch)
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, detection=8)
+    assert "unknown key 'detection' in Contract, did you mean 'detections'?" in refuse(tmp_path, ContractMismatch)
+
+
+def test_an_unknown_threshold_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, thresholds={"scores": 0.5})
+    assert "unknown key 'scores' in Thresholds, did you mean 'score'?" in refuse(tmp_path, ContractMismatch)
+
+
+def test_a_key_like_no_other_is_refused_with_all_known_ones() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'zzz' in Category; known are id, name"):
+        reject_unknown({"zzz": 1}, Category)
+
+
+def test_a_missing_key_is_refused_with_its_name(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, side_px=None)
+    assert "side_px" in refuse(tmp_path, ContractMismatch)
+
+
+@pytest.mark.parametrize("name", [NETWORK_FILE, GOLDEN_FILE])
+def test_a_contract_that_leaves_a_required_file_unlisted_is_refused(tmp_path: Path, name: str) -> None:
+    contract = write_artifact(tmp_path)
+    edit(tmp_path, files={listed: digest for listed, digest in contract.files.items() if listed != name})
+    assert f"lists no hash for {name}" in refuse(tmp_path, ContractMismatch)
+
+
+@pytest.mark.parametrize("name", ["score", "mask", "overlap", "stuff_area"])
+@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf")])
+def test_a_threshold_out_of_range_is_refused_with_its_name_and_value(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"threshold {name} must lie in 0\.\.1, got {value}"):
+        Thresholds(**{name: value})
+
+
+def test_a_threshold_out_of_range_in_a_file_is_the_contracts_fault(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, thresholds={"mask": 7})
+    assert "threshold mask must lie in 0..1, got 7" in refuse(tmp_path, ContractMismatch)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"side_px": "56"},
+        {"side_px": 56.0},
+        {"detections": True},
+        {"name": 7},
+        {"thresholds": [0.3]},
+        {"thresholds": {"score": "high"}},
+        {"categories": [1]},
+        {"categories": {"1": "dog"}},
+        {"categories": {"one": {"id": 1, "name": "dog"}}},
+        {"files": [NETWORK_FILE, GOLDEN_FILE]},
+        {"provenance": "unknown"},
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, **change)
+    assert CONTRACT_FILE in refuse(tmp_path, ContractMismatch)
+
+
+def test_a_hash_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, files={NETWORK_FILE: 5, GOLDEN_FILE: 6})
+    assert f"{NETWORK_FILE} was changed" in refuse(tmp_path, ArtifactError)
+
+
+def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / CONTRACT_FILE).write_text("[1, 2]")
+    assert "expected a JSON object" in refuse(tmp_path, ContractMismatch)
+
+
+@pytest.mark.parametrize(
+    "change", [{"side_px": 0}, {"stride_px": -4}, {"detections": 0}, {"stuff_clusters": 0}], ids=str
+)
+def test_sizes_and_counts_below_one_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, **change)
+    assert "must be positive" in refuse(tmp_path, ContractMismatch)
+
+
+def test_a_side_that_the_stride_does_not_divide_is_refused(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, side_px=58)
+    assert "side 58 is no multiple of the stride 4" in refuse(tmp_path, ContractMismatch)

@@ -1,0 +1,248 @@
+"""Outlines equal pycocotools' byte for byte, panoptic PNGs keep every id, and paint stays where it belongs."""
+
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from model.encodings import (
+    Outline,
+    choose_colour,
+    decode_outline,
+    decode_panoptic_png,
+    encode_outlines,
+    encode_overlay,
+    encode_panoptic_png,
+    paint,
+)
+from model.panoptic import Crop, Segment, Segmentation
+
+
+def draw(label_map: np.ndarray, ids: list[int] | None = None, crops: tuple[Crop, ...] = ()) -> Segmentation:
+    """A segmentation with a thing for each id, by default those on the map."""
+    numbers = sorted(set(np.unique(label_map).tolist()) - {0}) if ids is None else ids
+    segments = tuple(Segment(id=number, cluster=1, is_thing=True, score=1.0) for number in numbers)
+    return Segmentation(label_map=label_map.astype(np.int32), segments=segments, crops=crops)
+
+
+def encode_one(mask: np.ndarray) -> Outline:
+    """The only outline of a mask, through the label map."""
+    (outline,) = encode_outlines(draw(mask, [1]))
+    return outline
+
+
+def crop_whole(mask: np.ndarray) -> Crop:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    bits = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Crop(top=int(rows[0]), left=int(columns[0]), bits=bits.astype(bool))
+
+
+def expect(mask: np.ndarray) -> Outline:
+    """What pycocotools says of a mask."""
+    rle = coco.encode(np.asfortranarray(mask, np.uint8))
+    left, top, width, height = (int(value) for value in coco.toBbox(rle))
+    return Outline(
+        size=(mask.shape[0], mask.shape[1]),
+        counts=rle["counts"].decode("ascii"),
+        area=int(coco.area(rle)),
+        bbox=(left, top, width, height),
+    )
+
+
+def draw_cells(height: int, width: int, cells: list[tuple[int, int]]) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    for row, column in cells:
+        mask[row, column] = 1
+    return mask
+
+
+def test_two_by_three_is_encoded_as_by_hand() -> None:
+    # Column by column 0 1, 1 0, 0 1: runs of 1, 2, 2, 1. In COCO's text a run is "0" plus its length; the fourth is the
+    # difference to the second, -1, which is written "O".
+    outline = encode_one(np.array([[0, 1, 0], [1, 0, 1]]))
+    assert outline == Outline(size=(2, 3), counts="122O", area=3, bbox=(0, 0, 3, 2))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.ones((1, 1)),
+        np.ones((7, 5)),
+        draw_cells(7, 5, [(0, 0)]),
+        draw_cells(7, 5, [(6, 4)]),
+        draw_cells(7, 5, [(3, 2)]),
+        draw_cells(7, 5, [(6, 1), (0, 2)]),
+        draw_cells(1, 9, [(0, 2), (0, 3), (0, 8)]),
+        draw_cells(9, 1, [(2, 0), (3, 0), (8, 0)]),
+        1 - draw_cells(7, 5, [(3, 2)]),
+    ],
+    ids=["1x1", "whole", "first", "last", "one inside", "run over two columns", "one row", "one column", "hole"],
+)
+def test_a_special_mask_is_encoded_as_by_pycocotools(mask: np.ndarray) -> None:
+    assert encode_one(mask) == expect(mask)
+    (from_crop,) = encode_outlines(draw(mask, [1], (crop_whole(mask),)))
+    assert from_crop == expect(mask)
+
+
+def test_a_segment_without_a_pixel_has_an_empty_outline() -> None:
+    assert encode_one(np.zeros((4, 5))) == expect(np.zeros((4, 5)))
+    first, second = encode_outlines(draw(np.full((4, 5), 2), [1, 2]))
+    assert (first.area, first.bbox, second.area) == (0, (0, 0, 0, 0), 20)
+
+
+def test_an_empty_answer_has_no_outline() -> None:
+    assert encode_outlines(draw(np.zeros((4, 5)))) == []
+
+
+def test_random_label_maps_are_encoded_as_by_pycocotools() -> None:
+    generator = np.random.default_rng(23)
+    for _ in range(60):
+        height, width = (int(length) for length in generator.integers(1, 40, 2))
+        blocks = generator.integers(0, 6, (height, width)).astype(np.uint8)
+        label_map = cv2.resize(blocks[::3, ::3], (width, height), interpolation=cv2.INTER_NEAREST)
+        label_map = np.where(generator.random((height, width)) < 0.05, blocks, label_map)
+        outlines = encode_outlines(draw(label_map, [1, 2, 3, 4, 5]))
+        assert outlines == [expect(label_map == number) for number in (1, 2, 3, 4, 5)]
+        for number, outline in enumerate(outlines, start=1):
+            np.testing.assert_array_equal(decode_outline(outline), label_map == number)
+
+
+def test_outlines_follow_the_order_of_the_segments_and_not_of_their_ids() -> None:
+    label_map = np.array([[9, 4, 4], [9, 70_000, 4]])
+    assert [outline.area for outline in encode_outlines(draw(label_map, [70_000, 4, 9]))] == [1, 3, 2]
+
+
+def test_overlapping_instances_keep_their_whole_masks() -> None:
+    front, back = draw_cells(4, 6, [(0, 0), (0, 1)]), draw_cells(4, 6, [(0, 1), (0, 2), (1, 2)])
+    label_map = np.where(front, 1, 2 * back)
+    outlines = encode_outlines(draw(label_map, [1, 2], (crop_whole(front), crop_whole(back))))
+    assert outlines == [expect(front), expect(back)]
+
+
+@pytest.mark.golden
+def test_the_reference_masks_are_encoded_byte_for_byte(golden: Path) -> None:
+    packed = np.load(golden / "rle" / "masks.npz")
+    for case in json.loads((golden / "rle" / "rle.json").read_text())["masks"]:
+        height, width = case["size"]
+        mask = np.unpackbits(packed[f"mask{case['index']:02}"], axis=-1)[:, :width]
+        outline = encode_one(mask)
+        left, top, box_width, box_height = (int(value) for value in case["bbox"])
+        assert outline == Outline(
+            size=(height, width),
+            counts=case["counts"],
+            area=case["area"],
+            bbox=(left, top, box_width, box_height),
+        ), case["kind"]
+        np.testing.assert_array_equal(decode_outline(outline), mask)
+
+
+@pytest.mark.golden
+def test_the_reference_panoptic_pngs_are_read_as_by_their_formula(golden: Path) -> None:
+    paths = sorted((golden / "panoptic_pq").glob("*/gt/*.png"))
+    assert len(paths) == 24
+    for path in paths:
+        red, green, blue = np.moveaxis(np.asarray(Image.open(path), np.int32), -1, 0)
+        np.testing.assert_array_equal(decode_panoptic_png(path.read_bytes()), red + 256 * green + 65_536 * blue)
+
+
+IDS = np.array([[0, 1, 255, 256], [65_535, 65_536, 65_537, 2**24 - 1]], np.int32)
+
+
+def test_a_panoptic_png_is_8_bit_rgb_with_the_low_byte_in_red() -> None:
+    picture = Image.open(io.BytesIO(encode_panoptic_png(IDS)))
+    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (4, 2))
+    assert picture.getpixel((1, 0)) == (1, 0, 0)
+    assert picture.getpixel((3, 0)) == (0, 1, 0)
+    assert picture.getpixel((1, 1)) == (0, 0, 1)
+    red, green, blue = np.moveaxis(np.asarray(picture, np.int64), -1, 0)
+    np.testing.assert_array_equal(red + 256 * green + 65_536 * blue, IDS)
+
+
+def test_a_panoptic_png_gives_every_id_back() -> None:
+    np.testing.assert_array_equal(decode_panoptic_png(encode_panoptic_png(IDS)), IDS)
+    noise = np.random.default_rng(29).integers(0, 2**24, (50, 70), np.int32)
+    np.testing.assert_array_equal(decode_panoptic_png(encode_panoptic_png(noise)), noise)
+
+
+def save(picture: Image.Image, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, suffix)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        encode_panoptic_png(IDS)[:-30],
+        save(Image.new("RGB", (4, 4)), "JPEG"),
+        save(Image.new("L", (4, 4)), "PNG"),
+        save(Image.new("RGBA", (4, 4)), "PNG"),
+        save(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"),
+        b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + b"\xff" * 17,
+    ],
+    ids=["nothing", "text", "cut", "jpeg", "grey", "alpha", "16-bit", "bomb"],
+)
+def test_anything_but_an_8_bit_rgb_png_is_no_panoptic_png(content: bytes) -> None:
+    with pytest.raises(ValueError, match="no panoptic PNG"):
+        decode_panoptic_png(content)
+
+
+def draw_scene() -> tuple[np.ndarray, Segmentation]:
+    """Grey; a thing in the left third, void in the middle, stuff on the right."""
+    label_map = np.zeros((32, 96), np.int32)
+    label_map[:, :32], label_map[:, 64:] = 1, 2
+    segments = (
+        Segment(id=1, cluster=1, is_thing=True, score=1.0),
+        Segment(id=2, cluster=9, is_thing=False, score=1.0),
+    )
+    return np.full((32, 96, 3), 100, np.uint8), Segmentation(label_map=label_map, segments=segments)
+
+
+def test_paint_tints_things_strongly_and_stuff_palely_and_leaves_void_alone() -> None:
+    image, segmentation = draw_scene()
+    painted = paint(image, segmentation)
+    thing, stuff = np.array(choose_colour(1, True)), np.array(choose_colour(2, False))
+    assert painted[16, 16].tolist() == np.round(100 + 0.55 * (thing - 100.0)).tolist()
+    assert painted[16, 80].tolist() == np.round(100 + 0.35 * (stuff - 100.0)).tolist()
+    assert np.unique(painted[:, 33:62]).tolist() == [100]
+
+
+def test_paint_draws_a_light_line_between_segments() -> None:
+    image, segmentation = draw_scene()
+    painted = paint(image, segmentation)
+    assert np.unique(painted[:, 31]).tolist() == np.unique(painted[:, 63]).tolist() == [245]
+
+
+def test_paint_leaves_the_given_picture_alone() -> None:
+    image, segmentation = draw_scene()
+    paint(image, segmentation)
+    assert np.unique(image).tolist() == [100]
+
+
+def test_paint_of_an_empty_answer_is_the_picture() -> None:
+    image = np.random.default_rng(31).integers(0, 256, (9, 7, 3), np.uint8)
+    np.testing.assert_array_equal(paint(image, draw(np.zeros((9, 7)))), image)
+
+
+def test_the_overlay_is_a_jpeg_of_the_painted_picture() -> None:
+    image, segmentation = draw_scene()
+    picture = Image.open(io.BytesIO(encode_overlay(image, segmentation)))
+    assert (picture.format, picture.size) == ("JPEG", (96, 32))
+    decoded = np.asarray(picture).astype(int)
+    # JPEG at quality 88 keeps flat blocks within a few levels; the second one of each region touches no border.
+    np.testing.assert_allclose(decoded[16, [8, 48, 88]], paint(image, segmentation)[16, [8, 48, 88]], atol=6)
+
+
+def test_colours_are_inside_the_range_and_neighbours_differ() -> None:
+    for is_thing in (True, False):
+        colours = np.array([choose_colour(number, is_thing) for number in range(1, 400)])
+        assert colours.min() >= 0
+        assert colours.max() <= 255
+        assert np.abs(np.diff(colours, axis=0)).max(axis=1).min() > 40

@@ -1,0 +1,182 @@
+"""The mask transformer is static, indifferent to its batch, and reads boxes and scores as drawn by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.network.mask_transformer import (
+    DecoderShape,
+    MaskDecoder,
+    MaskTransformer,
+    Prediction,
+    bound,
+    choose_taps,
+    enlarge,
+    normalise,
+    read_raw,
+)
+from model.network.vit import EncoderShape, VisionTransformer
+
+SIDE, CELLS, QUERIES, THINGS, STUFF = 56, 14, 6, 5, 3
+ENCODER = EncoderShape(width=64, depth=4, patch_px=14, grid=4, registers=0, has_layer_scale=True)
+DECODER = DecoderShape(
+    side_px=SIDE, thing_clusters=THINGS, stuff_clusters=STUFF, queries=QUERIES, width=64, layers=2, mask_width=16
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> MaskTransformer:
+    """Every weight random, large enough that pictures differ in their answers."""
+    generator = torch.Generator().manual_seed(1)
+    network = MaskTransformer(VisionTransformer(ENCODER), MaskDecoder(DECODER, ENCODER))
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return network.eval().requires_grad_(False)
+
+
+def draw_pixels(batch: int, seed: int = 2) -> Tensor:
+    return torch.randint(
+        0, 256, (batch, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def predict(classes: Tensor, masks: Tensor, quality: float = 0.0) -> Prediction:
+    queries = classes.shape[0]
+    return Prediction(
+        classes=classes[None],
+        quality=torch.full((1, queries), quality),
+        masks=masks[None],
+        semantic=torch.zeros(1, STUFF + 1, *masks.shape[1:]),
+        layers=(),
+    )
+
+
+def test_normalising_takes_imagenets_mean_to_zero_and_one_deviation_to_one() -> None:
+    # 255 * (0.485, 0.456, 0.406), and the same one deviation of 255 * (0.229, 0.224, 0.225) up.
+    mean = torch.tensor([124, 116, 104], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    above = torch.tensor([182, 173, 161], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    # Pixels are whole numbers: half of one is 0.5 / 57 of a deviation.
+    torch.testing.assert_close(normalise(mean), torch.zeros(1, 3, 1, 1), rtol=0.0, atol=0.01)
+    torch.testing.assert_close(normalise(above), torch.ones(1, 3, 1, 1), rtol=0.0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("depth", "taps"), [(4, (0, 1, 2, 3)), (8, (1, 3, 5, 7)), (12, (2, 5, 8, 11)), (24, (5, 11, 17, 23))]
+)
+def test_taps_are_the_last_blocks_of_the_quarters(depth: int, taps: tuple[int, ...]) -> None:
+    assert choose_taps(depth) == taps
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_shapes_depend_on_the_network_and_not_on_the_picture(network: MaskTransformer, batch: int) -> None:
+    for pixels in (draw_pixels(batch), torch.zeros(batch, 3, SIDE, SIDE, dtype=torch.uint8)):
+        raw = network(pixels)
+        assert raw.scores.shape == raw.clusters.shape == (batch, QUERIES)
+        assert raw.boxes.shape == (batch, QUERIES, 4)
+        assert raw.masks.shape == (batch, QUERIES, CELLS, CELLS)
+        assert raw.semantic.shape == (batch, STUFF + 1, CELLS, CELLS)
+
+
+def test_a_picture_alone_and_in_a_batch_gets_the_same_answer(network: MaskTransformer) -> None:
+    pixels = draw_pixels(4)
+    together = network(pixels)
+    assert (together.masks[0] - together.masks[1]).abs().max() > 0.01  # else equality would say nothing
+    for index in range(4):
+        for alone, among in zip(network(pixels[index : index + 1]), together, strict=True):
+            # float32; kernels may sum in another order for another batch.
+            torch.testing.assert_close(alone[0], among[index], rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_of_a_batch_is_the_order_of_its_answers(network: MaskTransformer) -> None:
+    pixels = draw_pixels(3)
+    forth, back = network(pixels), network(pixels.flip(0))
+    for first, second in zip(forth, back, strict=True):
+        torch.testing.assert_close(first, second.flip(0), rtol=1e-5, atol=1e-5)  # float32
+
+
+def test_scores_and_masks_are_probabilities_and_clusters_exist(network: MaskTransformer) -> None:
+    raw = network(draw_pixels(3))
+    for chances in (raw.scores, raw.masks):
+        assert chances.min() >= 0.0
+        assert chances.max() <= 1.0
+    assert raw.clusters.min() >= 0
+    assert raw.clusters.max() < THINGS
+    assert raw.clusters.dtype == torch.int64
+
+
+def test_the_score_is_the_chance_of_an_object_times_its_quality() -> None:
+    # Chances 1/8, 3/8 and, of no object, 4/8; quality sigmoid(log 3) = 3/4.
+    classes = torch.log(torch.tensor([[1.0, 3.0, 4.0]]))
+    raw = read_raw(predict(classes, torch.zeros(1, 2, 2), quality=torch.log(torch.tensor(3.0)).item()), stride_px=4)
+    assert raw.scores.item() == pytest.approx(0.5 * 0.75, abs=1e-6)  # float32
+    assert raw.clusters.tolist() == [[1]]
+
+
+def test_no_object_is_never_named_as_a_cluster() -> None:
+    raw = read_raw(predict(torch.tensor([[-1.0, -2.0, 50.0]]), torch.zeros(1, 2, 2)), stride_px=4)
+    assert raw.clusters.tolist() == [[0]]
+    assert raw.scores.item() == pytest.approx(0.0, abs=1e-6)  # float32
+
+
+def test_boxes_of_a_raw_answer_are_in_input_pixels() -> None:
+    masks = torch.full((1, 4, 5), -9.0)
+    masks[0, 1:3, 2:5] = 9.0
+    assert read_raw(predict(torch.zeros(1, 3), masks), stride_px=4).boxes.tolist() == [[[8.0, 4.0, 20.0, 12.0]]]
+
+
+def test_bounds_of_masks_drawn_by_hand() -> None:
+    masks = torch.zeros(1, 5, 4, 6, dtype=torch.bool)
+    masks[0, 0, 1, 2] = True
+    masks[0, 1] = True
+    masks[0, 2, 0, 5] = masks[0, 2, 3, 1] = True
+    masks[0, 4, 3, :2] = True
+    assert bound(masks)[0].tolist() == [
+        [2, 1, 3, 2],  # a cell
+        [0, 0, 6, 4],  # everything
+        [1, 0, 6, 4],  # two cells far apart
+        [0, 0, 0, 0],  # nothing
+        [0, 3, 2, 4],  # the last row
+    ]
+
+
+def test_bounds_do_not_mix_pictures() -> None:
+    masks = torch.zeros(2, 1, 3, 3, dtype=torch.bool)
+    masks[1, 0, 2, 2] = True
+    assert bound(masks).tolist() == [[[0, 0, 0, 0]], [[2, 2, 3, 3]]]
+
+
+def test_enlarging_keeps_the_cells_centres_in_place() -> None:
+    row = enlarge(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), 4)[0, 0, 0]
+    assert row.tolist() == [0.0, 0.25, 0.75, 1.0]
+
+
+def test_deep_layers_are_read_at_patch_resolution_and_change_no_answer(network: MaskTransformer) -> None:
+    normalised = normalise(draw_pixels(2))
+    features = network.encoder(normalised, network.taps)
+    plain, deep = network.decoder(features, normalised), network.decoder(features, normalised, is_deep=True)
+    assert plain.layers == ()
+    assert [layer.masks.shape for layer in deep.layers] == [(2, QUERIES, 4, 4)] * DECODER.layers
+    assert torch.equal(plain.masks, deep.masks)
+    assert torch.equal(deep.layers[-1].classes, deep.classes)  # the last layer's word is the answer
+
+
+def test_the_mask_of_a_query_is_bright_where_its_pixels_are(network: MaskTransformer) -> None:
+    """The picture reaches the masks: a change in one corner moves the masks there most."""
+    dark = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
+    lit = dark.clone()
+    lit[..., :8, :8] = 255
+    change = (network(lit).masks - network(dark).masks).abs()[0].mean(0)
+    assert change[:2, :2].mean() > 2.0 * change[7:, 7:].mean()
+
+
+def test_gradients_reach_every_weight_of_the_decoder_and_none_of_a_frozen_encoder() -> None:
+    torch.manual_seed(3)
+    encoder = VisionTransformer(ENCODER).requires_grad_(False)
+    network = MaskTransformer(encoder, MaskDecoder(DECODER, ENCODER))
+    normalised = normalise(draw_pixels(1))
+    answer = network.decoder(network.encoder(normalised, network.taps), normalised, is_deep=True)
+    parts = [answer.classes, answer.quality, answer.masks, answer.semantic, *(layer.masks for layer in answer.layers)]
+    torch.stack([part.square().sum() for part in parts]).sum().backward()
+    silent = [name for name, weight in network.decoder.named_parameters() if weight.grad is None]
+    assert silent == []
+    assert all(weight.grad is None for weight in encoder.parameters())
