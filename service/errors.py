@@ -1,0 +1,114 @@
+"""Errors as HTTP answers: one table of statuses, one function that makes the one body (RFC 9457)."""
+
+import logging
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from model.errors import (
+    AnswerUnsupported,
+    ArtifactError,
+    Busy,
+    CheckpointError,
+    ConfigError,
+    DeadlinePassed,
+    ImageTooLarge,
+    ImageUnreadable,
+    InputError,
+    LabelStoreError,
+    MediaUnsupported,
+    NotReady,
+    OptionInvalid,
+    TrainingError,
+    UsegError,
+)
+
+logger = logging.getLogger(__name__)
+
+PROBLEM_MEDIA = "application/problem+json"
+CLIENT_GONE = 499
+"""Counted and logged where the client hung up; nobody is left to receive it."""
+NOT_READY_RETRY_S = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What all errors of one class have in common."""
+
+    status: int
+    slug: str
+    """The stable end of the problem's `type`, for programs to compare."""
+    title: str
+
+
+INTERNAL = Kind(status=500, slug="internal", title="An error of the service")
+
+KINDS: dict[type[UsegError], Kind] = {
+    InputError: Kind(status=400, slug="bad-request", title="The request cannot be served"),
+    ImageTooLarge: Kind(status=413, slug="image-too-large", title="The image is too large"),
+    ImageUnreadable: Kind(status=422, slug="image-unreadable", title="The image cannot be read"),
+    OptionInvalid: Kind(status=422, slug="option-invalid", title="An option is invalid"),
+    MediaUnsupported: Kind(status=415, slug="media-unsupported", title="The body is of an unsupported type"),
+    AnswerUnsupported: Kind(status=406, slug="answer-unsupported", title="No acceptable type of answer"),
+    Busy: Kind(status=503, slug="busy", title="The queue is full"),
+    NotReady: Kind(status=503, slug="not-ready", title="The service is not ready"),
+    DeadlinePassed: Kind(status=504, slug="deadline-passed", title="The answer took too long"),
+    ArtifactError: INTERNAL,
+    LabelStoreError: INTERNAL,
+    CheckpointError: INTERNAL,
+    TrainingError: INTERNAL,
+    ConfigError: INTERNAL,
+}
+
+
+def find_kind(error: Exception) -> Kind:
+    """The row of the nearest listed class above `error`; `INTERNAL` for what is not ours."""
+    match error:
+        case UsegError():
+            return next((KINDS[each] for each in type(error).__mro__ if each in KINDS), INTERNAL)
+        case RequestValidationError():
+            return KINDS[OptionInvalid]
+        case HTTPException():
+            title = HTTPStatus(error.status_code).phrase
+            return Kind(status=error.status_code, slug=title.lower().replace(" ", "-"), title=title)
+        case _:
+            return INTERNAL
+
+
+def answer_error(error: Exception, request_id: str) -> Response:
+    """The one error answer; an error of the service's own is logged here and told to nobody."""
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_GONE)
+    kind = find_kind(error)
+    body: dict[str, Any] = {
+        "type": f"urn:useg:problem:{kind.slug}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": _describe(error),
+        "instance": f"urn:useg:request:{request_id}",
+    }
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if kind is INTERNAL:
+        logger.error("request %s failed", request_id, exc_info=error)
+        body["detail"] = f"the service failed; its log has the cause under request {request_id}"
+    if isinstance(error, AnswerUnsupported):
+        headers["Vary"] = "Accept"
+    if isinstance(error, Busy | NotReady):
+        retry_after_s = max(1, error.retry_after_s) if isinstance(error, Busy) else NOT_READY_RETRY_S
+        headers["Retry-After"] = str(retry_after_s)
+        body["retry_after_ms"] = retry_after_s * 1000
+    return Response(orjson.dumps(body), kind.status, headers, PROBLEM_MEDIA)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, RequestValidationError):
+        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    if isinstance(error, HTTPException):
+        return f"{error.detail}: /openapi.json lists the routes and their methods"
+    return str(error)

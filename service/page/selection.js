@@ -1,0 +1,90 @@
+import { renderLegend, renderSegment } from "./legend.js";
+import { placeTip } from "./tip.js";
+
+/** The one segment that stands out, alike in the picture and in the list: the hovered one, else the pinned one. */
+export class Selection {
+  #picture;
+  #elements;
+  #segments = [];
+  #image = null; // whose area the segments share
+  #hovered = null; // indices into the segments
+  #pinned = null;
+
+  /** `elements` are the canvas with the masks, the list and the tip. */
+  constructor(picture, elements) {
+    this.#picture = picture;
+    this.#elements = elements;
+    this.#listenToList(elements.legend);
+    this.#listenToMasks(elements.masks);
+    addEventListener("scroll", () => this.#showTip(null));
+    addEventListener("keydown", ({ key }) => {
+      if (key === "Escape") this.#pin(null);
+    });
+  }
+
+  /** List these segments in place of the last ones; none stands out. */
+  show(segments, image) {
+    this.#segments = segments;
+    this.#image = image;
+    this.#hovered = this.#pinned = null;
+    this.#picture.showSegments(segments);
+    this.#elements.legend.replaceChildren(...renderLegend(segments, image));
+    this.#showTip(null);
+  }
+
+  #listenToList(legend) {
+    for (const entered of ["pointerover", "focusin"]) {
+      legend.addEventListener(entered, (event) => this.#hover(readIndex(event)));
+    }
+    for (const left of ["pointerleave", "focusout"]) legend.addEventListener(left, () => this.#hover(null));
+    legend.addEventListener("click", (event) => this.#pin(readIndex(event)));
+  }
+
+  #listenToMasks(masks) {
+    masks.addEventListener("pointermove", (event) => {
+      this.#hover(this.#picture.findSegment(event));
+      this.#showTip(this.#hovered, event);
+    });
+    masks.addEventListener("pointerleave", () => {
+      this.#hover(null);
+      this.#showTip(null);
+    });
+    masks.addEventListener("click", (event) => {
+      this.#pin(this.#picture.findSegment(event));
+      this.#showTip(this.#hovered ?? this.#pinned, event); // a finger does not hover
+    });
+  }
+
+  #hover(index) {
+    if (index === this.#hovered) return;
+    this.#hovered = index;
+    this.#highlight();
+  }
+
+  /** Keep one segment standing out; a second time lets it go. */
+  #pin(index) {
+    this.#pinned = index === this.#pinned ? null : index;
+    this.#highlight();
+  }
+
+  #highlight() {
+    const active = this.#hovered ?? this.#pinned;
+    this.#picture.highlight(active);
+    for (const button of this.#elements.legend.querySelectorAll("button")) {
+      const index = Number(button.dataset.index);
+      button.classList.toggle("active", index === active);
+      button.setAttribute("aria-pressed", index === this.#pinned);
+    }
+  }
+
+  #showTip(index, event) {
+    const { tip } = this.#elements;
+    if (index === null) tip.hidden = true;
+    else placeTip(tip, event, renderSegment(this.#segments[index], this.#image));
+  }
+}
+
+function readIndex(event) {
+  const button = event.target.closest("[data-index]");
+  return button ? Number(button.dataset.index) : null;
+}

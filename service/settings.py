@@ -1,0 +1,85 @@
+"""What an operator may choose, from `USEG_*` variables: the only file that reads the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from model.errors import ConfigError
+from model.pixels import LIMIT_PIXELS
+
+PREFIX = "USEG_"
+_MAX_PORT = 65_535
+_NO_FLAGS: Mapping[str, str] = MappingProxyType({})
+
+
+def find_bundled_artifact() -> Path:
+    """The artifact that comes with the `model` package."""
+    return Path(str(files("model"))) / "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How one process serves one artifact; the variable of a field is its name in capitals after `USEG_`."""
+
+    artifact: Path = field(default_factory=find_bundled_artifact)
+    """Directory of the artifact."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every IPv4 interface."""
+    port: int = 8000
+    """TCP port, 0..65535; 0 takes a free one."""
+    max_batch: int = 4
+    """Most pictures in one run of the network, 1 or more."""
+    max_wait_ms: float = 2.0
+    """Longest wait for a batch to fill, in milliseconds, 0 or more."""
+    queue: int = 64
+    """Most pictures that wait for the network, 1 or more; beyond it requests are turned away."""
+    limit_bytes: int = 32 * 1024 * 1024
+    """Largest request body, in bytes, 1 or more."""
+    limit_pixels: int = LIMIT_PIXELS
+    """Largest picture, in pixels, 1 or more; read from its header before anything is decoded."""
+    threads: int = 2
+    """Threads that ONNX Runtime computes with, 1 or more; as many decode and encode pictures."""
+    deadline_s: float = 30.0
+    """Longest time from a request's first byte to its answer, in seconds, above 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "queue", "limit_bytes", "limit_pixels", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.port <= _MAX_PORT:
+            raise ConfigError(f"port must lie in 0..{_MAX_PORT}, got {self.port}")
+        if not 0.0 <= self.max_wait_ms < float("inf"):
+            raise ConfigError(f"max_wait_ms must be 0 or more, got {self.max_wait_ms}")
+        if not 0.0 < self.deadline_s < float("inf"):
+            raise ConfigError(f"deadline_s must be above 0, got {self.deadline_s}")
+        if not self.host:
+            raise ConfigError("host must be an address to listen on, got an empty one")
+
+
+def read_settings(environment: Mapping[str, str] = os.environ, *, flags: Mapping[str, str] = _NO_FLAGS) -> Settings:
+    """The settings of `environment`, those in `flags` (field name to text) before them.
+
+    Raises ConfigError for a `USEG_*` variable that does not exist, with a near match, and for a value that is no good.
+    """
+    known = {PREFIX + entry.name.upper(): entry for entry in fields(Settings)}
+    given = {name: text for name, text in environment.items() if name.startswith(PREFIX)}
+    given |= {PREFIX + name.upper(): text for name, text in flags.items()}
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], n=1)
+            hint = f", did you mean {PREFIX}{near[0]}?" if near else f"; known are {', '.join(known)}"
+            raise ConfigError(f"unknown setting {name}{hint}")
+    return Settings(**{known[name].name: _parse(name, text, known[name].type) for name, text in given.items()})
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    """The value of a setting: `kind` is a field's type, which text turns into by calling it."""
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} must be of type {kind.__name__}, got {text!r}") from error

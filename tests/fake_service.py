@@ -1,0 +1,86 @@
+"""A service without a network: it finds what is red and what is blue, so that answers are known by hand."""
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from model.contract import Category, Contract
+from model.runtime import Raw, Session
+from service.app import create_app
+from service.deployment import Opener
+from service.settings import Settings
+
+SIDE_PX, STRIDE_PX = 56, 4
+CELLS = SIDE_PX // STRIDE_PX
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+CONTRACT = Contract(
+    name="fake",
+    version="1+test",
+    network="none",
+    side_px=SIDE_PX,
+    stride_px=STRIDE_PX,
+    detections=2,
+    thing_clusters=2,
+    stuff_clusters=1,
+    categories={1: Category(id=70, name="tomato")},
+)
+
+
+def look(pixels: np.ndarray) -> Raw:
+    """Red is a thing of cluster 1 with score 0.9, blue one of cluster 2 with score 0.2; stuff is everywhere."""
+    red, _, blue = pixels.reshape(3, CELLS, STRIDE_PX, CELLS, STRIDE_PX).mean((2, 4))
+    is_seen = np.stack([(red > 160) & (blue < 90), (blue > 160) & (red < 90)])
+    return Raw(
+        scores=np.array([0.9, 0.2], np.float32) * is_seen.any((1, 2)),
+        clusters=np.array([0, 1]),
+        boxes=np.zeros((2, 4), np.float32),
+        masks=is_seen.astype(np.float32),
+        semantic=np.stack([np.zeros((CELLS, CELLS)), np.full((CELLS, CELLS), 5.0)]).astype(np.float32),
+    )
+
+
+class RedSession:
+    """A session that looks."""
+
+    backend = "fake"
+
+    def run(self, pixels: np.ndarray) -> list[Raw]:
+        return [look(each) for each in pixels]
+
+
+def open_fake() -> tuple[Contract, Session]:
+    return CONTRACT, RedSession()
+
+
+@asynccontextmanager
+async def open_client(opener: Opener = open_fake, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service that is ready; what the app raises is raised here, so no answer hides it."""
+    app = create_app(Settings(**settings), opener=opener)
+    async with app.router.lifespan_context(app):
+        await asyncio.wait_for(app.state.parts.deployment.settle(), 10)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            yield client
+
+
+async def post(client: httpx.AsyncClient, content: bytes, **options: Any) -> httpx.Response:
+    """The answer to a file in a form."""
+    return await client.post("/v1/segment", files={"file": ("photo.jpg", content)}, **options)
+
+
+def draw_halves(left: tuple[int, ...] = RED, right: tuple[int, ...] = WHITE, mode: str = "RGB") -> Image.Image:
+    """56 wide and 28 high, the left half in one colour, the right half in another."""
+    picture = Image.new(mode, (56, 28), right)
+    picture.paste(left, (0, 0, 28, 28))
+    return picture
+
+
+def save(picture: Image.Image, suffix: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, suffix, **options)
+    return buffer.getvalue()

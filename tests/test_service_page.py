@@ -1,0 +1,322 @@
+"""The page in a real browser, before the real service over a real socket; only the network is a fake."""
+
+import asyncio
+import io
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from jaxtyping import Bool, UInt8
+from PIL import Image
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
+from pycocotools import mask as coco
+
+from model.contract import Category, Contract
+from model.encodings import choose_colour, decode_panoptic_png
+from model.runtime import Raw
+from service.app import create_app
+from service.settings import Settings
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+OFFLINE_FLAGS = ["--disable-background-networking", "--disable-component-update"]
+WAIT_S = 30
+PAPER = (200, 180, 160)
+SIZE = (320, 240)
+"""Width and height of the drawn photo: 20 px to a cell of the fake's masks."""
+LEFT, BOTH, NOTHING, GROUND = (120, 80), (180, 80), (30, 150), (30, 220)
+"""Pixels in the first object alone, where it overlaps the second, in void, in stuff."""
+BLEND_TOLERANCE = 2
+"""The browser rounds each of its layers to 8 bits."""
+
+
+class TwoBoxes:
+    """Whatever the picture: two overlapping objects of one cluster, and ground in the lowest rows."""
+
+    backend = "fake"
+
+    def run(self, pixels: UInt8[np.ndarray, "B 3 S S"]) -> list[Raw]:
+        masks = np.zeros((2, 16, 16), np.float32)
+        masks[0, 2:6, 4:10] = 1.0
+        masks[1, 2:6, 8:14] = 1.0
+        semantic = np.zeros((3, 16, 16), np.float32)
+        semantic[0, :9] = semantic[1, 9:] = 5.0
+        scores, clusters = np.array([0.9, 0.6], np.float32), np.array([6, 6], np.int64)
+        raw = Raw(scores=scores, clusters=clusters, boxes=np.zeros((2, 4), np.float32), masks=masks, semantic=semantic)
+        return [raw] * len(pixels)
+
+
+def open_fake() -> tuple[Contract, TwoBoxes]:
+    contract = Contract(
+        name="two-boxes",
+        version="7",
+        network="fake",
+        side_px=64,
+        stride_px=4,
+        detections=2,
+        thing_clusters=20,
+        stuff_clusters=2,
+        categories={21: Category(id=193, name="grass")},
+    )
+    return contract, TwoBoxes()
+
+
+async def serve(app: FastAPI, server: uvicorn.Server, listener: socket.socket, is_ready: threading.Event) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await app.state.parts.deployment.settle()
+    is_ready.set()
+    await serving
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    app = create_app(Settings(), opener=open_fake)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    is_ready = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: asyncio.run(serve(app, server, listener, is_ready)))
+        thread.start()
+        assert is_ready.wait(WAIT_S)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join(WAIT_S)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("chromium is not on the PATH")
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=WAIT_S * 1000)
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS + OFFLINE_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the browser's console said of errors; a test that causes one empties the list."""
+    return []
+
+
+@pytest.fixture
+def page(address: str, browser: Browser, complaints: list[str]) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(address)
+    yield page
+    page.close()
+    assert complaints == []
+
+
+def draw_photo(suffix: str = "png", **options: Any) -> FilePayload:
+    content = io.BytesIO()
+    Image.new("RGB", SIZE, PAPER).save(content, suffix, **options)
+    return {"name": f"drawn.{suffix}", "mimeType": f"image/{suffix}", "buffer": content.getvalue()}
+
+
+def upload(page: Page, photo: FilePayload) -> None:
+    page.set_input_files("#file", photo)
+    page.locator("#legend li").first.wait_for()
+
+
+def read_pixel(page: Page, canvas: str, at: tuple[int, int]) -> list[int]:
+    script = "([id, x, y]) => [...document.getElementById(id).getContext('2d').getImageData(x, y, 1, 1).data]"
+    pixel: list[int] = page.evaluate(script, [canvas, *at])
+    return pixel[:3]
+
+
+def hover_masks(page: Page, at: tuple[int, int]) -> None:
+    box = page.locator("#masks").bounding_box()
+    assert box is not None
+    scale = box["width"] / SIZE[0]
+    page.mouse.move(box["x"] + at[0] * scale, box["y"] + at[1] * scale)
+
+
+def find_cells(page: Page, mask: Bool[np.ndarray, "H W"], height: int, width: int) -> list[int]:
+    """What the page's decoder finds, on a grid of that size, in a mask that pycocotools encoded."""
+    outline = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    given = {"size": outline["size"], "counts": outline["counts"].decode("ascii")}
+    script = """async ([outline, grid]) => {
+        const { findCells } = await import(new URL("page/rle.js", document.baseURI));
+        return findCells(outline, grid).sort((one, other) => one - other);
+    }"""
+    cells: list[int] = page.evaluate(script, [given, {"height": height, "width": width}])
+    return cells
+
+
+def test_masks_lie_on_the_photo_where_the_network_put_them(page: Page) -> None:
+    upload(page, draw_photo())
+    for at in (LEFT, NOTHING, GROUND):
+        assert read_pixel(page, "photo", at) == list(PAPER)
+    assert read_pixel(page, "masks", NOTHING) == list(PAPER)
+    for at, colour, strength in ((LEFT, choose_colour(1, True), 0.55), (GROUND, choose_colour(3, False), 0.35)):
+        expected = np.array(PAPER) * (1 - strength) + np.array(colour) * strength
+        assert read_pixel(page, "masks", at) == pytest.approx(expected, abs=BLEND_TOLERANCE)
+
+
+def test_the_slider_goes_from_the_photo_to_the_masks(page: Page) -> None:
+    upload(page, draw_photo())
+    page.click("#show-photo")
+    assert read_pixel(page, "masks", LEFT) == list(PAPER)
+    page.click("#show-masks")
+    assert read_pixel(page, "masks", LEFT) == list(choose_colour(1, True))
+    assert read_pixel(page, "masks", GROUND) == list(choose_colour(3, False))
+
+
+def test_hovering_a_segment_tells_what_it_is_and_marks_it_in_the_list(page: Page) -> None:
+    tip = page.locator("#tip")
+    upload(page, draw_photo())
+    hover_masks(page, LEFT)
+    # 120 x 80 px would be 12.5%; enlarging the mask bilinearly rounds its corners by 39 px each
+    expect(tip.locator("*")).to_have_text(["", "unnamed cluster 7", "thing, cluster 7", "score 0.90 · 12.3% of area"])
+    expect(page.locator("#legend .active")).to_contain_text("score 0.90")
+    hover_masks(page, GROUND)
+    expect(tip.locator("*")).to_have_text(["", "grass", "stuff, cluster 21", "score 0.99 · 25% of area"])
+    hover_masks(page, NOTHING)
+    expect(tip).to_be_hidden()
+
+
+def test_hovering_the_list_dims_all_but_the_segment(page: Page) -> None:
+    upload(page, draw_photo())
+    lit = read_pixel(page, "masks", LEFT)
+    page.get_by_role("button", name="score 0.90").hover()
+    assert read_pixel(page, "masks", LEFT) == lit
+    assert sum(read_pixel(page, "masks", NOTHING)) < sum(PAPER) / 2
+
+
+def test_the_keyboard_holds_a_segment_and_lets_it_go(page: Page) -> None:
+    upload(page, draw_photo())
+    button = page.get_by_role("button", name="grass")
+    button.focus()
+    page.keyboard.press("Enter")
+    expect(button).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Escape")
+    expect(button).to_have_attribute("aria-pressed", "false")
+
+
+def test_another_task_is_asked_for_with_the_same_photo(page: Page) -> None:
+    upload(page, draw_photo())
+    expect(page.locator("#legend li")).to_have_count(3)
+    with page.expect_request(lambda request: request.url.endswith("v1/segment?task=semantic")):
+        page.get_by_text("Semantic").click()
+    expect(page.locator("#legend h2")).to_contain_text(["Things 1", "Stuff 1"])
+    page.get_by_text("Instance").click()
+    expect(page.locator("#legend h2")).to_contain_text(["Things 2"])
+
+
+def test_where_instances_overlap_the_better_one_shows(page: Page) -> None:
+    page.get_by_text("Instance").click()
+    upload(page, draw_photo())
+    page.click("#show-masks")
+    assert read_pixel(page, "masks", BOTH) == list(choose_colour(1, True))
+
+
+def test_a_text_file_is_refused_in_the_services_words(page: Page, complaints: list[str]) -> None:
+    error = page.get_by_role("alert")
+    with page.expect_response("**/v1/segment*") as refusal:
+        page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"})
+    expect(error).to_contain_text(f"notes.txt: {refusal.value.json()['detail']}")
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+    upload(page, draw_photo())
+    expect(error).to_be_hidden()
+    assert "422" in complaints.pop()
+
+
+def test_a_service_out_of_reach_can_be_tried_again(page: Page, complaints: list[str]) -> None:
+    page.route("**/v1/segment*", lambda route: route.abort(), times=1)
+    page.set_input_files("#file", draw_photo())
+    expect(page.get_by_role("alert")).to_contain_text("drawn.png: No answer")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#legend li")).to_have_count(3)
+    assert "ERR_FAILED" in complaints.pop()
+
+
+def test_a_new_photo_cancels_the_one_in_flight(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/v1/segment*", lambda route: held.append(route), times=1)
+    with page.expect_request("**/v1/segment*"):
+        page.set_input_files("#file", draw_photo("jpeg"))
+    expect(page.locator("#result")).to_have_attribute("aria-busy", "true")
+    with page.expect_event("requestfailed", lambda request: request == held[0].request) as cancelled:
+        upload(page, draw_photo())
+    assert cancelled.value.failure == "net::ERR_ABORTED"
+    expect(page.locator("#photo-name")).to_have_text("drawn.png")
+    expect(page.locator("#result")).to_have_attribute("aria-busy", "false")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_downloads_are_the_label_map_and_the_answer(page: Page) -> None:
+    upload(page, draw_photo())
+    with page.expect_download() as png:
+        page.click("#download-png")
+    content = Path(png.value.path()).read_bytes()
+    labels = decode_panoptic_png(content)
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert png.value.suggested_filename == "drawn-panoptic.png"
+    assert [labels[y, x] for x, y in (LEFT, BOTH, NOTHING, GROUND)] == [1, 1, 0, 3]
+    with page.expect_download() as answer:
+        page.click("#download-json")
+    segments = json.loads(Path(answer.value.path()).read_bytes())["segments_info"]
+    assert answer.value.suggested_filename == "drawn-panoptic.json"
+    assert [segment["category"] for segment in segments] == [None, None, "grass"]
+
+
+def test_a_photo_that_only_the_service_can_read_gives_masks_on_a_blank(page: Page) -> None:
+    upload(page, draw_photo("tiff", save_all=True, append_images=[Image.new("RGB", SIZE)]))
+    expect(page.locator("#notes li")).to_contain_text(["cannot show", "only the first of 2 frames"])
+    page.click("#show-masks")
+    assert read_pixel(page, "masks", LEFT) == list(choose_colour(1, True))
+
+
+def test_a_turned_photo_stands_upright_under_its_masks(page: Page) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upload(page, draw_photo("jpeg", exif=exif))
+    expect(page.locator("#photo-size")).to_have_text("240 \N{MULTIPLICATION SIGN} 320")
+    expect(page.locator("#notes li")).to_have_count(0)
+
+
+RANDOM = np.random.default_rng(2)
+MASKS = {
+    "empty": np.zeros((5, 7), bool),
+    "full": np.ones((5, 7), bool),
+    "last of a row": np.eye(1, 400, 399, dtype=bool),
+    "first of a column": np.eye(400, 1, dtype=bool),
+    "chessboard": np.indices((9, 11)).sum(0) % 2 == 0,
+    "disc": np.hypot(*(np.indices((600, 800)) - 300)) < 250,
+    "sparse": RANDOM.random((37, 53)) < 0.1,
+    "dense": RANDOM.random((53, 37)) < 0.8,
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
+def test_the_decoder_agrees_with_pycocotools(page: Page, mask: Bool[np.ndarray, "H W"]) -> None:
+    assert find_cells(page, mask, *mask.shape) == np.flatnonzero(mask).tolist()
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 30), (37, 10), (1, 1), (50, 60)])
+def test_a_grid_of_another_size_holds_the_pixels_at_its_centres(page: Page, height: int, width: int) -> None:
+    rows = ((np.arange(height) + 0.5) * 37 / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * 53 / width).astype(int)
+    expected = np.flatnonzero(MASKS["sparse"][np.ix_(rows, columns)])
+    assert find_cells(page, MASKS["sparse"], height, width) == expected.tolist()
+
+
+def test_colours_are_those_of_the_services_overlay(page: Page) -> None:
+    script = """async (ids) => {
+        const { chooseColour } = await import(new URL("page/colours.js", document.baseURI));
+        return ids.map((id) => [chooseColour(id, true), chooseColour(id, false)]);
+    }"""
+    ids = list(range(1, 500))
+    expected = [[list(choose_colour(each, True)), list(choose_colour(each, False))] for each in ids]
+    assert page.evaluate(script, ids) == expected
