@@ -72,6 +72,7 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
     import torch  # the service's environment has none
 
     from model.export import export_run
+    from model.network.mask_transformer import STRIDE_PX
     from model.run import read_run_card
 
     torch.set_num_threads(options.threads)
@@ -83,9 +84,7 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
         name=options.name,
         version=options.version,
         thresholds=Thresholds(score=options.score),
-        pictures=[
-            place(decode_image(path.read_bytes()).image, decoder.side_px, decoder.stride_px)[0] for path in paths
-        ],
+        pictures=[place(decode_image(path.read_bytes()).image, decoder.side_px, STRIDE_PX)[0] for path in paths],
     )
     return {"artifact": str(options.out), "files": contract.files, "parity": contract.provenance["parity"]}
 

@@ -17,9 +17,9 @@ from torch import nn
 from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, Thresholds
 from model.errors import ParityError
 from model.files import hash_file, replace_directory
-from model.network.mask_transformer import MaskTransformer
+from model.network.mask_transformer import STRIDE_PX, MaskTransformer
 from model.run import RunCard, load_run
-from model.runtime import EQUAL_SHARE, OnnxSession, Raw, Session, check_golden, summarise
+from model.runtime import EQUAL_SHARE, OnnxSession, Raw, Session, check_golden, make_golden
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,7 @@ def export_run(
         session = OnnxSession(folder / NETWORK_FILE, threads=torch.get_num_threads())
         figures = check_parity(network, session, np.stack(scenes + pictures))
         check_batches(session, (scenes + pictures)[: max(BATCHES)])
-        golden = np.stack(scenes)
-        np.savez_compressed(folder / GOLDEN_FILE, allow_pickle=False, pixels=golden, **summarise(session.run(golden)))
+        np.savez_compressed(folder / GOLDEN_FILE, allow_pickle=False, **make_golden(session, np.stack(scenes)))
         check_golden(session, folder / GOLDEN_FILE)
         contract = _make_contract(card, folder, name, version, thresholds, figures)
         session.check_contract(contract)
@@ -145,7 +144,7 @@ def _make_contract(
         version=version,
         network="mask_transformer",
         side_px=card.decoder.side_px,
-        stride_px=card.decoder.stride_px,
+        stride_px=STRIDE_PX,
         detections=card.decoder.queries,
         thing_clusters=card.decoder.thing_clusters,
         stuff_clusters=card.decoder.stuff_clusters,

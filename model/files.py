@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
 
 
 @contextmanager
@@ -45,6 +48,15 @@ def replace_directory(path: Path) -> Iterator[Path]:
             os.replace(sibling, path)
     finally:
         shutil.rmtree(sibling, ignore_errors=True)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz`, without pickles. Raises ValueError, naming the file, if it is missing or broken."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, EOFError, ValueError, BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def hash_file(path: Path) -> str:

@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
+
+from training.fit import PRESETS, fit
+from training.label import label_photos
+from training.store import LabelStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -26,3 +31,31 @@ def golden() -> Path:
 def shared() -> Path:
     """Photos, annotations and encoder weights for development."""
     return find_folder("USEG_DATA", "shared/data")
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder file of random weights."""
+    return tiny.write_encoder(tmp_path_factory.mktemp("encoder") / "encoder.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn photos."""
+    return tiny.draw_photos(tmp_path_factory.mktemp("drawn") / "photos")
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_photos: Path) -> LabelStore:
+    """A finished label store; not to be changed."""
+    store = LabelStore(tmp_path_factory.mktemp("labels") / "store")
+    label_photos(*tiny.configure(tiny_photos, tiny_encoder), store=store, features=store.features)
+    return store
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: LabelStore) -> Path:
+    """A finished run of four steps; not to be changed."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    fit(tiny_store, tiny_store.features, run, PRESETS["tiny"])
+    return run

@@ -107,13 +107,13 @@ def test_scores_and_masks_are_probabilities_and_clusters_exist(network: MaskTran
 def test_the_score_is_the_chance_of_an_object_times_its_quality() -> None:
     # Chances 1/8, 3/8 and, of no object, 4/8; quality sigmoid(log 3) = 3/4.
     classes = torch.log(torch.tensor([[1.0, 3.0, 4.0]]))
-    raw = read_raw(predict(classes, torch.zeros(1, 2, 2), quality=torch.log(torch.tensor(3.0)).item()), stride_px=4)
+    raw = read_raw(predict(classes, torch.zeros(1, 2, 2), quality=torch.log(torch.tensor(3.0)).item()))
     assert raw.scores.item() == pytest.approx(0.5 * 0.75, abs=1e-6)  # float32
     assert raw.clusters.tolist() == [[1]]
 
 
 def test_no_object_is_never_named_as_a_cluster() -> None:
-    raw = read_raw(predict(torch.tensor([[-1.0, -2.0, 50.0]]), torch.zeros(1, 2, 2)), stride_px=4)
+    raw = read_raw(predict(torch.tensor([[-1.0, -2.0, 50.0]]), torch.zeros(1, 2, 2)))
     assert raw.clusters.tolist() == [[0]]
     assert raw.scores.item() == pytest.approx(0.0, abs=1e-6)  # float32
 
@@ -121,7 +121,7 @@ def test_no_object_is_never_named_as_a_cluster() -> None:
 def test_boxes_of_a_raw_answer_are_in_input_pixels() -> None:
     masks = torch.full((1, 4, 5), -9.0)
     masks[0, 1:3, 2:5] = 9.0
-    assert read_raw(predict(torch.zeros(1, 3), masks), stride_px=4).boxes.tolist() == [[[8.0, 4.0, 20.0, 12.0]]]
+    assert read_raw(predict(torch.zeros(1, 3), masks)).boxes.tolist() == [[[8.0, 4.0, 20.0, 12.0]]]
 
 
 def test_bounds_of_masks_drawn_by_hand() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.errors import ArtifactError, ParityError
-from model.runtime import SCORE_TOLERANCE, Raw, check_golden, summarise
+from model.runtime import SCORE_TOLERANCE, Raw, check_golden, make_golden
 
 PIXELS = np.zeros((2, 3, 8, 8), np.uint8)
 
@@ -42,8 +42,7 @@ def draw_answer(score: float = 0.9, cluster: int = 1, mask: float = 0.8, weak_ma
 def golden_file(tmp_path: Path) -> Path:
     """The golden answers of `draw_answer()`."""
     path = tmp_path / "golden.npz"
-    summary = summarise(FixedSession(draw_answer()).run(PIXELS))
-    np.savez(path, allow_pickle=False, pixels=PIXELS, **summary)
+    np.savez(path, allow_pickle=False, **make_golden(FixedSession(draw_answer()), PIXELS))
     return path
 
 

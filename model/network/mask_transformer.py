@@ -13,10 +13,15 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.errors import ConfigError
 from model.network.vit import EncoderShape, Mlp, VisionTransformer
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+STRIDE_PX = 4
+"""Of masks and semantic maps; the stem halves the picture twice."""
+_HEADS = 8
+_GROUPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +31,21 @@ class DecoderShape:
     side_px: int
     thing_clusters: int
     stuff_clusters: int
-    stride_px: int = 4
     queries: int = 64
     width: int = 256
     layers: int = 3
     mask_width: int = 64
     """Channels in which queries and pixels meet."""
 
+    def __post_init__(self) -> None:
+        if self.side_px % STRIDE_PX:
+            raise ConfigError(f"side {self.side_px} px is no multiple of the mask stride, {STRIDE_PX} px")
+        if self.width % _HEADS or self.mask_width % _GROUPS:
+            raise ConfigError(f"widths {self.width} and {self.mask_width} must be multiples of {_HEADS} and {_GROUPS}")
+
     @property
     def map_side(self) -> int:
-        return self.side_px // self.stride_px
+        return self.side_px // STRIDE_PX
 
 
 class Layer(NamedTuple):
@@ -80,7 +90,7 @@ def choose_taps(depth: int) -> tuple[int, ...]:
 class Attention(nn.Module):
     """Multi-head attention of `seekers` to `sources`."""
 
-    def __init__(self, width: int, heads: int = 8) -> None:
+    def __init__(self, width: int, heads: int = _HEADS) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
@@ -134,7 +144,7 @@ class PixelDecoder(nn.Module):
             nn.Conv2d(narrow // 2, narrow, 3, 1, 1),
         )  # fmt: skip
         self.rise = nn.ConvTranspose2d(shape.width, narrow, 2, 2)
-        self.fuse_norm = nn.GroupNorm(8, narrow)
+        self.fuse_norm = nn.GroupNorm(_GROUPS, narrow)
         self.fuse = nn.Conv2d(narrow, narrow, 3, 1, 1)
 
     def forward(
@@ -219,17 +229,17 @@ class MaskTransformer(nn.Module):
     def forward(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Raw:
         normalised = normalise(pixels)
         prediction = self.decoder(self.encoder(normalised, self.taps), normalised)
-        return read_raw(prediction, self.decoder.shape.stride_px)
+        return read_raw(prediction)
 
 
-def read_raw(prediction: Prediction, stride_px: int) -> Raw:
+def read_raw(prediction: Prediction) -> Raw:
     """Scores (chance of an object times expected IoU), best clusters, boxes in input pixels, mask probabilities."""
     chances = prediction.classes.softmax(-1)
     masks = prediction.masks.sigmoid()
     return Raw(
         scores=(1.0 - chances[..., -1]) * prediction.quality.sigmoid(),
         clusters=chances[..., :-1].argmax(-1),
-        boxes=bound(masks > 0.5) * stride_px,
+        boxes=bound(masks > 0.5) * STRIDE_PX,
         masks=masks,
         semantic=prediction.semantic,
     )

@@ -1,0 +1,112 @@
+"""Labelled photos as tensors, the n-th sample of a fit always being the same."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int32, UInt8
+from torch import Tensor
+
+from model.network.mask_transformer import STRIDE_PX
+from model.pixels import Placement, place, resize_labels
+from training.features import FeatureCache
+from training.photos import read_photo
+from training.store import StoredPhoto, read_label
+
+IGNORE = 255
+_LEAST_CELLS = 4
+_BAND = np.ones((5, 5), np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What one photo should be answered with, at the mask stride."""
+
+    masks: Float[Tensor, "M h w"]
+    clusters: Int[Tensor, "M"]
+    """Counted from 0."""
+    semantic: Int[Tensor, "h w"]
+    """0 things, s stuff cluster s, 255 ignore."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Inputs of the decoder and their targets."""
+
+    features: Float[Tensor, "T B N C"]
+    pixels: UInt8[Tensor, "B 3 S S"]
+    targets: tuple[Target, ...]
+    photos: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """An endless, seeded walk over the photos: a new order each epoch, half of the samples mirrored.
+
+    Mirrored features are the cached ones turned over, not those of the mirrored photo: the encoder need not run again.
+    """
+
+    photos: Sequence[StoredPhoto]
+    cache: FeatureCache
+    side_px: int
+    thing_clusters: int
+    seed: int
+
+    def read(self, first: int, count: int) -> Batch:
+        """Samples `first` to `first + count` of the walk."""
+        chosen = [self._choose(index) for index in range(first, first + count)]
+        features, pixels, targets = zip(*(self._read(photo, mirrored) for photo, mirrored in chosen), strict=True)
+        return Batch(
+            features=torch.stack(features, dim=1).float(),
+            pixels=torch.stack(pixels),
+            targets=targets,
+            photos=tuple(photo.path for photo, _ in chosen),
+        )
+
+    def _choose(self, index: int) -> tuple[StoredPhoto, bool]:
+        epoch, place_in_epoch = divmod(index, len(self.photos))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.photos))
+        is_mirrored = bool(np.random.default_rng((self.seed, epoch, place_in_epoch)).integers(2))
+        return self.photos[order[place_in_epoch]], is_mirrored
+
+    def _read(self, photo: StoredPhoto, is_mirrored: bool) -> tuple[Tensor, Tensor, Target]:
+        maps: np.ndarray = np.array(self.cache.read(photo.digest))  # T g g C
+        square, placement = place(read_photo(photo.path).image, self.side_px, STRIDE_PX)
+        labels = place_labels(read_label(photo.label), placement)
+        if is_mirrored:
+            maps, square, labels = maps[:, :, ::-1].copy(), square[:, :, ::-1].copy(), labels[:, ::-1].copy()
+        features = torch.from_numpy(maps).flatten(1, 2)
+        return features, torch.from_numpy(square), make_target(labels, photo.categories, self.thing_clusters)
+
+
+def place_labels(labels: Int32[np.ndarray, "H W"], placement: Placement) -> Int32[np.ndarray, "h w"]:
+    """A label map at the stride of the square; -1 where the square shows no photo."""
+    side = placement.side_px // placement.stride_px
+    square = np.full((side, side), -1, np.int32)
+    square[: placement.map_height, : placement.map_width] = resize_labels(
+        labels, placement.map_height, placement.map_width
+    )
+    return square
+
+
+def make_target(labels: Int32[np.ndarray, "h w"], categories: dict[int, int], thing_clusters: int) -> Target:
+    """Masks of things that still have a few cells; void, padding and a band of stuff around things are ignored.
+
+    The band: features of patches beside an object look like the object, and stuff labels there are halos.
+    """
+    things = [each for each, category in categories.items() if category <= thing_clusters]
+    things = [each for each in things if (labels == each).sum() >= _LEAST_CELLS]
+    semantic = np.full(labels.shape, IGNORE, np.int64)
+    for segment, category in categories.items():
+        semantic[labels == segment] = max(0, category - thing_clusters)
+    is_thing = (semantic == 0).astype(np.uint8)
+    semantic[(cv2.dilate(is_thing, _BAND) > 0) & (is_thing == 0)] = IGNORE
+    masks = np.array([labels == each for each in things], np.float32).reshape(len(things), *labels.shape)
+    return Target(
+        masks=torch.from_numpy(masks),
+        clusters=torch.tensor([categories[each] - 1 for each in things], dtype=torch.int64),
+        semantic=torch.from_numpy(semantic),
+    )

@@ -1,0 +1,88 @@
+"""Patch tokens of a frozen encoder, computed once per photo and kept on disk."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from model.checkpoints import default_cache, fetch, load_encoder
+from model.errors import LabelStoreError
+from model.files import hash_file, replace_file
+from model.network.mask_transformer import STRIDE_PX, choose_taps, normalise
+from model.network.vit import VisionTransformer
+from model.pixels import place
+from training.photos import PhotoFile, read_photo
+
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """One `.npy` a photo, fp16 [T h w C], under a folder named after encoder and input size."""
+
+    folder: Path
+
+    def path(self, digest: str) -> Path:
+        return self.folder / f"{digest}.npy"
+
+    def has(self, digest: str) -> bool:
+        return self.path(digest).is_file()
+
+    def read(self, digest: str) -> Float16[np.ndarray, "T h w C"]:
+        """A read-only view of the file. Raises LabelStoreError if it is missing or cut short."""
+        try:
+            maps: Float16[np.ndarray, "T h w C"] = np.load(self.path(digest), mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise LabelStoreError(f"no features for {digest[:12]}: {error}; run `useg-train label` again") from error
+        return maps
+
+    def write(self, digest: str, maps: Float16[np.ndarray, "T h w C"]) -> None:
+        with replace_file(self.path(digest)) as sibling, sibling.open("wb") as stream:
+            np.save(stream, maps)
+
+
+def open_cache(folder: Path, encoder_source: str, side_px: int) -> FeatureCache:
+    """The cache of this encoder file at this input size."""
+    encoder_hash = hash_file(fetch(encoder_source, default_cache()))
+    return FeatureCache(folder / f"{encoder_hash[:16]}-{side_px}")
+
+
+def fill_cache(
+    cache: FeatureCache, photos: Sequence[PhotoFile], encoder_source: str, side_px: int
+) -> VisionTransformer:
+    """Compute what the cache lacks; photos already in it are not read again. Returns the encoder."""
+    encoder = load_encoder(encoder_source, side_px)
+    missing = [photo for photo in photos if not cache.has(photo.digest)]
+    with tqdm(
+        total=len(photos), initial=len(photos) - len(missing), desc="features", unit="photo", disable=None
+    ) as bar:
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            pixels = np.stack([place(read_photo(photo.path).image, side_px, STRIDE_PX)[0] for photo in batch])
+            for photo, maps in zip(batch, compute_features(encoder, torch.from_numpy(pixels)), strict=True):
+                cache.write(photo.digest, maps)
+            bar.update(len(batch))
+    return encoder
+
+
+@torch.inference_mode()
+def compute_features(encoder: VisionTransformer, pixels: Tensor) -> Iterator[Float16[np.ndarray, "T h w C"]]:
+    """The tapped block maps of each picture of a uint8 batch [B 3 S S]."""
+    grid = encoder.shape.grid
+    maps = encoder(normalise(pixels), choose_taps(encoder.shape.depth))
+    # T B N C -> B T h w C
+    maps = maps.unflatten(2, (grid, grid)).transpose(0, 1)
+    yield from maps.half().numpy()
+
+
+def finish_tokens(encoder: VisionTransformer, maps: Float16[np.ndarray, "T h w C"]) -> Float[np.ndarray, "h w C"]:
+    """The encoder's output tokens: its last block after the final norm."""
+    last = torch.from_numpy(np.asarray(maps[-1], dtype=np.float32))
+    normed = functional.layer_norm(last, last.shape[-1:], encoder.norm.weight, encoder.norm.bias, encoder.norm.eps)
+    return normed.numpy()

@@ -1,0 +1,236 @@
+"""Pseudo-labels to a run: a decoder fitted to a frozen encoder's cached features, resumable at any step."""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+from tqdm import tqdm
+
+from model.checkpoints import default_cache, describe_encoder, fetch, load_encoder, load_exactly, read_state
+from model.errors import CheckpointError, ConfigError, TrainingError
+from model.files import hash_file, replace_directory, replace_file
+from model.network.mask_transformer import DecoderShape, MaskDecoder, normalise
+from model.run import ENCODER_STEM, RunCard, write_run
+from training.data import Batch, Samples
+from training.features import open_cache
+from training.history import append_losses, forget_after
+from training.losses import compute_losses
+from training.store import LabelConfig, LabelStore, StoredPhoto
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.json"
+CHECKPOINT = "checkpoint"
+HISTORY_FILE = "history.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The recipe of a fit."""
+
+    steps: int = 2500
+    batch: int = 8
+    """Photos a step."""
+    learning_rate: float = 4e-4
+    weight_decay: float = 0.05
+    warm_up: float = 0.05
+    """Share of the steps over which the learning rate rises; it falls as a cosine afterwards."""
+    clip: float = 1.0
+    """Largest norm of all gradients together."""
+    queries: int = 64
+    layers: int = 3
+    seed: int = 0
+    checkpoint_every: int = 100
+    """Steps."""
+
+    def __post_init__(self) -> None:
+        positive = {key: value for key, value in asdict(self).items() if key not in ("seed", "weight_decay", "warm_up")}
+        for name, value in positive.items():
+            if value <= 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
+        if not 0.0 <= self.warm_up < 1.0:
+            raise ConfigError(f"warm_up must lie in 0..1, got {self.warm_up}")
+
+
+PRESETS = {
+    "tiny": FitConfig(steps=4, batch=2, queries=8, layers=1, checkpoint_every=2),
+    "cpu": FitConfig(),
+}
+"""`tiny` shows that everything turns; `cpu` takes about an hour on two cores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """Where a fit ended."""
+
+    step: int
+    losses: dict[str, float]
+
+
+class Fit:
+    """A decoder, its optimiser and how far they are."""
+
+    def __init__(self, store: LabelStore, features: Path, run: Path, config: FitConfig) -> None:
+        """Take up the checkpoint in `run`, or begin. Raises ConfigError if the run was begun with another recipe."""
+        self.config = config
+        self._run = run
+        labels = store.read_config()
+        photos = store.read_photos()
+        self._samples = _open_samples(labels, photos, features, config.seed)
+        encoder_file = _keep_encoder(labels.encoder, labels.encoder_hash, run)
+        encoder = load_encoder(str(run / encoder_file), labels.side_px)
+        torch.manual_seed(config.seed)
+        shape = DecoderShape(
+            side_px=labels.side_px,
+            thing_clusters=labels.thing_clusters,
+            stuff_clusters=labels.stuff_clusters,
+            queries=config.queries,
+            layers=config.layers,
+        )
+        self.decoder = MaskDecoder(shape, encoder.shape)
+        self._optimiser = AdamW(_group_parameters(self.decoder, config.weight_decay), lr=config.learning_rate)
+        self.step = 0
+        self._card = RunCard(
+            decoder=shape,
+            encoder_file=encoder_file,
+            step=0,
+            provenance=_describe_sources(labels, len(photos)),
+            fit=asdict(config),
+        )
+        if (run / CHECKPOINT / STATE_FILE).exists():
+            self._resume()
+
+    def advance(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step. Raises TrainingError, naming the photos, if the loss is not finite."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.config.learning_rate * schedule(self.step, self.config)
+        prediction = self.decoder(batch.features, normalise(batch.pixels), is_deep=True)
+        losses = compute_losses(prediction, batch.targets)
+        figures = losses.as_floats()
+        if not math.isfinite(figures["total"]):
+            names = ", ".join(path.name for path in batch.photos)
+            raise TrainingError(f"the loss is {figures['total']} at step {self.step}, on {names}")
+        self._optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(self.decoder.parameters(), self.config.clip)
+        self._optimiser.step()
+        self.step += 1
+        return figures
+
+    def batches(self) -> Iterator[Batch]:
+        """What is left of the walk, the next batch being read while one is used."""
+        size = self.config.batch
+        with ThreadPoolExecutor(1) as reader:
+            upcoming = reader.submit(self._samples.read, self.step * size, size)
+            for step in range(self.step, self.config.steps):
+                batch = upcoming.result()
+                if step + 1 < self.config.steps:
+                    upcoming = reader.submit(self._samples.read, (step + 1) * size, size)
+                yield batch
+
+    def save(self) -> None:
+        """Write the checkpoint, then the run that can be exported."""
+        with replace_directory(self._run / CHECKPOINT) as folder:
+            save_file(self.decoder.state_dict(), folder / "decoder.safetensors")
+            save_file(_flatten(self._optimiser.state_dict()["state"]), folder / "optimiser.safetensors")
+            (folder / STATE_FILE).write_text(json.dumps({"step": self.step, "fit": asdict(self.config)}))
+        write_run(self._run, replace(self._card, step=self.step), self.decoder)
+
+    def _resume(self) -> None:
+        folder = self._run / CHECKPOINT
+        state = json.loads((folder / STATE_FILE).read_text())
+        changed = [key for key, value in asdict(self.config).items() if state["fit"].get(key) != value]
+        if changed:
+            raise ConfigError(f"{self._run} was begun with another {', '.join(changed)}: choose another --out")
+        load_exactly(self.decoder, read_state(folder / "decoder.safetensors"))
+        stored = self._optimiser.state_dict()
+        stored["state"] = _unflatten(load_file(folder / "optimiser.safetensors"))
+        self._optimiser.load_state_dict(stored)
+        self.step = int(state["step"])
+        forget_after(self._run / HISTORY_FILE, self.step)
+        logger.info("resumed %s at step %d of %d", self._run, self.step, self.config.steps)
+
+
+def fit(store: LabelStore, features: Path, run: Path, config: FitConfig) -> FitReport:
+    """Fit to the end and leave a run; killed at any moment, it goes on from the last checkpoint."""
+    state = Fit(store, features, run, config)
+    losses: dict[str, float] = {}
+    with tqdm(total=config.steps, initial=state.step, desc="fit", unit="step", disable=None) as bar:
+        try:
+            for batch in state.batches():
+                losses = state.advance(batch)
+                append_losses(run / HISTORY_FILE, state.step, losses)
+                bar.set_postfix(loss=f"{losses['total']:.3f}")
+                bar.update()
+                if state.step % config.checkpoint_every == 0:
+                    state.save()
+        finally:
+            if losses:  # Ctrl-C included: no finished step is lost
+                state.save()
+    return FitReport(step=state.step, losses=losses)
+
+
+def schedule(step: int, config: FitConfig) -> float:
+    """The share of the learning rate at a step: a linear rise, then half a cosine."""
+    rise = max(1, round(config.warm_up * config.steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, config.steps - rise)))
+
+
+def _open_samples(labels: LabelConfig, photos: list[StoredPhoto], features: Path, seed: int) -> Samples:
+    cache = open_cache(features, labels.encoder, labels.side_px)
+    return Samples(photos=photos, cache=cache, side_px=labels.side_px, thing_clusters=labels.thing_clusters, seed=seed)
+
+
+def _keep_encoder(source: str, expected_hash: str, run: Path) -> str:
+    """Copy the encoder into the run, once; returns its name there. Raises CheckpointError if it has changed."""
+    path = fetch(source, default_cache())
+    name = f"{ENCODER_STEM}{path.suffix}"
+    if not (run / name).exists():
+        with replace_file(run / name) as sibling:
+            shutil.copyfile(path, sibling)
+    if hash_file(run / name) != expected_hash:
+        raise CheckpointError(f"{run / name} is not the encoder that the labels were made with")
+    return name
+
+
+def _describe_sources(labels: LabelConfig, photos: int) -> dict[str, Any]:
+    """The provenance that goes into run and artifact: no paths of this machine."""
+    settings = {key: value for key, value in asdict(labels).items() if not key.startswith(("photos", "encoder"))}
+    return {
+        "encoder": {"sha256": labels.encoder_hash, "origin": describe_encoder(labels.encoder_hash)},
+        "photos": {"count": photos, "sha256": labels.photos_hash, "note": settings.pop("note")},
+        "labels": settings,
+    }
+
+
+def _group_parameters(decoder: MaskDecoder, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices alone: not for biases, norms and learned queries."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in decoder.named_parameters():
+        (decayed if parameter.ndim > 1 and name not in ("queries", "position") else free).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def _flatten(state: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+
+
+def _unflatten(flat: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    return state

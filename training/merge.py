@@ -1,0 +1,50 @@
+"""Things over stuff: the panoptic pseudo-label."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Int32
+
+_MOST_COVERED = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """A pseudo-label: segment ids per pixel (0 is void) and the category of each, things first."""
+
+    label_map: Int32[np.ndarray, "H W"]
+    categories: dict[int, int]
+
+
+def merge(
+    masks: Bool[np.ndarray, "N H W"], things: list[int], stuff: Int32[np.ndarray, "H W"], thing_clusters: int
+) -> Labelled:
+    """Masks painted over stuff, both as categories: things 1..K, stuff K+1..K+S.
+
+    U2Seg, equation 5 and its generate_pseudo_panoptic.py: masks by descending box area, so that small objects come to
+    lie on large ones; a stuff cluster more than 70 % covered by things is left void, else its free part is one segment.
+    `things` are the masks' clusters, counted from 1, as `stuff` is.
+    """
+    label_map = np.zeros(stuff.shape, np.int32)
+    box_areas = [_measure_box(mask) for mask in masks]
+    for segment_id, index in enumerate(np.argsort(-np.array(box_areas, np.int64), kind="stable"), start=1):
+        label_map[masks[index]] = segment_id
+    order = np.argsort(-np.array(box_areas, np.int64), kind="stable")
+    present = set(np.unique(label_map).tolist()) - {0}
+    categories = {place + 1: things[index] for place, index in enumerate(order) if place + 1 in present}
+    is_covered = label_map > 0
+    for label in np.unique(stuff):
+        region = stuff == label
+        free = region & ~is_covered
+        if not free.any() or 1.0 - free.sum() / region.sum() > _MOST_COVERED:
+            continue
+        segment_id = len(masks) + int(label)
+        label_map[free] = segment_id
+        categories[segment_id] = thing_clusters + int(label)
+    return Labelled(label_map=label_map, categories=categories)
+
+
+def _measure_box(mask: Bool[np.ndarray, "H W"]) -> int:
+    _, _, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return int(width * height)
