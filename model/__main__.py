@@ -1,6 +1,7 @@
 """`useg-model`: runs to artifacts, artifacts checked, photos segmented."""
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -8,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from model.contract import TASKS, Thresholds
 from model.encodings import describe, encode_overlay, encode_panoptic_png
-from model.errors import ImageUnreadable, UsegError
+from model.errors import ImageUnreadable, InputError, UsegError
 from model.files import replace_file
 from model.panoptic import assemble
 from model.pixels import decode_image, place
@@ -25,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
         result: dict[str, Any] = options.run(options)
-    except UsegError as error:
+    except (UsegError, OSError) as error:
         print(f"useg-model: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -72,21 +76,31 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
     import torch  # the service's environment has none
 
     from model.export import export_run
-    from model.network.mask_transformer import STRIDE_PX
     from model.run import read_run_card
 
     torch.set_num_threads(options.threads)
-    decoder = read_run_card(options.run_folder).decoder
-    paths = sorted(options.photos.glob("*.jpg"))[:_PARITY_PHOTOS] if options.photos else []
     contract = export_run(
         options.run_folder,
         options.out,
         name=options.name,
         version=options.version,
         thresholds=Thresholds(score=options.score),
-        pictures=[place(decode_image(path.read_bytes()).image, decoder.side_px, STRIDE_PX)[0] for path in paths],
+        pictures=_place_photos(options.photos, read_run_card(options.run_folder).decoder.side_px),
     )
     return {"artifact": str(options.out), "files": contract.files, "parity": contract.provenance["parity"]}
+
+
+def _place_photos(folder: Path | None, side_px: int) -> list[UInt8[np.ndarray, "3 S S"]]:
+    """The first few photos of a folder that can be read, as the network takes them."""
+    from model.network.mask_transformer import STRIDE_PX
+
+    placed: list[UInt8[np.ndarray, "3 S S"]] = []
+    for path in sorted(folder.iterdir()) if folder else []:
+        with contextlib.suppress(InputError, OSError):
+            placed.append(place(decode_image(path.read_bytes()).image, side_px, STRIDE_PX)[0])
+        if len(placed) == _PARITY_PHOTOS:
+            break
+    return placed
 
 
 def _run_check(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import tiny
 
-from training.fit import PRESETS, fit
+from model.contract import Thresholds
+from model.export import export_run
+from training.fit import fit
 from training.label import label_photos
+from training.recipe import PRESETS
 from training.store import LabelStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -59,3 +62,11 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: LabelStore) -
     run = tmp_path_factory.mktemp("runs") / "run"
     fit(tiny_store, tiny_store.features, run, PRESETS["tiny"])
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
+    """An exported artifact; not to be changed."""
+    artifact = tmp_path_factory.mktemp("artifacts") / "artifact"
+    export_run(tiny_run, artifact, name="tiny", version="3", thresholds=Thresholds(score=0.0), pictures=[])
+    return artifact

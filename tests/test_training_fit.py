@@ -9,7 +9,8 @@ import torch
 
 from model.errors import CheckpointError, ConfigError, TrainingError
 from model.run import load_run, read_run_card
-from training.fit import PRESETS, Fit, FitConfig, fit, schedule
+from training.fit import Fit, fit, schedule
+from training.recipe import PRESETS, FitConfig
 from training.store import LabelStore
 
 TINY = PRESETS["tiny"]

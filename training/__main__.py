@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import UsegError
-from training.fit import PRESETS, FitConfig
+from training.recipe import PRESETS, FitConfig
 
 RECIPE = ("steps", "batch", "learning_rate", "seed", "checkpoint_every")
 
@@ -19,9 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 an error of ours on one line, 2 wrong usage, 130 interrupted."""
     options = _build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length how it was loaded
     try:
         result: dict[str, Any] = options.run(options)
-    except UsegError as error:
+    except (UsegError, OSError) as error:
         print(f"useg-train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

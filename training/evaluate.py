@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 from pycocotools import mask as coco
-from tqdm import tqdm
 
 from model.contract import Contract
 from model.panoptic import Segmentation, assemble
@@ -16,6 +15,7 @@ from model.runtime import Raw, open_session
 from training.matching import match_by_majority
 from training.overlap import Overlap, measure_overlap, merge_true_stuff, rename_predicted
 from training.photos import read_photo
+from training.progress import show
 from training.scores import (
     Interval,
     MaskAp,
@@ -58,7 +58,7 @@ def evaluate(artifact: Path, truth_folder: Path, *, threads: int) -> Report:
     panoptic: list[Overlap] = []
     semantic: list[Overlap] = []
     results: list[dict[str, Any]] = []
-    for picture in tqdm(truth.pictures, desc="evaluate", unit="picture", disable=None):
+    for picture in show(truth.pictures, "evaluate", unit="picture"):
         image = read_photo(picture.path).image
         pixels, placement = place(image, contract.side_px, contract.stride_px)
         raw = session.run(pixels[None])[0]

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Float16
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from model.checkpoints import default_cache, fetch, load_encoder
 from model.errors import LabelStoreError
@@ -18,6 +17,7 @@ from model.network.mask_transformer import STRIDE_PX, choose_taps, normalise
 from model.network.vit import VisionTransformer
 from model.pixels import place
 from training.photos import PhotoFile, read_photo
+from training.progress import Progress
 
 BATCH = 8
 
@@ -59,15 +59,13 @@ def fill_cache(
     """Compute what the cache lacks; photos already in it are not read again. Returns the encoder."""
     encoder = load_encoder(encoder_source, side_px)
     missing = [photo for photo in photos if not cache.has(photo.digest)]
-    with tqdm(
-        total=len(photos), initial=len(photos) - len(missing), desc="features", unit="photo", disable=None
-    ) as bar:
+    with Progress("features", len(photos), unit="photo", done=len(photos) - len(missing)) as progress:
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             pixels = np.stack([place(read_photo(photo.path).image, side_px, STRIDE_PX)[0] for photo in batch])
             for photo, maps in zip(batch, compute_features(encoder, torch.from_numpy(pixels)), strict=True):
                 cache.write(photo.digest, maps)
-            bar.update(len(batch))
+            progress.advance(len(batch))
     return encoder
 
 

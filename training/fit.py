@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import AdamW
-from tqdm import tqdm
 
 from model.checkpoints import default_cache, describe_encoder, fetch, load_encoder, load_exactly, read_state
 from model.errors import CheckpointError, ConfigError, TrainingError
@@ -25,6 +24,8 @@ from training.data import Batch, Samples
 from training.features import open_cache
 from training.history import append_losses, forget_after
 from training.losses import compute_losses
+from training.progress import Progress
+from training.recipe import FitConfig
 from training.store import LabelConfig, LabelStore, StoredPhoto
 
 logger = logging.getLogger(__name__)
@@ -32,41 +33,6 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "state.json"
 CHECKPOINT = "checkpoint"
 HISTORY_FILE = "history.csv"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """The recipe of a fit."""
-
-    steps: int = 2500
-    batch: int = 8
-    """Photos a step."""
-    learning_rate: float = 4e-4
-    weight_decay: float = 0.05
-    warm_up: float = 0.05
-    """Share of the steps over which the learning rate rises; it falls as a cosine afterwards."""
-    clip: float = 1.0
-    """Largest norm of all gradients together."""
-    queries: int = 64
-    layers: int = 3
-    seed: int = 0
-    checkpoint_every: int = 100
-    """Steps."""
-
-    def __post_init__(self) -> None:
-        positive = {key: value for key, value in asdict(self).items() if key not in ("seed", "weight_decay", "warm_up")}
-        for name, value in positive.items():
-            if value <= 0:
-                raise ConfigError(f"{name} must be positive, got {value}")
-        if not 0.0 <= self.warm_up < 1.0:
-            raise ConfigError(f"warm_up must lie in 0..1, got {self.warm_up}")
-
-
-PRESETS = {
-    "tiny": FitConfig(steps=4, batch=2, queries=8, layers=1, checkpoint_every=2),
-    "cpu": FitConfig(),
-}
-"""`tiny` shows that everything turns; `cpu` takes about an hour on two cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +131,12 @@ def fit(store: LabelStore, features: Path, run: Path, config: FitConfig) -> FitR
     """Fit to the end and leave a run; killed at any moment, it goes on from the last checkpoint."""
     state = Fit(store, features, run, config)
     losses: dict[str, float] = {}
-    with tqdm(total=config.steps, initial=state.step, desc="fit", unit="step", disable=None) as bar:
+    with Progress("fit", config.steps, unit="step", done=state.step) as progress:
         try:
             for batch in state.batches():
                 losses = state.advance(batch)
                 append_losses(run / HISTORY_FILE, state.step, losses)
-                bar.set_postfix(loss=f"{losses['total']:.3f}")
-                bar.update()
+                progress.advance(note=f"loss {losses['total']:.3f}")
                 if state.step % config.checkpoint_every == 0:
                     state.save()
         finally:

@@ -1,13 +1,12 @@
 """Photos to a store of panoptic pseudo-labels, stage by stage; each stage takes up where it was left."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float
-from tqdm import tqdm
 
 from model.errors import LabelStoreError
 from model.files import read_arrays, replace_file
@@ -19,6 +18,7 @@ from training.discover import propose, refine
 from training.features import FeatureCache, fill_cache, finish_tokens, open_cache
 from training.merge import Labelled, merge
 from training.photos import PhotoFile, Scan, read_photo
+from training.progress import show
 from training.store import LabelConfig, LabelStore
 from training.stuff import label_stuff
 
@@ -48,14 +48,14 @@ def label_photos(scan: Scan, config: LabelConfig, store: LabelStore, features: P
     photos = list(scan.photos)
     cache = open_cache(features, config.encoder, config.side_px)
     encoder = fill_cache(cache, photos, config.encoder, config.side_px)
-    for photo in _show(photos, "masks"):
+    for photo in show(photos, "masks"):
         if not store.masks(photo.digest).is_file():
             _write_masks(store.masks(photo.digest), _find_masks(encoder, cache, photo, config))
     if not store.codebook.is_file():
         _fit_codebook(store, cache, photos, config).write(store.codebook)
     codebook = read_codebook(store.codebook)
     annotations = []
-    for photo in _show(photos, "labels"):
+    for photo in show(photos, "labels"):
         annotations.append(store.write_label(photo, _label(store, cache, photo, codebook, config)))
     store.write_index(config, photos, annotations)
     counts = [sum(s["category_id"] <= config.thing_clusters for s in each["segments_info"]) for each in annotations]
@@ -82,7 +82,7 @@ def _fit_codebook(store: LabelStore, cache: FeatureCache, photos: Sequence[Photo
     generator = np.random.default_rng(config.seed)
     share = max(1, _SAMPLED_TOKENS // len(photos))
     sample = []
-    for photo in _show(photos, "sample"):
+    for photo in show(photos, "sample"):
         tokens = _read_tokens(cache, photo, config)
         flat = tokens.reshape(-1, tokens.shape[-1])
         sample.append(flat[generator.permutation(len(flat))[:share]])
@@ -90,7 +90,7 @@ def _fit_codebook(store: LabelStore, cache: FeatureCache, photos: Sequence[Photo
     mean, projection = fit_whitening(stacked, config.components)
     stuff = cluster(whiten(stacked, mean, projection), config.stuff_clusters, config.seed)
     means: list[Float[np.ndarray, "P"]] = []
-    for photo in _show(photos, "describe"):
+    for photo in show(photos, "describe"):
         view = whiten(_read_tokens(cache, photo, config), mean, projection)
         means.extend(_average(view, mask) for mask in read_masks(store.masks(photo.digest)))
     things = cluster(np.array(means, np.float32), config.thing_clusters, config.seed)
@@ -143,8 +143,3 @@ def read_masks(path: Path) -> Bool[np.ndarray, "N h w"]:
 def _write_masks(path: Path, masks: Bool[np.ndarray, "N h w"]) -> None:
     with replace_file(path) as sibling, sibling.open("wb") as stream:
         np.savez_compressed(stream, masks=masks)
-
-
-def _show(photos: Sequence[PhotoFile], stage: str) -> Iterable[PhotoFile]:
-    progress: Iterable[PhotoFile] = tqdm(photos, desc=stage, unit="photo", disable=None)
-    return progress

@@ -5,10 +5,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from model.errors import InputError, LabelStoreError
 from model.pixels import Photo, decode_image
+from training.progress import show
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def scan_photos(folder: Path, *, limit: int | None = None) -> Scan:
         paths = [paths[index * len(paths) // limit] for index in range(limit)]
     photos: dict[str, PhotoFile] = {}
     broken = []
-    for path in tqdm(paths, desc="scan", unit="photo", disable=None):
+    for path in show(paths, "scan"):
         name = path.relative_to(folder).as_posix()
         try:
             found = _inspect(path, name)

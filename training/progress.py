@@ -1,0 +1,53 @@
+"""How far long work is: a bar on a terminal, a line in the log every so often elsewhere."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+LINE_EVERY_S = 30.0
+T = TypeVar("T")
+
+
+class Progress:
+    """A stage of `total` units, `done` of them from an earlier run."""
+
+    def __init__(self, stage: str, total: int, *, unit: str, done: int = 0) -> None:
+        self._stage = stage
+        self._total = total
+        self._first = done
+        self._done = done
+        self._started = self._told = time.monotonic()
+        self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, disable=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Some more units are done; `note` stands beside the bar."""
+        self._done += count
+        self._bar.update(count)
+        self._bar.set_postfix_str(note, refresh=False)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._told >= LINE_EVERY_S or self._done == self._total):
+            self._told = now
+            left_s = (now - self._started) / (self._done - self._first) * (self._total - self._done)
+            logger.info("%s: %d of %d, %.0f s left %s", self._stage, self._done, self._total, left_s, note)
+
+
+def show(items: Sequence[T], stage: str, *, unit: str = "photo") -> Iterator[T]:
+    """The items, with progress."""
+    with Progress(stage, len(items), unit=unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
