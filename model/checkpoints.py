@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from model.errors import CheckpointError
 from model.files import replace_file
-from model.network.vit import EncoderShape, VisionTransformer, resize_positions
+from model.network.vit import HEAD_WIDTH, EncoderShape, VisionTransformer, resize_positions
 
 State = dict[str, Tensor]
+
+_LEAST_DEPTH = 4
+"""One block for each quarter that the decoder taps."""
 
 ORIGINS = {
     "12ace35ee04768c090e56c4d691d327e25fce658d93b43ff9b24447bea81aaeb": (
@@ -60,6 +63,10 @@ def infer_shape(state: State, side_px: int) -> EncoderShape:
         raise CheckpointError(f"no DINO or DINOv2 encoder: its tensors do not fit one ({error})") from error
     if math.isqrt(positions - 1) ** 2 != positions - 1:
         raise CheckpointError(f"no DINO or DINOv2 encoder: {positions} positions are no square and a class token")
+    if depth < _LEAST_DEPTH or width % HEAD_WIDTH:
+        raise CheckpointError(
+            f"an encoder of {depth} blocks, {width} wide: expected {_LEAST_DEPTH} or more, a multiple of {HEAD_WIDTH}"
+        )
     if side_px < patch_px or side_px % patch_px:
         raise CheckpointError(f"side {side_px} px is no multiple of the encoder's patch, {patch_px} px")
     return EncoderShape(

@@ -76,6 +76,9 @@ class Contract:
             raise ContractMismatch("contract: sizes and counts must be positive")
         if self.side_px % self.stride_px:
             raise ContractMismatch(f"contract: side {self.side_px} is no multiple of the stride {self.stride_px}")
+        clusters = self.thing_clusters + self.stuff_clusters
+        if strangers := [each for each in self.categories if not 1 <= each <= clusters]:
+            raise ContractMismatch(f"contract: names clusters {strangers}, there are 1..{clusters}")
 
     def is_thing(self, cluster: int) -> bool:
         return 1 <= cluster <= self.thing_clusters

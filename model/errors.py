@@ -13,6 +13,7 @@ UsegError
 ├─ ArtifactError         refused at load
 │  ├─ ContractMismatch
 │  └─ ParityError
+├─ InferenceError        a network that failed on a picture, or gave numbers that are none
 ├─ LabelStoreError       a label file that does not hold what it says
 ├─ CheckpointError       weights that do not fit the network they were given for
 ├─ TrainingError         a fit that cannot go on
@@ -74,6 +75,10 @@ class ContractMismatch(ArtifactError):
 
 class ParityError(ArtifactError):
     """The same input gave different answers where one answer is promised."""
+
+
+class InferenceError(UsegError):
+    """A network that failed on a picture, or gave numbers that are none."""
 
 
 class LabelStoreError(UsegError):

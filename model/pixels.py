@@ -86,7 +86,7 @@ def decode_image(content: bytes, *, limit_pixels: int = LIMIT_PIXELS) -> Photo:
             source.seek(0)
             rgb, orientation = _load_upright(source)
             return Photo(image=np.array(rgb), frames=frames, orientation=orientation)
-    except InputError:
+    except (InputError, MemoryError):  # that memory is short is not the caller's fault
         raise
     except UnidentifiedImageError as error:
         raise ImageUnreadable(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import UInt8
 
-from model.errors import ArtifactError, Busy, DeadlinePassed, NotReady
+from model.errors import Busy, DeadlinePassed, InferenceError, NotReady
 from model.runtime import Raw, Session
 from service.telemetry import Telemetry
 
@@ -171,12 +171,12 @@ class Engine:
             if is_finite(raw):
                 item.finish(Inference(raw=raw, queue_s=started - item.submitted, infer_s=infer_s))
             else:
-                item.fail(ArtifactError("the network gave numbers that are not finite"))
+                item.fail(InferenceError("the network gave numbers that are not finite"))
 
     def _run(self, pictures: list[UInt8[np.ndarray, "3 S S"]]) -> list[Raw]:
         raws = self._session.run(np.stack(pictures))
         if len(raws) != len(pictures):
-            raise ArtifactError(f"the session gave {len(raws)} answers to {len(pictures)} pictures")
+            raise InferenceError(f"the session gave {len(raws)} answers to {len(pictures)} pictures")
         return raws
 
 

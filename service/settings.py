@@ -14,6 +14,7 @@ from model.pixels import LIMIT_PIXELS
 
 PREFIX = "USEG_"
 _MAX_PORT = 65_535
+_MOST_PIXELS = 89_000_000
 _NO_FLAGS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -41,7 +42,7 @@ class Settings:
     limit_bytes: int = 32 * 1024 * 1024
     """Largest request body, in bytes, 1 or more."""
     limit_pixels: int = LIMIT_PIXELS
-    """Largest picture, in pixels, 1 or more; read from its header before anything is decoded."""
+    """Largest picture, in pixels, 1 to 89,000,000 (Pillow's own guard); read from its header, before any decoding."""
     threads: int = 2
     """Threads that ONNX Runtime computes with, 1 or more; as many decode and encode pictures."""
     deadline_s: float = 30.0
@@ -51,6 +52,8 @@ class Settings:
         for name in ("max_batch", "queue", "limit_bytes", "limit_pixels", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.limit_pixels > _MOST_PIXELS:
+            raise ConfigError(f"limit_pixels must be at most {_MOST_PIXELS}, got {self.limit_pixels}")
         if not 0 <= self.port <= _MAX_PORT:
             raise ConfigError(f"port must lie in 0..{_MAX_PORT}, got {self.port}")
         if not 0.0 <= self.max_wait_ms < float("inf"):

@@ -25,6 +25,12 @@ def find_folder(variable: str, default: str) -> Path:
 
 
 @pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """Stored outputs of the reference implementations."""
     return find_folder("USEG_GOLDEN", "shared/golden")
@@ -70,3 +76,9 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> P
     artifact = tmp_path_factory.mktemp("artifacts") / "artifact"
     export_run(tiny_run, artifact, name="tiny", version="3", thresholds=Thresholds(score=0.0), pictures=[])
     return artifact
+
+
+@pytest.fixture(scope="session")
+def tiny_truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled set in COCO's panoptic format."""
+    return tiny.draw_truth(tmp_path_factory.mktemp("truth") / "set")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.errors import ArtifactError, Busy, DeadlinePassed, NotReady
+from model.errors import Busy, DeadlinePassed, InferenceError, NotReady
 from model.runtime import Raw
 from service.engine import Engine
 from service.telemetry import Telemetry
@@ -163,7 +163,7 @@ async def test_cancelling_a_picture_inside_a_run_leaves_its_neighbours_alone() -
         assert await ask(engine, 2) == 2
 
 
-@pytest.mark.parametrize(("colour", "error"), [(POISON, ValueError), (NAN, ArtifactError), (SHORT, ArtifactError)])
+@pytest.mark.parametrize(("colour", "error"), [(POISON, ValueError), (NAN, InferenceError), (SHORT, InferenceError)])
 async def test_one_bad_picture_fails_alone(colour: int, error: type[Exception]) -> None:
     session = EchoSession()
     async with run_engine(session, max_wait_ms=1000 * FAR_S) as engine:

@@ -42,7 +42,7 @@ class Progress:
         if self._bar.disable and (now - self._told >= LINE_EVERY_S or self._done == self._total):
             self._told = now
             left_s = (now - self._started) / (self._done - self._first) * (self._total - self._done)
-            logger.info("%s: %d of %d, %.0f s left %s", self._stage, self._done, self._total, left_s, note)
+            logger.info("%s: %d of %d, %.0f s left; %s", self._stage, self._done, self._total, left_s, note)
 
 
 def show(items: Sequence[T], stage: str, *, unit: str = "photo") -> Iterator[T]:
