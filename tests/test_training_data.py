@@ -27,7 +27,7 @@ def store_photo(folder: Path, name: str, colour: int) -> StoredPhoto:
 
 
 def open_samples(folder: Path, photos: list[StoredPhoto]) -> Samples:
-    return Samples(photos=photos, cache=FeatureCache(folder), side_px=56, thing_clusters=5, seed=0)
+    return Samples(photos=photos, cache=FeatureCache(folder), side_px=56, thing_clusters=5, seed=0, paste_rate=0.0)
 
 
 def test_labels_land_where_the_photo_does_and_padding_has_none() -> None:

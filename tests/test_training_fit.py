@@ -85,7 +85,7 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     assert schedule(99, config) < 0.01
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": -1}, {"warm_up": 1.0}, {"clip": 0.0}])
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": -1}, {"warm_up": 1.5}, {"paste_rate": -0.1}, {"clip": 0.0}])
 def test_recipes_out_of_range_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         replace(TINY, **change)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.network.mask_transformer import STRIDE_PX
 from model.pixels import Placement, place, resize_labels
+from training.augment import Scene, mirror, paste_objects
 from training.features import FeatureCache
 from training.photos import read_photo
 from training.store import StoredPhoto, read_label
@@ -44,42 +45,49 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """An endless, seeded walk over the photos: a new order each epoch, half of the samples mirrored.
-
-    Mirrored features are the cached ones turned over, not those of the mirrored photo: the encoder need not run again.
-    """
+    """An endless, seeded walk over the photos: a new order each epoch, half of them mirrored, some pasted into."""
 
     photos: Sequence[StoredPhoto]
     cache: FeatureCache
     side_px: int
     thing_clusters: int
     seed: int
+    paste_rate: float
+    """Share of the samples that receive objects of another photo."""
 
     def read(self, first: int, count: int) -> Batch:
         """Samples `first` to `first + count` of the walk."""
-        chosen = [self._choose(index) for index in range(first, first + count)]
-        features, pixels, targets = zip(*(self._read(photo, mirrored) for photo, mirrored in chosen), strict=True)
+        walk = [self._choose(index) for index in range(first, first + count)]
+        scenes = [self._read(photo, generator) for photo, generator in walk]
         return Batch(
-            features=torch.stack(features, dim=1).float(),
-            pixels=torch.stack(pixels),
-            targets=targets,
-            photos=tuple(photo.path for photo, _ in chosen),
+            features=torch.stack([torch.from_numpy(each.maps).flatten(1, 2) for each in scenes], dim=1).float(),
+            pixels=torch.stack([torch.from_numpy(each.square) for each in scenes]),
+            targets=tuple(make_target(each.labels, each.categories, self.thing_clusters) for each in scenes),
+            photos=tuple(photo.path for photo, _ in walk),
         )
 
-    def _choose(self, index: int) -> tuple[StoredPhoto, bool]:
+    def _choose(self, index: int) -> tuple[StoredPhoto, np.random.Generator]:
         epoch, place_in_epoch = divmod(index, len(self.photos))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.photos))
-        is_mirrored = bool(np.random.default_rng((self.seed, epoch, place_in_epoch)).integers(2))
-        return self.photos[order[place_in_epoch]], is_mirrored
+        return self.photos[order[place_in_epoch]], np.random.default_rng((self.seed, epoch, place_in_epoch))
 
-    def _read(self, photo: StoredPhoto, is_mirrored: bool) -> tuple[Tensor, Tensor, Target]:
-        maps: np.ndarray = np.array(self.cache.read(photo.digest))  # T g g C
+    def _read(self, photo: StoredPhoto, generator: np.random.Generator) -> Scene:
+        scene = self._open(photo, is_mirrored=generator.random() < 0.5)
+        if generator.random() < self.paste_rate:
+            other = self.photos[int(generator.integers(len(self.photos)))]
+            source = self._open(other, is_mirrored=generator.random() < 0.5)
+            scene = paste_objects(scene, source, self.thing_clusters, generator)
+        return scene
+
+    def _open(self, photo: StoredPhoto, *, is_mirrored: bool) -> Scene:
         square, placement = place(read_photo(photo.path).image, self.side_px, STRIDE_PX)
-        labels = place_labels(read_label(photo.label), placement)
-        if is_mirrored:
-            maps, square, labels = maps[:, :, ::-1].copy(), square[:, :, ::-1].copy(), labels[:, ::-1].copy()
-        features = torch.from_numpy(maps).flatten(1, 2)
-        return features, torch.from_numpy(square), make_target(labels, photo.categories, self.thing_clusters)
+        scene = Scene(
+            maps=np.array(self.cache.read(photo.digest)),
+            square=square,
+            labels=place_labels(read_label(photo.label), placement),
+            categories=photo.categories,
+        )
+        return mirror(scene) if is_mirrored else scene
 
 
 def place_labels(labels: Int32[np.ndarray, "H W"], placement: Placement) -> Int32[np.ndarray, "h w"]:

@@ -52,7 +52,7 @@ class Fit:
         self._run = run
         labels = store.read_config()
         photos = store.read_photos()
-        self._samples = _open_samples(labels, photos, features, config.seed)
+        self._samples = _open_samples(labels, photos, features, config)
         encoder_file = _keep_encoder(labels.encoder, labels.encoder_hash, run)
         encoder = load_encoder(str(run / encoder_file), labels.side_px)
         torch.manual_seed(config.seed)
@@ -153,9 +153,15 @@ def schedule(step: int, config: FitConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, config.steps - rise)))
 
 
-def _open_samples(labels: LabelConfig, photos: list[StoredPhoto], features: Path, seed: int) -> Samples:
-    cache = open_cache(features, labels.encoder, labels.side_px)
-    return Samples(photos=photos, cache=cache, side_px=labels.side_px, thing_clusters=labels.thing_clusters, seed=seed)
+def _open_samples(labels: LabelConfig, photos: list[StoredPhoto], features: Path, config: FitConfig) -> Samples:
+    return Samples(
+        photos=photos,
+        cache=open_cache(features, labels.encoder, labels.side_px),
+        side_px=labels.side_px,
+        thing_clusters=labels.thing_clusters,
+        seed=config.seed,
+        paste_rate=config.paste_rate,
+    )
 
 
 def _keep_encoder(source: str, expected_hash: str, run: Path) -> str:

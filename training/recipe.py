@@ -1,6 +1,6 @@
 """How a decoder is fitted; free of heavy imports, for the command line."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from model.errors import ConfigError
 
@@ -20,17 +20,19 @@ class FitConfig:
     """Largest norm of all gradients together."""
     queries: int = 64
     layers: int = 3
+    paste_rate: float = 0.7
+    """Share of the samples that receive objects of another photo."""
     seed: int = 0
     checkpoint_every: int = 100
     """Steps."""
 
     def __post_init__(self) -> None:
-        positive = {key: value for key, value in asdict(self).items() if key not in ("seed", "weight_decay", "warm_up")}
-        for name, value in positive.items():
-            if value <= 0:
-                raise ConfigError(f"{name} must be positive, got {value}")
-        if not 0.0 <= self.warm_up < 1.0:
-            raise ConfigError(f"warm_up must lie in 0..1, got {self.warm_up}")
+        for name in ("steps", "batch", "learning_rate", "clip", "queries", "layers", "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warm_up", "paste_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
 
 
 PRESETS = {
