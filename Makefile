@@ -1,5 +1,7 @@
-# Everything a user runs; the environments come from constraints.txt and nothing else.
+# Everything a user runs; versions come from constraints.txt.
 PYTHON ?= python3
+# Where pip finds the CPU build of torch; without it, Linux gets the CUDA build.
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -22,13 +24,12 @@ clean:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "useg needs Python 3.11 or newer; set PYTHON=" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.service: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --no-compile --editable '.[service]'  # 40 MB less on disk
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) torch
-	$(PIP) --editable '.[service,train,dev]'
+	$(PIP) $(TORCH_INDEX:%=--extra-index-url %) --editable '.[service,train,dev]'
 	@touch $@ $(VENV)/.service

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,36 +11,28 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from model.command import positive, run_command
 from model.contract import TASKS, Thresholds
 from model.encodings import describe, encode_overlay, encode_panoptic_png
-from model.errors import ImageUnreadable, InputError, UsegError
+from model.errors import ConfigError, InputError
 from model.files import replace_file
 from model.panoptic import assemble
-from model.pixels import decode_image, place
+from model.pixels import place, read_photo
 from model.runtime import open_session
 
 _PARITY_PHOTOS = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 an error of ours on one line, 2 wrong usage, 130 interrupted."""
-    options = _build_parser().parse_args(arguments)
+    """Exit status as `model.command.run_command` gives it."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        result: dict[str, Any] = options.run(options)
-    except (UsegError, OSError) as error:
-        print(f"useg-model: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("useg-model: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    print(json.dumps(result, indent=2))
-    return 0
+    return run_command(build_parser(), arguments, "nothing was written")
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="useg-model", description=__doc__)
-    parser.add_argument("--threads", type=_positive, default=2, help="CPU threads (%(default)s)")
+    parser.add_argument("--threads", type=positive, default=2, help="CPU threads (%(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_export(commands.add_parser("export", help="a run to an artifact"))
     _add_check(commands.add_parser("check", help="does an artifact keep its contract here?"))
@@ -56,12 +47,12 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", default="1", help="the model's version (%(default)s)")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="photos for the parity check, beside drawn scenes")
     parser.add_argument("--score", type=float, default=Thresholds().score, help="least score (%(default)s)")
-    parser.set_defaults(run=_run_export)
+    parser.set_defaults(work=_run_export)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
-    parser.set_defaults(run=_run_check)
+    parser.set_defaults(work=_run_check)
 
 
 def _add_segment(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +60,7 @@ def _add_segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photo", type=Path, metavar="PHOTO")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="COCO panoptic PNG; .jpg: an overlay")
     parser.add_argument("--task", choices=TASKS, default="panoptic", help="%(default)s")
-    parser.set_defaults(run=_run_segment)
+    parser.set_defaults(work=_run_segment)
 
 
 def _run_export(options: argparse.Namespace) -> dict[str, Any]:
@@ -91,15 +82,19 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _place_photos(folder: Path | None, side_px: int) -> list[UInt8[np.ndarray, "3 S S"]]:
-    """The first few photos of a folder that can be read, as the network takes them."""
+    """The first few photos below a folder that can be read, as the network takes them."""
     from model.network.mask_transformer import STRIDE_PX
 
+    if folder is None:
+        return []
     placed: list[UInt8[np.ndarray, "3 S S"]] = []
-    for path in sorted(folder.iterdir()) if folder else []:
-        with contextlib.suppress(InputError, OSError):
-            placed.append(place(decode_image(path.read_bytes()).image, side_px, STRIDE_PX)[0])
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with contextlib.suppress(InputError):
+            placed.append(place(read_photo(path).image, side_px, STRIDE_PX)[0])
         if len(placed) == _PARITY_PHOTOS:
-            break
+            return placed
+    if not placed:
+        raise ConfigError(f"{folder} holds no photo that can be read: give --photos another folder")
     return placed
 
 
@@ -109,11 +104,8 @@ def _run_check(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_segment(options: argparse.Namespace) -> dict[str, Any]:
+    photo = read_photo(options.photo)
     contract, session = open_session(options.artifact, threads=options.threads)
-    try:
-        photo = decode_image(options.photo.read_bytes())
-    except OSError as error:
-        raise ImageUnreadable(f"{options.photo}: {error.strerror}") from error
     pixels, placement = place(photo.image, contract.side_px, contract.stride_px)
     raw = session.run(pixels[None])[0]
     answer = assemble(raw, placement, contract, options.task, contract.thresholds)
@@ -122,13 +114,6 @@ def _run_segment(options: argparse.Namespace) -> dict[str, Any]:
     with replace_file(options.out) as sibling:
         sibling.write_bytes(content)
     return {"task": options.task, "segments_info": describe(answer, contract)}
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
 
 
 if __name__ == "__main__":

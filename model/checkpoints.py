@@ -1,10 +1,12 @@
 """Weights in files, ours and the published encoders', to state dicts."""
 
 import hashlib
+import logging
 import math
 import re
 import shutil
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -17,7 +19,12 @@ from model.errors import CheckpointError
 from model.files import replace_file
 from model.network.vit import HEAD_WIDTH, EncoderShape, VisionTransformer, resize_positions
 
+logger = logging.getLogger(__name__)
+
 State = dict[str, Tensor]
+
+DEFAULT_CACHE = Path("~/.cache/useg")
+"""Where fetched files are kept."""
 
 _LEAST_DEPTH = 4
 """One block for each quarter that the decoder taps."""
@@ -33,12 +40,12 @@ ORIGINS = {
 _TIMEOUT_S = 60.0
 
 
-def load_encoder(source: str, side_px: int, *, cache: Path | None = None) -> VisionTransformer:
+def load_encoder(source: str, side_px: int, *, cache: Path = DEFAULT_CACHE) -> VisionTransformer:
     """A frozen encoder for square inputs of `side_px`, from a DINO or DINOv2 file by path or URL.
 
     Raises CheckpointError if the file is unreachable, is no such encoder, or `side_px` is no multiple of its patch.
     """
-    state = read_state(fetch(source, cache or default_cache()))
+    state = read_state(fetch(source, cache))
     state.pop("mask_token", None)  # used in pre-training alone
     shape = infer_shape(state, side_px)
     state["pos_embed"] = resize_positions(state["pos_embed"], shape.grid)
@@ -123,24 +130,20 @@ def fetch(source: str, cache: Path) -> Path:
             raise CheckpointError(f"{path} does not exist")
         return path
     digest = hashlib.sha256(source.encode()).hexdigest()  # many different encoders are called model.safetensors
-    path = cache / f"{digest[:16]}-{Path(parsed.path).name}"
+    path = cache.expanduser() / f"{digest[:16]}-{Path(parsed.path).name}"
     if not path.is_file():
         try:
             with replace_file(path) as sibling:
                 _download(source, sibling)
-        except OSError as error:
+        except (OSError, HTTPException, ValueError) as error:
             raise CheckpointError(f"{source} could not be fetched: {error}") from error
     return path
 
 
 def _download(url: str, path: Path) -> None:
+    logger.info("fetching %s", url)
     with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, path.open("wb") as target:
         shutil.copyfileobj(response, target)
         expected = response.headers["Content-Length"]
         if expected is not None and target.tell() != int(expected):
             raise OSError(f"the connection ended after {target.tell()} of {expected} bytes")
-
-
-def default_cache() -> Path:
-    """Where fetched files are kept."""
-    return Path.home() / ".cache" / "useg"

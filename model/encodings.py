@@ -10,10 +10,13 @@ from jaxtyping import Bool, Int, Int32, UInt8
 from pycocotools import mask as coco
 
 from model.contract import Contract
+from model.errors import ImageTooLarge
 from model.panoptic import Crop, Segmentation
 
 JPEG_QUALITY = 88
 _GOLDEN_RATIO = 0.618034
+_STRIP_ROWS = 256
+_BORDER_SHADE = 245
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -97,10 +100,12 @@ def paint(image: UInt8[np.ndarray, "H W 3"], segmentation: Segmentation) -> UInt
     for segment in segmentation.segments:
         colours[segment.id] = choose_colour(segment.id, segment.is_thing)
         strengths[segment.id] = 0.55 if segment.is_thing else 0.35
-    labels = segmentation.label_map
-    mixed = image + strengths[labels] * (colours[labels] - image)
-    mixed[_find_borders(labels)] = 245.0
-    painted: UInt8[np.ndarray, "H W 3"] = mixed.round().astype(np.uint8)
+    painted = np.empty_like(image)
+    for top in range(0, len(image), _STRIP_ROWS):  # in floats, the whole of a large picture would take gigabytes
+        strip, labels = image[top : top + _STRIP_ROWS], segmentation.label_map[top : top + _STRIP_ROWS]
+        mixed = strip + strengths[labels] * (colours[labels] - strip)
+        painted[top : top + _STRIP_ROWS] = mixed.round()
+    painted[_find_borders(segmentation.label_map)] = _BORDER_SHADE
     return painted
 
 
@@ -164,6 +169,12 @@ def _encode_runs(starts: Int[np.ndarray, "R"], ends: Int[np.ndarray, "R"], heigh
 
 
 def _encode(suffix: str, picture: UInt8[np.ndarray, "H W 3"], options: list[int]) -> bytes:
-    is_done, content = cv2.imencode(suffix, picture, options)
-    assert is_done, f"OpenCV could not encode {suffix}"
+    """Raises ImageTooLarge where the format has no room for the picture's sides (JPEG: 65,500 px)."""
+    try:
+        is_done, content = cv2.imencode(suffix, picture, options)
+    except cv2.error:
+        is_done = False
+    if not is_done:
+        height, width = picture.shape[:2]
+        raise ImageTooLarge(f"a {width}x{height} picture does not fit into a {suffix} file: ask for application/json")
     return content.tobytes()

@@ -3,7 +3,7 @@
 import copy
 import logging
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ from jaxtyping import UInt8
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, Thresholds
-from model.errors import ParityError
+from model.contract import CONTRACT_FILE, GOLDEN_FILE, NETWORK_FILE, Contract, Thresholds
+from model.errors import ConfigError
 from model.files import hash_file, replace_directory
 from model.network.mask_transformer import STRIDE_PX, MaskTransformer
+from model.parity import Agreement, compare, decide
+from model.raw import Raw
 from model.run import RunCard, load_run
-from model.runtime import EQUAL_SHARE, OnnxSession, Raw, Session, check_golden, make_golden
+from model.runtime import OnnxSession, Session, check_golden, write_golden
 
 logger = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 3, 5)
-PARITY_SCORE = 1e-3
 OUTPUTS = ["scores", "clusters", "boxes", "masks", "semantic"]
 _GOLDEN_PICTURES = 2
 _LEAST_WEIGHTS = 1024
@@ -38,8 +39,11 @@ def export_run(
 
     `pictures` are placed photos on which torch and ONNX Runtime must agree; drawn scenes are added, and are the only
     ones that the artifact keeps. Weights are stored as fp16 and computed with as fp32.
-    Raises ParityError, with the figures, if the graph answers otherwise than torch, or otherwise in a batch than alone.
+    Raises ConfigError if `out` is something else than an artifact, and ParityError, with the figures, if the graph
+    answers otherwise than torch, or otherwise in a batch than alone.
     """
+    if out.exists() and not (out / CONTRACT_FILE).is_file():
+        raise ConfigError(f"{out} exists and is no artifact: choose another --out")
     card, network = load_run(run)
     _round_to_half(network)
     side = card.decoder.side_px
@@ -47,19 +51,19 @@ def export_run(
     with replace_directory(out) as folder:
         write_graph(network, folder / NETWORK_FILE)
         session = OnnxSession(folder / NETWORK_FILE, threads=torch.get_num_threads())
-        figures = check_parity(network, session, np.stack(scenes + pictures))
+        agreement = check_parity(network, session, np.stack(scenes + pictures))
         check_batches(session, (scenes + pictures)[: max(BATCHES)])
-        np.savez_compressed(folder / GOLDEN_FILE, allow_pickle=False, **make_golden(session, np.stack(scenes)))
+        write_golden(session, np.stack(scenes), folder / GOLDEN_FILE)
         check_golden(session, folder / GOLDEN_FILE)
-        contract = _make_contract(card, folder, name, version, thresholds, figures)
+        contract = _make_contract(card, folder, name, version, thresholds, agreement)
         session.check_contract(contract)
         contract.write(folder)
     return contract
 
 
-def write_graph(network: nn.Module, path: Path) -> None:
+def write_graph(network: MaskTransformer, path: Path) -> None:
     """One static graph with a dynamic batch axis; fp32 weights that fp16 holds exactly are stored as fp16."""
-    side = network.decoder.shape.side_px if isinstance(network, MaskTransformer) else 0
+    side = network.decoder.shape.side_px
     example = torch.zeros(2, 3, side, side, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own dependencies
@@ -80,18 +84,18 @@ def write_graph(network: nn.Module, path: Path) -> None:
     path.write_bytes(graph.SerializeToString())
 
 
-def check_parity(network: MaskTransformer, session: Session, pixels: UInt8[np.ndarray, "B 3 S S"]) -> dict[str, float]:
+def check_parity(network: MaskTransformer, session: Session, pixels: UInt8[np.ndarray, "B 3 S S"]) -> Agreement:
     """How far torch and the session are apart on these pictures; raises ParityError if too far."""
-    worst = {"score_difference": 0.0, "masks_equal": 1.0, "semantic_equal": 1.0}
+    answers = []
     for picture in pixels:
         with torch.inference_mode():
             outputs = network(torch.from_numpy(picture[None]))
-        reference = Raw(**{key: value[0].numpy() for key, value in outputs._asdict().items()})
-        _keep_worst(worst, reference, session.run(picture[None])[0])
-    if worst["score_difference"] > PARITY_SCORE or min(worst["masks_equal"], worst["semantic_equal"]) < EQUAL_SHARE:
-        raise ParityError(f"torch and {session.backend} disagree on {len(pixels)} pictures: {worst}")
-    logger.info("parity of torch and %s on %d pictures: %s", session.backend, len(pixels), worst)
-    return worst
+        answers.append(Raw(**{key: value[0].numpy() for key, value in outputs._asdict().items()}))
+    alone = [session.run(picture[None])[0] for picture in pixels]
+    agreement = compare(decide(answers), decide(alone))
+    agreement.require(f"torch and {session.backend} on {len(pixels)} pictures")
+    logger.info("torch and %s on %d pictures: %s", session.backend, len(pixels), agreement)
+    return agreement
 
 
 def check_batches(session: Session, pictures: list[UInt8[np.ndarray, "3 S S"]]) -> None:
@@ -100,11 +104,10 @@ def check_batches(session: Session, pictures: list[UInt8[np.ndarray, "3 S S"]]) 
     for size in BATCHES:
         for shift in range(size):
             order = [(shift + index) % len(pictures) for index in range(size)]
-            for index, answer in zip(order, session.run(np.stack([pictures[i] for i in order])), strict=True):
-                worst = {"score_difference": 0.0, "masks_equal": 1.0, "semantic_equal": 1.0}
-                _keep_worst(worst, alone[index], answer)
-                if worst["score_difference"] > PARITY_SCORE or min(list(worst.values())[1:]) < EQUAL_SHARE:
-                    raise ParityError(f"picture {index} differs alone and in a batch of {size}: {worst}")
+            together = session.run(np.stack([pictures[index] for index in order]))
+            for index, answer in zip(order, together, strict=True):
+                agreement = compare(decide([alone[index]]), decide([answer]))
+                agreement.require(f"picture {index} alone and in a batch of {size}")
 
 
 def draw_scene(seed: int, side: int) -> UInt8[np.ndarray, "3 S S"]:
@@ -120,24 +123,14 @@ def draw_scene(seed: int, side: int) -> UInt8[np.ndarray, "3 S S"]:
     return scene.clip(0, 255).astype(np.uint8)
 
 
-def _keep_worst(worst: dict[str, float], reference: Raw, answer: Raw) -> None:
-    worst["score_difference"] = max(worst["score_difference"], float(np.abs(reference.scores - answer.scores).max()))
-    is_strong = reference.scores > 0.05
-    if is_strong.any():
-        equal = (reference.masks[is_strong] > 0.5) == (answer.masks[is_strong] > 0.5)
-        worst["masks_equal"] = min(worst["masks_equal"], float(equal.mean()))
-    semantic = reference.semantic.argmax(0) == answer.semantic.argmax(0)
-    worst["semantic_equal"] = min(worst["semantic_equal"], float(semantic.mean()))
-
-
 def _make_contract(
-    card: RunCard, folder: Path, name: str, version: str, thresholds: Thresholds, figures: dict[str, float]
+    card: RunCard, folder: Path, name: str, version: str, thresholds: Thresholds, agreement: Agreement
 ) -> Contract:
     provenance: dict[str, Any] = {
         **copy.deepcopy(card.provenance),
         "steps": card.step,
         "fit": card.fit,
-        "parity": figures,
+        "parity": asdict(agreement),
     }
     contract = Contract(
         name=name,

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Int32
 
 from model.contract import Contract, Task, Thresholds
 from model.pixels import Placement, restore
-from model.runtime import Raw
+from model.raw import Raw
 
 VOID = 0
 

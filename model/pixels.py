@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,9 +14,6 @@ from model.errors import ImageTooLarge, ImageUnreadable, InputError
 PAD_RGB = (124, 116, 104)
 """ImageNet's mean colour: zero once normalised."""
 LIMIT_PIXELS = 50_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Nothing else is opened: Pillow hands EPS to Ghostscript, and its rarer formats are little tested."""
-
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no others: Pillow hands EPS to Ghostscript, for one
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -96,6 +94,16 @@ def decode_image(content: bytes, *, limit_pixels: int = LIMIT_PIXELS) -> Photo:
         raise ImageTooLarge(f"the image has too many pixels: at most {limit_pixels} are taken") from error
     except Exception as error:  # Pillow's parsers raise IndexError, TypeError, struct.error and more on broken files
         raise ImageUnreadable(f"the image is broken or cut short ({error}): send the whole file") from error
+
+
+def read_photo(path: Path, *, limit_pixels: int = LIMIT_PIXELS) -> Photo:
+    """The picture in a file. Raises as `decode_image` does, the path before the message."""
+    try:
+        return decode_image(path.read_bytes(), limit_pixels=limit_pixels)
+    except OSError as error:
+        raise ImageUnreadable(f"{path}: {error.strerror}") from error
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
 
 
 def place(

@@ -1,41 +1,22 @@
 """Artifacts that run: one protocol for every backend, and the golden answers that each must give."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import onnxruntime
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import UInt8
 
 from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, read_contract
-from model.errors import ArtifactError, ConfigError, ContractMismatch, ParityError
+from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import read_arrays
+from model.parity import Decisions, compare, decide
+from model.raw import Raw
 
 logger = logging.getLogger(__name__)
 
-SCORE_TOLERANCE = 2e-3
-"""Scores of one network on two machines; 16 times the difference seen between torch and ONNX Runtime."""
-EQUAL_SHARE = 0.999
-"""Least share of equal mask and semantic cells."""
-_GOLDEN_SCORE = 0.05
 _ORT_ERROR = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Raw:
-    """A network's answer for one picture, static in shape, detections in no order."""
-
-    scores: Float32[np.ndarray, "D"]
-    clusters: Int64[np.ndarray, "D"]
-    """Thing clusters counted from 0."""
-    boxes: Float32[np.ndarray, "D 4"]
-    """x0, y0, x1, y1 in input pixels."""
-    masks: Float32[np.ndarray, "D h w"]
-    """Probabilities at the contract's stride."""
-    semantic: Float32[np.ndarray, "S+1 h w"]
-    """Logits; 0 is "things", s is stuff cluster s."""
 
 
 class Session(Protocol):
@@ -100,41 +81,19 @@ def open_session(artifact: Path, *, threads: int = 2) -> tuple[Contract, Session
     return contract, session
 
 
+def write_golden(session: Session, pixels: UInt8[np.ndarray, "B 3 S S"], path: Path) -> None:
+    """Keep pictures and what the session decides about them."""
+    decisions = decide(session.run(pixels))
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, pixels=pixels, **vars(decisions))
+
+
 def check_golden(session: Session, path: Path) -> None:
-    """Raise ParityError unless the session gives the golden answers."""
+    """Raise ParityError unless the session gives the golden answers, ArtifactError if there are none."""
     try:
         stored = read_arrays(path)
-        pixels, scores = stored.pop("pixels"), stored["scores"]
-    except (ValueError, KeyError) as error:
+        pixels = stored.pop("pixels")
+        reference = Decisions(**stored)
+    except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} holds no golden answers: {error}") from error
-    given = summarise(session.run(pixels), scores >= _GOLDEN_SCORE)
-    if stored.keys() != given.keys() or any(stored[key].shape != given[key].shape for key in given):
-        raise ParityError(f"{path}: golden answers of another network")
-    drift = float(np.abs(stored["scores"] - given["scores"]).max())
-    if not drift <= SCORE_TOLERANCE:  # a score that is not a number is no answer either
-        raise ParityError(f"{path}: scores differ by {drift:.4f}, at most {SCORE_TOLERANCE} is allowed")
-    for key in ("clusters", "masks", "semantic"):
-        equal = float((stored[key] == given[key]).mean())
-        if equal < EQUAL_SHARE:
-            raise ParityError(f"{path}: {key} equal on {equal:.2%} only, at least {EQUAL_SHARE:.1%} is expected")
-
-
-def make_golden(session: Session, pixels: UInt8[np.ndarray, "B 3 S S"]) -> dict[str, np.ndarray]:
-    """The arrays of a golden file: pictures, and what the session makes of them."""
-    answers = session.run(pixels)
-    is_strong = np.stack([answer.scores for answer in answers]) >= _GOLDEN_SCORE
-    return {"pixels": pixels, **summarise(answers, is_strong)}
-
-
-def summarise(answers: list[Raw], is_strong: Bool[np.ndarray, "B D"]) -> dict[str, np.ndarray]:
-    """What golden answers keep of raw ones: scores, and the decisions that follow for strong detections."""
-    masks = np.stack([answer.masks > 0.5 for answer in answers])
-    if masks.shape[:2] != is_strong.shape:
-        return {}
-    masks[~is_strong] = False
-    return {
-        "scores": np.stack([answer.scores for answer in answers]),
-        "clusters": np.where(is_strong, np.stack([answer.clusters for answer in answers]), -1),
-        "masks": np.packbits(masks, axis=-1),
-        "semantic": np.stack([answer.semantic.argmax(0) for answer in answers]).astype(np.uint16),
-    }
+    compare(reference, decide(session.run(pixels))).require(f"{path} on {session.backend}")

@@ -19,16 +19,16 @@ from service.deployment import Opener
 from service.settings import Settings, read_settings
 
 _FLAGS = {
-    "artifact": ("DIR", "directory of the artifact (the bundled one)"),
-    "host": ("ADDRESS", "address to listen on (127.0.0.1)"),
-    "port": ("N", "TCP port, 0 for a free one (8000)"),
-    "max-batch": ("N", "most pictures in one run of the network (4)"),
-    "max-wait-ms": ("MS", "longest wait for a batch to fill (2)"),
-    "queue": ("N", "most pictures that wait (64)"),
-    "limit-bytes": ("N", "largest request body (33554432)"),
-    "limit-pixels": ("N", "largest picture (50000000)"),
-    "threads": ("N", "threads of the network (2)"),
-    "deadline-s": ("S", "longest time to an answer (30)"),
+    "artifact": ("DIR", "directory of the artifact"),
+    "host": ("ADDRESS", "address to listen on"),
+    "port": ("N", "TCP port, 0 for a free one"),
+    "max-batch": ("N", "most pictures in one run of the network"),
+    "max-wait-ms": ("MS", "longest wait for a batch to fill"),
+    "queue": ("N", "most pictures that wait"),
+    "limit-bytes": ("N", "largest request body"),
+    "limit-pixels": ("N", "largest picture"),
+    "threads": ("N", "threads of the network"),
+    "deadline-s": ("S", "longest time to an answer"),
 }
 
 
@@ -59,8 +59,10 @@ def make_parser() -> argparse.ArgumentParser:
         description="Serve an artifact over HTTP.",
         epilog="Each flag is also a variable: --max-batch is USEG_MAX_BATCH.",
     )
+    defaults = Settings()
     for name, (metavar, text) in _FLAGS.items():
-        parser.add_argument(f"--{name}", metavar=metavar, help=text)
+        default = getattr(defaults, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", metavar=metavar, help=f"{text} ({default})")
     return parser
 
 

@@ -25,7 +25,7 @@ from service.deployment import Deployment, Opener
 from service.errors import answer_error, find_kind
 from service.media import choose_media
 from service.options import read_options
-from service.pages import FRESH, INDEX, PageFiles
+from service.pages import FRESH, INDEX, PAGE_FILES
 from service.reference import SEGMENT_REQUEST, SEGMENT_RESPONSES, describe_problems
 from service.schemas import Liveness, ModelInfo, Readiness
 from service.settings import Settings
@@ -110,7 +110,7 @@ async def index() -> Response:
 @router.get("/page/{path:path}", include_in_schema=False)
 async def page_file(path: str, request: Request) -> Response:
     """A script, style or picture of the page."""
-    return await PageFiles().get_response(path, request.scope)
+    return await PAGE_FILES.get_response(path, request.scope)
 
 
 @asynccontextmanager

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from model.errors import Busy, DeadlinePassed, InferenceError, NotReady
-from model.runtime import Raw, Session
+from model.raw import Raw
+from model.runtime import Session
 from service.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ MEDIA: tuple[Media, ...] = get_args(Media)
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?", re.ASCII)
 
 
-def choose_media(accept: str | None) -> Media:
+def choose_media(accept: str) -> Media:
     """The type that the caller likes best. Raises AnswerUnsupported, with what we speak, if it likes none.
 
     Other parameters than `q` are ignored; a range whose `q` is malformed counts as not acceptable.
     """
-    if accept is None or not accept.strip():
+    if not accept.strip():
         return MEDIA[0]
     ranges = dict(_read_range(part) for part in accept.split(",") if part.strip())
     best = max(MEDIA, key=lambda media: _rate(media, ranges))

@@ -25,3 +25,6 @@ class PageFiles(StaticFiles):
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers.update(FRESH)
         return response
+
+
+PAGE_FILES = PageFiles()

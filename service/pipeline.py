@@ -14,7 +14,8 @@ from jaxtyping import UInt8
 from model.contract import Contract
 from model.panoptic import assemble
 from model.pixels import Photo, Placement, decode_image, place
-from model.runtime import Raw, Session
+from model.raw import Raw
+from model.runtime import Session
 from service.answers import Answer, make_answer
 from service.engine import Engine
 from service.media import Media

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from model.contract import Category, Contract
-from model.runtime import Raw, Session
+from model.raw import Raw
+from model.runtime import Session
 from service.app import create_app
 from service.deployment import Opener
 from service.settings import Settings

@@ -13,7 +13,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package)
 LONGEST_FILE, LONGEST_FUNCTION = 300, 35
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 TORCH_LIBRARIES = {"torch", "torchvision", "safetensors", "onnxscript"}
-TORCH_FLOOR = {"model/checkpoints.py", "model/export.py", "model/run.py", "model/torch_session.py"}
+TORCH_FLOOR = {"model/checkpoints.py", "model/export.py", "model/run.py"}
 
 
 def name_of(path: Path) -> str:
@@ -141,7 +141,7 @@ def test_no_exception_is_caught_bare(path: Path) -> None:
 
 @each_source
 def test_only_command_lines_print_or_configure_logging(path: Path) -> None:
-    if path.name == "__main__.py":
+    if path.name in ("__main__.py", "command.py"):
         return
     called = {ast.unparse(node.func) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)}
     assert called & {"print", "logging.basicConfig", "logging.config.dictConfig"} == set()

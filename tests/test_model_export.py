@@ -8,10 +8,11 @@ import pytest
 import tiny
 
 from model.contract import Thresholds, read_contract
-from model.errors import ArtifactError, CheckpointError, ContractMismatch, ParityError
+from model.errors import ArtifactError, CheckpointError, ConfigError, ContractMismatch, ParityError
 from model.export import check_batches, check_parity, draw_scene, export_run
+from model.raw import Raw
 from model.run import load_run
-from model.runtime import OnnxSession, Raw, open_session
+from model.runtime import OnnxSession, open_session
 
 PICTURE = draw_scene(7, tiny.SIDE_PX)
 
@@ -56,7 +57,7 @@ def test_a_network_that_answers_otherwise_is_found_out(tiny_artifact: Path, tiny
     session = OnnxSession(tiny_artifact / "network.onnx", threads=1)
     for parameter in network.decoder.quality_head.parameters():
         parameter.data += 1.0
-    with pytest.raises(ParityError, match="disagree on 1 pictures"):
+    with pytest.raises(ParityError, match="torch and cpu on 1 pictures"):
         check_parity(network, session, PICTURE[None])
 
 
@@ -100,6 +101,13 @@ def test_a_contract_that_its_network_does_not_keep_is_refused(tmp_path: Path, ti
     (artifact / "contract.json").write_text(json.dumps({**content, "detections": 9}))
     with pytest.raises(ContractMismatch, match="its contract says"):
         open_session(artifact)
+
+
+def test_an_export_onto_a_folder_of_other_things_leaves_it_alone(tmp_path: Path, tiny_run: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(ConfigError, match="is no artifact"):
+        export_run(tiny_run, tmp_path, name="other", version="9", thresholds=Thresholds(), pictures=[])
+    assert (tmp_path / "thesis.txt").is_file()
 
 
 def test_a_failed_export_leaves_what_was_there(tmp_path: Path, tiny_artifact: Path, tiny_run: Path) -> None:

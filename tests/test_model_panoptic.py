@@ -10,7 +10,7 @@ import pytest
 from model.contract import Contract, Task, Thresholds
 from model.panoptic import Segmentation, assemble
 from model.pixels import plan_placement
-from model.runtime import Raw
+from model.raw import Raw
 
 THINGS = 3
 KEEP_ALL = Thresholds(score=0.0, stuff_area=0.0)

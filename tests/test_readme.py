@@ -1,5 +1,6 @@
 """The README's commands, run as they stand there but for names of files and the size of the work."""
 
+import os
 import re
 import shlex
 import shutil
@@ -42,7 +43,8 @@ def served(tiny_artifact: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     command = [sys.executable, "-m", "service", "--artifact", str(tiny_artifact), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("USEG_")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=plain) as process:
         assert process.stdout
         assert "useg is ready" in process.stdout.readline()
         yield port

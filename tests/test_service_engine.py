@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from model.errors import Busy, DeadlinePassed, InferenceError, NotReady
-from model.runtime import Raw
+from model.raw import Raw
 from service.engine import Engine
 from service.telemetry import Telemetry
 

@@ -9,7 +9,6 @@ from service.media import choose_media
 @pytest.mark.parametrize(
     ("accept", "media"),
     [
-        (None, "application/json"),
         ("", "application/json"),
         ("*/*", "application/json"),
         ("application/json", "application/json"),
@@ -24,7 +23,7 @@ from service.media import choose_media
         ("application/json;q=oops, image/jpeg;q=0.001", "image/jpeg"),
     ],
 )
-def test_the_best_liked_type_is_chosen(accept: str | None, media: str) -> None:
+def test_the_best_liked_type_is_chosen(accept: str, media: str) -> None:
     assert choose_media(accept) == media
 
 

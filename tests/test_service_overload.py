@@ -14,7 +14,8 @@ import uvicorn
 from fake_service import CONTRACT, RedSession, draw_halves, open_client, open_fake, post, save
 
 from model.contract import Contract
-from model.runtime import Raw, Session
+from model.raw import Raw
+from model.runtime import Session
 from service.__main__ import bind
 from service.app import create_app
 from service.deployment import Opener

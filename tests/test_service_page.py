@@ -21,7 +21,7 @@ from pycocotools import mask as coco
 
 from model.contract import Category, Contract
 from model.encodings import choose_colour, decode_panoptic_png
-from model.runtime import Raw
+from model.raw import Raw
 from service.app import create_app
 from service.settings import Settings
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,23 @@ def test_a_set_without_its_pictures_is_refused_by_name(tmp_path: Path, tiny_trut
     (tmp_path / "panoptic.json").write_text(json.dumps(content))
     with pytest.raises(LabelStoreError, match=r"0\.png"):
         read_truth(tmp_path)
+
+
+def test_a_truth_of_another_size_than_its_photo_is_refused_by_name(
+    tmp_path: Path, tiny_artifact: Path, tiny_truth: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_truth, tmp_path / "set"))
+    (folder / "panoptic" / "1.png").write_bytes((folder / "panoptic" / "0.png").read_bytes())
+    with pytest.raises(LabelStoreError, match=r"1\.png has the shape"):
+        evaluate(tiny_artifact, folder, threads=1)
+    (folder / "panoptic" / "1.png").write_bytes(b"cut")
+    with pytest.raises(LabelStoreError, match=r"1\.png is no panoptic label"):
+        evaluate(tiny_artifact, folder, threads=1)
+
+
+def test_one_picture_is_too_few_to_match_clusters_on_others(tmp_path: Path, tiny_truth: Path) -> None:
+    folder = Path(shutil.copytree(tiny_truth, tmp_path / "set"))
+    content = json.loads((folder / "panoptic.json").read_text())
+    (folder / "panoptic.json").write_text(json.dumps({**content, "annotations": content["annotations"][:1]}))
+    with pytest.raises(LabelStoreError, match="holds 1 pictures"):
+        read_truth(folder)

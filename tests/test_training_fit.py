@@ -51,6 +51,22 @@ def test_another_recipe_in_the_same_run_is_refused(tiny_store: LabelStore, tiny_
         Fit(tiny_store, tiny_store.features, tiny_run, replace(TINY, learning_rate=1.0))
 
 
+def test_another_label_store_in_the_same_run_is_refused(tmp_path: Path, tiny_store: LabelStore, tiny_run: Path) -> None:
+    other = LabelStore(Path(shutil.copytree(tiny_store.folder, tmp_path / "store")))
+    content = json.loads((other.folder / "label.json").read_text())
+    (other.folder / "label.json").write_text(json.dumps({**content, "threshold": 0.5}))
+    with pytest.raises(ConfigError, match="begun with another label store"):
+        Fit(other, other.features, tiny_run, TINY)
+
+
+def test_rows_of_a_fit_killed_before_its_first_checkpoint_are_forgotten(tmp_path: Path, tiny_store: LabelStore) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "history.csv").write_text("step,total\n1,9.9\n2,9.9\n")
+    fit(tiny_store, tiny_store.features, run, TINY)
+    assert [step for step, _ in read_totals(run)] == ["1", "2", "3", "4"]
+
+
 def test_a_changed_encoder_is_refused(tmp_path: Path, tiny_store: LabelStore, tiny_run: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)

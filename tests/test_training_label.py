@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import CheckpointError, ConfigError, LabelStoreError
 from training.label import label_photos
 from training.store import LabelStore, read_label
 
@@ -47,6 +47,28 @@ def test_a_store_made_otherwise_is_left_alone(tiny_store: LabelStore, tiny_photo
         tiny_store.claim(replace(config, thing_clusters=2))
 
 
+def test_what_only_the_codebook_needs_may_change_until_there_is_one(
+    tmp_path: Path, tiny_photos: Path, tiny_encoder: Path
+) -> None:
+    scan, config = tiny.configure(tiny_photos, tiny_encoder)
+    store = LabelStore(tmp_path / "store")
+    with pytest.raises(ConfigError, match="ask for fewer"):
+        label_photos(scan, replace(config, thing_clusters=99), store, store.features)
+    with pytest.raises(ConfigError, match="cuts differ"):
+        store.claim(replace(config, cuts=1))
+    assert label_photos(scan, config, store, store.features).photos == 8
+
+
+def test_an_encoder_that_does_not_fit_leaves_no_store_behind(
+    tmp_path: Path, tiny_photos: Path, tiny_encoder: Path
+) -> None:
+    scan, config = tiny.configure(tiny_photos, tiny_encoder)
+    store = LabelStore(tmp_path / "store")
+    with pytest.raises(CheckpointError, match="no multiple"):
+        label_photos(scan, replace(config, side_px=60), store, store.features)
+    assert not store.folder.exists()
+
+
 def test_a_folder_of_other_things_is_not_taken_for_a_store(
     tmp_path: Path, tiny_photos: Path, tiny_encoder: Path
 ) -> None:
@@ -58,7 +80,12 @@ def test_a_folder_of_other_things_is_not_taken_for_a_store(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"side_px": 54}, "multiple of 4"), ({"cuts": 0}, "cuts"), ({"threshold": 1.5}, "threshold")],
+    [
+        ({"seed": -1}, "seed"),
+        ({"side_px": 54}, "multiple of 4"),
+        ({"cuts": 0}, "cuts"),
+        ({"threshold": 1.5}, "threshold"),
+    ],
 )
 def test_options_out_of_range_are_refused(
     tiny_photos: Path, tiny_encoder: Path, change: dict[str, float], message: str

@@ -57,29 +57,13 @@ def test_a_bootstrap_of_equal_pictures_has_no_width_and_is_repeatable() -> None:
     assert first["mean"].low < 50.0 < first["mean"].high
 
 
-def test_a_perfect_mask_has_ap_one_whatever_its_category(tmp_path: Path) -> None:
+def test_a_perfect_mask_has_ap_one_and_a_missed_picture_halves_it() -> None:
     mask = np.zeros((60, 60), np.uint8, order="F")
     mask[10:50, 10:50] = 1
     rle = coco.encode(mask)
-    text = {"size": rle["size"], "counts": rle["counts"].decode()}
-    truth = {
-        "info": {},
-        "images": [{"id": 7, "height": 60, "width": 60}],
-        "categories": [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}],
-        "annotations": [
-            {
-                "id": 1,
-                "image_id": 7,
-                "category_id": 3,
-                "segmentation": text,
-                "area": 1600,
-                "bbox": [10, 10, 40, 40],
-                "iscrowd": 0,
-            }
-        ],
-    }
-    path = tmp_path / "truth.json"
-    path.write_text(json.dumps(truth))
-    results = [{"image_id": 7, "category_id": 1, "segmentation": rle, "score": 0.4}]
-    scores = MaskAp(path, results, [7]).score(np.array([0]))
-    assert scores == pytest.approx({"ap": 1.0, "ap50": 1.0, "ar100": 1.0})
+    truth = {"category_id": 1, "segmentation": rle, "area": 1600, "bbox": [10, 10, 40, 40], "iscrowd": 0}
+    result = {"image_id": 7, "category_id": 1, "segmentation": rle, "score": 0.4}
+    scorer = MaskAp([truth | {"image_id": 7}, truth | {"image_id": 9}], [result], {7: [60, 60], 9: [60, 60]})
+    assert scorer.score(np.array([0, 0])) == pytest.approx({"ap": 1.0, "ap50": 1.0, "ar100": 1.0})
+    assert scorer.score(np.array([0, 1]))["ar100"] == pytest.approx(0.5)
+    assert scorer.score(np.array([1, 1])) == pytest.approx({"ap": 0.0, "ap50": 0.0, "ar100": 0.0})

@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from pycocotools import mask as coco
 from safetensors.torch import save_file
 
 from model.encodings import encode_panoptic_png
@@ -64,27 +63,18 @@ def draw_truth(folder: Path) -> Path:
     """Four labelled pictures in COCO's panoptic format: a disc (cat) in front of a wall."""
     (folder / "panoptic").mkdir(parents=True)
     draw_photos(folder / "images", count=4)
-    content: dict[str, list[dict[str, object]]] = {"images": [], "annotations": []}
-    instances = []
+    segments = [{"id": 7, "category_id": 17, "iscrowd": 0}, {"id": 300, "category_id": 171, "iscrowd": 0}]
+    annotations = []
     for index in range(4):
         image = cv2.imread(str(folder / "images" / f"{index}.png"))
-        disc = (image != image[0, 0]).any(2)
-        label_map = np.where(disc, 7, 300).astype(np.int32)
+        label_map = np.where((image != image[0, 0]).any(2), 7, 300).astype(np.int32)
         (folder / "panoptic" / f"{index}.png").write_bytes(encode_panoptic_png(label_map))
-        height, width = disc.shape
-        content["images"].append({"id": index + 1, "file_name": f"{index}.png", "height": height, "width": width})
-        segments = [{"id": 7, "category_id": 17, "iscrowd": 0}, {"id": 300, "category_id": 171, "iscrowd": 0}]
-        content["annotations"].append({"image_id": index + 1, "file_name": f"{index}.png", "segments_info": segments})
-        rle = coco.encode(np.asfortranarray(disc.astype(np.uint8)))
-        box, area = coco.toBbox(rle).tolist(), int(disc.sum())
-        mask = {"size": rle["size"], "counts": rle["counts"].decode()}
-        instances.append({"id": index + 1, "image_id": index + 1, "category_id": 17, "segmentation": mask})
-        instances[-1] |= {"bbox": box, "area": area, "iscrowd": 0}
+        annotations.append({"image_id": index + 1, "file_name": f"{index}.png", "segments_info": segments})
     categories = [
         {"id": 17, "name": "cat", "supercategory": "animal", "isthing": 1},
         {"id": 171, "name": "wall-brick", "supercategory": "wall", "isthing": 0},
     ]
-    (folder / "panoptic.json").write_text(json.dumps({**content, "categories": categories}))
-    truth = {"info": {}, "images": content["images"], "annotations": instances, "categories": categories}
-    (folder / "instances_from_panoptic.json").write_text(json.dumps(truth))
+    images = [{"id": index + 1, "file_name": f"{index}.png"} for index in range(4)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "panoptic.json").write_text(json.dumps(content))
     return folder

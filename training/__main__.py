@@ -1,7 +1,6 @@
 """`useg-train`: labels out of photos, weights out of labels, scores out of weights."""
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -9,32 +8,24 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from model.errors import UsegError
+from model.command import positive, run_command
+from model.errors import ConfigError
 from training.recipe import PRESETS, FitConfig
 
 RECIPE = ("steps", "batch", "learning_rate", "seed", "checkpoint_every")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 an error of ours on one line, 2 wrong usage, 130 interrupted."""
-    options = _build_parser().parse_args(arguments)
+    """Exit status as `model.command.run_command` gives it."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length how it was loaded
-    try:
-        result: dict[str, Any] = options.run(options)
-    except (UsegError, OSError) as error:
-        print(f"useg-train: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("useg-train: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    print(json.dumps(result, indent=2))
-    return 0
+    return run_command(build_parser(), arguments, "`label` and `fit` go on where they were when given again")
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="useg-train", description=__doc__)
-    parser.add_argument("--threads", type=_positive, default=2, help="CPU threads (%(default)s)")
+    parser.add_argument("--threads", type=positive, default=2, help="CPU threads (%(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_label(commands.add_parser("label", help="photos to panoptic pseudo-labels"))
     _add_fit(commands.add_parser("fit", help="pseudo-labels to a run"))
@@ -47,12 +38,12 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="label store to make or to finish")
     parser.add_argument("--encoder", required=True, metavar="FILE|URL", help="DINO or DINOv2 weights")
     parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (STORE/features)")
-    parser.add_argument("--limit", type=_positive, help="at most this many photos, evenly spread")
+    parser.add_argument("--limit", type=positive, help="at most this many photos, evenly spread")
     parser.add_argument("--note", default="", help="where the photos come from, for the model card")
-    for name, kind in (("side_px", _positive), ("cuts", _positive), ("threshold", float), ("components", _positive),
-                       ("thing_clusters", _positive), ("stuff_clusters", _positive), ("seed", int)):  # fmt: skip
+    for name, kind in (("side_px", positive), ("cuts", positive), ("threshold", float), ("components", positive),
+                       ("thing_clusters", positive), ("stuff_clusters", positive), ("seed", int)):  # fmt: skip
         parser.add_argument(_flag(name), type=kind, help="see LabelConfig in training/store.py")
-    parser.set_defaults(run=_run_label)
+    parser.set_defaults(work=_run_label)
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
@@ -63,33 +54,36 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     for entry in fields(FitConfig):
         if entry.name in RECIPE:
             parser.add_argument(_flag(entry.name), type=type(entry.default), help="instead of the preset's")
-    parser.set_defaults(run=_run_fit)
+    parser.set_defaults(work=_run_fit)
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
     parser.add_argument("--truth", type=Path, required=True, metavar="SET", help="folder in COCO's panoptic format")
-    parser.set_defaults(run=_run_eval)
+    parser.set_defaults(work=_run_eval)
 
 
 def _run_label(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from model.checkpoints import default_cache, fetch
+    from model.checkpoints import DEFAULT_CACHE, fetch
     from model.files import hash_file
     from training.label import hash_photos, label_photos
     from training.photos import scan_photos
     from training.store import LabelConfig, LabelStore
 
     torch.set_num_threads(options.threads)
-    scan = scan_photos(options.photos, limit=options.limit)
-    given = {entry.name: getattr(options, entry.name, None) for entry in fields(LabelConfig) if entry.name != "photos"}
+    if options.out.resolve().is_relative_to(options.photos.resolve()):
+        raise ConfigError(f"{options.out} lies in {options.photos}: its labels would be taken for photos")
+    encoder = fetch(options.encoder, DEFAULT_CACHE).resolve()
+    given = {entry.name: getattr(options, entry.name, None) for entry in fields(LabelConfig)}
     config = LabelConfig(
-        photos=str(options.photos.resolve()),
-        photos_hash=hash_photos(scan.photos),
-        encoder_hash=hash_file(fetch(options.encoder, default_cache())),
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in given.items() if value is not None}
+        | {"photos": str(options.photos.resolve()), "encoder": str(encoder)}
+        | {"photos_hash": "", "encoder_hash": hash_file(encoder)}
     )
+    scan = scan_photos(options.photos, limit=options.limit)
+    config = replace(config, photos_hash=hash_photos(scan.photos))
     store = LabelStore(options.out)
     return asdict(label_photos(scan, config, store, options.features or store.features))
 
@@ -115,13 +109,6 @@ def _run_eval(options: argparse.Namespace) -> dict[str, Any]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
 
 
 if __name__ == "__main__":

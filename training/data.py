@@ -11,13 +11,13 @@ from jaxtyping import Float, Int, Int32, UInt8
 from torch import Tensor
 
 from model.network.mask_transformer import STRIDE_PX
-from model.pixels import Placement, place, resize_labels
+from model.pixels import Placement, place, read_photo, resize_labels
 from training.augment import Scene, mirror, paste_objects
 from training.features import FeatureCache
-from training.photos import read_photo
 from training.store import StoredPhoto, read_label
 
-IGNORE = 255
+IGNORE = -1
+"""Of the semantic target; 255, which files use, may be a cluster here."""
 _LEAST_CELLS = 4
 _BAND = np.ones((5, 5), np.uint8)
 
@@ -30,7 +30,7 @@ class Target:
     clusters: Int[Tensor, "M"]
     """Counted from 0."""
     semantic: Int[Tensor, "h w"]
-    """0 things, s stuff cluster s, 255 ignore."""
+    """0 things, s stuff cluster s, IGNORE elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,20 @@
 """An artifact held against labelled pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from pycocotools import mask as coco
 
-from model.contract import Contract
-from model.panoptic import Segmentation, assemble
-from model.pixels import Placement, place, restore
-from model.runtime import Raw, open_session
+from model.contract import Contract, Task
+from model.encodings import Outline, encode_outlines
+from model.panoptic import assemble
+from model.pixels import place, read_photo
+from model.runtime import Session, open_session
 from training.matching import match_by_majority
 from training.overlap import Overlap, measure_overlap, merge_true_stuff, rename_predicted
-from training.photos import read_photo
 from training.progress import show
 from training.scores import (
     Interval,
@@ -42,6 +42,7 @@ class Report:
     semantic: dict[str, Interval]
     instance: dict[str, Interval]
     unmatched_clusters: int
+    """Clusters that were predicted and met no category in the other half."""
 
 
 PROTOCOL = (
@@ -51,59 +52,92 @@ PROTOCOL = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """What is kept of one picture."""
+
+    panoptic: Overlap
+    semantic: Overlap
+    size: list[int]
+    truth: list[dict[str, Any]]
+    results: list[dict[str, Any]]
+
+
 def evaluate(artifact: Path, truth_folder: Path, *, threads: int) -> Report:
     """Scores of an artifact on a labelled set in COCO's panoptic format."""
-    contract, session = open_session(artifact, threads=threads)
     truth = read_truth(truth_folder)
-    panoptic: list[Overlap] = []
-    semantic: list[Overlap] = []
-    results: list[dict[str, Any]] = []
-    for picture in show(truth.pictures, "evaluate", unit="picture"):
-        image = read_photo(picture.path).image
-        pixels, placement = place(image, contract.side_px, contract.stride_px)
-        raw = session.run(pixels[None])[0]
-        for answer, kept in (
-            (assemble(raw, placement, contract, "panoptic", contract.thresholds), panoptic),
-            (assemble(raw, placement, contract, "semantic", contract.thresholds), semantic),
-        ):
-            kept.append(_compare(answer, picture, truth))
-        results += _list_instances(raw, placement, picture.image_id)
-    renamed_panoptic, unmatched = _rename_folds(panoptic, contract, truth)
-    renamed_semantic, _ = _rename_folds(semantic, contract, truth)
+    contract, session = open_session(artifact, threads=threads)
+    compared = [_compare(each, truth, contract, session) for each in show(truth.pictures, "evaluate", unit="picture")]
+    panoptic, unmatched = _rename_folds([each.panoptic for each in compared], contract, truth)
+    semantic, _ = _rename_folds([each.semantic for each in compared], contract, truth)
     return Report(
-        pictures=len(truth.pictures),
+        pictures=len(compared),
         protocol=PROTOCOL,
-        panoptic=_score_panoptic(renamed_panoptic, truth),
-        semantic=_score_semantic(renamed_semantic, truth),
-        instance=_score_instances(results, truth),
+        panoptic=_score_panoptic(panoptic, truth),
+        semantic=_score_semantic(semantic, truth),
+        instance=_score_instances(compared, truth),
         unmatched_clusters=unmatched,
     )
 
 
-def _compare(answer: Segmentation, picture: TruthPicture, truth: Truth) -> Overlap:
-    overlap = measure_overlap(
-        answer.label_map,
-        {segment.id: segment.cluster for segment in answer.segments},
-        picture.read_label_map(),
-        {segment["id"]: truth.index[segment["category_id"]] for segment in picture.segments},
-        frozenset(segment["id"] for segment in picture.segments if segment["iscrowd"]),
+def _compare(picture: TruthPicture, truth: Truth, contract: Contract, session: Session) -> _Comparison:
+    photo = read_photo(picture.path)
+    pixels, placement = place(photo.image, contract.side_px, contract.stride_px)
+    raw = session.run(pixels[None])[0]
+    true_map = picture.read_label_map(photo.height, photo.width)
+    segments = {each: truth.index[category] for each, category in picture.segments.items()}
+
+    def overlap(task: Task) -> Overlap:
+        answer = assemble(raw, placement, contract, task, contract.thresholds)
+        clusters = {segment.id: segment.cluster for segment in answer.segments}
+        measured = measure_overlap(answer.label_map, clusters, true_map, segments, picture.crowds)
+        return merge_true_stuff(measured, truth.things)
+
+    ranked = assemble(raw, placement, contract, "instance", replace(contract.thresholds, score=_LEAST_SCORE))
+    scores = [segment.score for segment in ranked.segments]
+    results = [
+        {"image_id": picture.image_id, "category_id": 1, "score": score, "segmentation": _make_rle(outline)}
+        for score, outline in zip(scores, encode_outlines(ranked), strict=True)
+    ]
+    things = [each for each, category in segments.items() if category < truth.things]
+    return _Comparison(
+        panoptic=overlap("panoptic"),
+        semantic=overlap("semantic"),
+        size=[photo.height, photo.width],
+        truth=[_annotate(true_map == each, picture, each) for each in things if (true_map == each).any()],
+        results=results,
     )
-    return merge_true_stuff(overlap, truth.things)
+
+
+def _annotate(mask: Bool[np.ndarray, "H W"], picture: TruthPicture, segment: int) -> dict[str, Any]:
+    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {
+        "image_id": picture.image_id,
+        "category_id": 1,
+        "segmentation": rle,
+        "area": int(mask.sum()),
+        "bbox": coco.toBbox(rle).tolist(),
+        "iscrowd": int(segment in picture.crowds),
+    }
+
+
+def _make_rle(outline: Outline) -> dict[str, Any]:
+    return {"size": list(outline.size), "counts": outline.counts}
 
 
 def _rename_folds(overlaps: list[Overlap], contract: Contract, truth: Truth) -> tuple[list[Overlap], int]:
     """Each picture's clusters as categories, by a table that was fitted without it; and how many had no match."""
     renamed = list(overlaps)
     clusters = contract.thing_clusters + contract.stuff_clusters
-    unmatched = 0
+    unmatched: set[int] = set()
     for fold in (0, 1):
         table = match_by_majority(
             overlaps[1 - fold :: 2], clusters, contract.thing_clusters, len(truth.names), truth.things
         )
         used = np.unique(np.concatenate([overlap.predicted for overlap in overlaps[fold::2]]))
-        unmatched += int((table[used] < 0).sum())
-        renamed[fold::2] = [rename_predicted(overlap, table, merged_from=truth.things) for overlap in overlaps[fold::2]]
-    return renamed, unmatched
+        unmatched |= set(used[table[used] < 0].tolist())
+        renamed[fold::2] = [rename_predicted(each, table, merged_from=truth.things) for each in overlaps[fold::2]]
+    return renamed, len(unmatched)
 
 
 def _score_panoptic(overlaps: list[Overlap], truth: Truth) -> dict[str, Interval]:
@@ -128,20 +162,10 @@ def _score_semantic(overlaps: list[Overlap], truth: Truth) -> dict[str, Interval
     return bootstrap(len(confusions), measure, draws=_DRAWS)
 
 
-def _score_instances(results: list[dict[str, Any]], truth: Truth) -> dict[str, Interval]:
+def _score_instances(compared: list[_Comparison], truth: Truth) -> dict[str, Interval]:
+    results = [result for each in compared for result in each.results]
     if not results:
         return {}
-    image_ids = [picture.image_id for picture in truth.pictures]
-    return bootstrap(len(image_ids), MaskAp(truth.instances, results, image_ids).score, draws=_AP_DRAWS)
-
-
-def _list_instances(raw: Raw, placement: Placement, image_id: int) -> list[dict[str, Any]]:
-    """Every detection worth ranking, as a COCO result of category 1."""
-    results = []
-    for index in np.flatnonzero(raw.scores >= _LEAST_SCORE):
-        bits = restore(raw.masks[index], placement) > 0.5
-        if bits.any():
-            rle = coco.encode(np.asfortranarray(bits.astype(np.uint8)))
-            score = float(raw.scores[index])
-            results.append({"image_id": image_id, "category_id": 1, "segmentation": rle, "score": score})
-    return results
+    sizes = {picture.image_id: each.size for picture, each in zip(truth.pictures, compared, strict=True)}
+    scorer = MaskAp([annotation for each in compared for annotation in each.truth], results, sizes)
+    return bootstrap(len(compared), scorer.score, draws=_AP_DRAWS)

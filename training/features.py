@@ -10,13 +10,12 @@ from jaxtyping import Float, Float16
 from torch import Tensor
 from torch.nn import functional
 
-from model.checkpoints import default_cache, fetch, load_encoder
 from model.errors import LabelStoreError
-from model.files import hash_file, replace_file
+from model.files import replace_file
 from model.network.mask_transformer import STRIDE_PX, choose_taps, normalise
 from model.network.vit import VisionTransformer
-from model.pixels import place
-from training.photos import PhotoFile, read_photo
+from model.pixels import place, read_photo
+from training.photos import PhotoFile
 from training.progress import Progress
 
 BATCH = 8
@@ -38,8 +37,10 @@ class FeatureCache:
         """A read-only view of the file. Raises LabelStoreError if it is missing or cut short."""
         try:
             maps: Float16[np.ndarray, "T h w C"] = np.load(self.path(digest), mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise LabelStoreError(f"no features for {digest[:12]}: {error}; run `useg-train label` again") from error
+        except (OSError, EOFError, ValueError) as error:
+            raise LabelStoreError(
+                f"no features for {digest[:12]}: {error}; give the --features of `useg-train label`, or run it again"
+            ) from error
         return maps
 
     def write(self, digest: str, maps: Float16[np.ndarray, "T h w C"]) -> None:
@@ -47,17 +48,13 @@ class FeatureCache:
             np.save(stream, maps)
 
 
-def open_cache(folder: Path, encoder_source: str, side_px: int) -> FeatureCache:
+def open_cache(folder: Path, encoder_hash: str, side_px: int) -> FeatureCache:
     """The cache of this encoder file at this input size."""
-    encoder_hash = hash_file(fetch(encoder_source, default_cache()))
     return FeatureCache(folder / f"{encoder_hash[:16]}-{side_px}")
 
 
-def fill_cache(
-    cache: FeatureCache, photos: Sequence[PhotoFile], encoder_source: str, side_px: int
-) -> VisionTransformer:
-    """Compute what the cache lacks; photos already in it are not read again. Returns the encoder."""
-    encoder = load_encoder(encoder_source, side_px)
+def fill_cache(cache: FeatureCache, photos: Sequence[PhotoFile], encoder: VisionTransformer, side_px: int) -> None:
+    """Compute what the cache lacks; photos already in it are not read again."""
     missing = [photo for photo in photos if not cache.has(photo.digest)]
     with Progress("features", len(photos), unit="photo", done=len(photos) - len(missing)) as progress:
         for start in range(0, len(missing), BATCH):
@@ -66,7 +63,6 @@ def fill_cache(
             for photo, maps in zip(batch, compute_features(encoder, torch.from_numpy(pixels)), strict=True):
                 cache.write(photo.digest, maps)
             progress.advance(len(batch))
-    return encoder
 
 
 @torch.inference_mode()

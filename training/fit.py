@@ -1,28 +1,29 @@
 """Pseudo-labels to a run: a decoder fitted to a frozen encoder's cached features, resumable at any step."""
 
-import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 
-from model.checkpoints import default_cache, describe_encoder, fetch, load_encoder, load_exactly, read_state
+from model.checkpoints import DEFAULT_CACHE, describe_encoder, fetch, load_encoder
 from model.errors import CheckpointError, ConfigError, TrainingError
-from model.files import hash_file, replace_directory, replace_file
+from model.files import hash_file, replace_file
 from model.network.mask_transformer import DecoderShape, MaskDecoder, normalise
 from model.run import ENCODER_STEM, RunCard, write_run
+from training.checkpoint import load_checkpoint, read_facts, write_checkpoint
 from training.data import Batch, Samples
 from training.features import open_cache
 from training.history import append_losses, forget_after
+from training.interruption import hold_interrupts
 from training.losses import compute_losses
 from training.progress import Progress
 from training.recipe import FitConfig
@@ -30,8 +31,7 @@ from training.store import LabelConfig, LabelStore, StoredPhoto
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.json"
-CHECKPOINT = "checkpoint"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 HISTORY_FILE = "history.csv"
 
 
@@ -73,27 +73,27 @@ class Fit:
             provenance=_describe_sources(labels, len(photos)),
             fit=asdict(config),
         )
-        if (run / CHECKPOINT / STATE_FILE).exists():
+        if (run / CHECKPOINT_FILE).exists():
             self._resume()
+        forget_after(run / HISTORY_FILE, self.step)
 
     def advance(self, batch: Batch) -> dict[str, float]:
-        """One optimiser step. Raises TrainingError, naming the photos, if the loss is not finite."""
+        """One optimiser step. Raises TrainingError, naming the photos, if the loss or its gradient is not finite."""
         for group in self._optimiser.param_groups:
             group["lr"] = self.config.learning_rate * schedule(self.step, self.config)
         prediction = self.decoder(batch.features, normalise(batch.pixels), is_deep=True)
         losses = compute_losses(prediction, batch.targets)
         figures = losses.as_floats()
-        if not math.isfinite(figures["total"]):
-            names = ", ".join(path.name for path in batch.photos)
-            raise TrainingError(f"the loss is {figures['total']} at step {self.step}, on {names}")
+        self._require_finite("loss", figures["total"], batch)
         self._optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
-        nn.utils.clip_grad_norm_(self.decoder.parameters(), self.config.clip)
+        norm = float(nn.utils.clip_grad_norm_(self.decoder.parameters(), self.config.clip))
+        self._require_finite("gradient", norm, batch)
         self._optimiser.step()
         self.step += 1
         return figures
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch]:
         """What is left of the walk, the next batch being read while one is used."""
         size = self.config.batch
         with ThreadPoolExecutor(1) as reader:
@@ -106,42 +106,45 @@ class Fit:
 
     def save(self) -> None:
         """Write the checkpoint, then the run that can be exported."""
-        with replace_directory(self._run / CHECKPOINT) as folder:
-            save_file(self.decoder.state_dict(), folder / "decoder.safetensors")
-            save_file(_flatten(self._optimiser.state_dict()["state"]), folder / "optimiser.safetensors")
-            (folder / STATE_FILE).write_text(json.dumps({"step": self.step, "fit": asdict(self.config)}))
+        facts = {"step": self.step, "fit": asdict(self.config), "provenance": self._card.provenance}
+        write_checkpoint(self._run / CHECKPOINT_FILE, self.decoder, self._optimiser, facts)
         write_run(self._run, replace(self._card, step=self.step), self.decoder)
 
+    def _require_finite(self, name: str, value: float, batch: Batch) -> None:
+        if not math.isfinite(value):
+            photos = ", ".join(path.name for path in batch.photos)
+            raise TrainingError(f"the {name} is {value} at step {self.step}, on {photos} (and what was pasted there)")
+
     def _resume(self) -> None:
-        folder = self._run / CHECKPOINT
-        state = json.loads((folder / STATE_FILE).read_text())
-        changed = [key for key, value in asdict(self.config).items() if state["fit"].get(key) != value]
+        path = self._run / CHECKPOINT_FILE
+        facts = read_facts(path)
+        changed = [key for key, value in asdict(self.config).items() if facts["fit"].get(key) != value]
+        if facts["provenance"] != self._card.provenance:
+            changed.append("label store")
         if changed:
             raise ConfigError(f"{self._run} was begun with another {', '.join(changed)}: choose another --out")
-        load_exactly(self.decoder, read_state(folder / "decoder.safetensors"))
-        stored = self._optimiser.state_dict()
-        stored["state"] = _unflatten(load_file(folder / "optimiser.safetensors"))
-        self._optimiser.load_state_dict(stored)
-        self.step = int(state["step"])
-        forget_after(self._run / HISTORY_FILE, self.step)
+        load_checkpoint(path, self.decoder, self._optimiser)
+        self.step = int(facts["step"])
         logger.info("resumed %s at step %d of %d", self._run, self.step, self.config.steps)
 
 
 def fit(store: LabelStore, features: Path, run: Path, config: FitConfig) -> FitReport:
-    """Fit to the end and leave a run; killed at any moment, it goes on from the last checkpoint."""
+    """Fit to the end and leave a run; killed at any moment, it goes on from the last checkpoint.
+
+    Ctrl-C takes effect after the step in hand, which is saved: raises KeyboardInterrupt then.
+    """
     state = Fit(store, features, run, config)
     losses: dict[str, float] = {}
-    with Progress("fit", config.steps, unit="step", done=state.step) as progress:
-        try:
-            for batch in state.batches():
-                losses = state.advance(batch)
-                append_losses(run / HISTORY_FILE, state.step, losses)
-                progress.advance(note=f"loss {losses['total']:.3f}")
-                if state.step % config.checkpoint_every == 0:
-                    state.save()
-        finally:
-            if losses:  # Ctrl-C included: no finished step is lost
+    progress = Progress("fit", config.steps, unit="step", done=state.step)
+    with progress, hold_interrupts() as interruption, closing(state.batches()) as batches:
+        for batch in batches:
+            losses = state.advance(batch)
+            append_losses(run / HISTORY_FILE, state.step, losses)
+            progress.advance(note=f"loss {losses['total']:.3f}")
+            if interruption.is_wished or state.step % config.checkpoint_every == 0 or state.step == config.steps:
                 state.save()
+            if interruption.is_wished:
+                raise KeyboardInterrupt
     return FitReport(step=state.step, losses=losses)
 
 
@@ -156,7 +159,7 @@ def schedule(step: int, config: FitConfig) -> float:
 def _open_samples(labels: LabelConfig, photos: list[StoredPhoto], features: Path, config: FitConfig) -> Samples:
     return Samples(
         photos=photos,
-        cache=open_cache(features, labels.encoder, labels.side_px),
+        cache=open_cache(features, labels.encoder_hash, labels.side_px),
         side_px=labels.side_px,
         thing_clusters=labels.thing_clusters,
         seed=config.seed,
@@ -166,11 +169,10 @@ def _open_samples(labels: LabelConfig, photos: list[StoredPhoto], features: Path
 
 def _keep_encoder(source: str, expected_hash: str, run: Path) -> str:
     """Copy the encoder into the run, once; returns its name there. Raises CheckpointError if it has changed."""
-    path = fetch(source, default_cache())
-    name = f"{ENCODER_STEM}{path.suffix}"
+    name = f"{ENCODER_STEM}{Path(source).suffix}"
     if not (run / name).exists():
         with replace_file(run / name) as sibling:
-            shutil.copyfile(path, sibling)
+            shutil.copyfile(fetch(source, DEFAULT_CACHE), sibling)
     if hash_file(run / name) != expected_hash:
         raise CheckpointError(f"{run / name} is not the encoder that the labels were made with")
     return name
@@ -193,15 +195,3 @@ def _group_parameters(decoder: MaskDecoder, weight_decay: float) -> list[dict[st
     for name, parameter in decoder.named_parameters():
         (decayed if parameter.ndim > 1 and name not in ("queries", "position") else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-
-
-def _flatten(state: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
-
-
-def _unflatten(flat: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    return state

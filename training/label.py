@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
+from model.checkpoints import load_encoder
 from model.errors import LabelStoreError
 from model.files import read_arrays, replace_file
 from model.network.mask_transformer import STRIDE_PX
 from model.network.vit import VisionTransformer
-from model.pixels import Placement, place, plan_placement, resize_map
+from model.pixels import Placement, place, plan_placement, read_photo, resize_map
 from training.cluster import Codebook, assign, cluster, fit_whitening, join_taps, read_codebook, whiten
 from training.discover import propose, refine
 from training.features import FeatureCache, fill_cache, finish_tokens, open_cache
 from training.merge import Labelled, merge
-from training.photos import PhotoFile, Scan, read_photo
+from training.photos import PhotoFile, Scan
 from training.progress import show
 from training.store import LabelConfig, LabelStore
 from training.stuff import label_stuff
@@ -43,11 +44,15 @@ def hash_photos(photos: Sequence[PhotoFile]) -> str:
 
 
 def label_photos(scan: Scan, config: LabelConfig, store: LabelStore, features: Path) -> LabelReport:
-    """Fill the store: features, masks, codebook, panoptic labels, index. Finished work is not done again."""
+    """Fill the store: features, masks, codebook, panoptic labels, index.
+
+    Features, masks and codebook that are there are taken as they are; labels are merged anew.
+    """
+    encoder = load_encoder(config.encoder, config.side_px)
     store.claim(config)
     photos = list(scan.photos)
-    cache = open_cache(features, config.encoder, config.side_px)
-    encoder = fill_cache(cache, photos, config.encoder, config.side_px)
+    cache = open_cache(features, config.encoder_hash, config.side_px)
+    fill_cache(cache, photos, encoder, config.side_px)
     for photo in show(photos, "masks"):
         if not store.masks(photo.digest).is_file():
             _write_masks(store.masks(photo.digest), _find_masks(encoder, cache, photo, config))

@@ -27,12 +27,13 @@ def merge(
     `things` are the masks' clusters, counted from 1, as `stuff` is.
     """
     label_map = np.zeros(stuff.shape, np.int32)
-    box_areas = [_measure_box(mask) for mask in masks]
-    for segment_id, index in enumerate(np.argsort(-np.array(box_areas, np.int64), kind="stable"), start=1):
+    categories: dict[int, int] = {}
+    by_size = np.argsort([-_measure_box(mask) for mask in masks], kind="stable")
+    for segment_id, index in enumerate(by_size, start=1):
         label_map[masks[index]] = segment_id
-    order = np.argsort(-np.array(box_areas, np.int64), kind="stable")
-    present = set(np.unique(label_map).tolist()) - {0}
-    categories = {place + 1: things[index] for place, index in enumerate(order) if place + 1 in present}
+        categories[segment_id] = things[index]
+    for hidden in set(categories) - set(np.unique(label_map).tolist()):
+        del categories[hidden]
     is_covered = label_map > 0
     for label in np.unique(stuff):
         region = stuff == label

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import InputError, LabelStoreError
-from model.pixels import Photo, decode_image
+from model.pixels import decode_image
 from training.progress import show
 
 logger = logging.getLogger(__name__)
@@ -62,11 +62,6 @@ def scan_photos(folder: Path, *, limit: int | None = None) -> Scan:
     if not photos:
         raise LabelStoreError(f"{folder} holds no photo that can be read ({len(paths)} candidates)")
     return Scan(photos=tuple(photos.values()), broken=tuple(broken), duplicates=len(paths) - len(broken) - len(photos))
-
-
-def read_photo(path: Path) -> Photo:
-    """The decoded photo, upright."""
-    return decode_image(path.read_bytes())
 
 
 def _inspect(path: Path, name: str) -> PhotoFile:

@@ -30,6 +30,8 @@ class FitConfig:
         for name in ("steps", "batch", "learning_rate", "clip", "queries", "layers", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be 0 or more, got {self.seed}")
         for name in ("warm_up", "paste_rate"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")

@@ -4,7 +4,6 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,21 +121,24 @@ def bootstrap(
 
 
 class MaskAp:
-    """COCO's mask AP with all categories taken as one."""
+    """COCO's mask AP with all categories taken as one, number 1."""
 
-    def __init__(self, truth: Path, results: list[dict[str, Any]], image_ids: list[int]) -> None:
-        """`results` in COCO's format, `segmentation` being RLE; at least one."""
+    def __init__(self, truth: list[dict[str, Any]], results: list[dict[str, Any]], sizes: dict[int, list[int]]) -> None:
+        """Annotations (without ids) and at least one result in COCO's words, masks as RLE; sizes are height, width."""
+        images = [{"id": each, "height": height, "width": width} for each, (height, width) in sizes.items()]
+        numbered = [{**annotation, "id": number} for number, annotation in enumerate(truth, start=1)]
+        known = COCO()
+        known.dataset = {"images": images, "annotations": numbered, "categories": [{"id": 1}], "info": {}}
         with contextlib.redirect_stdout(io.StringIO()):
-            known = COCO(str(truth))
+            known.createIndex()
             self._evaluation = COCOeval(known, known.loadRes(results), "segm")
-            self._evaluation.params.useCats = 0
-            self._evaluation.params.imgIds = image_ids
+            self._evaluation.params.imgIds = list(sizes)
             self._evaluation.evaluate()
         self._per_image = list(self._evaluation.evalImgs)
-        self._count = len(image_ids)
+        self._count = len(sizes)
 
     def score(self, chosen: Int[np.ndarray, "N"]) -> dict[str, float]:
-        """AP, AP50 and AR100 in 0..1 over the chosen pictures, which may repeat."""
+        """AP, AP50 and AR100 in 0..1 over as many chosen pictures as there are; they may repeat."""
         areas = len(self._per_image) // self._count
         self._evaluation.evalImgs = [self._per_image[area * self._count + i] for area in range(areas) for i in chosen]
         with contextlib.redirect_stdout(io.StringIO()):

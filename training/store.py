@@ -20,6 +20,8 @@ CONFIG_FILE = "label.json"
 INDEX_FILE = "panoptic.json"
 PANOPTIC_FOLDER = "panoptic"
 CODEBOOK_FILE = "codebook.npz"
+_BINDING = {"photos", "photos_hash", "encoder_hash", "side_px", "cuts", "threshold"}
+"""What masks depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class LabelConfig:
         for name in ("side_px", "cuts", "components", "thing_clusters", "stuff_clusters"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be 0 or more, got {self.seed}")
         if self.side_px % STRIDE_PX:
             raise ConfigError(f"side_px must be a multiple of {STRIDE_PX}, got {self.side_px}")
         if not 0.0 < self.threshold < 1.0:
@@ -85,17 +89,20 @@ class LabelStore:
         return self.folder / "masks" / f"{digest}.npz"
 
     def claim(self, config: LabelConfig) -> None:
-        """Make the folder this configuration's. Raises ConfigError if it is another's."""
+        """Make the folder this configuration's.
+
+        Until there is a codebook, what only concerns the codebook may still be changed.
+        Raises ConfigError if the folder is another configuration's, or no label store.
+        """
         path = self.folder / CONFIG_FILE
         if path.exists():
-            stored = asdict(self.read_config())
-            changed = [key for key, value in asdict(config).items() if stored[key] != value and key != "encoder"]
-            if changed:
+            stored, given = asdict(self.read_config()), asdict(config)
+            binding = (set(stored) if self.codebook.exists() else _BINDING) - {"encoder"}
+            if changed := sorted(key for key in binding if stored[key] != given[key]):
                 raise ConfigError(
                     f"{self.folder} holds labels made otherwise ({', '.join(changed)} differ): choose another --out"
                 )
-            return
-        if self.folder.exists() and any(entry.name != "features" for entry in self.folder.iterdir()):
+        elif self.folder.exists() and any(entry.name != "features" for entry in self.folder.iterdir()):
             raise ConfigError(f"{self.folder} is not empty and no label store: choose another --out")
         with replace_file(path) as sibling:
             sibling.write_text(json.dumps(asdict(config), indent=2) + "\n")
