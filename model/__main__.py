@@ -47,6 +47,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", default="1", help="the model's version (%(default)s)")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="photos for the parity check, beside drawn scenes")
     parser.add_argument("--score", type=float, default=Thresholds().score, help="least score (%(default)s)")
+    parser.add_argument(
+        "--part", type=float, default=0.25, help="least part of a detection, see Thresholds (%(default)s)"
+    )
     parser.set_defaults(work=_run_export)
 
 
@@ -75,7 +78,7 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
         options.out,
         name=options.name,
         version=options.version,
-        thresholds=Thresholds(score=options.score),
+        thresholds=Thresholds(score=options.score, part=options.part),
         pictures=_place_photos(options.photos, read_run_card(options.run_folder).decoder.side_px),
     )
     return {"artifact": str(options.out), "files": contract.files, "parity": contract.provenance["parity"]}

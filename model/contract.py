@@ -28,6 +28,8 @@ class Thresholds:
     """A pixel belongs to a detection above this probability."""
     overlap: float = 0.5
     """A detection whose mask is covered by better ones beyond this share is dropped from the panoptic map."""
+    part: float = 0.0
+    """Detections are cut into connected parts, those below this share of the largest dropped; 0 leaves them whole."""
     stuff_area: float = 0.005
     """Stuff regions below this share of the image become void (the paper's 4,096 px at its test size)."""
 

@@ -1,6 +1,6 @@
 """A network's raw answer to segments: instances, the semantic map and the panoptic map."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -78,10 +78,26 @@ def _detect(raw: Raw, placement: Placement, contract: Contract, thresholds: Thre
         score = float(raw.scores[index])
         if score < thresholds.score or not score > 0.0:  # NaN fails both ways round
             break
-        bits = restore(raw.masks[index], placement) > thresholds.mask
-        if crop := _crop(bits):
-            found.append(_Detection(cluster=int(raw.clusters[index]) + 1, score=score, crop=crop))
+        shown = raw.masks[index, : placement.map_height, : placement.map_width]
+        for part in _split(shown, thresholds):
+            if crop := _crop(restore(part, placement) > thresholds.mask):
+                found.append(_Detection(cluster=int(raw.clusters[index]) + 1, score=score, crop=crop))
     return found
+
+
+def _split(soft: Float[np.ndarray, "h w"], thresholds: Thresholds) -> list[Float[np.ndarray, "h w"]]:
+    """The mask once for each connected part that is large enough, largest first, the other parts taken out."""
+    if not thresholds.part:
+        return [soft]
+    cells = (soft > thresholds.mask).astype(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(cells, connectivity=8)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    kept = [
+        number
+        for number in np.argsort(-areas, kind="stable")
+        if areas[number] >= thresholds.part * areas.max(initial=0)
+    ]
+    return [np.where((labels == 0) | (labels == number + 1), soft, np.float32(0.0)) for number in kept]
 
 
 def _crop(bits: Bool[np.ndarray, "H W"]) -> Crop | None:
@@ -168,7 +184,7 @@ def _group(merged: Segmentation) -> Segmentation:
 
 
 def _keep_small_stuff(thresholds: Thresholds) -> Thresholds:
-    return Thresholds(score=thresholds.score, mask=thresholds.mask, overlap=thresholds.overlap, stuff_area=0.0)
+    return replace(thresholds, stuff_area=0.0)
 
 
 def _window(label_map: Int32[np.ndarray, "H W"], crop: Crop) -> Int32[np.ndarray, "h w"]:

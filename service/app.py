@@ -49,7 +49,7 @@ def create_app(settings: Settings, *, opener: Opener | None = None) -> FastAPI:
     opener = opener or partial(open_session, settings.artifact, threads=settings.threads)
     app = FastAPI(
         title="useg",
-        summary="Instance, semantic and panoptic segments of a picture, from a network trained without a human mask.",
+        summary="Instance, semantic and panoptic segments, from a network whose training needs no human mask.",
         version="1",
         docs_url=None,  # FastAPI's pages load their scripts from a CDN; the service works offline
         redoc_url=None,

@@ -115,7 +115,7 @@ def test_a_recipe_out_of_range_is_told_before_anything_is_written(tiny_store: La
 
 SURFACE = {
     ("model",): "--threads export check segment",
-    ("model", "export"): "--out --name --version --photos --score",
+    ("model", "export"): "--out --name --version --photos --score --part",
     ("model", "check"): "",
     ("model", "segment"): "--out --task",
     ("training",): "--threads label fit eval",

@@ -1,6 +1,7 @@
 """Raw answers drawn by hand become the segments that the paper's merge prescribes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,29 @@ def test_the_crop_of_a_mask_in_parts_holds_all_of_them() -> None:
     (crop,) = segment(draw_raw([(0.9, 0, mask)]), "instance").crops
     assert (crop.top, crop.left, crop.bits.shape) == (2, 3, (4, 4))
     assert np.argwhere(crop.bits).tolist() == [[0, 0], [3, 3]]
+
+
+def test_a_detection_in_parts_becomes_one_segment_a_part_and_crumbs_are_dropped() -> None:
+    mask = (
+        draw_mask(slice(0, 2), slice(0, 5)) + draw_mask(slice(4, 6), slice(0, 2)) + draw_mask(slice(7, 8), slice(7, 8))
+    )
+    answer = segment(draw_raw([(0.9, 0, mask)]), "panoptic", replace(KEEP_ALL, part=0.3))  # of 10, 4 and 1 cells
+    assert [(each.id, each.cluster, each.score) for each in answer.segments] == [
+        (1, 1, pytest.approx(0.9)),
+        (2, 1, pytest.approx(0.9)),
+    ]
+    assert answer.label_map[:2, :5].tolist() == [[1] * 5] * 2
+    assert answer.label_map[4:6, :2].tolist() == [[2] * 2] * 2
+    assert answer.label_map[7, 7] == 0
+
+
+def test_parts_that_touch_at_a_corner_are_one() -> None:
+    mask = draw_mask(slice(0, 2), slice(0, 2)) + draw_mask(slice(2, 4), slice(2, 4))
+    assert len(segment(draw_raw([(0.9, 0, mask)]), "instance", replace(KEEP_ALL, part=0.1)).segments) == 1
+
+
+def test_an_empty_mask_has_no_parts() -> None:
+    assert segment(draw_raw([(0.9, 0, np.zeros((8, 8)))]), "instance", replace(KEEP_ALL, part=0.1)).segments == ()
 
 
 def test_what_the_network_sees_in_the_padding_is_ignored() -> None:
