@@ -1,0 +1,70 @@
+"""A state dict says which network it belongs to, or is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.errors import CheckpointError, ConfigError
+from model.network.cascade_shape import CascadeShape, infer_shape
+from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
+
+SMALL = CascadeShape(
+    thing_clusters=3, stuff_clusters=2, stem_width=4, inner_width=6, outer_width=8, pyramid_width=10, box_width=12,
+    mask_width=14, semantic_width=32,
+)  # fmt: skip
+
+
+def draw_state(shape: CascadeShape) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return PanopticCascade(shape, CascadeLimits()).state_dict()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        SMALL,
+        replace(SMALL, is_mask_agnostic=True),
+        replace(SMALL, backbone_norm="frozen", pyramid_norm="none"),
+        replace(SMALL, stuff_clusters=0, semantic_width=128),
+        CascadeShape(thing_clusters=800),
+    ],
+)
+def test_a_networks_own_weights_tell_its_shape(shape: CascadeShape) -> None:
+    assert infer_shape(draw_state(shape)) == shape
+
+
+def test_the_papers_network_has_the_published_tensors() -> None:
+    state = draw_state(CascadeShape(thing_clusters=800))
+    published = {
+        "backbone.bottom_up.stem.conv1.weight": (64, 3, 7, 7),
+        "backbone.bottom_up.res5.2.conv2.weight": (512, 512, 3, 3),
+        "backbone.bottom_up.res4.5.conv3.norm.running_var": (1024,),
+        "backbone.fpn_lateral5.weight": (256, 2048, 1, 1),
+        "proposal_generator.rpn_head.anchor_deltas.weight": (12, 256, 1, 1),
+        "roi_heads.box_head.2.fc1.weight": (1024, 12544),
+        "roi_heads.box_predictor.2.cls_score.weight": (801, 1024),
+        "roi_heads.box_predictor.0.bbox_pred.weight": (4, 1024),
+        "roi_heads.mask_head.deconv.weight": (256, 256, 2, 2),
+        "roi_heads.mask_head.predictor.weight": (800, 256, 1, 1),
+        "sem_seg_head.p5.4.weight": (128, 128, 3, 3),
+        "sem_seg_head.predictor.weight": (28, 128, 1, 1),
+    }
+    assert {name: tuple(state[name].shape) for name in published} == published
+
+
+@pytest.mark.parametrize("name", ["roi_heads.box_head.0.fc1.weight", "backbone.fpn_lateral2.weight"])
+def test_a_state_that_lacks_a_size_is_refused_by_name(name: str) -> None:
+    state = draw_state(SMALL)
+    del state[name]
+    with pytest.raises(CheckpointError, match=name):
+        infer_shape(state)
+
+
+def test_a_state_without_clusters_is_refused() -> None:
+    state = draw_state(SMALL)
+    state["roi_heads.box_predictor.0.cls_score.weight"] = torch.zeros(1, 12)
+    with pytest.raises(CheckpointError, match="0 thing"):
+        infer_shape(state)
+    with pytest.raises(ConfigError):
+        CascadeShape(thing_clusters=1, stuff_clusters=-1)

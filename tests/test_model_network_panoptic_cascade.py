@@ -1,0 +1,233 @@
+"""The whole cascade is static, indifferent to its batch and to padding, and answers as detectron2 does."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+from model.contract import Contract, Thresholds
+from model.errors import ConfigError
+from model.network.cascade_shape import CascadeShape
+from model.network.detections import DetectionLimits
+from model.network.mask_transformer import Raw
+from model.network.panoptic_cascade import CascadeLimits, PanopticCascade, prepare
+from model.network.proposals import ProposalLimits
+from model.network.roi import Sampling
+from model.panoptic import Segmentation, assemble
+from model.paste import paste
+from model.pixels import plan_placement, resize_map
+from model.raw import Raw as Answer
+
+SHAPE = CascadeShape(
+    thing_clusters=3, stuff_clusters=2, stem_width=8, inner_width=4, outer_width=16, backbone_norm="frozen",
+    pyramid_width=8, pyramid_norm="none", box_width=16, mask_width=8, semantic_width=32,
+)  # fmt: skip
+LIMITS = CascadeLimits(
+    proposals=ProposalLimits(per_level=40, total=30, sweeps=4),
+    detections=DetectionLimits(candidates=60, total=12, sweeps=4),
+    sampling=Sampling(reach=14),
+)
+POST_100 = CascadeLimits(proposals=ProposalLimits(total=100))
+HEIGHT, WIDTH = 64, 96
+
+
+@pytest.fixture(scope="module")
+def network() -> PanopticCascade:
+    torch.manual_seed(1)
+    return PanopticCascade(SHAPE, LIMITS).eval().requires_grad_(False)
+
+
+def draw_pixels(batch: int, seed: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=generator)
+
+
+def draw_sizes(batch: int) -> Tensor:
+    return torch.tensor([[HEIGHT, WIDTH], [40, 90], [64, 50]])[:batch]
+
+
+def test_pixels_are_normalised_and_zero_outside_the_picture() -> None:
+    pixels = torch.full((1, 3, 2, 3), 200, dtype=torch.uint8)
+    prepared = prepare(pixels, torch.tensor([[1, 2]]))
+    # (200 - 123.675) / 58.395, (200 - 116.28) / 57.12, (200 - 103.53) / 57.375
+    expected = torch.zeros(1, 3, 2, 3)
+    expected[0, :, 0, :2] = torch.tensor([1.30705, 1.46569, 1.68139])[:, None]
+    torch.testing.assert_close(prepared, expected, rtol=0.0, atol=1e-5)  # five digits
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_shapes_depend_on_the_network_and_not_on_the_picture(network: PanopticCascade, batch: int) -> None:
+    for pixels in (draw_pixels(batch), torch.zeros(batch, 3, HEIGHT, WIDTH, dtype=torch.uint8)):
+        raw = network(pixels, draw_sizes(batch))
+        assert raw.scores.shape == raw.clusters.shape == (batch, 12)
+        assert raw.boxes.shape == (batch, 12, 4)
+        assert raw.masks.shape == (batch, 12, 28, 28)
+        assert raw.semantic.shape == (batch, 3, HEIGHT // 4, WIDTH // 4)
+        assert raw.clusters.dtype == torch.int64
+
+
+def test_answers_lie_in_their_ranges_and_boxes_in_their_pictures(network: PanopticCascade) -> None:
+    sizes = draw_sizes(3)
+    raw = network(draw_pixels(3), sizes)
+    assert (raw.scores > 0.05).any(1).all()  # else the rest would say nothing
+    assert raw.scores.diff(dim=1).max() <= 0.0
+    assert 0 <= raw.clusters.min() <= raw.clusters.max() < 3
+    for chances in (raw.scores, raw.masks):
+        assert 0.0 <= chances.min() <= chances.max() <= 1.0
+    limits = torch.stack([sizes[:, 1], sizes[:, 0]], dim=1)[:, None]
+    assert raw.boxes.min() >= 0.0
+    assert (raw.boxes[..., 2:] <= limits).all()
+
+
+def check_same(first: Raw, second: Raw, noise: float) -> None:
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=noise, atol=noise)
+
+
+def test_a_picture_alone_and_in_a_batch_gets_the_same_answer(network: PanopticCascade) -> None:
+    pixels, sizes = draw_pixels(3), draw_sizes(3)
+    together = network(pixels, sizes)
+    assert (together.semantic[0] - together.semantic[1]).abs().max() > 0.01  # else equality would say nothing
+    for index in range(3):
+        alone = network(pixels[index : index + 1], sizes[index : index + 1])
+        # float32; kernels may sum in another order for another batch.
+        check_same(alone, Raw(*(each[index : index + 1] for each in together)), 1e-4)
+
+
+def test_what_lies_beyond_the_picture_changes_nothing(network: PanopticCascade) -> None:
+    pixels, sizes = draw_pixels(1), torch.tensor([[40, 70]])
+    other = pixels.clone()
+    other[:, :, 40:], other[:, :, :, 70:] = 255, 3
+    check_same(network(pixels, sizes), network(other, sizes), 0.0)
+
+
+def test_every_tensor_on_the_way_lies_where_the_pixels_lie() -> None:
+    """The device "meta" computes nothing, and refuses to meet a tensor of another device."""
+    network = PanopticCascade(SHAPE, LIMITS).eval().to("meta")
+    raw = network(draw_pixels(2).to("meta"), draw_sizes(2).to("meta"))
+    assert {each.device.type for each in raw} == {"meta"}
+
+
+def test_a_network_without_a_semantic_head_calls_everything_things() -> None:
+    torch.manual_seed(1)
+    network = PanopticCascade(replace(SHAPE, stuff_clusters=0), LIMITS).eval().requires_grad_(False)
+    semantic = network(draw_pixels(2), draw_sizes(2)).semantic
+    assert semantic.shape == (2, 1, HEIGHT // 4, WIDTH // 4)
+    assert not [name for name in network.state_dict() if name.startswith("sem_seg_head")]
+
+
+def test_the_exported_graph_takes_any_batch(network: PanopticCascade) -> None:
+    batch = torch.export.Dim("batch", min=1, max=64)
+    shapes = {"pixels": {0: batch}, "sizes": {0: batch}}
+    graph = torch.export.export(network, (draw_pixels(2), draw_sizes(2)), dynamic_shapes=shapes).module()
+    for count in (1, 3):
+        check_same(
+            Raw(*graph(draw_pixels(count), draw_sizes(count))), network(draw_pixels(count), draw_sizes(count)), 0
+        )
+
+
+def test_pictures_that_the_pyramid_cannot_halve_are_refused(network: PanopticCascade) -> None:
+    with pytest.raises(ConfigError, match="60x96"):
+        network(torch.zeros(1, 3, 60, WIDTH, dtype=torch.uint8), draw_sizes(1))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+def test_the_input_is_the_references_to_the_bit(golden: Path, name: str) -> None:
+    case = reference.read_case(golden, name)
+    assert prepare(case.pixels, case.sizes).equal(case.tensor("input"))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+def test_answers_to_pictures_are_the_references(golden: Path, name: str) -> None:
+    case, network = reference.read_case(golden, name), reference.read_network(golden, name)
+    raw = network(case.pixels, case.sizes)
+    count = len(case.arrays["det_scores"])
+    assert int((raw.scores > 0.0).sum()) == count
+    assert raw.clusters[:, :count].equal(case.tensor("det_classes"))
+    reference.check_near(raw.scores[:, :count], case.tensor("det_scores"), reference.SCORE_NOISE)
+    reference.check_near(raw.boxes[:, :count], case.tensor("det_boxes"), reference.BOX_NOISE_PX)
+    reference.check_near(raw.masks[:, :count], case.tensor("det_masks28"), reference.MASK_NOISE)
+    reference.check_near(raw.semantic, case.tensor("sem_logits_s4"), reference.SEMANTIC_NOISE)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+def test_answers_from_a_hundred_proposals_are_the_references(golden: Path, name: str) -> None:
+    case, network = reference.read_case(golden, name), reference.read_network(golden, name, POST_100)
+    raw = network(case.pixels, case.sizes)
+    count = len(case.arrays["post100_det_scores"])
+    assert int((raw.scores > 0.0).sum()) == count
+    assert raw.clusters[:, :count].equal(case.tensor("post100_det_classes"))
+    reference.check_near(raw.scores[:, :count], case.tensor("post100_det_scores"), reference.SCORE_NOISE)
+    reference.check_near(raw.boxes[:, :count], case.tensor("post100_det_boxes"), reference.BOX_NOISE_PX)
+
+
+def finish(raw: Raw, case: reference.Case, clusters: int) -> Segmentation:
+    """The panoptic map in the size that was asked for, by detectron2's steps: boxes scaled and cut, masks pasted.
+
+    Its two resizes of semantic logits are done here; `assemble` then gets everything at stride 1 in a square.
+    """
+    height, width = (int(length) for length in case.arrays["out_hw"])
+    in_height, in_width = case.sizes[0].tolist()
+    scale = np.array([width / in_width, height / in_height] * 2)
+    boxes = (raw.boxes[0].numpy() * scale).clip(0.0, [width, height] * 2).astype(np.float32)
+    square = max(height, width)
+    masks = np.zeros((len(boxes), square, square), np.float32)
+    for index, (mask, box) in enumerate(zip(raw.masks[0].numpy(), boxes, strict=True)):
+        patch = paste(mask, box, height, width)
+        rows, columns = patch.soft.shape
+        masks[index, patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.soft >= 0.5
+    logits = raw.semantic[0].numpy()
+    semantic = np.zeros((len(logits), square, square), np.float32)
+    for label, each in enumerate(logits):
+        large = resize_map(each, 4 * each.shape[0], 4 * each.shape[1])
+        semantic[label, :height, :width] = resize_map(large[:in_height, :in_width], height, width)
+    answer = Answer(
+        scores=raw.scores[0].numpy(), clusters=raw.clusters[0].numpy(), boxes=boxes, masks=masks, semantic=semantic
+    )
+    combine = case.card["combine"]
+    thresholds = Thresholds(
+        score=combine["instances_confidence"],
+        overlap=combine["overlap_threshold"],
+        stuff_area=combine["stuff_area_limit"] / (height * width),
+    )
+    contract = Contract(
+        name="a", version="1", network="panoptic_cascade", side_px=square, stride_px=1, detections=len(boxes),
+        thing_clusters=clusters, stuff_clusters=len(logits) - 1,
+    )  # fmt: skip
+    return assemble(answer, plan_placement(height, width, square, 1), contract, "panoptic", thresholds)
+
+
+def check_segments(segmentation: Segmentation, expected: list[dict[str, Any]], clusters: int) -> None:
+    """The same segments in the same order; detectron2 counts clusters of things from 0."""
+    segments = [(each.id, each.cluster, each.is_thing) for each in segmentation.segments]
+    assert segments == [
+        (each["id"], each["category_id"] + (1 if each["isthing"] else clusters), each["isthing"]) for each in expected
+    ]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+@pytest.mark.parametrize(
+    ("limits", "map_key", "segments_key"),
+    [
+        (CascadeLimits(), "panoptic_seg", "segments_info"),
+        (POST_100, "post100_panoptic_seg", "segments_info_post100"),
+    ],
+    ids=["1000 proposals", "100 proposals"],
+)
+def test_panoptic_maps_are_the_references(
+    golden: Path, name: str, limits: CascadeLimits, map_key: str, segments_key: str
+) -> None:
+    case, network = reference.read_case(golden, name), reference.read_network(golden, name, limits)
+    clusters = network.shape.thing_clusters
+    segmentation = finish(network(case.pixels, case.sizes), case, clusters)
+    check_segments(segmentation, case.card[segments_key], clusters)
+    assert (segmentation.label_map == case.arrays[map_key]).mean() >= 0.999
