@@ -69,6 +69,8 @@ def _add_segment(parser: argparse.ArgumentParser) -> None:
 def _run_export(options: argparse.Namespace) -> dict[str, Any]:
     import torch  # the service's environment has none
 
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
+
     from model.export import export_run
     from model.run import read_run_card
 
