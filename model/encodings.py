@@ -126,14 +126,14 @@ def _find_borders(labels: Int32[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
 
 
 def _encode_crop(crop: Crop, size: tuple[int, ...]) -> Outline:
+    bits = crop.bits
     full = np.zeros(size, np.uint8, order="F")
-    height, width = crop.bits.shape
-    full[crop.top : crop.top + height, crop.left : crop.left + width] = crop.bits
+    full[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width] = bits
     return Outline(
         size=(size[0], size[1]),
         counts=coco.encode(full)["counts"].decode("ascii"),
-        area=int(crop.bits.sum()),
-        bbox=(crop.left, crop.top, width, height),
+        area=int(bits.sum()),
+        bbox=(crop.left, crop.top, crop.width, crop.height),
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 
 from model.contract import Contract, Task, Thresholds
 from model.pixels import Placement, restore
@@ -28,11 +28,28 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """A mask inside its box."""
+    """A mask inside its box, eight pixels a byte: many large masks may be held at once."""
 
     top: int
     left: int
-    bits: Bool[np.ndarray, "h w"]
+    height: int
+    width: int
+    packed: UInt8[np.ndarray, "bytes"]
+
+    @property
+    def bits(self) -> Bool[np.ndarray, "h w"]:
+        """The mask, unpacked anew."""
+        flat = np.unpackbits(self.packed, count=self.height * self.width)
+        return flat.view(bool).reshape(self.height, self.width)
+
+
+def pack_crop(bits: Bool[np.ndarray, "H W"]) -> Crop | None:
+    """The mask inside the box around its pixels; None if it has none."""
+    left, top, width, height = cv2.boundingRect(bits.view(np.uint8))
+    if not width:
+        return None
+    packed = np.packbits(bits[top : top + height, left : left + width])
+    return Crop(top=top, left=left, height=height, width=width, packed=packed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +97,7 @@ def _detect(raw: Raw, placement: Placement, contract: Contract, thresholds: Thre
             break
         shown = raw.masks[index, : placement.map_height, : placement.map_width]
         for part in _split(shown, thresholds):
-            if crop := _crop(restore(part, placement) > thresholds.mask):
+            if crop := pack_crop(restore(part, placement) > thresholds.mask):
                 found.append(_Detection(cluster=int(raw.clusters[index]) + 1, score=score, crop=crop))
     return found
 
@@ -98,13 +115,6 @@ def _split(soft: Float[np.ndarray, "h w"], thresholds: Thresholds) -> list[Float
         if areas[number] >= thresholds.part * areas.max(initial=0)
     ]
     return [np.where((labels == 0) | (labels == number + 1), soft, np.float32(0.0)) for number in kept]
-
-
-def _crop(bits: Bool[np.ndarray, "H W"]) -> Crop | None:
-    left, top, width, height = cv2.boundingRect(bits.view(np.uint8))
-    if not width:
-        return None
-    return Crop(top=top, left=left, bits=bits[top : top + height, left : left + width].copy())
 
 
 def _show_instances(detections: list[_Detection], placement: Placement) -> Segmentation:
@@ -125,8 +135,9 @@ def _merge(
     segments: list[Segment] = []
     for found in detections:
         window = _window(label_map, found.crop)
-        free = found.crop.bits & (window == VOID)
-        area, left_over = int(found.crop.bits.sum()), int(free.sum())
+        bits = found.crop.bits
+        free = bits & (window == VOID)
+        area, left_over = int(bits.sum()), int(free.sum())
         if not left_over or area - left_over > thresholds.overlap * area:
             continue
         segments.append(Segment(id=len(segments) + 1, cluster=found.cluster, is_thing=True, score=found.score))
@@ -188,5 +199,4 @@ def _keep_small_stuff(thresholds: Thresholds) -> Thresholds:
 
 
 def _window(label_map: Int32[np.ndarray, "H W"], crop: Crop) -> Int32[np.ndarray, "h w"]:
-    height, width = crop.bits.shape
-    return label_map[crop.top : crop.top + height, crop.left : crop.left + width]
+    return label_map[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]

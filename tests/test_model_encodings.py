@@ -20,7 +20,7 @@ from model.encodings import (
     encode_panoptic_png,
     paint,
 )
-from model.panoptic import Crop, Segment, Segmentation
+from model.panoptic import Crop, Segment, Segmentation, pack_crop
 
 
 def draw(label_map: np.ndarray, ids: list[int] | None = None, crops: tuple[Crop, ...] = ()) -> Segmentation:
@@ -37,9 +37,9 @@ def encode_one(mask: np.ndarray) -> Outline:
 
 
 def crop_whole(mask: np.ndarray) -> Crop:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    bits = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Crop(top=int(rows[0]), left=int(columns[0]), bits=bits.astype(bool))
+    crop = pack_crop(mask.astype(bool))
+    assert crop
+    return crop
 
 
 def expect(mask: np.ndarray) -> Outline:
