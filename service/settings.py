@@ -33,8 +33,8 @@ class Settings:
     """Address to listen on; 0.0.0.0 is every IPv4 interface."""
     port: int = 8000
     """TCP port, 0..65535; 0 takes a free one."""
-    max_batch: int = 4
-    """Most pictures in one run of the network, 1 or more."""
+    max_batch: int = 1
+    """Most pictures in one run of the network, 1 or more; on a CPU more than 1 only adds waiting (LOG.md)."""
     max_wait_ms: float = 2.0
     """Longest wait for a batch to fill, in milliseconds, 0 or more."""
     queue: int = 64
