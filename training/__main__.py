@@ -65,6 +65,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
 
 def _run_label(options: argparse.Namespace) -> dict[str, Any]:
     import torch
+    from threadpoolctl import threadpool_limits
 
     from model.checkpoints import DEFAULT_CACHE, fetch
     from model.files import hash_file
@@ -85,7 +86,8 @@ def _run_label(options: argparse.Namespace) -> dict[str, Any]:
     scan = scan_photos(options.photos, limit=options.limit)
     config = replace(config, photos_hash=hash_photos(scan.photos))
     store = LabelStore(options.out)
-    return asdict(label_photos(scan, config, store, options.features or store.features))
+    with threadpool_limits(1, user_api="blas"):  # NumPy's BLAS threads and torch's fight for the cores, see LOG.md
+        return asdict(label_photos(scan, config, store, options.features or store.features))
 
 
 def _run_fit(options: argparse.Namespace) -> dict[str, Any]:

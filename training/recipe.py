@@ -9,7 +9,7 @@ from model.errors import ConfigError
 class FitConfig:
     """The recipe of a fit."""
 
-    steps: int = 2500
+    steps: int = 3000
     batch: int = 8
     """Photos a step."""
     learning_rate: float = 4e-4
