@@ -14,9 +14,9 @@ from model.contract import Contract, Thresholds
 from model.errors import ConfigError
 from model.network.cascade_shape import CascadeShape
 from model.network.detections import DetectionLimits
-from model.network.mask_transformer import Raw
 from model.network.panoptic_cascade import CascadeLimits, PanopticCascade, prepare
 from model.network.proposals import ProposalLimits
+from model.network.raw import Raw
 from model.network.roi import Sampling
 from model.panoptic import Segmentation, assemble
 from model.paste import paste

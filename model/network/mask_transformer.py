@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.errors import ConfigError
+from model.network.raw import Raw
 from model.network.vit import EncoderShape, Mlp, VisionTransformer
 
 MEAN = (0.485, 0.456, 0.406)
@@ -63,16 +64,6 @@ class Prediction(NamedTuple):
     masks: Float[Tensor, "B Q h w"]
     semantic: Float[Tensor, "B S+1 h w"]
     layers: tuple[Layer, ...]
-
-
-class Raw(NamedTuple):
-    """The session's answer, static in shape (see `model.runtime.Raw`)."""
-
-    scores: Float[Tensor, "B D"]
-    clusters: Int[Tensor, "B D"]
-    boxes: Float[Tensor, "B D 4"]
-    masks: Float[Tensor, "B D h w"]
-    semantic: Float[Tensor, "B S+1 h w"]
 
 
 def normalise(pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:

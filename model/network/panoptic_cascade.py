@@ -10,9 +10,9 @@ from model.errors import ConfigError
 from model.network.cascade import CascadeHeads
 from model.network.cascade_shape import CascadeShape
 from model.network.detections import DetectionLimits, select_detections
-from model.network.mask_transformer import Raw
 from model.network.proposals import ProposalGenerator, ProposalLimits, select_proposals
 from model.network.pyramid import SIDE_MULTIPLE_PX, Pyramid
+from model.network.raw import Raw
 from model.network.resnet import ResNet
 from model.network.roi import Sampling
 from model.network.semantic import SemanticHead
