@@ -19,14 +19,13 @@ from model.errors import ConfigError
 from model.files import hash_file, replace_directory
 from model.network.mask_transformer import STRIDE_PX, MaskTransformer
 from model.parity import Agreement, compare, decide
-from model.raw import Raw
+from model.raw import PARTS, Raw
 from model.run import RunCard, load_run
 from model.runtime import OnnxSession, Session, check_golden, write_golden
 
 logger = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 3, 5)
-OUTPUTS = ["scores", "clusters", "boxes", "masks", "semantic"]
 _GOLDEN_PICTURES = 2
 _LEAST_WEIGHTS = 1024
 """Smaller tensors stay fp32: nothing to gain."""
@@ -73,7 +72,7 @@ def write_graph(network: MaskTransformer, path: Path) -> None:
             dynamo=True,
             verbose=False,
             input_names=["pixels"],
-            output_names=OUTPUTS,
+            output_names=PARTS,
             dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=1024)}},
             opset_version=18,
         )

@@ -96,10 +96,10 @@ def decode_image(content: bytes, *, limit_pixels: int = LIMIT_PIXELS) -> Photo:
         raise ImageUnreadable(f"the image is broken or cut short ({error}): send the whole file") from error
 
 
-def read_photo(path: Path, *, limit_pixels: int = LIMIT_PIXELS) -> Photo:
+def read_photo(path: Path) -> Photo:
     """The picture in a file. Raises as `decode_image` does, the path before the message."""
     try:
-        return decode_image(path.read_bytes(), limit_pixels=limit_pixels)
+        return decode_image(path.read_bytes())
     except OSError as error:
         raise ImageUnreadable(f"{path}: {error.strerror}") from error
     except InputError as error:

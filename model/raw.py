@@ -1,6 +1,6 @@
 """A network's answer before anything is decided."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -19,3 +19,7 @@ class Raw:
     """Probabilities at the contract's stride."""
     semantic: Float32[np.ndarray, "S+1 h w"]
     """Logits; 0 is "things", s is stuff cluster s."""
+
+
+PARTS = tuple(entry.name for entry in fields(Raw))
+"""The outputs of every network, by name and in order."""

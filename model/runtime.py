@@ -12,7 +12,7 @@ from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, read_contract
 from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import read_arrays
 from model.parity import Decisions, compare, decide
-from model.raw import Raw
+from model.raw import PARTS, Raw
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,8 @@ class OnnxSession:
         self.backend = "cpu"
 
     def run(self, pixels: UInt8[np.ndarray, "B 3 S S"]) -> list[Raw]:
-        names = ["scores", "clusters", "boxes", "masks", "semantic"]
-        outputs = self._session.run(names, {"pixels": pixels})
-        return [Raw(**dict(zip(names, row, strict=True))) for row in zip(*outputs, strict=True)]
+        outputs = self._session.run(PARTS, {"pixels": pixels})
+        return [Raw(**dict(zip(PARTS, row, strict=True))) for row in zip(*outputs, strict=True)]
 
     def check_contract(self, contract: Contract) -> None:
         """Raise ContractMismatch if the graph's inputs and outputs are not what the contract says."""

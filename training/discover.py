@@ -72,7 +72,7 @@ def solve_cut(is_near: Bool[np.ndarray, "P P"]) -> Float[np.ndarray, "P"]:
     except ArpackNoConvergence:
         logger.debug("Lanczos did not converge on %d nodes; solved densely", len(root))
         second = linalg.eigh(scaled.astype(np.float64), subset_by_index=[len(root) - 2, len(root) - 2])[1][:, 0]
-    answer: Float[np.ndarray, P] = second / root
+    answer: Float[np.ndarray, "P"] = second / root
     return answer if answer[np.abs(answer).argmax()] > 0.0 else -answer
 
 

@@ -108,8 +108,9 @@ def _label(
     """The panoptic pseudo-label of one photo, in its own size."""
     square, placement = place(read_photo(photo.path).image, config.side_px, STRIDE_PX)
     placed = np.ascontiguousarray(square[:, : placement.placed_height, : placement.placed_width].transpose(1, 2, 0))
-    view = whiten(_read_tokens(cache, photo, config), codebook.mean, codebook.projection)
-    patch_px = config.side_px // cache.read(photo.digest).shape[1]
+    maps = cache.read(photo.digest)
+    view = whiten(_cut(join_taps(maps), placement), codebook.mean, codebook.projection)
+    patch_px = config.side_px // maps.shape[1]
     masks, clusters = [], []
     for mask in read_masks(store.masks(photo.digest)):
         fine = refine(mask, placed, patch_px)
@@ -133,7 +134,7 @@ def _cut(tokens: Float[np.ndarray, "g g C"], placement: Placement) -> Float[np.n
 
 
 def _average(view: Float[np.ndarray, "h w P"], mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "P"]:
-    mean: Float[np.ndarray, P] = view[mask].mean(0)
+    mean: Float[np.ndarray, "P"] = view[mask].mean(0)
     return mean / max(float(np.linalg.norm(mean)), 1e-12)
 
 

@@ -41,13 +41,10 @@ def merge_true_stuff(overlap: Overlap, things: int) -> Overlap:
     """One true segment a stuff category (those from `things` on), as one predicted segment is."""
     keys = [(category, -1) if category >= things else (category, place) for place, category in enumerate(overlap.true)]
     kept = list(dict.fromkeys(keys))
-    pixels = np.zeros((len(overlap.pixels), len(kept) + 1), overlap.pixels.dtype)
-    pixels[:, 0] = overlap.pixels[:, 0]
-    for place, key in enumerate(keys):
-        pixels[:, kept.index(key) + 1] += overlap.pixels[:, place + 1]
+    rows = [kept.index(key) + 1 for key in keys]
     crowds = [overlap.is_crowd[keys.index(key)] for key in kept]
     return Overlap(
-        pixels=pixels,
+        pixels=_sum_rows(overlap.pixels.T, rows, len(kept)).T,
         predicted=overlap.predicted,
         true=np.array([category for category, _ in kept], np.int64),
         is_crowd=np.array(crowds, bool),
@@ -62,12 +59,17 @@ def rename_predicted(overlap: Overlap, table: Int[np.ndarray, "N"], merged_from:
     renamed = table[overlap.predicted]
     keys = [(int(c), -1) if c >= merged_from else (int(c), place) for place, c in enumerate(renamed)]
     kept = list(dict.fromkeys(key for key in keys if key[0] >= 0))
-    pixels = np.zeros((len(kept) + 1, overlap.pixels.shape[1]), overlap.pixels.dtype)
-    pixels[0] = overlap.pixels[0]
-    for place, key in enumerate(keys):
-        pixels[kept.index(key) + 1 if key[0] >= 0 else 0] += overlap.pixels[place + 1]
+    rows = [kept.index(key) + 1 if key[0] >= 0 else 0 for key in keys]
+    pixels = _sum_rows(overlap.pixels, rows, len(kept))
     predicted = np.array([category for category, _ in kept], np.int64)
     return Overlap(pixels=pixels, predicted=predicted, true=overlap.true, is_crowd=overlap.is_crowd)
+
+
+def _sum_rows(pixels: Int[np.ndarray, "M+1 N"], rows: list[int], count: int) -> Int[np.ndarray, "K+1 N"]:
+    """Each segment's row added to the one that `rows` names (0 is void); void stays void."""
+    summed = np.zeros((count + 1, pixels.shape[1]), pixels.dtype)
+    np.add.at(summed, [0, *rows], pixels)
+    return summed
 
 
 def _number(label_map: Int32[np.ndarray, "H W"], ids: dict[int, int]) -> Int[np.ndarray, "H W"]:

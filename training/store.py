@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Int32
 
@@ -33,7 +34,7 @@ class LabelConfig:
     photos_hash: str
     """Over the names and bytes of all photos in it."""
     encoder: str
-    """Path or URL, as given."""
+    """Path of its file, absolute."""
     encoder_hash: str
     side_px: int = 448
     cuts: int = 3
@@ -173,7 +174,5 @@ def read_label(path: Path) -> Int32[np.ndarray, "H W"]:
 
 
 def _describe(mask: np.ndarray, segment_id: int, category: int) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    bbox = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+    bbox = list(cv2.boundingRect(mask.view(np.uint8)))
     return {"id": segment_id, "category_id": category, "area": int(mask.sum()), "bbox": bbox, "iscrowd": 0}

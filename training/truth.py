@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from model.encodings import decode_panoptic_png
 from model.errors import LabelStoreError
+from training.store import read_label
 
 PANOPTIC_FILE = "panoptic.json"
 
@@ -27,10 +27,7 @@ class TruthPicture:
 
     def read_label_map(self, height: int, width: int) -> Int32[np.ndarray, "H W"]:
         """Raises LabelStoreError unless it is a panoptic PNG of this size."""
-        try:
-            label_map = decode_panoptic_png(self.label.read_bytes())
-        except (OSError, ValueError) as error:
-            raise LabelStoreError(f"{self.label} is no panoptic label: {error}") from error
+        label_map = read_label(self.label)
         if label_map.shape != (height, width):
             raise LabelStoreError(f"{self.label} has the shape {label_map.shape}, its photo {height, width}")
         return label_map
