@@ -9,13 +9,26 @@ from typing import Any, Literal, get_args, get_origin
 from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import hash_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONTRACT_FILE = "contract.json"
 NETWORK_FILE = "network.onnx"
+OPENVINO_FILES = ("network.xml", "network.bin")
+"""What holds an int8 network; the first is opened, and finds the other beside it."""
 GOLDEN_FILE = "golden.npz"
+
+_ACCEPTED: dict[Any, Any] = {float: (int, float), tuple: list, Literal: str}
+"""Types that JSON writes otherwise."""
 
 Task = Literal["panoptic", "instance", "semantic"]
 TASKS: tuple[Task, ...] = get_args(Task)
+
+FloatPrecision = Literal["fp32", "fp16-stored", "fp16"]
+"""Of weights and arithmetic: fp32 both; fp16 weights that are computed with as fp32; fp16 both."""
+FLOAT_PRECISIONS: tuple[FloatPrecision, ...] = get_args(FloatPrecision)
+
+Precision = Literal[FloatPrecision, "int8"]
+"""The same; int8 both is made from another artifact, and OpenVINO alone answers it."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +61,19 @@ class Category:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """A size of input that a network takes; a picture lies at its top left."""
+
+    height_px: int
+    width_px: int
+
+    @classmethod
+    def square(cls, side_px: int) -> "Canvas":
+        """The canvas of equal sides."""
+        return cls(height_px=side_px, width_px=side_px)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contract:
     """The promise of one artifact.
 
@@ -57,14 +83,20 @@ class Contract:
     name: str
     version: str
     network: str
-    side_px: int
-    """The network takes a square of this side, a multiple of `stride_px`."""
+    canvases: tuple[Canvas, ...]
+    """The sizes of input that the network takes, their sides multiples of `stride_px`; each batch has one of them."""
     stride_px: int
-    """Masks and semantic logits come at this stride of the input."""
+    """Semantic logits, and masks that lie in the picture, come at this stride of the input."""
     detections: int
     """Detections in every raw output, padded with score 0."""
     thing_clusters: int
     stuff_clusters: int
+    """0: the network knows things alone."""
+    box_mask_side: int = 0
+    """Cells along each side of a mask that lies in its box; 0: masks lie in the picture."""
+    precision: Precision = "fp32"
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What was chosen in the graph and no weight shows; with the weights, it makes the network again."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     categories: dict[int, Category] = field(default_factory=dict)
     """Cluster to category; a cluster that is not in it has no name yet."""
@@ -74,13 +106,23 @@ class Contract:
     """Where encoder, photos and labels come from, and what was measured; for people, not for code."""
 
     def __post_init__(self) -> None:
-        if min(self.side_px, self.stride_px, self.detections, self.thing_clusters, self.stuff_clusters) < 1:
+        sides = [side for canvas in self.canvases for side in (canvas.height_px, canvas.width_px)]
+        if min(self.stride_px, self.detections, self.thing_clusters, *sides) < 1 or not sides:
             raise ContractMismatch("contract: sizes and counts must be positive")
-        if self.side_px % self.stride_px:
-            raise ContractMismatch(f"contract: side {self.side_px} is no multiple of the stride {self.stride_px}")
+        if min(self.stuff_clusters, self.box_mask_side) < 0:
+            raise ContractMismatch("contract: stuff clusters and the side of masks cannot be negative")
+        if odd := [side for side in sides if side % self.stride_px]:
+            raise ContractMismatch(f"contract: side {odd[0]} is no multiple of the stride {self.stride_px}")
         clusters = self.thing_clusters + self.stuff_clusters
         if strangers := [each for each in self.categories if not 1 <= each <= clusters]:
             raise ContractMismatch(f"contract: names clusters {strangers}, there are 1..{clusters}")
+        if self.precision not in PRECISIONS:
+            raise ContractMismatch(f"contract: no precision is called {self.precision!r}: {', '.join(PRECISIONS)} are")
+
+    @property
+    def network_files(self) -> tuple[str, ...]:
+        """What holds the network, that which a session opens before the rest."""
+        return OPENVINO_FILES if self.precision == "int8" else (NETWORK_FILE,)
 
     def is_thing(self, cluster: int) -> bool:
         return 1 <= cluster <= self.thing_clusters
@@ -106,12 +148,14 @@ def read_contract(directory: Path) -> Contract:
         raise ContractMismatch(f"{path}: expected a JSON object")
     version = content.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise ContractMismatch(f"{path}: format version {version}, this release reads {FORMAT_VERSION}")
+        raise ContractMismatch(
+            f"{path}: format version {version}, this release reads {FORMAT_VERSION}: export the run again"
+        )
     try:
         contract = _parse(content)
     except (ConfigError, TypeError, ValueError, KeyError) as error:
         raise ContractMismatch(f"{path}: {error}") from error
-    for required in (NETWORK_FILE, GOLDEN_FILE):
+    for required in (*contract.network_files, GOLDEN_FILE):
         if required not in contract.files:
             raise ContractMismatch(f"{path}: lists no hash for {required}")
     for name, expected in contract.files.items():
@@ -126,7 +170,14 @@ def _parse(content: dict[str, Any]) -> Contract:
     reject_unknown(thresholds, Thresholds)
     _reject_mistyped(thresholds, Thresholds)
     categories = {int(cluster): Category(**category) for cluster, category in content.pop("categories", {}).items()}
-    return Contract(thresholds=Thresholds(**thresholds), categories=categories, **content)
+    canvases = tuple(_parse_canvas(canvas) for canvas in content.pop("canvases", ()))
+    return Contract(thresholds=Thresholds(**thresholds), categories=categories, canvases=canvases, **content)
+
+
+def _parse_canvas(content: dict[str, Any]) -> Canvas:
+    reject_unknown(content, Canvas)
+    _reject_mistyped(content, Canvas)
+    return Canvas(**content)
 
 
 def reject_unknown(content: dict[str, Any], target: type) -> None:
@@ -143,7 +194,7 @@ def _reject_mistyped(content: dict[str, Any], target: type) -> None:
     """Raise TypeError if a value is not what the field of the dataclass `target` holds; dataclasses come as objects."""
     for entry in fields(target):
         expected: Any = get_origin(entry.type) or entry.type
-        accepted: Any = dict if is_dataclass(expected) else (int, float) if expected is float else expected
+        accepted: Any = _ACCEPTED.get(expected, dict if is_dataclass(expected) else expected)
         value = content.get(entry.name)
         if entry.name in content and (not isinstance(value, accepted) or isinstance(value, bool)):
             raise TypeError(f"{entry.name} of {target.__name__} cannot be {value!r}")

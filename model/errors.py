@@ -18,6 +18,7 @@ UsegError
 ├─ CheckpointError       weights that do not fit the network they were given for
 ├─ TrainingError         a fit that cannot go on
 └─ ConfigError           options that contradict each other or do not exist
+   └─ BackendUnavailable a backend that this machine does not have
 """
 
 
@@ -95,3 +96,7 @@ class TrainingError(UsegError):
 
 class ConfigError(UsegError):
     """Options that do not exist or contradict each other."""
+
+
+class BackendUnavailable(ConfigError):
+    """A backend that this machine, or what is installed on it, does not have; the message says what to install."""

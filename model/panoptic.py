@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
 
 from model.contract import Contract, Task, Thresholds
+from model.paste import paste
 from model.pixels import Placement, restore
 from model.raw import Raw
 
@@ -43,13 +44,13 @@ class Crop:
         return flat.view(bool).reshape(self.height, self.width)
 
 
-def pack_crop(bits: Bool[np.ndarray, "H W"]) -> Crop | None:
-    """The mask inside the box around its pixels; None if it has none."""
-    left, top, width, height = cv2.boundingRect(bits.view(np.uint8))
+def pack_crop(bits: Bool[np.ndarray, "H W"], *, top: int = 0, left: int = 0) -> Crop | None:
+    """The mask, which begins at `top` and `left`, inside the box around its pixels; None if it has none."""
+    x, y, width, height = cv2.boundingRect(bits.view(np.uint8)) if bits.size else (0, 0, 0, 0)
     if not width:
         return None
-    packed = np.packbits(bits[top : top + height, left : left + width])
-    return Crop(top=top, left=left, height=height, width=width, packed=packed)
+    packed = np.packbits(bits[y : y + height, x : x + width])
+    return Crop(top=top + y, left=left + x, height=height, width=width, packed=packed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +96,29 @@ def _detect(raw: Raw, placement: Placement, contract: Contract, thresholds: Thre
         score = float(raw.scores[index])
         if score < thresholds.score or not score > 0.0:  # NaN fails both ways round
             break
-        shown = raw.masks[index, : placement.map_height, : placement.map_width]
-        for part in _split(shown, thresholds):
-            if crop := pack_crop(restore(part, placement) > thresholds.mask):
+        soft = raw.masks[index]
+        if not contract.box_mask_side:
+            soft = soft[: placement.map_height, : placement.map_width]
+        for part in _split(soft, thresholds):
+            if crop := _draw(part, raw.boxes[index], placement, contract, thresholds):
                 found.append(_Detection(cluster=int(raw.clusters[index]) + 1, score=score, crop=crop))
     return found
+
+
+def _draw(
+    soft: Float[np.ndarray, "h w"],
+    box: Float[np.ndarray, "4"],
+    placement: Placement,
+    contract: Contract,
+    thresholds: Thresholds,
+) -> Crop | None:
+    """The mask in the picture's own size; None if it has no pixel there."""
+    if not contract.box_mask_side:
+        return pack_crop(restore(soft, placement) > thresholds.mask)
+    limits = np.array([placement.width, placement.height] * 2)
+    scale = limits / np.array([placement.placed_width, placement.placed_height] * 2)
+    patch = paste(soft, (box * scale).clip(0.0, limits), placement.height, placement.width)
+    return pack_crop(patch.soft > thresholds.mask, top=patch.top, left=patch.left)
 
 
 def _split(soft: Float[np.ndarray, "h w"], thresholds: Thresholds) -> list[Float[np.ndarray, "h w"]]:

@@ -1,6 +1,7 @@
-"""Bytes to oriented RGB, to the square a network takes, and the way back: the only resize in the project."""
+"""Bytes to oriented RGB, to the canvas a network takes, and the way back: the only resize in the project."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int32, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from model.contract import Canvas
 from model.errors import ImageTooLarge, ImageUnreadable, InputError
 
 PAD_RGB = (124, 116, 104)
@@ -49,14 +51,19 @@ class Photo:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a picture lies in its square: at the top left, `placed_*` pixels large, both multiples of the stride."""
+    """Where a picture lies on its canvas: at the top left, `placed_*` pixels large, both multiples of the stride."""
 
     height: int
     width: int
     placed_height: int
     placed_width: int
-    side_px: int
+    canvas: Canvas
     stride_px: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width on the canvas, as a network is told them."""
+        return self.placed_height, self.placed_width
 
     @property
     def map_height(self) -> int:
@@ -107,37 +114,40 @@ def read_photo(path: Path) -> Photo:
 
 
 def place(
-    image: UInt8[np.ndarray, "H W 3"], side_px: int, stride_px: int
-) -> tuple[UInt8[np.ndarray, "3 S S"], Placement]:
-    """The picture scaled to fit the square, its long side filling it, the rest ImageNet's mean colour.
+    image: UInt8[np.ndarray, "H W 3"], canvases: Sequence[Canvas], stride_px: int
+) -> tuple[UInt8[np.ndarray, "3 h w"], Placement]:
+    """The picture on the canvas that suits it best, scaled to fill it one way, the rest ImageNet's mean colour.
 
     Both sides are rounded to multiples of the stride, so that the way back is one exact resize.
     """
     height, width = image.shape[:2]
-    placement = plan_placement(height, width, side_px, stride_px)
+    placement = plan_placement(height, width, canvases, stride_px)
     target = (placement.placed_width, placement.placed_height)
     shrinks = placement.placed_width * placement.placed_height < width * height
     # Linear aliases when it shrinks, area blocks when it grows (SERVING.md, section 3).
     scaled = cv2.resize(image, target, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    square = np.empty((side_px, side_px, 3), np.uint8)
-    square[:] = PAD_RGB
-    square[: placement.placed_height, : placement.placed_width] = scaled
-    return np.ascontiguousarray(square.transpose(2, 0, 1)), placement
+    laid = np.empty((placement.canvas.height_px, placement.canvas.width_px, 3), np.uint8)
+    laid[:] = PAD_RGB
+    laid[: placement.placed_height, : placement.placed_width] = scaled
+    return np.ascontiguousarray(laid.transpose(2, 0, 1)), placement
 
 
-def plan_placement(height: int, width: int, side_px: int, stride_px: int) -> Placement:
-    """Where a picture of this size lies in the square."""
-    scale = side_px / max(height, width)
+def plan_placement(height: int, width: int, canvases: Sequence[Canvas], stride_px: int) -> Placement:
+    """Where a picture of this size lies: on the canvas on which it is largest, among equals the smallest."""
 
-    def fit(length: int) -> int:
-        return min(side_px, max(1, round(length * scale / stride_px)) * stride_px)
+    def measure_scale(canvas: Canvas) -> float:
+        return min(canvas.height_px / height, canvas.width_px / width)
 
+    def fit(length: int, limit: int) -> int:
+        return min(limit, max(1, round(length * measure_scale(canvas) / stride_px)) * stride_px)
+
+    canvas = min(canvases, key=lambda each: (-measure_scale(each), each.height_px * each.width_px))
     return Placement(
         height=height,
         width=width,
-        placed_height=fit(height),
-        placed_width=fit(width),
-        side_px=side_px,
+        placed_height=fit(height, canvas.height_px),
+        placed_width=fit(width, canvas.width_px),
+        canvas=canvas,
         stride_px=stride_px,
     )
 

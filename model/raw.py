@@ -14,9 +14,9 @@ class Raw:
     clusters: Int64[np.ndarray, "D"]
     """Thing clusters counted from 0."""
     boxes: Float32[np.ndarray, "D 4"]
-    """x0, y0, x1, y1 in input pixels."""
+    """x0, y0, x1, y1 in pixels of the canvas."""
     masks: Float32[np.ndarray, "D h w"]
-    """Probabilities at the contract's stride."""
+    """Probabilities at the contract's stride in the picture, or in the cells of each box, as the contract says."""
     semantic: Float32[np.ndarray, "S+1 h w"]
     """Logits; 0 is "things", s is stuff cluster s."""
 

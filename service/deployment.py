@@ -8,7 +8,8 @@ import numpy as np
 
 from model.contract import Contract
 from model.errors import ArtifactError, NotReady, UsegError
-from model.runtime import Session
+from model.handover import HandoverSession
+from model.session import Session
 from service.pipeline import Pipeline
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -27,6 +28,7 @@ class Deployment:
         self._settings = settings
         self._telemetry = telemetry
         self._pipeline: Pipeline | None = None
+        self._session: Session | None = None
         self._refusal: UsegError | None = None
         self._obstacle = "the artifact is being opened: try again in a moment"
         self._opening: asyncio.Task[None] | None = None
@@ -45,6 +47,8 @@ class Deployment:
         self._obstacle = "the service is shutting down: try again in a moment"
         if pipeline:
             await pipeline.stop()
+        if isinstance(self._session, HandoverSession):
+            self._session.close()
 
     async def settle(self) -> None:
         """Return once pictures are taken. Raises the error for which the artifact was refused."""
@@ -58,6 +62,14 @@ class Deployment:
             raise NotReady(self._obstacle)
         return self._pipeline
 
+    def describe(self) -> None:
+        """Tell the telemetry what answers now; a session may have handed over to a faster one."""
+        if self._pipeline and self._session:
+            contract = self._pipeline.contract
+            self._telemetry.model.info(
+                {"name": contract.name, "version": contract.version, "backend": self._session.backend}
+            )
+
     async def _open(self) -> None:
         try:
             contract, session = await asyncio.to_thread(self._open_warm)
@@ -69,8 +81,8 @@ class Deployment:
         else:
             pipeline = Pipeline(contract, session, self._settings, self._telemetry)
             await pipeline.start()
-            self._telemetry.model.info({"name": contract.name, "version": contract.version, "backend": session.backend})
-            self._pipeline = pipeline
+            self._pipeline, self._session = pipeline, session
+            self.describe()
         self._is_settled.set()
 
     def _refuse(self, error: UsegError) -> None:
@@ -79,7 +91,9 @@ class Deployment:
         self._obstacle = f"the artifact was refused: {error}"
 
     def _open_warm(self) -> tuple[Contract, Session]:
-        """The artifact after a first run, which is slower than all that follow."""
+        """The artifact after a first run on each canvas, slower than all that follow."""
         contract, session = self._opener()
-        session.run(np.zeros((1, 3, contract.side_px, contract.side_px), np.uint8))
+        for canvas in contract.canvases:
+            size = (canvas.height_px, canvas.width_px)
+            session.run(np.zeros((1, 3, *size), np.uint8), np.array([size]))
         return contract, session

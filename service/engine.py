@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from model.errors import Busy, DeadlinePassed, InferenceError, NotReady
 from model.raw import Raw
-from model.runtime import Session
+from model.session import Session
 from service.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ class Inference:
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    pixels: UInt8[np.ndarray, "3 S S"]
+    pixels: UInt8[np.ndarray, "3 H W"]
+    size: tuple[int, int]
     deadline: float
     submitted: float
     future: asyncio.Future[Inference] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -88,8 +89,8 @@ class Engine:
         self._telemetry.queue_depth.set(0)
         await asyncio.to_thread(self._thread.shutdown)
 
-    async def submit(self, pixels: UInt8[np.ndarray, "3 S S"], deadline: float) -> Inference:
-        """The network's answer to one picture.
+    async def submit(self, pixels: UInt8[np.ndarray, "3 H W"], size: tuple[int, int], deadline: float) -> Inference:
+        """The network's answer to one picture of that size (height, width) at the top left of its pixels.
 
         Raises Busy if the queue is full, DeadlinePassed at the deadline, NotReady if the engine does not run, and
         whatever the session raises for this picture. A submission that is cancelled is dropped from the queue.
@@ -97,7 +98,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         if self._loop_task is None:
             raise NotReady("the service is not running: try again in a moment")
-        item = _Item(pixels=pixels, deadline=deadline, submitted=loop.time())
+        item = _Item(pixels=pixels, size=size, deadline=deadline, submitted=loop.time())
         try:
             self._queue.put_nowait(item)
         except asyncio.QueueFull as error:
@@ -156,7 +157,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            raws = await loop.run_in_executor(self._thread, self._run, [item.pixels for item in batch])
+            raws = await loop.run_in_executor(self._thread, self._run, batch)
         except Exception as error:  # sessions raise their backend's own exceptions, which share no base
             if len(batch) == 1:
                 batch[0].fail(error)
@@ -174,11 +175,17 @@ class Engine:
             else:
                 item.fail(InferenceError("the network gave numbers that are not finite"))
 
-    def _run(self, pictures: list[UInt8[np.ndarray, "3 S S"]]) -> list[Raw]:
-        raws = self._session.run(np.stack(pictures))
-        if len(raws) != len(pictures):
-            raise InferenceError(f"the session gave {len(raws)} answers to {len(pictures)} pictures")
-        return raws
+    def _run(self, batch: list[_Item]) -> list[Raw]:
+        """Answers in order, from one run for each canvas in the batch."""
+        answers: dict[int, Raw] = {}
+        for shape in {item.pixels.shape for item in batch}:
+            places = [place for place, item in enumerate(batch) if item.pixels.shape == shape]
+            pixels = np.stack([batch[place].pixels for place in places])
+            raws = self._session.run(pixels, np.array([batch[place].size for place in places]))
+            if len(raws) != len(places):
+                raise InferenceError(f"the session gave {len(raws)} answers to {len(places)} pictures")
+            answers |= zip(places, raws, strict=True)
+        return [answers[place] for place in range(len(batch))]
 
 
 def is_finite(raw: Raw) -> bool:

@@ -15,7 +15,7 @@ from model.contract import Contract
 from model.panoptic import assemble
 from model.pixels import Photo, Placement, decode_image, place
 from model.raw import Raw
-from model.runtime import Session
+from model.session import Session
 from service.answers import Answer, make_answer
 from service.engine import Engine
 from service.media import Media
@@ -72,7 +72,7 @@ class Pipeline:
     ) -> Answer:
         """The answer to an image file. Raises any InputError of its decoding, and all that the engine raises."""
         photo, pixels, placement = await self._offload(partial(self._prepare, content, stopwatch))
-        inference = await self.engine.submit(pixels, deadline)
+        inference = await self.engine.submit(pixels, placement.size, deadline)
         stopwatch.add("queue", inference.queue_s)
         stopwatch.add("infer", inference.infer_s)
         return await self._offload(partial(self._finish, photo, inference.raw, placement, options, media, stopwatch))
@@ -80,10 +80,10 @@ class Pipeline:
     async def _offload(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _prepare(self, content: bytes, stopwatch: Stopwatch) -> tuple[Photo, UInt8[np.ndarray, "3 S S"], Placement]:
+    def _prepare(self, content: bytes, stopwatch: Stopwatch) -> tuple[Photo, UInt8[np.ndarray, "3 H W"], Placement]:
         with stopwatch.time("decode"):
             photo = decode_image(content, limit_pixels=self._limit_pixels)
-            return photo, *place(photo.image, self.contract.side_px, self.contract.stride_px)
+            return photo, *place(photo.image, self.contract.canvases, self.contract.stride_px)
 
     def _finish(
         self, photo: Photo, raw: Raw, placement: Placement, options: Options, media: Media, stopwatch: Stopwatch

@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from model.contract import Category, Contract
+from model.contract import Canvas, Category, Contract
 from model.raw import Raw
-from model.runtime import Session
+from model.session import Session
 from service.app import create_app
 from service.deployment import Opener
 from service.settings import Settings
@@ -24,7 +24,7 @@ CONTRACT = Contract(
     name="fake",
     version="1+test",
     network="none",
-    side_px=SIDE_PX,
+    canvases=(Canvas.square(SIDE_PX),),
     stride_px=STRIDE_PX,
     detections=2,
     thing_clusters=2,
@@ -51,7 +51,7 @@ class RedSession:
 
     backend = "fake"
 
-    def run(self, pixels: np.ndarray) -> list[Raw]:
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
         return [look(each) for each in pixels]
 
 

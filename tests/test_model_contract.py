@@ -10,6 +10,7 @@ from model.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
     NETWORK_FILE,
+    Canvas,
     Category,
     Contract,
     Thresholds,
@@ -28,7 +29,7 @@ def write_artifact(folder: Path) -> Contract:
         name="garden",
         version="3",
         network="mask_transformer",
-        side_px=56,
+        canvases=(Canvas(height_px=56, width_px=84), Canvas.square(56)),
         stride_px=4,
         detections=8,
         thing_clusters=5,
@@ -64,8 +65,9 @@ def test_a_written_contract_reads_back_equal(tmp_path: Path) -> None:
 
 def test_things_come_before_stuff() -> None:
     contract = Contract(
-        name="a", version="1", network="n", side_px=8, stride_px=4, detections=1, thing_clusters=2, stuff_clusters=3
-    )
+        name="a", version="1", network="n", canvases=(Canvas.square(8),), stride_px=4, detections=1,
+        thing_clusters=2, stuff_clusters=3,
+    )  # fmt: skip
     assert [contract.is_thing(cluster) for cluster in (0, 1, 2, 3, 5)] == [False, True, True, False, False]
 
 
@@ -116,11 +118,11 @@ def test_a_listed_file_outside_the_artifact_is_refused_even_if_its_hash_is_right
     assert f"lists {name!r}: only files beside it" in refuse(artifact, ArtifactError)
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None])
+@pytest.mark.parametrize("version", [3, 1, "2", None])
 def test_another_format_version_is_refused_with_both_versions(tmp_path: Path, version: Any) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, format_version=version)
-    assert f"format version {version}, this release reads 1" in refuse(tmp_path, ContractMismatch)
+    assert f"format version {version}, this release reads 2" in refuse(tmp_path, ContractMismatch)
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
@@ -142,8 +144,8 @@ def test_a_key_like_no_other_is_refused_with_all_known_ones() -> None:
 
 def test_a_missing_key_is_refused_with_its_name(tmp_path: Path) -> None:
     write_artifact(tmp_path)
-    edit(tmp_path, side_px=None)
-    assert "side_px" in refuse(tmp_path, ContractMismatch)
+    edit(tmp_path, stride_px=None)
+    assert "stride_px" in refuse(tmp_path, ContractMismatch)
 
 
 @pytest.mark.parametrize("name", [NETWORK_FILE, GOLDEN_FILE])
@@ -169,8 +171,13 @@ def test_a_threshold_out_of_range_in_a_file_is_the_contracts_fault(tmp_path: Pat
 @pytest.mark.parametrize(
     "change",
     [
-        {"side_px": "56"},
-        {"side_px": 56.0},
+        {"stride_px": "4"},
+        {"stride_px": 4.0},
+        {"canvases": 56},
+        {"canvases": [56]},
+        {"canvases": [{"height_px": 56}]},
+        {"canvases": [{"height_px": 56, "width_px": 56.0}]},
+        {"canvases": [{"height_px": 56, "width_px": 56, "depth_px": 56}]},
         {"detections": True},
         {"name": 7},
         {"thresholds": [0.3]},
@@ -201,7 +208,15 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"side_px": 0}, {"stride_px": -4}, {"detections": 0}, {"stuff_clusters": 0}], ids=str
+    "change",
+    [
+        {"canvases": [{"height_px": 0, "width_px": 56}]},
+        {"canvases": []},
+        {"stride_px": -4},
+        {"detections": 0},
+        {"thing_clusters": 0},
+    ],
+    ids=str,
 )
 def test_sizes_and_counts_below_one_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     write_artifact(tmp_path)
@@ -209,7 +224,30 @@ def test_sizes_and_counts_below_one_are_refused(tmp_path: Path, change: dict[str
     assert "must be positive" in refuse(tmp_path, ContractMismatch)
 
 
+@pytest.mark.parametrize("change", [{"stuff_clusters": -1}, {"box_mask_side": -28}], ids=str)
+def test_what_may_be_absent_cannot_be_negative(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, **change)
+    assert "cannot be negative" in refuse(tmp_path, ContractMismatch)
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        ("int4", "no precision is called 'int4': fp32, fp16-stored, fp16, int8 are"),
+        (8, "precision of Contract cannot be 8"),
+        ("int8", "lists no hash for network.xml"),
+    ],
+)
+def test_a_precision_that_there_is_not_or_whose_files_are_not_there_is_refused(
+    tmp_path: Path, precision: object, said: str
+) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, precision=precision)
+    assert said in refuse(tmp_path, ContractMismatch)
+
+
 def test_a_side_that_the_stride_does_not_divide_is_refused(tmp_path: Path) -> None:
     write_artifact(tmp_path)
-    edit(tmp_path, side_px=58)
+    edit(tmp_path, canvases=[{"height_px": 56, "width_px": 58}])
     assert "side 58 is no multiple of the stride 4" in refuse(tmp_path, ContractMismatch)

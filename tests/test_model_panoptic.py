@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.contract import Contract, Task, Thresholds
+from model.contract import Canvas, Contract, Task, Thresholds
 from model.panoptic import Segmentation, assemble
 from model.pixels import plan_placement
 from model.raw import Raw
@@ -19,8 +19,8 @@ KEEP_ALL = Thresholds(score=0.0, stuff_area=0.0)
 
 def draw_contract(side_px: int = 8, stride_px: int = 1, stuff: int = 2, detections: int = 4) -> Contract:
     return Contract(
-        name="a", version="1", network="n", side_px=side_px, stride_px=stride_px, detections=detections,
-        thing_clusters=THINGS, stuff_clusters=stuff,
+        name="a", version="1", network="n", canvases=(Canvas.square(side_px),), stride_px=stride_px,
+        detections=detections, thing_clusters=THINGS, stuff_clusters=stuff,
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def draw_raw(detections: list[tuple[float, int, np.ndarray]], labels: Any = None
 
 def segment(raw: Raw, task: Task, thresholds: Thresholds = KEEP_ALL, height: int = 8, width: int = 8) -> Segmentation:
     contract = draw_contract()
-    return assemble(raw, plan_placement(height, width, 8, 1), contract, task, thresholds)
+    return assemble(raw, plan_placement(height, width, [Canvas.square(8)], 1), contract, task, thresholds)
 
 
 def list_segments(segmentation: Segmentation) -> list[tuple[int, int, bool]]:
@@ -223,7 +223,7 @@ def test_what_the_network_sees_in_the_padding_is_ignored() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (31, 47), (100, 63)])
 def test_answers_come_in_the_pictures_size_with_edges_within_a_pixel(height: int, width: int) -> None:
-    placement = plan_placement(height, width, 32, 4)
+    placement = plan_placement(height, width, [Canvas.square(32)], 4)
     middle = placement.map_width // 2
     labels = np.ones((8, 8), int)
     labels[:, middle:] = 2
@@ -235,6 +235,50 @@ def test_answers_come_in_the_pictures_size_with_edges_within_a_pixel(height: int
         assert label_map.shape == (height, width)
         thing = 1 if task != "semantic" else label_map[0, -1]
         assert abs(int((label_map[height // 2] != thing).sum()) - edge) <= 1.0
+
+
+def test_a_mask_in_its_box_is_drawn_where_the_box_lies_in_the_picture() -> None:
+    """The picture is twice as large as it lies on its canvas, so is the box."""
+    mask = np.full((28, 28), 0.9, np.float32)
+    mask[:, 14:] = 0.0
+    raw = replace(
+        draw_raw([(0.9, 0, mask), (0.8, 1, mask)]),
+        boxes=np.array([[8, 4, 24, 20], [-50, 28, 60, 90]], np.float32),  # the second leaves the picture
+    )
+    contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_side=28)
+    placement = plan_placement(64, 64, [Canvas.square(32)], 4)
+    instances = assemble(raw, placement, contract, "instance", KEEP_ALL)
+    assert list_segments(instances) == [(1, 1, True), (2, 2, True)]
+    first, second = (np.argwhere(instances.label_map == segment) for segment in (1, 2))
+    assert (first.min(0).tolist(), first.max(0).tolist()) == ([8, 16], [39, 31])
+    assert (second.min(0).tolist(), second.max(0).tolist()) == ([56, 0], [63, 31])  # half of the box that is left
+
+
+def test_a_box_outside_the_picture_or_without_area_draws_nothing() -> None:
+    mask = np.full((28, 28), 0.9, np.float32)
+    raw = replace(
+        draw_raw([(0.9, 0, mask), (0.8, 1, mask)]), boxes=np.array([[40, 40, 60, 60], [9, 9, 9, 9]], np.float32)
+    )
+    contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_side=28)
+    placement = plan_placement(64, 64, [Canvas.square(32)], 4)
+    assert assemble(raw, placement, contract, "instance", KEEP_ALL).segments == ()
+
+
+def test_the_parts_of_a_mask_in_its_box_become_detections_of_their_own() -> None:
+    mask = np.zeros((28, 28), np.float32)
+    mask[:, :8], mask[:, 20:] = 0.9, 0.9
+    raw = replace(draw_raw([(0.9, 0, mask)]), boxes=np.array([[0, 0, 28, 28]], np.float32))
+    contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_side=28)
+    placement = plan_placement(32, 32, [Canvas.square(32)], 4)
+    answer = assemble(raw, placement, contract, "instance", replace(KEEP_ALL, part=0.5))
+    assert [int((answer.label_map == each.id).sum()) for each in answer.segments] == [8 * 28, 8 * 28]
+
+
+def test_a_network_that_knows_things_alone_leaves_the_rest_void() -> None:
+    raw = draw_raw([(0.9, 0, draw_mask(slice(2, 4), slice(2, 4)))], logits=np.zeros((1, 8, 8), np.float32))
+    answer = assemble(raw, plan_placement(8, 8, [Canvas.square(8)], 1), draw_contract(stuff=0), "panoptic", KEEP_ALL)
+    assert list_segments(answer) == [(1, 1, True)]
+    assert int((answer.label_map == 0).sum()) == 60
 
 
 def test_random_answers_give_maps_and_segments_that_agree() -> None:
@@ -280,7 +324,7 @@ def test_the_merge_is_detectron2s(golden: Path) -> None:
         overlap=expected["overlap_threshold"],
         stuff_area=expected["stuff_area_limit"] / (height * width),
     )
-    answer = assemble(raw, plan_placement(height, width, width, 1), contract, "panoptic", thresholds)
+    answer = assemble(raw, plan_placement(height, width, [Canvas.square(width)], 1), contract, "panoptic", thresholds)
     np.testing.assert_array_equal(answer.label_map, units["combine_panoptic"])
     assert list_segments(answer) == [
         (each["id"], each["category_id"] + (1 if each["isthing"] else THINGS), each["isthing"])

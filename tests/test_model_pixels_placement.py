@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from model.contract import Canvas
 from model.pixels import PAD_RGB, place, plan_placement, restore
 
 RED = (255, 0, 0)
 
 
 def test_the_long_side_fills_the_square_and_the_rest_is_padding() -> None:
-    pixels, placement = place(np.full((30, 60, 3), RED, np.uint8), side_px=56, stride_px=4)
+    pixels, placement = place(np.full((30, 60, 3), RED, np.uint8), [Canvas.square(56)], stride_px=4)
     assert (placement.placed_height, placement.placed_width) == (28, 56)
     assert pixels.shape == (3, 56, 56)
     assert np.unique(pixels[:, :28].reshape(3, -1), axis=1).T.tolist() == [list(RED)]
@@ -18,14 +19,14 @@ def test_the_long_side_fills_the_square_and_the_rest_is_padding() -> None:
 
 def test_a_square_of_the_networks_size_is_placed_unchanged() -> None:
     image = np.random.default_rng(3).integers(0, 256, (56, 56, 3), np.uint8)
-    pixels, _ = place(image, side_px=56, stride_px=4)
+    pixels, _ = place(image, [Canvas.square(56)], stride_px=4)
     np.testing.assert_array_equal(pixels.transpose(1, 2, 0), image)
 
 
 def test_shrinking_averages_the_pixels_it_merges() -> None:
     image = np.zeros((224, 224, 3), np.uint8)
     image[:, ::4] = 200  # every fourth column: where linear interpolation looks there is none
-    pixels, _ = place(image, side_px=56, stride_px=4)
+    pixels, _ = place(image, [Canvas.square(56)], stride_px=4)
     assert np.unique(pixels).tolist() == [50]
 
 
@@ -34,7 +35,7 @@ def test_placements_of_random_sizes_are_multiples_of_the_stride_inside_the_squar
     for height, width in (10 ** generator.uniform(0, 4.3, (500, 2))).astype(int):
         stride = int(generator.choice([2, 4, 8]))
         side = stride * int(generator.integers(1, 150))
-        placement = plan_placement(int(height), int(width), side, stride)
+        placement = plan_placement(int(height), int(width), [Canvas.square(side)], stride)
         placed = (placement.placed_height, placement.placed_width)
         assert max(placed) == side
         assert min(placed) >= stride
@@ -50,7 +51,7 @@ SIZES = [(56, 56), (101, 57), (57, 101), (333, 500), (500, 333), (7, 9), (90, 90
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_an_edge_in_the_middle_returns_to_the_middle(height: int, width: int, axis: int) -> None:
-    placement = plan_placement(height, width, side_px=512, stride_px=4)
+    placement = plan_placement(height, width, [Canvas.square(512)], stride_px=4)
     cells = (placement.map_height, placement.map_width)[axis]
     centres = np.arange(128) + 0.5
     ramp = (centres / cells).astype(np.float32)  # 0.5 in the middle of the picture, whatever its size
@@ -62,7 +63,7 @@ def test_an_edge_in_the_middle_returns_to_the_middle(height: int, width: int, ax
 
 
 def test_a_ramp_is_restored_to_the_position_of_every_pixel() -> None:
-    placement = plan_placement(300, 451, side_px=512, stride_px=4)
+    placement = plan_placement(300, 451, [Canvas.square(512)], stride_px=4)
     soft = np.tile(((np.arange(128) + 0.5) / placement.map_width).astype(np.float32), (128, 1))
     positions = (np.arange(451) + 0.5) / 451
     # Half a cell at either end lies beyond the outermost centres, where bilinear interpolation is flat.
@@ -71,7 +72,7 @@ def test_a_ramp_is_restored_to_the_position_of_every_pixel() -> None:
 
 
 def test_what_the_padding_shows_never_reaches_the_picture() -> None:
-    placement = plan_placement(100, 300, side_px=512, stride_px=4)
+    placement = plan_placement(100, 300, [Canvas.square(512)], stride_px=4)
     soft = np.full((128, 128), np.nan, np.float32)
     soft[: placement.map_height, : placement.map_width] = 0.25
     assert np.unique(restore(soft, placement)).tolist() == [0.25]
@@ -81,7 +82,7 @@ def test_what_the_padding_shows_never_reaches_the_picture() -> None:
 def test_an_edge_drawn_in_the_picture_survives_the_way_there_and_back(height: int, width: int) -> None:
     image = np.zeros((height, width, 3), np.uint8)
     image[:, width // 3 :] = 255
-    pixels, placement = place(image, side_px=512, stride_px=4)
+    pixels, placement = place(image, [Canvas.square(512)], stride_px=4)
     soft = pixels[0].reshape(128, 4, 128, 4).mean((1, 3)).astype(np.float32) / 255
     found = np.count_nonzero(restore(soft, placement)[height // 2] < 0.5)
     # A cell that the edge crosses holds its share, but its neighbours are flat: half a cell at worst.
@@ -90,8 +91,36 @@ def test_an_edge_drawn_in_the_picture_survives_the_way_there_and_back(height: in
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1), (1, 40_000)])
 def test_a_picture_one_pixel_thin_is_placed_and_restored(shape: tuple[int, int]) -> None:
-    pixels, placement = place(np.full((*shape, 3), RED, np.uint8), side_px=64, stride_px=4)
+    pixels, placement = place(np.full((*shape, 3), RED, np.uint8), [Canvas.square(64)], stride_px=4)
     assert pixels[:, 0, 0].tolist() == list(RED)
     restored = restore(np.full((16, 16), 0.75, np.float32), placement)
     assert restored.shape == shape
     np.testing.assert_allclose(restored, 0.75, atol=1e-6)  # float32
+
+
+PAPER = [
+    Canvas(height_px=800, width_px=1088),
+    Canvas(height_px=1088, width_px=800),
+    Canvas.square(800),
+]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "canvas", "size"),
+    [
+        (480, 640, (800, 1088), (800, 1068)),  # 4 : 3 is 1066.7 wide; 4 divides 1068
+        (640, 480, (1088, 800), (1068, 800)),
+        (500, 500, (800, 800), (800, 800)),  # as large on each of them: the smallest
+        (400, 1200, (800, 1088), (364, 1088)),  # 362.7 high
+        (4000, 3000, (1088, 800), (1068, 800)),
+    ],
+)
+def test_a_picture_lies_on_the_canvas_that_shows_it_largest(
+    height: int, width: int, canvas: tuple[int, int], size: tuple[int, int]
+) -> None:
+    pixels, placement = place(np.full((height, width, 3), RED, np.uint8), PAPER, stride_px=4)
+    assert pixels.shape[1:] == canvas
+    assert placement.size == size
+    assert pixels[:, size[0] - 1, size[1] - 1].tolist() == list(RED)
+    if size != canvas:
+        assert pixels[:, -1, -1].tolist() == list(PAD_RGB)

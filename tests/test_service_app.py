@@ -17,7 +17,7 @@ from model.contract import Contract
 from model.encodings import decode_panoptic_png
 from model.errors import ArtifactError
 from model.raw import Raw
-from model.runtime import Session
+from model.session import Session
 from service.app import create_app
 from service.schemas import Problem, Readiness, SegmentationAnswer
 from service.settings import Settings
@@ -141,10 +141,10 @@ async def test_a_wrong_path_or_method_gets_the_one_error_body(
 class BrokenSession(RedSession):
     """Passes its warm-up, then breaks."""
 
-    def run(self, pixels: np.ndarray) -> list[Raw]:
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
         if pixels.any():
             raise RuntimeError("the secret of the backend")
-        return super().run(pixels)
+        return super().run(pixels, sizes)
 
 
 async def test_a_broken_backend_is_a_500_that_tells_no_secrets() -> None:

@@ -32,13 +32,15 @@ class EchoSession:
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
+        self.sizes: list[list[tuple[int, ...]]] = []
         self.gate = threading.Event()
         self.gate.set()
         self.is_inside = threading.Event()
 
-    def run(self, pixels: np.ndarray) -> list[Raw]:
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
         colours = [int(each.max()) for each in pixels]
         self.batches.append(colours)
+        self.sizes.append([tuple(size.tolist()) for size in sizes])
         self.is_inside.set()
         assert self.gate.wait(FAR_S)
         if POISON in colours:
@@ -74,7 +76,7 @@ async def run_engine(session: EchoSession, **options: Any) -> AsyncIterator[Engi
 
 
 async def ask(engine: Engine, colour: int, limit_s: float = FAR_S) -> float:
-    inference = await engine.submit(paint(colour), asyncio.get_running_loop().time() + limit_s)
+    inference = await engine.submit(paint(colour), (2, 2), asyncio.get_running_loop().time() + limit_s)
     return float(inference.raw.scores[0])
 
 
@@ -106,6 +108,19 @@ async def test_a_batch_waits_for_company_no_longer_than_it_is_full() -> None:
     async with run_engine(session, max_batch=2, max_wait_ms=1000 * FAR_S) as engine:
         assert await asyncio.gather(*begin(engine, 7, 8)) == [7, 8]
     assert session.batches == [[7, 8]]
+
+
+async def test_pictures_on_different_canvases_share_a_batch_but_no_run() -> None:
+    session = EchoSession()
+    late = asyncio.get_running_loop().time() + FAR_S
+    async with run_engine(session, max_batch=3, max_wait_ms=1000 * FAR_S) as engine:
+        shapes = {4: (2, 2), 5: (2, 6), 6: (2, 2)}
+        inferences = await asyncio.gather(
+            *(engine.submit(np.full((3, *shape), colour, np.uint8), shape, late) for colour, shape in shapes.items())
+        )
+    assert [float(inference.raw.scores[0]) for inference in inferences] == [4, 5, 6]
+    assert sorted(session.batches) == [[4, 6], [5]]
+    assert sorted(session.sizes) == [[(2, 2), (2, 2)], [(2, 6)]]
 
 
 async def test_a_full_queue_is_busy_and_says_when_to_come_back() -> None:

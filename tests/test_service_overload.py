@@ -15,7 +15,7 @@ from fake_service import CONTRACT, RedSession, draw_halves, open_client, open_fa
 
 from model.contract import Contract
 from model.raw import Raw
-from model.runtime import Session
+from model.session import Session
 from service.__main__ import bind
 from service.app import create_app
 from service.deployment import Opener
@@ -40,12 +40,12 @@ class GatedSession(RedSession):
         self.is_inside = threading.Event()
         self.pictures = 0
 
-    def run(self, pixels: np.ndarray) -> list[Raw]:
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
         if pixels.any():
             self.pictures += len(pixels)
             self.is_inside.set()
             assert self.gate.wait(WAIT_S)
-        return super().run(pixels)
+        return super().run(pixels, sizes)
 
     def open(self) -> tuple[Contract, Session]:
         return CONTRACT, self

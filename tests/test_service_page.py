@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
 from pycocotools import mask as coco
 
-from model.contract import Category, Contract
+from model.contract import Canvas, Category, Contract
 from model.encodings import choose_colour, decode_panoptic_png
 from model.raw import Raw
 from service.app import create_app
@@ -42,7 +42,7 @@ class TwoBoxes:
 
     backend = "fake"
 
-    def run(self, pixels: UInt8[np.ndarray, "B 3 S S"]) -> list[Raw]:
+    def run(self, pixels: UInt8[np.ndarray, "B 3 S S"], sizes: Int64[np.ndarray, "B 2"]) -> list[Raw]:
         masks = np.zeros((2, 16, 16), np.float32)
         masks[0, 2:6, 4:10] = 1.0
         masks[1, 2:6, 8:14] = 1.0
@@ -58,7 +58,7 @@ def open_fake() -> tuple[Contract, TwoBoxes]:
         name="two-boxes",
         version="7",
         network="fake",
-        side_px=64,
+        canvases=(Canvas.square(64),),
         stride_px=4,
         detections=2,
         thing_clusters=20,

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import torch
 
+from model.contract import Canvas
 from model.encodings import encode_panoptic_png
 from model.pixels import plan_placement
 from training.data import IGNORE, Samples, make_target, place_labels
@@ -33,7 +34,7 @@ def open_samples(folder: Path, photos: list[StoredPhoto]) -> Samples:
 def test_labels_land_where_the_photo_does_and_padding_has_none() -> None:
     labels = np.full((28, 56), 2, np.int32)
     labels[:, :28] = 1
-    placed = place_labels(labels, plan_placement(28, 56, 56, 4))
+    placed = place_labels(labels, plan_placement(28, 56, [Canvas.square(56)], 4))
     assert placed.shape == (14, 14)
     assert (placed[:7, :7] == 1).all()
     assert (placed[:7, 7:] == 2).all()

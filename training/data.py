@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int, Int32, UInt8
 from torch import Tensor
 
+from model.contract import Canvas
 from model.network.mask_transformer import STRIDE_PX
 from model.pixels import Placement, place, read_photo, resize_labels
 from training.augment import Scene, mirror, paste_objects
@@ -80,7 +81,7 @@ class Samples:
         return scene
 
     def _open(self, photo: StoredPhoto, *, is_mirrored: bool) -> Scene:
-        square, placement = place(read_photo(photo.path).image, self.side_px, STRIDE_PX)
+        square, placement = place(read_photo(photo.path).image, [Canvas.square(self.side_px)], STRIDE_PX)
         scene = Scene(
             maps=np.array(self.cache.read(photo.digest)),
             square=square,
@@ -92,7 +93,7 @@ class Samples:
 
 def place_labels(labels: Int32[np.ndarray, "H W"], placement: Placement) -> Int32[np.ndarray, "h w"]:
     """A label map at the stride of the square; -1 where the square shows no photo."""
-    side = placement.side_px // placement.stride_px
+    side = placement.canvas.width_px // placement.stride_px
     square = np.full((side, side), -1, np.int32)
     square[: placement.map_height, : placement.map_width] = resize_labels(
         labels, placement.map_height, placement.map_width

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float16
 from torch import Tensor
 from torch.nn import functional
 
+from model.contract import Canvas
 from model.errors import LabelStoreError
 from model.files import replace_file
 from model.network.mask_transformer import STRIDE_PX, choose_taps, normalise
@@ -59,7 +60,9 @@ def fill_cache(cache: FeatureCache, photos: Sequence[PhotoFile], encoder: Vision
     with Progress("features", len(photos), unit="photo", done=len(photos) - len(missing)) as progress:
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
-            pixels = np.stack([place(read_photo(photo.path).image, side_px, STRIDE_PX)[0] for photo in batch])
+            pixels = np.stack(
+                [place(read_photo(photo.path).image, [Canvas.square(side_px)], STRIDE_PX)[0] for photo in batch]
+            )
             for photo, maps in zip(batch, compute_features(encoder, torch.from_numpy(pixels)), strict=True):
                 cache.write(photo.digest, maps)
             progress.advance(len(batch))
