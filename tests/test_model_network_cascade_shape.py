@@ -8,10 +8,16 @@ import torch
 from model.errors import CheckpointError, ConfigError
 from model.network.cascade_shape import CascadeShape, infer_shape
 from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
+from model.network.vit import EncoderShape
 
 SMALL = CascadeShape(
     thing_clusters=3, stuff_clusters=2, stem_width=4, inner_width=6, outer_width=8, pyramid_width=10, box_width=12,
     mask_width=14, semantic_width=32,
+)  # fmt: skip
+ENCODER = EncoderShape(width=64, depth=2, patch_px=14, grid=5, registers=1, has_layer_scale=True)
+WITH_VIT = CascadeShape(
+    thing_clusters=3, stuff_clusters=2, backbone="vit", encoder=ENCODER, pyramid_width=10, box_width=12, mask_width=14,
+    semantic_width=32,
 )  # fmt: skip
 
 
@@ -28,6 +34,8 @@ def draw_state(shape: CascadeShape) -> dict[str, torch.Tensor]:
         replace(SMALL, backbone_norm="frozen", pyramid_norm="none"),
         replace(SMALL, stuff_clusters=0, semantic_width=128),
         CascadeShape(thing_clusters=800),
+        WITH_VIT,
+        replace(WITH_VIT, encoder=replace(ENCODER, patch_px=16, registers=0, has_layer_scale=False)),
     ],
 )
 def test_a_networks_own_weights_tell_its_shape(shape: CascadeShape) -> None:
@@ -68,3 +76,27 @@ def test_a_state_without_clusters_is_refused() -> None:
         infer_shape(state)
     with pytest.raises(ConfigError):
         CascadeShape(thing_clusters=1, stuff_clusters=-1)
+
+
+def test_a_backbone_and_its_encoder_come_together() -> None:
+    with pytest.raises(ConfigError, match="a ViT has one"):
+        replace(WITH_VIT, encoder=None)
+    with pytest.raises(ConfigError, match="ResNet-50 has none"):
+        replace(SMALL, encoder=ENCODER)
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        replace(WITH_VIT, encoder=replace(ENCODER, width=100))
+
+
+@pytest.mark.parametrize("name", ["backbone.net.patch_embed.proj.weight", "backbone.simfp_4.0.weight"])
+def test_a_state_with_a_vit_that_lacks_a_size_is_refused_by_name(name: str) -> None:
+    state = draw_state(WITH_VIT)
+    del state[name]
+    with pytest.raises(CheckpointError, match=name.removeprefix("backbone.net.")):
+        infer_shape(state)
+
+
+def test_positions_of_no_square_grid_are_refused() -> None:
+    state = draw_state(WITH_VIT)
+    state["backbone.net.pos_embed"] = torch.zeros(1, 25, 64)
+    with pytest.raises(CheckpointError, match="25 positions"):
+        infer_shape(state)

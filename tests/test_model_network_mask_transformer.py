@@ -40,6 +40,11 @@ def draw_pixels(batch: int, seed: int = 2) -> Tensor:
     )
 
 
+def fill(pixels: Tensor) -> Tensor:
+    """The sizes of pictures that fill their pixels."""
+    return torch.tensor([pixels.shape[2:]] * len(pixels))
+
+
 def predict(classes: Tensor, masks: Tensor, quality: float = 0.0) -> Prediction:
     queries = classes.shape[0]
     return Prediction(
@@ -70,7 +75,7 @@ def test_taps_are_the_last_blocks_of_the_quarters(depth: int, taps: tuple[int, .
 @pytest.mark.parametrize("batch", [1, 3])
 def test_shapes_depend_on_the_network_and_not_on_the_picture(network: MaskTransformer, batch: int) -> None:
     for pixels in (draw_pixels(batch), torch.zeros(batch, 3, SIDE, SIDE, dtype=torch.uint8)):
-        raw = network(pixels)
+        raw = network(pixels, fill(pixels))
         assert raw.scores.shape == raw.clusters.shape == (batch, QUERIES)
         assert raw.boxes.shape == (batch, QUERIES, 4)
         assert raw.masks.shape == (batch, QUERIES, CELLS, CELLS)
@@ -79,23 +84,23 @@ def test_shapes_depend_on_the_network_and_not_on_the_picture(network: MaskTransf
 
 def test_a_picture_alone_and_in_a_batch_gets_the_same_answer(network: MaskTransformer) -> None:
     pixels = draw_pixels(4)
-    together = network(pixels)
+    together = network(pixels, fill(pixels))
     assert (together.masks[0] - together.masks[1]).abs().max() > 0.01  # else equality would say nothing
     for index in range(4):
-        for alone, among in zip(network(pixels[index : index + 1]), together, strict=True):
+        for alone, among in zip(network(pixels[index : index + 1], fill(pixels)[:1]), together, strict=True):
             # float32; kernels may sum in another order for another batch.
             torch.testing.assert_close(alone[0], among[index], rtol=1e-5, atol=1e-5)
 
 
 def test_the_order_of_a_batch_is_the_order_of_its_answers(network: MaskTransformer) -> None:
     pixels = draw_pixels(3)
-    forth, back = network(pixels), network(pixels.flip(0))
+    forth, back = network(pixels, fill(pixels)), network(pixels.flip(0), fill(pixels))
     for first, second in zip(forth, back, strict=True):
         torch.testing.assert_close(first, second.flip(0), rtol=1e-5, atol=1e-5)  # float32
 
 
 def test_scores_and_masks_are_probabilities_and_clusters_exist(network: MaskTransformer) -> None:
-    raw = network(draw_pixels(3))
+    raw = network(draw_pixels(3), fill(draw_pixels(3)))
     for chances in (raw.scores, raw.masks):
         assert chances.min() >= 0.0
         assert chances.max() <= 1.0
@@ -165,7 +170,7 @@ def test_the_mask_of_a_query_is_bright_where_its_pixels_are(network: MaskTransfo
     dark = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
     lit = dark.clone()
     lit[..., :8, :8] = 255
-    change = (network(lit).masks - network(dark).masks).abs()[0].mean(0)
+    change = (network(lit, fill(lit)).masks - network(dark, fill(dark)).masks).abs()[0].mean(0)
     assert change[:2, :2].mean() > 2.0 * change[7:, 7:].mean()
 
 

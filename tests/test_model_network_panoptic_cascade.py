@@ -10,7 +10,7 @@ import reference
 import torch
 from torch import Tensor
 
-from model.contract import Contract, Thresholds
+from model.contract import Canvas, Contract, Thresholds
 from model.errors import ConfigError
 from model.network.cascade_shape import CascadeShape
 from model.network.detections import DetectionLimits
@@ -18,15 +18,17 @@ from model.network.panoptic_cascade import CascadeLimits, PanopticCascade, prepa
 from model.network.proposals import ProposalLimits
 from model.network.raw import Raw
 from model.network.roi import Sampling
+from model.network.vit import EncoderShape, VisionTransformer
 from model.panoptic import Segmentation, assemble
-from model.paste import paste
-from model.pixels import plan_placement, resize_map
+from model.pixels import Placement, resize_map
 from model.raw import Raw as Answer
 
 SHAPE = CascadeShape(
     thing_clusters=3, stuff_clusters=2, stem_width=8, inner_width=4, outer_width=16, backbone_norm="frozen",
     pyramid_width=8, pyramid_norm="none", box_width=16, mask_width=8, semantic_width=32,
 )  # fmt: skip
+ENCODER = EncoderShape(width=64, depth=2, patch_px=14, grid=4, registers=1, has_layer_scale=True)
+WITH_VIT = replace(SHAPE, backbone="vit", encoder=ENCODER)
 LIMITS = CascadeLimits(
     proposals=ProposalLimits(per_level=40, total=30, sweeps=4),
     detections=DetectionLimits(candidates=60, total=12, sweeps=4),
@@ -36,10 +38,14 @@ POST_100 = CascadeLimits(proposals=ProposalLimits(total=100))
 HEIGHT, WIDTH = 64, 96
 
 
-@pytest.fixture(scope="module")
-def network() -> PanopticCascade:
+def draw_network(shape: CascadeShape, limits: CascadeLimits = LIMITS) -> PanopticCascade:
     torch.manual_seed(1)
-    return PanopticCascade(SHAPE, LIMITS).eval().requires_grad_(False)
+    return PanopticCascade(shape, limits).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=[SHAPE, WITH_VIT], ids=["resnet50", "vit"])
+def network(request: pytest.FixtureRequest) -> PanopticCascade:
+    return draw_network(request.param)
 
 
 def draw_pixels(batch: int, seed: int = 2) -> Tensor:
@@ -106,29 +112,60 @@ def test_what_lies_beyond_the_picture_changes_nothing(network: PanopticCascade) 
     check_same(network(pixels, sizes), network(other, sizes), 0.0)
 
 
-def test_every_tensor_on_the_way_lies_where_the_pixels_lie() -> None:
+@pytest.mark.parametrize("shape", [SHAPE, WITH_VIT], ids=["resnet50", "vit"])
+def test_every_tensor_on_the_way_lies_where_the_pixels_lie(shape: CascadeShape) -> None:
     """The device "meta" computes nothing, and refuses to meet a tensor of another device."""
-    network = PanopticCascade(SHAPE, LIMITS).eval().to("meta")
+    network = PanopticCascade(shape, LIMITS).eval().to("meta")
     raw = network(draw_pixels(2).to("meta"), draw_sizes(2).to("meta"))
     assert {each.device.type for each in raw} == {"meta"}
 
 
 def test_a_network_without_a_semantic_head_calls_everything_things() -> None:
-    torch.manual_seed(1)
-    network = PanopticCascade(replace(SHAPE, stuff_clusters=0), LIMITS).eval().requires_grad_(False)
+    network = draw_network(replace(SHAPE, stuff_clusters=0))
     semantic = network(draw_pixels(2), draw_sizes(2)).semantic
     assert semantic.shape == (2, 1, HEIGHT // 4, WIDTH // 4)
     assert not [name for name in network.state_dict() if name.startswith("sem_seg_head")]
 
 
-def test_the_exported_graph_takes_any_batch(network: PanopticCascade) -> None:
+def test_one_mask_for_all_clusters_is_that_mask_for_each() -> None:
+    every_pair = replace(LIMITS, detections=DetectionLimits(candidates=90, total=60, sweeps=4))
+    agnostic = draw_network(replace(SHAPE, is_mask_agnostic=True), every_pair)
+    specific = draw_network(SHAPE, every_pair)
+    state = agnostic.state_dict()
+    for name in ("roi_heads.mask_head.predictor.weight", "roi_heads.mask_head.predictor.bias"):
+        assert len(state[name]) == 1
+        state[name] = state[name].repeat_interleave(3, dim=0)
+    specific.load_state_dict(state)
+    pixels, sizes = draw_pixels(3), draw_sizes(3)
+    raw = agnostic(pixels, sizes)
+    assert raw.clusters[raw.scores > 0.0].unique().tolist() == [0, 1, 2]  # else equality would say nothing
+    check_same(raw, specific(pixels, sizes), 1e-5)  # another size of the last sum
+
+
+def test_an_encoders_weights_fit_the_backbone_as_they_are() -> None:
+    network, encoder = draw_network(WITH_VIT), VisionTransformer(ENCODER)
+    network.get_submodule("backbone.net").load_state_dict(encoder.state_dict(), strict=True)
+    names = {f"backbone.net.{name}" for name in encoder.state_dict()}
+    assert {name for name in network.state_dict() if name.startswith("backbone.net.")} == names
+
+
+def draw_large(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+    return pixels, torch.tensor([[height, width], [40, 50], [height, 33]])[:batch]
+
+
+@pytest.mark.parametrize("shape", [SHAPE, WITH_VIT], ids=["resnet50", "vit"])
+def test_the_exported_graph_takes_any_batch_and_any_size(shape: CascadeShape) -> None:
+    """From 96 px a side: below, the last level has a single row, which export takes for a constant."""
+    network = draw_network(shape)
     batch = torch.export.Dim("batch", min=1, max=64)
-    shapes = {"pixels": {0: batch}, "sizes": {0: batch}}
-    graph = torch.export.export(network, (draw_pixels(2), draw_sizes(2)), dynamic_shapes=shapes).module()
-    for count in (1, 3):
-        check_same(
-            Raw(*graph(draw_pixels(count), draw_sizes(count))), network(draw_pixels(count), draw_sizes(count)), 0
-        )
+    rows, columns = torch.export.Dim("rows", min=3, max=64), torch.export.Dim("columns", min=3, max=64)
+    shapes = {"pixels": {0: batch, 2: 32 * rows, 3: 32 * columns}, "sizes": {0: batch}}
+    graph = torch.export.export(network, draw_large(2, 160, 224), dynamic_shapes=shapes).module()
+    for height, width in ((96, 96), (256, 128)):
+        pixels, sizes = draw_large(3, height, width)
+        check_same(Raw(*graph(pixels, sizes)), network(pixels, sizes), 0)
 
 
 def test_pictures_that_the_pyramid_cannot_halve_are_refused(network: PanopticCascade) -> None:
@@ -170,27 +207,21 @@ def test_answers_from_a_hundred_proposals_are_the_references(golden: Path, name:
 
 
 def finish(raw: Raw, case: reference.Case, clusters: int) -> Segmentation:
-    """The panoptic map in the size that was asked for, by detectron2's steps: boxes scaled and cut, masks pasted.
+    """The panoptic map in the size that was asked for.
 
-    Its two resizes of semantic logits are done here; `assemble` then gets everything at stride 1 in a square.
+    detectron2 enlarges semantic logits by four before it cuts the padding off and resizes them; the first step is done
+    here, and `assemble` gets them at stride 1.
     """
     height, width = (int(length) for length in case.arrays["out_hw"])
     in_height, in_width = case.sizes[0].tolist()
-    scale = np.array([width / in_width, height / in_height] * 2)
-    boxes = (raw.boxes[0].numpy() * scale).clip(0.0, [width, height] * 2).astype(np.float32)
-    square = max(height, width)
-    masks = np.zeros((len(boxes), square, square), np.float32)
-    for index, (mask, box) in enumerate(zip(raw.masks[0].numpy(), boxes, strict=True)):
-        patch = paste(mask, box, height, width)
-        rows, columns = patch.soft.shape
-        masks[index, patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.soft >= 0.5
     logits = raw.semantic[0].numpy()
-    semantic = np.zeros((len(logits), square, square), np.float32)
-    for label, each in enumerate(logits):
-        large = resize_map(each, 4 * each.shape[0], 4 * each.shape[1])
-        semantic[label, :height, :width] = resize_map(large[:in_height, :in_width], height, width)
+    enlarged = [resize_map(each, 4 * each.shape[0], 4 * each.shape[1]) for each in logits]
     answer = Answer(
-        scores=raw.scores[0].numpy(), clusters=raw.clusters[0].numpy(), boxes=boxes, masks=masks, semantic=semantic
+        scores=raw.scores[0].numpy(),
+        clusters=raw.clusters[0].numpy(),
+        boxes=raw.boxes[0].numpy(),
+        masks=raw.masks[0].numpy(),
+        semantic=np.stack(enlarged),
     )
     combine = case.card["combine"]
     thresholds = Thresholds(
@@ -198,11 +229,15 @@ def finish(raw: Raw, case: reference.Case, clusters: int) -> Segmentation:
         overlap=combine["overlap_threshold"],
         stuff_area=combine["stuff_area_limit"] / (height * width),
     )
+    canvas = Canvas(height_px=in_height, width_px=in_width)
     contract = Contract(
-        name="a", version="1", network="panoptic_cascade", side_px=square, stride_px=1, detections=len(boxes),
-        thing_clusters=clusters, stuff_clusters=len(logits) - 1,
+        name="a", version="1", network="panoptic_cascade", canvases=(canvas,), stride_px=1, box_mask_side=28,
+        detections=len(answer.scores), thing_clusters=clusters, stuff_clusters=len(logits) - 1,
     )  # fmt: skip
-    return assemble(answer, plan_placement(height, width, square, 1), contract, "panoptic", thresholds)
+    placement = Placement(
+        height=height, width=width, placed_height=in_height, placed_width=in_width, canvas=canvas, stride_px=1
+    )
+    return assemble(answer, placement, contract, "panoptic", thresholds)
 
 
 def check_segments(segmentation: Segmentation, expected: list[dict[str, Any]], clusters: int) -> None:

@@ -93,9 +93,15 @@ def test_unused_places_come_last_and_their_number_depends_on_nothing() -> None:
         assert (found.logits > -torch.inf).equal(found.is_used)
 
 
-def test_few_anchors_give_fewer_places() -> None:
-    assert select_proposals(draw_outputs(), SIZES, ProposalLimits()).boxes.shape == (1, 1000, 4)
-    assert select_proposals(draw_outputs()[:5], SIZES, ProposalLimits(per_level=2)).boxes.shape == (1, 10, 4)
+def test_a_level_of_fewer_anchors_than_places_leaves_the_rest_unused() -> None:
+    apart = ProposalLimits(per_level=2000, total=4000, overlap=1.0)  # nothing is suppressed
+    found = select_proposals(draw_outputs(), SIZES, apart)
+    assert found.boxes.shape == (1, 4000, 4)
+    assert int(found.is_used.sum()) == 3 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
+
+
+def test_few_places_a_level_give_few_in_all() -> None:
+    assert select_proposals(draw_outputs(), SIZES, ProposalLimits(per_level=2)).boxes.shape == (1, 10, 4)
 
 
 @pytest.mark.parametrize("wrong", [{"total": 0}, {"per_level": 0}, {"sweeps": 0}, {"overlap": 1.5}])

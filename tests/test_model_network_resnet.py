@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from model.network.panoptic_cascade import prepare
-from model.network.resnet import FrozenBatchNorm, NormedConv, ResNet, make_norm
+from model.network.resnet import ChannelNorm, FrozenBatchNorm, NormedConv, ResNet, make_norm
 
 
 def test_a_frozen_norm_is_the_affine_map_that_its_statistics_say() -> None:
@@ -20,10 +20,19 @@ def test_a_frozen_norm_is_the_affine_map_that_its_statistics_say() -> None:
     assert list(norm.parameters()) == []
 
 
+def test_a_channel_norm_knows_one_cell_alone() -> None:
+    norm = ChannelNorm(2)
+    norm.weight.data, norm.bias.data = torch.tensor([3.0, 5.0]), torch.tensor([0.5, 0.0])
+    maps = torch.tensor([[[[1.0, 9.0]], [[5.0, 9.0]]]])  # cells (1, 5) and (9, 9)
+    expected = torch.tensor([[[[-2.5, 0.5]], [[5.0, 0.0]]]])
+    torch.testing.assert_close(norm(maps), expected, rtol=0.0, atol=1e-5)  # the variance, 4, has 1e-6 added to it
+
+
 def test_a_convolution_has_a_bias_only_where_no_norm_has_one() -> None:
     assert NormedConv(2, 3, 1, norm="none").bias is not None
     assert NormedConv(2, 3, 1, norm="batch").bias is None
     assert isinstance(make_norm("none", 3), nn.Identity)
+    assert isinstance(make_norm("layer", 3), ChannelNorm)
     assert make_norm("group", 64)(torch.ones(1, 64, 2, 2)).abs().max() == 0.0  # a constant has no deviation
 
 
@@ -44,7 +53,7 @@ def test_the_middle_convolution_carries_the_stride() -> None:
 @pytest.mark.parametrize("name", reference.CASES)
 def test_channels_have_the_references_means_and_deviations(golden: Path, name: str) -> None:
     case, network = reference.read_case(golden, name), reference.read_network(golden, name)
-    stages = network.backbone.bottom_up(prepare(case.pixels, case.sizes))
+    stages = network.get_submodule("backbone.bottom_up")(prepare(case.pixels, case.sizes))
     for level, maps in enumerate(stages, start=2):
         flat = maps[0].flatten(1)
         reference.check_near(flat.mean(1)[None], case.tensor(f"chmean_res{level}"), reference.FEATURE_NOISE)

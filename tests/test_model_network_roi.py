@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from model.errors import ConfigError
-from model.network.roi import Sampling, assign_levels, place_samples, place_taps, pool
+from model.network.roi import Sampling, assign_levels, count_samples, place_taps, pool
 
 STRIDES_PX = (4, 8, 16, 32)
-LONG = Sampling(reach=84)
-"""Reaches the longest box of the reference's units, 76 cells."""
+LONG = Sampling(reach=700)
+"""Places enough for the reference's box of 76 x 50 cells, which on its own level would have half of them."""
 NOISE = 1e-5
 """float32 of features up to 3, at most 64 of them in a bin."""
 
@@ -35,44 +35,74 @@ def test_bins_of_a_ramp_hold_the_places_of_their_centres() -> None:
     torch.testing.assert_close(rows, torch.tensor([[5.5, 5.5], [9.5, 9.5]]))
 
 
-def test_bins_are_sampled_once_a_cell_if_adaptive() -> None:
-    start, end, extent = torch.tensor([[0.5]]), torch.tensor([[4.5]]), torch.tensor([[9.0]])
-    positions, weights = place_samples(start, end, extent, 2, Sampling(reach=6))
-    assert positions[..., :2].tolist() == [[[[1.0, 2.0], [3.0, 4.0]]]]
-    assert weights.tolist() == [[[[0.5, 0.5, 0.0], [0.5, 0.5, 0.0]]]]
+@pytest.mark.parametrize(
+    ("width", "height", "counts"),
+    [
+        (14.0, 7.0, (2, 1)),  # bins of exactly two and one cells
+        (14.1, 0.4, (3, 1)),
+        (28.0, 28.0, (4, 4)),
+        (0.0, 5.0, (0, 1)),
+        (300.0, 2.5, (43, 1)),  # the longest box of its area: 44 x 2 of 90 places
+        (300.0, 20.0, (21, 3)),  # 44 x 4 would be too many, and no level has such boxes: 22 x 4
+        (900.0, 2.0, (44, 1)),
+    ],
+)
+def test_a_bin_has_a_sample_for_every_cell_as_far_as_its_places_go(
+    width: float, height: float, counts: tuple[int, int]
+) -> None:
+    across, down = count_samples(torch.tensor([[width]]), torch.tensor([[height]]), 7, Sampling())
+    assert (int(across), int(down)) == counts
+    assert (counts[0] + 1) * (counts[1] + 1) <= Sampling().places(7) == 90
 
 
-def test_a_box_beyond_the_reach_is_sampled_more_coarsely() -> None:
-    start, end, extent = torch.tensor([[0.5]]), torch.tensor([[4.5]]), torch.tensor([[9.0]])
-    positions, weights = place_samples(start, end, extent, 2, Sampling(reach=2))
-    assert positions.tolist() == [[[[1.5], [3.5]]]]
-    assert weights.tolist() == [[[[1.0], [1.0]]]]
+def place(start: float, end: float, count: int, side: int, extent: float = 9.0) -> tuple[Tensor, Tensor]:
+    """Cells and weights of the bins of one box."""
+    edges = (torch.tensor([[start]]), torch.tensor([[end]]), torch.tensor([[extent]]))
+    cells, weights = place_taps(*edges, torch.tensor([[count]]), side, Sampling(reach=4 * side))
+    return cells[0, 0], weights[0, 0]
+
+
+def test_samples_in_the_middle_of_cells_read_one_cell_each() -> None:
+    cells, weights = place(0.5, 4.5, count=2, side=2)  # samples at 1 and 2, at 3 and 4
+    assert cells[:, :2].tolist() == [[1, 2], [3, 4]]
+    assert weights.tolist() == [[0.5, 0.5, 0.0, 0.0, 0.0]] * 2
 
 
 def test_samples_a_cell_apart_share_the_cells_between_them() -> None:
-    start, end, extent = torch.tensor([[0.75]]), torch.tensor([[2.75]]), torch.tensor([[9.0]])
-    cells, weights = place_taps(start, end, extent, 1, Sampling(reach=2))  # samples at 1.25 and 2.25
-    assert cells.tolist() == [[[[1, 2, 3]]]]
-    assert weights.tolist() == [[[[0.375, 0.5, 0.125]]]]
+    cells, weights = place(0.75, 2.75, count=2, side=1)  # samples at 1.25 and 2.25
+    assert cells[0, :3].tolist() == [1, 2, 3]
+    assert weights[0].tolist() == [0.375, 0.5, 0.125, 0.0, 0.0]
 
 
-def test_bins_beyond_the_reach_are_read_all_along() -> None:
+def test_a_bin_shorter_than_a_cell_has_one_sample_in_its_middle() -> None:
+    cells, weights = place(2.5, 2.75, count=1, side=1)  # at 2.625
+    assert cells[0, :2].tolist() == [2, 3]
+    assert weights[0].tolist() == [0.375, 0.625, 0.0, 0.0, 0.0]
+
+
+def test_fewer_samples_than_cells_are_spread_out() -> None:
+    cells, weights = place(0.5, 4.5, count=1, side=1)  # at 2.5, cells 4 apart: 2 and 6
+    assert cells[0, :2].tolist() == [2, 6]
+    assert weights[0, :2].tolist() == [0.875, 0.125]
+
+
+def test_boxes_beyond_the_reach_are_read_all_along() -> None:
     long = pool_one(draw_ramp(4, 96), [4.0, 4.0, 364.0, 12.0], sampling=Sampling(reach=14))
     # In cells 0.5 to 90.5, a bin of 45 with 7 samples: their mean is right to a cell's rounding.
     torch.testing.assert_close(long[0, 0], torch.tensor([23.0, 68.0]), rtol=0.0, atol=0.5)
 
 
-def test_a_fixed_number_of_samples_averages_a_ramp_too() -> None:
-    columns, rows = pool_one(draw_ramp(), [8.0, 16.0, 24.0, 48.0], sampling=Sampling(reach=4, is_adaptive=False))
-    torch.testing.assert_close(columns, torch.tensor([[2.5, 4.5], [2.5, 4.5]]))
-    torch.testing.assert_close(rows, torch.tensor([[5.5, 5.5], [9.5, 9.5]]))
-
-
-def test_a_fixed_number_of_samples_serves_any_length() -> None:
-    start, end, extent = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 5.0]]), torch.tensor([[9.0, 9.0]])
-    positions, weights = place_samples(start, end, extent, 1, Sampling(reach=2, is_adaptive=False))
-    assert positions.tolist() == [[[[1.25, 1.75]], [[2.0, 4.0]]]]
-    assert weights.tolist() == [[[[0.5, 0.5]], [[0.5, 0.5]]]]
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_long_thin_box_is_sampled_once_a_cell(turned: bool) -> None:
+    waves = torch.sin(torch.arange(300.0))  # a coarser average would be far off
+    maps = waves.expand(1, 1, 4, 300)
+    box = [4.0, 6.0, 1124.0, 14.0]  # 0.5 to 280.5 across: 40 samples a bin, at whole cells
+    if turned:
+        maps, box = maps.transpose(2, 3), [box[1], box[0], box[3], box[2]]
+    pooled = pool([maps], [4], torch.tensor([[box]]), 7, Sampling())[0, 0, 0]
+    pooled = pooled.T if turned else pooled
+    expected = waves[1:281].reshape(7, 40).mean(1)
+    torch.testing.assert_close(pooled[0], expected, rtol=0.0, atol=NOISE)
 
 
 def test_samples_a_cell_or_more_outside_count_as_zero_and_nearer_ones_as_the_border() -> None:

@@ -70,6 +70,16 @@ def test_too_few_sweeps_keep_too_many_boxes_if_even_and_too_few_if_odd() -> None
         assert kept.sum() < right.sum()
 
 
+def test_a_box_takes_as_many_sweeps_as_its_chain_is_long() -> None:
+    """Box i of the chain hangs on box i - 1, and is right from sweep i on."""
+    chain = draw_chain(9)
+    right = suppress(chain, use_all(chain), 0.5, 9)
+    for sweeps in range(1, 9):
+        is_right = suppress(chain, use_all(chain), 0.5, sweeps) == right
+        assert is_right[0, : sweeps + 1].all()
+        assert is_right.all() == (sweeps >= 8)
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.65])
 def test_random_boxes_are_suppressed_greedily_picture_by_picture(threshold: float) -> None:
     boxes = draw_boxes(4, 150, seed=3)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.network.vit import EncoderShape, VisionTransformer, resize_positions
+from model.network.vit import EncoderShape, VisionTransformer, infer_encoder, resize_positions, stretch_positions
 
 SIDE = 56
 
@@ -119,6 +119,32 @@ def test_a_picture_alone_and_in_a_batch_gives_the_same_tokens() -> None:
 def test_a_position_grid_of_the_wanted_size_is_returned_as_it_is() -> None:
     positions = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(5))
     assert resize_positions(positions, 4) is positions
+
+
+def test_positions_stretched_to_their_own_size_are_the_stored_ones() -> None:
+    positions = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(stretch_positions(positions, 4, 4), positions, rtol=0.0, atol=0.0)
+
+
+def test_positions_stretch_to_rows_and_columns_each_by_its_own_factor() -> None:
+    rows = torch.arange(4.0).reshape(1, 4, 1, 1).expand(1, 4, 4, 1).reshape(1, 16, 1)
+    positions = torch.cat([torch.full((1, 1, 1), 9.0), rows], dim=1)
+    stretched = stretch_positions(positions, 4, 6)
+    assert stretched[0, 0].item() == 9.0
+    torch.testing.assert_close(stretched[0, 1:, 0].reshape(4, 6), torch.arange(4.0)[:, None].expand(4, 6))
+
+
+@pytest.mark.parametrize(
+    "shape", [draw_shape(), draw_shape(registers=2, has_layer_scale=True), draw_shape(depth=2, width=128)]
+)
+def test_an_encoders_own_weights_tell_its_shape(shape: EncoderShape) -> None:
+    assert infer_encoder(VisionTransformer(shape).state_dict()) == shape
+
+
+def test_positions_that_are_no_square_tell_no_shape() -> None:
+    state = VisionTransformer(draw_shape()).state_dict()
+    with pytest.raises(ValueError, match="16 positions"):
+        infer_encoder({**state, "pos_embed": torch.zeros(1, 16, 64)})
 
 
 def test_resized_positions_keep_the_class_token_and_a_constant() -> None:

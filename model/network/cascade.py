@@ -89,6 +89,8 @@ class CascadeHeads(nn.Module):
     ) -> None:
         super().__init__()
         self.sampling = sampling
+        self.pool = pool
+        """Exchanged for its ONNX operator while a graph is written."""
         stages = range(len(STAGE_WEIGHTS))
         self.box_head = nn.ModuleList(BoxHead(inner, box_width) for _ in stages)
         self.box_predictor = nn.ModuleList(BoxPredictor(box_width, clusters) for _ in stages)
@@ -96,7 +98,7 @@ class CascadeHeads(nn.Module):
 
     def run_stage(self, stage: int, levels: Levels, boxes: Float[Tensor, "B N 4"]) -> StageOutput:
         """What stage 0, 1 or 2 says about any boxes, from p2 to p5."""
-        pooled = pool(levels[: len(STRIDES_PX)], STRIDES_PX, boxes, BOX_SIDE, self.sampling)
+        pooled = self.pool(levels[: len(STRIDES_PX)], STRIDES_PX, boxes, BOX_SIDE, self.sampling)
         logits, deltas = self.box_predictor[stage](self.box_head[stage](pooled))
         return StageOutput(logits=logits, deltas=deltas, boxes=decode(boxes, deltas, STAGE_WEIGHTS[stage]))
 
@@ -115,6 +117,6 @@ class CascadeHeads(nn.Module):
         self, levels: Levels, boxes: Float[Tensor, "B N 4"], clusters: Int[Tensor, "B N"]
     ) -> Float[Tensor, "B N 28 28"]:
         """Mask logits inside each box for its cluster, counted from 0."""
-        pooled = pool(levels[: len(STRIDES_PX)], STRIDES_PX, boxes, MASK_SIDE // 2, self.sampling)
+        pooled = self.pool(levels[: len(STRIDES_PX)], STRIDES_PX, boxes, MASK_SIDE // 2, self.sampling)
         logits: Tensor = self.mask_head(pooled, clusters)
         return logits

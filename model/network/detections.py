@@ -26,7 +26,7 @@ class DetectionLimits:
     total: int = 100
     """Detections of a picture; at least 1."""
     sweeps: int = 16
-    """See `suppress`; at least 1. The longest chain seen needs 3. Even, so as to keep a box too many and lose none."""
+    """See `suppress`; at least 1. The longest chain seen needs 15. Even, so as to keep a box too many and lose none."""
 
     def __post_init__(self) -> None:
         if min(self.candidates, self.total, self.sweeps) < 1 or not all(

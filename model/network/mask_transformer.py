@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -68,8 +68,10 @@ class Prediction(NamedTuple):
 
 def normalise(pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
     """ImageNet's mean and deviation taken out."""
-    mean = torch.tensor(MEAN, device=pixels.device).reshape(1, 3, 1, 1)
-    std = torch.tensor(STD, device=pixels.device).reshape(1, 3, 1, 1)
+    # Filled on the device: a copy from the host could not be recorded in a CUDA graph.
+    mean, std = (
+        torch.stack([torch.full((1, 1), value, device=pixels.device) for value in values]) for values in (MEAN, STD)
+    )
     return (pixels.float() / 255.0 - mean) / std
 
 
@@ -217,7 +219,8 @@ class MaskTransformer(nn.Module):
         self.decoder = decoder
         self.taps = choose_taps(encoder.shape.depth)
 
-    def forward(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Raw:
+    def forward(self, pixels: UInt8[Tensor, "B 3 S S"], sizes: Int[Tensor, "B 2"]) -> Raw:
+        """Answers for pictures laid on ImageNet's mean colour, as in training; that, not `sizes`, ends them."""
         normalised = normalise(pixels)
         prediction = self.decoder(self.encoder(normalised, self.taps), normalised)
         return read_raw(prediction)

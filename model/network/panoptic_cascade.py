@@ -16,6 +16,7 @@ from model.network.raw import Raw
 from model.network.resnet import ResNet
 from model.network.roi import Sampling
 from model.network.semantic import SemanticHead
+from model.network.simple_pyramid import SimplePyramid
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -33,15 +34,15 @@ class CascadeLimits:
 class PanopticCascade(nn.Module):
     """uint8 pictures to the raw answer of a session, in one static graph, under detectron2's parameter names.
 
-    detectron2's PanopticFPN with CascadeROIHeads as U2Seg configures it (configs/COCO-PanopticSegmentation).
+    detectron2's PanopticFPN with CascadeROIHeads as U2Seg configures it (configs/COCO-PanopticSegmentation), or
+    the same heads over a ViT.
     """
 
     def __init__(self, shape: CascadeShape, limits: CascadeLimits) -> None:
         super().__init__()
         self.shape = shape
         self.limits = limits
-        bottom_up = ResNet(shape.stem_width, shape.inner_width, shape.outer_width, shape.backbone_norm)
-        self.backbone = Pyramid(bottom_up, shape.pyramid_width, shape.pyramid_norm)
+        self.backbone = make_backbone(shape)
         self.proposal_generator = ProposalGenerator(shape.pyramid_width)
         self.roi_heads = CascadeHeads(
             shape.pyramid_width, shape.box_width, shape.mask_width, shape.thing_clusters,
@@ -53,8 +54,8 @@ class PanopticCascade(nn.Module):
     def forward(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Raw:
         """Answers for pictures at the top left of their pixels; what lies beyond `sizes` (height, width) is ignored.
 
-        H and W are multiples of 32. Masks are probabilities in 28 x 28 cells of their box; semantic logits come at
-        stride 4, padding included.
+        How much lies there still matters to a ViT (see `SimplePyramid`). H and W are multiples of 32. Masks are
+        probabilities in 28 x 28 cells of their box; semantic logits come at stride 4, padding included.
         """
         height, width = pixels.shape[2:]
         if height % SIDE_MULTIPLE_PX or width % SIDE_MULTIPLE_PX:
@@ -69,6 +70,14 @@ class PanopticCascade(nn.Module):
         masks = self.roi_heads.draw_masks(levels, found.boxes, found.clusters).sigmoid()
         semantic = self.sem_seg_head(levels) if self.shape.stuff_clusters else torch.zeros_like(levels[0][:, :1])
         return Raw(scores=found.scores, clusters=found.clusters, boxes=found.boxes, masks=masks, semantic=semantic)
+
+
+def make_backbone(shape: CascadeShape) -> Pyramid | SimplePyramid:
+    """An untrained backbone with its pyramid."""
+    if shape.encoder is not None:
+        return SimplePyramid(shape.encoder, shape.pyramid_width)
+    bottom_up = ResNet(shape.stem_width, shape.inner_width, shape.outer_width, shape.backbone_norm)
+    return Pyramid(bottom_up, shape.pyramid_width, shape.pyramid_norm)
 
 
 def prepare(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:

@@ -26,13 +26,13 @@ class ProposalLimits:
     """How many boxes are kept, and which."""
 
     per_level: int = 1000
-    """Best anchors of a level that are looked at; at least 1."""
+    """Best anchors of a level that are looked at, or all where there are fewer; at least 1."""
     total: int = 1000
     """Proposals of a picture; at least 1."""
     overlap: float = 0.65
     """Boxes of one level that overlap a better one beyond this IoU are dropped; 0..1."""
-    sweeps: int = 16
-    """See `suppress`; at least 1. The longest chain seen needs 8. Even, so as to keep a box too many and lose none."""
+    sweeps: int = 24
+    """See `suppress`; at least 1. The longest chain seen needs 18. Even, so as to keep a box too many and lose none."""
 
     def __post_init__(self) -> None:
         if min(self.per_level, self.total, self.sweeps) < 1 or not 0.0 <= self.overlap <= 1.0:
@@ -86,28 +86,39 @@ def select_proposals(outputs: list[LevelOutput], sizes: Int[Tensor, "B 2"], limi
     """The best boxes of all levels, cut to their pictures of `sizes` (height, width), suppressed within their level.
 
     As detectron2's `find_top_rpn_proposals`, but static: suppression by sweeps, unused places instead of a shorter
-    list. Their number is `limits.total`, or that of all anchors looked at where this is less.
+    list. Their number is `limits.total`, or `limits.per_level` of each level where this is less: the picture's size
+    does not change it.
     """
-    found = [
-        _select_level(output, stride_px, side_px, sizes, limits)
+    ranked = [
+        _rank_level(output, stride_px, side_px, sizes, limits)
         for output, stride_px, side_px in zip(outputs, STRIDES_PX, ANCHOR_SIDES_PX, strict=True)
     ]
-    boxes = torch.cat([each.boxes for each in found], dim=1)
-    logits = torch.cat([each.logits for each in found], dim=1)
+    boxes = torch.stack([each.boxes for each in ranked], dim=1)  # B L k 4
+    logits = torch.stack([each.logits for each in ranked], dim=1)
+    is_usable = has_area(boxes) & (logits > -torch.inf)
+    keep = suppress(boxes.flatten(0, 1), is_usable.flatten(0, 1), limits.overlap, limits.sweeps)
+    logits = torch.where(keep.unflatten(0, (-1, len(ranked))), logits, -torch.inf).flatten(1)
     best, index = logits.topk(min(limits.total, logits.shape[1]), dim=1)
-    return Proposals(boxes=pick(boxes, index), logits=best, is_used=best > -torch.inf)
+    return Proposals(boxes=pick(boxes.flatten(1, 2), index), logits=best, is_used=best > -torch.inf)
 
 
-def _select_level(
+class RankedLevel(NamedTuple):
+    """The best anchors of one level, moved, best first; those that are missing have a logit of minus infinity."""
+
+    boxes: Float[Tensor, "B k 4"]
+    logits: Float[Tensor, "B k"]
+
+
+def _rank_level(
     output: LevelOutput, stride_px: int, side_px: float, sizes: Int[Tensor, "B 2"], limits: ProposalLimits
-) -> Proposals:
+) -> RankedLevel:
     logits, deltas = flatten_level(output)
     height, width = output.logits.shape[2:]
     anchors = draw_anchors(height, width, stride_px, side_px, logits.device)
-    best, index = logits.topk(min(limits.per_level, logits.shape[1]), dim=1)
-    boxes = clip(decode(anchors[index], pick(deltas, index), _WEIGHTS), sizes)
-    keep = suppress(boxes, has_area(boxes), limits.overlap, limits.sweeps)
-    return Proposals(boxes=boxes, logits=torch.where(keep, best, -torch.inf), is_used=keep)
+    # A level of fewer anchors fills the rest with its last one, unused: how many are looked at stays a constant.
+    best, index = functional.pad(logits, (0, limits.per_level), value=-torch.inf).topk(limits.per_level, dim=1)
+    index = index.clamp(max=logits.shape[1] - 1)
+    return RankedLevel(boxes=clip(decode(anchors[index], pick(deltas, index), _WEIGHTS), sizes), logits=best)
 
 
 def flatten_level(output: LevelOutput) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N 4"]]:

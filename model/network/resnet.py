@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-Norm = Literal["batch", "frozen", "group", "none"]
+Norm = Literal["batch", "frozen", "group", "layer", "none"]
 
 BLOCKS = (3, 4, 6, 3)
 """Of res2 to res5."""
@@ -31,6 +31,16 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, maps: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
         return functional.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm of each cell over its channels (ViTDet; detectron2/layers/batch_norm.py, `LayerNorm`)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class NormedConv(nn.Conv2d):
@@ -108,5 +118,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
             return FrozenBatchNorm(channels)
         case "group":
             return nn.GroupNorm(_GROUPS, channels)
+        case "layer":
+            return ChannelNorm(channels)
         case "none":
             return nn.Identity()

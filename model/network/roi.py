@@ -14,26 +14,39 @@ from model.network.boxes import measure_area
 
 _CANONICAL_SIDE_PX = 224.0
 _CANONICAL_LEVEL = 4
+_LEAST_STEP = 0.5
+"""Cells between two samples of a bin, of which there is one for every cell that it begins."""
+_NEIGHBOURS = 6
+"""Samples that may lie within a cell of another cell, and one for rounding."""
 _SHIFT = 0.5
 """Cell centres lie half a cell from cell borders ("aligned")."""
 
 
+_LONGEST_SQUARE = 38
+"""Cells; the longest side of a box that is about square, on the last level, where those of other levels have 28."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How densely the bins of a box are sampled."""
+    """How densely the bins of a box are sampled: once a cell, as detectron2's sampling ratio 0, up to a length."""
 
-    reach: int = 56
-    """Cells; a box up to this long, on its level, is sampled at least once a cell. At least the side of the pooling."""
-    is_adaptive: bool = True
-    """One sample a cell, as detectron2's sampling ratio 0; else as many for every box as the longest would get."""
+    reach: int = 304
+    """Cells; a longer box is sampled more coarsely. The default is the longest side of 1,216 px at stride 4."""
 
     def __post_init__(self) -> None:
         if self.reach < 1:
             raise ConfigError(f"the reach of RoI samples must be at least 1 cell, got {self.reach}")
 
     def count(self, side: int) -> int:
-        """Samples of a bin along one axis: the most, or, if not adaptive, all there are."""
+        """The most samples of a bin along one axis."""
         return math.ceil(self.reach / side)
+
+    def places(self, side: int) -> int:
+        """The most cells around a bin: for the longest box, which is thin, or a large one that is about square.
+
+        Its level makes both of it: below the last one, height times width is less than 28 x 28 cells.
+        """
+        return max(2 * (self.count(side) + 1), (min(self.count(side), math.ceil(_LONGEST_SQUARE / side)) + 1) ** 2)
 
 
 def pool(
@@ -47,24 +60,34 @@ def pool(
 
     RoIAlign (Mask R-CNN, section 3) on the levels of Feature Pyramid Networks, equation 1, as detectron2's
     `ROIPooler` with "ROIAlignV2". There a bin of b cells takes ceil(b) samples along each axis, a number that depends
-    on the box. Here every bin has places for `sampling.count(side)` of them, and those that a box does not use weigh
-    nothing: the same average. A box longer than `sampling.reach` cells would need more; it gets as many as there are,
-    evenly spread, which is a coarser average. Below the last level a box of aspect a is at most 28 sqrt(a) cells long,
-    on it as long as the picture: 56 cells suffice up to aspect 4 and 1,792 px.
-    A bin is one weighted sum over the cells around it: some 50 times as fast on a CPU as `grid_sample`, and closer to
-    the reference. It is float32 always; no gradient reaches the boxes, and one that is not finite harms no other.
+    on the box. Here every bin has places for `sampling.places(side)` cells, and those that a box does not use weigh
+    nothing: the same average. A box that would need more places gets fewer samples, evenly spread, which is a coarser
+    average. A bin is one weighted sum over the cells around it: some 50 times as fast on a CPU as `grid_sample`, and
+    closer to the reference. It is float32 always; no gradient reaches the boxes, and one that is not finite harms no
+    other.
     """
     boxes = torch.nan_to_num(boxes.detach().float())
     assigned = assign_levels(boxes, strides_px)
-    heights, widths = (look_up([float(maps.shape[axis]) for maps in levels], assigned) for axis in (2, 3))
+    heights, widths = (look_up([torch.sym_float(maps.shape[axis]) for maps in levels], assigned) for axis in (2, 3))
     scales = look_up([1.0 / stride for stride in strides_px], assigned)
     x0, y0, x1, y1 = (boxes * scales[..., None] - _SHIFT).unbind(-1)
-    columns, column_weights = place_taps(x0, x1, widths, side, sampling)
-    rows, row_weights = place_taps(y0, y1, heights, side, sampling)
+    across, down = count_samples(x1 - x0, y1 - y0, side, sampling)
+    columns, column_weights = place_taps(x0, x1, widths, across, side, sampling)
+    rows, row_weights = place_taps(y0, y1, heights, down, side, sampling)
     rows = _find_first_cells(levels, assigned)[..., None, None] + rows * widths.long()[..., None, None]
-    cells = rows[:, :, :, None, :, None] + columns[:, :, None, :, None, :]  # B N side side T T
-    weights = row_weights[:, :, :, None, :, None] * column_weights[:, :, None, :, None, :]
-    return _sum_cells(levels, cells.flatten(4), weights.flatten(4))
+    # The cells of a bin, row by row, in as many places as any box may need: B N K
+    place = torch.arange(sampling.places(side), device=boxes.device)
+    row, column = place // (across[..., None] + 1), place % (across[..., None] + 1)
+    is_used = row <= down[..., None]
+    row = torch.minimum(row, down[..., None])
+    cells = _take(rows, row)[:, :, :, None] + _take(columns, column)[:, :, None]  # B N side side K
+    weights = (_take(row_weights, row) * is_used[:, :, None])[:, :, :, None] * _take(column_weights, column)[:, :, None]
+    return _sum_cells(levels, cells, weights)
+
+
+def _take(taps: Tensor, index: Int[Tensor, "B N K"]) -> Tensor:
+    """The taps (B N side T) of each box that its index names, for every bin: B N side K."""
+    return taps.gather(3, index[:, :, None].expand(-1, -1, taps.shape[2], -1))
 
 
 def look_up(values: Sequence[float], index: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
@@ -83,53 +106,60 @@ def assign_levels(boxes: Float[Tensor, "B N 4"], strides_px: Sequence[int]) -> I
     return (level.clamp(first, first + len(strides_px) - 1) - first).long()
 
 
-def place_samples(
-    start: Float[Tensor, "B N"], end: Float[Tensor, "B N"], extent: Float[Tensor, "B N"], side: int, sampling: Sampling
-) -> tuple[Float[Tensor, "B N side R"], Float[Tensor, "B N side R"]]:
-    """Positions (in cells, on the map) and weights of the samples of every bin along one axis.
-
-    A sample further than a cell outside the map counts as zero; a box without length has no samples.
-    """
-    slots = sampling.count(side)
-    bin_length = (end - start) / side
-    wanted = torch.ceil(bin_length) if sampling.is_adaptive else torch.full_like(bin_length, slots)
-    count = wanted.clamp(0, slots)[..., None, None]
-    bins = torch.arange(side, device=start.device, dtype=start.dtype)[:, None]
-    slot = torch.arange(slots, device=start.device, dtype=start.dtype)
-    length = bin_length[..., None, None]
-    position = start[..., None, None] + bins * length + (slot + 0.5) * length / count.clamp(min=1.0)
-    limit = extent[..., None, None]
-    is_counted = (slot < count) & (position >= -1.0) & (position <= limit)
-    weight = is_counted.to(start.dtype) / count.clamp(min=1.0)
-    return torch.minimum(position.clamp(min=0.0), limit - 1.0), weight
+def count_samples(
+    width: Float[Tensor, "B N"], height: Float[Tensor, "B N"], side: int, sampling: Sampling
+) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B N"]]:
+    """Samples of a bin along each axis: one a cell, fewer along the longer axis if the places do not suffice."""
+    across, down = (torch.ceil(length / side).clamp(0, sampling.count(side)).long() for length in (width, height))
+    places = sampling.places(side)
+    across, down = (
+        torch.minimum(count, torch.where(count >= other, places // (other + 1) - 1, count))
+        for count, other in ((across, down), (down, across))
+    )
+    return across, down
 
 
 def place_taps(
-    start: Float[Tensor, "B N"], end: Float[Tensor, "B N"], extent: Float[Tensor, "B N"], side: int, sampling: Sampling
+    start: Float[Tensor, "B N"],
+    end: Float[Tensor, "B N"],
+    extent: Float[Tensor, "B N"],
+    count: Int[Tensor, "B N"],
+    side: int,
+    sampling: Sampling,
 ) -> tuple[Int[Tensor, "B N side T"], Float[Tensor, "B N side T"]]:
     """The cells that the samples of every bin lie between along one axis, and how much each of them counts.
 
-    Adaptive samples are at most a cell apart, so that R + 1 cells in a row hold them all; beyond the reach these
-    cells, too, are spread out. Samples of a fixed number have two cells each.
+    Samples are at most a cell apart, so that count + 1 cells in a row hold them all; with fewer samples than cells,
+    these, too, are spread out. A sample further than a cell outside the map counts as zero, a nearer one as if it lay
+    on the border; a box without length has no samples.
     """
-    positions, weights = place_samples(start, end, extent, side, sampling)
+    samples = count[..., None, None].float()  # B N 1 1
+    length = ((end - start) / side)[..., None, None]
+    bins = torch.arange(side, device=start.device)[:, None]
+    step = length / samples.clamp(min=1.0)
+    origin = start[..., None, None] + bins * length + 0.5 * step  # of the first sample, B N side 1
     last = extent[..., None, None] - 1.0
-    first = torch.floor(positions)
-    if not sampling.is_adaptive:
-        share = positions - first
-        pairs = torch.minimum(torch.cat([first, first + 1.0], dim=3), last)
-        return pairs.long(), torch.cat([weights * (1.0 - share), weights * share], dim=3)
-    slots = sampling.count(side)
-    step = ((end - start) / (side * slots)).clamp(min=1.0)[..., None, None]
-    taps = first[..., :1] + step * torch.arange(slots + 1, device=start.device)
-    shares = (1.0 - (positions[..., None, :] - taps[..., None]).abs() / step[..., None]).clamp(min=0.0)
-    return torch.minimum(taps.round(), last).long(), (shares * weights[..., None, :]).sum(-1)
+    apart = step.clamp(min=1.0)
+    taps = torch.floor(torch.minimum(origin.clamp(min=0.0), last)) + apart * torch.arange(
+        sampling.count(side) + 1, device=start.device
+    )  # B N side T
+    # The samples that may lie within a cell of each tap, beyond the border too; a sole one lies at the origin.
+    step = step.clamp(min=_LEAST_STEP)
+    first = torch.floor((taps - apart - origin) / step)
+    shares = torch.zeros_like(taps)
+    for offset in range(_NEIGHBOURS):
+        sample = first + offset
+        position = origin + sample * step
+        is_counted = (sample >= 0.0) & (sample < samples) & (position >= -1.0) & (position <= last + 1.0)
+        distance = (torch.minimum(position.clamp(min=0.0), last) - taps).abs() / apart
+        shares = shares + (1.0 - distance).clamp(min=0.0) * is_counted
+    return torch.minimum(taps.round(), last).long(), shares / samples.clamp(min=1.0)
 
 
 def _find_first_cells(levels: Sequence[Float[Tensor, "B C h w"]], assigned: Int[Tensor, "B N"]) -> Int[Tensor, "B N"]:
     """The first cell of each box's level, where cells are counted by picture, then level, row and column."""
     areas = [maps.shape[2] * maps.shape[3] for maps in levels]
-    before = look_up([float(sum(areas[:index])) for index in range(len(areas))], assigned).long()
+    before = look_up([torch.sym_float(sum(areas[:index])) for index in range(len(areas))], assigned).long()
     return before + torch.arange(assigned.shape[0], device=assigned.device)[:, None] * sum(areas)
 
 

@@ -17,11 +17,12 @@ def suppress(
     """Which boxes stay, given best first: those that no better box that stays overlaps beyond `threshold`.
 
     Greedy suppression walks down the list; here every sweep decides all boxes at once, from what the sweep before kept.
-    The first starts from all boxes; each settles those whose better rivals are settled. After as many sweeps as the
-    longest chain of boxes, each hanging on the one before, the answer is the greedy one and stays so. Cut short, it
-    differs in the tails of longer chains alone: after an even number of sweeps all boxes that should stay do, with
-    others beside them; after an odd number none stays that should not, but some are missing. Rounding may tip an
-    overlap within a last bit of the threshold either way, as it may between two machines.
+    The first starts from all boxes. A box that should stay is right one sweep after the last of its better rivals, or
+    from the start if it has none; one that should not, one sweep after the first of those rivals that should. What is
+    right stays so: with as many sweeps as the slowest box takes, its chain, the answer is the greedy one. Cut short, it
+    differs in the slower boxes alone: after an even number of sweeps all boxes that should stay do, with others beside
+    them; after an odd number none stays that should not, but some are missing. Rounding may tip an overlap within a
+    last bit of the threshold either way, as it may between two machines.
     """
     order = torch.arange(boxes.shape[1], device=boxes.device)
     is_rival = (compare(boxes) > threshold) & (order[:, None] < order)

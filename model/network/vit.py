@@ -1,5 +1,6 @@
 """The plain vision transformer of DINO and DINOv2, under their parameter names."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +90,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT whose position grid already has the size of its input, so that the graph is static."""
+    """ViT whose position grid, in `forward`, already has the size of its input, so that the graph is static."""
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
@@ -104,9 +105,14 @@ class VisionTransformer(nn.Module):
 
     def forward(self, normalised: Float[Tensor, "B 3 S S"], taps: tuple[int, ...]) -> Float[Tensor, "T B N C"]:
         """Patch tokens after the blocks `taps` (counted from 0), before the final norm; N row by row."""
-        tokens = self.patch_embed(normalised)
-        batch = tokens.shape[0]
-        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1) + self.pos_embed
+        return self.attend(self.patch_embed(normalised), self.pos_embed, taps)
+
+    def attend(
+        self, patches: Float[Tensor, "B N C"], positions: Float[Tensor, "1 N+1 C"], taps: tuple[int, ...]
+    ) -> Float[Tensor, "T B N C"]:
+        """The same from embedded patches, at positions of which the first is the class token's."""
+        batch = patches.shape[0]
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), patches], dim=1) + positions
         if self.shape.registers:
             registers = self.register_tokens.expand(batch, -1, -1)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
@@ -120,12 +126,39 @@ class VisionTransformer(nn.Module):
         return torch.stack(tapped)
 
 
+def infer_encoder(state: dict[str, Tensor]) -> EncoderShape:
+    """The shape that the tensors of a DINO or DINOv2 encoder show.
+
+    Raises KeyError, ValueError or IndexError if they show none.
+    """
+    width, _, patch_px, _ = state["patch_embed.proj.weight"].shape
+    grid = math.isqrt(state["pos_embed"].shape[1] - 1)
+    if 1 + grid**2 != state["pos_embed"].shape[1]:
+        raise ValueError(f"{state['pos_embed'].shape[1]} positions are no square and a class token")
+    return EncoderShape(
+        width=width,
+        depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        patch_px=patch_px,
+        grid=grid,
+        registers=state["register_tokens"].shape[1] if "register_tokens" in state else 0,
+        has_layer_scale="blocks.0.ls1.gamma" in state,
+    )
+
+
 def resize_positions(positions: Float[Tensor, "1 M C"], grid: int) -> Float[Tensor, "1 N C"]:
     """Position embeddings (class token first) bicubically interpolated to a grid x grid square."""
-    head, patches = positions[:, :1], positions[:, 1:]
-    side = round(patches.shape[1] ** 0.5)
-    if side == grid:
+    if positions.shape[1] == 1 + grid**2:
         return positions
+    return stretch_positions(positions, grid, grid)
+
+
+def stretch_positions(positions: Float[Tensor, "1 M C"], rows: int, columns: int) -> Float[Tensor, "1 N C"]:
+    """Position embeddings of a square (class token first) bicubically interpolated to rows x columns.
+
+    The stored size gives the stored numbers; no branch asks for it, as it would pin the size of an exported graph.
+    """
+    head, patches = positions[:, :1], positions[:, 1:]
+    side = math.isqrt(patches.shape[1])
     square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    resized = functional.interpolate(square, size=(grid, grid), mode="bicubic", align_corners=False)
+    resized = functional.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
     return torch.cat([head, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
