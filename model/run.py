@@ -1,9 +1,11 @@
-"""A run: what a fit leaves behind, everything that an export needs."""
+"""A run: what a fit or an import leaves behind, everything that an export needs."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from safetensors.torch import save_file
 
@@ -11,32 +13,52 @@ from model.checkpoints import load_encoder, load_exactly, read_state
 from model.contract import reject_unknown
 from model.errors import CheckpointError, ConfigError
 from model.files import replace_file
+from model.network.architecture import Network
+from model.network.cascade_shape import CascadeShape
 from model.network.mask_transformer import DecoderShape, MaskDecoder, MaskTransformer
+from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
+
+NetworkName = Literal["mask_transformer", "panoptic_cascade"]
 
 RUN_FILE = "run.json"
-DECODER_FILE = "decoder.safetensors"
 ENCODER_STEM = "encoder"
+WEIGHT_FILES: dict[NetworkName, str] = {
+    "mask_transformer": "decoder.safetensors",
+    "panoptic_cascade": "weights.safetensors",
+}
+"""The trained part; the mask transformer's encoder lies beside it."""
+
+_SHAPES: dict[NetworkName, type[DecoderShape] | type[CascadeShape]] = {
+    "mask_transformer": DecoderShape,
+    "panoptic_cascade": CascadeShape,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunCard:
     """What a run says about itself."""
 
-    decoder: DecoderShape
-    encoder_file: str
-    """Name of the encoder's file inside the run."""
+    network: NetworkName
+    shape: DecoderShape | CascadeShape
+    """Of the trained part."""
     step: int
-    """Optimiser steps behind the decoder's weights."""
+    """Optimiser steps behind the weights."""
+    encoder_file: str = ""
+    """Name of the mask transformer's encoder inside the run; the cascade has none."""
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Where encoder, photos and labels come from; goes into the contract."""
+    """Where encoder, photos and labels, or the imported weights, come from; goes into the contract."""
     fit: dict[str, Any] = field(default_factory=dict)
-    """The resolved configuration of the fit."""
+    """The resolved configuration of the fit; empty for an import."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, _SHAPES[self.network]):
+            raise ConfigError(f"a {self.network} cannot have a {type(self.shape).__name__}")
 
 
-def write_run(run: Path, card: RunCard, decoder: MaskDecoder) -> None:
-    """Replace the run's card and decoder; the card last, so that a run with a card is whole."""
-    with replace_file(run / DECODER_FILE) as sibling:
-        save_file({name: tensor.contiguous() for name, tensor in decoder.state_dict().items()}, sibling)
+def write_run(run: Path, card: RunCard, module: MaskDecoder | PanopticCascade) -> None:
+    """Replace the run's card and the weights of its trained part; the card last, so that a run with a card is whole."""
+    with replace_file(run / WEIGHT_FILES[card.network]) as sibling:
+        save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, sibling)
     with replace_file(run / RUN_FILE) as sibling:
         sibling.write_text(json.dumps(asdict(card), indent=2) + "\n")
 
@@ -47,17 +69,51 @@ def read_run_card(run: Path) -> RunCard:
     try:
         content = json.loads(path.read_bytes())
         reject_unknown(content, RunCard)
-        shape = content.pop("decoder")
-        reject_unknown(shape, DecoderShape)
-        return RunCard(decoder=DecoderShape(**shape), **content)
-    except (OSError, ValueError, TypeError, KeyError, ConfigError) as error:
+        target = _SHAPES[_parse_field("network", content["network"], NetworkName)]
+        shape = target(**parse_fields(content.pop("shape"), target))
+        return RunCard(shape=shape, **parse_fields(content, RunCard))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not the card of a finished run: {error}") from error
 
 
-def load_run(run: Path) -> tuple[RunCard, MaskTransformer]:
+def load_run(run: Path) -> tuple[RunCard, Network]:
     """The network of a run, ready for inference. Raises CheckpointError if a file is missing or does not fit."""
     card = read_run_card(run)
-    encoder = load_encoder(str(run / card.encoder_file), card.decoder.side_px)
-    decoder = MaskDecoder(card.decoder, encoder.shape)
-    load_exactly(decoder, read_state(run / DECODER_FILE))
-    return card, MaskTransformer(encoder, decoder).eval()
+    state = read_state(run / WEIGHT_FILES[card.network])
+    match card.shape:
+        case DecoderShape() as shape:
+            encoder = load_encoder(str(run / card.encoder_file), shape.side_px)
+            decoder = MaskDecoder(shape, encoder.shape)
+            load_exactly(decoder, state)
+            return card, MaskTransformer(encoder, decoder).eval()
+        case CascadeShape() as shape:
+            cascade = PanopticCascade(shape, CascadeLimits())
+            load_exactly(cascade, state)
+            return card, cascade.eval()
+
+
+def parse_fields(content: dict[str, Any], target: type[Any]) -> dict[str, Any]:
+    """What a dataclass is made of, from what `asdict` wrote.
+
+    Raises ConfigError, with a near match, for an unknown key or choice, and TypeError for a value of another type.
+    """
+    reject_unknown(content, target)
+    kinds = {entry.name: entry.type for entry in fields(target)}
+    return {name: _parse_field(name, value, kinds[name]) for name, value in content.items()}
+
+
+def _parse_field(name: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) is UnionType:
+        if value is None and NoneType in get_args(kind):
+            return None
+        kind = get_args(kind)[0]
+    if isinstance(kind, type) and is_dataclass(kind):
+        return kind(**parse_fields(value, kind))
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            near = get_close_matches(str(value), get_args(kind), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(get_args(kind))}"
+            raise ConfigError(f"unknown {name} {value!r}, {hint}")
+    elif type(value) is not (get_origin(kind) or kind):
+        raise TypeError(f"{name} cannot be {value!r}")
+    return value

@@ -1,5 +1,6 @@
-"""Published encoders load exactly or are refused with the names of what does not fit."""
+"""Weight files load exactly or are refused with the names of what does not fit."""
 
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoints import fetch, infer_shape, load_encoder, load_exactly, read_state
+from model.checkpoints import fetch, infer_shape, load_encoder, load_exactly, read_encoder, read_state
 from model.errors import CheckpointError
 from model.network.vit import EncoderShape, VisionTransformer
 
@@ -68,17 +69,27 @@ def test_a_mask_token_is_left_out(tmp_path: Path) -> None:
     assert equals(load_encoder(str(path), 56), state)
 
 
-@pytest.mark.parametrize("wrapper", ["teacher", "model", "state_dict"])
-def test_weights_in_a_wrapper_with_a_prefix_are_found(tmp_path: Path, wrapper: str) -> None:
-    torch.save({wrapper: {"backbone.a": torch.ones(2)}, "epoch": 7}, tmp_path / "run.pth")
-    state = read_state(tmp_path / "run.pth")
+@pytest.mark.parametrize("wrapper", ["teacher", "student", "model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["backbone.", "module.", "module.backbone."])
+def test_weights_in_a_wrapper_with_a_prefix_are_found(tmp_path: Path, wrapper: str, prefix: str) -> None:
+    torch.save({wrapper: {f"{prefix}a": torch.ones(2)}, "epoch": 7}, tmp_path / "run.pth")
+    state = read_encoder(tmp_path / "run.pth")
     assert list(state) == ["a"]
     assert state["a"].tolist() == [1.0, 1.0]
+    assert list(read_state(tmp_path / "run.pth")) == [f"{prefix}a"]
 
 
-def test_half_precision_is_read_as_single(tmp_path: Path) -> None:
-    save({"a": torch.tensor([0.5], dtype=torch.float16)}, tmp_path / "half.safetensors")
-    assert read_state(tmp_path / "half.safetensors")["a"].dtype == torch.float32
+def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1), "backbone.a": torch.ones(1)}, tmp_path / "twice.pth")
+    with pytest.raises(CheckpointError, match=r"twice\.pth holds a twice"):
+        read_encoder(tmp_path / "twice.pth")
+
+
+def test_half_precision_is_read_as_single_and_counts_stay_whole(tmp_path: Path) -> None:
+    save({"a": torch.tensor([0.5], dtype=torch.float16), "n": torch.tensor(3)}, tmp_path / "half.safetensors")
+    state = read_state(tmp_path / "half.safetensors")
+    assert (state["a"].dtype, state["a"].item()) == (torch.float32, 0.5)
+    assert (state["n"].dtype, state["n"].item()) == (torch.int64, 3)
 
 
 def test_a_url_is_fetched_once_and_then_kept(tmp_path: Path) -> None:
@@ -140,28 +151,45 @@ def test_a_path_that_does_not_exist_is_refused_with_its_name(tmp_path: Path) -> 
         load_encoder(str(tmp_path / "nowhere.pth"), 56)
 
 
+def test_an_address_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"ftp://host/a\.pth cannot be fetched: expected a path, or one of http,"):
+        fetch("ftp://host/a.pth", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["empty.pth", "empty.ckpt", "empty.pkl", "empty.safetensors"])
+def test_an_empty_file_is_called_empty(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=f"{name} holds no readable weights: it is empty$"):
+        read_state(tmp_path / name)
+
+
+def test_a_folder_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder, not a file"):
+        fetch(str(tmp_path), tmp_path / "cache")
+
+
 class Intruder:
-    """Would write a file on being unpickled."""
+    """Would make a folder on being unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.path,)
+        return os.mkdir, (str(self.path),)
 
 
 def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
-    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
-    torch.save({"weights": Intruder(trace)}, path)
-    with pytest.raises(CheckpointError, match=r"evil\.pth holds no readable weights"):
-        read_state(path)
-    path.write_bytes(pickle.dumps(Intruder(trace), protocol=2))
-    with pytest.raises(CheckpointError, match=r"evil\.pth holds no readable weights"):
-        read_state(path)
+    trace = tmp_path / "trace"
+    torch.save({"weights": Intruder(trace)}, tmp_path / "evil.pth")
+    for name in ("bare.pth", "bare.pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps(Intruder(trace), protocol=2))
+    for name in ("evil.pth", "bare.pth", "bare.pkl"):
+        with pytest.raises(CheckpointError, match=rf"{name} holds no readable weights: .*(posix|nt)\.mkdir"):
+            read_state(tmp_path / name)
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
+@pytest.mark.parametrize("name", ["broken.pth", "broken.ckpt", "broken.pkl", "broken.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x80\x02", b"\xff" * 64], ids=str)
 def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name

@@ -67,7 +67,8 @@ class Fit:
         self._optimiser = AdamW(_group_parameters(self.decoder, config.weight_decay), lr=config.learning_rate)
         self.step = 0
         self._card = RunCard(
-            decoder=shape,
+            network="mask_transformer",
+            shape=shape,
             encoder_file=encoder_file,
             step=0,
             provenance=_describe_sources(labels, len(photos)),
@@ -180,7 +181,8 @@ def _keep_encoder(source: str, expected_hash: str, run: Path) -> str:
 
 def _describe_sources(labels: LabelConfig, photos: int) -> dict[str, Any]:
     """The provenance that goes into run and artifact: no paths of this machine."""
-    settings = {key: value for key, value in asdict(labels).items() if not key.startswith(("photos", "encoder"))}
+    here = ("photos", "encoder", "maps")
+    settings = {key: value for key, value in asdict(labels).items() if not key.startswith(here)}
     return {
         "encoder": {"sha256": labels.encoder_hash, "origin": describe_encoder(labels.encoder_hash)},
         "photos": {"count": photos, "sha256": labels.photos_hash, "note": settings.pop("note")},
