@@ -13,7 +13,7 @@ LABEL org.opencontainers.image.title="useg" \
       org.opencontainers.image.description="Instance, semantic and panoptic segmentation as a REST service" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 USEG_HOST=0.0.0.0
+ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 USEG_HOST=0.0.0.0 ORT_DISABLE_TELEMETRY=1
 USER 65532:65532
 EXPOSE 8000
 HEALTHCHECK --start-period=30s --interval=10s --timeout=3s \

@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: serve test lint clean
 
 serve: $(VENV)/.service
-	@exec $(BIN)/useg-serve
+	@ORT_DISABLE_TELEMETRY=1 exec $(BIN)/useg-serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

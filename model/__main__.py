@@ -5,22 +5,31 @@ import contextlib
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from model.bench import BenchConfig, run_bench
 from model.command import positive, run_command
-from model.contract import TASKS, Thresholds
+from model.contract import FLOAT_PRECISIONS, TASKS, Canvas
 from model.encodings import describe, encode_overlay, encode_panoptic_png
 from model.errors import ConfigError, InputError
+from model.families import FAMILIES
 from model.files import replace_file
+from model.handover import HandoverSession
 from model.panoptic import assemble
 from model.pixels import place, read_photo
+from model.quantise import QuantiseConfig, quantise_artifact
 from model.runtime import open_session
+from model.session import BACKENDS
 
 _PARITY_PHOTOS = 4
+_ENCODER = "encoder"
+"""What `import` reads beside the families."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,10 +43,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="useg-model", description=__doc__)
     parser.add_argument("--threads", type=positive, default=2, help="CPU threads (%(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_import(commands.add_parser("import", help="a published checkpoint to a run, or an encoder to a file of ours"))
     _add_export(commands.add_parser("export", help="a run to an artifact"))
     _add_check(commands.add_parser("check", help="does an artifact keep its contract here?"))
+    _add_quantise(commands.add_parser("quantise", help="an artifact to one of int8, for OpenVINO on a CPU"))
     _add_segment(commands.add_parser("segment", help="a photo to masks"))
+    _add_bench(commands.add_parser("bench", help="how fast is an artifact here?"))
     return parser
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FILE", help="path or URL")
+    parser.add_argument("--as", dest="family", required=True, choices=[*FAMILIES, _ENCODER], help="what FILE is")
+    parser.add_argument("--clusters", type=positive, metavar="K", help="thing clusters; for all but an encoder")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="for an encoder, a .safetensors file")
+    parser.set_defaults(work=partial(_run_import, parser))
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -46,24 +66,70 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="useg", help="the model's name (%(default)s)")
     parser.add_argument("--version", default="1", help="the model's version (%(default)s)")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="photos for the parity check, beside drawn scenes")
-    parser.add_argument("--score", type=float, default=Thresholds().score, help="least score (%(default)s)")
+    parser.add_argument("--score", type=float, help="least score of a detection (default: what suits the network)")
+    parser.add_argument("--part", type=float, help="least part of a detection, see Thresholds (default: the same)")
     parser.add_argument(
-        "--part", type=float, default=0.25, help="least part of a detection, see Thresholds (%(default)s)"
+        "--precision", choices=FLOAT_PRECISIONS, default="fp16-stored", help="of weights and arithmetic (%(default)s)"
     )
+    parser.add_argument(
+        "--canvas", type=_parse_canvas, action="append", metavar="HxW",
+        help="a size of input of a panoptic cascade, multiples of 32; may be repeated (default: five around 800 px)",
+    )  # fmt: skip
     parser.set_defaults(work=_run_export)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    _add_backend(parser)
     parser.set_defaults(work=_run_check)
+
+
+def _add_quantise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="photos of the kind to come")
+    parser.add_argument("--out", type=Path, required=True, metavar="ARTIFACT")
+    parser.add_argument("--count", type=positive, default=100, help="most photos to calibrate on (%(default)s)")
+    parser.set_defaults(work=_run_quantise)
 
 
 def _add_segment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
     parser.add_argument("photo", type=Path, metavar="PHOTO")
+    _add_backend(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="COCO panoptic PNG; .jpg: an overlay")
     parser.add_argument("--task", choices=TASKS, default="panoptic", help="%(default)s")
     parser.set_defaults(work=_run_segment)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    _add_backend(parser)
+    parser.add_argument(
+        "--batch", type=positive, nargs="+", default=[1, 2, 3, 5, 8], metavar="N", help="sizes of batches (1 2 3 5 8)"
+    )
+    parser.add_argument("--rounds", type=positive, default=5, help="timed runs of each (%(default)s)")
+    parser.add_argument("--peak-tflops", type=float, metavar="N", help="what the hardware could do at best")
+    parser.set_defaults(work=_run_bench)
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="what runs the network (%(default)s)")
+
+
+def _run_import(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:
+    is_encoder = options.family == _ENCODER
+    if is_encoder and options.clusters is not None:
+        parser.error("--clusters: an encoder has none")
+    if not is_encoder and options.clusters is None:
+        parser.error(f"--clusters is required with --as {options.family}")
+
+    from model.backbones import import_encoder
+    from model.detectron import import_cascade
+
+    if is_encoder:
+        return {"encoder": str(options.out), **asdict(import_encoder(options.source, options.out))}
+    card = import_cascade(options.source, options.family, options.clusters, options.out)
+    return {"run": str(options.out), "shape": asdict(card.shape), **card.provenance}
 
 
 def _run_export(options: argparse.Namespace) -> dict[str, Any]:
@@ -71,54 +137,77 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
 
-    from model.export import export_run
-    from model.run import read_run_card
+    from model.export import PAPER_CANVASES, ExportConfig, export_run
 
     torch.set_num_threads(options.threads)
-    contract = export_run(
-        options.run_folder,
-        options.out,
+    config = ExportConfig(
         name=options.name,
         version=options.version,
-        thresholds=Thresholds(score=options.score, part=options.part),
-        pictures=_place_photos(options.photos, read_run_card(options.run_folder).decoder.side_px),
+        precision=options.precision,
+        score=options.score,
+        part=options.part,
+        canvases=tuple(options.canvas or PAPER_CANVASES),
     )
+    contract = export_run(options.run_folder, options.out, config, _read_photos(options.photos))
     return {"artifact": str(options.out), "files": contract.files, "parity": contract.provenance["parity"]}
 
 
-def _place_photos(folder: Path | None, side_px: int) -> list[UInt8[np.ndarray, "3 S S"]]:
-    """The first few photos below a folder that can be read, as the network takes them."""
-    from model.network.mask_transformer import STRIDE_PX
-
+def _read_photos(folder: Path | None) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """The first few photos below a folder that can be read."""
     if folder is None:
         return []
-    placed: list[UInt8[np.ndarray, "3 S S"]] = []
+    images: list[UInt8[np.ndarray, "H W 3"]] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with contextlib.suppress(InputError):
-            placed.append(place(read_photo(path).image, side_px, STRIDE_PX)[0])
-        if len(placed) == _PARITY_PHOTOS:
-            return placed
-    if not placed:
+            images.append(read_photo(path).image)
+        if len(images) == _PARITY_PHOTOS:
+            return images
+    if not images:
         raise ConfigError(f"{folder} holds no photo that can be read: give --photos another folder")
-    return placed
+    return images
+
+
+def _parse_canvas(text: str) -> Canvas:
+    """For argparse: "800x1088", height first."""
+    height, _, width = text.partition("x")
+    return Canvas(height_px=positive(height), width_px=positive(width))
 
 
 def _run_check(options: argparse.Namespace) -> dict[str, Any]:
-    contract, session = open_session(options.artifact, threads=options.threads)
+    contract, session = open_session(options.artifact, backend=options.backend, threads=options.threads)
+    if isinstance(session, HandoverSession):
+        session.settle()
     return {"name": contract.name, "version": contract.version, "backend": session.backend, "golden": "matched"}
+
+
+def _run_quantise(options: argparse.Namespace) -> dict[str, Any]:
+    config = QuantiseConfig(count=options.count, threads=options.threads)
+    contract = quantise_artifact(options.artifact, options.photos, options.out, config)
+    return {"artifact": str(options.out), "files": contract.files, **contract.provenance["quantisation"]}
 
 
 def _run_segment(options: argparse.Namespace) -> dict[str, Any]:
     photo = read_photo(options.photo)
-    contract, session = open_session(options.artifact, threads=options.threads)
-    pixels, placement = place(photo.image, contract.side_px, contract.stride_px)
-    raw = session.run(pixels[None])[0]
+    contract, session = open_session(options.artifact, backend=options.backend, threads=options.threads)
+    pixels, placement = place(photo.image, contract.canvases, contract.stride_px)
+    raw = session.run(pixels[None], np.array([placement.size]))[0]
     answer = assemble(raw, placement, contract, options.task, contract.thresholds)
     is_overlay = options.out.suffix.lower() in (".jpg", ".jpeg")
     content = encode_overlay(photo.image, answer) if is_overlay else encode_panoptic_png(answer.label_map)
     with replace_file(options.out) as sibling:
         sibling.write_bytes(content)
     return {"task": options.task, "segments_info": describe(answer, contract)}
+
+
+def _run_bench(options: argparse.Namespace) -> dict[str, Any]:
+    config = BenchConfig(
+        backend=options.backend,
+        batches=tuple(options.batch),
+        rounds=options.rounds,
+        threads=options.threads,
+        peak_tflops=options.peak_tflops,
+    )
+    return run_bench(options.artifact, config)
 
 
 if __name__ == "__main__":

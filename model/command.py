@@ -10,12 +10,15 @@ from model.errors import UsegError
 
 Work = Callable[[argparse.Namespace], dict[str, Any]]
 """A subcommand, set as the parser's default `work`: options to the result that is printed."""
+BROKEN = "broken"
+"""The key under which a result lists inputs that were skipped."""
 
 
 def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, interrupted: str) -> int:
     """Run the chosen subcommand and print its result as JSON.
 
-    Exit status: 0 done, 1 an error on one line, 2 wrong usage, 130 interrupted (`interrupted` tells what that means).
+    Exit status: 0 done, 1 an error on one line, 2 wrong usage, 3 done but for inputs that were skipped (the result
+    lists them), 130 interrupted (`interrupted` tells what that means).
     """
     options = parser.parse_args(arguments)
     work: Work = options.work
@@ -28,7 +31,7 @@ def run_command(parser: argparse.ArgumentParser, arguments: Sequence[str] | None
     except KeyboardInterrupt:
         return _tell(parser, f"interrupted; {interrupted}", 130)
     print(json.dumps(result, indent=2))
-    return 0
+    return 3 if result.get(BROKEN) else 0
 
 
 def positive(text: str) -> int:

@@ -14,12 +14,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from model.errors import ConfigError, UsegError
+from model.session import BACKENDS
 from service.app import create_app
 from service.deployment import Opener
 from service.settings import Settings, read_settings
 
 _FLAGS = {
     "artifact": ("DIR", "directory of the artifact"),
+    "backend": ("|".join(BACKENDS), "what runs the network"),
     "host": ("ADDRESS", "address to listen on"),
     "port": ("N", "TCP port, 0 for a free one"),
     "max-batch": ("N", "most pictures in one run of the network"),

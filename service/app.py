@@ -46,7 +46,7 @@ class Parts:
 def create_app(settings: Settings, *, opener: Opener | None = None) -> FastAPI:
     """The service; `opener` gives the artifact, by default the one in the settings."""
     telemetry = Telemetry()
-    opener = opener or partial(open_session, settings.artifact, threads=settings.threads)
+    opener = opener or partial(open_session, settings.artifact, backend=settings.backend, threads=settings.threads)
     app = FastAPI(
         title="useg",
         summary="Instance, semantic and panoptic segments, from a network whose training needs no human mask.",
@@ -98,7 +98,9 @@ async def ready(request: Request) -> Readiness:
 @router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """All metrics, for Prometheus."""
-    return Response(_get_parts(request).telemetry.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    parts = _get_parts(request)
+    parts.deployment.describe()
+    return Response(parts.telemetry.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @router.get("/", include_in_schema=False)

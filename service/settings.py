@@ -7,10 +7,11 @@ from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from model.errors import ConfigError
 from model.pixels import LIMIT_PIXELS
+from model.session import BACKENDS, Backend
 
 PREFIX = "USEG_"
 _MAX_PORT = 65_535
@@ -29,6 +30,8 @@ class Settings:
 
     artifact: Path = field(default_factory=find_bundled_artifact)
     """Directory of the artifact."""
+    backend: Backend = "cpu"
+    """What runs the network; one that this machine does not have is refused, not replaced."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every IPv4 interface."""
     port: int = 8000
@@ -49,6 +52,8 @@ class Settings:
     """Longest time from a request's first byte to its answer, in seconds, above 0."""
 
     def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
         for name in ("max_batch", "queue", "limit_bytes", "limit_pixels", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -81,7 +86,9 @@ def read_settings(environment: Mapping[str, str] = os.environ, *, flags: Mapping
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:
-    """The value of a setting: `kind` is a field's type, which text turns into by calling it."""
+    """The value of a setting: `kind` is a field's type, which text turns into by calling it; words stay words."""
+    if get_origin(kind) is Literal:
+        return text
     try:
         return kind(text)
     except ValueError as error:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from model.contract import Thresholds
-from model.export import export_run
+from model.export import ExportConfig, export_run
 from training.fit import fit
 from training.label import label_photos
 from training.recipe import PRESETS
@@ -74,7 +73,22 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: LabelStore) -
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     """An exported artifact; not to be changed."""
     artifact = tmp_path_factory.mktemp("artifacts") / "artifact"
-    export_run(tiny_run, artifact, name="tiny", version="3", thresholds=Thresholds(score=0.0), pictures=[])
+    export_run(tiny_run, artifact, ExportConfig(name="tiny", version="3", score=0.0, part=0.0), [])
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def tiny_cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a panoptic cascade of random weights; not to be changed."""
+    return tiny.write_cascade_run(tmp_path_factory.mktemp("cascade") / "run")
+
+
+@pytest.fixture(scope="session")
+def tiny_cascade_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_cascade_run: Path) -> Path:
+    """An exported panoptic cascade that takes three canvases; not to be changed."""
+    artifact = tmp_path_factory.mktemp("artifacts") / "cascade"
+    config = ExportConfig(name="cascade", score=0.3, canvases=tiny.CANVASES)
+    export_run(tiny_cascade_run, artifact, config, [])
     return artifact
 
 

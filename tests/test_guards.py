@@ -13,7 +13,17 @@ SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package)
 LONGEST_FILE, LONGEST_FUNCTION = 300, 35
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 TORCH_LIBRARIES = {"torch", "torchvision", "safetensors", "onnxscript"}
-TORCH_FLOOR = {"model/checkpoints.py", "model/export.py", "model/run.py"}
+TORCH_FLOOR = {
+    "model/backbones.py",
+    "model/captures.py",
+    "model/checkpoints.py",
+    "model/detectron.py",
+    "model/export.py",
+    "model/graph.py",
+    "model/restoration.py",
+    "model/run.py",
+    "model/torch_session.py",
+}
 
 
 def name_of(path: Path) -> str:
@@ -130,7 +140,9 @@ def test_the_environment_is_read_by_the_settings_alone(path: Path) -> None:
 
 @each_source
 def test_nothing_is_pickled(path: Path) -> None:
-    assert list_roots(path) & {"pickle", "dill", "joblib", "shelve", "marshal"} == set()
+    # detectron2 publishes pickles: one module takes them apart with pickletools, which can run nothing.
+    allowed = {"pickletools"} if name_of(path) == "model/pickles.py" else set()
+    assert list_roots(path) & {"pickle", "pickletools", "dill", "joblib", "shelve", "marshal"} <= allowed
 
 
 @each_source

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from model.contract import Contract
 from model.panoptic import assemble
 from model.pixels import place, read_photo
-from model.runtime import Session, open_session
+from model.runtime import open_session
+from model.session import Session
 from service.settings import find_bundled_artifact
 
 MOST_BYTES = 60_000_000
@@ -34,7 +36,13 @@ def test_it_draws_an_object_on_most_photos_with_a_clear_subject(opened: tuple[Co
     found = 0
     for path in paths:
         photo = read_photo(path)
-        pixels, placement = place(photo.image, contract.side_px, contract.stride_px)
-        answer = assemble(session.run(pixels[None])[0], placement, contract, "instance", contract.thresholds)
+        pixels, placement = place(photo.image, contract.canvases, contract.stride_px)
+        answer = assemble(
+            session.run(pixels[None], np.array([placement.size]))[0],
+            placement,
+            contract,
+            "instance",
+            contract.thresholds,
+        )
         found += any(crop.bits.sum() > 0.03 * answer.label_map.size for crop in answer.crops)
     assert found >= 6

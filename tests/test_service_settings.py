@@ -21,6 +21,14 @@ def test_variables_become_values_of_their_types() -> None:
     assert settings == Settings(artifact=Path("/models/a"), max_batch=8, max_wait_ms=0.5)
 
 
+def test_a_backend_is_one_of_the_words() -> None:
+    assert read_settings({}).backend == "cpu"
+    assert read_settings({"USEG_BACKEND": "cuda"}).backend == "cuda"
+    assert read_settings({"USEG_BACKEND": "cuda"}, flags={"backend": "torch"}).backend == "torch"
+    with pytest.raises(ConfigError, match="backend must be one of cpu, openvino, cuda, tensorrt, torch, got 'cdua'"):
+        read_settings({"USEG_BACKEND": "cdua"})
+
+
 def test_flags_go_before_variables() -> None:
     assert read_settings({"USEG_PORT": "1", "USEG_QUEUE": "2"}, flags={"port": "3"}) == Settings(port=3, queue=2)
 
@@ -50,6 +58,7 @@ def test_an_unknown_variable_is_refused_with_what_was_meant(name: str, words: st
         ("DEADLINE_S", "0"),
         ("DEADLINE_S", "inf"),
         ("HOST", ""),
+        ("BACKEND", "gpu"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_name(name: str, text: str) -> None:

@@ -7,16 +7,22 @@ import cv2
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from model.contract import Canvas
 from model.encodings import encode_panoptic_png
 from model.files import hash_file
+from model.network.cascade_shape import CascadeShape
+from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
 from model.network.vit import EncoderShape, VisionTransformer
+from model.run import RunCard, write_run
 from training.label import hash_photos
 from training.photos import Scan, scan_photos
 from training.store import LabelConfig
 
 SIDE_PX = 56
 SHAPE = EncoderShape(width=64, depth=4, patch_px=14, grid=4, registers=0, has_layer_scale=True)
+CANVASES = tuple(Canvas(height_px=height, width_px=width) for height, width in ((96, 128), (128, 96), (96, 96)))
 
 
 def draw_photos(folder: Path, count: int = 8) -> Path:
@@ -29,6 +35,12 @@ def draw_photos(folder: Path, count: int = 8) -> Path:
         cv2.circle(image, centre, int(generator.integers(10, 16)), generator.integers(120, 255, 3).tolist(), -1)
         cv2.imwrite(str(folder / f"{index}.png"), image)
     return folder
+
+
+def draw_noise(batch: int, height: int, width: int) -> Tensor:
+    """uint8 pictures of noise, B 3 H W."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
 def write_encoder(path: Path) -> Path:
@@ -57,6 +69,43 @@ def configure(photos: Path, encoder: Path) -> tuple[Scan, LabelConfig]:
         note="drawn",
     )
     return scan, config
+
+
+def write_checkpoint(path: Path) -> Path:
+    """A checkpoint of three clusters as detectron2 writes U2Seg's."""
+    torch.save({"model": draw_cascade(stuff_clusters=27).state_dict(), "iteration": 89_999}, path)
+    return path
+
+
+def write_cascade_run(run: Path) -> Path:
+    """An imported run of a small panoptic cascade."""
+    network = draw_cascade(stuff_clusters=2)
+    card = RunCard(network="panoptic_cascade", shape=network.shape, step=0, provenance={"weights": "drawn"})
+    write_run(run, card, network)
+    return run
+
+
+def draw_cascade(stuff_clusters: int) -> PanopticCascade:
+    """A small panoptic cascade, its weights drawn so that it detects things of all three clusters."""
+    torch.manual_seed(0)
+    shape = CascadeShape(
+        thing_clusters=3, stuff_clusters=stuff_clusters, stem_width=8, inner_width=4, outer_width=16,
+        backbone_norm="batch", pyramid_width=8, pyramid_norm="batch", box_width=16, mask_width=8, semantic_width=32,
+    )  # fmt: skip
+    network = PanopticCascade(shape, CascadeLimits())
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    for name, module in network.named_modules():
+        if name.endswith("conv3.norm"):
+            torch.nn.init.constant_(module.weight, 0.3)  # else a deep network of random weights amplifies rounding
+    for predictor in network.roi_heads.box_predictor:
+        predictor.cls_score.weight.data *= 0.2  # else all scores are 1/3, 2/3 or 1
+        torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.01)  # else boxes leap out of the picture
+    return network
 
 
 def draw_truth(folder: Path) -> Path:
