@@ -1,7 +1,6 @@
 import numpy as np
 
-from training.matching import UNMATCHED, match_by_majority
-from training.overlap import measure_overlap, merge_true_stuff, rename_predicted
+from training.overlap import gather_classes, measure_overlap, merge_true_stuff, rename_predicted
 
 PREDICTED = np.array([[5, 5, 9, 9], [5, 5, 9, 0]], np.int32)
 TRUE = np.array([[1, 1, 1, 2], [3, 3, 2, 2]], np.int32)
@@ -39,19 +38,14 @@ def test_the_look_up_is_done_once_and_not_chained() -> None:
     assert rename_predicted(overlap, np.array([-1, 2, 1]), merged_from=9).predicted.tolist() == [2, 1]
 
 
-def test_clusters_take_the_category_they_share_most_pixels_with() -> None:
-    overlap = measure_overlap(PREDICTED, {5: 1, 9: 2}, TRUE, {1: 0, 2: 1, 3: 0})
-    table = match_by_majority([overlap, overlap], clusters=3, thing_clusters=3, categories=2, thing_categories=2)
-    assert table.tolist() == [UNMATCHED, 0, 1, UNMATCHED]
+def test_things_of_every_kind_become_one_class_below_the_stuff() -> None:
+    overlap = measure_overlap(PREDICTED, {5: 1, 9: 2}, TRUE, {1: 0, 2: 2, 3: 3})
+    gathered = gather_classes(overlap, things=2)
+    assert (gathered.predicted.tolist(), gathered.true.tolist()) == ([0, 1], [0, 1, 2])
+    assert np.array_equal(gathered.pixels, overlap.pixels)
 
 
-def test_things_are_matched_among_things_and_stuff_among_stuff() -> None:
-    overlap = measure_overlap(PREDICTED, {5: 1, 9: 2}, TRUE, {1: 0, 2: 1, 3: 1})
-    table = match_by_majority([overlap], clusters=2, thing_clusters=1, categories=2, thing_categories=1)
-    assert table.tolist() == [UNMATCHED, 0, 1]
-
-
-def test_a_crowd_does_not_vote() -> None:
-    overlap = measure_overlap(PREDICTED, {5: 1, 9: 2}, TRUE, {1: 0, 2: 1, 3: 0}, crowds=frozenset({2}))
-    table = match_by_majority([overlap], clusters=2, thing_clusters=2, categories=2, thing_categories=2)
-    assert table.tolist() == [UNMATCHED, 0, 0]
+def test_a_large_id_in_any_order_of_the_list_is_found() -> None:
+    predicted = np.full((3, 3), 16_777_215, np.int32)
+    overlap = measure_overlap(predicted, {16_777_215: 4, 2: 1}, predicted.T, {7: 0, 16_777_215: 3})
+    assert overlap.pixels.tolist() == [[0, 0, 0], [0, 0, 9], [0, 0, 0]]

@@ -1,13 +1,24 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco
 
 from model.encodings import decode_panoptic_png
-from training.overlap import measure_overlap
-from training.scores import MaskAp, bootstrap, count_confusion, count_panoptic, score_panoptic, score_semantic
+from training.intervals import stack, weigh
+from training.overlap import measure_overlap, rename_predicted
+from training.scores import (
+    count_panoptic,
+    count_semantic,
+    count_unnamed,
+    score_iou,
+    score_panoptic,
+    score_panoptic_classes,
+    score_semantic,
+)
+
+THREE = np.array([[1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 0, 0]], np.int32)
 
 
 @pytest.mark.golden
@@ -31,39 +42,53 @@ def test_panoptic_quality_is_panopticapis(golden: Path, name: str) -> None:
             frozenset(segment["id"] for segment in annotation["segments_info"] if segment["iscrowd"]),
         )
         counts.append(count_panoptic(overlap, len(categories)))
+    summed = weigh(stack(counts), np.ones(len(counts)))
     for key, chosen in (("all", slice(None)), ("things", things), ("stuff", ~things)):
-        scores = score_panoptic(counts, chosen)  # type: ignore[arg-type]  # a boolean index chooses like a slice
+        scores = score_panoptic(summed, chosen)  # type: ignore[arg-type]  # a boolean index chooses like a slice
         # The reference sums the same fractions in another order.
         assert scores == pytest.approx({name: expected[key][name] for name in ("pq", "sq", "rq")}, abs=1e-12)
+    per_class = score_panoptic_classes(summed)
+    for number, figures in expected["per_class"].items():
+        place = categories[int(number)]
+        assert {key: per_class[key][place] for key in figures} == pytest.approx(figures, abs=1e-12)
 
 
-def test_semantic_scores_of_a_confusion_known_by_hand() -> None:
+def test_a_match_needs_more_than_half_and_gives_its_iou() -> None:
+    true = np.array([[1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2]], np.int32)
+    predicted = np.array([[1, 1, 1, 1, 3, 3], [2, 2, 2, 3, 3, 3]], np.int32)
+    counts = count_panoptic(measure_overlap(predicted, {1: 0, 2: 0, 3: 1}, true, {1: 0, 2: 0}), 2)
+    assert counts.iou.tolist() == [pytest.approx(4 / 6), 0.0]  # the second has exactly a half
+    assert (counts.matched.tolist(), counts.wrong.tolist(), counts.missed.tolist()) == ([1, 0], [1, 1], [1, 0])
+    # PQ of category 0: 2/3 of 1 + 1/2 + 1/2; category 1 is there by its false positive alone.
+    assert score_panoptic(counts)["pq"] == pytest.approx((4 / 6 / 2 + 0) / 2)
+
+
+def test_a_cluster_without_a_name_is_an_error_where_it_lies_and_free_when_lenient() -> None:
+    overlap = measure_overlap(THREE, {1: 1, 2: 2, 3: 3}, THREE, {1: 0, 2: 1})
+    table = np.array([-1, 0, -1, -1])
+    named = count_panoptic(rename_predicted(overlap, table, merged_from=9), 2)
+    counts = replace(named, unnamed=count_unnamed(overlap, table, 2))
+    assert counts.unnamed.tolist() == [0.0, 1.0]  # cluster 2 lies on category 1, cluster 3 on void, which excuses it
+    assert score_panoptic_classes(counts)["pq"].tolist() == [1.0, 0.0]
+    assert score_panoptic_classes(counts)["weight"].tolist() == [1.0, 1.0]
+    assert score_panoptic_classes(counts, lenient=True)["weight"].tolist() == [1.0, 0.5]
+
+
+def test_semantic_scores_of_pixels_known_by_hand() -> None:
     predicted = np.array([[1, 1, 2, 0]], np.int32)
     true = np.array([[1, 1, 1, 2]], np.int32)
-    overlap = measure_overlap(predicted, {1: 0, 2: 1}, true, {1: 0, 2: 1})
-    confusion = count_confusion(overlap, 2)
-    assert confusion.tolist() == [[2, 1, 0], [0, 0, 1]]
+    counts = count_semantic(measure_overlap(predicted, {1: 0, 2: 1}, true, {1: 0, 2: 1}), 2)
     # Category 0: 2 of 3 pixels; category 1: none of 2, its only pixel being void.
-    assert score_semantic(confusion) == pytest.approx({"miou": (2 / 3 + 0) / 2, "accuracy": 0.5})
+    assert score_iou(counts).tolist() == pytest.approx([2 / 3, 0.0])
+    assert score_semantic(counts) == pytest.approx({"miou": (2 / 3 + 0) / 2, "accuracy": 0.5})
+    assert score_semantic(counts, slice(0, 1))["miou"] == pytest.approx(2 / 3)
+    # When lenient the void pixel does not count, and with it category 1 is not in the truth.
+    assert score_semantic(counts, lenient=True) == pytest.approx({"miou": 2 / 3, "accuracy": 2 / 3})
 
 
-def test_a_bootstrap_of_equal_pictures_has_no_width_and_is_repeatable() -> None:
-    values = np.full(20, 0.25)
-    interval = bootstrap(20, lambda drawn: {"mean": float(values[drawn].mean())}, draws=50)["mean"]
-    assert (interval.value, interval.low, interval.high) == (25.0, 25.0, 25.0)
-    spread = np.linspace(0, 1, 20)
-    first, second = (bootstrap(20, lambda drawn: {"mean": float(spread[drawn].mean())}, draws=50) for _ in range(2))
-    assert first == second
-    assert first["mean"].low < 50.0 < first["mean"].high
-
-
-def test_a_perfect_mask_has_ap_one_and_a_missed_picture_halves_it() -> None:
-    mask = np.zeros((60, 60), np.uint8, order="F")
-    mask[10:50, 10:50] = 1
-    rle = coco.encode(mask)
-    truth = {"category_id": 1, "segmentation": rle, "area": 1600, "bbox": [10, 10, 40, 40], "iscrowd": 0}
-    result = {"image_id": 7, "category_id": 1, "segmentation": rle, "score": 0.4}
-    scorer = MaskAp([truth | {"image_id": 7}, truth | {"image_id": 9}], [result], {7: [60, 60], 9: [60, 60]})
-    assert scorer.score(np.array([0, 0])) == pytest.approx({"ap": 1.0, "ap50": 1.0, "ar100": 1.0})
-    assert scorer.score(np.array([0, 1]))["ar100"] == pytest.approx(0.5)
-    assert scorer.score(np.array([1, 1])) == pytest.approx({"ap": 0.0, "ap50": 0.0, "ar100": 0.0})
+def test_counts_of_two_parts_of_a_set_add_up_to_those_of_the_whole() -> None:
+    first = count_semantic(measure_overlap(THREE, {1: 0, 2: 1}, THREE, {1: 0, 3: 1}), 2)
+    second = count_semantic(measure_overlap(THREE.copy(), {1: 1}, THREE, {1: 0, 2: 1}), 2)
+    whole = weigh(stack([first, second]), np.ones(2))
+    assert whole.true.tolist() == (first.true + second.true).tolist() == [8.0, 6.0]
+    assert weigh(stack([first, second]), np.array([[2.0, 0.0]])).true.tolist() == [[8.0, 4.0]]

@@ -25,12 +25,19 @@ def measure_overlap(
     true: dict[int, int],
     crowds: frozenset[int] = frozenset(),
 ) -> Overlap:
-    """Count shared pixels. The dictionaries give segment id to class; ids that they lack count as void."""
-    rows, columns = (_number(each_map, ids) for each_map, ids in ((predicted_map, predicted), (true_map, true)))
+    """Count shared pixels. The dictionaries give segment id to class; ids that they lack count as void.
+
+    Runs of pixels that are alike in both maps are counted and not single pixels: there are about 30 times fewer.
+    """
+    first, second = predicted_map.ravel(), true_map.ravel()
+    starts = np.flatnonzero((first[1:] != first[:-1]) | (second[1:] != second[:-1])) + 1
+    starts = np.concatenate([[0], starts])
+    lengths = np.diff(starts, append=first.size)
+    rows, columns = _number(first[starts], predicted), _number(second[starts], true)
     width = len(true) + 1
-    counts = np.bincount((rows * width + columns).ravel(), minlength=(len(predicted) + 1) * width)
+    counts = np.bincount(rows * width + columns, weights=lengths, minlength=(len(predicted) + 1) * width)
     return Overlap(
-        pixels=counts.reshape(len(predicted) + 1, width),
+        pixels=counts.astype(np.int64).reshape(len(predicted) + 1, width),  # exact: far fewer than 2**53 pixels
         predicted=np.array(list(predicted.values()), np.int64),
         true=np.array(list(true.values()), np.int64),
         is_crowd=np.array([each in crowds for each in true], bool),
@@ -65,6 +72,16 @@ def rename_predicted(overlap: Overlap, table: Int[np.ndarray, "N"], merged_from:
     return Overlap(pixels=pixels, predicted=predicted, true=overlap.true, is_crowd=overlap.is_crowd)
 
 
+def gather_classes(overlap: Overlap, things: int) -> Overlap:
+    """Things of every kind as class 0, the stuff categories above it, on both sides: U2Seg's 16 classes of COCO."""
+    return Overlap(
+        pixels=overlap.pixels,
+        predicted=np.maximum(overlap.predicted - things + 1, 0),
+        true=np.maximum(overlap.true - things + 1, 0),
+        is_crowd=overlap.is_crowd,
+    )
+
+
 def _sum_rows(pixels: Int[np.ndarray, "M+1 N"], rows: list[int], count: int) -> Int[np.ndarray, "K+1 N"]:
     """Each segment's row added to the one that `rows` names (0 is void); void stays void."""
     summed = np.zeros((count + 1, pixels.shape[1]), pixels.dtype)
@@ -72,11 +89,11 @@ def _sum_rows(pixels: Int[np.ndarray, "M+1 N"], rows: list[int], count: int) -> 
     return summed
 
 
-def _number(label_map: Int32[np.ndarray, "H W"], ids: dict[int, int]) -> Int[np.ndarray, "H W"]:
-    """Segment ids as places in `ids`, from 1; ids that it lacks are 0."""
-    known = np.array(sorted(ids), np.int64)
-    places = np.array([list(ids).index(each) + 1 for each in known.tolist()], np.int64)
-    if not len(known):
-        return np.zeros(label_map.shape, np.int64)
-    nearest = np.searchsorted(known, label_map).clip(max=len(known) - 1)
-    return np.where(known[nearest] == label_map, places[nearest], 0)
+def _number(ids: Int32[np.ndarray, "R"], known: dict[int, int]) -> Int[np.ndarray, "R"]:
+    """Segment ids as places in `known`, from 1; ids that it lacks are 0."""
+    if not known:
+        return np.zeros(len(ids), np.int64)
+    keys = np.array(list(known), np.int64)
+    order = np.argsort(keys)
+    nearest = order[np.searchsorted(keys, ids, sorter=order).clip(max=len(keys) - 1)]
+    return np.where(keys[nearest] == ids, nearest + 1, 0)

@@ -1,15 +1,9 @@
-"""Panoptic quality, semantic IoU, mask AP, and how sure they are."""
+"""Panoptic quality and semantic IoU from additive counts: those of several pictures or processes add up."""
 
-import contextlib
-import io
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from training.overlap import Overlap
 
@@ -17,23 +11,27 @@ _MATCH_IOU = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A figure in percent with its 95 % bootstrap interval over pictures."""
+class PanopticCounts:
+    """Per category, of one picture or, with an axis more in front, of many."""
 
-    value: float
-    low: float
-    high: float
+    iou: Float[np.ndarray, "*N C"]
+    """Summed over matches."""
+    matched: Float[np.ndarray, "*N C"]
+    wrong: Float[np.ndarray, "*N C"]
+    missed: Float[np.ndarray, "*N C"]
+    unnamed: Float[np.ndarray, "*N C"]
+    """Predicted segments whose cluster has no category, at the category that they cover most."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanopticCounts:
-    """Per category."""
+class SemanticCounts:
+    """Pixels per category, of one picture or, with an axis more in front, of many; true void is left out."""
 
-    iou: Float[np.ndarray, "C"]
-    """Summed over matches."""
-    matched: Int[np.ndarray, "C"]
-    wrong: Int[np.ndarray, "C"]
-    missed: Int[np.ndarray, "C"]
+    right: Float[np.ndarray, "*N C"]
+    true: Float[np.ndarray, "*N C"]
+    predicted: Float[np.ndarray, "*N C"]
+    named: Float[np.ndarray, "*N C"]
+    """True pixels that were given any category."""
 
 
 def count_panoptic(overlap: Overlap, categories: int) -> PanopticCounts:
@@ -43,110 +41,104 @@ def count_panoptic(overlap: Overlap, categories: int) -> PanopticCounts:
     mostly on void or on a crowd of its category is no error. Of two crowds of a category only the last excuses, which
     is that program's quirk.
     """
-    iou, matched = np.zeros(categories), np.zeros(categories, np.int64)
-    wrong, missed = matched.copy(), matched.copy()
-    areas, true_areas = overlap.pixels.sum(1), overlap.pixels.sum(0)
-    is_met, is_found = np.zeros(len(overlap.predicted), bool), np.zeros(len(overlap.true), bool)
-    for row, column in zip(*np.nonzero(overlap.pixels[1:, 1:]), strict=True):
-        category = overlap.predicted[row]
-        if overlap.is_crowd[column] or overlap.true[column] != category:
-            continue
-        shared = overlap.pixels[row + 1, column + 1]
-        union = areas[row + 1] + true_areas[column + 1] - shared - overlap.pixels[row + 1, 0]
-        if shared / union > _MATCH_IOU:
-            iou[category] += shared / union
-            matched[category] += 1
-            is_met[row] = is_found[column] = True
-    np.add.at(missed, overlap.true[~is_found & ~overlap.is_crowd], 1)
-    crowds = {int(overlap.true[column]): column for column in np.flatnonzero(overlap.is_crowd)}
-    for row in np.flatnonzero(~is_met):
-        category = int(overlap.predicted[row])
-        excused = overlap.pixels[row + 1, 0]
-        if category in crowds:
-            excused = excused + overlap.pixels[row + 1, crowds[category] + 1]
-        wrong[category] += not excused / areas[row + 1] > _MATCH_IOU
-    return PanopticCounts(iou=iou, matched=matched, wrong=wrong, missed=missed)
+    shared = overlap.pixels[1:, 1:]
+    areas, true_areas = overlap.pixels[1:].sum(1), overlap.pixels[:, 1:].sum(0)
+    on_void = overlap.pixels[1:, 0]
+    is_pair = (overlap.predicted[:, None] == overlap.true) & ~overlap.is_crowd & (shared > 0)
+    rows, columns = np.nonzero(is_pair)
+    union = areas[rows] + true_areas[columns] - shared[rows, columns] - on_void[rows]
+    ratio = shared[rows, columns] / union
+    rows, columns, ratio = (each[ratio > _MATCH_IOU] for each in (rows, columns, ratio))
+    excused = on_void.astype(np.float64)
+    for category, column in {int(overlap.true[column]): column for column in np.flatnonzero(overlap.is_crowd)}.items():
+        on_crowd = overlap.predicted == category
+        excused[on_crowd] += shared[on_crowd, column]
+    is_wrong = excused <= _MATCH_IOU * areas  # also for a segment without a pixel
+    is_wrong[rows] = False
+    is_missed = ~overlap.is_crowd
+    is_missed[columns] = False
 
+    def count(places: Int[np.ndarray, "M"], weights: Float[np.ndarray, "M"] | None = None) -> Float[np.ndarray, "C"]:
+        return np.bincount(places, weights=weights, minlength=categories).astype(np.float64)
 
-def score_panoptic(counts: Sequence[PanopticCounts], chosen: slice = slice(None)) -> dict[str, float]:
-    """PQ, SQ and RQ in 0..1, the mean over those of the `chosen` categories that occur at all."""
-    iou, matched, wrong, missed = (
-        np.sum([getattr(each, name) for each in counts], axis=0)[chosen]
-        for name in ("iou", "matched", "wrong", "missed")
+    return PanopticCounts(
+        iou=count(overlap.predicted[rows], ratio),
+        matched=count(overlap.predicted[rows]),
+        wrong=count(overlap.predicted[is_wrong]),
+        missed=count(overlap.true[is_missed]),
+        unnamed=np.zeros(categories),
     )
-    weight = matched + wrong / 2 + missed / 2
-    occurs = weight > 0
-    if not occurs.any():
-        return {"pq": 0.0, "sq": 0.0, "rq": 0.0}
-    iou, matched, weight = iou[occurs], matched[occurs], weight[occurs]
+
+
+def count_unnamed(overlap: Overlap, table: Int[np.ndarray, "N"], categories: int) -> Float[np.ndarray, "C"]:
+    """Predicted clusters for which `table` has no category, each at the category that it covers most.
+
+    One that lies mostly on void is excused, as one with a name would be.
+    """
+    counts = np.zeros(categories)
+    for row in np.flatnonzero(table[overlap.predicted] < 0) + 1:
+        covered = overlap.pixels[row]
+        if covered[1:].any() and covered[0] <= _MATCH_IOU * covered.sum():
+            counts[overlap.true[covered[1:].argmax()]] += 1
+    return counts
+
+
+def score_panoptic(
+    counts: PanopticCounts, chosen: slice = slice(None), *, lenient: bool = False
+) -> dict[str, Float[np.ndarray, "*N"]]:
+    """PQ, SQ and RQ in 0..1, the mean over those of the `chosen` categories that occur at all.
+
+    `lenient`: segments without a category cost nothing, as in the papers.
+    """
+    per_class = score_panoptic_classes(counts, lenient=lenient)
+    occurs = (per_class["weight"] > 0)[..., chosen]
+    share = occurs / np.maximum(occurs.sum(-1, keepdims=True), 1)
+    return {name: (per_class[name][..., chosen] * share).sum(-1) for name in ("pq", "sq", "rq")}
+
+
+def score_panoptic_classes(counts: PanopticCounts, *, lenient: bool = False) -> dict[str, Float[np.ndarray, "*N C"]]:
+    """PQ, SQ and RQ of each category in 0..1, and `weight`, which is 0 where it does not occur."""
+    wrong = counts.wrong if lenient else counts.wrong + counts.unnamed
+    weight = counts.matched + wrong / 2 + counts.missed / 2
+    floor = np.where(weight > 0, weight, 1.0)
     return {
-        "pq": float((iou / weight).mean()),
-        "sq": float((iou / np.maximum(matched, 1)).mean()),
-        "rq": float((matched / weight).mean()),
+        "pq": counts.iou / floor,
+        "sq": counts.iou / np.maximum(counts.matched, 1),
+        "rq": counts.matched / floor,
+        "weight": weight,
     }
 
 
-def count_confusion(overlap: Overlap, categories: int) -> Int[np.ndarray, "C C+1"]:
-    """Pixels by true category and predicted one, the last column holding those without one; true void is left out."""
-    confusion = np.zeros((categories, categories + 1), np.int64)
-    columns = np.concatenate([[categories], overlap.predicted])
-    for place, category in enumerate(overlap.true):
-        np.add.at(confusion[category], columns, overlap.pixels[:, place + 1])
-    return confusion
+def count_semantic(overlap: Overlap, categories: int) -> SemanticCounts:
+    """Pixels of one picture; a prediction without a category is wrong wherever it lies on a true one."""
+    shared = overlap.pixels[1:, 1:]
+    right, true, predicted, named = np.zeros((4, categories))
+    rows, columns = np.nonzero(overlap.predicted[:, None] == overlap.true)
+    np.add.at(right, overlap.true[columns], shared[rows, columns])
+    np.add.at(true, overlap.true, overlap.pixels[:, 1:].sum(0))
+    np.add.at(named, overlap.true, shared.sum(0))
+    np.add.at(predicted, overlap.predicted, shared.sum(1))
+    return SemanticCounts(right=right, true=true, predicted=predicted, named=named)
 
 
-def score_semantic(confusion: Int[np.ndarray, "C C+1"], chosen: slice = slice(None)) -> dict[str, float]:
-    """Mean IoU over the `chosen` categories that are in the truth, and pixel accuracy over all, in 0..1."""
-    square = confusion[:, :-1]
-    right = np.diag(square)
-    union = confusion.sum(1) + square.sum(0) - right
-    iou = right / np.maximum(union, 1)
-    occurs = confusion.sum(1)[chosen] > 0
-    mean = float(iou[chosen][occurs].mean()) if occurs.any() else 0.0
-    return {"miou": mean, "accuracy": float(right.sum() / max(1, confusion.sum()))}
+def score_semantic(
+    counts: SemanticCounts, chosen: slice = slice(None), *, lenient: bool = False
+) -> dict[str, Float[np.ndarray, "*N"]]:
+    """Mean IoU over the `chosen` categories that are in the truth, and pixel accuracy over all, in 0..1.
+
+    `lenient`: pixels that were given no category do not count at all, as in the papers.
+    """
+    true = counts.named if lenient else counts.true
+    occurs = (true > 0)[..., chosen]
+    iou = score_iou(counts, lenient=lenient)[..., chosen]
+    return {
+        "miou": (iou * occurs).sum(-1) / np.maximum(occurs.sum(-1), 1),
+        "accuracy": counts.right.sum(-1) / np.maximum(true.sum(-1), 1),
+    }
 
 
-def bootstrap(
-    count: int, measure: Callable[[Int[np.ndarray, "N"]], dict[str, float]], *, draws: int, seed: int = 0
-) -> dict[str, Interval]:
-    """Each figure over all pictures, and between which values 95 % of resampled sets have it; in percent."""
-    generator = np.random.default_rng(seed)
-    values = measure(np.arange(count))
-    drawn = [measure(generator.integers(count, size=count)) for _ in range(draws)]
-    intervals = {}
-    for key, value in values.items():
-        low, high = np.percentile([each[key] for each in drawn], [2.5, 97.5])
-        intervals[key] = Interval(value=round(100 * value, 2), low=round(100 * low, 2), high=round(100 * high, 2))
-    return intervals
-
-
-class MaskAp:
-    """COCO's mask AP with all categories taken as one, number 1."""
-
-    def __init__(self, truth: list[dict[str, Any]], results: list[dict[str, Any]], sizes: dict[int, list[int]]) -> None:
-        """Annotations (without ids) and at least one result in COCO's words, masks as RLE; sizes are height, width."""
-        images = [{"id": each, "height": height, "width": width} for each, (height, width) in sizes.items()]
-        numbered = [{**annotation, "id": number} for number, annotation in enumerate(truth, start=1)]
-        known = COCO()
-        known.dataset = {"images": images, "annotations": numbered, "categories": [{"id": 1}], "info": {}}
-        with contextlib.redirect_stdout(io.StringIO()):
-            known.createIndex()
-            self._evaluation = COCOeval(known, known.loadRes(results), "segm")
-            self._evaluation.params.imgIds = list(sizes)
-            self._evaluation.evaluate()
-        self._per_image = list(self._evaluation.evalImgs)
-        self._count = len(sizes)
-
-    def score(self, chosen: Int[np.ndarray, "N"]) -> dict[str, float]:
-        """AP, AP50 and AR100 in 0..1 over as many chosen pictures as there are; they may repeat."""
-        areas = len(self._per_image) // self._count
-        self._evaluation.evalImgs = [self._per_image[area * self._count + i] for area in range(areas) for i in chosen]
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._evaluation.accumulate()
-        precision = self._evaluation.eval["precision"][:, :, :, 0, -1]
-        recall = self._evaluation.eval["recall"][:, :, 0, -1]
-        return {
-            "ap": float(np.maximum(precision, 0).mean()),
-            "ap50": float(np.maximum(precision[0], 0).mean()),
-            "ar100": float(np.maximum(recall, 0).mean()),
-        }
+def score_iou(counts: SemanticCounts, *, lenient: bool = False) -> Float[np.ndarray, "*N C"]:
+    """The IoU of each category in 0..1."""
+    true = counts.named if lenient else counts.true
+    iou: Float[np.ndarray, "*N C"] = counts.right / np.maximum(true + counts.predicted - counts.right, 1)
+    return iou
