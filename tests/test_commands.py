@@ -3,22 +3,26 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tiny
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from model import __main__ as model_main
 from service import __main__ as service_main
 from training import __main__ as training_main
 from training.checkpoint import read_facts
-from training.store import LabelStore
+from training.store import LabelStore, read_label
 
 LIMIT_S = 120
 LABEL_OPTIONS = (
@@ -46,7 +50,7 @@ def test_photos_become_labels_a_run_an_artifact_and_masks(tmp_path: Path, tiny_e
     store, result, artifact, masks = (tmp_path / name for name in ("store", "run", "artifact", "masks.png"))
 
     labelled = run("training", "label", photos, "--out", store, "--encoder", tiny_encoder, *LABEL_OPTIONS)
-    assert labelled.returncode == 0, labelled.stderr
+    assert labelled.returncode == 3, labelled.stderr
     report = json.loads(labelled.stdout)
     assert report["photos"] == 8
     assert [line.split(":")[0] for line in report["broken"]] == ["broken.jpg"]
@@ -82,6 +86,66 @@ def test_every_task_and_an_overlay_come_from_the_same_artifact(tmp_path: Path, t
             assert (overlay.format, overlay.size) == ("JPEG", (70, 50))
 
 
+def test_names_are_fitted_on_one_set_and_applied_to_another(
+    tmp_path: Path, tiny_artifact: Path, tiny_truth: Path
+) -> None:
+    names, out = tmp_path / "names.json", tmp_path / "report"
+    matched = run("training", "match", tiny_artifact, "--truth", tiny_truth, "--method", "cups", "--out", names)
+    assert matched.returncode == 0, matched.stderr
+    assert json.loads(matched.stdout)["pictures"] == 4
+    assert json.loads(names.read_text())["method"] == "cups"
+
+    refused = run("training", "eval", tiny_artifact, "--truth", tiny_truth, "--names", names)
+    expect_error(refused, "fitted on 4 of the 4 photos", "--same-set")
+
+    scored = run(
+        *("training", "eval", tiny_artifact, "--truth", tiny_truth, "--names", names, "--same-set", "--out", out)
+    )
+    assert scored.returncode == 0, scored.stderr
+    summary = json.loads(scored.stdout)
+    assert summary["matching"]["scored_what_was_fitted"]
+    assert json.loads((out / "report.json").read_text())["summary"] == summary
+    assert (out / "report.html").read_text().count("<img") == 3 * 4
+    expect_error(
+        run("training", "eval", tiny_artifact, "--truth", tiny_truth, "--names", names, "--method", "cups"), "--method"
+    )
+
+
+def test_runs_and_label_stores_are_scored_like_artifacts(tmp_path: Path, tiny_run: Path, tiny_encoder: Path) -> None:
+    truth, store = tiny.draw_truth(tmp_path / "set"), tmp_path / "store"
+    labelled = run(*("training", "label", truth / "images", "--out", store, "--encoder", tiny_encoder, *LABEL_OPTIONS))
+    assert labelled.returncode == 0, labelled.stderr
+    for source in (tiny_run, store):
+        scored = run("training", "eval", source, "--truth", truth)
+        assert scored.returncode == 0, scored.stderr
+        summary = json.loads(scored.stdout)
+        assert (summary["pictures"], summary["matching"]["scored_what_was_fitted"]) == (4, False)
+        for figures in (summary["panoptic"], summary["semantic"], summary["instance"]["agnostic_mask"]["headline"]):
+            for interval in figures.values():
+                assert 0.0 <= interval["low"] <= interval["high"] <= 100.0
+
+
+@pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantise] is not installed")
+def test_an_artifact_in_int8_is_checked_shown_and_scored(tmp_path: Path, tiny_artifact: Path, tiny_truth: Path) -> None:
+    photos, out = tiny.draw_photos(tmp_path / "photos", count=58), tmp_path / "int8"
+    source = Path(shutil.copytree(tiny_artifact, tmp_path / "source"))
+    content = json.loads((source / "contract.json").read_text())
+    content["thresholds"]["stuff_area"] = 0.2  # small stuff, after four steps of training, is noise in any precision
+    (source / "contract.json").write_text(json.dumps(content))
+
+    quantised = run("model", "quantise", source, "--photos", photos, "--out", out, "--count", 40)
+    assert quantised.returncode == 0, quantised.stderr
+    assert json.loads(quantised.stdout)["fidelity"]["photos"] == 50
+
+    expect_error(run("model", "check", out), "backend cpu", "OpenVINO alone")
+    assert json.loads(run("model", "check", out, "--backend", "openvino").stdout)["golden"] == "matched"
+    shown = run("model", "segment", out, photos / "2.png", "--backend", "openvino", "--out", tmp_path / "masks.png")
+    assert json.loads(shown.stdout)["task"] == "panoptic"
+    scored = run("training", "eval", out, "--truth", tiny_truth)
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["source"] == "tiny 3-int8 on openvino"
+
+
 def test_errors_are_one_line_that_names_the_culprit(tmp_path: Path, tiny_artifact: Path, tiny_encoder: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("not a picture")
@@ -98,11 +162,112 @@ def test_errors_are_one_line_that_names_the_culprit(tmp_path: Path, tiny_artifac
     expect_error(run("training", "label", tmp_path, "--out", out, "--encoder", tiny_encoder), "lies in")
     expect_error(run("training", "label", tmp_path / "empty", "--out", out, "--encoder", tiny_encoder), "not a folder")
     expect_error(run("training", "eval", tiny_artifact, "--truth", tmp_path), "COCO's panoptic format")
+    expect_error(run("training", "eval", tiny_artifact, "--truth", tmp_path, "--layout", "voc-masks"), "no VOC folder")
     assert not out.exists()
+
+
+def test_a_published_checkpoint_becomes_a_run_or_one_line(tmp_path: Path) -> None:
+    source, out = tmp_path / "cups.ckpt", tmp_path / "run"
+    weights = load_file(tiny.write_cascade_run(tmp_path / "drawn") / "weights.safetensors")
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in weights.items()}}, source)
+    imported = run("model", "import", source, "--as", "cups", "--clusters", 3, "--out", out)
+    assert imported.returncode == 0, imported.stderr
+    report = json.loads(imported.stdout)
+    assert (report["shape"]["thing_clusters"], report["checkpoint"]["family"]) == (3, "CUPS")
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def refuse(source: Path, *words: str, family: str = "cups", clusters: int = 3) -> None:
+        command = ("model", "import", source, "--as", family, "--clusters", clusters, "--out", out)
+        expect_error(run(*command), source.name, *words)
+
+    refuse(source, "3 thing clusters, not 800", clusters=800)
+    refuse(source, "looks like cups", family="cutler", clusters=1)
+    refuse(tmp_path, "is a folder")
+    (tmp_path / "cut.pth").write_bytes(source.read_bytes()[:1000])
+    refuse(tmp_path / "cut.pth", "holds no readable weights")
+    (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n(S'touch evil'\ntR.")
+    refuse(tmp_path / "evil.pkl", "it names os.system")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+
+
+def test_an_encoder_is_imported_to_a_file_that_labelling_takes(tmp_path: Path, tiny_encoder: Path) -> None:
+    out = tmp_path / "encoder.safetensors"
+    imported = run("model", "import", tiny_encoder.as_uri(), "--as", "encoder", "--out", out)
+    assert imported.returncode == 0, imported.stderr
+    assert json.loads(imported.stdout)["kind"] == "vision transformer"
+    assert load_file(out).keys() == load_file(tiny_encoder).keys()
+
+
+def test_a_codebook_of_one_store_labels_other_photos_alike(tmp_path: Path, tiny_encoder: Path) -> None:
+    photos, others = tiny.draw_photos(tmp_path / "photos"), tiny.draw_photos(tmp_path / "others", count=3)
+    first, second = tmp_path / "first", tmp_path / "second"
+    encoder = ("--encoder", tiny_encoder)
+    chosen = ("--stuff", "stego", "--stego", "tiny", "--things", "crop", "--crop-px", 28, "--seeding", "plusplus")
+    fitted = run("training", "label", photos, "--out", first, *encoder, *LABEL_OPTIONS, *chosen)
+    assert fitted.returncode == 0, fitted.stderr
+    assert LabelStore(first).read_config().stego_steps == 4
+    command = ("training", "label", others, "--out", second, *encoder, "--codebook", first / "codebook.npz")
+    expect_error(run(*command, "--thing-clusters", 5), "the codebook was made with thing_clusters 3")
+    assert not second.exists()
+    reused = run(*command, "--cuts", 2, "--threshold", 0.6, "--merge", "improved", "--most-inside", 0.2)
+    assert reused.returncode == 0, reused.stderr
+    one, other = (LabelStore(folder).read_config() for folder in (first, second))
+    assert (other.stuff, other.things, other.thing_clusters) == ("stego", "crop", one.thing_clusters)
+    labelled = [
+        {each["file_name"]: each["annotations"] for each in list_instances(folder)} for folder in (first, second)
+    ]
+    assert len(labelled[1]) == 3
+    assert all(labelled[0][name] == annotations for name, annotations in labelled[1].items())
+
+
+def list_instances(store: Path) -> list[dict[str, object]]:
+    """Photos and what they hold, without numbers that depend on the other photos."""
+    content = json.loads((store / "instances.json").read_text())
+    held: dict[int, list[object]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        held[annotation["image_id"]].append((annotation["category_id"], annotation["segmentation"]))
+    return [{"file_name": each["file_name"], "annotations": held[each["id"]]} for each in content["images"]]
+
+
+def test_stuff_comes_from_a_folder_of_maps(tmp_path: Path, tiny_encoder: Path) -> None:
+    photos, maps, out = tiny.draw_photos(tmp_path / "photos"), tmp_path / "maps", tmp_path / "store"
+    command = ("training", "label", photos, "--out", out, "--encoder", tiny_encoder, *LABEL_OPTIONS)
+    command += ("--merge", "published", "--stuff", maps)
+    expect_error(run(*command), "kmeans, stego or a folder of maps")
+    maps.mkdir()
+    for index in range(8):
+        rows = np.arange(48 + 4 * index)[:, None] * 4 // (48 + 4 * index)
+        np.save(maps / f"{index}.npy", rows.repeat(64, 1))
+    labelled = run(*command)
+    assert labelled.returncode == 0, labelled.stderr
+    seen = set()
+    for photo in LabelStore(out).read_photos():
+        labels, given = read_label(photo.label), np.load(maps / f"{photo.path.stem}.npy")
+        stuff = [segment for segment, category in photo.categories.items() if category > 3]
+        assert all((given[labels == each] + 4 == photo.categories[each]).all() for each in stuff)
+        seen |= {photo.categories[each] for each in stuff}
+    assert seen == {4, 5, 6, 7}
+    np.save(maps / "5.npy", np.zeros((3, 3), int))
+    (maps / "6.npy").unlink()
+    expect_error(run(*command), "6.npy")
+    np.save(maps / "6.npy", np.zeros((3, 3), int))
+    expect_error(run(*command), "5.npy is (3, 3), its photo (68, 64)")
+
+
+def test_a_contact_sheet_shows_a_store(tmp_path: Path, tiny_store: LabelStore) -> None:
+    shown = run("training", "show", tiny_store.folder, "--out", tmp_path / "sheet.jpg", "--count", 3, "--seed", 1)
+    assert json.loads(shown.stdout) == {"sheet": str(tmp_path / "sheet.jpg"), "photos": 3}
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.format == "JPEG"
+    refused = run("training", "show", tiny_store.folder, "--out", tmp_path / "none.jpg", "--seed", -1)
+    expect_error(refused, "seed must be 0 or more")
 
 
 def test_wrong_usage_ends_with_status_2(tiny_store: LabelStore, tmp_path: Path) -> None:
     assert run("model", "segmnt").returncode == 2
+    assert "--clusters is required" in run("model", "import", "a.pth", "--as", "u2seg", "--out", tmp_path).stderr
+    command = ("model", "import", "a.pth", "--out", tmp_path, "--clusters", 3, "--as")
+    assert [run(*command, family).returncode for family in ("encoder", "u2segg")] == [2, 2]
     assert run("training", "fit").returncode == 2
     assert run("training", "--threads", "0", "fit", tiny_store.folder, "--out", tmp_path / "run").returncode == 2
 
@@ -113,18 +278,26 @@ def test_a_recipe_out_of_range_is_told_before_anything_is_written(tiny_store: La
     assert not out.exists()
 
 
+COMPARISON = "--truth --layout --split --protocol --method --vote-score --vote-iou --vote-stuff-iou"
 SURFACE = {
-    ("model",): "--threads export check segment",
-    ("model", "export"): "--out --name --version --photos --score --part",
-    ("model", "check"): "",
-    ("model", "segment"): "--out --task",
-    ("training",): "--threads label fit eval",
+    ("model",): "--threads import export check quantise segment bench",
+    ("model", "import"): "--as --clusters --out",
+    ("model", "export"): "--out --name --version --photos --score --part --precision --canvas",
+    ("model", "check"): "--backend",
+    ("model", "bench"): "--backend --batch --rounds --peak-tflops",
+    ("model", "quantise"): "--photos --out --count",
+    ("model", "segment"): "--backend --out --task",
+    ("training",): "--threads label fit show match eval",
     ("training", "label"): "--out --encoder --features --limit --note --side-px --cuts --threshold --components "
-    "--thing-clusters --stuff-clusters --seed",
+    "--thing-clusters --stuff-clusters --seed --codebook --stuff --stego --stego-steps --stuff-crf --merge "
+    "--most-inside --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --seeding "
+    "--proposals --tokens --centred --faithful --objects --refinement",
     ("training", "fit"): "--out --features --preset --steps --batch --learning-rate --seed --checkpoint-every",
-    ("training", "eval"): "--truth",
-    ("service",): "--artifact --host --port --max-batch --max-wait-ms --queue --limit-bytes --limit-pixels --threads "
-    "--deadline-s",
+    ("training", "show"): "--out --count --seed",
+    ("training", "match"): f"{COMPARISON} --out",
+    ("training", "eval"): f"{COMPARISON} --names --same-set --out",
+    ("service",): "--artifact --backend --host --port --max-batch --max-wait-ms --queue --limit-bytes --limit-pixels "
+    "--threads --deadline-s",
 }
 
 

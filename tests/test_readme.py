@@ -59,11 +59,15 @@ def test_the_training_commands_run_in_their_order(
         "FILE_OR_URL": tiny_encoder,
         "PHOTO": tmp_path / "photos" / "0.png",
         "SET": tiny_truth,
-        "masks.png": tmp_path / "masks.png",
-        **{name: tmp_path / name.lower() for name in ("STORE", "RUN", "ARTIFACT")},
+        "u2seg.pth": tiny.write_checkpoint(tmp_path / "u2seg.pth"),
+        "800": 3,
+        **{name: tmp_path / name for name in ("sheet.jpg", "masks.png")},
+        **{name: tmp_path / name.lower() for name in ("STORE", "RUN", "ARTIFACT", "REPORT", "OFFICIAL")},
     }
     commands = [line for line in list_commands(readme) if line.startswith(("useg-train", "useg-model"))]
-    assert [command.split()[1] for command in commands] == ["label", "fit", "export", "eval", "segment"]
+    assert [command.split()[1] for command in commands] == [
+        *("label", "show", "fit", "export", "eval", "segment", "import"),
+    ]
     for command in commands:
         ended = subprocess.run(
             fill_in(command, words), capture_output=True, text=True, timeout=LIMIT_S, check=False, cwd=tmp_path

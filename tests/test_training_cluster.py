@@ -1,10 +1,8 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from model.errors import ConfigError, LabelStoreError
-from training.cluster import Codebook, assign, cluster, fit_whitening, read_codebook, whiten
+from model.errors import ConfigError
+from training.cluster import assign, cluster, fit_whitening, whiten
 
 
 def test_whitened_tokens_have_no_mean_and_unit_length_and_the_loud_axis_is_quiet() -> None:
@@ -39,10 +37,28 @@ def test_more_clusters_than_vectors_are_refused() -> None:
         cluster(np.ones((2, 4), np.float32), 3, seed=0)
 
 
-def test_a_codebook_comes_back_as_it_was_written_and_a_broken_one_is_refused(tmp_path: Path) -> None:
-    codebook = Codebook(mean=np.arange(3.0), projection=np.ones((3, 2)), things=np.eye(2), stuff=np.zeros((1, 2)))
-    codebook.write(tmp_path / "codebook.npz")
-    assert (read_codebook(tmp_path / "codebook.npz").things == np.eye(2)).all()
-    (tmp_path / "codebook.npz").write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(LabelStoreError, match=r"codebook\.npz"):
-        read_codebook(tmp_path / "codebook.npz")
+def test_no_cluster_stays_empty_however_often_a_vector_is_repeated() -> None:
+    # Of 300 vectors 298 are the same: random seeds fall on them, and k-means never finds the other two.
+    vectors = np.repeat(np.eye(3, 4), [298, 1, 1], axis=0).astype(np.float32)
+    for is_spherical in (True, False):
+        centroids = cluster(vectors, 3, seed=0, is_spherical=is_spherical)
+        numbers = assign(vectors, centroids, is_spherical=is_spherical)
+        assert sorted(np.bincount(numbers, minlength=3).tolist()) == [1, 1, 298]
+
+
+def test_one_start_of_kmeans_plus_plus_finds_what_random_starts_find() -> None:
+    generator = np.random.default_rng(1)
+    vectors = np.repeat(np.eye(6, 8), 30, axis=0) + generator.normal(0, 0.02, (180, 8))
+    centroids = cluster(vectors, 6, seed=0, seeding="plusplus")
+    numbers = assign(vectors, centroids).reshape(6, 30)
+    assert all(len(set(row.tolist())) == 1 for row in numbers)
+    assert len(set(numbers[:, 0].tolist())) == 6
+
+
+def test_distances_tell_apart_what_angles_do_not() -> None:
+    vectors = np.array([[1, 0], [1.1, 0], [5, 0], [5.1, 0]], np.float32)
+    near, far = sorted(cluster(vectors, 2, seed=0, is_spherical=False)[:, 0].tolist())
+    assert (near, far) == (pytest.approx(1.05), pytest.approx(5.05))
+    centroids = np.array([[1.05, 0], [5.05, 0]], np.float32)
+    assert assign(vectors, centroids, is_spherical=False).tolist() == [0, 0, 1, 1]
+    assert assign(vectors, centroids).tolist() == [1, 1, 1, 1]

@@ -41,3 +41,22 @@ def test_a_photo_without_masks_is_all_stuff() -> None:
     labelled = merge(np.zeros((0, 4, 4), bool), [], np.full((4, 4), 3, np.int32), thing_clusters=5)
     assert labelled.categories == {3: 8}
     assert (labelled.label_map == 3).all()
+
+
+def test_the_improved_rule_ignores_thing_like_stuff_where_no_mask_is() -> None:
+    stuff = np.ones((10, 10), np.int32)
+    stuff[:, 6:] = 2
+    masks = draw((slice(0, 10), slice(0, 4)))  # covers two thirds of cluster 1
+    published = category_map(merge(masks, [1], stuff, thing_clusters=5))
+    assert published[0].tolist() == [1] * 4 + [6] * 2 + [7] * 4
+    improved = category_map(merge(masks, [1], stuff, thing_clusters=5, thing_like=frozenset({1})))
+    assert improved[0].tolist() == [1] * 4 + [0] * 2 + [7] * 4
+
+
+def test_where_stuff_is_none_there_is_void() -> None:
+    stuff = np.zeros((10, 10), np.int32)
+    stuff[:, 8:] = 3
+    labelled = merge(draw((slice(0, 2), slice(0, 2))), [2], stuff, thing_clusters=5)
+    categories = category_map(labelled)
+    assert (categories[0, 0], categories[5, 5], categories[5, 9]) == (2, 0, 8)
+    assert 0 not in labelled.categories

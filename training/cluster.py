@@ -1,7 +1,4 @@
-"""Whitened features and the codebook of pseudo-classes found in them."""
-
-from dataclasses import asdict, dataclass
-from pathlib import Path
+"""Whitened features and the clusters in them."""
 
 import faiss
 import numpy as np
@@ -9,36 +6,16 @@ import torch
 from jaxtyping import Float, Float16
 from torch.nn import functional
 
-from model.errors import ConfigError, LabelStoreError
-from model.files import read_arrays, replace_file
+from model.errors import ConfigError
+from training.codebook_recipe import Seeding
 
 SEMANTIC_TAPS = (2, 3)
 """Of the tapped maps: the third quarter's last block and the encoder's last (blocks 8 and 11 of twelve)."""
+_ROWS = 8192
+"""Held at once beside the sample, which is large."""
 _ITERATIONS = 50
 _RESTARTS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Codebook:
-    """How a feature becomes a cluster; clusters are rows, counted from 0."""
-
-    mean: Float[np.ndarray, "E"]
-    projection: Float[np.ndarray, "E P"]
-    """Principal axes, each divided by its deviation."""
-    things: Float[np.ndarray, "K P"]
-    stuff: Float[np.ndarray, "S P"]
-
-    def write(self, path: Path) -> None:
-        with replace_file(path) as sibling, sibling.open("wb") as stream:
-            np.savez(stream, **asdict(self))
-
-
-def read_codebook(path: Path) -> Codebook:
-    """Raises LabelStoreError if the file is missing or no codebook."""
-    try:
-        return Codebook(**read_arrays(path))
-    except (ValueError, TypeError) as error:
-        raise LabelStoreError(f"{path} is no codebook: {error}") from error
+_RESEEDINGS = 3
 
 
 def join_taps(maps: Float16[np.ndarray, "T h w C"]) -> Float[np.ndarray, "h w E"]:
@@ -56,8 +33,11 @@ def fit_whitening(
     if len(sample) <= components:
         raise ConfigError(f"{len(sample)} tokens cannot fix {components} components: label more photos")
     mean = sample.mean(0)
-    centred = sample - mean
-    variances, axes = np.linalg.eigh(centred.T @ centred / len(sample))
+    covariance = np.zeros((sample.shape[1], sample.shape[1]))
+    for start in range(0, len(sample), _ROWS):
+        centred = sample[start : start + _ROWS] - mean
+        covariance += centred.T @ centred
+    variances, axes = np.linalg.eigh((covariance / len(sample)).astype(sample.dtype))
     best = np.argsort(-variances)[:components]
     return mean, axes[:, best] / np.sqrt(np.maximum(variances[best], 1e-12))
 
@@ -66,30 +46,75 @@ def whiten(
     tokens: Float[np.ndarray, "*N E"], mean: Float[np.ndarray, "E"], projection: Float[np.ndarray, "E P"]
 ) -> Float[np.ndarray, "*N P"]:
     """Whitened tokens of unit length."""
-    projected: Float[np.ndarray, "*N P"] = (tokens - mean) @ projection
+    projected: Float[np.ndarray, "*N P"] = tokens @ projection - mean @ projection
     projected /= np.maximum(np.linalg.norm(projected, axis=-1, keepdims=True), 1e-12)
     return projected
 
 
-def cluster(vectors: Float[np.ndarray, "N P"], count: int, seed: int) -> Float[np.ndarray, "K P"]:
-    """Unit-length centroids of a spherical k-means, the best of a few random starts."""
+def cluster(
+    vectors: Float[np.ndarray, "N P"],
+    count: int,
+    seed: int,
+    *,
+    seeding: Seeding = "restarts",
+    is_spherical: bool = True,
+) -> Float[np.ndarray, "K P"]:
+    """Centroids of a k-means: of unit length and by angle if it is spherical, else by distance.
+
+    faiss looks at 256 vectors a cluster at most. It splits a large cluster where one is empty; those that are empty in
+    the end, as of vectors that are many times the same, are seeded anew where vectors lie farthest from their centroid.
+    """
     if len(vectors) < count:
         raise ConfigError(f"{len(vectors)} vectors cannot make {count} clusters: label more photos or ask for fewer")
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    centroids = _solve(vectors, count, seed, is_spherical=is_spherical, seeding=seeding)
+    for _ in range(_RESEEDINGS):
+        similarities = _compare(vectors, centroids, is_spherical=is_spherical)
+        empty = np.setdiff1d(np.arange(count), similarities.argmax(1))
+        if not len(empty):
+            break
+        centroids[empty] = vectors[np.argsort(similarities.max(1), kind="stable")[: len(empty)]]
+        centroids = _solve(vectors, count, seed, is_spherical=is_spherical, start=centroids)
+    return centroids
+
+
+def _solve(
+    vectors: Float[np.ndarray, "N P"],
+    count: int,
+    seed: int,
+    *,
+    is_spherical: bool,
+    seeding: Seeding = "restarts",
+    start: Float[np.ndarray, "K P"] | None = None,
+) -> Float[np.ndarray, "K P"]:
+    method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS if seeding == "plusplus" else None
     solver = faiss.Kmeans(
         vectors.shape[1],
         count,
         niter=_ITERATIONS,
-        nredo=_RESTARTS,
-        spherical=True,
+        nredo=_RESTARTS if seeding == "restarts" and start is None else 1,
+        spherical=is_spherical,
         seed=seed,
         min_points_per_centroid=1,
+        **({} if method is None else {"init_method": method}),
     )
-    solver.train(np.ascontiguousarray(vectors, dtype=np.float32))
+    solver.train(vectors, init_centroids=start)
     assert solver.centroids is not None, "training leaves centroids"
-    return np.asarray(solver.centroids)
+    return np.array(solver.centroids)
 
 
-def assign(vectors: Float[np.ndarray, "*N P"], centroids: Float[np.ndarray, "K P"]) -> np.ndarray:
-    """The most similar centroid of each vector, counted from 0."""
-    nearest: np.ndarray = (vectors @ centroids.T).argmax(-1)
+def _compare(
+    vectors: Float[np.ndarray, "N P"], centroids: Float[np.ndarray, "K P"], *, is_spherical: bool
+) -> Float[np.ndarray, "N K"]:
+    """The greater, the nearer."""
+    products: Float[np.ndarray, "N K"] = vectors @ centroids.T
+    return products if is_spherical else 2 * products - (centroids**2).sum(1) - (vectors**2).sum(1, keepdims=True)
+
+
+def assign(
+    vectors: Float[np.ndarray, "*N P"], centroids: Float[np.ndarray, "K P"], *, is_spherical: bool = True
+) -> np.ndarray:
+    """The nearest centroid of each vector, counted from 0."""
+    lengths = np.float32(0.0) if is_spherical else (centroids**2).sum(1) / 2
+    nearest: np.ndarray = (vectors @ centroids.T - lengths).argmax(-1)
     return nearest

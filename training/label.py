@@ -1,29 +1,37 @@
 """Photos to a store of panoptic pseudo-labels, stage by stage; each stage takes up where it was left."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-from jaxtyping import Bool, Float
 
 from model.checkpoints import load_encoder
-from model.errors import LabelStoreError
-from model.files import read_arrays, replace_file
+from model.contract import Canvas
 from model.network.mask_transformer import STRIDE_PX
 from model.network.vit import VisionTransformer
-from model.pixels import Placement, place, plan_placement, read_photo, resize_map
-from training.cluster import Codebook, assign, cluster, fit_whitening, join_taps, read_codebook, whiten
-from training.discover import propose, refine
-from training.features import FeatureCache, fill_cache, finish_tokens, open_cache
-from training.merge import Labelled, merge
+from model.pixels import place, read_photo, resize_map
+from training.cluster import assign
+from training.codebook import Codebook, read_codebook, select_config
+from training.codebook_fit import Material, fit_codebook, open_describer, open_stuff
+from training.descriptors import Describer
+from training.features import fill_cache, open_cache
+from training.finder import MOST_OBJECTS, Finder, find_least_score, sample_views
+from training.keys import fill_keys, open_key_cache
+from training.merge import merge
+from training.photo_view import PhotoView, open_view
 from training.photos import PhotoFile, Scan
-from training.progress import show
+from training.progress import Progress, show
+from training.proposals import Proposals, read_proposals, separate
+from training.refine import check_refinement, refine
+from training.shards import LabelledPhoto, Records, plan_shards, sweep
 from training.store import LabelConfig, LabelStore
-from training.stuff import label_stuff
-
-_SAMPLED_TOKENS = 200_000
+from training.stuff import MapStuff, StuffSource
+from training.stuff_crf import check_crf
+from training.views import read_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,109 +51,143 @@ def hash_photos(photos: Sequence[PhotoFile]) -> str:
     return hashlib.sha256(joined.encode()).hexdigest()
 
 
-def label_photos(scan: Scan, config: LabelConfig, store: LabelStore, features: Path) -> LabelReport:
-    """Fill the store: features, masks, codebook, panoptic labels, index.
+def label_photos(
+    scan: Scan, config: LabelConfig, store: LabelStore, features: Path, given: Codebook | None = None
+) -> LabelReport:
+    """Fill the store: features, masks, codebook (fitted here, unless it is given), panoptic labels, index.
 
-    Features, masks and codebook that are there are taken as they are; labels are merged anew.
+    What is there of them is taken as it is.
     """
+    check_refinement(config.refinement)
+    if config.stuff_crf:
+        check_crf()
     encoder = load_encoder(config.encoder, config.side_px)
     store.claim(config)
     photos = list(scan.photos)
     cache = open_cache(features, config.encoder_hash, config.side_px)
     fill_cache(cache, photos, encoder, config.side_px)
-    for photo in show(photos, "masks"):
-        if not store.masks(photo.digest).is_file():
-            _write_masks(store.masks(photo.digest), _find_masks(encoder, cache, photo, config))
+    open_photo = partial(open_view, cache, side_px=config.side_px)
+    read_found = _find_all(photos, open_photo, encoder, config, store, features)
+    material = Material(
+        photos=photos,
+        view=open_photo,
+        masks=lambda view: read_found(view.photo).hard,
+        encoder=encoder,
+        encoder_source=config.encoder,
+        maps=Path(config.maps),
+        scratch=store.folder,
+    )
     if not store.codebook.is_file():
-        _fit_codebook(store, cache, photos, config).write(store.codebook)
-    codebook = read_codebook(store.codebook)
-    annotations = []
-    for photo in show(photos, "labels"):
-        annotations.append(store.write_label(photo, _label(store, cache, photo, codebook, config)))
-    store.write_index(config, photos, annotations)
-    counts = [sum(s["category_id"] <= config.thing_clusters for s in each["segments_info"]) for each in annotations]
+        (given or fit_codebook(material, select_config(config))).write(store.codebook)
+    labeller = _Labeller.make(material, read_codebook(store.codebook), config, read_found)
+    shards = plan_shards(photos, labeller.causes, labeller.hash_map)
+    with Progress("labels", len(photos), unit="photo") as progress:
+        for shard in shards:
+            if not shard.is_whole(store.shards):
+                shard.write(store.shards, map(labeller.label, shard.photos))
+            progress.advance(len(shard.photos))
+    records = Records(folder=store.shards, shards=shards)
+    store.write_index(config, records)
+    sweep(store.shards, shards)
+    return _report(scan, config, records)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labeller:
+    """All that turns a photo into a label."""
+
+    material: Material
+    codebook: Codebook
+    config: LabelConfig
+    found: Callable[[PhotoFile], Proposals]
+    describer: Describer
+    stuff: StuffSource
+    thing_like: frozenset[int]
+    """Stuff clusters that the merge takes for things."""
+
+    @classmethod
+    def make(
+        cls, material: Material, codebook: Codebook, config: LabelConfig, found: Callable[[PhotoFile], Proposals]
+    ) -> Self:
+        clusters = np.flatnonzero(codebook.inside > config.most_inside) + 1
+        return cls(
+            material=material,
+            codebook=codebook,
+            config=config,
+            found=found,
+            describer=open_describer(codebook, material),
+            stuff=open_stuff(codebook, material, has_crf=config.stuff_crf),
+            thing_like=frozenset(clusters.tolist()) if config.merge == "improved" else frozenset(),
+        )
+
+    @property
+    def causes(self) -> dict[str, str | int | float]:
+        """What labels depend on, beside the photos."""
+        elsewhere = {"photos", "photos_hash", "encoder", "maps", "codebook", "note"}
+        causes = {name: value for name, value in asdict(self.config).items() if name not in elsewhere}
+        return causes | {"codebook": self.codebook.digest}
+
+    def hash_map(self, photo: PhotoFile) -> str:
+        """Of the photo's stuff map, if it comes as a file."""
+        return self.stuff.hash_map(photo) if isinstance(self.stuff, MapStuff) else ""
+
+    def label(self, photo: PhotoFile) -> LabelledPhoto:
+        """The panoptic pseudo-label of one photo, in its own size."""
+        view, config = self.material.view(photo), self.config
+        found = self.found(photo)
+        square, _ = place(read_photo(photo.path).image, [Canvas.square(config.side_px)], STRIDE_PX)
+        height, width = view.placement.size
+        placed = np.ascontiguousarray(square[:, :height, :width].transpose(1, 2, 0))
+        fine = refine(found.soft, placed, view.patch_px, config.refinement)
+        kept = fine.any((1, 2))
+        masks = [resize_map(mask.astype(np.float32), photo.height, photo.width) > 0.5 for mask in fine[kept]]
+        stacked = np.array(masks, bool).reshape(len(masks), photo.height, photo.width)
+        vectors = self.describer.describe(view, found.hard)[kept]
+        clusters = assign(vectors, self.codebook.things, is_spherical=self.describer.is_spherical) + 1
+        stuff = self.stuff.label_pixels(view)
+        apart = separate(stacked) if config.proposals == "vote" else stacked
+        labelled = merge(apart, clusters.tolist(), stuff, config.thing_clusters, self.thing_like)
+        scores = found.scores[kept].tolist()
+        return LabelledPhoto(labelled=labelled, masks=stacked, things=clusters.tolist(), scores=scores)
+
+
+def _report(scan: Scan, config: LabelConfig, records: Records) -> LabelReport:
+    masks = bare = 0
+    for record in records:
+        things = sum(segment["category_id"] <= config.thing_clusters for segment in record.segments)
+        masks += things
+        bare += not things
     return LabelReport(
-        photos=len(photos),
-        masks=sum(counts),
-        photos_without_mask=counts.count(0),
+        photos=len(scan.photos),
+        masks=masks,
+        photos_without_mask=bare,
         broken=scan.broken,
         duplicates=scan.duplicates,
     )
 
 
-def _find_masks(
-    encoder: VisionTransformer, cache: FeatureCache, photo: PhotoFile, config: LabelConfig
-) -> Bool[np.ndarray, "N h w"]:
-    """MaskCut on the patches that show the photo."""
-    placement = plan_placement(photo.height, photo.width, config.side_px, STRIDE_PX)
-    tokens = finish_tokens(encoder, cache.read(photo.digest))
-    return propose(_cut(tokens, placement), config.cuts, config.threshold)
-
-
-def _fit_codebook(store: LabelStore, cache: FeatureCache, photos: Sequence[PhotoFile], config: LabelConfig) -> Codebook:
-    """Whitening and stuff clusters from a sample of all patches, thing clusters from the mean patch of every mask."""
-    generator = np.random.default_rng(config.seed)
-    share = max(1, _SAMPLED_TOKENS // len(photos))
-    sample = []
-    for photo in show(photos, "sample"):
-        tokens = _read_tokens(cache, photo, config)
-        flat = tokens.reshape(-1, tokens.shape[-1])
-        sample.append(flat[generator.permutation(len(flat))[:share]])
-    stacked = np.concatenate(sample)
-    mean, projection = fit_whitening(stacked, config.components)
-    stuff = cluster(whiten(stacked, mean, projection), config.stuff_clusters, config.seed)
-    means: list[Float[np.ndarray, "P"]] = []
-    for photo in show(photos, "describe"):
-        view = whiten(_read_tokens(cache, photo, config), mean, projection)
-        means.extend(_average(view, mask) for mask in read_masks(store.masks(photo.digest)))
-    things = cluster(np.array(means, np.float32), config.thing_clusters, config.seed)
-    return Codebook(mean=mean, projection=projection, things=things, stuff=stuff)
-
-
-def _label(
-    store: LabelStore, cache: FeatureCache, photo: PhotoFile, codebook: Codebook, config: LabelConfig
-) -> Labelled:
-    """The panoptic pseudo-label of one photo, in its own size."""
-    square, placement = place(read_photo(photo.path).image, config.side_px, STRIDE_PX)
-    placed = np.ascontiguousarray(square[:, : placement.placed_height, : placement.placed_width].transpose(1, 2, 0))
-    maps = cache.read(photo.digest)
-    view = whiten(_cut(join_taps(maps), placement), codebook.mean, codebook.projection)
-    patch_px = config.side_px // maps.shape[1]
-    masks, clusters = [], []
-    for mask in read_masks(store.masks(photo.digest)):
-        fine = refine(mask, placed, patch_px)
-        if fine.any():
-            masks.append(resize_map(fine.astype(np.float32), photo.height, photo.width) > 0.5)
-            clusters.append(int(assign(_average(view, mask), codebook.things)) + 1)
-    stuff = label_stuff(view, codebook.stuff, patch_px, placement)
-    stacked = np.array(masks, bool).reshape(len(masks), photo.height, photo.width)
-    return merge(stacked, clusters, stuff, config.thing_clusters)
-
-
-def _read_tokens(cache: FeatureCache, photo: PhotoFile, config: LabelConfig) -> Float[np.ndarray, "h w E"]:
-    placement = plan_placement(photo.height, photo.width, config.side_px, STRIDE_PX)
-    return _cut(join_taps(cache.read(photo.digest)), placement)
-
-
-def _cut(tokens: Float[np.ndarray, "g g C"], placement: Placement) -> Float[np.ndarray, "h w C"]:
-    """The tokens that show a part of the photo."""
-    patch_px = placement.side_px // tokens.shape[0]
-    return tokens[: -(-placement.placed_height // patch_px), : -(-placement.placed_width // patch_px)]
-
-
-def _average(view: Float[np.ndarray, "h w P"], mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "P"]:
-    mean: Float[np.ndarray, "P"] = view[mask].mean(0)
-    return mean / max(float(np.linalg.norm(mean)), 1e-12)
-
-
-def read_masks(path: Path) -> Bool[np.ndarray, "N h w"]:
-    """Stored patch masks. Raises LabelStoreError if the file is missing or broken."""
-    try:
-        return read_arrays(path)["masks"]
-    except (ValueError, KeyError) as error:
-        raise LabelStoreError(f"{path} holds no masks: {error}") from error
-
-
-def _write_masks(path: Path, masks: Bool[np.ndarray, "N h w"]) -> None:
-    with replace_file(path) as sibling, sibling.open("wb") as stream:
-        np.savez_compressed(stream, masks=masks)
+def _find_all(
+    photos: Sequence[PhotoFile],
+    open_photo: Callable[[PhotoFile], PhotoView],
+    encoder: VisionTransformer,
+    config: LabelConfig,
+    store: LabelStore,
+    features: Path,
+) -> Callable[[PhotoFile], Proposals]:
+    """Fill the store's masks; returns what reads a photo's masks that are worth a label."""
+    finder = Finder(config=config, encoder=encoder)
+    if config.tokens == "keys":
+        keys = open_key_cache(features, config.encoder_hash, config.side_px)
+        fill_keys(keys, photos, encoder, config.side_px)
+        finder = replace(finder, keys=keys)
+    if config.proposals == "vote":
+        if not store.views.is_file():
+            sample_views(photos, open_photo, encoder, config.seed).write(store.views)
+        finder = replace(finder, views=read_views(store.views))
+    for photo in show(photos, "masks"):
+        if not store.masks(photo.digest).is_file():
+            finder.find(open_photo(photo)).write(store.masks(photo.digest))
+    if config.proposals == "maskcut":
+        return lambda photo: read_proposals(store.masks(photo.digest))
+    least = find_least_score((read_proposals(store.masks(photo.digest)) for photo in photos), config.objects)
+    return lambda photo: read_proposals(store.masks(photo.digest)).keep(MOST_OBJECTS, least)

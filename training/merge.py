@@ -18,13 +18,18 @@ class Labelled:
 
 
 def merge(
-    masks: Bool[np.ndarray, "N H W"], things: list[int], stuff: Int32[np.ndarray, "H W"], thing_clusters: int
+    masks: Bool[np.ndarray, "N H W"],
+    things: list[int],
+    stuff: Int32[np.ndarray, "H W"],
+    thing_clusters: int,
+    thing_like: frozenset[int] = frozenset(),
 ) -> Labelled:
     """Masks painted over stuff, both as categories: things 1..K, stuff K+1..K+S.
 
     U2Seg, equation 5 and its generate_pseudo_panoptic.py: masks by descending box area, so that small objects come to
     lie on large ones; a stuff cluster more than 70 % covered by things is left void, else its free part is one segment.
-    `things` are the masks' clusters, counted from 1, as `stuff` is.
+    `things` are the masks' clusters, counted from 1, as `stuff` is; stuff 0 is none. The public rule teaches an object
+    that no mask found as stuff; the improved one leaves void what is in no mask of the stuff clusters in `thing_like`.
     """
     label_map = np.zeros(stuff.shape, np.int32)
     categories: dict[int, int] = {}
@@ -38,7 +43,7 @@ def merge(
     for label in np.unique(stuff):
         region = stuff == label
         free = region & ~is_covered
-        if not free.any() or 1.0 - free.sum() / region.sum() > _MOST_COVERED:
+        if not label or int(label) in thing_like or not free.any() or 1.0 - free.sum() / region.sum() > _MOST_COVERED:
             continue
         segment_id = len(masks) + int(label)
         label_map[free] = segment_id

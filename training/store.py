@@ -5,28 +5,34 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Int32
 
 from model.contract import reject_unknown
-from model.encodings import decode_panoptic_png, encode_panoptic_png
+from model.encodings import decode_panoptic_png
 from model.errors import ConfigError, LabelStoreError
 from model.files import replace_file
 from model.network.mask_transformer import STRIDE_PX
-from training.merge import Labelled
-from training.photos import PhotoFile
+from training.choices import MERGE_RULES, MergeRule
+from training.codebook_recipe import CodebookConfig
+from training.discovery_recipe import DiscoveryConfig
+from training.index import write_instances, write_panoptic
+from training.shards import Records
 
 CONFIG_FILE = "label.json"
 INDEX_FILE = "panoptic.json"
+INSTANCES_FILE = "instances.json"
 PANOPTIC_FOLDER = "panoptic"
 CODEBOOK_FILE = "codebook.npz"
-_BINDING = {"photos", "photos_hash", "encoder_hash", "side_px", "cuts", "threshold"}
+VIEWS_FILE = "views.npz"
+FORMAT_VERSION = 2
+_BINDING = {"photos", "photos_hash", "encoder_hash", "side_px", "cuts", "threshold", "proposals", "tokens", "centred",
+            "faithful"}  # fmt: skip
 """What masks depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig:
+class LabelConfig(CodebookConfig, DiscoveryConfig):
     """Everything a label depends on."""
 
     photos: str
@@ -35,30 +41,33 @@ class LabelConfig:
     """Over the names and bytes of all photos in it."""
     encoder: str
     """Path of its file, absolute."""
-    encoder_hash: str
-    side_px: int = 448
-    cuts: int = 3
-    """Most masks a photo."""
-    threshold: float = 0.3
-    """Cosine above which two patches are near."""
-    components: int = 64
-    """Whitened dimensions."""
-    thing_clusters: int = 64
-    stuff_clusters: int = 27
-    seed: int = 0
+    maps: str = ""
+    """Folder of stuff maps, absolute, if stuff comes as such."""
+    codebook: str = ""
+    """Digest of the codebook that was given; empty if one is fitted on these photos."""
+    merge: MergeRule = "improved"
+    """What becomes of a stuff cluster that lies mostly inside masks, where there is no mask: `published` keeps it as
+    stuff, `improved` ignores it."""
+    stuff_crf: bool = False
+    """Move the borders of stuff by a dense CRF, as STEGO's evaluation does; not for maps."""
+    most_inside: float = 0.5
+    """Share of a stuff cluster inside masks above which it does."""
     note: str = ""
     """Where the photos come from, for the model card."""
 
     def __post_init__(self) -> None:
-        for name in ("side_px", "cuts", "components", "thing_clusters", "stuff_clusters"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, got {self.seed}")
+        super().__post_init__()
+        DiscoveryConfig.__post_init__(self)
         if self.side_px % STRIDE_PX:
             raise ConfigError(f"side_px must be a multiple of {STRIDE_PX}, got {self.side_px}")
-        if not 0.0 < self.threshold < 1.0:
-            raise ConfigError(f"threshold must lie between 0 and 1, got {self.threshold}")
+        if self.merge not in MERGE_RULES:
+            raise ConfigError(f"merge must be one of {', '.join(MERGE_RULES)}, got {self.merge!r}")
+        if not 0.0 <= self.most_inside <= 1.0:
+            raise ConfigError(f"most_inside must lie in 0..1, got {self.most_inside}")
+        if self.stuff_crf and self.stuff == "maps":
+            raise ConfigError("a dense CRF on stuff needs similarities, and maps have none: leave it out")
+        if bool(self.maps) != (self.stuff == "maps"):
+            raise ConfigError("a folder of stuff maps goes with stuff from maps, and with nothing else")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +90,16 @@ class LabelStore:
     @property
     def codebook(self) -> Path:
         return self.folder / CODEBOOK_FILE
+
+    @property
+    def shards(self) -> Path:
+        """The folder of panoptic PNGs, a folder a shard."""
+        return self.folder / PANOPTIC_FOLDER
+
+    @property
+    def views(self) -> Path:
+        """What a vote's views of the features are made with."""
+        return self.folder / VIEWS_FILE
 
     @property
     def features(self) -> Path:
@@ -106,41 +125,24 @@ class LabelStore:
         elif self.folder.exists() and any(entry.name != "features" for entry in self.folder.iterdir()):
             raise ConfigError(f"{self.folder} is not empty and no label store: choose another --out")
         with replace_file(path) as sibling:
-            sibling.write_text(json.dumps(asdict(config), indent=2) + "\n")
+            content = {"format_version": FORMAT_VERSION, **asdict(config)}
+            sibling.write_text(json.dumps(content, indent=2) + "\n")
 
     def read_config(self) -> LabelConfig:
         path = self.folder / CONFIG_FILE
         try:
             content = json.loads(path.read_bytes())
+            if (version := content.pop("format_version", 1)) != FORMAT_VERSION:
+                raise ConfigError(f"its format is version {version}, not {FORMAT_VERSION}: label its photos anew")
             reject_unknown(content, LabelConfig)
             return LabelConfig(**content)
         except (OSError, ValueError, TypeError, ConfigError) as error:
-            raise LabelStoreError(f"{self.folder} is no label store: {error}") from error
+            raise LabelStoreError(f"{self.folder} is no label store that can be read: {error}") from error
 
-    def write_label(self, photo: PhotoFile, labelled: Labelled) -> dict[str, Any]:
-        """Write the photo's PNG; returns its annotation in COCO's words."""
-        path = self._label_path(photo.name)
-        with replace_file(path) as sibling:
-            sibling.write_bytes(encode_panoptic_png(labelled.label_map))
-        segments = [
-            _describe(labelled.label_map == each, each, category) for each, category in labelled.categories.items()
-        ]
-        file_name = path.relative_to(self.folder / PANOPTIC_FOLDER).as_posix()
-        return {"file_name": file_name, "segments_info": segments}
-
-    def write_index(self, config: LabelConfig, photos: list[PhotoFile], annotations: list[dict[str, Any]]) -> None:
-        """The COCO panoptic JSON; written last, so that a store with an index is whole."""
-        images = [
-            {"id": index, "file_name": photo.name, "height": photo.height, "width": photo.width, "sha256": photo.digest}
-            for index, photo in enumerate(photos, start=1)
-        ]
-        numbered = [{"image_id": index, **entry} for index, entry in enumerate(annotations, start=1)]
-        names = [(each, f"thing {each}", 1) for each in range(1, config.thing_clusters + 1)]
-        above = config.thing_clusters
-        names += [(above + each, f"stuff {each}", 0) for each in range(1, config.stuff_clusters + 1)]
-        categories = [{"id": each, "name": name, "supercategory": name, "isthing": flag} for each, name, flag in names]
-        with replace_file(self.folder / INDEX_FILE) as sibling:
-            sibling.write_text(json.dumps({"images": images, "annotations": numbered, "categories": categories}))
+    def write_index(self, config: LabelConfig, records: Records) -> None:
+        """COCO's instances and panoptic JSON; the latter last, so that a store with an index is whole."""
+        write_instances(self.folder / INSTANCES_FILE, records, config.thing_clusters)
+        write_panoptic(self.folder / INDEX_FILE, records, config.thing_clusters, config.stuff_clusters)
 
     def read_photos(self) -> list[StoredPhoto]:
         """Every labelled photo, in the index's order. Raises LabelStoreError unless labelling was finished."""
@@ -161,8 +163,21 @@ class LabelStore:
             for image, annotation in zip(content["images"], content["annotations"], strict=True)
         ]
 
-    def _label_path(self, name: str) -> Path:
-        return self.folder / PANOPTIC_FOLDER / f"{name}.png"
+    def read_masks(self) -> dict[str, list[dict[str, Any]]]:
+        """The whole masks of each photo, by its hash, as entries of COCO's instances JSON; they may overlap.
+
+        Raises LabelStoreError if there are none to read.
+        """
+        path = self.folder / INSTANCES_FILE
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise LabelStoreError(f"{path} is no list of masks ({error}): run `useg-train label` again") from error
+        digests = {image["id"]: image["sha256"] for image in content["images"]}
+        masks: dict[str, list[dict[str, Any]]] = {digest: [] for digest in digests.values()}
+        for annotation in content["annotations"]:
+            masks[digests[annotation["image_id"]]].append(annotation)
+        return masks
 
 
 def read_label(path: Path) -> Int32[np.ndarray, "H W"]:
@@ -171,8 +186,3 @@ def read_label(path: Path) -> Int32[np.ndarray, "H W"]:
         return decode_panoptic_png(path.read_bytes())
     except (OSError, ValueError) as error:
         raise LabelStoreError(f"{path} is no panoptic label: {error}") from error
-
-
-def _describe(mask: np.ndarray, segment_id: int, category: int) -> dict[str, Any]:
-    bbox = list(cv2.boundingRect(mask.view(np.uint8)))
-    return {"id": segment_id, "category_id": category, "area": int(mask.sum()), "bbox": bbox, "iscrowd": 0}
