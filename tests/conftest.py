@@ -1,10 +1,12 @@
 """Folders of reference data, which not every machine has."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from model.export import ExportConfig, export_run
 from training.fit import fit
@@ -21,6 +23,14 @@ def find_folder(variable: str, default: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: set {variable} to the folder of reference data")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Each test begins with as many threads of torch: sessions set them for the process, and sums differ by them."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -101,11 +101,9 @@ def test_onnx_runtime_answers_within_the_tolerance_of_fp16(transformer: dict[str
     compare(decide(expected), decide(given), FP16).require("fp16", FP16)
 
 
-def test_the_cascade_runs_in_fp16_on_every_canvas(cascade: Path) -> None:
-    session = OnnxSession(cascade, threads=1)
-    for canvas in tiny.CANVASES:
-        answer = session.run(*stack([draw_scene(0, canvas)]))[0]
-        assert all(np.isfinite(value).all() for value in vars(answer).values())
+def test_the_cascade_runs_in_fp16(cascade: Path) -> None:
+    answer = OnnxSession(cascade, threads=1).run(*stack([draw_scene(0, Canvas.square(96))]))[0]
+    assert all(np.isfinite(value).all() for value in vars(answer).values())
 
 
 def make_model(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:

@@ -46,6 +46,7 @@ def test_the_same_seed_draws_the_same_sheet_and_another_one_another(tmp_path: Pa
         assert (sheet.format, sheet.size) == ("JPEG", (3 * 604 + 24, 32 + 2 * 270 + 24))
 
 
-def test_more_photos_than_there_are_cannot_be_shown(tiny_store: LabelStore) -> None:
-    with pytest.raises(ConfigError, match="has 8 photos"):
-        draw_sheet(tiny_store, 9, 0)
+def test_a_store_of_fewer_photos_is_shown_whole(tiny_store: LabelStore) -> None:
+    assert draw_sheet(tiny_store, 9, 0).tobytes() == draw_sheet(tiny_store, 8, 1).tobytes()
+    with pytest.raises(ConfigError, match="seed must be 0 or more"):
+        draw_sheet(tiny_store, 9, -1)

@@ -97,7 +97,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("--out", type=Path, required=True, metavar="JPG", help="picture to write")
-    parser.add_argument("--count", type=positive, default=24, help="photos on it (%(default)s)")
+    parser.add_argument("--count", type=positive, default=24, help="most photos on it (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other photos (%(default)s)")
     parser.set_defaults(work=_run_show)
 
@@ -195,8 +195,9 @@ def _run_show(options: argparse.Namespace) -> dict[str, Any]:
     from training.contact_sheet import draw_sheet, write_sheet
     from training.store import LabelStore
 
-    write_sheet(draw_sheet(LabelStore(options.store), options.count, options.seed), options.out)
-    return {"sheet": str(options.out), "photos": options.count}
+    store = LabelStore(options.store)
+    write_sheet(draw_sheet(store, options.count, options.seed), options.out)
+    return {"sheet": str(options.out), "photos": min(options.count, len(store.read_photos()))}
 
 
 def _run_match(options: argparse.Namespace) -> dict[str, Any]:

@@ -38,17 +38,16 @@ class Pair:
 
 
 def draw_sheet(store: LabelStore, count: int, seed: int) -> Image.Image:
-    """`count` photos drawn at random, in the store's order; a colour is a cluster, the same on the whole sheet.
+    """`count` photos drawn at random, or all there are, in the store's order.
 
-    Raises ConfigError if the store has fewer photos or the seed is negative, and what reading it raises.
+    A colour is a cluster, the same on the whole sheet.
+    Raises ConfigError if the seed is negative, and what reading the store raises.
     """
     if seed < 0:
         raise ConfigError(f"seed must be 0 or more, got {seed}")
     photos, thing_clusters = store.read_photos(), store.read_config().thing_clusters
-    if count > len(photos):
-        raise ConfigError(f"{store.folder} has {len(photos)} photos: ask for that many at most, not {count}")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(photos))[:count])
-    title = f"{store.folder.resolve().name}: {count} of {len(photos):,} photos"
+    title = f"{store.folder.resolve().name}: {len(chosen)} of {len(photos):,} photos"
     return _lay_out(title, [draw_pair(photos[index], thing_clusters) for index in chosen])
 
 
