@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 
 from model.export import ExportConfig, export_run
 from training.fit import fit
@@ -94,11 +95,15 @@ def tiny_cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_cascade_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_cascade_run: Path) -> Path:
-    """An exported panoptic cascade that takes three canvases; not to be changed."""
-    artifact = tmp_path_factory.mktemp("artifacts") / "cascade"
-    config = ExportConfig(name="cascade", score=0.3, canvases=tiny.CANVASES)
-    export_run(tiny_cascade_run, artifact, config, [])
+def tiny_cascade_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_cascade_run: Path, worker_id: str) -> Path:
+    """An exported panoptic cascade that takes three canvases; not to be changed. All test processes share one."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder if worker_id == "master" else folder.parent
+    artifact = folder / "cascade-artifact"
+    with FileLock(folder / "cascade-artifact.lock"):  # the export takes most of a minute
+        if not artifact.exists():
+            config = ExportConfig(name="cascade", score=0.3, canvases=tiny.CANVASES)
+            export_run(tiny_cascade_run, artifact, config, [])
     return artifact
 
 
