@@ -12,7 +12,7 @@ serve: $(VENV)/.service
 	@ORT_DISABLE_TELEMETRY=1 exec $(BIN)/useg-serve
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # two processes beat two threads
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal  # two processes beat two threads
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
