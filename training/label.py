@@ -17,6 +17,7 @@ from model.pixels import place, read_photo, resize_map
 from training.cluster import assign
 from training.codebook import Codebook, read_codebook, select_config
 from training.codebook_fit import Material, fit_codebook, open_describer, open_stuff
+from training.dense_crf import require_dense_crf
 from training.descriptors import Describer
 from training.features import fill_cache, open_cache
 from training.finder import MOST_OBJECTS, Finder, find_least_score, sample_views
@@ -30,7 +31,6 @@ from training.refine import check_refinement, refine
 from training.shards import LabelledPhoto, Records, plan_shards, sweep
 from training.store import LabelConfig, LabelStore
 from training.stuff import MapStuff, StuffSource
-from training.stuff_crf import check_crf
 from training.views import read_views
 
 
@@ -60,7 +60,7 @@ def label_photos(
     """
     check_refinement(config.refinement)
     if config.stuff_crf:
-        check_crf()
+        require_dense_crf("a dense CRF on stuff")
     encoder = load_encoder(config.encoder, config.side_px)
     store.claim(config)
     photos = list(scan.photos)

@@ -1,6 +1,5 @@
 """Patch masks moved to the borders in the picture, by a guided filter or by the paper's dense CRF."""
 
-import importlib.util
 from collections.abc import Callable
 
 import cv2
@@ -8,9 +7,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
-from model.errors import ConfigError
 from model.pixels import resize_map
 from training.choices import Refinement
+from training.dense_crf import require_dense_crf
 from training.discover import overlap
 
 Filter = Callable[[Float[np.ndarray, "H W"]], Bool[np.ndarray, "H W"]]
@@ -51,10 +50,8 @@ def refine(
 
 def check_refinement(method: Refinement) -> None:
     """Raise ConfigError if the method needs a package that is not there."""
-    if method == "crf" and importlib.util.find_spec("pydensecrf") is None:
-        raise ConfigError(
-            "refinement by a dense CRF needs pydensecrf2, which a C++ compiler builds: pip install 'useg[crf]'"
-        )
+    if method == "crf":
+        require_dense_crf("refinement by a dense CRF")
 
 
 def make_guided_filter(image: UInt8[np.ndarray, "H W 3"]) -> Filter:

@@ -3,7 +3,6 @@
 import numpy as np
 from jaxtyping import Float, Int32, UInt8
 
-from model.errors import ConfigError
 from model.pixels import Placement, resize_map
 
 _SHARPNESS = 2.0
@@ -12,16 +11,6 @@ _ROUNDS = 10
 _NEAR = {"sxy": 1, "compat": 3}
 _ALIKE = {"sxy": 67, "srgb": 3, "compat": 4}
 """The pairwise terms of mhamilton723/STEGO's src/crf.py: for smoothness, and for pixels of one colour."""
-
-
-def check_crf() -> None:
-    """Raises ConfigError if the package is not there."""
-    try:
-        import pydensecrf.densecrf  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "a dense CRF on stuff needs pydensecrf2, which a C++ compiler builds: pip install 'useg[crf]'"
-        ) from error
 
 
 def settle(
