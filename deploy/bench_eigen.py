@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from model.checkpoints import load_encoder
 from model.pixels import read_photo
-from training.discover import normalise_tokens
-from training.eigen import solve_cut, solve_cuts, solve_densely
+from model.weights.checkpoints import load_encoder
 from training.features import compute_features, finish_tokens
-from training.keys import stretch
+from training.labels.discover import normalise_tokens
+from training.labels.eigen import solve_cut, solve_cuts, solve_densely
+from training.labels.keys import stretch
 
 T = TypeVar("T")
 

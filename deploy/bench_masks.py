@@ -26,25 +26,25 @@ import torch
 from pycocotools import mask as coco
 from threadpoolctl import threadpool_limits
 
-from model.checkpoints import load_encoder
 from model.contract import Canvas
 from model.files import hash_file
 from model.network.mask_transformer import STRIDE_PX
 from model.pixels import place, read_photo, resize_map
-from training.boundary import measure_boundary
+from model.weights.checkpoints import load_encoder
 from training.choices import LAYOUTS, PROPOSALS, TOKENS
-from training.discover import overlap
-from training.discovery_recipe import DiscoveryConfig
 from training.features import fill_cache, open_cache
-from training.finder import Finder, sample_views
-from training.instances import InstanceScorer
-from training.keys import fill_keys, open_key_cache
-from training.layouts import TruthSet
-from training.photo_view import PhotoView, open_view
+from training.labels.discover import overlap
+from training.labels.discovery_recipe import DiscoveryConfig
+from training.labels.finder import Finder, sample_views
+from training.labels.keys import fill_keys, open_key_cache
+from training.labels.photo_view import PhotoView, open_view
+from training.labels.proposals import Proposals
+from training.labels.refine import refine
 from training.photos import PhotoFile, scan_photos
-from training.proposals import Proposals
-from training.refine import refine
-from training.truth import TrueObject, TruthPicture
+from training.scores.boundary import measure_boundary
+from training.scores.instances import InstanceScorer
+from training.scores.layouts import TruthSet
+from training.scores.truth import TrueObject, TruthPicture
 
 T = TypeVar("T")
 

@@ -26,11 +26,11 @@ import numpy as np
 from PIL import Image
 
 from model.encodings import encode_panoptic_png
-from training.figures import measure_panoptic
-from training.intervals import weigh
-from training.panoptic_folders import Pair, Pairs, count_pairs, read_pairs
-from training.scores import score_panoptic
-from training.store import read_label
+from training.labels.store import read_label
+from training.scores.figures import measure_panoptic
+from training.scores.intervals import weigh
+from training.scores.panoptic_folders import Pair, Pairs, count_pairs, read_pairs
+from training.scores.scores import score_panoptic
 
 SHIFT_PX = 7
 T = TypeVar("T")

@@ -34,9 +34,9 @@ import sys
 from pathlib import Path
 
 from model.contract import read_contract
-from model.engines import find_engines, inspect_machine, name_folder
+from model.backends.engines import find_engines, inspect_machine, name_folder
 from model.errors import UsegError
-from model.providers import make_profile, render_shapes
+from model.backends.providers import make_profile, render_shapes
 
 artifact, asked, engines, version = sys.argv[1:]
 try:
@@ -60,6 +60,6 @@ trtexec --onnx="$artifact/network.onnx" --saveEngine="$folder/network.engine.par
   --minShapes="$least" --optShapes="$best" --maxShapes="$most" --timingCacheFile="$folder/timing.cache" >&2 ||
   fail "trtexec failed: see above"
 mv "$folder/network.engine.part" "$folder/network.engine"
-"$python" -c 'import sys; from pathlib import Path; from model.engines import wrap_engine
+"$python" -c 'import sys; from pathlib import Path; from model.backends.engines import wrap_engine
 wrap_engine(Path(sys.argv[1]) / "network.onnx", Path(sys.argv[2]))' "$artifact" "$folder"
 echo "$folder/network.engine"

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from model.bench import BenchConfig, run_bench
+from model.backends.handover import HandoverSession
+from model.backends.runtime import open_session
+from model.backends.session import BACKENDS
 from model.command import positive, run_command
 from model.contract import FLOAT_PRECISIONS, TASKS, Canvas
 from model.encodings import describe, encode_overlay, encode_panoptic_png
 from model.errors import ConfigError, InputError
-from model.families import FAMILIES
 from model.files import replace_file
-from model.handover import HandoverSession
 from model.panoptic import assemble
 from model.pixels import place, read_photo
-from model.quantise import QuantiseConfig, quantise_artifact
-from model.runtime import open_session
-from model.session import BACKENDS
+from model.release.bench import BenchConfig, run_bench
+from model.release.quantise import QuantiseConfig, quantise_artifact
+from model.weights.families import FAMILIES
 
 _PARITY_PHOTOS = 4
 _ENCODER = "encoder"
@@ -123,8 +123,8 @@ def _run_import(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if not is_encoder and options.clusters is None:
         parser.error(f"--clusters is required with --as {options.family}")
 
-    from model.backbones import import_encoder
-    from model.detectron import import_cascade
+    from model.weights.backbones import import_encoder
+    from model.weights.detectron import import_cascade
 
     if is_encoder:
         return {"encoder": str(options.out), **asdict(import_encoder(options.source, options.out))}
@@ -137,7 +137,7 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
 
-    from model.export import PAPER_CANVASES, ExportConfig, export_run
+    from model.release.export import PAPER_CANVASES, ExportConfig, export_run
 
     torch.set_num_threads(options.threads)
     config = ExportConfig(

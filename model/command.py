@@ -42,6 +42,11 @@ def positive(text: str) -> int:
     return value
 
 
+def flag(name: str) -> str:
+    """The option that sets a field."""
+    return "--" + name.replace("_", "-")
+
+
 def _tell(parser: argparse.ArgumentParser, message: str, status: int) -> int:
     print(f"{parser.prog}: {message}", file=sys.stderr)
     return status

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args, get_origin
 
 from safetensors.torch import save_file
 
-from model.checkpoints import load_encoder, load_exactly, read_state
 from model.contract import reject_unknown
 from model.errors import CheckpointError, ConfigError
 from model.files import replace_file
@@ -17,6 +16,7 @@ from model.network.architecture import Network
 from model.network.cascade_shape import CascadeShape
 from model.network.mask_transformer import DecoderShape, MaskDecoder, MaskTransformer
 from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
+from model.weights.checkpoints import load_encoder, load_exactly, read_state
 
 NetworkName = Literal["mask_transformer", "panoptic_cascade"]
 

@@ -13,8 +13,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from model.backends.session import BACKENDS
 from model.errors import ConfigError, UsegError
-from model.session import BACKENDS
 from service.app import create_app
 from service.deployment import Opener
 from service.settings import Settings, read_settings

@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
+from model.backends.runtime import open_session
 from model.contract import Contract
 from model.errors import UsegError
-from model.runtime import open_session
 from service.answers import Answer
 from service.body import read_body
 from service.boundary import SEGMENT_ROUTE, Boundary

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from model.backends.handover import HandoverSession
+from model.backends.session import Session
 from model.contract import Contract
 from model.errors import ArtifactError, NotReady, UsegError
-from model.handover import HandoverSession
-from model.session import Session
 from service.pipeline import Pipeline
 from service.settings import Settings
 from service.telemetry import Telemetry

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import UInt8
 
+from model.backends.session import Session
 from model.errors import Busy, DeadlinePassed, InferenceError, NotReady
 from model.raw import Raw
-from model.session import Session
 from service.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
+from model.backends.session import Session
 from model.contract import Contract
 from model.panoptic import assemble
 from model.pixels import Photo, Placement, decode_image, place
 from model.raw import Raw
-from model.session import Session
 from service.answers import Answer, make_answer
 from service.engine import Engine
 from service.media import Media

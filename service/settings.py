@@ -9,9 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_origin
 
+from model.backends.session import BACKENDS, Backend
 from model.errors import ConfigError
 from model.pixels import LIMIT_PIXELS
-from model.session import BACKENDS, Backend
 
 PREFIX = "USEG_"
 _MAX_PORT = 65_535

@@ -9,11 +9,11 @@ import tiny
 import torch
 from filelock import FileLock
 
-from model.export import ExportConfig, export_run
-from training.fit import fit
-from training.label import label_photos
-from training.recipe import PRESETS
-from training.store import LabelStore
+from model.release.export import ExportConfig, export_run
+from training.fitting.fit import fit
+from training.fitting.recipe import PRESETS
+from training.labels.label import label_photos
+from training.labels.store import LabelStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

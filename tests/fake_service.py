@@ -10,9 +10,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from model.backends.session import Session
 from model.contract import Canvas, Category, Contract
 from model.raw import Raw
-from model.session import Session
 from service.app import create_app
 from service.deployment import Opener
 from service.settings import Settings

@@ -8,10 +8,10 @@ from jaxtyping import Int, UInt8
 
 from model.encodings import encode_outlines
 from model.panoptic import Segment, Segmentation, pack_crop
-from training.answers import Answer, ClusterMap, Detection
-from training.comparison import hash_photo
-from training.layouts import TruthSet
-from training.truth import Truth
+from training.scores.answers import Answer, ClusterMap, Detection
+from training.scores.comparison import hash_photo
+from training.scores.layouts import TruthSet
+from training.scores.truth import Truth
 
 SIDE = 40
 CATEGORIES = [

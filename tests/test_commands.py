@@ -22,7 +22,7 @@ from model import __main__ as model_main
 from service import __main__ as service_main
 from training import __main__ as training_main
 from training.checkpoint import read_facts
-from training.store import LabelStore, read_label
+from training.labels.store import LabelStore, read_label
 
 LIMIT_S = 120
 LABEL_OPTIONS = (

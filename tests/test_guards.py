@@ -14,15 +14,15 @@ LONGEST_FILE, LONGEST_FUNCTION = 300, 35
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 TORCH_LIBRARIES = {"torch", "torchvision", "safetensors", "onnxscript"}
 TORCH_FLOOR = {
-    "model/backbones.py",
-    "model/captures.py",
-    "model/checkpoints.py",
-    "model/detectron.py",
-    "model/export.py",
-    "model/graph.py",
-    "model/restoration.py",
+    "model/weights/backbones.py",
+    "model/backends/captures.py",
+    "model/weights/checkpoints.py",
+    "model/weights/detectron.py",
+    "model/release/export.py",
+    "model/release/graph.py",
+    "model/backends/restoration.py",
     "model/run.py",
-    "model/torch_session.py",
+    "model/backends/torch_session.py",
 }
 
 
@@ -85,6 +85,22 @@ def test_model_knows_neither_floor_above_and_they_never_meet(path: Path) -> None
     assert list_roots(path) & forbidden[path.relative_to(REPOSITORY).parts[0]] == set()
 
 
+ABOVE = {
+    "model/network": {"model.backends", "model.release", "model.weights"},
+    "model/weights": {"model.backends", "model.release"},
+    "model/backends": {"model.release"},
+    "training/labels": {"training.fitting", "training.scores"},
+    "training/scores": {"training.fitting"},
+}
+"""What a folder of a package must not import: folders are floors, too."""
+
+
+@each_source
+def test_imports_between_the_folders_of_a_package_go_one_way(path: Path) -> None:
+    above = ABOVE.get(path.parent.relative_to(REPOSITORY).as_posix(), set())
+    assert {".".join(name.split(".")[:2]) for name in list_imports(ast.walk(parse(path)))} & above == set()
+
+
 def is_on_the_torch_floor(path: Path) -> bool:
     return name_of(path).startswith("model/network/") or name_of(path) in TORCH_FLOOR
 
@@ -141,7 +157,7 @@ def test_the_environment_is_read_by_the_settings_alone(path: Path) -> None:
 @each_source
 def test_nothing_is_pickled(path: Path) -> None:
     # detectron2 publishes pickles: one module takes them apart with pickletools, which can run nothing.
-    allowed = {"pickletools"} if name_of(path) == "model/pickles.py" else set()
+    allowed = {"pickletools"} if name_of(path) == "model/weights/pickles.py" else set()
     assert list_roots(path) & {"pickle", "pickletools", "dill", "joblib", "shelve", "marshal"} <= allowed
 
 

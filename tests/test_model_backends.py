@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.backends.handover import HandoverSession
+from model.backends.parity import FP32, Tolerance, compare, decide
+from model.backends.runtime import open_session
+from model.backends.session import BACKENDS, Backend, Session
 from model.contract import Contract
 from model.errors import BackendUnavailable
-from model.export import draw_scene
-from model.gate import Picture, stack
-from model.handover import HandoverSession
-from model.parity import FP32, Tolerance, compare, decide
 from model.raw import Raw
-from model.runtime import open_session
-from model.session import BACKENDS, Backend, Session
+from model.release.export import draw_scene
+from model.release.gate import Picture, stack
 
 ARTIFACTS = ("tiny_artifact", "tiny_cascade_artifact")
 EVERYWHERE = ("cpu", "torch")

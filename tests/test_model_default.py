@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.backends.runtime import open_session
+from model.backends.session import Session
 from model.contract import Contract
 from model.panoptic import assemble
 from model.pixels import place, read_photo
-from model.runtime import open_session
-from model.session import Session
 from service.settings import find_bundled_artifact
 
 MOST_BYTES = 60_000_000

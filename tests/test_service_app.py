@@ -13,11 +13,11 @@ from fake_service import BLUE, CONTRACT, RED, RedSession, draw_halves, open_clie
 from PIL import Image
 from pycocotools import mask as coco
 
+from model.backends.session import Session
 from model.contract import Contract
 from model.encodings import decode_panoptic_png
 from model.errors import ArtifactError
 from model.raw import Raw
-from model.session import Session
 from service.app import create_app
 from service.schemas import Problem, Readiness, SegmentationAnswer
 from service.settings import Settings

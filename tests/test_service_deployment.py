@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from fake_service import CONTRACT, RedSession, open_client
 
+from model.backends.handover import HandoverSession
+from model.backends.session import Session
 from model.contract import Contract
-from model.handover import HandoverSession
-from model.session import Session
 
 pytestmark = pytest.mark.anyio
 WAIT_S = 10.0

@@ -13,9 +13,9 @@ import pytest
 import uvicorn
 from fake_service import CONTRACT, RedSession, draw_halves, open_client, open_fake, post, save
 
+from model.backends.session import Session
 from model.contract import Contract
 from model.raw import Raw
-from model.session import Session
 from service.__main__ import bind
 from service.app import create_app
 from service.deployment import Opener

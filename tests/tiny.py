@@ -16,9 +16,9 @@ from model.network.cascade_shape import CascadeShape
 from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
 from model.network.vit import EncoderShape, VisionTransformer
 from model.run import RunCard, write_run
-from training.label import hash_photos
+from training.labels.label import hash_photos
+from training.labels.store import LabelConfig
 from training.photos import Scan, scan_photos
-from training.store import LabelConfig
 
 SIDE_PX = 56
 SHAPE = EncoderShape(width=64, depth=4, patch_px=14, grid=4, registers=0, has_layer_scale=True)

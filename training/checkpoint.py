@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model.checkpoints import load_exactly
 from model.errors import CheckpointError
 from model.files import replace_file
+from model.weights.checkpoints import load_exactly
 
 _FACTS = "facts"
 _DECODER, _OPTIMISER = "decoder.", "optimiser."

@@ -22,7 +22,7 @@ Protocol = Literal["supercategories", "things-and-supercategories"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 Method = Literal["majority", "assignment", "cups", "votes"]
-"""How clusters are matched with categories, see training/matching.py."""
+"""How clusters are matched with categories, see training/scores/matching.py."""
 METHODS: tuple[Method, ...] = get_args(Method)
 
 Proposals = Literal["maskcut", "vote"]
@@ -38,5 +38,5 @@ Refinement = Literal["guided", "crf"]
 REFINEMENTS: tuple[Refinement, ...] = get_args(Refinement)
 
 MergeRule = Literal["published", "improved"]
-"""How masks and stuff become one map, see training/merge.py."""
+"""How masks and stuff become one map, see training/labels/merge.py."""
 MERGE_RULES: tuple[MergeRule, ...] = get_args(MergeRule)

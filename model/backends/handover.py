@@ -1,0 +1,68 @@
+"""One session answers while a faster one is made."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from model.backends.session import Session
+from model.errors import UsegError
+from model.raw import Raw
+
+logger = logging.getLogger(__name__)
+
+
+class HandoverSession:
+    """Answers from `first` until `make_next` gave another session, and from that one afterwards.
+
+    `make_next` is called once, on a thread of its own, and raises if its session is not to be trusted; then `first`
+    stays. Runs that have begun end where they began.
+    """
+
+    def __init__(self, first: Session, make_next: Callable[[], Session]) -> None:
+        self._current = first
+        self._make_next = make_next
+        self._failure: Exception | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+        self._is_settled = threading.Event()
+        # A daemon: a build of minutes that cannot be interrupted must not keep the process from ending.
+        threading.Thread(target=self._take_over, name="handover", daemon=True).start()
+
+    @property
+    def backend(self) -> str:
+        """That of the session which would answer now."""
+        return self._current.backend
+
+    def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[Raw]:
+        return self._current.run(pixels, sizes)
+
+    def settle(self, timeout_s: float | None = None) -> None:
+        """Return once the next session answers, or none will or the time is over. Raises what kept it from it."""
+        self._is_settled.wait(timeout_s)
+        if self._failure:
+            raise self._failure
+
+    def close(self) -> None:
+        """No handover from now on; a next session that is still being made is dropped when it is ready."""
+        with self._lock:
+            self._is_closed = True
+        self._is_settled.set()
+
+    def _take_over(self) -> None:
+        try:
+            following = self._make_next()
+        except UsegError as error:
+            logger.error("%s goes on alone: %s", self.backend, error)
+            self._failure = error
+        except Exception as error:  # a backend may raise anything; the first session still answers
+            logger.exception("%s goes on alone", self.backend)
+            self._failure = error
+        else:
+            with self._lock:
+                if not self._is_closed:
+                    logger.info("%s hands over to %s", self._current.backend, following.backend)
+                    self._current = following
+        self._is_settled.set()

@@ -1,0 +1,59 @@
+"""A network in OpenVINO on the CPU, behind the protocol of every session."""
+
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from model.backends.intel import import_openvino
+from model.contract import Contract
+from model.errors import ArtifactError
+from model.raw import PARTS, Raw
+from model.shapes import require_shapes
+
+
+class OpenvinoSession:
+    """A network of any precision; what is not int8 is computed in fp32."""
+
+    backend = "openvino"
+
+    def __init__(self, network: Path, *, threads: int) -> None:
+        """Raises ArtifactError if OpenVINO refuses the file, BackendUnavailable if it is not installed."""
+        core = import_openvino().Core()
+        try:
+            self._compiled = core.compile_model(core.read_model(network), "CPU", _make_options(threads))
+        except RuntimeError as error:
+            raise ArtifactError(f"{network} was refused by OpenVINO: {_take_line(error)}") from error
+        self._request = self._compiled.create_infer_request()
+        self._lock = Lock()
+
+    def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[Raw]:
+        given = {"pixels": np.ascontiguousarray(pixels), "sizes": np.ascontiguousarray(sizes)}
+        with self._lock:  # a request takes no second run before its first has ended
+            outputs = self._request.infer(given, share_inputs=True, share_outputs=False)
+        arrays = [outputs[part] for part in PARTS]
+        return [Raw(**dict(zip(PARTS, row, strict=True))) for row in zip(*arrays, strict=True)]
+
+    def check_contract(self, contract: Contract) -> None:
+        """Raise ContractMismatch if the graph's inputs and outputs are not what the contract says."""
+        ports = [*self._compiled.inputs, *self._compiled.outputs]
+        shapes = {port.any_name: list(port.partial_shape)[1:] for port in ports}
+        require_shapes(
+            {name: [each.get_length() if each.is_static else None for each in shape] for name, shape in shapes.items()},
+            contract,
+        )
+
+
+def _make_options(threads: int) -> dict[str, object]:
+    """By their names as OpenVINO's documentation lists them."""
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the processor has it, and other answers than elsewhere
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # else two processes pin themselves to the same cores
+    }
+
+
+def _take_line(error: Exception) -> str:
+    return next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

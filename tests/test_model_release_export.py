@@ -1,0 +1,112 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+
+from model.backends.onnx_session import OnnxSession
+from model.backends.runtime import open_session
+from model.contract import Canvas, read_contract
+from model.errors import ArtifactError, CheckpointError, ConfigError, ContractMismatch
+from model.release.export import ExportConfig, draw_scene, export_run
+from model.release.gate import stack
+
+SCENE = draw_scene(7, Canvas.square(tiny.SIDE_PX))
+
+
+def copy(artifact: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(artifact, folder / "artifact"))
+
+
+def test_an_artifact_opens_and_says_what_it_is(tiny_artifact: Path) -> None:
+    contract, session = open_session(tiny_artifact)
+    assert (contract.name, contract.version, contract.thing_clusters, contract.stuff_clusters) == ("tiny", "3", 3, 4)
+    assert (session.backend, contract.precision) == ("cpu", "fp16-stored")
+    assert contract.provenance["steps"] == 4
+    assert contract.provenance["parity"]["score_difference"] < 1e-3
+
+
+def test_large_weights_are_stored_in_half_the_bytes(tiny_artifact: Path) -> None:
+    graph = onnx.load(tiny_artifact / "network.onnx").graph
+    large = [tensor for tensor in graph.initializer if np.prod(tensor.dims) >= 4096]
+    assert large
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
+
+
+def test_a_cascade_takes_several_canvases_in_one_graph(tiny_cascade_artifact: Path) -> None:
+    contract, session = open_session(tiny_cascade_artifact)
+    assert (contract.network, contract.box_mask_side, contract.canvases) == ("panoptic_cascade", 28, tiny.CANVASES)
+    for canvas in tiny.CANVASES:
+        answers = session.run(*stack([draw_scene(seed, canvas) for seed in range(3)]))
+        assert [answer.semantic.shape for answer in answers] == [(3, canvas.height_px // 4, canvas.width_px // 4)] * 3
+        assert [answer.masks.shape for answer in answers] == [(100, 28, 28)] * 3
+        assert min(answer.scores.max() for answer in answers) > 0.3
+
+
+@pytest.mark.parametrize("canvas", [Canvas(height_px=60, width_px=96), Canvas(height_px=0, width_px=32)])
+def test_a_canvas_that_the_pyramid_cannot_halve_is_refused(
+    tmp_path: Path, tiny_cascade_run: Path, canvas: Canvas
+) -> None:
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        export_run(tiny_cascade_run, tmp_path / "artifact", ExportConfig(canvases=(canvas,)), [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_small_canvas_among_several_is_refused(tmp_path: Path, tiny_cascade_run: Path) -> None:
+    config = ExportConfig(canvases=(Canvas.square(64), Canvas.square(96)))
+    with pytest.raises(ConfigError, match="less than 96 px"):
+        export_run(tiny_cascade_run, tmp_path / "artifact", config, [])
+
+
+def test_no_picture_falls_off_the_end_of_a_batch(tiny_artifact: Path) -> None:
+    session = OnnxSession(tiny_artifact / "network.onnx", threads=1)
+    assert len(session.run(*stack([SCENE] * 7))) == 7
+
+
+@pytest.mark.parametrize("name", ["network.onnx", "golden.npz"])
+def test_a_flipped_byte_or_a_missing_file_is_refused_by_name(tmp_path: Path, tiny_artifact: Path, name: str) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    content = bytearray((artifact / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (artifact / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name} was changed"):
+        open_session(artifact)
+    (artifact / name).unlink()
+    with pytest.raises(ArtifactError, match=rf"{name} is missing"):
+        open_session(artifact)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    content = json.loads((artifact / "contract.json").read_text())
+    (artifact / "contract.json").write_text(json.dumps({**content, "format_version": 3}))
+    with pytest.raises(ContractMismatch, match="format version 3"):
+        open_session(artifact)
+
+
+def test_a_contract_that_its_network_does_not_keep_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    content = json.loads((artifact / "contract.json").read_text())
+    (artifact / "contract.json").write_text(json.dumps({**content, "detections": 9}))
+    with pytest.raises(ContractMismatch, match="its contract says"):
+        open_session(artifact)
+
+
+def test_an_export_onto_a_folder_of_other_things_leaves_it_alone(tmp_path: Path, tiny_run: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(ConfigError, match="is no artifact"):
+        export_run(tiny_run, tmp_path, ExportConfig(name="other"), [])
+    assert (tmp_path / "thesis.txt").is_file()
+
+
+def test_a_failed_export_leaves_what_was_there(tmp_path: Path, tiny_artifact: Path, tiny_run: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / "decoder.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"decoder\.safetensors"):
+        export_run(run, artifact, ExportConfig(name="other"), [])
+    assert read_contract(artifact).name == "tiny"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -1,0 +1,134 @@
+"""An int8 artifact is answered by OpenVINO alone, says what it comes from, and is refused where it is not true."""
+
+import hashlib
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from model.backends.runtime import open_session
+from model.backends.session import BACKENDS, Backend
+from model.contract import read_contract
+from model.errors import ArtifactError, BackendUnavailable, ConfigError, ContractMismatch, ParityError
+from model.files import hash_file
+from model.pixels import place, read_photo
+from model.release.fidelity import FidelityLimits
+from model.release.quantise import QuantiseConfig, quantise_artifact
+
+pytestmark = pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantise] is not installed")
+
+FEWEST = 58
+LOOSE = QuantiseConfig(threads=1, limits=FidelityLimits(clusters_equal=0.9, panoptic_quality=0.6))
+"""A network of four steps, its weakest detections shown, is true at 0.98 and 0.82."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many as are needed; one of them twice, and a file that is none."""
+    folder = tiny.draw_photos(tmp_path_factory.mktemp("calibration") / "photos", count=FEWEST)
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: Path, photos: Path) -> Path:
+    """The tiny artifact in int8; not to be changed."""
+    out = tmp_path_factory.mktemp("int8") / "artifact"
+    quantise_artifact(tiny_artifact, photos, out, LOOSE)
+    return out
+
+
+def test_it_says_what_it_is_and_what_it_comes_from(int8: Path, tiny_artifact: Path, photos: Path) -> None:
+    contract, source = read_contract(int8), read_contract(tiny_artifact)
+    assert (contract.name, contract.version, contract.precision) == ("tiny", "3-int8", "int8")
+    assert (
+        set(contract.files)
+        == {"network.xml", "network.bin", "golden.npz"}
+        == {path.name for path in int8.iterdir()} - {"contract.json"}
+    )
+    told = contract.provenance["quantisation"]
+    assert told["of"] == {"network.onnx": source.files["network.onnx"]}
+    assert (told["photos"], told["fidelity"]["photos"]) == (8, 50)
+    assert 0.9 <= told["fidelity"]["clusters_equal"] < 1.0
+    digests = {hash_file(path) for path in photos.glob("*.png")}
+    order = np.random.default_rng(0).permutation(len(list(photos.iterdir())))
+    drawn = [hash_file(sorted(photos.iterdir())[index]) for index in order]
+    chosen = [digest for digest in dict.fromkeys(drawn) if digest in digests][:8]
+    assert told["photos_hash"] == hashlib.sha256("\n".join(chosen).encode()).hexdigest()
+
+
+def test_openvino_answers_it_much_as_the_artifact_answers(int8: Path, tiny_artifact: Path, photos: Path) -> None:
+    contract, session = open_session(int8, backend="openvino", threads=1)
+    pixels, placement = place(read_photo(photos / "3.png").image, contract.canvases, contract.stride_px)
+    given = session.run(pixels[None], np.array([placement.size]))[0]
+    exact = open_session(tiny_artifact, threads=1)[1].run(pixels[None], np.array([placement.size]))[0]
+    assert 0.0 < np.abs(given.scores - exact.scores).max() < 0.1
+    assert (given.semantic.argmax(0) == exact.semantic.argmax(0)).mean() > 0.9
+
+
+@pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "openvino"])
+def test_no_other_backend_answers_it(int8: Path, backend: Backend) -> None:
+    with pytest.raises(BackendUnavailable, match=f"backend {backend}: .* is of int8, which OpenVINO alone answers"):
+        open_session(int8, backend=backend)
+
+
+def test_weights_that_are_changed_are_refused_by_name(int8: Path, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(int8, tmp_path / "artifact"))
+    content = bytearray((artifact / "network.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (artifact / "network.bin").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"network\.bin was changed"):
+        open_session(artifact, backend="openvino")
+
+
+def test_a_contract_without_a_hash_of_the_weights_is_refused(int8: Path, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(int8, tmp_path / "artifact"))
+    content = json.loads((artifact / "contract.json").read_text())
+    del content["files"]["network.bin"]
+    (artifact / "contract.json").write_text(json.dumps(content))
+    with pytest.raises(ContractMismatch, match=r"lists no hash for network\.bin"):
+        open_session(artifact, backend="openvino")
+
+
+def test_answers_that_are_not_true_enough_leave_what_was_there(
+    int8: Path, tmp_path: Path, tiny_artifact: Path, photos: Path
+) -> None:
+    out = Path(shutil.copytree(int8, tmp_path / "artifact"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    strict = QuantiseConfig(threads=1, limits=FidelityLimits(clusters_equal=0.9, panoptic_quality=0.999))
+    with pytest.raises(ParityError, match=r"panoptic_quality below 0\.999 \(photos 50, clusters_equal 0\.9"):
+        quantise_artifact(tiny_artifact, photos, out, strict)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_copies_and_files_that_are_no_photos_do_not_count(tmp_path: Path, tiny_artifact: Path, photos: Path) -> None:
+    fewer = Path(shutil.copytree(photos, tmp_path / "photos"))
+    (fewer / "5.png").unlink()
+    with pytest.raises(ConfigError, match="holds 57 different photos that can be read: 8 to calibrate and 50 to judge"):
+        quantise_artifact(tiny_artifact, fewer, tmp_path / "out", LOOSE)
+    assert not (tmp_path / "out").exists()
+
+
+def refuse(artifact: Path, photos: Path, out: Path, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        quantise_artifact(artifact, photos, out, LOOSE)
+
+
+def test_int8_is_not_quantised_again_nor_a_cascade_at_all(
+    tmp_path: Path, int8: Path, tiny_cascade_artifact: Path, photos: Path
+) -> None:
+    refuse(int8, photos, tmp_path / "out", "computes in int8: quantise one of fp32 or fp16-stored")
+    refuse(tiny_cascade_artifact, photos, tmp_path / "out", "is a panoptic_cascade, which int8 breaks")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, tiny_artifact: Path, photos: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    refuse(tiny_artifact, photos, tmp_path, "is no artifact")
+    assert (tmp_path / "thesis.txt").is_file()

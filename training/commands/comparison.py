@@ -1,0 +1,39 @@
+"""What commands share that hold something against labelled pictures."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.command import flag
+from training.choices import LAYOUTS, METHODS, PROTOCOLS
+
+if TYPE_CHECKING:
+    from training.scores.naming import MatchPlan
+    from training.scores.truth import Truth
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """The options of commands that hold something against labelled pictures."""
+    parser.add_argument("source", type=Path, metavar="RUN|ARTIFACT|STORE")
+    parser.add_argument("--truth", type=Path, required=True, metavar="SET", help="folder of labelled pictures")
+    parser.add_argument("--layout", choices=LAYOUTS, default="panoptic", help="of the folder (%(default)s)")
+    parser.add_argument("--split", help="of a published set (its validation split)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="supercategories", help="classes (%(default)s)")
+    parser.add_argument("--method", choices=METHODS, help="clusters to categories (majority)")
+    for name in ("score", "iou", "stuff_iou"):
+        parser.add_argument(flag(f"vote_{name}"), type=float, help="see VoteThresholds in training/scores/matching.py")
+
+
+def read_truth(options: argparse.Namespace) -> "Truth":
+    from training.scores.layouts import TruthSet
+
+    return TruthSet(folder=options.truth, layout=options.layout, split=options.split, protocol=options.protocol).read()
+
+
+def plan_matching(options: argparse.Namespace) -> "MatchPlan":
+    from training.scores.matching import VoteThresholds
+    from training.scores.naming import MatchPlan
+
+    given = {name: getattr(options, f"vote_{name}") for name in ("score", "iou", "stuff_iou")}
+    thresholds = VoteThresholds(**{name: value for name, value in given.items() if value is not None})
+    return MatchPlan(method=options.method or "majority", thresholds=thresholds)

@@ -1,0 +1,101 @@
+"""`useg-train label`: photos to panoptic pseudo-labels."""
+
+import argparse
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from model.command import flag, positive
+from model.errors import ConfigError
+from training.choices import MERGE_RULES, PROPOSALS, REFINEMENTS, TOKENS
+from training.labels.codebook_recipe import Background, Seeding, Things, Token
+from training.labels.stego_recipe import STEGO_PRESETS
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photos", type=Path, metavar="PHOTOS", help="folder of unlabelled photos")
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="label store to make or to finish")
+    parser.add_argument("--encoder", required=True, metavar="FILE|URL", help="DINO or DINOv2 weights")
+    parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (STORE/features)")
+    parser.add_argument("--limit", type=positive, help="at most this many photos, evenly spread")
+    parser.add_argument("--note", default="", help="where the photos come from, for the model card")
+    for name, kind in (("side_px", positive), ("cuts", positive), ("threshold", float), ("components", positive),
+                       ("thing_clusters", positive), ("stuff_clusters", positive), ("seed", int)):  # fmt: skip
+        parser.add_argument(flag(name), type=kind, help="see LabelConfig in training/labels/store.py")
+    _add_discovery(parser)
+    _add_clusters(parser)
+    parser.set_defaults(work=run)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from model.files import hash_file
+    from model.weights.checkpoints import DEFAULT_CACHE, fetch
+    from training.labels.codebook import adopt, read_codebook
+    from training.labels.label import hash_photos, label_photos
+    from training.labels.store import LabelConfig, LabelStore
+    from training.photos import scan_photos
+
+    torch.set_num_threads(options.threads)
+    if options.out.resolve().is_relative_to(options.photos.resolve()):
+        raise ConfigError(f"{options.out} lies in {options.photos}: its labels would be taken for photos")
+    encoder = fetch(options.encoder, DEFAULT_CACHE).resolve()
+    book = read_codebook(options.codebook) if options.codebook else None
+    given = {entry.name: getattr(options, entry.name, None) for entry in fields(LabelConfig)}
+    given = {name: value for name, value in given.items() if value is not None and name != "codebook"}
+    given |= _name_stuff(options) | {"encoder_hash": hash_file(encoder)}
+    if book:
+        given = adopt(book, given)
+    config = LabelConfig(
+        **given | {"photos": str(options.photos.resolve()), "encoder": str(encoder), "photos_hash": ""}
+    )
+    scan = scan_photos(options.photos, limit=options.limit)
+    config = replace(config, photos_hash=hash_photos(scan.photos))
+    store = LabelStore(options.out)
+    with threadpool_limits(1, user_api="blas"):  # NumPy's BLAS threads and torch's fight for the cores, see LOG.md
+        return asdict(label_photos(scan, config, store, options.features or store.features, book))
+
+
+def _add_discovery(parser: argparse.ArgumentParser) -> None:
+    """What `label` may be told of masks beyond `--cuts` and `--threshold`."""
+    for name, words in (("proposals", PROPOSALS), ("tokens", TOKENS), ("refinement", REFINEMENTS)):
+        parser.add_argument(
+            flag(name), choices=words, help="see DiscoveryConfig in training/labels/discovery_recipe.py"
+        )
+    for name in ("centred", "faithful"):
+        parser.add_argument(flag(name), action="store_true", default=None, help="see DiscoveryConfig")
+    parser.add_argument("--objects", type=positive, help="see DiscoveryConfig")
+
+
+def _add_clusters(parser: argparse.ArgumentParser) -> None:
+    """What `label` may be told of things and stuff beyond their numbers."""
+    parser.add_argument("--codebook", type=Path, metavar="FILE", help="codebook.npz of another store, to use as it is")
+    parser.add_argument("--stuff", metavar="kmeans|stego|FOLDER", help="source of stuff; one map a photo in a folder")
+    parser.add_argument("--stego", choices=STEGO_PRESETS, help="published hyper-parameters (small)")
+    parser.add_argument("--stego-steps", type=positive, help="instead of the preset's")
+    parser.add_argument("--stuff-crf", action="store_true", default=None, help="a dense CRF on stuff (extra `crf`)")
+    parser.add_argument("--merge", choices=MERGE_RULES, help="masks and stuff to one map, see training/labels/store.py")
+    parser.add_argument("--most-inside", type=float, help="see LabelConfig in training/labels/store.py")
+    for name, words in (("things", Things), ("crop_background", Background), ("crop_token", Token),
+                        ("seeding", Seeding)):  # fmt: skip
+        parser.add_argument(flag(name), choices=get_args(words), help="see CodebookConfig")
+    for name in ("crop_px", "crop_layer"):
+        parser.add_argument(flag(name), type=int, help="see CodebookConfig in training/labels/codebook_recipe.py")
+    parser.add_argument("--crop-normalised", action="store_true", default=None, help="compare crops by angle")
+
+
+def _name_stuff(options: argparse.Namespace) -> dict[str, Any]:
+    """`--stuff` and its steps in the words of LabelConfig; what was not given is left out."""
+    named: dict[str, Any] = {}
+    if options.stuff in ("kmeans", "stego"):
+        named = {"stuff": options.stuff}
+    elif options.stuff is not None:
+        folder = Path(options.stuff).resolve()
+        if not folder.is_dir():
+            raise ConfigError(f"--stuff takes kmeans, stego or a folder of maps; {options.stuff} is none of them")
+        named = {"stuff": "maps", "maps": str(folder)}
+    if options.stego and not options.stego_steps:
+        named["stego_steps"] = STEGO_PRESETS[options.stego].steps
+    return named

@@ -1,0 +1,26 @@
+"""`useg-train match`: labelled pictures to names for clusters."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from training.commands.comparison import add_comparison, plan_matching, read_truth
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_comparison(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="file of names to write")
+    parser.set_defaults(work=run)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from training.scores.answers import open_source
+    from training.scores.evaluate import match_clusters
+
+    truth = read_truth(options)
+    source = open_source(options.source, threads=options.threads)
+    names = match_clusters(source, truth, plan_matching(options))
+    names.write(options.out)
+    matched = sum(found.category is not None for found in names.clusters.values())
+    return {"names": str(options.out), "pictures": names.fitted_on.pictures, "clusters": len(names.clusters),
+            "matched": matched, "method": names.method}  # fmt: skip

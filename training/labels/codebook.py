@@ -1,0 +1,82 @@
+"""The codebook of pseudo-classes: how a feature becomes a cluster, in one file that later runs can take."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from model.contract import reject_unknown
+from model.errors import ConfigError, LabelStoreError
+from model.files import read_arrays, replace_file
+from training.labels.codebook_recipe import CodebookConfig
+
+FORMAT_VERSION = 2
+_HEAD = "head."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codebook:
+    """Clusters are rows, counted from 0."""
+
+    config: CodebookConfig
+    mean: Float[np.ndarray, "E"]
+    projection: Float[np.ndarray, "E P"]
+    """Principal axes, each divided by its deviation."""
+    things: Float[np.ndarray, "K D"]
+    stuff: Float[np.ndarray, "S D"]
+    """Of unit length; S is 0 where stuff comes as maps."""
+    inside: Float[np.ndarray, "S"]
+    """The share of each stuff cluster's patches that lie in masks, over the photos that it was fitted on."""
+    head: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Weights of STEGO's head, if stuff is its."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of the content; the file's bytes also hold the time."""
+        joined = hashlib.sha256()
+        for name, array in sorted(self._list_arrays().items()):
+            joined.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        return joined.hexdigest()
+
+    def write(self, path: Path) -> None:
+        with replace_file(path) as sibling, sibling.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **self._list_arrays())
+
+    def _list_arrays(self) -> dict[str, np.ndarray]:
+        facts = {"format_version": FORMAT_VERSION, **asdict(self.config)}
+        arrays = {each: getattr(self, each) for each in ("mean", "projection", "things", "stuff", "inside")}
+        arrays |= {_HEAD + name: array for name, array in self.head.items()}
+        return arrays | {"facts": np.array(json.dumps(facts))}
+
+
+def read_codebook(path: Path) -> Codebook:
+    """Raises LabelStoreError if the file is missing, no codebook or of another version."""
+    try:
+        arrays = read_arrays(path)
+        facts: dict[str, Any] = json.loads(str(arrays.pop("facts")))
+        if (version := facts.pop("format_version")) != FORMAT_VERSION:
+            raise ValueError(f"its format is version {version}, not {FORMAT_VERSION}")
+        reject_unknown(facts, CodebookConfig)
+        head = {name.removeprefix(_HEAD): arrays.pop(name) for name in list(arrays) if name.startswith(_HEAD)}
+        return Codebook(config=CodebookConfig(**facts), head=head, **arrays)
+    except (ValueError, TypeError, KeyError, ConfigError) as error:
+        raise LabelStoreError(f"{path} is no codebook that can be read: {error}") from error
+
+
+def adopt(book: Codebook, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options completed by the codebook's own. Raises ConfigError if they contradict it."""
+    own = asdict(book.config)
+    if changed := sorted(name for name in own if name in options and options[name] != own[name]):
+        told = ", ".join(f"{name} {own[name]}" for name in changed)
+        raise ConfigError(f"the codebook was made with {told}: leave these options out, or fit another")
+    return {**own, **options, "codebook": book.digest}
+
+
+def select_config(config: CodebookConfig) -> CodebookConfig:
+    """The codebook's part of a larger configuration."""
+    return CodebookConfig(**{each.name: getattr(config, each.name) for each in fields(CodebookConfig)})

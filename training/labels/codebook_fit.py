@@ -1,0 +1,184 @@
+"""A codebook fitted on photos and their masks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32
+
+from model.errors import ConfigError
+from model.network.vit import VisionTransformer
+from model.weights.checkpoints import load_encoder
+from training.features import finish_tokens
+from training.labels.cluster import cluster, fit_whitening, whiten
+from training.labels.codebook import Codebook
+from training.labels.codebook_recipe import CodebookConfig
+from training.labels.descriptors import CropDescriber, Describer, RegionDescriber
+from training.labels.photo_view import PhotoView
+from training.labels.stego import CodeHead
+from training.labels.stego_fit import train_stego
+from training.labels.stego_recipe import STEGO_PRESETS
+from training.labels.stuff import MapStuff, PatchStuff, StuffSource
+from training.photos import PhotoFile
+from training.progress import show
+
+_SAMPLED_TOKENS = 200_000
+_MASKS_EACH = 256
+"""Masks a thing cluster that k-means looks at; more are not kept."""
+
+ReadMasks = Callable[[PhotoView], Bool[np.ndarray, "N h w"]]
+"""Stored masks of a photo, on its patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a codebook is fitted on and used with."""
+
+    photos: Sequence[PhotoFile]
+    view: Callable[[PhotoFile], PhotoView]
+    masks: ReadMasks
+    encoder: VisionTransformer
+    encoder_source: str
+    maps: Path
+    """Folder of stuff maps, where they come as such."""
+    scratch: Path
+    """Folder for what takes long: vectors of masks, STEGO's checkpoint."""
+
+    def views(self, stage: str) -> Iterator[PhotoView]:
+        """All photos, one after the other, with progress."""
+        return (self.view(photo) for photo in show(self.photos, stage))
+
+
+def fit_codebook(material: Material, config: CodebookConfig) -> Codebook:
+    """Whitening and stuff clusters from a sample of all patches, thing clusters from one vector a mask."""
+    sample = _sample_tokens(material, config)
+    mean, projection = fit_whitening(sample, config.components)
+    book = Codebook(
+        config=config,
+        mean=mean,
+        projection=projection,
+        things=np.zeros((0, 0), np.float32),
+        stuff=np.zeros((0, 0), np.float32),
+        inside=np.zeros(config.stuff_clusters),
+    )
+    match config.stuff:
+        case "kmeans":
+            whitened = whiten(sample, mean, projection)
+            stuff = cluster(whitened, config.stuff_clusters, config.seed, seeding=config.seeding)
+            book = replace(book, stuff=stuff)
+        case "stego":
+            del sample
+            book = _fit_stego(material, book)
+        case "maps":
+            pass
+    return _fit_things(material, book)
+
+
+def open_stuff(book: Codebook, material: Material, *, has_crf: bool = False) -> StuffSource:
+    """What gives every pixel its stuff cluster, borders moved by a dense CRF if wished."""
+    match book.config.stuff:
+        case "kmeans":
+            return PatchStuff(
+                embed=lambda view: whiten(view.join(), book.mean, book.projection),
+                centroids=book.stuff,
+                has_crf=has_crf,
+            )
+        case "stego":
+            head = _load_head(book)
+            return PatchStuff(
+                embed=lambda view: embed_codes(head, material.encoder, view), centroids=book.stuff, has_crf=has_crf
+            )
+        case "maps":
+            return MapStuff(folder=material.maps, clusters=book.config.stuff_clusters)
+
+
+def open_describer(book: Codebook, material: Material) -> Describer:
+    """What gives every mask its vector."""
+    config = book.config
+    if config.things == "region":
+        return RegionDescriber(mean=book.mean, projection=book.projection)
+    encoder = load_encoder(material.encoder_source, config.crop_px)
+    return CropDescriber(encoder, config, material.scratch / "vectors")
+
+
+@torch.inference_mode()
+def embed_codes(head: CodeHead, encoder: VisionTransformer, view: PhotoView) -> Float[np.ndarray, "h w D"]:
+    """STEGO's codes; the average with a mirrored photo's, of which there are no features, is left out."""
+    tokens = torch.from_numpy(np.ascontiguousarray(_finish(encoder, view)))
+    codes: Float[np.ndarray, "h w D"] = head(tokens.permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    return codes
+
+
+def _sample_tokens(material: Material, config: CodebookConfig) -> Float32[np.ndarray, "N E"]:
+    """As many of every photo."""
+    generator = np.random.default_rng(config.seed)
+    share = max(1, _SAMPLED_TOKENS // len(material.photos))
+    width = material.view(material.photos[0]).join().shape[-1]
+    sample = np.empty((share * len(material.photos), width), np.float32)
+    count = 0
+    for view in material.views("sample"):
+        flat = view.join().reshape(-1, width)
+        chosen = flat[generator.permutation(len(flat))[:share]]
+        sample[count : count + len(chosen)] = chosen
+        count += len(chosen)
+    return sample[:count]
+
+
+def _fit_stego(material: Material, book: Codebook) -> Codebook:
+    config = book.config
+    recipe = replace(STEGO_PRESETS[config.stego], steps=config.stego_steps)
+    stego = train_stego(
+        material.photos,
+        lambda photo: _finish(material.encoder, material.view(photo)),
+        config.stuff_clusters,
+        recipe,
+        config.seed,
+        material.scratch / "stego.safetensors",
+    )
+    head = {name: tensor.numpy() for name, tensor in stego.head.state_dict().items()}
+    return replace(book, stuff=stego.centroids, head=head)
+
+
+def _fit_things(material: Material, book: Codebook) -> Codebook:
+    """Thing clusters, and how much of each stuff cluster lies in masks."""
+    config = book.config
+    describer, source = open_describer(book, material), open_stuff(book, material)
+    generator = np.random.default_rng(config.seed)
+    most, seen = max(65_536, _MASKS_EACH * config.thing_clusters), 0
+    vectors: list[Float[np.ndarray, "D"]] = []
+    counts = np.zeros((2, config.stuff_clusters + 1), np.int64)
+    for view in material.views("describe"):
+        masks = material.masks(view)
+        for vector in describer.describe(view, masks):
+            seen += 1
+            if len(vectors) < most:
+                vectors.append(vector)
+            elif (place := int(generator.integers(seen))) < most:
+                vectors[place] = vector
+        labels = source.label_patches(view)
+        counts[0] += np.bincount(labels.ravel(), minlength=counts.shape[1])
+        counts[1] += np.bincount(labels[masks.any(0)], minlength=counts.shape[1])
+    if not vectors:
+        raise ConfigError(f"{len(material.photos)} photos gave no mask: label more photos")
+    things = cluster(
+        np.array(vectors, np.float32),
+        config.thing_clusters,
+        config.seed,
+        seeding=config.seeding,
+        is_spherical=describer.is_spherical,
+    )
+    total, inside = counts[:, 1:]
+    return replace(book, things=things, inside=inside / np.maximum(total, 1))
+
+
+def _load_head(book: Codebook) -> CodeHead:
+    dimensions, width = book.head["linear.weight"].shape[:2]
+    head = CodeHead(width, dimensions, dropout=0.0)
+    head.load_state_dict({name: torch.from_numpy(array) for name, array in book.head.items()})
+    return head.eval().requires_grad_(False)
+
+
+def _finish(encoder: VisionTransformer, view: PhotoView) -> Float[np.ndarray, "h w C"]:
+    return view.cut(finish_tokens(encoder, view.maps))

@@ -1,0 +1,41 @@
+"""A photo as the encoder saw it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float16
+
+from model.contract import Canvas
+from model.network.mask_transformer import STRIDE_PX
+from model.pixels import Placement, plan_placement
+from training.features import FeatureCache
+from training.labels.cluster import join_taps
+from training.photos import PhotoFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoView:
+    """The cached maps of a photo and where on them it lies."""
+
+    photo: PhotoFile
+    placement: Placement
+    maps: Float16[np.ndarray, "T g g C"]
+
+    @property
+    def patch_px(self) -> int:
+        return self.placement.canvas.width_px // int(self.maps.shape[2])
+
+    def cut(self, tokens: Float[np.ndarray, "g g C"]) -> Float[np.ndarray, "h w C"]:
+        """The tokens that show a part of the photo."""
+        rows, columns = (-(-length // self.patch_px) for length in self.placement.size)
+        return tokens[:rows, :columns]
+
+    def join(self) -> Float[np.ndarray, "h w E"]:
+        """The semantic blocks side by side, where they show the photo."""
+        return self.cut(join_taps(self.maps))
+
+
+def open_view(cache: FeatureCache, photo: PhotoFile, side_px: int) -> PhotoView:
+    """Raises LabelStoreError if the cache lacks the photo."""
+    placement = plan_placement(photo.height, photo.width, [Canvas.square(side_px)], STRIDE_PX)
+    return PhotoView(photo=photo, placement=placement, maps=cache.read(photo.digest))
