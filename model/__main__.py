@@ -21,6 +21,7 @@ from model.contract import FLOAT_PRECISIONS, TASKS, Canvas
 from model.encodings import describe, encode_overlay, encode_panoptic_png
 from model.errors import ConfigError, InputError
 from model.files import replace_file
+from model.names import name_clusters
 from model.panoptic import assemble
 from model.pixels import place, read_photo
 from model.release.bench import BenchConfig, run_bench
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(commands.add_parser("import", help="a published checkpoint to a run, or an encoder to a file of ours"))
     _add_export(commands.add_parser("export", help="a run to an artifact"))
     _add_check(commands.add_parser("check", help="does an artifact keep its contract here?"))
+    _add_name(commands.add_parser("name", help="names from `useg-train match` for an artifact's clusters"))
     _add_quantise(commands.add_parser("quantise", help="an artifact to one of int8, for OpenVINO on a CPU"))
     _add_segment(commands.add_parser("segment", help="a photo to masks"))
     _add_bench(commands.add_parser("bench", help="how fast is an artifact here?"))
@@ -82,6 +84,12 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
     _add_backend(parser)
     parser.set_defaults(work=_run_check)
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="its contract is rewritten")
+    parser.add_argument("names", type=Path, metavar="NAMES", help="JSON of `useg-train match`")
+    parser.set_defaults(work=_run_name)
 
 
 def _add_quantise(parser: argparse.ArgumentParser) -> None:
@@ -178,6 +186,12 @@ def _run_check(options: argparse.Namespace) -> dict[str, Any]:
     if isinstance(session, HandoverSession):
         session.settle()
     return {"name": contract.name, "version": contract.version, "backend": session.backend, "golden": "matched"}
+
+
+def _run_name(options: argparse.Namespace) -> dict[str, Any]:
+    contract = name_clusters(options.artifact, options.names)
+    named = {cluster: category.name for cluster, category in contract.categories.items()}
+    return {"artifact": str(options.artifact), "named": len(named), "categories": named}
 
 
 def _run_quantise(options: argparse.Namespace) -> dict[str, Any]:

@@ -127,11 +127,13 @@ class Contract:
     def is_thing(self, cluster: int) -> bool:
         return 1 <= cluster <= self.thing_clusters
 
+    def render(self) -> str:
+        """The text of `contract.json`, its keys in the order of the fields."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
     def write(self, directory: Path) -> None:
-        """Write `contract.json`, its keys in the order of the fields."""
-        content = {"format_version": FORMAT_VERSION, **asdict(self)}
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (directory / CONTRACT_FILE).write_text(text, encoding="utf-8")
+        """Write `contract.json`."""
+        (directory / CONTRACT_FILE).write_text(self.render(), encoding="utf-8")
 
 
 def read_contract(directory: Path) -> Contract:
