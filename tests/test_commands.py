@@ -1,4 +1,4 @@
-"""The five commands as a user types them, one after the other, and what they say when something is wrong."""
+"""The commands as a user types them, one after the other, and what they say when something is wrong."""
 
 import argparse
 import json
@@ -280,19 +280,22 @@ def test_a_recipe_out_of_range_is_told_before_anything_is_written(tiny_store: La
 
 COMPARISON = "--truth --layout --split --protocol --method --vote-score --vote-iou --vote-stuff-iou"
 SURFACE = {
-    ("model",): "--threads import export check quantise segment bench",
+    ("model",): "--threads import export check name quantise segment bench",
     ("model", "import"): "--as --clusters --out",
     ("model", "export"): "--out --name --version --photos --score --part --precision --canvas",
     ("model", "check"): "--backend",
+    ("model", "name"): "",
     ("model", "bench"): "--backend --batch --rounds --peak-tflops",
     ("model", "quantise"): "--photos --out --count",
     ("model", "segment"): "--backend --out --task",
-    ("training",): "--threads label fit show match eval",
+    ("training",): "--threads label fit finetune show match eval",
     ("training", "label"): "--out --encoder --features --limit --note --side-px --cuts --threshold --components "
     "--thing-clusters --stuff-clusters --seed --codebook --stuff --stego --stego-steps --stuff-crf --merge "
     "--most-inside --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --seeding "
     "--proposals --tokens --centred --faithful --objects --refinement",
     ("training", "fit"): "--out --features --preset --steps --batch --learning-rate --seed --checkpoint-every",
+    ("training", "finetune"): "--truth --layout --split --protocol --fraction --out --features --preset --steps --batch "
+    "--learning-rate --seed",
     ("training", "show"): "--out --count --seed",
     ("training", "match"): f"{COMPARISON} --out",
     ("training", "eval"): f"{COMPARISON} --names --same-set --out",

@@ -9,11 +9,18 @@ import torch
 
 from model.errors import CheckpointError, ConfigError, TrainingError
 from model.run import load_run, read_run_card
-from training.fitting.fit import Fit, fit, schedule
+from training.fitting.data import Batch
+from training.fitting.fit import fit
 from training.fitting.recipe import PRESETS, FitConfig
+from training.fitting.trainer import Trainer
+from training.fitting.transformer_trainee import TransformerTrainee, schedule
 from training.labels.store import LabelStore
 
 TINY = PRESETS["tiny"]
+
+
+def begin(store: LabelStore, run: Path, recipe: FitConfig = TINY) -> Trainer[Batch]:
+    return Trainer(TransformerTrainee(store, store.features, run, recipe), run)
 
 
 def read_totals(run: Path) -> list[tuple[str, str]]:
@@ -25,7 +32,7 @@ def test_a_fit_killed_between_checkpoints_gives_the_same_losses_as_one_that_was_
     tmp_path: Path, tiny_store: LabelStore, tiny_run: Path
 ) -> None:
     run = tmp_path / "run"
-    killed = Fit(tiny_store, tiny_store.features, run, TINY)
+    killed = begin(tiny_store, run)
     batches = killed.batches()
     for _ in range(2):
         killed.advance(next(batches))
@@ -48,7 +55,7 @@ def test_a_finished_fit_is_not_done_again(tiny_store: LabelStore, tiny_run: Path
 
 def test_another_recipe_in_the_same_run_is_refused(tiny_store: LabelStore, tiny_run: Path) -> None:
     with pytest.raises(ConfigError, match="begun with another learning_rate"):
-        Fit(tiny_store, tiny_store.features, tiny_run, replace(TINY, learning_rate=1.0))
+        begin(tiny_store, tiny_run, replace(TINY, learning_rate=1.0))
 
 
 def test_another_label_store_in_the_same_run_is_refused(tmp_path: Path, tiny_store: LabelStore, tiny_run: Path) -> None:
@@ -56,7 +63,7 @@ def test_another_label_store_in_the_same_run_is_refused(tmp_path: Path, tiny_sto
     content = json.loads((other.folder / "label.json").read_text())
     (other.folder / "label.json").write_text(json.dumps({**content, "threshold": 0.5}))
     with pytest.raises(ConfigError, match="begun with another label store"):
-        Fit(other, other.features, tiny_run, TINY)
+        begin(other, tiny_run)
 
 
 def test_rows_of_a_fit_killed_before_its_first_checkpoint_are_forgotten(tmp_path: Path, tiny_store: LabelStore) -> None:
@@ -73,11 +80,11 @@ def test_a_changed_encoder_is_refused(tmp_path: Path, tiny_store: LabelStore, ti
     with (run / "encoder.safetensors").open("ab") as stream:
         stream.write(b"\0")
     with pytest.raises(CheckpointError, match="not the encoder"):
-        Fit(tiny_store, tiny_store.features, run, TINY)
+        begin(tiny_store, run)
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit_and_names_the_photos(tmp_path: Path, tiny_store: LabelStore) -> None:
-    state = Fit(tiny_store, tiny_store.features, tmp_path / "run", TINY)
+    state = begin(tiny_store, tmp_path / "run")
     batch = next(state.batches())
     batch.features[:] = torch.nan
     with pytest.raises(TrainingError, match=r"nan at step 0, on \d\.png, \d\.png"):

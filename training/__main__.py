@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from model.command import positive, run_command
-from training.commands import eval, fit, label, match, show
+from training.commands import eval, finetune, fit, label, match, show
 
 COMMANDS = {
     "label": ("photos to panoptic pseudo-labels", label),
     "fit": ("pseudo-labels to a run", fit),
+    "finetune": ("a run taught by some pictures of a labelled set", finetune),
     "show": ("pseudo-labels to a contact sheet", show),
     "match": ("labelled pictures to names for clusters", match),
     "eval": ("a run, an artifact or a store held against labelled pictures", eval),

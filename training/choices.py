@@ -25,8 +25,12 @@ Method = Literal["majority", "assignment", "cups", "votes"]
 """How clusters are matched with categories, see training/scores/matching.py."""
 METHODS: tuple[Method, ...] = get_args(Method)
 
-Proposals = Literal["maskcut", "vote"]
-"""Where object masks come from."""
+NamingMethod = Literal[Method, "prototypes", "given"]
+"""How names came about: matched, from the likeness of labelled regions, or because clusters are categories."""
+NAMING_METHODS: tuple[NamingMethod, ...] = get_args(NamingMethod)
+
+Proposals = Literal["maskcut", "vote", "annotations"]
+"""Where object masks come from; annotations are people's, and only a fine-tuning takes them."""
 PROPOSALS: tuple[Proposals, ...] = get_args(Proposals)
 
 Tokens = Literal["patches", "keys"]

@@ -60,7 +60,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _add_discovery(parser: argparse.ArgumentParser) -> None:
     """What `label` may be told of masks beyond `--cuts` and `--threshold`."""
-    for name, words in (("proposals", PROPOSALS), ("tokens", TOKENS), ("refinement", REFINEMENTS)):
+    for name, words in (
+        ("proposals", [each for each in PROPOSALS if each != "annotations"]),
+        ("tokens", TOKENS),
+        ("refinement", REFINEMENTS),
+    ):
         parser.add_argument(
             flag(name), choices=words, help="see DiscoveryConfig in training/labels/discovery_recipe.py"
         )

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from model.contract import Category, reject_unknown
 from model.errors import ConfigError
 from model.files import replace_file
-from training.choices import METHODS, Method
+from training.choices import NAMING_METHODS, NamingMethod
 from training.scores.matching import UNMATCHED, Spaces, VoteThresholds
 from training.scores.taxonomy import Taxonomy
 
@@ -57,7 +57,7 @@ class Names:
 
     source: str
     """The hash of whatever made the clusters: an artifact, a run or a codebook."""
-    method: Method
+    method: NamingMethod
     thresholds: VoteThresholds | None
     """Of the votes; None where pixels were counted."""
     fitted_on: FittedOn
@@ -96,7 +96,7 @@ def make_names(
     matched: Int[np.ndarray, "N"],
     *,
     source: str,
-    method: Method,
+    method: NamingMethod,
     thresholds: VoteThresholds | None,
     fitted_on: FittedOn,
     spaces: Spaces,
@@ -151,7 +151,7 @@ def _parse(content: dict[str, Any]) -> Names:
         clusters=clusters,
         **content,
     )
-    if names.method not in METHODS:
+    if names.method not in NAMING_METHODS:
         raise ValueError(f"unknown method {names.method!r}")
     known = {category.id for category in categories}
     wrong = [c for c, found in clusters.items() if found.category is not None and found.category not in known]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from model.errors import ConfigError, LabelStoreError
-from training.choices import Method
+from training.choices import Method, NamingMethod
 from training.scores.comparison import Comparison, Tables, count_tables
 from training.scores.matching import UNMATCHED, Spaces, VoteThresholds, match
 from training.scores.names import Names, describe_photos, make_names
@@ -47,7 +47,7 @@ class Fit:
     """One, or one a fold."""
     folds: tuple[int, ...]
     """The naming of each picture."""
-    method: Method
+    method: NamingMethod
     fitted_on: str
     """In words."""
     scored_what_was_fitted: bool

@@ -1,0 +1,75 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from model.errors import ConfigError
+from model.network.mask_transformer import MaskDecoder
+from model.run import load_run, read_run_card
+from model.weights.checkpoints import read_state
+from training.fitting.finetune import finetune
+from training.fitting.finetune_recipe import plan_finetune
+from training.fitting.recipe import PRESETS
+from training.fitting.warm_start import warm_start
+from training.scores.answers import open_source
+from training.scores.comparison import hash_photo
+from training.scores.evaluate import evaluate
+from training.scores.layouts import TruthSet
+from training.scores.names import read_names
+from training.scores.naming import MatchPlan
+
+RECIPE = replace(PRESETS["tiny"], steps=2, learning_rate=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "steps"), [(0.005, 3600), (0.01, 3600), (0.03, 4500), (0.1, 9000), (0.5, 45_000), (1.0, 45_000)]
+)
+def test_the_published_number_of_steps_goes_with_the_share(fraction: float, steps: int) -> None:
+    assert plan_finetune(fraction, PRESETS["cpu"]).steps == steps
+
+
+def test_a_run_is_taught_a_set_and_scored_on_what_it_did_not_see(tmp_path: Path, tiny_run: Path) -> None:
+    folder = tiny.draw_truth(tmp_path / "set")
+    truth = TruthSet(folder=folder).read()
+    report = finetune(tiny_run, truth, 0.5, tmp_path / "run", RECIPE)
+    assert (report.step, report.pictures) == (2, 2)
+
+    card, network = load_run(tmp_path / "run")
+    assert (card.shape.thing_clusters, card.shape.stuff_clusters) == (1, 1)
+    start = card.provenance["start"]
+    assert start["steps"] == read_run_card(tiny_run).step
+    assert [name for name in start["drawn"] if "class_head" not in name and "semantic" not in name] == []
+    before, after = read_state(tiny_run / "decoder.safetensors"), network.decoder.state_dict()
+    assert torch.allclose(before["queries"], after["queries"], atol=1e-4)  # two steps of 1e-6 away, not drawn anew
+
+    names = read_names(Path(report.names))
+    source = open_source(tmp_path / "run", threads=1)
+    with pytest.raises(ConfigError, match="fitted on 2 of the 4 photos"):
+        evaluate(source, truth, MatchPlan(names=names))
+    unseen = tuple(each for each in truth.pictures if names.fitted_on.count_shared([hash_photo(each)]) == 0)
+    scored, _ = evaluate(source, replace(truth, pictures=unseen), MatchPlan(names=names))
+    assert scored.summary.pictures == 2
+    assert not scored.summary.matching.scored_what_was_fitted
+
+
+def test_a_finished_finetuning_is_not_done_again(tmp_path: Path, tiny_run: Path) -> None:
+    truth = TruthSet(folder=tiny.draw_truth(tmp_path / "set")).read()
+    finetune(tiny_run, truth, 0.5, tmp_path / "run", RECIPE)
+    written = (tmp_path / "run" / "decoder.safetensors").read_bytes()
+    assert finetune(tiny_run, truth, 0.5, tmp_path / "run", RECIPE).step == 2
+    assert (tmp_path / "run" / "decoder.safetensors").read_bytes() == written
+
+
+def test_a_cascade_is_no_start(tmp_path: Path, tiny_cascade_run: Path) -> None:
+    truth = TruthSet(folder=tiny.draw_truth(tmp_path / "set")).read()
+    with pytest.raises(ConfigError, match="is a panoptic_cascade"):
+        finetune(tiny_cascade_run, truth, 0.5, tmp_path / "run", RECIPE)
+
+
+def test_a_run_with_few_parameters_in_common_is_no_start(tmp_path: Path, tiny_run: Path) -> None:
+    shape = replace(read_run_card(tiny_run).shape, width=64)
+    decoder = MaskDecoder(shape, tiny.SHAPE)
+    with pytest.raises(ConfigError, match="not a start for it"):
+        warm_start(decoder, "mask_transformer", tiny_run)

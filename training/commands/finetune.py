@@ -1,0 +1,41 @@
+"""`useg-train finetune`: a run taught the categories of a labelled set by a share of its pictures."""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from model.command import flag, positive
+from training.choices import LAYOUTS, PROTOCOLS
+from training.fitting.finetune_recipe import plan_finetune
+from training.fitting.recipe import PRESETS
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("start", type=Path, metavar="RUN", help="run to start from")
+    parser.add_argument("--truth", type=Path, required=True, metavar="SET", help="folder of labelled pictures")
+    parser.add_argument("--layout", choices=LAYOUTS, default="panoptic", help="of the folder (%(default)s)")
+    parser.add_argument("--split", help="of a published set (its validation split: give the training split)")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="supercategories", help="classes (%(default)s)")
+    parser.add_argument("--fraction", type=float, required=True, help="share of the set to learn from, 0.01 for 1 %%")
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run to begin or to go on with")
+    parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (RUN/annotations/features)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="recipe (%(default)s)")
+    parser.add_argument("--steps", type=positive, help="instead of the published number for this share")
+    for name, kind in (("batch", positive), ("learning_rate", float), ("seed", int)):
+        parser.add_argument(flag(name), type=kind, help="instead of the preset's")
+    parser.set_defaults(work=run)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from training.fitting.finetune import finetune
+    from training.scores.layouts import TruthSet
+
+    torch.set_num_threads(options.threads)
+    truth = TruthSet(folder=options.truth, layout=options.layout, split=options.split, protocol=options.protocol).read()
+    given = {name: getattr(options, name) for name in ("steps", "batch", "learning_rate", "seed")}
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = replace(plan_finetune(options.fraction, PRESETS[options.preset]), **given)
+    return asdict(finetune(options.start, truth, options.fraction, options.out, recipe, options.features))

@@ -1,0 +1,218 @@
+"""One loop for every network: it can be killed at any moment, and goes on as if it had not been."""
+
+import logging
+import math
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from model.errors import ConfigError, TrainingError
+from model.network.mask_transformer import MaskDecoder
+from model.network.panoptic_cascade import PanopticCascade
+from model.run import RunCard, write_run
+from training.checkpoint import load_checkpoint, read_facts, write_checkpoint
+from training.fitting.history import append_losses, forget_after
+from training.fitting.recipe import Recipe
+from training.fitting.warm_start import warm_start
+from training.interruption import hold_interrupts
+from training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+HISTORY_FILE = "history.csv"
+
+
+class Batch(Protocol):
+    """Inputs and targets: a dataclass of tensors, and of tuples and dataclasses of them."""
+
+    @property
+    def photos(self) -> tuple[Path, ...]:
+        """Named where a batch breaks a fit."""
+
+
+class Losses(Protocol):
+    """Weighted terms."""
+
+    @property
+    def total(self) -> Tensor:
+        """Their sum, which is minimised."""
+
+    def as_floats(self) -> dict[str, float]:
+        """Every term, and the sum as `total`."""
+
+
+BatchType = TypeVar("BatchType", bound=Batch)
+
+
+class Trainee(Protocol[BatchType]):
+    """A network and how it is taught: all that differs from one fit to another."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    @property
+    def card(self) -> RunCard:
+        """Of the run, at step 0."""
+
+    @property
+    def module(self) -> MaskDecoder | PanopticCascade:
+        """The trained part, whose weights make the run."""
+
+    def make_optimiser(self) -> Optimizer: ...
+
+    def schedule(self, step: int) -> float:
+        """The share of the recipe's learning rate at a step."""
+
+    def read(self, first: int, count: int) -> BatchType:
+        """Samples `first` to `first + count` of an endless walk that is always the same; called from another thread."""
+
+    def compute_losses(self, batch: BatchType, step: int) -> Losses:
+        """What is drawn at random here hangs on the seed and the step alone."""
+
+    def finish(self, module: nn.Module) -> None:
+        """Put in order what is about to be written as a finished run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitReport:
+    """Where a fit ended."""
+
+    step: int
+    losses: dict[str, float]
+
+
+class Trainer(Generic[BatchType]):
+    """A trainee, its optimiser and how far they are."""
+
+    def __init__(
+        self, trainee: Trainee[BatchType], run: Path, device: str = "cpu", *, start: Path | None = None
+    ) -> None:
+        """Take up the checkpoint in `run`, or begin, from the weights of the run `start` if one is given.
+
+        Raises ConfigError if the run was begun with another recipe, or if `start` does not fit.
+        """
+        self.trainee = trainee
+        self.step = 0
+        self._card = trainee.card
+        if start is not None:
+            taken = warm_start(trainee.module, trainee.card.network, start)
+            self._card = replace(self._card, provenance={**self._card.provenance, "start": taken.describe()})
+        self._run = run
+        self._recipe = trainee.recipe
+        self._device = torch.device(device)
+        trainee.module.to(self._device)
+        self._optimiser = trainee.make_optimiser()
+        self._trained = [each for each in trainee.module.parameters() if each.requires_grad]
+        if (run / CHECKPOINT_FILE).exists():
+            self._resume()
+        forget_after(run / HISTORY_FILE, self.step)
+
+    def train(self) -> FitReport:
+        """Fit to the end and leave a run; killed at any moment, it goes on from the last checkpoint.
+
+        Ctrl-C takes effect after the step in hand, which is saved: raises KeyboardInterrupt then.
+        """
+        steps = self._recipe.steps
+        losses: dict[str, float] = {}
+        progress = Progress("fit", steps, unit="step", done=self.step)
+        with progress, hold_interrupts() as interruption, closing(self.batches()) as batches:
+            for batch in batches:
+                losses = self.advance(batch)
+                append_losses(self._run / HISTORY_FILE, self.step, losses)
+                progress.advance(note=f"loss {losses['total']:.3f}")
+                if interruption.is_wished or self.step % self._recipe.checkpoint_every == 0 or self.step == steps:
+                    self.save()
+                if interruption.is_wished:
+                    raise KeyboardInterrupt
+        return FitReport(step=self.step, losses=losses)
+
+    def advance(self, batch: BatchType) -> dict[str, float]:
+        """One optimiser step. Raises TrainingError, naming the photos, if the loss or its gradient is not finite."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._recipe.learning_rate * self.trainee.schedule(self.step)
+        is_half = self._recipe.precision == "bf16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half):
+            losses = self.trainee.compute_losses(move(batch, self._device), self.step)
+        figures = losses.as_floats()
+        self._require_finite("loss", figures["total"], batch)
+        self._optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        norm = clip_gradients(self._trained, self._recipe.clip, is_each=self._recipe.is_clipped_each)
+        self._require_finite("gradient", norm, batch)
+        self._optimiser.step()
+        self.step += 1
+        return figures
+
+    def batches(self) -> Generator[BatchType]:
+        """What is left of the walk, the next batch being read while one is used."""
+        size = self._recipe.batch
+        with ThreadPoolExecutor(1) as reader:
+            upcoming = reader.submit(self.trainee.read, self.step * size, size)
+            for step in range(self.step, self._recipe.steps):
+                batch = upcoming.result()
+                if step + 1 < self._recipe.steps:
+                    upcoming = reader.submit(self.trainee.read, (step + 1) * size, size)
+                yield batch
+
+    def save(self) -> None:
+        """Write the checkpoint, then the run that can be exported."""
+        module = self.trainee.module
+        facts = {"step": self.step, "fit": asdict(self._recipe), "provenance": self._card.provenance}
+        write_checkpoint(self._run / CHECKPOINT_FILE, module, self._optimiser, facts)
+        if self.step == self._recipe.steps:
+            self.trainee.finish(module)
+        write_run(self._run, replace(self._card, step=self.step), module)
+
+    def _require_finite(self, name: str, value: float, batch: BatchType) -> None:
+        if not math.isfinite(value):
+            photos = ", ".join(path.name for path in batch.photos)
+            raise TrainingError(f"the {name} is {value} at step {self.step}, on {photos} (and what was pasted there)")
+
+    def _resume(self) -> None:
+        path = self._run / CHECKPOINT_FILE
+        facts = read_facts(path)
+        changed = list_changes(facts["fit"], self._recipe)
+        if facts["provenance"] != self._card.provenance:
+            changed.append("label store or start")
+        if changed:
+            raise ConfigError(f"{self._run} was begun with another {', '.join(changed)}: choose another --out")
+        load_checkpoint(path, self.trainee.module, self._optimiser)
+        self.step = int(facts["step"])
+        logger.info("resumed %s at step %d of %d", self._run, self.step, self._recipe.steps)
+
+
+def list_changes(stored: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Names of the recipe's fields that differ; one that is younger than what was stored had its default then."""
+    defaults = {entry.name: entry.default for entry in fields(recipe)}
+    given = asdict(recipe)
+    return [key for key, value in given.items() if stored.get(key, defaults[key]) != value]
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, *, is_each: bool) -> float:
+    """Shorten the gradients to a norm of `limit`, all together or each by itself; the norm, or the largest, before."""
+    reached = [each for each in parameters if each.grad is not None]
+    groups = [[each] for each in reached] if is_each else [reached]
+    return float(torch.stack([nn.utils.clip_grad_norm_(group, limit) for group in groups]).max())
+
+
+ValueType = TypeVar("ValueType")
+
+
+def move(value: ValueType, device: torch.device) -> ValueType:
+    """The same with all tensors on the device."""
+    moved: Any = value
+    if isinstance(value, Tensor):
+        moved = value.to(device, non_blocking=True)
+    elif isinstance(value, tuple):
+        moved = tuple(move(each, device) for each in value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        moved = replace(value, **{entry.name: move(getattr(value, entry.name), device) for entry in fields(value)})
+    return moved  # type: ignore[no-any-return]
