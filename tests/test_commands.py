@@ -288,7 +288,7 @@ SURFACE = {
     ("model", "bench"): "--backend --batch --rounds --peak-tflops",
     ("model", "quantise"): "--photos --out --count",
     ("model", "segment"): "--backend --out --task",
-    ("training",): "--threads label fit finetune show match eval",
+    ("training",): "--threads label fit finetune show match name eval",
     ("training", "label"): "--out --encoder --features --limit --note --side-px --cuts --threshold --components "
     "--thing-clusters --stuff-clusters --seed --codebook --stuff --stego --stego-steps --stuff-crf --merge "
     "--most-inside --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --seeding "
@@ -298,6 +298,7 @@ SURFACE = {
     "--learning-rate --seed",
     ("training", "show"): "--out --count --seed",
     ("training", "match"): f"{COMPARISON} --out",
+    ("training", "name"): "--truth --layout --split --protocol --regions --seed --features --out",
     ("training", "eval"): f"{COMPARISON} --names --same-set --out",
     ("service",): "--artifact --backend --host --port --max-batch --max-wait-ms --queue --limit-bytes --limit-pixels "
     "--threads --deadline-s",

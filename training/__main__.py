@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from model.command import positive, run_command
-from training.commands import eval, finetune, fit, label, match, show
+from training.commands import eval, finetune, fit, label, match, name, show
 
 COMMANDS = {
     "label": ("photos to panoptic pseudo-labels", label),
@@ -14,6 +14,7 @@ COMMANDS = {
     "finetune": ("a run taught by some pictures of a labelled set", finetune),
     "show": ("pseudo-labels to a contact sheet", show),
     "match": ("labelled pictures to names for clusters", match),
+    "name": ("a few labelled regions to names for clusters", name),
     "eval": ("a run, an artifact or a store held against labelled pictures", eval),
 }
 
@@ -30,8 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="useg-train", description=__doc__)
     parser.add_argument("--threads", type=positive, default=2, help="CPU threads (%(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (words, command) in COMMANDS.items():
-        command.add_options(commands.add_parser(name, help=words))
+    for word, (words, command) in COMMANDS.items():
+        command.add_options(commands.add_parser(word, help=words))
     return parser
 
 
