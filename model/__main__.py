@@ -26,6 +26,7 @@ from model.panoptic import assemble
 from model.pixels import place, read_photo
 from model.release.bench import BenchConfig, run_bench
 from model.release.quantise import QuantiseConfig, quantise_artifact
+from model.release.reference import write_reference
 from model.weights.families import FAMILIES
 
 _PARITY_PHOTOS = 4
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands.add_parser("export", help="a run to an artifact"))
     _add_check(commands.add_parser("check", help="does an artifact keep its contract here?"))
     _add_name(commands.add_parser("name", help="names from `useg-train match` for an artifact's clusters"))
+    _add_reference(commands.add_parser("reference", help="what answers look like, for telling drift later"))
     _add_quantise(commands.add_parser("quantise", help="an artifact to one of int8, for OpenVINO on a CPU"))
     _add_segment(commands.add_parser("segment", help="a photo to masks"))
     _add_bench(commands.add_parser("bench", help="how fast is an artifact here?"))
@@ -75,7 +77,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--canvas", type=_parse_canvas, action="append", metavar="HxW",
-        help="a size of input of a panoptic cascade, multiples of 32; may be repeated (default: five around 800 px)",
+        help="a size of input of a panoptic cascade, multiples of 32; may be repeated (default: the run's, or five)",
     )  # fmt: skip
     parser.set_defaults(work=_run_export)
 
@@ -90,6 +92,14 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="its contract is rewritten")
     parser.add_argument("names", type=Path, metavar="NAMES", help="JSON of `useg-train match`")
     parser.set_defaults(work=_run_name)
+
+
+def _add_reference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="its contract is rewritten")
+    parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="photos of the kind to come")
+    parser.add_argument("--count", type=positive, default=200, help="most photos to look at (%(default)s)")
+    _add_backend(parser)
+    parser.set_defaults(work=_run_reference)
 
 
 def _add_quantise(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +155,7 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
 
-    from model.release.export import PAPER_CANVASES, ExportConfig, export_run
+    from model.release.export import ExportConfig, export_run
 
     torch.set_num_threads(options.threads)
     config = ExportConfig(
@@ -154,7 +164,7 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
         precision=options.precision,
         score=options.score,
         part=options.part,
-        canvases=tuple(options.canvas or PAPER_CANVASES),
+        canvases=tuple(options.canvas or ()),
     )
     contract = export_run(options.run_folder, options.out, config, _read_photos(options.photos))
     return {"artifact": str(options.out), "files": contract.files, "parity": contract.provenance["parity"]}
@@ -192,6 +202,12 @@ def _run_name(options: argparse.Namespace) -> dict[str, Any]:
     contract = name_clusters(options.artifact, options.names)
     named = {cluster: category.name for cluster, category in contract.categories.items()}
     return {"artifact": str(options.artifact), "named": len(named), "categories": named}
+
+
+def _run_reference(options: argparse.Namespace) -> dict[str, Any]:
+    described = write_reference(options.artifact, options.photos, options.count, options.backend, options.threads)
+    counts = {name: list(each.counts) for name, each in described.reference.items()}
+    return {"artifact": str(options.artifact), "reference": counts}
 
 
 def _run_quantise(options: argparse.Namespace) -> dict[str, Any]:

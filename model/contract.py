@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import hash_file
+from model.histogram import Histogram
 
 FORMAT_VERSION = 2
 CONTRACT_FILE = "contract.json"
@@ -22,8 +23,9 @@ _ACCEPTED: dict[Any, Any] = {float: (int, float), tuple: list, Literal: str}
 Task = Literal["panoptic", "instance", "semantic"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
-FloatPrecision = Literal["fp32", "fp16-stored", "fp16"]
-"""Of weights and arithmetic: fp32 both; fp16 weights that are computed with as fp32; fp16 both."""
+FloatPrecision = Literal["fp32", "fp16-stored", "int8-stored", "fp16"]
+"""Of weights and arithmetic: fp32 both; fp16 weights that are computed with as fp32; the same, but int8 for those of a
+frozen encoder; fp16 both."""
 FLOAT_PRECISIONS: tuple[FloatPrecision, ...] = get_args(FloatPrecision)
 
 Precision = Literal[FloatPrecision, "int8"]
@@ -45,6 +47,8 @@ class Thresholds:
     """Detections are cut into connected parts, those below this share of the largest dropped; 0 leaves them whole."""
     stuff_area: float = 0.005
     """Stuff regions below this share of the image become void (the paper's 4,096 px at its test size)."""
+    duplicate: float = 1.0
+    """A detection whose mask has a larger IoU with a better one's, of whatever cluster, is dropped; 1 keeps all."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -100,6 +104,8 @@ class Contract:
     thresholds: Thresholds = field(default_factory=Thresholds)
     categories: dict[int, Category] = field(default_factory=dict)
     """Cluster to category; a cluster that is not in it has no name yet."""
+    reference: dict[str, Histogram] = field(default_factory=dict)
+    """How answers look in the mean, by the measures of `model.drift`; empty if that was not measured."""
     files: dict[str, str] = field(default_factory=dict)
     """File name to sha256."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -173,7 +179,16 @@ def _parse(content: dict[str, Any]) -> Contract:
     _reject_mistyped(thresholds, Thresholds)
     categories = {int(cluster): Category(**category) for cluster, category in content.pop("categories", {}).items()}
     canvases = tuple(_parse_canvas(canvas) for canvas in content.pop("canvases", ()))
-    return Contract(thresholds=Thresholds(**thresholds), categories=categories, canvases=canvases, **content)
+    reference = {name: _parse_histogram(each) for name, each in content.pop("reference", {}).items()}
+    return Contract(
+        thresholds=Thresholds(**thresholds), categories=categories, canvases=canvases, reference=reference, **content
+    )
+
+
+def _parse_histogram(content: dict[str, Any]) -> Histogram:
+    reject_unknown(content, Histogram)
+    _reject_mistyped(content, Histogram)
+    return Histogram(edges=tuple(content["edges"]), counts=tuple(content["counts"]))
 
 
 def _parse_canvas(content: dict[str, Any]) -> Canvas:

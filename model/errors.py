@@ -3,12 +3,18 @@
 UsegError
 ├─ InputError            the caller's fault
 │  ├─ ImageTooLarge
+│  │  └─ TooManyPixels
 │  ├─ ImageUnreadable
 │  ├─ MediaUnsupported
 │  │  └─ AnswerUnsupported
-│  └─ OptionInvalid
+│  ├─ OptionInvalid
+│  ├─ UrlRefused
+│  ├─ HeadersTooLarge
+│  └─ Unauthorized
 ├─ Busy                  the queue is full: come back later
-├─ NotReady              the service is not warm, or is going away
+│  └─ RateLimited        this caller asked too often
+├─ NotReady              the service is not warm, or is being restarted
+│  └─ Draining           it is going away
 ├─ DeadlinePassed
 ├─ ArtifactError         refused at load
 │  ├─ ContractMismatch
@@ -34,6 +40,10 @@ class ImageTooLarge(InputError):
     """More bytes or pixels than the stated limit."""
 
 
+class TooManyPixels(ImageTooLarge):
+    """A header that promises more pixels than the stated limit; nothing was decoded."""
+
+
 class ImageUnreadable(InputError):
     """Bytes that are not a whole picture in a format we read."""
 
@@ -50,6 +60,18 @@ class OptionInvalid(InputError):
     """A parameter outside its range, unknown or missing."""
 
 
+class UrlRefused(InputError):
+    """An address where a picture was expected: the service fetches nothing."""
+
+
+class HeadersTooLarge(InputError):
+    """More headers, or longer ones, than the stated limit."""
+
+
+class Unauthorized(InputError):
+    """No API key, or one that is not known."""
+
+
 class Busy(UsegError):
     """The bounded queue is full; `retry_after_s` is computed from its depth and recent service times."""
 
@@ -58,8 +80,16 @@ class Busy(UsegError):
         self.retry_after_s = retry_after_s
 
 
+class RateLimited(Busy):
+    """This caller asked more often than it may; others are served."""
+
+
 class NotReady(UsegError):
-    """The model is still warming up, or the service is shutting down."""
+    """The model is still warming up, or is being restarted."""
+
+
+class Draining(NotReady):
+    """The service finishes what it has, and takes no more."""
 
 
 class DeadlinePassed(UsegError):

@@ -1,21 +1,23 @@
-"""Bytes to oriented RGB, to the canvas a network takes, and the way back: the only resize in the project."""
+"""Bytes to oriented RGB, to the canvas a network takes, and back: beside `enlargement`, the project's only resizes."""
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 from jaxtyping import Float, Int32, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from model.contract import Canvas
-from model.errors import ImageTooLarge, ImageUnreadable, InputError
+from model.errors import ImageTooLarge, ImageUnreadable, InputError, TooManyPixels
 
 PAD_RGB = (124, 116, 104)
 """ImageNet's mean colour: zero once normalised."""
 LIMIT_PIXELS = 50_000_000
+_MOST_PAGES = 1_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no others: Pillow hands EPS to Ghostscript, for one
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -79,7 +81,7 @@ class Placement:
 def decode_image(content: bytes, *, limit_pixels: int = LIMIT_PIXELS) -> Photo:
     """The first frame, upright, as 8-bit RGB; transparent pixels are laid on white, 16-bit grey is scaled.
 
-    Raises ImageTooLarge from the header alone, before any pixel is decoded, and ImageUnreadable for anything that is
+    Raises TooManyPixels from the header alone, before any pixel is decoded, and ImageUnreadable for anything that is
     not a whole picture.
     """
     if not content:
@@ -87,8 +89,10 @@ def decode_image(content: bytes, *, limit_pixels: int = LIMIT_PIXELS) -> Photo:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as source:
             _check_size(source, limit_pixels)
-            frames = int(getattr(source, "n_frames", 1))
+            frames = _count_frames(source)
             source.seek(0)
+            if (image := _decode_jpeg(source, content)) is not None:
+                return Photo(image=image, frames=frames, orientation=_read_orientation(source))
             rgb, orientation = _load_upright(source)
             return Photo(image=np.array(rgb), frames=frames, orientation=orientation)
     except (InputError, MemoryError):  # that memory is short is not the caller's fault
@@ -98,7 +102,7 @@ def decode_image(content: bytes, *, limit_pixels: int = LIMIT_PIXELS) -> Photo:
             f"{len(content)} bytes that are no picture we read: send a JPEG, PNG, WebP, GIF, BMP or TIFF file"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageTooLarge(f"the image has too many pixels: at most {limit_pixels} are taken") from error
+        raise TooManyPixels(f"the image has too many pixels: at most {limit_pixels} are taken") from error
     except Exception as error:  # Pillow's parsers raise IndexError, TypeError, struct.error and more on broken files
         raise ImageUnreadable(f"the image is broken or cut short ({error}): send the whole file") from error
 
@@ -132,6 +136,15 @@ def place(
     return np.ascontiguousarray(laid.transpose(2, 0, 1)), placement
 
 
+def shrink(photo: Photo, longest_px: int) -> Photo:
+    """The photo with no side longer than this."""
+    scale = longest_px / max(photo.height, photo.width)
+    if scale >= 1.0:
+        return photo
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    return replace(photo, image=cv2.resize(photo.image, size, interpolation=cv2.INTER_AREA))
+
+
 def plan_placement(height: int, width: int, canvases: Sequence[Canvas], stride_px: int) -> Placement:
     """Where a picture of this size lies: on the canvas on which it is largest, among equals the smallest."""
 
@@ -152,12 +165,6 @@ def plan_placement(height: int, width: int, canvases: Sequence[Canvas], stride_p
     )
 
 
-def restore(soft: Float[np.ndarray, "h w"], placement: Placement) -> Float[np.ndarray, "H W"]:
-    """A stride-sized map in the picture's own size, bilinear between its cell centres."""
-    shown = soft[: placement.map_height, : placement.map_width]
-    return resize_map(shown, placement.height, placement.width)
-
-
 def resize_map(soft: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "H W"]:
     """A map in another size, bilinear between cell centres."""
     return cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -171,9 +178,38 @@ def resize_labels(labels: Int32[np.ndarray, "h w"], height: int, width: int) -> 
 def _check_size(source: Image.Image, limit_pixels: int) -> None:
     width, height = source.size
     if width * height > limit_pixels:
-        raise ImageTooLarge(
+        raise TooManyPixels(
             f"the image has {width}x{height} = {width * height} pixels, at most {limit_pixels} are taken"
         )
+
+
+def _decode_jpeg(source: Image.Image, content: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
+    """The pixels of a JPEG file in colour, upright, byte for byte as Pillow's in two thirds of its time.
+
+    None for any other file, and for one with the least flaw: Pillow is the judge of those.
+    """
+    if source.format not in ("JPEG", "MPO") or source.mode != "RGB":
+        return None
+    try:
+        image: UInt8[np.ndarray, "H W 3"] = simplejpeg.decode_jpeg(content, strict=True)
+    except ValueError:
+        return None
+    orientation = _read_orientation(source)
+    if orientation not in _UPRIGHT:
+        return image
+    return np.asarray(Image.fromarray(image).transpose(_UPRIGHT[orientation]))
+
+
+def _count_frames(source: Image.Image) -> int:
+    if source.format != "TIFF":
+        return int(getattr(source, "n_frames", 1))
+    # Pillow compares each page's place with all before: the 290,000 pages that 32 MB hold would take it 20 minutes.
+    for page in range(1, _MOST_PAGES + 1):
+        try:
+            source.seek(page)
+        except EOFError:
+            return page
+    raise ImageTooLarge(f"the TIFF has more than {_MOST_PAGES} pages: send the first one alone")
 
 
 def _load_upright(source: Image.Image) -> tuple[Image.Image, int]:

@@ -43,6 +43,8 @@ class RunCard:
     """Of the trained part."""
     step: int
     """Optimiser steps behind the weights."""
+    side_px: int = 0
+    """Of the square that a cascade was made for; 0: pictures of the paper's sizes."""
     encoder_file: str = ""
     """Name of the mask transformer's encoder inside the run; the cascade has none."""
     provenance: dict[str, Any] = field(default_factory=dict)

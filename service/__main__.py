@@ -7,30 +7,48 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import FrameType
 
+import cv2
 import uvicorn
 from fastapi import FastAPI
 
 from model.backends.session import BACKENDS
 from model.errors import ConfigError, UsegError
+from service.admin import AdminDoor
 from service.app import create_app
 from service.deployment import Opener
-from service.settings import Settings, read_settings
+from service.keys import make_key
+from service.leaving import Server, leave_on_signals
+from service.logs import TEXT_FORMAT, JsonFormatter
+from service.protocol import configure
+from service.settings import LOG_FORMATS, Settings, read_settings
 
 _FLAGS = {
     "artifact": ("DIR", "directory of the artifact"),
     "backend": ("|".join(BACKENDS), "what runs the network"),
     "host": ("ADDRESS", "address to listen on"),
     "port": ("N", "TCP port, 0 for a free one"),
+    "admin-port": ("N", "TCP port for health and metrics, too; 0 for a free one, -1 for none"),
+    "key-file": ("FILE", "API keys, as --new-key makes them"),
+    "allow-anyone": ("true|false", "serve other machines without keys"),
+    "rate-per-s": ("N", "requests a second of one key or address, 0 for no limit"),
+    "burst": ("N", "requests at once within that rate"),
     "max-batch": ("N", "most pictures in one run of the network"),
     "max-wait-ms": ("MS", "longest wait for a batch to fill"),
+    "limit-batch-pixels": ("N", "most pixels in one run of the network"),
     "queue": ("N", "most pictures that wait"),
+    "max-queue-s": ("S", "longest wait that is begun"),
     "limit-bytes": ("N", "largest request body"),
     "limit-pixels": ("N", "largest picture"),
     "threads": ("N", "threads of the network"),
     "deadline-s": ("S", "longest time to an answer"),
+    "stall-s": ("S", "longest pause of a client"),
+    "stuck-s": ("S", "longest run of the network before it is started again"),
+    "drain-delay-s": ("S", "after SIGTERM, not ready but taking requests"),
+    "drain-limit-s": ("S", "then longest time to finish"),
+    "log-format": ("|".join(LOG_FORMATS), "log lines for people or machines"),
 }
 
 
@@ -40,12 +58,15 @@ def main(arguments: Sequence[str] | None = None, *, opener: Opener | None = None
     Exit status: 0, 1 for an error that is told in one line, 2 for wrong usage.
     """
     flags = {name: text for name, text in vars(make_parser().parse_args(arguments)).items() if text is not None}
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _leave)
     try:
+        if name := flags.pop("new_key", None):
+            print("key:  {}\nline: {}".format(*make_key(name)))
+            return 0
         settings = read_settings(flags=flags)
+        cv2.setNumThreads(1)  # pictures are decoded beside each other: threads within one would only get in the way
+        configure_logging(settings)
         with contextlib.closing(bind(settings)) as listener:
             asyncio.run(serve(create_app(settings, opener=opener), listener))
     except UsegError as error:
@@ -59,30 +80,37 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="useg-serve",
         description="Serve an artifact over HTTP.",
-        epilog="Each flag is also a variable: --max-batch is USEG_MAX_BATCH.",
+        epilog="Each flag is also a variable: --max-batch is USEG_MAX_BATCH. USEG_KEYS holds keys between commas.",
     )
     defaults = Settings()
     for name, (metavar, text) in _FLAGS.items():
         default = getattr(defaults, name.replace("-", "_"))
         parser.add_argument(f"--{name}", metavar=metavar, help=f"{text} ({default})")
+    parser.add_argument("--new-key", metavar="NAME", help="print a new API key and its line for --key-file, and end")
     return parser
+
+
+def configure_logging(settings: Settings) -> None:
+    """Log to stderr in the chosen form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else logging.Formatter(TEXT_FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
 def bind(settings: Settings) -> socket.socket:
     """A listening socket. Raises ConfigError if the address is taken or not ours."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
+    return _listen(settings.host, settings.port)
 
 
 async def serve(app: FastAPI, listener: socket.socket) -> None:
     """Serve until a signal comes. Raises UsegError if the artifact is refused."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False)
-    server = uvicorn.Server(config)
+    settings: Settings = app.state.parts.settings
+    server = Server(configure(app, stall_s=settings.stall_s, finish_s=settings.drain_limit_s))
     announcement = asyncio.create_task(announce(app, server, listener))
-    await server.serve(sockets=[listener])
+    async with _serve_admin(app, settings):
+        with leave_on_signals(server, app.state.parts.deployment, settings.drain_delay_s):
+            await server.serve(sockets=[listener])
     announcement.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await announcement
@@ -100,8 +128,35 @@ async def announce(app: FastAPI, server: uvicorn.Server, listener: socket.socket
     print(f"useg is ready: {address}/\n  curl -F file=@photo.jpg {address}/v1/segment", flush=True)
 
 
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+@contextlib.asynccontextmanager
+async def _serve_admin(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    """Health and metrics on their own port, if there is one, for longer than the main one."""
+    if settings.admin_port < 0:
+        yield
+        return
+    config = configure(AdminDoor(app), stall_s=settings.stall_s, finish_s=1.0)
+    config.lifespan = "off"
+    server = Server(config)
+    with contextlib.closing(_listen(settings.host, settings.admin_port)) as listener:
+        logging.getLogger(__name__).info("health and metrics on port %d", listener.getsockname()[1])
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await serving
+
+
 def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """Uvicorn ends what runs, then raises the signal again: by then there is nothing to say."""
+    """Before the server takes signals itself there is nothing to finish."""
     sys.exit(0)
 
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote
 
@@ -18,36 +17,33 @@ from model.backends.runtime import open_session
 from model.contract import Contract
 from model.errors import UsegError
 from service.answers import Answer
-from service.body import read_body
 from service.boundary import SEGMENT_ROUTE, Boundary
+from service.claims import read_claim
 from service.connection import finish_for_client
 from service.deployment import Deployment, Opener
 from service.errors import answer_error, find_kind
-from service.media import choose_media
+from service.gate import Gate
+from service.keys import read_keyring
+from service.lag import watch_lag
+from service.media import ARCHIVES, MEDIA, choose_media
+from service.oip import router as oip_router
 from service.options import read_options
-from service.pages import FRESH, INDEX, PAGE_FILES
-from service.reference import SEGMENT_REQUEST, SEGMENT_RESPONSES, describe_problems
+from service.pages import DOCS, FRESH, INDEX, PAGE_FILES
+from service.parts import Parts, get_parts
+from service.reference import SEGMENT_REQUEST, SEGMENT_RESPONSES, DocumentedApi, describe_problems
 from service.schemas import Liveness, ModelInfo, Readiness
 from service.settings import Settings
 from service.telemetry import Stopwatch, Telemetry
+from service.uploads import read_uploads
 
 router = APIRouter()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What the routes work with, as `app.state.parts`."""
-
-    settings: Settings
-    deployment: Deployment
-    telemetry: Telemetry
 
 
 def create_app(settings: Settings, *, opener: Opener | None = None) -> FastAPI:
     """The service; `opener` gives the artifact, by default the one in the settings."""
     telemetry = Telemetry()
     opener = opener or partial(open_session, settings.artifact, backend=settings.backend, threads=settings.threads)
-    app = FastAPI(
+    app = DocumentedApi(
         title="useg",
         summary="Instance, semantic and panoptic segments, from a network whose training needs no human mask.",
         version="1",
@@ -56,9 +52,12 @@ def create_app(settings: Settings, *, opener: Opener | None = None) -> FastAPI:
         redirect_slashes=False,
         lifespan=_live,
     )
-    app.state.parts = Parts(settings=settings, deployment=Deployment(opener, settings, telemetry), telemetry=telemetry)
+    deployment = Deployment(opener, settings, telemetry)
+    app.state.parts = Parts(settings=settings, deployment=deployment, telemetry=telemetry)
     app.include_router(router)
-    app.add_middleware(Boundary, telemetry=telemetry)
+    app.include_router(oip_router)
+    app.add_middleware(Gate, settings=settings, keyring=read_keyring(settings.key_file, settings.keys))
+    app.add_middleware(Boundary, telemetry=telemetry, is_draining=lambda: deployment.is_draining)
     for error in (UsegError, HTTPException, RequestValidationError, ClientDisconnect):
         app.add_exception_handler(error, _answer_error)
     return app
@@ -66,19 +65,23 @@ def create_app(settings: Settings, *, opener: Opener | None = None) -> FastAPI:
 
 @router.post(SEGMENT_ROUTE, responses=SEGMENT_RESPONSES, openapi_extra=SEGMENT_REQUEST, response_class=Response)
 async def segment(request: Request) -> Response:
-    """The segments of the picture in the body."""
-    parts = _get_parts(request)
-    deadline = asyncio.get_running_loop().time() + parts.settings.deadline_s
-    media = choose_media(",".join(request.headers.getlist("accept")))
+    """The segments of the pictures in the body."""
+    parts = get_parts(request)
+    claim = read_claim(request, parts.settings.deadline_s)
+    accept = ",".join(request.headers.getlist("accept"))
+    choose_media(accept)  # what nobody can mend is told before a body is sent
     options = read_options(request.query_params)
-    request.state.task = options.task
+    request.state.task = options.tasks[0]
     pipeline = parts.deployment.require()
-    stopwatch = Stopwatch(parts.telemetry)
-    with pipeline.admit():
+    request.state.stopwatch = stopwatch = Stopwatch(parts.telemetry)
+    with pipeline.admit(claim):
         with stopwatch.time("read"):
-            content = await read_body(request, parts.settings.limit_bytes, deadline)
-        work = pipeline.segment(content, options, media, deadline, stopwatch)
-        answer = await finish_for_client(request, work, deadline)
+            uploads = await read_uploads(request, parts.settings.limit_bytes, claim.deadline, parts.settings.stall_s)
+        options = read_options(request.query_params, uploads.parameters)
+        request.state.task = options.tasks[0]
+        media = choose_media(accept, ARCHIVES if uploads.is_batch or len(options.tasks) > 1 else MEDIA)
+        work = pipeline.segment(uploads, options, media, claim, stopwatch, request.state.request_id)
+        answer = await finish_for_client(request, work, claim.deadline)
     return _respond(answer, pipeline.contract, stopwatch)
 
 
@@ -91,14 +94,14 @@ async def live() -> Liveness:
 @router.get("/readyz", responses=describe_problems(503))
 async def ready(request: Request) -> Readiness:
     """Whether pictures are taken: the artifact passed its checks and is warm."""
-    contract = _get_parts(request).deployment.require().contract
+    contract = get_parts(request).deployment.require_ready().contract
     return Readiness(status="ready", model=ModelInfo(name=contract.name, version=contract.version))
 
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """All metrics, for Prometheus."""
-    parts = _get_parts(request)
+    parts = get_parts(request)
     parts.deployment.describe()
     return Response(parts.telemetry.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -109,6 +112,12 @@ async def index() -> Response:
     return FileResponse(INDEX, headers=FRESH)
 
 
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """The interface, described for people, from files of our own alone."""
+    return FileResponse(DOCS, headers=FRESH)
+
+
 @router.get("/page/{path:path}", include_in_schema=False)
 async def page_file(path: str, request: Request) -> Response:
     """A script, style or picture of the page."""
@@ -117,22 +126,19 @@ async def page_file(path: str, request: Request) -> Response:
 
 @asynccontextmanager
 async def _live(app: FastAPI) -> AsyncIterator[None]:
-    deployment: Deployment = app.state.parts.deployment
-    await deployment.start()
+    parts: Parts = app.state.parts
+    watch = asyncio.create_task(watch_lag(parts.telemetry))
+    await parts.deployment.start()
     try:
         yield
     finally:
-        await deployment.stop()
+        watch.cancel()
+        await parts.deployment.stop()
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     request.state.problem = find_kind(error).slug
-    return answer_error(error, request.state.request_id)
-
-
-def _get_parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
+    return answer_error(error, request.state.request_id, request.url.path)
 
 
 def _respond(answer: Answer, contract: Contract, stopwatch: Stopwatch) -> Response:
@@ -143,4 +149,4 @@ def _respond(answer: Answer, contract: Contract, stopwatch: Stopwatch) -> Respon
     }
     if answer.notes:
         headers["X-Image-Notes"] = "; ".join(answer.notes)
-    return Response(answer.content, headers=headers, media_type=answer.media)
+    return Response(answer.content, answer.status, headers, answer.media)

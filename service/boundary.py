@@ -1,22 +1,25 @@
-"""The outermost layer of the service: an id for every request, its measurement, and an answer to any error."""
+"""The outermost layer of the service: ids for every request, its measurement, and an answer to any error."""
 
 import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import CLIENT_GONE, answer_error
-from service.telemetry import Telemetry, name_outcome
+from service.errors import CLIENT_GONE, KINDS, answer_error, find_kind
+from service.headers import PAGE_POLICY, SECURITY_HEADERS
+from service.telemetry import Stopwatch, Telemetry, name_outcome
+from service.traces import begin_trace
 
 logger = logging.getLogger(__name__)
 
 SEGMENT_ROUTE = "/v1/segment"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
-_REJECTIONS = (413, 503)
+_REJECTIONS = {kind.slug: kind.rejection for kind in KINDS.values() if kind.rejection}
 
 
 class Boundary:
@@ -25,24 +28,27 @@ class Boundary:
     Not Starlette's BaseHTTPMiddleware, behind which an endpoint does not hear that its client hung up.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, is_draining: Callable[[], bool] = lambda: False) -> None:
         self._app = app
         self._telemetry = telemetry
+        self._is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = choose_request_id(Headers(scope=scope).get("x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = choose_request_id(Headers(scope=scope).get("x-request-id"))
+        state["trace"] = begin_trace(Headers(scope=scope).get("traceparent"))
         started = time.perf_counter()
-        status = 0
+        status = sent_bytes = 0
 
         async def send_marked(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                self._mark(scope, MutableHeaders(scope=message))
+            sent_bytes += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -50,20 +56,52 @@ class Boundary:
         except Exception as error:  # whatever it was, the caller gets the one error body
             if status:
                 raise
-            await answer_error(error, request_id)(scope, receive, send_marked)
+            state["problem"] = find_kind(error).slug
+            await answer_error(error, state["request_id"], scope["path"])(scope, receive, send_marked)
         finally:
-            self._record(scope, status or CLIENT_GONE, time.perf_counter() - started)
+            self._record(scope, status or CLIENT_GONE, time.perf_counter() - started, sent_bytes)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _mark(self, scope: Scope, headers: MutableHeaders) -> None:
+        """Add what every answer has."""
+        headers["X-Request-ID"] = scope["state"]["request_id"]
+        headers["traceparent"] = scope["state"]["trace"].render()
+        for name, text in SECURITY_HEADERS.items():
+            headers[name] = text
+        if headers.get("content-type", "").startswith("text/html"):
+            headers["Content-Security-Policy"] = PAGE_POLICY
+        if self._is_draining():
+            headers["Connection"] = "close"  # a client that keeps its connection would lose it within a request
+
+    def _record(self, scope: Scope, status: int, seconds: float, sent_bytes: int) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        route = find_route(scope)
-        state = scope["state"]
+        route, state = find_route(scope), scope["state"]
         self._telemetry.request_seconds.labels(method, route, status).observe(seconds)
-        if route == SEGMENT_ROUTE and method == "POST":
-            self._telemetry.requests.labels(state.get("task", "unknown"), name_outcome(status)).inc()
-            if status in _REJECTIONS:
-                self._telemetry.rejected.labels(state.get("problem", "unknown")).inc()
-        logger.info("%s %s %d %.1f ms, request %s", method, route, status, seconds * 1000, state["request_id"])
+        if method == "POST" and (rejection := _REJECTIONS.get(state.get("problem"))):
+            self._telemetry.rejected.labels(rejection).inc()
+        if method == "POST" and (route == SEGMENT_ROUTE or "stopwatch" in state):
+            self._record_segmentation(state, status, sent_bytes)
+        fields = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            "response_bytes": sent_bytes,
+            "request_id": state["request_id"],
+            "trace_id": state["trace"].trace_id,
+            "span_id": state["trace"].span_id,
+            "owner": state.get("owner"),
+        }
+        template = "%s %s %d %.1f ms, request %s"
+        logger.info(template, method, route, status, seconds * 1000, state["request_id"], extra={"fields": fields})
+
+    def _record_segmentation(self, state: dict[str, object], status: int, sent_bytes: int) -> None:
+        task, outcome = str(state.get("task", "unknown")), name_outcome(status)
+        self._telemetry.requests.labels(*self._telemetry.model_labels, task, outcome).inc()
+        if outcome == "ok":
+            self._telemetry.response_bytes.observe(sent_bytes)
+        if outcome == "cancelled":
+            stopwatch = state.get("stopwatch")
+            self._telemetry.cancelled.labels(stopwatch.stage if isinstance(stopwatch, Stopwatch) else "read").inc()
 
 
 def choose_request_id(given: str | None) -> str:

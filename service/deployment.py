@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 import numpy as np
 
 from model.backends.handover import HandoverSession
 from model.backends.session import Session
-from model.contract import Contract
-from model.errors import ArtifactError, NotReady, UsegError
+from model.contract import NETWORK_FILE, Contract
+from model.errors import ArtifactError, Draining, NotReady, UsegError
 from service.pipeline import Pipeline
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -33,10 +34,19 @@ class Deployment:
         self._obstacle = "the artifact is being opened: try again in a moment"
         self._opening: asyncio.Task[None] | None = None
         self._is_settled = asyncio.Event()
+        self.is_draining = False
+        """Whether the end is near: pictures are still taken, but the service says that it is not ready."""
 
     async def start(self) -> None:
         """Begin to open the artifact."""
         self._opening = asyncio.create_task(self._open())
+
+    def drain(self) -> None:
+        """Say from now on that the service is not ready, so that others are asked; what comes is still answered."""
+        self.is_draining = True
+        self._telemetry.show_state("draining")
+        if self._pipeline:
+            self._pipeline.engine.drain()
 
     async def stop(self) -> None:
         """Take no more pictures, and end what was started."""
@@ -59,18 +69,33 @@ class Deployment:
     def require(self) -> Pipeline:
         """The artifact at work. Raises NotReady, with the reason, while there is none."""
         if not self._pipeline:
-            raise NotReady(self._obstacle)
+            raise Draining(self._obstacle) if self.is_draining else NotReady(self._obstacle)
+        if not self._pipeline.engine.is_alive:
+            raise NotReady("the network died and is being started again: try again in a moment")
         return self._pipeline
+
+    def require_ready(self) -> Pipeline:
+        """The artifact at work, if callers are welcome. Raises NotReady, with the reason, while they are not."""
+        if self.is_draining:
+            raise Draining("the service finishes what it has: ask another one")
+        return self.require()
 
     def describe(self) -> None:
         """Tell the telemetry what answers now; a session may have handed over to a faster one."""
         if self._pipeline and self._session:
             contract = self._pipeline.contract
-            self._telemetry.model.info(
-                {"name": contract.name, "version": contract.version, "backend": self._session.backend}
+            self._telemetry.name_model(
+                name=contract.name,
+                version=contract.version,
+                sha256=contract.files.get(NETWORK_FILE, ""),
+                backend=self._session.backend,
+                precision=contract.precision,
             )
+            if not self.is_draining:
+                self._telemetry.show_state("ready" if self._pipeline.engine.is_alive else "restarting")
 
     async def _open(self) -> None:
+        started = time.perf_counter()
         try:
             contract, session = await asyncio.to_thread(self._open_warm)
         except UsegError as error:
@@ -79,8 +104,9 @@ class Deployment:
             logger.exception("the artifact could not be run")
             self._refuse(ArtifactError(f"the artifact could not be run: {type(error).__name__}, see the log"))
         else:
-            pipeline = Pipeline(contract, session, self._settings, self._telemetry)
+            pipeline = Pipeline(contract, session, self._settings, self._telemetry, reopen=self._reopen)
             await pipeline.start()
+            self._telemetry.model_load_seconds.set(time.perf_counter() - started)
             self._pipeline, self._session = pipeline, session
             self.describe()
         self._is_settled.set()
@@ -88,12 +114,25 @@ class Deployment:
     def _refuse(self, error: UsegError) -> None:
         logger.error("the artifact was refused: %s", error)
         self._refusal = error
+        self._telemetry.show_state("refused")
         self._obstacle = f"the artifact was refused: {error}"
 
+    def _reopen(self) -> Session:
+        """A new session, after the old one died; the contract stays what it was, or the artifact is refused."""
+        contract, session = self._open_warm()
+        if self._pipeline and contract != self._pipeline.contract:
+            raise ArtifactError("the artifact was changed while it was served: restart the service to take the new one")
+        if isinstance(self._session, HandoverSession):
+            self._session.close()
+        self._session = session
+        return session
+
     def _open_warm(self) -> tuple[Contract, Session]:
-        """The artifact after a first run on each canvas, slower than all that follow."""
+        """The artifact after first runs on each canvas, slower than all that follow and as hungry for memory as any."""
         contract, session = self._opener()
         for canvas in contract.canvases:
             size = (canvas.height_px, canvas.width_px)
-            session.run(np.zeros((1, 3, *size), np.uint8), np.array([size]))
+            affordable = self._settings.limit_batch_pixels // (canvas.height_px * canvas.width_px)
+            for count in sorted({1, max(1, min(self._settings.max_batch, affordable))}):
+                session.run(np.zeros((count, 3, *size), np.uint8), np.array([size] * count))
         return contract, session

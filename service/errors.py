@@ -18,6 +18,8 @@ from model.errors import (
     CheckpointError,
     ConfigError,
     DeadlinePassed,
+    Draining,
+    HeadersTooLarge,
     ImageTooLarge,
     ImageUnreadable,
     InferenceError,
@@ -26,7 +28,11 @@ from model.errors import (
     MediaUnsupported,
     NotReady,
     OptionInvalid,
+    RateLimited,
+    TooManyPixels,
     TrainingError,
+    Unauthorized,
+    UrlRefused,
     UsegError,
 )
 
@@ -36,6 +42,7 @@ PROBLEM_MEDIA = "application/problem+json"
 CLIENT_GONE = 499
 """Counted and logged where the client hung up; nobody is left to receive it."""
 NOT_READY_RETRY_S = 5
+OIP_PREFIX = "/v2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +53,33 @@ class Kind:
     slug: str
     """The stable end of the problem's `type`, for programs to compare."""
     title: str
+    rejection: str | None = None
+    """The reason under which it is counted as turned away, if it is."""
 
 
 INTERNAL = Kind(status=500, slug="internal", title="An error of the service")
 
 KINDS: dict[type[UsegError], Kind] = {
     InputError: Kind(status=400, slug="bad-request", title="The request cannot be served"),
-    ImageTooLarge: Kind(status=413, slug="image-too-large", title="The image is too large"),
+    ImageTooLarge: Kind(status=413, slug="image-too-large", title="The image is too large", rejection="too_large"),
+    TooManyPixels: Kind(
+        status=422, slug="too-many-pixels", title="The image has too many pixels", rejection="too_many_pixels"
+    ),
     ImageUnreadable: Kind(status=422, slug="image-unreadable", title="The image cannot be read"),
     OptionInvalid: Kind(status=422, slug="option-invalid", title="An option is invalid"),
     MediaUnsupported: Kind(status=415, slug="media-unsupported", title="The body is of an unsupported type"),
     AnswerUnsupported: Kind(status=406, slug="answer-unsupported", title="No acceptable type of answer"),
-    Busy: Kind(status=503, slug="busy", title="The queue is full"),
-    NotReady: Kind(status=503, slug="not-ready", title="The service is not ready"),
+    UrlRefused: Kind(
+        status=422, slug="url-refused", title="Nothing is fetched from an address", rejection="url_blocked"
+    ),
+    HeadersTooLarge: Kind(
+        status=431, slug="headers-too-large", title="The headers are too large", rejection="too_large"
+    ),
+    Unauthorized: Kind(status=401, slug="unauthorized", title="An API key is needed", rejection="unauthorized"),
+    Busy: Kind(status=503, slug="busy", title="The queue is full", rejection="queue_full"),
+    RateLimited: Kind(status=429, slug="rate-limited", title="Too many requests", rejection="rate_limit"),
+    NotReady: Kind(status=503, slug="not-ready", title="The service is not ready", rejection="not_ready"),
+    Draining: Kind(status=503, slug="draining", title="The service is going away", rejection="draining"),
     DeadlinePassed: Kind(status=504, slug="deadline-passed", title="The answer took too long"),
     ArtifactError: INTERNAL,
     InferenceError: INTERNAL,
@@ -83,10 +104,28 @@ def find_kind(error: Exception) -> Kind:
             return INTERNAL
 
 
-def answer_error(error: Exception, request_id: str) -> Response:
-    """The one error answer; an error of the service's own is logged here and told to nobody."""
+def answer_error(error: Exception, request_id: str, path: str = "") -> Response:
+    """The one error answer, in the Open Inference Protocol's form under its paths.
+
+    An error of the service's own is logged here and told to nobody.
+    """
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_GONE)
+    body = describe_problem(error, request_id)
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if isinstance(error, AnswerUnsupported):
+        headers["Vary"] = "Accept"
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="useg"'
+    if isinstance(error, Busy | NotReady):
+        headers["Retry-After"] = str(find_retry_s(error))
+    if path.startswith(OIP_PREFIX):
+        return Response(orjson.dumps({"error": body["detail"]}), body["status"], headers, "application/json")
+    return Response(orjson.dumps(body), body["status"], headers, PROBLEM_MEDIA)
+
+
+def describe_problem(error: Exception, request_id: str) -> dict[str, Any]:
+    """The body of the error answer, for a request or for one picture of several; logs an error of the service's own."""
     kind = find_kind(error)
     body: dict[str, Any] = {
         "type": f"urn:useg:problem:{kind.slug}",
@@ -95,17 +134,17 @@ def answer_error(error: Exception, request_id: str) -> Response:
         "detail": _describe(error),
         "instance": f"urn:useg:request:{request_id}",
     }
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if kind is INTERNAL:
         logger.error("request %s failed", request_id, exc_info=error)
         body["detail"] = f"the service failed; its log has the cause under request {request_id}"
-    if isinstance(error, AnswerUnsupported):
-        headers["Vary"] = "Accept"
     if isinstance(error, Busy | NotReady):
-        retry_after_s = max(1, error.retry_after_s) if isinstance(error, Busy) else NOT_READY_RETRY_S
-        headers["Retry-After"] = str(retry_after_s)
-        body["retry_after_ms"] = retry_after_s * 1000
-    return Response(orjson.dumps(body), kind.status, headers, PROBLEM_MEDIA)
+        body["retry_after_ms"] = find_retry_s(error) * 1000
+    return body
+
+
+def find_retry_s(error: Busy | NotReady) -> int:
+    """When to come back."""
+    return max(1, error.retry_after_s) if isinstance(error, Busy) else NOT_READY_RETRY_S
 
 
 def _describe(error: Exception) -> str:

@@ -1,10 +1,11 @@
-"""One picture's way through the service: decoded, answered by the network, merged, encoded."""
+"""A picture's way through the service: decoded, answered by the network, merged, encoded."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -13,23 +14,51 @@ from jaxtyping import UInt8
 
 from model.backends.session import Session
 from model.contract import Contract
-from model.panoptic import assemble
-from model.pixels import Photo, Placement, decode_image, place
+from model.errors import Busy, DeadlinePassed, NotReady
+from model.panoptic import Segmentation, make_assembler, select
+from model.pixels import Photo, Placement, decode_image, place, shrink
 from model.raw import Raw
-from service.answers import Answer, make_answer
+from service.answers import Answer, Found, Part, encode_parts, list_notes
+from service.archives import Item, compose
 from service.engine import Engine
+from service.errors import describe_problem
 from service.media import Media
 from service.options import Options
+from service.places import Places
+from service.queue import Claim
 from service.settings import Settings
 from service.telemetry import Stopwatch, Telemetry
+from service.uploads import Upload, Uploads
 
 T = TypeVar("T")
+Encoder = Callable[[Found], tuple[Part, ...]]
+_UNTRIED = (Busy, NotReady, DeadlinePassed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    photo: Photo
+    """In the size of the answer."""
+    original_size: tuple[int, int]
+    pixels: UInt8[np.ndarray, "3 H W"]
+    size: tuple[int, int]
+    """Height and width on the canvas."""
+    placement: Placement
+    """From the canvas to the size of the answer."""
 
 
 class Pipeline:
     """An artifact at work. Decoding and encoding have threads of their own, so that the event loop stays free."""
 
-    def __init__(self, contract: Contract, session: Session, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        session: Session,
+        settings: Settings,
+        telemetry: Telemetry,
+        *,
+        reopen: Callable[[], Session] | None = None,
+    ) -> None:
         self.contract = contract
         self.engine = Engine(
             session,
@@ -37,11 +66,17 @@ class Pipeline:
             max_batch=settings.max_batch,
             max_wait_ms=settings.max_wait_ms,
             capacity=settings.queue,
+            limit_batch_pixels=settings.limit_batch_pixels,
+            max_queue_s=settings.max_queue_s,
+            stuck_s=settings.stuck_s,
+            reopen=reopen,
         )
         self._telemetry = telemetry
         self._limit_pixels = settings.limit_pixels
         self._threads = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="codec")
-        self._places = settings.queue + settings.max_batch
+        self._places = Places(settings.queue + settings.max_batch, self.engine.make_busy, telemetry.inflight)
+        self._turns = settings.threads + settings.max_batch
+        telemetry.queue_capacity.set(settings.queue)
 
     async def start(self) -> None:
         """Begin to take pictures."""
@@ -52,47 +87,124 @@ class Pipeline:
         await self.engine.stop()
         await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """A place for one request, its body not yet read.
-
-        As many as can wait and run; without that bound, bodies and decoded pictures would pile up before the queue.
-        Raises Busy if all are taken.
-        """
-        if self._places < 1:
-            raise self.engine.make_busy()
-        self._places -= 1
-        try:
-            yield
-        finally:
-            self._places += 1
+    def admit(self, claim: Claim) -> AbstractContextManager[None]:
+        """A place for one request, its body not yet read; as many as can wait and run. Raises Busy."""
+        self.engine.require_place(claim)
+        return self._places.admit(claim)
 
     async def segment(
-        self, content: bytes, options: Options, media: Media, deadline: float, stopwatch: Stopwatch
+        self, uploads: Uploads, options: Options, media: Media, claim: Claim, stopwatch: Stopwatch, request_id: str
     ) -> Answer:
-        """The answer to an image file. Raises any InputError of its decoding, and all that the engine raises."""
-        photo, pixels, placement = await self._offload(partial(self._prepare, content, stopwatch))
-        inference = await self.engine.submit(pixels, placement.size, deadline)
+        """The answer to the pictures of a request.
+
+        Raises any InputError of a single picture, and all that the engine raises; in a batch, each fails for itself.
+        """
+        options.find_clusters(self.contract)
+        encode = partial(encode_parts, contract=self.contract, options=options, media=media)
+        if uploads.is_batch:
+            items = await self._segment_each(uploads.files, options, encode, claim, stopwatch, request_id)
+        else:
+            items = [await self._segment_one(uploads.files[0], options, encode, claim, stopwatch)]
+        return await self._offload(partial(compose, items, self.contract, media, is_batch=uploads.is_batch))
+
+    async def find(
+        self, content: bytes, options: Options, encode: Callable[[Found], T], claim: Claim, stopwatch: Stopwatch
+    ) -> T:
+        """What `encode` makes, on a thread, of what was found in a picture. Raises as `segment` does for one."""
+        stopwatch.enter("decode")
+        prepared = await self._offload(partial(self._prepare, content, options, stopwatch))
+        stopwatch.enter("queue")
+        entered = partial(stopwatch.enter, "infer")
+        inference = await self.engine.submit(prepared.pixels, prepared.size, claim, entered)
         stopwatch.add("queue", inference.queue_s)
         stopwatch.add("infer", inference.infer_s)
-        return await self._offload(partial(self._finish, photo, inference.raw, placement, options, media, stopwatch))
+        stopwatch.enter("merge")
+        return await self._offload(partial(self._finish, prepared, inference.raw, options, encode, stopwatch))
+
+    async def _segment_one(
+        self, upload: Upload, options: Options, encode: Encoder, claim: Claim, stopwatch: Stopwatch
+    ) -> Item:
+        def make_item(found: Found) -> Item:
+            size = (found.photo.height, found.photo.width)
+            return Item(name=upload.name, size=size, parts=encode(found), notes=list_notes(found.photo))
+
+        return await self.find(upload.content, options, make_item, claim, stopwatch)
+
+    async def _segment_each(
+        self,
+        uploads: Sequence[Upload],
+        options: Options,
+        encode: Encoder,
+        claim: Claim,
+        stopwatch: Stopwatch,
+        request_id: str,
+    ) -> list[Item]:
+        """What became of each picture; a few at a time, so that one request leaves room for others.
+
+        Raises the first error if no picture was even tried for want of room or time: that is the request's own fate.
+        """
+        turns = asyncio.Semaphore(self._turns)
+
+        async def segment_one(upload: Upload) -> Item | Exception:
+            async with turns:
+                own = Stopwatch(self._telemetry)
+                try:
+                    return await self._segment_one(upload, options, encode, claim, own)
+                except Exception as error:  # whatever it was, its neighbours are answered
+                    return error
+                finally:
+                    stopwatch.absorb(own)
+
+        results = await asyncio.gather(*(segment_one(upload) for upload in uploads))
+        if isinstance(first := results[0], Exception) and all(isinstance(each, _UNTRIED) for each in results):
+            raise first
+        return [
+            Item(name=upload.name, problem=describe_problem(result, request_id))
+            if isinstance(result, Exception)
+            else result
+            for upload, result in zip(uploads, results, strict=True)
+        ]
 
     async def _offload(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _prepare(self, content: bytes, stopwatch: Stopwatch) -> tuple[Photo, UInt8[np.ndarray, "3 H W"], Placement]:
+    def _prepare(self, content: bytes, options: Options, stopwatch: Stopwatch) -> _Prepared:
         with stopwatch.time("decode"):
             photo = decode_image(content, limit_pixels=self._limit_pixels)
-            return photo, *place(photo.image, self.contract.canvases, self.contract.stride_px)
+            pixels, placement = place(photo.image, self.contract.canvases, self.contract.stride_px)
+            shown = shrink(photo, options.max_side or max(photo.height, photo.width))
+        self._telemetry.image_pixels.observe(photo.height * photo.width)
+        return _Prepared(
+            photo=shown,
+            original_size=(photo.height, photo.width),
+            pixels=pixels,
+            size=placement.size,
+            placement=replace(placement, height=shown.height, width=shown.width),
+        )
 
     def _finish(
-        self, photo: Photo, raw: Raw, placement: Placement, options: Options, media: Media, stopwatch: Stopwatch
-    ) -> Answer:
-        thresholds = self.contract.thresholds
-        if options.threshold is not None:
-            thresholds = replace(thresholds, score=options.threshold)
+        self, prepared: _Prepared, raw: Raw, options: Options, encode: Callable[[Found], T], stopwatch: Stopwatch
+    ) -> T:
+        contract = self.contract
+        clusters = options.find_clusters(contract)
         with stopwatch.time("merge"):
-            segmentation = assemble(raw, placement, self.contract, options.task, thresholds)
-        self._telemetry.segments.observe(len(segmentation.segments))
+            assemble = make_assembler(raw, prepared.placement, contract, options.adjust(contract.thresholds))
+            answers = [(task, assemble(task)) for task in options.tasks]
+            if clusters is not None:
+                answers = [(task, select(answer, clusters)) for task, answer in answers]
+        self._observe(answers[0][1])
         with stopwatch.time("encode"):
-            return make_answer(photo, segmentation, self.contract, options.task, media)
+            return encode(
+                Found(photo=prepared.photo, original_size=prepared.original_size, segmentations=tuple(answers))
+            )
+
+    def _observe(self, answer: Segmentation) -> None:
+        """Count what would tell that answers drift."""
+        version = self.contract.version
+        self._telemetry.last_inference_s = time.time()
+        self._telemetry.segments.labels(version).observe(len(answer.segments))
+        void = 1.0 - np.count_nonzero(answer.label_map) / answer.label_map.size
+        self._telemetry.void.labels(version).observe(void)
+        if answer.segments:
+            mean = sum(segment.score for segment in answer.segments) / len(answer.segments)
+            self._telemetry.mean_score.labels(version).observe(mean)

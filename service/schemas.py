@@ -3,7 +3,7 @@
 The service writes them without a detour over these classes; a test holds the two together.
 """
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,8 +17,10 @@ class _Schema(BaseModel):
 class ImageInfo(_Schema):
     """The picture as it was read."""
 
-    width: Annotated[int, Field(ge=1, description="Pixels, upright.")]
-    height: Annotated[int, Field(ge=1, description="Pixels, upright.")]
+    width: Annotated[int, Field(ge=1, description="Pixels of the answer, upright.")]
+    height: Annotated[int, Field(ge=1, description="Pixels of the answer, upright.")]
+    original_width: Annotated[int, Field(ge=1, description="Pixels of the file, upright; `max_side` tells them apart.")]
+    original_height: Annotated[int, Field(ge=1, description="Pixels of the file, upright.")]
     frames: Annotated[int, Field(ge=1, description="Frames in the file.")]
     frame_used: Annotated[int, Field(ge=0, description="The frame that was segmented, from 0.")]
     orientation_applied: Annotated[bool, Field(description="Whether EXIF asked for a turn, which was made.")]
@@ -28,8 +30,8 @@ class ImageInfo(_Schema):
 class ModelInfo(_Schema):
     """The artifact that answered."""
 
-    name: str
-    version: str
+    name: Annotated[str, Field(examples=["useg-vits14"])]
+    version: Annotated[str, Field(examples=["1"])]
 
 
 class RunLengths(_Schema):
@@ -39,8 +41,8 @@ class RunLengths(_Schema):
     counts: str
 
 
-class SegmentInfo(_Schema):
-    """One region."""
+class SegmentFacts(_Schema):
+    """One region, but for its mask."""
 
     id: Annotated[int, Field(ge=1, description="Its value in the PNG answer: R + 256 G + 65536 B.")]
     cluster: Annotated[int, Field(ge=1, description="The network's own class.")]
@@ -50,28 +52,83 @@ class SegmentInfo(_Schema):
     score: Annotated[float, Field(ge=0.0, le=1.0)]
     area: Annotated[int, Field(ge=1, description="Pixels.")]
     bbox: Annotated[tuple[int, int, int, int], Field(description="x, y, width, height in pixels.")]
+
+
+class SegmentInfo(SegmentFacts):
+    """One region."""
+
     segmentation: RunLengths
 
 
-class SegmentationAnswer(_Schema):
-    """The segments of one picture. Those of the tasks panoptic and semantic do not overlap, instances may."""
+class TaskAnswer(_Schema):
+    """The segments for one task. Those of the tasks panoptic and semantic do not overlap, instances may."""
+
+    task: Task
+    segments_info: list[SegmentInfo]
+
+
+class SegmentationAnswer(TaskAnswer):
+    """One picture and one task."""
 
     image: ImageInfo
     model: ModelInfo
+
+
+class TasksAnswer(_Schema):
+    """One picture and several tasks, in the order they were asked for."""
+
+    image: ImageInfo
+    model: ModelInfo
+    answers: list[TaskAnswer]
+
+
+Ring = list[tuple[int, int]]
+
+
+class MultiPolygon(_Schema):
+    """The parts of a mask: of each its outer ring, then its holes; x and y from the upper left, rings closed."""
+
+    type: Literal["MultiPolygon"]
+    coordinates: list[list[Ring]]
+
+
+class Feature(_Schema):
+    """One region as polygons."""
+
+    type: Literal["Feature"]
+    id: int
+    geometry: MultiPolygon
+    properties: SegmentFacts
+
+
+class FeatureCollection(_Schema):
+    """The segments of one picture as GeoJSON has polygons (RFC 7946), but in pixels."""
+
+    type: Literal["FeatureCollection"]
+    image: ImageInfo
+    model: ModelInfo
     task: Task
-    segments_info: list[SegmentInfo]
+    features: list[Feature]
+
+
+class LabelledMask(_Schema):
+    """One region as Hugging Face's image-segmentation task has it."""
+
+    label: Annotated[str, Field(description="The category's name, or LABEL_ and the cluster.")]
+    score: Annotated[float, Field(ge=0.0, le=1.0)]
+    mask: Annotated[str, Field(description="A grey PNG in base64; 255 is the region.")]
 
 
 class Liveness(_Schema):
     """The process answers."""
 
-    status: Annotated[str, Field(examples=["alive"])]
+    status: Literal["alive"]
 
 
 class Readiness(_Schema):
     """Pictures are taken."""
 
-    status: Annotated[str, Field(examples=["ready"])]
+    status: Literal["ready"]
     model: ModelInfo
 
 
@@ -83,4 +140,28 @@ class Problem(_Schema):
     status: Annotated[int, Field(ge=400, le=599)]
     detail: Annotated[str, Field(description="What was given, what is expected, what to do.")]
     instance: Annotated[str, Field(description="The request, as in X-Request-ID.")]
-    retry_after_ms: Annotated[int, Field(ge=1000, description="With 503: when to come back.")] | None = None
+    retry_after_ms: Annotated[int, Field(ge=1000, description="With 429 and 503: when to come back.")] | None = None
+
+
+class BatchItem(_Schema):
+    """What became of one picture."""
+
+    index: Annotated[int, Field(ge=0, description="Its place in the request.")]
+    name: Annotated[str | None, Field(description="Its file's name in the form.")]
+    status: Annotated[int, Field(ge=200, le=599)]
+    answer: SegmentationAnswer | TasksAnswer | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(_Schema):
+    """Several pictures; 200 if all were answered, else 207."""
+
+    model: ModelInfo
+    items: list[BatchItem]
+
+
+class JsonRequest(_Schema):
+    """Pictures in JSON, as Hugging Face has it."""
+
+    inputs: Annotated[str | list[str], Field(description="A picture in base64, or a list: a batch.")]
+    parameters: Annotated[dict[str, Any], Field(default_factory=dict, description="As in the query.")]

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from importlib.resources import files
+from ipaddress import ip_address
+from math import inf
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from model.backends.session import BACKENDS, Backend
 from model.errors import ConfigError
@@ -16,6 +18,9 @@ from model.pixels import LIMIT_PIXELS
 PREFIX = "USEG_"
 _MAX_PORT = 65_535
 _MOST_PIXELS = 89_000_000
+_TRUTHS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+LogFormat = Literal["text", "json"]
+LOG_FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
 _NO_FLAGS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -42,6 +47,8 @@ class Settings:
     """Longest wait for a batch to fill, in milliseconds, 0 or more."""
     queue: int = 64
     """Most pictures that wait for the network, 1 or more; beyond it requests are turned away."""
+    max_queue_s: float = 5.0
+    """Longest wait for the network that is expected when a picture comes, in seconds, above 0; beyond it, too."""
     limit_bytes: int = 32 * 1024 * 1024
     """Largest request body, in bytes, 1 or more."""
     limit_pixels: int = LIMIT_PIXELS
@@ -49,24 +56,69 @@ class Settings:
     threads: int = 2
     """Threads that ONNX Runtime computes with, 1 or more; as many decode and encode pictures."""
     deadline_s: float = 30.0
-    """Longest time from a request's first byte to its answer, in seconds, above 0."""
+    """Longest time from a request's first byte to its answer, in seconds, above 0; a request may shorten it."""
+    limit_batch_pixels: int = 16_777_216
+    """Most pixels of canvas in one run of the network, 1 or more; one picture always runs."""
+    stall_s: float = 10.0
+    """Longest pause in sending a request or taking in an answer, in seconds, above 0."""
+    stuck_s: float = 60.0
+    """Longest run of the network, in seconds, above 0; after it the network is started again."""
+    drain_delay_s: float = 1.0
+    """Time between not being ready and taking no more connections, once SIGTERM came, in seconds, 0 or more."""
+    drain_limit_s: float = 30.0
+    """Longest time to finish what was taken before that, in seconds, above 0."""
+    key_file: Path | None = None
+    """File of API keys, NAME:SHA256[:REQUESTS_PER_SECOND[:BURST]] a line; `useg-serve --new-key NAME` makes one."""
+    keys: str = ""
+    """The same, separated by commas."""
+    allow_anyone: bool = False
+    """Whether a service without keys may listen on other addresses than this machine's own."""
+    rate_per_s: float = 0.0
+    """Requests a second on average of one key, or of one address where there are no keys; 0 is no limit."""
+    burst: int = 20
+    """Requests at once within that rate, 1 or more."""
+    admin_port: int = -1
+    """TCP port on which health and metrics are answered, too, without a key; 0 takes a free one, -1 has none."""
+    log_format: LogFormat = "text"
+    """Log lines for people, or in JSON."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        for name in ("max_batch", "queue", "limit_bytes", "limit_pixels", "threads"):
+        for name in ("max_batch", "queue", "limit_bytes", "limit_pixels", "limit_batch_pixels", "threads", "burst"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("deadline_s", "max_queue_s", "stall_s", "stuck_s", "drain_limit_s"):
+            if not 0.0 < getattr(self, name) < inf:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("max_wait_ms", "drain_delay_s", "rate_per_s"):
+            if not 0.0 <= getattr(self, name) < inf:
+                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.limit_pixels > _MOST_PIXELS:
             raise ConfigError(f"limit_pixels must be at most {_MOST_PIXELS}, got {self.limit_pixels}")
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigError(f"log_format must be one of {', '.join(LOG_FORMATS)}, got {self.log_format!r}")
+        self._check_addresses()
+
+    def _check_addresses(self) -> None:
         if not 0 <= self.port <= _MAX_PORT:
             raise ConfigError(f"port must lie in 0..{_MAX_PORT}, got {self.port}")
-        if not 0.0 <= self.max_wait_ms < float("inf"):
-            raise ConfigError(f"max_wait_ms must be 0 or more, got {self.max_wait_ms}")
-        if not 0.0 < self.deadline_s < float("inf"):
-            raise ConfigError(f"deadline_s must be above 0, got {self.deadline_s}")
+        if not -1 <= self.admin_port <= _MAX_PORT:
+            raise ConfigError(f"admin_port must lie in -1..{_MAX_PORT}, got {self.admin_port}")
         if not self.host:
             raise ConfigError("host must be an address to listen on, got an empty one")
+        if not (self.key_file or self.keys or self.allow_anyone or is_loopback(self.host)):
+            raise ConfigError(
+                f"whoever reaches {self.host} could use the service: set key_file, or allow_anyone if that is meant"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_settings(environment: Mapping[str, str] = os.environ, *, flags: Mapping[str, str] = _NO_FLAGS) -> Settings:
@@ -89,6 +141,11 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     """The value of a setting: `kind` is a field's type, which text turns into by calling it; words stay words."""
     if get_origin(kind) is Literal:
         return text
+    if kind is bool:
+        if text.lower() not in _TRUTHS:
+            raise ConfigError(f"{name} must be one of {', '.join(_TRUTHS)}, got {text!r}")
+        return _TRUTHS[text.lower()]
+    kind = next(iter(get_args(kind)), kind)  # what may be None is given by its first type
     try:
         return kind(text)
     except ValueError as error:

@@ -7,11 +7,19 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 
-Stage = Literal["read", "decode", "queue", "infer", "merge", "encode"]
+from service.batches import Batch
+
+Stage = Literal["read", "decode", "queue", "preprocess", "infer", "merge", "encode", "serialize"]
 Outcome = Literal["ok", "bad_input", "rejected", "deadline", "cancelled", "error"]
+State = Literal["opening", "ready", "refused", "restarting", "draining"]
+STATES: tuple[State, ...] = ("opening", "ready", "refused", "restarting", "draining")
 
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
 _STAGE_BUCKETS_S = tuple(0.0005 * 2**power for power in range(15))
+_LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
+_COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+_TENTHS = tuple(tenth / 10 for tenth in range(11))
+_POWERS_OF_4 = tuple(4**power for power in range(5, 14))
 
 
 class Telemetry:
@@ -19,42 +27,94 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.model_labels = ("none", "none")
+        """Name and version of the artifact that answers, for labels."""
+        self.last_inference_s = 0.0
+        """When a picture was last answered, in seconds since 1970; 0 for never."""
         ProcessCollector(registry=self.registry)
-        self.request_seconds = Histogram(
-            "http_server_request_duration_seconds",
-            "Duration of HTTP requests.",
-            ["method", "route", "status"],
-            buckets=_REQUEST_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.requests = Counter(
-            "seg_requests", "Requests for a segmentation.", ["task", "outcome"], registry=self.registry
-        )
-        self.rejected = Counter(
-            "seg_rejected", "Requests turned away, by the slug of the problem.", ["reason"], registry=self.registry
-        )
-        self.stage_seconds = Histogram(
-            "seg_stage_duration_seconds",
-            "Time a picture spends in each stage.",
-            ["stage"],
-            buckets=_STAGE_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.queue_depth = Gauge("seg_queue_depth", "Pictures that wait for the network.", registry=self.registry)
-        self.batch_size = Histogram(
-            "seg_batch_size", "Pictures in a run.", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry
-        )
-        self.segments = Histogram(
-            "seg_segments_per_image",
-            "Segments in an answer.",
-            buckets=(0, 1, 2, 4, 8, 16, 32, 64, 128),
-            registry=self.registry,
-        )
-        self.model = Info("seg_model", "The artifact that answers.", registry=self.registry)
+        self._count_requests()
+        self._count_batches()
+        self._describe_answers()
+        self._describe_model()
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def observe_batch(self, batch: Batch) -> None:
+        """Count a batch that is about to run."""
+        height, width = batch.items[0].pixels.shape[-2:]
+        self.batch_size.labels(f"{height}x{width}", batch.reason).observe(len(batch.items))
+        covered = sum(item.size[0] * item.size[1] for item in batch.items)
+        self.batch_padding.observe(1.0 - covered / (height * width * len(batch.items)))
+
+    def name_model(self, *, name: str, version: str, sha256: str, backend: str, precision: str) -> None:
+        """Say what answers from now on."""
+        self.model_labels = (name, version)
+        facts = {"name": name, "version": version, "sha256": sha256, "backend": backend, "precision": precision}
+        self.model.info(facts)
+
+    def show_state(self, state: State) -> None:
+        """Say what the artifact is up to."""
+        for each in STATES:
+            self.model_state.labels(each).set(each == state)
+
+    def _count_requests(self) -> None:
+        self.request_seconds = self._make_histogram(
+            "http_server_request_duration_seconds",
+            "Duration of HTTP requests.",
+            _REQUEST_BUCKETS_S,
+            "method",
+            "route",
+            "status",
+        )
+        self.requests = self._make_counter(
+            "seg_requests", "Requests for a segmentation.", "model", "version", "task", "outcome"
+        )
+        self.rejected = self._make_counter("seg_rejected", "Requests turned away, by the reason.", "reason")
+        self.cancelled = self._make_counter("seg_cancelled", "Requests whose sender hung up, by the stage.", "stage")
+        self.stage_seconds = self._make_histogram(
+            "seg_stage_duration_seconds", "Time a picture spends in each stage.", _STAGE_BUCKETS_S, "stage"
+        )
+        self.loop_lag = self._make_histogram(
+            "seg_event_loop_lag_seconds", "How late the event loop wakes up.", _LAG_BUCKETS_S
+        )
+
+    def _count_batches(self) -> None:
+        self.queue_depth = self._make_gauge("seg_queue_depth", "Pictures that wait for the network.")
+        self.queue_capacity = self._make_gauge("seg_queue_capacity", "Most pictures that may wait for the network.")
+        self.inflight = self._make_gauge("seg_inflight", "Requests that were admitted and are not answered yet.")
+        self.batch_size = self._make_histogram(
+            "seg_batch_size", "Pictures in a batch.", (1, 2, 4, 8, 16, 32), "bucket", "release_reason"
+        )
+        self.batch_padding = self._make_histogram(
+            "seg_batch_padding_ratio", "Share of a batch's pixels that show no picture.", _TENTHS
+        )
+        self.batch_retries = self._make_counter("seg_batch_retries", "Batches that failed and were halved.", "reason")
+        self.poison_items = self._make_counter("seg_poison_items", "Pictures on which the network failed alone.")
+        self.worker_restarts = self._make_counter("seg_worker_restarts", "Deaths of what runs the network.", "part")
+
+    def _describe_answers(self) -> None:
+        self.image_pixels = self._make_histogram("seg_image_pixels", "Pixels of a picture.", _POWERS_OF_4)
+        self.response_bytes = self._make_histogram("seg_response_bytes", "Bytes of an answer.", _POWERS_OF_4)
+        self.segments = self._make_histogram("seg_segments_per_image", "Segments in an answer.", _COUNTS, "version")
+        self.void = self._make_histogram("seg_void_fraction", "Share of a picture in no segment.", _TENTHS, "version")
+        self.mean_score = self._make_histogram("seg_mean_score", "Mean score of the segments.", _TENTHS, "version")
+
+    def _describe_model(self) -> None:
+        self.model = Info("seg_model", "The artifact that answers.", registry=self.registry)
+        self.model_load_seconds = self._make_gauge("seg_model_load_seconds", "Time until the artifact was ready.")
+        self.model_state = self._make_gauge("seg_model_state", "1 for what the artifact is up to.", "state")
+        self.show_state("opening")
+
+    def _make_counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _make_gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _make_histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
 class Stopwatch:
@@ -63,14 +123,25 @@ class Stopwatch:
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._seconds: dict[Stage, float] = {}
+        self.stage: Stage = "read"
+        """Where the request is, or was when it ended."""
+
+    def enter(self, stage: Stage) -> None:
+        self.stage = stage
 
     def add(self, stage: Stage, seconds: float) -> None:
         self._seconds[stage] = seconds
         self._telemetry.stage_seconds.labels(stage).observe(seconds)
 
+    def absorb(self, other: "Stopwatch") -> None:
+        """Add the seconds that another picture of the same request took."""
+        for stage, seconds in other._seconds.items():
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+
     @contextmanager
     def time(self, stage: Stage) -> Iterator[None]:
         """Measure the block; one that raises is not counted."""
+        self.stage = stage
         started = time.perf_counter()
         yield
         self.add(stage, time.perf_counter() - started)
@@ -83,7 +154,7 @@ class Stopwatch:
 def name_outcome(status: int) -> Outcome:
     """What became of a request, by the status of its answer."""
     match status:
-        case 503:
+        case 429 | 503:
             return "rejected"
         case 504:
             return "deadline"

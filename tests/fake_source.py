@@ -6,8 +6,9 @@ import labelled_sets as drawn
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from model.crops import pack_crop
 from model.encodings import encode_outlines
-from model.panoptic import Segment, Segmentation, pack_crop
+from model.panoptic import Segment, Segmentation
 from training.scores.answers import Answer, ClusterMap, Detection
 from training.scores.comparison import hash_photo
 from training.scores.layouts import TruthSet

@@ -18,6 +18,7 @@ TORCH_FLOOR = {
     "model/backends/captures.py",
     "model/weights/checkpoints.py",
     "model/weights/detectron.py",
+    "model/release/byte_weights.py",
     "model/release/export.py",
     "model/release/graph.py",
     "model/backends/restoration.py",

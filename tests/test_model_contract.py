@@ -234,7 +234,7 @@ def test_what_may_be_absent_cannot_be_negative(tmp_path: Path, change: dict[str,
 @pytest.mark.parametrize(
     ("precision", "said"),
     [
-        ("int4", "no precision is called 'int4': fp32, fp16-stored, fp16, int8 are"),
+        ("int4", "no precision is called 'int4': fp32, fp16-stored, int8-stored, fp16, int8 are"),
         (8, "precision of Contract cannot be 8"),
         ("int8", "lists no hash for network.xml"),
     ],

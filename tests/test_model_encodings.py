@@ -1,7 +1,9 @@
 """Outlines equal pycocotools' byte for byte, panoptic PNGs keep every id, and paint stays where it belongs."""
 
+import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,17 +12,22 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from model.contract import Canvas, Category, Contract
+from model.crops import Crop, pack_crop
 from model.encodings import (
-    Outline,
     choose_colour,
-    decode_outline,
     decode_panoptic_png,
+    describe_features,
+    describe_masks,
+    encode_arrays,
+    encode_cluster_png,
     encode_outlines,
     encode_overlay,
     encode_panoptic_png,
     paint,
 )
-from model.panoptic import Crop, Segment, Segmentation, pack_crop
+from model.panoptic import Segment, Segmentation
+from model.rle import Outline, decode_outline
 
 
 def draw(label_map: np.ndarray, ids: list[int] | None = None, crops: tuple[Crop, ...] = ()) -> Segmentation:
@@ -246,3 +253,81 @@ def test_colours_are_inside_the_range_and_neighbours_differ() -> None:
         assert colours.min() >= 0
         assert colours.max() <= 255
         assert np.abs(np.diff(colours, axis=0)).max(axis=1).min() > 40
+
+
+NAMED = Contract(
+    name="a",
+    version="1",
+    network="n",
+    canvases=(Canvas.square(8),),
+    stride_px=1,
+    detections=4,
+    thing_clusters=8,
+    stuff_clusters=4,
+    categories={9: Category(id=193, name="grass")},
+)
+
+
+def read_picture(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_a_cluster_png_is_grey_and_holds_clusters() -> None:
+    _, segmentation = draw_scene()
+    clusters = read_picture(encode_cluster_png(segmentation, NAMED))
+    assert (clusters.shape, clusters.dtype) == ((32, 96), np.uint8)
+    assert clusters[0, [0, 40, 90]].tolist() == [1, 0, 9]
+
+
+def test_a_cluster_png_of_many_clusters_has_16_bits() -> None:
+    segment = Segment(id=3, cluster=800, is_thing=True, score=1.0)
+    segmentation = Segmentation(label_map=np.array([[0, 3]], np.int32), segments=(segment,))
+    assert read_picture(encode_cluster_png(segmentation, replace(NAMED, thing_clusters=800))).tolist() == [[0, 800]]
+
+
+def test_hugging_faces_answer_has_a_label_a_score_and_a_grey_mask_for_each_segment() -> None:
+    _, segmentation = draw_scene()
+    thing, stuff = describe_masks(segmentation, NAMED)
+    assert (thing["label"], stuff["label"], thing["score"]) == ("LABEL_1", "grass", 1.0)
+    mask = Image.open(io.BytesIO(base64.b64decode(stuff["mask"])))
+    assert (mask.mode, mask.size) == ("L", (96, 32))
+    np.testing.assert_array_equal(np.asarray(mask), np.where(segmentation.label_map == 2, 255, 0))
+
+
+def test_features_are_multipolygons_of_plain_numbers_with_the_facts_of_their_segments() -> None:
+    _, segmentation = draw_scene()
+    thing, stuff = describe_features(segmentation, NAMED)
+    corners = [[0, 0], [32, 0], [32, 32], [0, 32], [0, 0]]
+    assert [[ring.tolist() for ring in part] for part in thing["geometry"]["coordinates"]] == [[corners]]
+    assert stuff["properties"] == {
+        "id": 2, "cluster": 9, "category_id": 193, "category": "grass", "isthing": False, "score": 1.0,
+        "area": 1024, "bbox": [64, 0, 32, 32],
+    }  # fmt: skip
+
+
+def test_arrays_hold_the_map_and_a_row_for_each_segment_without_a_pickle() -> None:
+    _, segmentation = draw_scene()
+    with np.load(io.BytesIO(encode_arrays(segmentation, NAMED)), allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["label_map"], segmentation.label_map)
+        assert arrays["clusters"].tolist() == [1, 9]
+        assert arrays["category_ids"].tolist() == [-1, 193]
+        assert arrays["categories"].tolist() == ["", "grass"]
+        assert arrays["bboxes"].tolist() == [[0, 0, 32, 32], [64, 0, 32, 32]]
+        assert len(arrays["masks"]) == 0
+
+
+def test_arrays_hold_masks_that_overlap_as_bits() -> None:
+    front, back = draw_cells(4, 6, [(0, 0), (0, 1)]), draw_cells(4, 6, [(0, 1), (0, 2), (1, 2)])
+    segmentation = draw(np.where(front, 1, 2 * back), [1, 2], (crop_whole(front), crop_whole(back)))
+    with np.load(io.BytesIO(encode_arrays(segmentation, NAMED))) as arrays:
+        for number, mask in enumerate((front, back)):
+            left, top, width, height = arrays["bboxes"][number]
+            bits = np.unpackbits(arrays["masks"][arrays["mask_starts"][number] :], count=height * width)
+            whole = np.zeros((4, 6), np.uint8)
+            whole[top : top + height, left : left + width] = bits.reshape(height, width)
+            np.testing.assert_array_equal(whole, mask)
+
+
+def test_arrays_of_an_empty_answer_are_empty() -> None:
+    with np.load(io.BytesIO(encode_arrays(draw(np.zeros((4, 5))), NAMED))) as arrays:
+        assert (arrays["bboxes"].shape, arrays["ids"].shape, arrays["mask_starts"].shape) == ((0, 4), (0,), (0,))

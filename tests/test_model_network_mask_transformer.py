@@ -1,9 +1,12 @@
 """The mask transformer is static, indifferent to its batch, and reads boxes and scores as drawn by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from model.errors import ConfigError
 from model.network.mask_transformer import (
     DecoderShape,
     MaskDecoder,
@@ -185,3 +188,37 @@ def test_gradients_reach_every_weight_of_the_decoder_and_none_of_a_frozen_encode
     silent = [name for name, weight in network.decoder.named_parameters() if weight.grad is None]
     assert silent == []
     assert all(weight.grad is None for weight in encoder.parameters())
+
+
+def make_decoder(**changes: int) -> MaskDecoder:
+    torch.manual_seed(4)
+    return MaskDecoder(replace(DECODER, **changes), ENCODER).eval().requires_grad_(False)
+
+
+def test_a_head_for_embeddings_changes_no_other_weight_and_no_answer() -> None:
+    plain, embedding = make_decoder(), make_decoder(embedding=8)
+    assert all(torch.equal(weight, embedding.state_dict()[name]) for name, weight in plain.state_dict().items())
+    features, normalised = torch.randn(4, 2, 16, 64), normalise(draw_pixels(2))
+    with_head = embedding(features, normalised)
+    assert with_head.embeddings.shape == (2, QUERIES, 8)
+    assert torch.equal(plain(features, normalised).classes, with_head.classes)
+    assert plain(features, normalised).embeddings is None
+
+
+def test_clusters_made_later_keep_every_score_and_are_the_nearest() -> None:
+    taught = make_decoder(embedding=8)
+    made = make_decoder(embedding=8, taught_clusters=THINGS, thing_clusters=7)
+    made.load_state_dict(taught.state_dict(), strict=False)
+    features, normalised = torch.randn(4, 2, 16, 64), normalise(draw_pixels(2))
+    before, after = taught(features, normalised), made(features, normalised)
+    assert after.classes.shape == (2, QUERIES, 8)
+    torch.testing.assert_close(read_raw(after).scores, read_raw(before).scores)
+    head = made.cluster_head
+    assert head is not None
+    head.weight[:], head.bias[:] = 0.0, torch.arange(7.0)
+    assert (read_raw(made(features, normalised)).clusters == 6).all()
+
+
+def test_clusters_cannot_be_made_later_without_embeddings() -> None:
+    with pytest.raises(ConfigError, match="embeddings"):
+        replace(DECODER, taught_clusters=5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model.contract import Canvas, Contract, Task, Thresholds
-from model.panoptic import Segmentation, assemble
+from model.panoptic import Segmentation, assemble, make_assembler, select
 from model.pixels import plan_placement
 from model.raw import Raw
 
@@ -330,3 +330,46 @@ def test_the_merge_is_detectron2s(golden: Path) -> None:
         (each["id"], each["category_id"] + (1 if each["isthing"] else THINGS), each["isthing"])
         for each in expected["segments_info"]
     ]
+
+
+@pytest.mark.parametrize("duplicate", [0.5, 1.0])
+def test_a_detection_over_a_better_one_of_another_cluster_is_a_duplicate_if_asked(duplicate: float) -> None:
+    better, same, other = stripe(0, 4), stripe(1, 4), stripe(3, 7)  # IoU with the first: 3/4 and 1/7
+    raw = draw_raw([(0.9, 0, better), (0.8, 1, same), (0.7, 2, other)])
+    answer = segment(raw, "instance", replace(KEEP_ALL, duplicate=duplicate))
+    assert [each.cluster for each in answer.segments] == ([1, 3] if duplicate < 1.0 else [1, 2, 3])
+
+
+def test_tasks_from_one_assembler_are_those_assembled_alone() -> None:
+    labels = np.zeros((8, 8), int)
+    labels[:, 4:], labels[7, :2] = 1, 2
+    raw = draw_raw([(0.9, 0, stripe(0, 4)), (0.8, 0, stripe(3, 7))], labels)
+    thresholds = Thresholds(score=0.0, stuff_area=4 / 64)
+    placement = plan_placement(8, 8, [Canvas.square(8)], 1)
+    assemble_task = make_assembler(raw, placement, draw_contract(), thresholds)
+    tasks: tuple[Task, ...] = ("semantic", "instance", "panoptic", "semantic")
+    for task in tasks:
+        alone, shared = segment(raw, task, thresholds), assemble_task(task)
+        assert shared.segments == alone.segments
+        np.testing.assert_array_equal(shared.label_map, alone.label_map)
+
+
+def test_selected_clusters_keep_their_ids_and_the_rest_becomes_void() -> None:
+    labels = np.zeros((8, 8), int)
+    labels[1:] = 1
+    raw = draw_raw([(0.9, 0, stripe(0, 2)), (0.8, 2, stripe(4, 6))], labels)
+    answer = select(segment(raw, "panoptic"), {3, THINGS + 1})
+    assert list_segments(answer) == [(2, 3, True), (3, THINGS + 1, False)]
+    assert answer.label_map[0].tolist() == [0, 0, 0, 0, 2, 2, 0, 0]
+    assert np.unique(answer.label_map[1:]).tolist() == [3]
+    instances = select(segment(raw, "instance"), {3})
+    assert [crop.left for crop in instances.crops] == [4]
+    assert select(instances, set()).segments == ()
+
+
+def test_more_segments_than_a_byte_can_number_are_told_apart() -> None:
+    detections = [(0.9, 0, draw_mask(slice(0, 1), slice(0, 1)))] * 300
+    placement = plan_placement(8, 8, [Canvas.square(8)], 1)
+    answer = assemble(draw_raw(detections), placement, draw_contract(), "instance", KEEP_ALL)
+    assert [each.id for each in answer.segments] == list(range(1, 301))
+    assert answer.label_map[0, 0] == 1

@@ -235,3 +235,18 @@ def test_a_float_tiff_outside_8_bits_is_unreadable(value: float) -> None:
     content = save(Image.fromarray(np.array([[0.0, value, value]] * 9, np.float32)), "TIFF")
     with pytest.raises(ImageUnreadable, match=r"0\.\.255"):
         decode_image(content)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"subsampling": 1, "quality": 40}])
+@pytest.mark.parametrize("size", [(24, 20), (17, 31), (1, 1)])
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(options: dict[str, Any], size: tuple[int, int]) -> None:
+    content = save(draw_noise(*size), "JPEG", **options)
+    np.testing.assert_array_equal(decode_image(content).image, np.asarray(Image.open(io.BytesIO(content))))
+
+
+def test_of_a_jpeg_with_a_flaw_pillow_is_the_judge() -> None:
+    content = save(draw_noise(64, 64), "JPEG")
+    flawed = bytearray(content)
+    flawed[len(content) // 2] ^= 0x55  # Pillow passes over a broken block, and over rubbish behind the end
+    for each in (bytes(flawed), content + b"rubbish"):
+        np.testing.assert_array_equal(decode_image(each).image, np.asarray(Image.open(io.BytesIO(each))))

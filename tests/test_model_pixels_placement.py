@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 
 from model.contract import Canvas
-from model.pixels import PAD_RGB, place, plan_placement, restore
+from model.pixels import PAD_RGB, Photo, Placement, place, plan_placement, resize_map, shrink
 
 RED = (255, 0, 0)
+
+
+def restore(soft: np.ndarray, placement: Placement) -> np.ndarray:
+    """A stride-sized map in the picture's own size: what `model.enlargement` decides on, without making it."""
+    return resize_map(soft[: placement.map_height, : placement.map_width], placement.height, placement.width)
 
 
 def test_the_long_side_fills_the_square_and_the_rest_is_padding() -> None:
@@ -124,3 +129,12 @@ def test_a_picture_lies_on_the_canvas_that_shows_it_largest(
     assert pixels[:, size[0] - 1, size[1] - 1].tolist() == list(RED)
     if size != canvas:
         assert pixels[:, -1, -1].tolist() == list(PAD_RGB)
+
+
+def test_a_photo_is_shrunk_to_its_longest_side_and_never_enlarged() -> None:
+    photo = Photo(image=np.full((30, 60, 3), RED, np.uint8), frames=2, orientation=6)
+    small = shrink(photo, 20)
+    assert (small.width, small.height, small.frames, small.orientation) == (20, 10, 2, 6)
+    assert small.image[5, 5].tolist() == list(RED)
+    assert shrink(photo, 60) is photo
+    assert shrink(Photo(image=np.zeros((1, 500, 3), np.uint8), frames=1, orientation=1), 50).height == 1

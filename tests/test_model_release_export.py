@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from model.backends.onnx_session import OnnxSession
 from model.backends.runtime import open_session
 from model.contract import Canvas, read_contract
 from model.errors import ArtifactError, CheckpointError, ConfigError, ContractMismatch
-from model.release.export import ExportConfig, draw_scene, export_run
+from model.release.export import PAPER_CANVASES, ExportConfig, draw_scene, export_run, make_contract
 from model.release.gate import stack
+from model.run import RunCard
 
 SCENE = draw_scene(7, Canvas.square(tiny.SIDE_PX))
 
@@ -53,6 +55,14 @@ def test_a_canvas_that_the_pyramid_cannot_halve_is_refused(
     with pytest.raises(ConfigError, match="multiples of 32"):
         export_run(tiny_cascade_run, tmp_path / "artifact", ExportConfig(canvases=(canvas,)), [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cascade_answers_on_the_square_it_was_made_for_unless_told_otherwise() -> None:
+    network = tiny.draw_cascade(stuff_clusters=2)
+    card = RunCard(network="panoptic_cascade", shape=network.shape, step=0, side_px=64)
+    assert make_contract(card, network, ExportConfig()).canvases == (Canvas.square(64),)
+    assert make_contract(card, network, ExportConfig(canvases=tiny.CANVASES)).canvases == tiny.CANVASES
+    assert make_contract(replace(card, side_px=0), network, ExportConfig()).canvases == PAPER_CANVASES
 
 
 def test_a_small_canvas_among_several_is_refused(tmp_path: Path, tiny_cascade_run: Path) -> None:

@@ -9,6 +9,7 @@ from fake_service import CONTRACT, RedSession, open_client
 from model.backends.handover import HandoverSession
 from model.backends.session import Session
 from model.contract import Contract
+from model.raw import Raw
 
 pytestmark = pytest.mark.anyio
 WAIT_S = 10.0
@@ -56,3 +57,18 @@ async def test_a_session_that_is_still_built_when_the_service_stops_is_dropped()
             thread.join(WAIT_S)
     assert opened[0].backend == "fake"
     assert len(opened[0].run(np.zeros((1, 3, 56, 56), np.uint8), np.array([[56, 56]]))) == 1
+
+
+async def test_the_smallest_and_the_largest_batch_ran_before_the_service_is_ready() -> None:
+    counts: list[int] = []
+
+    class CountingSession(RedSession):
+        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
+            counts.append(len(pixels))
+            return super().run(pixels, sizes)
+
+    async with open_client(lambda: (CONTRACT, CountingSession()), max_batch=6):
+        assert counts == [1, 6]
+    counts.clear()
+    async with open_client(lambda: (CONTRACT, CountingSession()), max_batch=6, limit_batch_pixels=2 * 56 * 56 + 1):
+        assert counts == [1, 2]

@@ -2,26 +2,17 @@
 
 import asyncio
 import itertools
-import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import suppress
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
-from fake_service import CONTRACT, RedSession, draw_halves, open_client, open_fake, post, save
+from fake_service import RedSession, draw_halves, open_client, post, save
+from live_service import WAIT_S, GatedSession, listen, make_request, see_metric, wait_for
 
-from model.backends.session import Session
-from model.contract import Contract
 from model.raw import Raw
-from service.__main__ import bind
-from service.app import create_app
-from service.deployment import Opener
-from service.settings import Settings
 
-WAIT_S = 10.0
 HALVES = save(draw_halves())
 
 pytestmark = pytest.mark.anyio
@@ -30,51 +21,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-class GatedSession(RedSession):
-    """Runs once its gate is open, and counts the pictures it saw; the black one of the warm-up passes."""
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.is_inside = threading.Event()
-        self.pictures = 0
-
-    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
-        if pixels.any():
-            self.pictures += len(pixels)
-            self.is_inside.set()
-            assert self.gate.wait(WAIT_S)
-        return super().run(pixels, sizes)
-
-    def open(self) -> tuple[Contract, Session]:
-        return CONTRACT, self
-
-
-async def wait_for(event: threading.Event) -> None:
-    assert await asyncio.to_thread(event.wait, WAIT_S)
-
-
-@asynccontextmanager
-async def listen(opener: Opener = open_fake, **settings: Any) -> AsyncIterator[tuple[str, int]]:
-    """Host and port of a service on a real socket."""
-    chosen = Settings(port=0, **settings)
-    app = create_app(chosen, opener=opener)
-    with bind(chosen) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.wait_for(app.state.parts.deployment.settle(), WAIT_S)
-        host, port = listener.getsockname()
-        try:
-            yield host, port
-        finally:
-            server.should_exit = True
-            await serving
-
-
-async def read_metric(host: str, port: int, start: str) -> list[str]:
-    async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
-        return [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith(start)]
 
 
 async def test_more_requests_than_places_are_busy_and_the_others_are_answered() -> None:
@@ -89,7 +35,7 @@ async def test_more_requests_than_places_are_busy_and_the_others_are_answered() 
         session.gate.set()
         assert (await first).status_code == 200
         assert sorted([(await each).status_code for each in others]) == [200, 503, 503]
-        assert 'seg_rejected_total{reason="busy"} 2.0' in (await client.get("/metrics")).text
+        assert 'seg_rejected_total{reason="queue_full"} 2.0' in (await client.get("/metrics")).text
         assert (await post(client, HALVES)).status_code == 200
 
 
@@ -121,11 +67,6 @@ async def test_health_is_answered_while_the_network_is_busy() -> None:
         assert (await busy).status_code == 200
 
 
-def make_request(content: bytes) -> bytes:
-    head = f"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(content)}\r\n\r\n"
-    return head.encode() + content
-
-
 async def test_a_picture_whose_sender_hung_up_is_never_run() -> None:
     session = GatedSession()
     async with listen(session.open, max_batch=1) as (host, port):
@@ -134,18 +75,57 @@ async def test_a_picture_whose_sender_hung_up_is_never_run() -> None:
         await wait_for(session.is_inside)
         _, second = await asyncio.open_connection(host, port)
         second.write(make_request(HALVES))
-        while "seg_queue_depth 1.0" not in await read_metric(host, port, "seg_queue_depth"):
-            pass
+        await see_metric(host, port, "seg_queue_depth 1.0")
         for each in (first, second):
             each.close()
             await each.wait_closed()
-        cancelled = 'seg_requests_total{outcome="cancelled",task="panoptic"} 2.0'
-        while cancelled not in await read_metric(host, port, "seg_requests_total"):
-            pass
+        await see_metric(host, port, 'seg_cancelled_total{stage="queue"} 1.0')
+        await see_metric(host, port, 'seg_cancelled_total{stage="infer"} 1.0')
         session.gate.set()
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
             assert (await post(client, HALVES)).status_code == 200
     assert session.pictures == 2  # the one inside when its sender left, and the last
+
+
+class GatedRaw:
+    """An answer whose merge waits for a gate."""
+
+    def __init__(self, raw: Raw, session: "GatedSession") -> None:
+        self.scores, self.boxes, self.masks, self.semantic = raw.scores, raw.boxes, raw.masks, raw.semantic
+        self._clusters, self._session = raw.clusters, session
+
+    @property
+    def clusters(self) -> np.ndarray:
+        self._session.is_inside.set()
+        assert self._session.gate.wait(WAIT_S)
+        return self._clusters
+
+
+class GatedAnswers(GatedSession):
+    """Runs at once; what comes after waits."""
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
+        self.pictures += bool(pixels.any())
+        return [GatedRaw(raw, self) for raw in RedSession().run(pixels, sizes)]
+
+
+async def test_senders_that_hang_up_before_the_decoder_or_after_the_network_are_dropped_there() -> None:
+    session = GatedAnswers()
+    async with listen(session.open, max_batch=1, threads=1) as (host, port):
+        _, first = await asyncio.open_connection(host, port)
+        first.write(make_request(HALVES))
+        await wait_for(session.is_inside)
+        _, second = await asyncio.open_connection(host, port)
+        second.write(make_request(HALVES))
+        await see_metric(host, port, "seg_inflight 2.0")
+        for each in (first, second):
+            each.close()
+            await each.wait_closed()
+        await see_metric(host, port, 'seg_cancelled_total{stage="merge"} 1.0')
+        await see_metric(host, port, 'seg_cancelled_total{stage="decode"} 1.0')
+        await see_metric(host, port, "seg_inflight 0.0")
+        session.gate.set()
+    assert session.pictures == 1  # the second was never decoded
 
 
 async def test_a_sender_that_hangs_up_within_its_body_counts_as_cancelled() -> None:
@@ -155,9 +135,7 @@ async def test_a_sender_that_hangs_up_within_its_body_counts_as_cancelled() -> N
         await writer.drain()
         writer.close()
         await writer.wait_closed()
-        cancelled = 'seg_requests_total{outcome="cancelled",task="panoptic"} 1.0'
-        while cancelled not in await read_metric(host, port, "seg_requests_total"):
-            pass
+        await see_metric(host, port, 'seg_cancelled_total{stage="read"} 1.0')
 
 
 async def test_a_large_body_is_refused_over_a_socket_before_it_is_sent_whole() -> None:
@@ -168,3 +146,30 @@ async def test_a_large_body_is_refused_over_a_socket_before_it_is_sent_whole() -
         writer.close()
         await writer.wait_closed()
         assert status.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost:"])
+async def test_a_connection_that_dawdles_over_its_header_is_cut_off(sent: bytes) -> None:
+    async with listen(stall_s=0.2) as (host, port):
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(sent)
+        with suppress(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), WAIT_S)
+        writer.close()
+
+
+async def test_a_body_that_pauses_too_long_is_504_long_before_the_deadline() -> None:
+    async with listen(stall_s=0.2, deadline_s=1000.0) as (host, port):
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(make_request(HALVES)[:-10])
+        assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 504 ")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_header_without_end_is_refused() -> None:
+    async with listen() as (host, port):
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /livez HTTP/1.1\r\nX: " + b"x" * 20_000)
+        assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 400 ")
+        writer.close()

@@ -59,8 +59,33 @@ def test_an_unknown_variable_is_refused_with_what_was_meant(name: str, words: st
         ("DEADLINE_S", "inf"),
         ("HOST", ""),
         ("BACKEND", "gpu"),
+        ("STALL_S", "0"),
+        ("MAX_QUEUE_S", "0"),
+        ("STUCK_S", "nan"),
+        ("DRAIN_DELAY_S", "-1"),
+        ("DRAIN_LIMIT_S", "0"),
+        ("RATE_PER_S", "-1"),
+        ("BURST", "0"),
+        ("LIMIT_BATCH_PIXELS", "0"),
+        ("ADMIN_PORT", "-2"),
+        ("LOG_FORMAT", "xml"),
+        ("ALLOW_ANYONE", "perhaps"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_name(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"(?i){name}"):
         read_settings({f"USEG_{name}": text})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org"])
+def test_other_machines_are_served_with_keys_or_where_anyone_is_meant(host: str) -> None:
+    with pytest.raises(ConfigError, match="set key_file, or allow_anyone"):
+        read_settings({"USEG_HOST": host})
+    assert read_settings({"USEG_HOST": host, "USEG_KEY_FILE": "/keys"}).key_file == Path("/keys")
+    assert read_settings({"USEG_HOST": host, "USEG_KEYS": "a:b"}).keys == "a:b"
+    assert read_settings({"USEG_HOST": host, "USEG_ALLOW_ANYONE": "True"}).allow_anyone
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.7", "::1", "localhost"])
+def test_this_machine_is_served_without_keys(host: str) -> None:
+    assert read_settings({"USEG_HOST": host}).host == host

@@ -7,9 +7,10 @@ from service.telemetry import Stopwatch, Telemetry, name_outcome
 
 def test_two_apps_count_apart() -> None:
     first, second = Telemetry(), Telemetry()
-    first.requests.labels("panoptic", "ok").inc()
-    assert first.registry.get_sample_value("seg_requests_total", {"task": "panoptic", "outcome": "ok"}) == 1.0
-    assert second.registry.get_sample_value("seg_requests_total", {"task": "panoptic", "outcome": "ok"}) is None
+    labels = {"model": "a", "version": "1", "task": "panoptic", "outcome": "ok"}
+    first.requests.labels(**labels).inc()
+    assert first.registry.get_sample_value("seg_requests_total", labels) == 1.0
+    assert second.registry.get_sample_value("seg_requests_total", labels) is None
 
 
 def test_a_stopwatch_tells_the_caller_milliseconds_and_the_histogram_seconds() -> None:
@@ -27,6 +28,7 @@ def test_a_stopwatch_tells_the_caller_milliseconds_and_the_histogram_seconds() -
         (200, "ok"),
         (413, "bad_input"),
         (422, "bad_input"),
+        (429, "rejected"),
         (499, "cancelled"),
         (500, "error"),
         (503, "rejected"),

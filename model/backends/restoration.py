@@ -21,6 +21,8 @@ from model.run import parse_fields
 from model.weights.checkpoints import State, load_exactly
 
 HALF_SUFFIX = "_fp16"
+BYTE_SUFFIX = "_int8"
+SCALE_SUFFIX = "_scale"
 TRANSPOSED_SUFFIX = ".T"
 ALIASES_KEY = "aliases"
 """Of the graph's metadata: weights that are not in it to weights that are equal, as JSON."""
@@ -60,11 +62,16 @@ def read_weights(path: Path) -> State:
     Names of ours have dots, those of the exporter's constants have none.
     """
     model = onnx.load(path)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
     held: State = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_type in _FLOATS:
-            name = tensor.name.removesuffix(HALF_SUFFIX)
+    for tensor in stored.values():
+        name = tensor.name.removesuffix(HALF_SUFFIX).removesuffix(BYTE_SUFFIX)
+        if name.endswith(SCALE_SUFFIX):
+            continue
+        if tensor.data_type in _FLOATS or name + SCALE_SUFFIX in stored:
             values = torch.from_numpy(numpy_helper.to_array(tensor).copy()).float()
+            if scale := stored.get(name + SCALE_SUFFIX):
+                values = (values * torch.from_numpy(numpy_helper.to_array(scale).copy())).flatten(1)
             held[name.removesuffix(TRANSPOSED_SUFFIX)] = values.T if name.endswith(TRANSPOSED_SUFFIX) else values
     told = {entry.key: entry.value for entry in model.metadata_props}
     aliases = json.loads(told.get(ALIASES_KEY, "{}"))

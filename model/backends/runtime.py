@@ -31,7 +31,13 @@ from model.files import read_arrays
 
 logger = logging.getLogger(__name__)
 
-_TOLERANCES: dict[Precision, Tolerance] = {"fp32": FP32, "fp16-stored": FP32, "fp16": FP16, "int8": INT8}
+_TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": FP32,
+    "fp16-stored": FP32,
+    "int8-stored": FP32,
+    "fp16": FP16,
+    "int8": INT8,
+}
 _FALLBACKS: dict[Backend, Backend] = {"tensorrt": "cuda", "cuda": "cpu", "torch": "cpu", "openvino": "cpu"}
 
 

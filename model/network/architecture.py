@@ -10,6 +10,6 @@ def list_idle(network: Network) -> tuple[str, ...]:
     """Beginnings of the names of weights that no answer depends on: training uses them, or the encoder has them."""
     match network:
         case MaskTransformer():
-            return ("encoder.norm.", "decoder.patch_mask.")
+            return ("encoder.norm.", "decoder.patch_mask.", "decoder.embedding_head.")
         case PanopticCascade():
             return ()

@@ -37,12 +37,18 @@ class DecoderShape:
     layers: int = 3
     mask_width: int = 64
     """Channels in which queries and pixels meet."""
+    embedding: int = 0
+    """Size of what queries say of their objects' features, for clusters made later; 0: nothing."""
+    taught_clusters: int = 0
+    """Thing clusters that the labels had, where the answer's were made later, from embeddings; 0: the same."""
 
     def __post_init__(self) -> None:
         if self.side_px % STRIDE_PX:
             raise ConfigError(f"side {self.side_px} px is no multiple of the mask stride, {STRIDE_PX} px")
         if self.width % _HEADS or self.mask_width % _GROUPS:
             raise ConfigError(f"widths {self.width} and {self.mask_width} must be multiples of {_HEADS} and {_GROUPS}")
+        if self.taught_clusters and not self.embedding:
+            raise ConfigError("clusters can be made later only from embeddings: fit with them")
 
     @property
     def map_side(self) -> int:
@@ -64,6 +70,8 @@ class Prediction(NamedTuple):
     masks: Float[Tensor, "B Q h w"]
     semantic: Float[Tensor, "B S+1 h w"]
     layers: tuple[Layer, ...]
+    embeddings: Float[Tensor, "B Q D"] | None = None
+    """Of any length: only directions are taught."""
 
 
 def normalise(pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
@@ -155,6 +163,7 @@ class MaskDecoder(nn.Module):
     def __init__(self, shape: DecoderShape, encoder: EncoderShape) -> None:
         super().__init__()
         self.shape = shape
+        self.encoder_shape = encoder
         self.grid = encoder.grid
         taps = len(choose_taps(encoder.depth))
         self.tap_norms = nn.ModuleList(nn.LayerNorm(encoder.width) for _ in range(taps))
@@ -164,7 +173,7 @@ class MaskDecoder(nn.Module):
         self.queries = nn.Parameter(torch.randn(1, shape.queries, shape.width))
         self.blocks = nn.ModuleList(QueryBlock(shape.width) for _ in range(shape.layers))
         self.query_norm = nn.LayerNorm(shape.width)
-        self.class_head = nn.Linear(shape.width, shape.thing_clusters + 1)
+        self.class_head = nn.Linear(shape.width, (shape.taught_clusters or shape.thing_clusters) + 1)
         self.quality_head = nn.Linear(shape.width, 1)
         self.mask_head = nn.Sequential(
             nn.Linear(shape.width, shape.width), nn.GELU(), nn.Linear(shape.width, shape.mask_width)
@@ -173,6 +182,8 @@ class MaskDecoder(nn.Module):
         self.pixels = PixelDecoder(shape)
         self.semantic_patches = nn.Linear(shape.width, shape.stuff_clusters + 1)
         self.semantic_pixels = nn.Conv2d(shape.mask_width, shape.stuff_clusters + 1, 1)
+        self.embedding_head = nn.Linear(shape.width, shape.embedding) if shape.embedding else None
+        self.cluster_head = nn.Linear(shape.width, shape.thing_clusters) if shape.taught_clusters else None
 
     def forward(
         self, features: Float[Tensor, "T B N E"], normalised: Float[Tensor, "B 3 S S"], is_deep: bool = False
@@ -191,12 +202,21 @@ class MaskDecoder(nn.Module):
         fine = self.pixels(square, normalised)
         semantic = self.semantic_patches(patches).transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return Prediction(
-            classes=self.class_head(said),
+            classes=self._classify(said),
             quality=self.quality_head(said).squeeze(2),
             masks=torch.einsum("bqc,bchw->bqhw", self.mask_head(said), fine),
             semantic=enlarge(semantic, self.shape.map_side) + self.semantic_pixels(fine),
             layers=tuple(layers),
+            embeddings=self.embedding_head(said) if self.embedding_head is not None else None,
         )
+
+    def _classify(self, said: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q K+1"]:
+        """With clusters made later, theirs share the chance that the taught ones have together."""
+        classes: Tensor = self.class_head(said)
+        if self.cluster_head is None:
+            return classes
+        shares = self.cluster_head(said).log_softmax(-1)
+        return torch.cat([shares + classes[..., :-1].logsumexp(-1, keepdim=True), classes[..., -1:]], -1)
 
     def _gather(self, features: Float[Tensor, "T B N E"]) -> Float[Tensor, "B N C"]:
         levels = zip(self.laterals, self.tap_norms, features.unbind(0), strict=True)
@@ -207,7 +227,7 @@ class MaskDecoder(nn.Module):
     def _read(self, queries: Float[Tensor, "B Q C"], low: Float[Tensor, "B N c"]) -> Layer:
         said = self.query_norm(queries)
         masks = torch.einsum("bqc,bnc->bqn", self.mask_head(said), low)
-        return Layer(classes=self.class_head(said), masks=masks.unflatten(2, (self.grid, self.grid)))
+        return Layer(classes=self._classify(said), masks=masks.unflatten(2, (self.grid, self.grid)))
 
 
 class MaskTransformer(nn.Module):

@@ -7,7 +7,7 @@ from torch.nn import functional
 from model.network.resnet import ChannelNorm, NormedConv
 from model.network.vit import EncoderShape, VisionTransformer, stretch_positions
 
-_PATCH_STRIDE_PX = 16
+PATCH_STRIDE_PX = 16
 """What a patch covers of the picture."""
 
 
@@ -42,15 +42,18 @@ class SimplePyramid(nn.Module):
 
     def forward(self, normalised: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C h w"], ...]:
         """p2 to p6; p6 is every second cell of p5."""
-        maps = self.encode(normalised)
+        return self.spread(self.encode(normalised))
+
+    def spread(self, maps: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B C h w"], ...]:
+        """p2 to p6 from the transformer's last map."""
         levels = [stage(maps) for stage in (self.simfp_2, self.simfp_3, self.simfp_4, self.simfp_5)]
         return (*levels, functional.max_pool2d(levels[-1], 1, 2))
 
     def encode(self, normalised: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
         """The transformer's last map, at stride 16."""
-        rows, columns = (length // _PATCH_STRIDE_PX for length in normalised.shape[2:])
+        rows, columns = (length // PATCH_STRIDE_PX for length in normalised.shape[2:])
         patch_px = self.net.shape.patch_px
-        if patch_px != _PATCH_STRIDE_PX:
+        if patch_px != PATCH_STRIDE_PX:
             seen = (rows * patch_px, columns * patch_px)
             normalised = functional.interpolate(normalised, size=seen, mode="bilinear", align_corners=False)
         positions = stretch_positions(self.net.pos_embed, rows, columns)

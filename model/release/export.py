@@ -26,6 +26,7 @@ from model.network.panoptic_cascade import PanopticCascade
 from model.network.pyramid import SIDE_MULTIPLE_PX
 from model.network.resnet import STRIDES_PX
 from model.pixels import place
+from model.release.byte_weights import round_to_bytes
 from model.release.gate import BATCHES, Picture, check_batches, check_parity, stack
 from model.release.graph import LEAST_OPEN_SIDE_PX, round_to_half, write_graph
 from model.run import RunCard, load_run
@@ -51,8 +52,8 @@ class ExportConfig:
     """Threshold; None: what suits the network."""
     part: float | None = None
     """Threshold; None: what suits the network."""
-    canvases: tuple[Canvas, ...] = PAPER_CANVASES
-    """Of a panoptic cascade; a mask transformer was trained on one and takes no other."""
+    canvases: tuple[Canvas, ...] = ()
+    """Of a panoptic cascade, none: the square it was made for, or the paper's; a mask transformer has its own."""
 
 
 def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Contract:
@@ -68,6 +69,8 @@ def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt
     deployed = fold_norms(network) if isinstance(network, PanopticCascade) else network
     if config.precision != "fp32":
         round_to_half(deployed)
+    if config.precision == "int8-stored":
+        round_to_bytes(deployed)
     contract = make_contract(card, deployed, config)
     tolerance = FP16 if config.precision == "fp16" else FP32
     with replace_directory(out) as folder:
@@ -115,17 +118,18 @@ def _describe_transformer(card: RunCard, network: MaskTransformer, config: Expor
 
 def _describe_cascade(card: RunCard, network: PanopticCascade, config: ExportConfig) -> Contract:
     shape, limits = network.shape, network.limits
-    for canvas in config.canvases:
+    canvases = config.canvases or ((Canvas.square(card.side_px),) if card.side_px else PAPER_CANVASES)
+    for canvas in canvases:
         if min(canvas.height_px, canvas.width_px) < 1 or (canvas.height_px | canvas.width_px) % SIDE_MULTIPLE_PX:
             size = f"{canvas.height_px}x{canvas.width_px}"
             raise ConfigError(f"canvas {size}: a panoptic cascade takes multiples of {SIDE_MULTIPLE_PX} px")
-        if len(config.canvases) > 1 and min(canvas.height_px, canvas.width_px) < LEAST_OPEN_SIDE_PX:
+        if len(canvases) > 1 and min(canvas.height_px, canvas.width_px) < LEAST_OPEN_SIDE_PX:
             raise ConfigError(f"one of several canvases has less than {LEAST_OPEN_SIDE_PX} px a side")
     return Contract(
         name=config.name,
         version=config.version,
         network=card.network,
-        canvases=config.canvases,
+        canvases=canvases,
         stride_px=STRIDES_PX[0],
         detections=limits.detections.total,
         thing_clusters=shape.thing_clusters,

@@ -21,6 +21,7 @@ from model.network.panoptic_cascade import PanopticCascade
 from model.network.pyramid import SIDE_MULTIPLE_PX
 from model.network.roi_onnx import emit_pool
 from model.raw import PARTS
+from model.release.byte_weights import store_as_bytes
 from model.release.half_graph import compute_in_half
 
 _OPSET = 18
@@ -35,7 +36,8 @@ def write_graph(network: Network, canvases: Sequence[Canvas], precision: FloatPr
     """Write the graph, checked by ONNX. Height and width stay open if there are several canvases.
 
     Weights keep the names of the state dict, with ".T" where they lie transposed. fp32 weights that fp16 holds exactly
-    are stored so unless all is fp32; see `round_to_half`. With fp16, the graph computes so too; see `half_graph`.
+    are stored so unless all is fp32; see `round_to_half`, and `byte_weights` for int8. With fp16, the graph computes so
+    too; see `half_graph`.
     """
     canvas = canvases[0]
     pixels = torch.zeros(2, 3, canvas.height_px, canvas.width_px, dtype=torch.uint8)
@@ -60,6 +62,9 @@ def write_graph(network: Network, canvases: Sequence[Canvas], precision: FloatPr
         case "fp32":
             pass
         case "fp16-stored":
+            _store_as_half(graph)
+        case "int8-stored":
+            store_as_bytes(graph)
             _store_as_half(graph)
         case "fp16":
             compute_in_half(graph, HALF_SUFFIX)

@@ -1,11 +1,11 @@
 // Files on their way in (chosen, dropped or pasted) and out.
 
-/** Call `accept` with every photo that the user chooses in `input`, drops anywhere or pastes. */
+/** Call `accept` with all photos that the user chooses in `input` at once, drops anywhere or pastes. */
 export function listenForFiles(input, accept) {
   input.addEventListener("change", () => {
-    const [file] = input.files;
-    input.value = ""; // so that the same file can be chosen again
-    if (file) accept(file);
+    const files = [...input.files];
+    input.value = ""; // so that the same files can be chosen again
+    if (files.length) accept(files);
   });
   addEventListener("paste", (event) => acceptTransfer(event, event.clipboardData, accept));
   addEventListener("dragover", (event) => {
@@ -23,10 +23,10 @@ export function listenForFiles(input, accept) {
 }
 
 function acceptTransfer(event, transfer, accept) {
-  const [file] = transfer.files;
-  if (!file) return;
+  const files = [...transfer.files];
+  if (!files.length) return;
   event.preventDefault();
-  accept(file);
+  accept(files);
 }
 
 /** Download a blob under the photo's name with another ending. */

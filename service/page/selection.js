@@ -1,7 +1,12 @@
+import { showDetails } from "./details.js";
 import { renderLegend, renderSegment } from "./legend.js";
 import { placeTip } from "./tip.js";
 
-/** The one segment that stands out, alike in the picture and in the list: the hovered one, else the pinned one. */
+/**
+ * The one segment that stands out, alike in the picture and in the list: the hovered one, else the pinned one.
+ *
+ * The pinned one is told in full.
+ */
 export class Selection {
   #picture;
   #elements;
@@ -10,7 +15,7 @@ export class Selection {
   #hovered = null; // indices into the segments
   #pinned = null;
 
-  /** `elements` are the canvas with the masks, the list and the tip. */
+  /** `elements` are the canvas with the masks, the list, the tip and the panel of details. */
   constructor(picture, elements) {
     this.#picture = picture;
     this.#elements = elements;
@@ -29,6 +34,7 @@ export class Selection {
     this.#hovered = this.#pinned = null;
     this.#picture.showSegments(segments);
     this.#elements.legend.replaceChildren(...renderLegend(segments, image));
+    showDetails(this.#elements.details, null, image);
     this.#showTip(null);
   }
 
@@ -65,6 +71,7 @@ export class Selection {
   #pin(index) {
     this.#pinned = index === this.#pinned ? null : index;
     this.#highlight();
+    showDetails(this.#elements.details, this.#pinned === null ? null : this.#segments[this.#pinned], this.#image);
   }
 
   #highlight() {

@@ -11,11 +11,12 @@ from jaxtyping import Int32, UInt8
 from model.backends.runtime import open_session
 from model.backends.session import Backend, Session
 from model.contract import CONTRACT_FILE, Contract, Task, read_contract
-from model.encodings import Outline, encode_outlines
+from model.encodings import encode_outlines
 from model.errors import ConfigError, LabelStoreError
 from model.files import hash_file
 from model.panoptic import Segment, Segmentation, assemble
 from model.pixels import place
+from model.rle import Outline
 from training.labels.store import CONFIG_FILE, LabelStore, StoredPhoto, read_label
 
 LEAST_SCORE = 0.01
@@ -167,7 +168,8 @@ def _open_run(folder: Path, threads: int) -> Source:
 
 
 def _list_clusters(answer: Segmentation) -> ClusterMap:
-    return ClusterMap(label_map=answer.label_map, clusters={each.id: each.cluster for each in answer.segments})
+    label_map = answer.label_map.astype(np.int32)
+    return ClusterMap(label_map=label_map, clusters={each.id: each.cluster for each in answer.segments})
 
 
 def _list_detections(answer: Segmentation) -> tuple[Detection, ...]:

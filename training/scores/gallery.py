@@ -9,8 +9,9 @@ from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 from pycocotools import mask as coco
 
-from model.encodings import choose_colour, decode_outline
+from model.encodings import choose_colour
 from model.pixels import read_photo
+from model.rle import decode_outline
 from training.scores.answers import Answer, Source
 from training.scores.comparison import hash_photo
 from training.scores.naming import Fit, Naming

@@ -1,0 +1,59 @@
+"""How answers look in the mean, so that a service can tell when they begin to look otherwise."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from math import log
+from typing import Literal, get_args
+
+import numpy as np
+
+from model.errors import ConfigError
+from model.histogram import Histogram
+from model.panoptic import VOID, Segmentation
+
+Measure = Literal["segments", "void", "score"]
+"""Of a panoptic answer: its number of segments, the share of void pixels, the mean score of its things."""
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+EDGES: Mapping[Measure, tuple[float, ...]] = {
+    "segments": (1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 25),
+    "void": (0.001, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8),
+    "score": (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9),
+}
+"""A value on an edge counts above it."""
+_LEAST_SHARE = 1e-3
+"""Taken for the share of an empty bin, whose logarithm there is none of."""
+
+
+def measure(answer: Segmentation) -> dict[Measure, float]:
+    """The measures of a panoptic answer; one without things has no score."""
+    scores = [segment.score for segment in answer.segments if segment.is_thing]
+    measured: dict[Measure, float] = {
+        "segments": float(len(answer.segments)),
+        "void": float(np.mean(answer.label_map == VOID)),
+    }
+    return measured | ({"score": sum(scores) / len(scores)} if scores else {})
+
+
+def count(measured: Iterable[Mapping[Measure, float]]) -> dict[Measure, Histogram]:
+    """A histogram of each measure over many answers."""
+    counts = {name: [0] * (len(EDGES[name]) + 1) for name in MEASURES}
+    for each in measured:
+        for name, value in each.items():
+            counts[name][bisect_right(EDGES[name], value)] += 1
+    return {name: Histogram(edges=EDGES[name], counts=tuple(counts[name])) for name in MEASURES}
+
+
+def compare(reference: Histogram, seen: Histogram) -> float:
+    """The population stability index: 0 for equal shares; above 0.25 is commonly taken for another population.
+
+    Raises ConfigError if the edges differ or one of them is empty.
+    """
+    if reference.edges != seen.edges or not sum(reference.counts) or not sum(seen.counts):
+        raise ConfigError("two histograms are compared that have the same edges and are not empty")
+    index = 0.0
+    for expected, actual in zip(reference.counts, seen.counts, strict=True):
+        before = max(expected / sum(reference.counts), _LEAST_SHARE)
+        after = max(actual / sum(seen.counts), _LEAST_SHARE)
+        index += (after - before) * log(after / before)
+    return index

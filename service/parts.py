@@ -1,0 +1,24 @@
+"""What the routes work with."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from service.deployment import Deployment
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """One app's, as `app.state.parts`."""
+
+    settings: Settings
+    deployment: Deployment
+    telemetry: Telemetry
+
+
+def get_parts(request: Request) -> Parts:
+    """The parts of the app that a request came to."""
+    parts: Parts = request.app.state.parts
+    return parts

@@ -1,0 +1,82 @@
+"""A service on real sockets, whose network waits until it may run."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+from fake_service import CONTRACT, RedSession, open_fake
+
+from model.backends.session import Session
+from model.contract import Contract
+from model.raw import Raw
+from service.__main__ import bind
+from service.app import create_app
+from service.deployment import Opener
+from service.leaving import Server
+from service.protocol import configure
+from service.settings import Settings
+
+WAIT_S = 10.0
+
+
+class GatedSession(RedSession):
+    """Runs once its gate is open, and counts the pictures it saw; the black one of the warm-up passes."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.is_inside = threading.Event()
+        self.pictures = 0
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
+        if pixels.any():
+            self.pictures += len(pixels)
+            self.is_inside.set()
+            assert self.gate.wait(WAIT_S)
+        return super().run(pixels, sizes)
+
+    def open(self) -> tuple[Contract, Session]:
+        return CONTRACT, self
+
+
+async def wait_for(event: threading.Event) -> None:
+    assert await asyncio.to_thread(event.wait, WAIT_S)
+
+
+@asynccontextmanager
+async def listen(opener: Opener = open_fake, **settings: Any) -> AsyncIterator[tuple[str, int]]:
+    """Host and port of a service on a real socket."""
+    chosen = Settings(port=0, **settings)
+    app = create_app(chosen, opener=opener)
+    with bind(chosen) as listener:
+        server = Server(configure(app, stall_s=chosen.stall_s, finish_s=1.0))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await asyncio.wait_for(app.state.parts.deployment.settle(), WAIT_S)
+        host, port = listener.getsockname()
+        try:
+            yield host, port
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def read_metric(host: str, port: int, start: str) -> list[str]:
+    """The lines of `/metrics` that begin so."""
+    async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
+        return [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith(start)]
+
+
+async def see_metric(host: str, port: int, line: str) -> None:
+    """Return once `/metrics` has the line."""
+    async with asyncio.timeout(WAIT_S):
+        while line not in await read_metric(host, port, line.split("{")[0].split(" ")[0]):
+            pass
+
+
+def make_request(content: bytes, *headers: str) -> bytes:
+    """A picture on its way, as bytes."""
+    lines = ["POST /v1/segment HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(content)}"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + content

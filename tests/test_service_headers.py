@@ -1,0 +1,47 @@
+"""Browsers are told to run nothing but our own files, and the pages hold to it."""
+
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fake_service import draw_halves, open_client, post, save
+
+pytestmark = pytest.mark.anyio
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client() as each:
+        yield each
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/metrics", "/none", "/page/style.css"])
+async def test_every_answer_is_taken_for_what_it_says_and_framed_by_nobody(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    headers = (await client.get(path)).headers
+    assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY")
+    assert (headers["referrer-policy"], headers["cross-origin-resource-policy"]) == ("no-referrer", "same-origin")
+
+
+async def test_a_page_runs_and_styles_by_files_of_ours_alone(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    policy = dict(rule.split(" ", 1) for rule in page.headers["content-security-policy"].split("; "))
+    assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
+    assert (policy["frame-ancestors"], policy["connect-src"]) == ("'none'", "'self'")
+    assert re.findall(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page.text) == []
+    assert re.findall(r'(?:src|href)="(?:https?:)?//', page.text) == []
+
+
+async def test_an_answer_goes_on_in_its_callers_trace(client: httpx.AsyncClient) -> None:
+    answer = await post(client, save(draw_halves()), headers={"traceparent": TRACEPARENT})
+    version, trace_id, span_id, flags = answer.headers["traceparent"].split("-")
+    assert (version, trace_id, flags) == ("00", TRACEPARENT[3:35], "01")
+    assert span_id != TRACEPARENT[36:52]
