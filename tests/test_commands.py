@@ -233,7 +233,7 @@ def test_stuff_comes_from_a_folder_of_maps(tmp_path: Path, tiny_encoder: Path) -
     photos, maps, out = tiny.draw_photos(tmp_path / "photos"), tmp_path / "maps", tmp_path / "store"
     command = ("training", "label", photos, "--out", out, "--encoder", tiny_encoder, *LABEL_OPTIONS)
     command += ("--merge", "published", "--stuff", maps)
-    expect_error(run(*command), "kmeans, stego or a folder of maps")
+    expect_error(run(*command), "kmeans, regions, stego or a folder of maps")
     maps.mkdir()
     for index in range(8):
         rows = np.arange(48 + 4 * index)[:, None] * 4 // (48 + 4 * index)
@@ -280,28 +280,36 @@ def test_a_recipe_out_of_range_is_told_before_anything_is_written(tiny_store: La
 
 COMPARISON = "--truth --layout --split --protocol --method --vote-score --vote-iou --vote-stuff-iou"
 SURFACE = {
-    ("model",): "--threads import export check name quantise segment bench",
+    ("model",): "--threads import export check name reference quantise segment bench",
     ("model", "import"): "--as --clusters --out",
     ("model", "export"): "--out --name --version --photos --score --part --precision --canvas",
     ("model", "check"): "--backend",
     ("model", "name"): "",
+    ("model", "reference"): "--photos --count --backend",
     ("model", "bench"): "--backend --batch --rounds --peak-tflops",
     ("model", "quantise"): "--photos --out --count",
     ("model", "segment"): "--backend --out --task",
-    ("training",): "--threads label fit finetune show match name eval",
+    ("training",): "--threads label fit finetune relabel recluster compose show match name eval",
     ("training", "label"): "--out --encoder --features --limit --note --side-px --cuts --threshold --components "
     "--thing-clusters --stuff-clusters --seed --codebook --stuff --stego --stego-steps --stuff-crf --merge "
     "--most-inside --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --seeding "
     "--proposals --tokens --centred --faithful --objects --refinement",
-    ("training", "fit"): "--out --features --preset --steps --batch --learning-rate --seed --checkpoint-every",
-    ("training", "finetune"): "--truth --layout --split --protocol --fraction --out --features --preset --steps --batch "
-    "--learning-rate --seed",
+    ("training", "fit"): "--out --features --network --preset --steps --batch --learning-rate --average-decay --seed "
+    "--checkpoint-every --precision --backbone --inputs --backbone-weights --start --device --minutes --queries "
+    "--targets --most-targets --drops-unknown --crop-rate --paste-rate --pastes-alike --embeds --jitter --pasting "
+    "--doubt --drop-iou --ignored-share",
+    ("training", "finetune"): "--truth --layout --split --protocol --fraction --out --features --preset --steps "
+    "--batch --learning-rate --seed",
+    ("training", "relabel"): "--out --features --share --rise --force",
+    ("training", "recluster"): "--clusters --out --features --score --limit --seed",
+    ("training", "compose"): "--out --score --features",
     ("training", "show"): "--out --count --seed",
     ("training", "match"): f"{COMPARISON} --out",
     ("training", "name"): "--truth --layout --split --protocol --regions --seed --features --out",
     ("training", "eval"): f"{COMPARISON} --names --same-set --out",
-    ("service",): "--artifact --backend --host --port --max-batch --max-wait-ms --queue --limit-bytes --limit-pixels "
-    "--threads --deadline-s",
+    ("service",): "--artifact --backend --host --port --admin-port --key-file --new-key --allow-anyone "
+    "--rate-per-s --burst --max-batch --max-wait-ms --limit-batch-pixels --queue --max-queue-s --limit-bytes "
+    "--limit-pixels --threads --deadline-s --stall-s --stuck-s --drain-delay-s --drain-limit-s --log-format",
 }
 
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from training.fitting.cascade_recipe import CASCADE_PRESETS
 from training.fitting.recipe import PRESETS
 from training.fitting.trainer import clip_gradients, list_changes, move
 
@@ -50,6 +52,13 @@ def test_a_run_begun_before_a_field_existed_goes_on_with_its_default_alone() -> 
     stored = {name: value for name, value in asdict(TINY).items() if name != "precision"}
     assert list_changes(stored, TINY) == []
     assert list_changes(stored, replace(TINY, precision="bf16")) == ["precision"]
+
+
+def test_lists_of_a_recipe_are_known_again_after_json() -> None:
+    recipe = CASCADE_PRESETS["paper-cutler"]
+    stored = json.loads(json.dumps(asdict(recipe)))
+    assert list_changes(stored, recipe) == []
+    assert list_changes(stored, replace(recipe, milestones=(70_000,))) == ["milestones"]
 
 
 def test_every_tensor_of_a_batch_goes_to_the_device() -> None:

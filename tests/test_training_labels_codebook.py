@@ -31,6 +31,15 @@ def test_a_codebook_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read.digest == BOOK.digest
 
 
+def test_what_tells_things_comes_along_and_without_it_the_digest_stays(tmp_path: Path) -> None:
+    judged = replace(BOOK, parts=np.eye(2), salient=np.array([0.5, 0.125]), least_scores=np.array([0.75]))
+    judged.write(tmp_path / "codebook.npz")
+    read = read_codebook(tmp_path / "codebook.npz")
+    assert (read.parts.tolist(), read.salient.tolist()) == ([[1, 0], [0, 1]], [0.5, 0.125])
+    assert read.least_scores.tolist() == [0.75]
+    assert read.digest == judged.digest != BOOK.digest == replace(judged, parts=np.zeros((0, 2))).digest
+
+
 def test_the_digest_tells_numbers_and_settings_apart() -> None:
     seeded = replace(BOOK, config=replace(CONFIG, seed=1))
     others = [replace(BOOK, things=2 * np.eye(2)), seeded, replace(BOOK, head={})]
@@ -64,7 +73,7 @@ def test_the_codebook_s_part_is_taken_out_of_a_label_configuration() -> None:
     ("change", "message"),
     [
         ({"thing_clusters": 0}, "thing_clusters"),
-        ({"stuff": "crf"}, "kmeans, stego, maps"),
+        ({"stuff": "crf"}, "kmeans, regions, stego, maps"),
         ({"stego": "huge"}, "small"),
     ],
 )

@@ -9,6 +9,7 @@ from training.labels.discovery_recipe import DiscoveryConfig
     [
         ({"cuts": 0}, "cuts"),
         ({"objects": 0}, "objects"),
+        ({"objects": 13}, "objects must be at most 12"),
         ({"threshold": 1.0}, "threshold"),
         ({"proposals": "sam"}, "maskcut, vote"),
         ({"tokens": "values"}, "patches, keys"),

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,24 +9,10 @@ import tiny
 from model.weights.checkpoints import load_encoder
 from training.features import fill_cache, open_cache
 from training.labels.discovery_recipe import DiscoveryConfig
-from training.labels.finder import Finder, find_least_score, sample_views
+from training.labels.finder import Finder, find_salient, sample_views
 from training.labels.keys import fill_keys, open_key_cache
 from training.labels.photo_view import open_view
-from training.labels.proposals import Proposals
 from training.photos import scan_photos
-
-
-def score(*scores: float) -> Proposals:
-    return Proposals(soft=np.ones((len(scores), 1, 1), np.float32), scores=np.array(scores, np.float32))
-
-
-def test_the_least_score_leaves_so_many_masks_a_photo_in_the_mean() -> None:
-    found = [score(9.0, 8.0, 7.0), score(6.0), score(5.0, 1.0)]
-    least = find_least_score(found, 1)
-    assert least == 7.0
-    assert sum(len(each.keep(9, least).scores) for each in found) == 3
-    assert find_least_score(found, 5) == 1.0
-    assert find_least_score([score()], 5) == 0.0
 
 
 def test_every_way_of_finding_gives_masks_on_the_patches_that_show_the_photo(
@@ -50,6 +37,19 @@ def test_every_way_of_finding_gives_masks_on_the_patches_that_show_the_photo(
         assert found.soft.shape[1:] == (3, 4), name
         assert len(found.soft) == len(found.scores) > 0, name
         assert ((found.soft >= 0.0) & (found.soft <= 1.0)).all(), name
+
+
+def test_what_maskcut_finds_is_salient(tmp_path: Path, tiny_encoder: Path, tiny_photos: Path) -> None:
+    encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
+    photo = scan_photos(tiny_photos).photos[0]
+    cache = open_cache(tmp_path, "0" * 64, tiny.SIDE_PX)
+    fill_cache(cache, [photo], encoder, tiny.SIDE_PX)
+    view = open_view(cache, photo, tiny.SIDE_PX)
+    found = Finder(config=DiscoveryConfig(), encoder=encoder).find(view)
+    assert (find_salient(encoder, view) == found.hard.any(0)).all()
+    alike = np.zeros_like(view.maps)
+    alike[..., 0] = 1.0
+    assert not find_salient(encoder, replace(view, maps=alike)).any()
 
 
 def test_views_do_not_depend_on_anything_but_the_seed(tmp_path: Path, tiny_encoder: Path, tiny_photos: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from model.errors import CheckpointError, ConfigError, LabelStoreError
+from training.labels.codebook import read_codebook
 from training.labels.label import label_photos
 from training.labels.store import LabelStore, read_label
 
@@ -50,7 +51,10 @@ def test_a_vote_gives_masks_with_scores_and_a_rerun_takes_them_as_they_are(
     report = label_photos(scan, config, store, tiny_store.features)
     masks = json.loads((store.folder / "instances.json").read_text())["annotations"]
     assert report.photos_without_mask < 8 <= len(masks) <= 8 * 12
-    assert all(each["score"] > 0.0 for each in masks)
+    assert all(0.0 <= each["score"] <= 1.0 for each in masks)
+    painted = sum(segment["category_id"] <= 3 for photo in json.loads((store.folder / "panoptic.json").read_text())
+                  ["annotations"] for segment in photo["segments_info"])  # fmt: skip
+    assert 0 < painted == sum(each["painted"] for each in masks) < len(masks)
     views = store.views.read_bytes()
     (store.folder / "panoptic.json").unlink()
     label_photos(scan, config, store, tiny_store.features)
@@ -58,6 +62,20 @@ def test_a_vote_gives_masks_with_scores_and_a_rerun_takes_them_as_they_are(
     assert json.loads((store.folder / "instances.json").read_text())["annotations"] == masks
     with pytest.raises(ConfigError, match="proposals differ"):
         store.claim(replace(config, proposals="maskcut"))
+
+
+def test_a_vote_needs_a_codebook_of_a_vote_while_maskcut_takes_any(
+    tmp_path: Path, tiny_store: LabelStore, tiny_photos: Path, tiny_encoder: Path
+) -> None:
+    scan, config = tiny.configure(tiny_photos, tiny_encoder)
+    book, store = read_codebook(tiny_store.codebook), LabelStore(tmp_path / "store")
+    with pytest.raises(ConfigError, match="not fitted on a vote"):
+        label_photos(scan, replace(config, proposals="vote"), store, tiny_store.features, book)
+    assert not store.folder.exists()
+    judged = replace(book, parts=book.stuff, salient=np.ones(4), least_scores=np.full(12, 2.0))
+    label_photos(scan, config, store, tiny_store.features, judged)
+    masks = json.loads((store.folder / "instances.json").read_text())["annotations"]
+    assert {each["painted"] for each in masks} == {1}  # MaskCut's are not judged
 
 
 def test_keys_are_cached_beside_the_features_and_cut_instead_of_them(

@@ -38,9 +38,9 @@ def test_proposals_come_back_from_disk_to_a_255th(tmp_path: Path) -> None:
     assert (again.hard == found.hard).all()
 
 
-def test_a_pixel_belongs_to_the_best_mask_alone() -> None:
-    masks = np.array([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[1, 1, 1, 1]], [[0, 0, 1, 0]]], bool)
-    expected = [[[1, 1, 0, 0]], [[0, 0, 1, 0]], [[0, 0, 0, 1]], [[0, 0, 0, 0]]]
+def test_a_pixel_belongs_to_the_best_mask_alone_and_what_has_lost_most_of_itself_is_gone() -> None:
+    masks = np.array([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[1, 1, 1, 1]], [[0, 0, 0, 1]]], bool)
+    expected = [[[1, 1, 0, 0]], [[0, 0, 1, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 1]]]
     assert separate(masks).astype(int).tolist() == expected
     assert separate(masks[:0]).shape == (0, 1, 4)
 

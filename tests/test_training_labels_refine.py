@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.errors import ConfigError
-from training.labels.refine import check_refinement, filter_guided, make_dense_crf, refine
+from training.labels.refine import GuidedFilter, check_refinement, make_dense_crf, refine
 
 has_crf = importlib.util.find_spec("pydensecrf") is not None
 needs_crf = pytest.mark.skipif(not has_crf, reason="pydensecrf2 is absent: install useg[crf]")
@@ -53,7 +53,8 @@ def test_the_picture_may_end_inside_the_last_patch() -> None:
 
 def test_the_guided_filter_leaves_a_constant_mask_alone() -> None:
     guide = np.random.default_rng(1).random((40, 50), dtype=np.float32)
-    assert filter_guided(np.full((40, 50), 0.7, np.float32), guide, 4) == pytest.approx(0.7, abs=1e-4)
+    smoothed = GuidedFilter(guide, 8).smooth(np.full((40, 50), 0.7, np.float32))
+    assert smoothed == pytest.approx(np.full((40, 50), 0.7), abs=1e-4)
 
 
 @needs_crf

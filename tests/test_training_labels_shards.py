@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -52,6 +53,12 @@ def test_scores_come_along_where_there_are_any(tmp_path: Path) -> None:
     (shard,) = plan_shards([make_photo("a.jpg")], {})
     shard.write(tmp_path, iter([make_label([0.5, 0.25])]))
     assert [each["score"] for record in shard.read(tmp_path) for each in record.instances] == [0.5, 0.25]
+
+
+def test_masks_tell_whether_the_label_holds_them_where_some_are_left_out(tmp_path: Path) -> None:
+    (shard,) = plan_shards([make_photo("a.jpg")], {})
+    shard.write(tmp_path, iter([replace(make_label([0.5, 0.25]), is_painted=[True, False])]))
+    assert [each["painted"] for record in shard.read(tmp_path) for each in record.instances] == [1, 0]
 
 
 def test_another_photo_or_another_cause_gives_a_shard_another_name() -> None:

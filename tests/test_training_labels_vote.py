@@ -33,6 +33,11 @@ def test_a_mask_that_more_views_see_scores_higher_by_their_number() -> None:
     assert (many.hard[0] == mark(FIRST)).all()
 
 
+def test_a_photo_without_any_structure_has_no_mask() -> None:
+    plain = np.ones((20, 20, 8), np.float32)
+    assert vote(plain, [plain, plain]).soft.shape == (0, 20, 20)
+
+
 def test_no_two_results_are_one_object() -> None:
     drawn = tokens.draw([FIRST, SECOND])
     found = vote(drawn, fit_views(drawn.reshape(-1, 8)).look(drawn))

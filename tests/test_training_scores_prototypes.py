@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 import tiny
 
-from model.contract import Canvas
 from model.errors import ConfigError
-from model.pixels import plan_placement
 from training.labels.codebook import Codebook
 from training.labels.codebook_recipe import CodebookConfig
-from training.labels.photo_view import PhotoView
 from training.labels.store import LabelStore
-from training.photos import PhotoFile
 from training.scores.layouts import TruthSet
-from training.scores.prototypes import Prototype, average, cover_patches, draw_regions, name_by_regions, name_clusters
+from training.scores.prototypes import Prototype, average, draw_regions, name_by_regions, name_clusters
 from training.scores.truth import Truth
 
 ACROSS, UP = np.array([1.0, 0.0]), np.array([0.0, 1.0])
@@ -24,13 +20,6 @@ ACROSS, UP = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 @pytest.fixture
 def truth(tmp_path: Path) -> Truth:
     return TruthSet(folder=tiny.draw_truth(tmp_path / "set")).read()
-
-
-def make_view() -> PhotoView:
-    """A photo of 28 by 56 px on a square of 56 px: two rows of four patches show it."""
-    photo = PhotoFile(path=Path("a.png"), name="a.png", digest="a", height=28, width=56)
-    placement = plan_placement(28, 56, [Canvas.square(56)], 4)
-    return PhotoView(photo=photo, placement=placement, maps=np.zeros((4, 4, 4, 1), np.float16))
 
 
 def test_a_prototype_is_the_mean_direction_of_its_regions() -> None:
@@ -64,15 +53,6 @@ def test_stuff_stays_without_a_name_where_only_things_were_shown() -> None:
     )  # fmt: skip
     matches = name_clusters(book, {0: Prototype(vector=ACROSS, regions=1)}, things=1)
     assert [each.category for each in matches.values()] == [1, None]
-
-
-def test_a_region_covers_patches_by_half_and_a_small_one_the_patch_that_it_lies_on() -> None:
-    large = np.zeros((28, 56), bool)
-    large[:, :35] = True  # two patches and a half
-    assert cover_patches(large, make_view()).tolist() == [[True, True, True, False]] * 2
-    small = np.zeros((28, 56), bool)
-    small[20:24, 44:47] = True
-    assert np.argwhere(cover_patches(small, make_view())).tolist() == [[1, 3]]
 
 
 def test_regions_are_drawn_by_turns_once_a_category_and_picture(truth: Truth) -> None:

@@ -6,12 +6,15 @@ import sys
 from collections.abc import Sequence
 
 from model.command import positive, run_command
-from training.commands import eval, finetune, fit, label, match, name, show
+from training.commands import compose, eval, finetune, fit, label, match, name, recluster, relabel, show
 
 COMMANDS = {
     "label": ("photos to panoptic pseudo-labels", label),
     "fit": ("pseudo-labels to a run", fit),
     "finetune": ("a run taught by some pictures of a labelled set", finetune),
+    "relabel": ("pseudo-labels that a run finds in the photos it learned from", relabel),
+    "recluster": ("other thing clusters for a run, without a fit", recluster),
+    "compose": ("a detector's masks over a store's stuff: the paper's baselines", compose),
     "show": ("pseudo-labels to a contact sheet", show),
     "match": ("labelled pictures to names for clusters", match),
     "name": ("a few labelled regions to names for clusters", name),

@@ -29,8 +29,8 @@ NamingMethod = Literal[Method, "prototypes", "given"]
 """How names came about: matched, from the likeness of labelled regions, or because clusters are categories."""
 NAMING_METHODS: tuple[NamingMethod, ...] = get_args(NamingMethod)
 
-Proposals = Literal["maskcut", "vote", "annotations"]
-"""Where object masks come from; annotations are people's, and only a fine-tuning takes them."""
+Proposals = Literal["maskcut", "vote", "detector", "annotations"]
+"""Where object masks come from: found in features, by a trained network, or (for fine-tuning alone) by people."""
 PROPOSALS: tuple[Proposals, ...] = get_args(Proposals)
 
 Tokens = Literal["patches", "keys"]

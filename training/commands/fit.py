@@ -1,24 +1,49 @@
 """`useg-train fit`: pseudo-labels to a run."""
 
 import argparse
-from dataclasses import asdict, fields, replace
+import math
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from model.command import flag
-from training.fitting.recipe import PRESETS, FitConfig
+from training.fitting.cascade_recipe import Backbone, CascadeRecipe, Pasting
+from training.fitting.presets import PRESETS_OF, plan_recipe
+from training.fitting.recipe import FitConfig, Inputs, Precision, Recipe, Targets
 
-RECIPE = ("steps", "batch", "learning_rate", "seed", "checkpoint_every")
+NUMBERS = ("steps", "batch", "learning_rate", "average_decay", "seed", "checkpoint_every")
+WORDS = {"precision": Precision, "backbone": Backbone, "inputs": Inputs, "targets": Targets, "pasting": Pasting}
+SAMPLE_NUMBERS = ("queries", "paste_rate", "crop_rate", "most_targets", "doubt", "jitter")
+SAMPLE_SWITCHES = ("pastes_alike", "drops_unknown", "embeds")
+"""Of the mask transformer's recipe."""
+CASCADE_NUMBERS = ("drop_iou", "ignored_share")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run to begin or to go on with")
     parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (STORE/features)")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="recipe (%(default)s)")
-    for entry in fields(FitConfig):
-        if entry.name in RECIPE:
+    parser.add_argument("--network", choices=PRESETS_OF, default="mask_transformer", help="to fit (%(default)s)")
+    presets = sorted({name for each in PRESETS_OF.values() for name in each})
+    parser.add_argument("--preset", choices=presets, default="cpu", help="recipe (%(default)s)")
+    for entry in fields(Recipe):
+        if entry.name in NUMBERS:
             parser.add_argument(flag(entry.name), type=type(entry.default), help="instead of the preset's")
+    for entry in fields(FitConfig):
+        if entry.name in SAMPLE_NUMBERS:
+            parser.add_argument(flag(entry.name), type=type(entry.default), help="see FitConfig")
+    for entry in fields(CascadeRecipe):
+        if entry.name in CASCADE_NUMBERS:
+            parser.add_argument(flag(entry.name), type=type(entry.default), help="see CascadeRecipe")
+    for name in SAMPLE_SWITCHES:
+        parser.add_argument(flag(name), action="store_true", default=None, help="see FitConfig")
+    for name, words in WORDS.items():
+        recipe = {"precision": "Recipe", "inputs": "Recipe", "targets": "FitConfig"}.get(name, CascadeRecipe.__name__)
+        parser.add_argument(flag(name), choices=get_args(words), help=f"instead of the preset's, see {recipe}")
+    parser.add_argument("--backbone-weights", default="", metavar="FILE|URL", help="of a published ResNet-50")
+    parser.add_argument("--start", type=Path, metavar="RUN", help="run whose weights are the first")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; the same command goes on")
     parser.set_defaults(work=run)
 
 
@@ -29,7 +54,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from training.labels.store import LabelStore
 
     torch.set_num_threads(options.threads)
-    given = {name: getattr(options, name) for name in RECIPE if getattr(options, name) is not None}
+    names = (*NUMBERS, *WORDS, *SAMPLE_NUMBERS, *SAMPLE_SWITCHES, *CASCADE_NUMBERS)
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    recipe = plan_recipe(options.network, options.preset, given)
     store = LabelStore(options.store)
-    report = fit(store, options.features or store.features, options.out, replace(PRESETS[options.preset], **given))
+    report = fit(
+        store, options.features or store.features, options.out, recipe, options.device,
+        start=options.start, backbone=options.backbone_weights, limit_s=60.0 * options.minutes,
+    )  # fmt: skip
     return asdict(report)

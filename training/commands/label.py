@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _add_discovery(parser: argparse.ArgumentParser) -> None:
     """What `label` may be told of masks beyond `--cuts` and `--threshold`."""
     for name, words in (
-        ("proposals", [each for each in PROPOSALS if each != "annotations"]),
+        ("proposals", PROPOSALS[:2]),
         ("tokens", TOKENS),
         ("refinement", REFINEMENTS),
     ):
@@ -76,7 +76,7 @@ def _add_discovery(parser: argparse.ArgumentParser) -> None:
 def _add_clusters(parser: argparse.ArgumentParser) -> None:
     """What `label` may be told of things and stuff beyond their numbers."""
     parser.add_argument("--codebook", type=Path, metavar="FILE", help="codebook.npz of another store, to use as it is")
-    parser.add_argument("--stuff", metavar="kmeans|stego|FOLDER", help="source of stuff; one map a photo in a folder")
+    parser.add_argument("--stuff", metavar="kmeans|regions|stego|FOLDER", help="source of stuff, or its maps")
     parser.add_argument("--stego", choices=STEGO_PRESETS, help="published hyper-parameters (small)")
     parser.add_argument("--stego-steps", type=positive, help="instead of the preset's")
     parser.add_argument("--stuff-crf", action="store_true", default=None, help="a dense CRF on stuff (extra `crf`)")
@@ -93,12 +93,12 @@ def _add_clusters(parser: argparse.ArgumentParser) -> None:
 def _name_stuff(options: argparse.Namespace) -> dict[str, Any]:
     """`--stuff` and its steps in the words of LabelConfig; what was not given is left out."""
     named: dict[str, Any] = {}
-    if options.stuff in ("kmeans", "stego"):
+    if options.stuff in ("kmeans", "regions", "stego"):
         named = {"stuff": options.stuff}
     elif options.stuff is not None:
         folder = Path(options.stuff).resolve()
         if not folder.is_dir():
-            raise ConfigError(f"--stuff takes kmeans, stego or a folder of maps; {options.stuff} is none of them")
+            raise ConfigError(f"--stuff takes kmeans, regions, stego or a folder of maps, not {options.stuff}")
         named = {"stuff": "maps", "maps": str(folder)}
     if options.stego and not options.stego_steps:
         named["stego_steps"] = STEGO_PRESETS[options.stego].steps

@@ -1,7 +1,13 @@
 """Pseudo-labels to a run, for either network."""
 
+import math
 from pathlib import Path
 
+import torch
+
+from model.errors import BackendUnavailable, ConfigError
+from training.fitting.cascade_recipe import CascadeRecipe
+from training.fitting.cascade_trainee import CascadeTrainee
 from training.fitting.recipe import FitConfig
 from training.fitting.trainer import FitReport, Trainer
 from training.fitting.transformer_trainee import TransformerTrainee
@@ -9,10 +15,29 @@ from training.labels.store import LabelStore
 
 
 def fit(
-    store: LabelStore, features: Path, run: Path, recipe: FitConfig, device: str = "cpu", *, start: Path | None = None
+    store: LabelStore,
+    features: Path,
+    run: Path,
+    recipe: FitConfig | CascadeRecipe,
+    device: str = "cpu",
+    *,
+    start: Path | None = None,
+    backbone: str = "",
+    limit_s: float = math.inf,
 ) -> FitReport:
     """Fit the recipe's network, from the weights of the run `start` if one is given, and leave a run.
 
-    See `Trainer.train`.
+    `backbone` are a published ResNet-50's weights for a cascade. See `Trainer.train` for the rest.
+    Raises BackendUnavailable if there is no such device, and ConfigError if the network has no ResNet-50.
     """
-    return Trainer(TransformerTrainee(store, features, run, recipe), run, device, start=start).train()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailable("torch finds no CUDA device here: choose --device cpu")
+    if backbone and getattr(recipe, "backbone", None) != "resnet50":
+        raise ConfigError(f"{backbone}: weights of a ResNet-50 are for a cascade with one")
+    match recipe:
+        case FitConfig():
+            transformer = TransformerTrainee(store, features, run, recipe)
+            return Trainer(transformer, run, device, start=start).train(limit_s)
+        case CascadeRecipe():
+            cascade = CascadeTrainee(store, features, recipe, backbone)
+            return Trainer(cascade, run, device, start=start).train(limit_s)

@@ -1,7 +1,7 @@
 """What a fit is made from: the encoder beside the run, and where it, the photos and the labels come from."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +32,11 @@ def describe_sources(labels: LabelConfig, photos: int) -> dict[str, Any]:
         "photos": {"count": photos, "sha256": labels.photos_hash, "note": settings.pop("note")},
         "labels": settings,
     }
+
+
+def are_same_sources(stored: dict[str, Any], given: dict[str, Any]) -> bool:
+    """Whether two provenances are one; a setting of labels younger than what was stored had its default then."""
+    defaults = {entry.name: entry.default for entry in fields(LabelConfig)}
+    settings: dict[str, Any] = stored.get("labels", {})
+    younger = {name: defaults[name] for name in given["labels"] if name not in settings}
+    return {**stored, "labels": younger | settings} == given

@@ -1,25 +1,30 @@
 """One loop for every network: it can be killed at any moment, and goes on as if it had not been."""
 
+import copy
+import json
 import logging
 import math
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from model.errors import ConfigError, TrainingError
-from model.network.mask_transformer import MaskDecoder
-from model.network.panoptic_cascade import PanopticCascade
-from model.run import RunCard, write_run
+from model.run import write_run
 from training.checkpoint import load_checkpoint, read_facts, write_checkpoint
+from training.fitting.code_version import read_commit
+from training.fitting.curves import draw_curves
 from training.fitting.history import append_losses, forget_after
+from training.fitting.moving_average import follow
 from training.fitting.recipe import Recipe
+from training.fitting.sources import are_same_sources
+from training.fitting.trainee import BatchType, Trainee
 from training.fitting.warm_start import warm_start
 from training.interruption import hold_interrupts
 from training.progress import Progress
@@ -28,57 +33,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 HISTORY_FILE = "history.csv"
-
-
-class Batch(Protocol):
-    """Inputs and targets: a dataclass of tensors, and of tuples and dataclasses of them."""
-
-    @property
-    def photos(self) -> tuple[Path, ...]:
-        """Named where a batch breaks a fit."""
-
-
-class Losses(Protocol):
-    """Weighted terms."""
-
-    @property
-    def total(self) -> Tensor:
-        """Their sum, which is minimised."""
-
-    def as_floats(self) -> dict[str, float]:
-        """Every term, and the sum as `total`."""
-
-
-BatchType = TypeVar("BatchType", bound=Batch)
-
-
-class Trainee(Protocol[BatchType]):
-    """A network and how it is taught: all that differs from one fit to another."""
-
-    @property
-    def recipe(self) -> Recipe: ...
-
-    @property
-    def card(self) -> RunCard:
-        """Of the run, at step 0."""
-
-    @property
-    def module(self) -> MaskDecoder | PanopticCascade:
-        """The trained part, whose weights make the run."""
-
-    def make_optimiser(self) -> Optimizer: ...
-
-    def schedule(self, step: int) -> float:
-        """The share of the recipe's learning rate at a step."""
-
-    def read(self, first: int, count: int) -> BatchType:
-        """Samples `first` to `first + count` of an endless walk that is always the same; called from another thread."""
-
-    def compute_losses(self, batch: BatchType, step: int) -> Losses:
-        """What is drawn at random here hangs on the seed and the step alone."""
-
-    def finish(self, module: nn.Module) -> None:
-        """Put in order what is about to be written as a finished run."""
+CURVES_FILE = "curves.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,22 +60,26 @@ class Trainer(Generic[BatchType]):
         if start is not None:
             taken = warm_start(trainee.module, trainee.card.network, start)
             self._card = replace(self._card, provenance={**self._card.provenance, "start": taken.describe()})
+        if commit := read_commit():
+            self._card = replace(self._card, fit={**self._card.fit, "commit": commit})
         self._run = run
         self._recipe = trainee.recipe
         self._device = torch.device(device)
         trainee.module.to(self._device)
         self._optimiser = trainee.make_optimiser()
         self._trained = [each for each in trainee.module.parameters() if each.requires_grad]
+        self._average = copy.deepcopy(trainee.module) if self._recipe.average_decay else None
         if (run / CHECKPOINT_FILE).exists():
             self._resume()
         forget_after(run / HISTORY_FILE, self.step)
 
-    def train(self) -> FitReport:
-        """Fit to the end and leave a run; killed at any moment, it goes on from the last checkpoint.
+    def train(self, limit_s: float = math.inf) -> FitReport:
+        """Fit to the end, or until so many seconds are over, and leave a run; it goes on from its last checkpoint.
 
         Ctrl-C takes effect after the step in hand, which is saved: raises KeyboardInterrupt then.
         """
-        steps = self._recipe.steps
+        steps, every = self._recipe.steps, self._recipe.checkpoint_every
+        ends = time.monotonic() + limit_s
         losses: dict[str, float] = {}
         progress = Progress("fit", steps, unit="step", done=self.step)
         with progress, hold_interrupts() as interruption, closing(self.batches()) as batches:
@@ -128,10 +87,13 @@ class Trainer(Generic[BatchType]):
                 losses = self.advance(batch)
                 append_losses(self._run / HISTORY_FILE, self.step, losses)
                 progress.advance(note=f"loss {losses['total']:.3f}")
-                if interruption.is_wished or self.step % self._recipe.checkpoint_every == 0 or self.step == steps:
+                is_last = interruption.is_wished or time.monotonic() >= ends or self.step == steps
+                if is_last or self.step % every == 0:
                     self.save()
                 if interruption.is_wished:
                     raise KeyboardInterrupt
+                if is_last:
+                    break
         return FitReport(step=self.step, losses=losses)
 
     def advance(self, batch: BatchType) -> dict[str, float]:
@@ -148,6 +110,8 @@ class Trainer(Generic[BatchType]):
         norm = clip_gradients(self._trained, self._recipe.clip, is_each=self._recipe.is_clipped_each)
         self._require_finite("gradient", norm, batch)
         self._optimiser.step()
+        if self._average is not None:
+            follow(self._average, self.trainee.module, self._recipe.average_decay, self.step)
         self.step += 1
         return figures
 
@@ -163,13 +127,17 @@ class Trainer(Generic[BatchType]):
                 yield batch
 
     def save(self) -> None:
-        """Write the checkpoint, then the run that can be exported."""
+        """Write the checkpoint, then the run that can be exported, of averaged weights if there are such."""
         module = self.trainee.module
         facts = {"step": self.step, "fit": asdict(self._recipe), "provenance": self._card.provenance}
-        write_checkpoint(self._run / CHECKPOINT_FILE, module, self._optimiser, facts)
+        write_checkpoint(self._run / CHECKPOINT_FILE, module, self._optimiser, facts, self._average)
+        written = module if self._average is None else self._average
         if self.step == self._recipe.steps:
-            self.trainee.finish(module)
-        write_run(self._run, replace(self._card, step=self.step), module)
+            self.trainee.finish(written)
+        write_run(self._run, replace(self._card, step=self.step), written)
+        draw_curves(
+            self._run / HISTORY_FILE, self._run / CURVES_FILE, f"{self._run.resolve().name}, step {self.step:,}"
+        )
 
     def _require_finite(self, name: str, value: float, batch: BatchType) -> None:
         if not math.isfinite(value):
@@ -180,11 +148,11 @@ class Trainer(Generic[BatchType]):
         path = self._run / CHECKPOINT_FILE
         facts = read_facts(path)
         changed = list_changes(facts["fit"], self._recipe)
-        if facts["provenance"] != self._card.provenance:
+        if not are_same_sources(facts["provenance"], self._card.provenance):
             changed.append("label store or start")
         if changed:
             raise ConfigError(f"{self._run} was begun with another {', '.join(changed)}: choose another --out")
-        load_checkpoint(path, self.trainee.module, self._optimiser)
+        load_checkpoint(path, self.trainee.module, self._optimiser, self._average)
         self.step = int(facts["step"])
         logger.info("resumed %s at step %d of %d", self._run, self.step, self._recipe.steps)
 
@@ -192,7 +160,7 @@ class Trainer(Generic[BatchType]):
 def list_changes(stored: dict[str, Any], recipe: Recipe) -> list[str]:
     """Names of the recipe's fields that differ; one that is younger than what was stored had its default then."""
     defaults = {entry.name: entry.default for entry in fields(recipe)}
-    given = asdict(recipe)
+    given = json.loads(json.dumps(asdict(recipe)))  # as it was stored: JSON knows no tuples
     return [key for key, value in given.items() if stored.get(key, defaults[key]) != value]
 
 

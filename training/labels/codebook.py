@@ -32,6 +32,12 @@ class Codebook:
     """Of unit length; S is 0 where stuff comes as maps."""
     inside: Float[np.ndarray, "S"]
     """The share of each stuff cluster's patches that lie in masks, over the photos that it was fitted on."""
+    parts: Float[np.ndarray, "M P"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """Kinds of patches, finer than stuff; none but for a vote, as the next two."""
+    salient: Float[np.ndarray, "M"] = field(default_factory=lambda: np.zeros(0))
+    """The share of each kind's patches that MaskCut takes for objects."""
+    least_scores: Float[np.ndarray, "O"] = field(default_factory=lambda: np.zeros(0))
+    """Scores that leave 1, 2, … masks a photo in the mean."""
     head: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Weights of STEGO's head, if stuff is its."""
 
@@ -49,7 +55,9 @@ class Codebook:
 
     def _list_arrays(self) -> dict[str, np.ndarray]:
         facts = {"format_version": FORMAT_VERSION, **asdict(self.config)}
-        arrays = {each: getattr(self, each) for each in ("mean", "projection", "things", "stuff", "inside")}
+        names = ["mean", "projection", "things", "stuff", "inside"]
+        names += ["parts", "salient", "least_scores"] if len(self.parts) else []
+        arrays = {each: getattr(self, each) for each in names}
         arrays |= {_HEAD + name: array for name, array in self.head.items()}
         return arrays | {"facts": np.array(json.dumps(facts))}
 

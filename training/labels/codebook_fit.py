@@ -6,21 +6,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float, Float32
 
 from model.errors import ConfigError
 from model.network.vit import VisionTransformer
 from model.weights.checkpoints import load_encoder
 from training.features import finish_tokens
+from training.labels.blending import blend
 from training.labels.cluster import cluster, fit_whitening, whiten
 from training.labels.codebook import Codebook
 from training.labels.codebook_recipe import CodebookConfig
 from training.labels.descriptors import CropDescriber, Describer, RegionDescriber
+from training.labels.discovery_recipe import MOST_OBJECTS
 from training.labels.photo_view import PhotoView
+from training.labels.proposals import Proposals
 from training.labels.stego import CodeHead
 from training.labels.stego_fit import train_stego
 from training.labels.stego_recipe import STEGO_PRESETS
 from training.labels.stuff import MapStuff, PatchStuff, StuffSource
+from training.labels.thingness import Judge, Salient, fit_judge, list_least_scores
 from training.photos import PhotoFile
 from training.progress import show
 
@@ -28,8 +32,8 @@ _SAMPLED_TOKENS = 200_000
 _MASKS_EACH = 256
 """Masks a thing cluster that k-means looks at; more are not kept."""
 
-ReadMasks = Callable[[PhotoView], Bool[np.ndarray, "N h w"]]
-"""Stored masks of a photo, on its patches."""
+_FEW_PHOTOS = 1000
+"""For what takes another pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +42,28 @@ class Material:
 
     photos: Sequence[PhotoFile]
     view: Callable[[PhotoFile], PhotoView]
-    masks: ReadMasks
+    found: Callable[[PhotoView], Proposals]
+    """Stored masks of a photo."""
     encoder: VisionTransformer
     encoder_source: str
     maps: Path
     """Folder of stuff maps, where they come as such."""
     scratch: Path
     """Folder for what takes long: vectors of masks, STEGO's checkpoint."""
+    salient: Salient | None = None
+    """What masks are weighed by, if they are a vote's."""
+    objects: int = MOST_OBJECTS
+    """Masks of a vote that are taken for things, in the mean over the photos."""
 
     def views(self, stage: str) -> Iterator[PhotoView]:
         """All photos, one after the other, with progress."""
         return (self.view(photo) for photo in show(self.photos, stage))
+
+    def few_views(self, stage: str) -> Iterator[PhotoView]:
+        """Photos evenly spread over all."""
+        count = min(_FEW_PHOTOS, len(self.photos))
+        chosen = [self.photos[place * len(self.photos) // count] for place in range(count)]
+        return (self.view(photo) for photo in show(chosen, stage))
 
 
 def fit_codebook(material: Material, config: CodebookConfig) -> Codebook:
@@ -63,10 +78,17 @@ def fit_codebook(material: Material, config: CodebookConfig) -> Codebook:
         stuff=np.zeros((0, 0), np.float32),
         inside=np.zeros(config.stuff_clusters),
     )
+    if material.salient is not None:
+        book = _fit_judge(material, book, sample)
     match config.stuff:
         case "kmeans":
             whitened = whiten(sample, mean, projection)
             stuff = cluster(whitened, config.stuff_clusters, config.seed, seeding=config.seeding)
+            book = replace(book, stuff=stuff)
+        case "regions":
+            del sample
+            blended = _sample_regions(material, book)
+            stuff = cluster(blended, config.stuff_clusters, config.seed, seeding=config.seeding)
             book = replace(book, stuff=stuff)
         case "stego":
             del sample
@@ -85,6 +107,10 @@ def open_stuff(book: Codebook, material: Material, *, has_crf: bool = False) -> 
                 centroids=book.stuff,
                 has_crf=has_crf,
             )
+        case "regions":
+            return PatchStuff(
+                embed=lambda view: embed_regions(book, material, view), centroids=book.stuff, has_crf=has_crf
+            )
         case "stego":
             head = _load_head(book)
             return PatchStuff(
@@ -101,6 +127,26 @@ def open_describer(book: Codebook, material: Material) -> Describer:
         return RegionDescriber(mean=book.mean, projection=book.projection)
     encoder = load_encoder(material.encoder_source, config.crop_px)
     return CropDescriber(encoder, config, material.scratch / "vectors")
+
+
+def open_judge(book: Codebook) -> Judge | None:
+    """What tells things among a vote's masks, if the codebook was fitted on such."""
+    if not len(book.parts):
+        return None
+    return Judge(mean=book.mean, projection=book.projection, parts=book.parts, salient=book.salient)
+
+
+def choose_things(book: Codebook, material: Material, view: PhotoView) -> Proposals:
+    """A photo's masks that the panoptic map should hold, best first: all but for a vote."""
+    found = material.found(view)
+    if (judge := open_judge(book)) is None:
+        return found
+    return judge.judge(view, found).keep(MOST_OBJECTS, book.least_scores[material.objects - 1])
+
+
+def embed_regions(book: Codebook, material: Material, view: PhotoView) -> Float[np.ndarray, "h w P"]:
+    """Whitened patches, each blended with the masks that it lies in."""
+    return blend(whiten(view.join(), book.mean, book.projection), material.found(view))
 
 
 @torch.inference_mode()
@@ -124,6 +170,26 @@ def _sample_tokens(material: Material, config: CodebookConfig) -> Float32[np.nda
         sample[count : count + len(chosen)] = chosen
         count += len(chosen)
     return sample[:count]
+
+
+def _sample_regions(material: Material, book: Codebook) -> Float[np.ndarray, "N P"]:
+    """Blended patches, as many of each of some photos."""
+    generator = np.random.default_rng(book.config.seed)
+    share = max(1, _SAMPLED_TOKENS // min(_FEW_PHOTOS, len(material.photos)))
+    chosen = []
+    for view in material.few_views("regions"):
+        flat = embed_regions(book, material, view).reshape(-1, book.projection.shape[1])
+        chosen.append(flat[generator.permutation(len(flat))[:share]])
+    return np.concatenate(chosen)
+
+
+def _fit_judge(material: Material, book: Codebook, sample: Float32[np.ndarray, "N E"]) -> Codebook:
+    """What tells things, and the scores that leave so many of them."""
+    assert material.salient is not None, "only a vote is judged"
+    views = material.few_views("salience")
+    judge = fit_judge(sample, book.mean, book.projection, views, material.salient, book.config.seed)
+    scores = [judge.judge(view, material.found(view)).scores for view in material.few_views("judge")]
+    return replace(book, parts=judge.parts, salient=judge.salient, least_scores=list_least_scores(scores))
 
 
 def _fit_stego(material: Material, book: Codebook) -> Codebook:
@@ -150,7 +216,7 @@ def _fit_things(material: Material, book: Codebook) -> Codebook:
     vectors: list[Float[np.ndarray, "D"]] = []
     counts = np.zeros((2, config.stuff_clusters + 1), np.int64)
     for view in material.views("describe"):
-        masks = material.masks(view)
+        masks = choose_things(book, material, view).hard
         for vector in describer.describe(view, masks):
             seen += 1
             if len(vectors) < most:

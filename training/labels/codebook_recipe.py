@@ -10,7 +10,7 @@ Things = Literal["region", "crop"]
 Token = Literal["class", "patch"]
 Background = Literal["white", "kept"]
 Seeding = Literal["restarts", "plusplus"]
-Stuff = Literal["kmeans", "stego", "maps"]
+Stuff = Literal["kmeans", "regions", "stego", "maps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,8 @@ class CodebookConfig:
     seeding: Seeding = "restarts"
     """Of k-means: the best of some random starts, or one k-means++ start."""
     stuff: Stuff = "kmeans"
-    """Clusters of whitened patches, STEGO, or maps from a folder."""
+    """Clusters of whitened patches, alone or seen together with the masks that they lie in, STEGO, or maps from a
+    folder."""
     stego: str = "small"
     """Preset of STEGO."""
     stego_steps: int = 5000

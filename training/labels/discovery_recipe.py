@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from model.errors import ConfigError
 from training.choices import PROPOSALS, REFINEMENTS, TOKENS, Proposals, Refinement, Tokens
 
+MOST_OBJECTS = 12
+"""Masks of a vote that one photo's panoptic map may hold."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiscoveryConfig:
@@ -23,7 +26,8 @@ class DiscoveryConfig:
     faithful: bool = False
     """Filter masks as the public code does, see CutPlan in training/labels/discover.py."""
     objects: int = 7
-    """Masks of a vote that are kept, in the mean over the photos: the best of all, at most 12 of one photo."""
+    """Masks of a vote that make the panoptic map, in the mean over the photos: the likeliest things of all, at most 12
+    of one photo."""
     refinement: Refinement = "guided"
     """How masks find the borders in the picture."""
 
@@ -31,6 +35,8 @@ class DiscoveryConfig:
         for name in ("cuts", "objects"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.objects > MOST_OBJECTS:
+            raise ConfigError(f"objects must be at most {MOST_OBJECTS}, got {self.objects}")
         if not 0.0 < self.threshold < 1.0:
             raise ConfigError(f"threshold must lie between 0 and 1, got {self.threshold}")
         for name, words in (("proposals", PROPOSALS), ("tokens", TOKENS), ("refinement", REFINEMENTS)):

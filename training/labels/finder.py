@@ -1,10 +1,10 @@
 """Masks for every photo of a folder, by whatever the configuration says."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from model.network.vit import VisionTransformer
 from model.pixels import resize_map
@@ -18,8 +18,6 @@ from training.labels.vote import vote
 from training.photos import PhotoFile
 from training.progress import show
 
-MOST_OBJECTS = 12
-"""Masks of a vote that one photo keeps."""
 _SAMPLED_TOKENS = 200_000
 
 
@@ -65,11 +63,11 @@ def sample_views(
     return fit_views(np.concatenate(sample))
 
 
-def find_least_score(found: Iterable[Proposals], objects: int) -> float:
-    """The score that leaves so many masks a photo in the mean, were no photo held to its limit."""
-    scores = [each.scores for each in found]
-    ranked = np.sort(np.concatenate(scores))[::-1]
-    return float(ranked[min(len(ranked), objects * len(scores)) - 1]) if len(ranked) else 0.0
+def find_salient(encoder: VisionTransformer, view: PhotoView) -> Bool[np.ndarray, "h w"]:
+    """The patches in any of MaskCut's masks."""
+    masks = propose(_finish(encoder, view), CutPlan())
+    inside: Bool[np.ndarray, "h w"] = np.logical_or.reduce(masks, axis=0)
+    return inside
 
 
 def _finish(encoder: VisionTransformer, view: PhotoView) -> Float[np.ndarray, "h w C"]:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from model.contract import Canvas
+from model.errors import ConfigError
 from model.network.mask_transformer import STRIDE_PX
 from model.network.vit import VisionTransformer
 from model.pixels import place, read_photo, resize_map
@@ -17,10 +19,11 @@ from model.weights.checkpoints import load_encoder
 from training.features import fill_cache, open_cache
 from training.labels.cluster import assign
 from training.labels.codebook import Codebook, read_codebook, select_config
-from training.labels.codebook_fit import Material, fit_codebook, open_describer, open_stuff
+from training.labels.codebook_fit import Material, fit_codebook, open_describer, open_judge, open_stuff
 from training.labels.dense_crf import require_dense_crf
 from training.labels.descriptors import Describer
-from training.labels.finder import MOST_OBJECTS, Finder, find_least_score, sample_views
+from training.labels.discovery_recipe import MOST_OBJECTS
+from training.labels.finder import Finder, find_salient, sample_views
 from training.labels.keys import fill_keys, open_key_cache
 from training.labels.merge import merge
 from training.labels.photo_view import PhotoView, open_view
@@ -29,9 +32,13 @@ from training.labels.refine import check_refinement, refine
 from training.labels.shards import LabelledPhoto, Records, plan_shards, sweep
 from training.labels.store import LabelConfig, LabelStore
 from training.labels.stuff import MapStuff, StuffSource
+from training.labels.thingness import Judge
 from training.labels.views import read_views
 from training.photos import PhotoFile, Scan
 from training.progress import Progress, show
+
+MOST_MASKS = 40
+"""Of a vote, that one photo keeps; a third of them are gone once they were refined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +65,7 @@ def label_photos(
 
     What is there of them is taken as it is.
     """
-    check_refinement(config.refinement)
-    if config.stuff_crf:
-        require_dense_crf("a dense CRF on stuff")
+    _check(config, given)
     encoder = load_encoder(config.encoder, config.side_px)
     store.claim(config)
     photos = list(scan.photos)
@@ -71,15 +76,17 @@ def label_photos(
     material = Material(
         photos=photos,
         view=open_photo,
-        masks=lambda view: read_found(view.photo).hard,
+        found=lambda view: read_found(view.photo),
         encoder=encoder,
         encoder_source=config.encoder,
         maps=Path(config.maps),
         scratch=store.folder,
+        salient=partial(find_salient, encoder) if config.proposals == "vote" else None,
+        objects=config.objects,
     )
     if not store.codebook.is_file():
         (given or fit_codebook(material, select_config(config))).write(store.codebook)
-    labeller = _Labeller.make(material, read_codebook(store.codebook), config, read_found)
+    labeller = _Labeller.make(material, read_codebook(store.codebook), config)
     shards = plan_shards(photos, labeller.causes, labeller.hash_map)
     with Progress("labels", len(photos), unit="photo") as progress:
         for shard in shards:
@@ -92,6 +99,15 @@ def label_photos(
     return _report(scan, config, records)
 
 
+def _check(config: LabelConfig, given: Codebook | None) -> None:
+    """Raise ConfigError if a package is not there, or if the codebook knows too little."""
+    check_refinement(config.refinement)
+    if config.stuff_crf:
+        require_dense_crf("a dense CRF on stuff")
+    if given is not None and config.proposals == "vote" and open_judge(given) is None:
+        raise ConfigError("the codebook was not fitted on a vote and cannot tell its things: fit another")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Labeller:
     """All that turns a photo into a label."""
@@ -99,22 +115,20 @@ class _Labeller:
     material: Material
     codebook: Codebook
     config: LabelConfig
-    found: Callable[[PhotoFile], Proposals]
+    judge: Judge | None
     describer: Describer
     stuff: StuffSource
     thing_like: frozenset[int]
     """Stuff clusters that the merge takes for things."""
 
     @classmethod
-    def make(
-        cls, material: Material, codebook: Codebook, config: LabelConfig, found: Callable[[PhotoFile], Proposals]
-    ) -> Self:
+    def make(cls, material: Material, codebook: Codebook, config: LabelConfig) -> Self:
         clusters = np.flatnonzero(codebook.inside > config.most_inside) + 1
         return cls(
             material=material,
             codebook=codebook,
             config=config,
-            found=found,
+            judge=open_judge(codebook) if config.proposals == "vote" else None,
             describer=open_describer(codebook, material),
             stuff=open_stuff(codebook, material, has_crf=config.stuff_crf),
             thing_like=frozenset(clusters.tolist()) if config.merge == "improved" else frozenset(),
@@ -134,7 +148,9 @@ class _Labeller:
     def label(self, photo: PhotoFile) -> LabelledPhoto:
         """The panoptic pseudo-label of one photo, in its own size."""
         view, config = self.material.view(photo), self.config
-        found = self.found(photo)
+        found = self.material.found(view)
+        if self.judge is not None:
+            found = self.judge.judge(view, found).keep(MOST_MASKS, 0.0)
         square, _ = place(read_photo(photo.path).image, [Canvas.square(config.side_px)], STRIDE_PX)
         height, width = view.placement.size
         placed = np.ascontiguousarray(square[:, :height, :width].transpose(1, 2, 0))
@@ -145,10 +161,24 @@ class _Labeller:
         vectors = self.describer.describe(view, found.hard)[kept]
         clusters = assign(vectors, self.codebook.things, is_spherical=self.describer.is_spherical) + 1
         stuff = self.stuff.label_pixels(view)
-        apart = separate(stacked) if config.proposals == "vote" else stacked
-        labelled = merge(apart, clusters.tolist(), stuff, config.thing_clusters, self.thing_like)
+        painted = self._choose(stacked, found.scores[kept])
+        labelled = merge(painted, clusters.tolist(), stuff, config.thing_clusters, self.thing_like)
         scores = found.scores[kept].tolist()
-        return LabelledPhoto(labelled=labelled, masks=stacked, things=clusters.tolist(), scores=scores)
+        return LabelledPhoto(
+            labelled=labelled,
+            masks=stacked,
+            things=clusters.tolist(),
+            scores=scores,
+            is_painted=[bool(mask.any()) for mask in painted],
+        )
+
+    def _choose(self, masks: Bool[np.ndarray, "N H W"], scores: Float[np.ndarray, "N"]) -> Bool[np.ndarray, "N H W"]:
+        """What of each mask goes into the panoptic map; of a vote's only the likeliest things do, and lie apart."""
+        if self.judge is None:
+            return masks
+        is_thing = scores >= self.codebook.least_scores[self.config.objects - 1]
+        is_thing[MOST_OBJECTS:] = False
+        return separate(masks & is_thing[:, None, None])
 
 
 def _report(scan: Scan, config: LabelConfig, records: Records) -> LabelReport:
@@ -174,7 +204,7 @@ def _find_all(
     store: LabelStore,
     features: Path,
 ) -> Callable[[PhotoFile], Proposals]:
-    """Fill the store's masks; returns what reads a photo's masks that are worth a label."""
+    """Fill the store's masks; returns what reads a photo's."""
     finder = Finder(config=config, encoder=encoder)
     if config.tokens == "keys":
         keys = open_key_cache(features, config.encoder_hash, config.side_px)
@@ -187,7 +217,4 @@ def _find_all(
     for photo in show(photos, "masks"):
         if not store.masks(photo.digest).is_file():
             finder.find(open_photo(photo)).write(store.masks(photo.digest))
-    if config.proposals == "maskcut":
-        return lambda photo: read_proposals(store.masks(photo.digest))
-    least = find_least_score((read_proposals(store.masks(photo.digest)) for photo in photos), config.objects)
-    return lambda photo: read_proposals(store.masks(photo.digest)).keep(MOST_OBJECTS, least)
+    return lambda photo: read_proposals(store.masks(photo.digest))

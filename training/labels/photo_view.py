@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
-from jaxtyping import Float, Float16
+from jaxtyping import Bool, Float, Float16
 
 from model.contract import Canvas
 from model.network.mask_transformer import STRIDE_PX
@@ -11,6 +12,8 @@ from model.pixels import Placement, plan_placement
 from training.features import FeatureCache
 from training.labels.cluster import join_taps
 from training.photos import PhotoFile
+
+_HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,13 @@ class PhotoView:
         """The tokens that show a part of the photo."""
         rows, columns = (-(-length // self.patch_px) for length in self.placement.size)
         return tokens[:rows, :columns]
+
+    def cover(self, mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "h w"]:
+        """The patches of which a mask of the photo covers half, or those that it covers most."""
+        rows, columns = self.cut(self.maps[0]).shape[:2]
+        # Means, where pixels.resize_map would look between pixels: a small mask lies between them.
+        shares = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+        return shares >= min(_HALF, float(shares.max()))
 
     def join(self) -> Float[np.ndarray, "h w E"]:
         """The semantic blocks side by side, where they show the photo."""

@@ -44,10 +44,14 @@ def rank(masks: Bool[np.ndarray, "N h w"]) -> Proposals:
 
 
 def separate(masks: Bool[np.ndarray, "N H W"]) -> Bool[np.ndarray, "N H W"]:
-    """Masks, best first, without what belongs to a better one; some may end up empty."""
-    better = np.zeros_like(masks)
-    np.logical_or.accumulate(masks[:-1], axis=0, out=better[1:])
-    apart: Bool[np.ndarray, "N H W"] = masks & ~better
+    """Masks, best first, without what belongs to a better one; empty if that is more than half of it."""
+    taken = np.zeros(masks.shape[1:], bool)
+    apart = np.zeros_like(masks)
+    for place, mask in enumerate(masks):
+        free = mask & ~taken
+        if 2 * free.sum() >= mask.sum():
+            apart[place] = free
+            taken |= free
     return apart
 
 

@@ -19,6 +19,8 @@ _LEAST_KEPT = 0.5
 _RADIUS = 1 / 32
 """Of the long side: 14 px at 448."""
 _EPSILON = 1e-3
+_COARSER = 4
+"""Than the guide: where the filter's linear models are fitted."""
 _ROUNDS = 10
 _NEAR = {"sxy": 3, "compat": 7}
 _ALIKE = {"sxy": 50, "srgb": 5, "compat": 10}
@@ -55,24 +57,37 @@ def check_refinement(method: Refinement) -> None:
 
 
 def make_guided_filter(image: UInt8[np.ndarray, "H W 3"]) -> Filter:
-    """A guided filter (He et al., 2013) with the picture's brightness as guide; no compiler, no training."""
+    """A guided filter with the picture's brightness as guide; no compiler, no training."""
     guide = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255.0
-    radius = round(max(guide.shape) * _RADIUS)
-    return lambda soft: filter_guided(soft, guide, radius) > 0.5
+    guided = GuidedFilter(guide, round(max(guide.shape) * _RADIUS))
+    return lambda soft: guided.smooth(soft) > 0.5
 
 
-def filter_guided(
-    soft: Float[np.ndarray, "H W"], guide: Float[np.ndarray, "H W"], radius: int
-) -> Float[np.ndarray, "H W"]:
-    """The guided filter with a grey guide in 0..1."""
-    size = (2 * radius + 1, 2 * radius + 1)
-    mean_guide, mean_soft = cv2.blur(guide, size), cv2.blur(soft, size)
-    covariance = cv2.blur(guide * soft, size) - mean_guide * mean_soft
-    variance = cv2.blur(guide * guide, size) - mean_guide * mean_guide
-    slope = covariance / (variance + _EPSILON)
-    offset = mean_soft - slope * mean_guide
-    filtered: Float[np.ndarray, "H W"] = cv2.blur(slope, size) * guide + cv2.blur(offset, size)
-    return filtered
+class GuidedFilter:
+    """The fast guided filter (He and Sun, 2015) with a grey guide in 0..1; what depends on it alone is made once."""
+
+    def __init__(self, guide: Float[np.ndarray, "H W"], radius: int) -> None:
+        self._guide = guide
+        height, width = (max(1, length // _COARSER) for length in guide.shape)
+        self._size = (width, height)
+        self._window = (2 * max(1, radius // _COARSER) + 1,) * 2
+        self._small = cv2.resize(guide, self._size, interpolation=cv2.INTER_AREA)
+        self._mean = self._blur(self._small)
+        self._variance = self._blur(self._small * self._small) - self._mean * self._mean
+
+    def smooth(self, soft: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
+        """The map, its borders moved to those of the guide."""
+        small = cv2.resize(soft, self._size, interpolation=cv2.INTER_AREA)
+        mean = self._blur(small)
+        slope = (self._blur(self._small * small) - self._mean * mean) / (self._variance + _EPSILON)
+        offset = mean - slope * self._mean
+        height, width = self._guide.shape
+        smoothed: Float[np.ndarray, "H W"] = resize_map(self._blur(slope), height, width) * self._guide
+        smoothed += resize_map(self._blur(offset), height, width)
+        return smoothed
+
+    def _blur(self, plane: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+        return cv2.blur(plane, self._window)
 
 
 def make_dense_crf(image: UInt8[np.ndarray, "H W 3"]) -> Filter:

@@ -36,6 +36,8 @@ class LabelledPhoto:
     """The masks' clusters, counted from 1."""
     scores: list[float] | None
     """The masks', if whatever found them was more or less sure."""
+    is_painted: list[bool] | None = None
+    """Whether a mask has a segment in the label, if some have none: they are less sure, or parts of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,5 +141,9 @@ def _describe_masks(label: LabelledPhoto) -> list[dict[str, Any]]:
             "bbox": list(cv2.boundingRect(mask.view(np.uint8))),
             "iscrowd": 0,
         }
-        entries.append(entry if label.scores is None else entry | {"score": label.scores[index]})
+        if label.scores is not None:
+            entry["score"] = label.scores[index]
+        if label.is_painted is not None:
+            entry["painted"] = int(label.is_painted[index])
+        entries.append(entry)
     return entries

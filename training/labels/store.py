@@ -52,8 +52,12 @@ class LabelConfig(CodebookConfig, DiscoveryConfig):
     """Move the borders of stuff by a dense CRF, as STEGO's evaluation does; not for maps."""
     most_inside: float = 0.5
     """Share of a stuff cluster inside masks above which it does."""
+    detector: str = ""
+    """The sha256 of the network that found the masks, if one did."""
     note: str = ""
     """Where the photos come from, for the model card."""
+    relabelled: str = ""
+    """Hashes of the run that found the masks and the stuff, and of the labels that it learned from, if one did."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +70,8 @@ class LabelConfig(CodebookConfig, DiscoveryConfig):
             raise ConfigError(f"most_inside must lie in 0..1, got {self.most_inside}")
         if self.stuff_crf and self.stuff == "maps":
             raise ConfigError("a dense CRF on stuff needs similarities, and maps have none: leave it out")
+        if bool(self.detector) != (self.proposals == "detector"):
+            raise ConfigError("a detector goes with its proposals, and with no others")
         if bool(self.maps) != (self.stuff == "maps"):
             raise ConfigError("a folder of stuff maps goes with stuff from maps, and with nothing else")
 

@@ -39,6 +39,8 @@ def vote(tokens: Float[np.ndarray, "h w C"], views: Sequence[Float[np.ndarray, "
     found = [merge_regions(view, THRESHOLDS, areas) for view in views]
     found.append(propose(tokens, _CUTS))
     candidates = np.concatenate(found)
+    if not len(candidates):
+        return Proposals(soft=np.zeros((0, height, width), np.float32), scores=np.zeros(0, np.float32))
     starts = np.cumsum([0, *map(len, found)])
     overlaps = measure_overlaps(candidates)
     agreeing = np.where(overlaps >= _SAME, overlaps, 0.0)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 from pycocotools import mask as coco
@@ -17,7 +16,7 @@ from model.weights.checkpoints import load_encoder
 from training.features import fill_cache, open_cache
 from training.labels.codebook import Codebook, read_codebook
 from training.labels.descriptors import RegionDescriber
-from training.labels.photo_view import PhotoView, open_view
+from training.labels.photo_view import open_view
 from training.labels.store import LabelStore
 from training.photos import PhotoFile
 from training.progress import show
@@ -27,7 +26,6 @@ from training.scores.truth import TrueLabels, Truth, TruthPicture
 
 LEAST_COSINE = 0.0
 """Below, a cluster is nearer to the mean of all photos than to any category."""
-_HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ def name_by_regions(store: LabelStore, truth: Truth, count: int, seed: int, feat
     fill_cache(cache, photos, load_encoder(config.encoder, config.side_px), config.side_px)
     describer = RegionDescriber(mean=book.mean, projection=book.projection)
     vectors = [
-        describer.describe(view, cover_patches(region.mask, view)[None])[0]
+        describer.describe(view, view.cover(region.mask)[None])[0]
         for region in show(regions, "describe", unit="region")
         for view in [open_view(cache, region.photo, config.side_px)]
     ]
@@ -98,14 +96,6 @@ def draw_regions(truth: Truth, count: int, seed: int) -> list[Region]:
                 found[category].append(Region(photo=photo, category=category, mask=mask))
     turns = range(max(map(len, found.values()), default=0))
     return [found[each][turn] for turn in turns for each in sorted(found) if turn < len(found[each])][:count]
-
-
-def cover_patches(mask: Bool[np.ndarray, "H W"], view: PhotoView) -> Bool[np.ndarray, "h w"]:
-    """Patches of which the mask covers half, or the one that it covers most."""
-    rows, columns = view.cut(view.maps[0]).shape[:2]
-    # Means, where pixels.resize_map would look between pixels: a small region lies between them.
-    shares = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
-    return shares >= min(_HALF, float(shares.max()))
 
 
 def average(categories: Sequence[int], vectors: Iterable[Float[np.ndarray, "P"]]) -> dict[int, Prototype]:

@@ -1,0 +1,30 @@
+"""`useg-train relabel`: a round of self-training."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="of a mask_transformer")
+    parser.add_argument("store", type=Path, metavar="STORE", help="label store that it learned from")
+    parser.add_argument("--out", type=Path, metavar="STORE", help="to fill or to finish; without, the run is measured")
+    parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (STORE/features)")
+    parser.add_argument("--share", type=float, default=0.5, help="see RoundPlan in self_training.py (%(default)s)")
+    parser.add_argument("--rise", type=float, default=0.05, help="see RoundPlan (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="label even if the run is less steady than its teacher")
+    parser.set_defaults(work=run)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from training.fitting.self_training import RoundPlan, relabel
+    from training.labels.store import LabelStore
+
+    torch.set_num_threads(options.threads)
+    store = LabelStore(options.store)
+    out = LabelStore(options.out) if options.out else None
+    plan = RoundPlan(share=options.share, rise=options.rise, is_forced=options.force)
+    return asdict(relabel(options.run, store, options.features or store.features, out, plan))
