@@ -66,7 +66,7 @@ def test_the_training_commands_run_in_their_order(
     }
     commands = [line for line in list_commands(readme) if line.startswith(("useg-train", "useg-model"))]
     assert [command.split()[1] for command in commands] == [
-        *("label", "show", "fit", "export", "eval", "segment", "import"),
+        *("label", "show", "fit", "export", "eval", "match", "name", "segment", "import"),
     ]
     for command in commands:
         ended = subprocess.run(
