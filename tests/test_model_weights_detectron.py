@@ -74,7 +74,8 @@ def test_the_run_says_where_its_weights_come_from(tmp_path: Path) -> None:
     digest = card.provenance["checkpoint"].pop("sha256")
     assert len(bytes.fromhex(digest)) == 32
     assert asdict(card) == {
-        "network": "panoptic_cascade", "shape": asdict(TINY), "step": 89999, "encoder_file": "", "side_px": 0, "fit": {},
+        "network": "panoptic_cascade", "shape": asdict(TINY), "step": 89999, "encoder_file": "", "side_px": 0,
+        "fit": {},
         "provenance": {"checkpoint": {
             "file": "cocotrain_3.pth", "family": "U2Seg", "licence": "Apache-2.0", "iteration": 89999,
         }},
