@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from model.errors import ArtifactError, ConfigError, ContractMismatch
-from model.files import hash_file
+from model.files import hash_file, replace_file
 from model.histogram import Histogram
 
 FORMAT_VERSION = 2
@@ -133,13 +133,11 @@ class Contract:
     def is_thing(self, cluster: int) -> bool:
         return 1 <= cluster <= self.thing_clusters
 
-    def render(self) -> str:
-        """The text of `contract.json`, its keys in the order of the fields."""
-        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
-
     def write(self, directory: Path) -> None:
-        """Write `contract.json`."""
-        (directory / CONTRACT_FILE).write_text(self.render(), encoding="utf-8")
+        """Write `contract.json`, its keys in the order of the fields, in the place of one that is there."""
+        text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        with replace_file(directory / CONTRACT_FILE) as sibling:
+            sibling.write_text(text, encoding="utf-8")
 
 
 def read_contract(directory: Path) -> Contract:

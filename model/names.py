@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from model.contract import CONTRACT_FILE, Category, Contract, read_contract
+from model.contract import Category, Contract, read_contract
 from model.errors import ConfigError
-from model.files import replace_file
 
 _KEPT = ("method", "fitted_on")
 """What the contract tells of the names' origin."""
@@ -28,8 +27,7 @@ def name_clusters(artifact: Path, names: Path) -> Contract:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{names} is no file of names, as `useg-train match` writes it: {error!r}") from error
     named = replace(contract, categories=categories, provenance={**contract.provenance, "names": origin})
-    with replace_file(artifact / CONTRACT_FILE) as sibling:
-        sibling.write_text(named.render(), encoding="utf-8")
+    named.write(artifact)
     return named
 
 

@@ -10,10 +10,9 @@ from jaxtyping import UInt8
 
 from model.backends.runtime import open_session
 from model.backends.session import Backend
-from model.contract import CONTRACT_FILE, Contract
+from model.contract import Contract
 from model.drift import count, measure
 from model.errors import ConfigError, InputError
-from model.files import replace_file
 from model.panoptic import assemble
 from model.pixels import place, read_photo
 
@@ -32,8 +31,7 @@ def write_reference(artifact: Path, photos: Path, most: int, backend: Backend, t
     if not measured:
         raise ConfigError(f"{photos} holds no photo that can be read: give --photos another folder")
     described = replace(contract, reference={str(name): each for name, each in count(measured).items()})
-    with replace_file(artifact / CONTRACT_FILE) as sibling:
-        sibling.write_text(described.render(), encoding="utf-8")
+    described.write(artifact)
     return described
 
 

@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 def add_comparison(parser: argparse.ArgumentParser) -> None:
     """The options of commands that hold something against labelled pictures."""
     parser.add_argument("source", type=Path, metavar="RUN|ARTIFACT|STORE")
-    parser.add_argument("--truth", type=Path, required=True, metavar="SET", help="folder of labelled pictures")
-    parser.add_argument("--layout", choices=LAYOUTS, default="panoptic", help="of the folder (%(default)s)")
-    parser.add_argument("--split", help="of a published set (its validation split)")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="supercategories", help="classes (%(default)s)")
+    add_truth(parser)
     parser.add_argument("--method", choices=METHODS, help="clusters to categories (majority)")
     for name in ("score", "iou", "stuff_iou"):
         parser.add_argument(flag(f"vote_{name}"), type=float, help="see VoteThresholds in training/scores/matching.py")
+
+
+def add_truth(parser: argparse.ArgumentParser, *, default_split: str = "its validation split") -> None:
+    """The options that say which labelled set is meant; for `read_truth`."""
+    parser.add_argument("--truth", type=Path, required=True, metavar="SET", help="folder of labelled pictures")
+    parser.add_argument("--layout", choices=LAYOUTS, default="panoptic", help="of the folder (%(default)s)")
+    parser.add_argument("--split", help=f"of a published set ({default_split})")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="supercategories", help="classes (%(default)s)")
 
 
 def read_truth(options: argparse.Namespace) -> "Truth":

@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from model.command import flag, positive
-from training.choices import LAYOUTS, PROTOCOLS
+from training.commands.comparison import add_truth, read_truth
 from training.fitting.finetune_recipe import plan_finetune
 from training.fitting.recipe import PRESETS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("start", type=Path, metavar="RUN", help="run to start from")
-    parser.add_argument("--truth", type=Path, required=True, metavar="SET", help="folder of labelled pictures")
-    parser.add_argument("--layout", choices=LAYOUTS, default="panoptic", help="of the folder (%(default)s)")
-    parser.add_argument("--split", help="of a published set (its validation split: give the training split)")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="supercategories", help="classes (%(default)s)")
+    add_truth(parser, default_split="its validation split: give the training split")
     parser.add_argument("--fraction", type=float, required=True, help="share of the set to learn from, 0.01 for 1 %%")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run to begin or to go on with")
     parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (RUN/annotations/features)")
@@ -31,10 +28,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from training.fitting.finetune import finetune
-    from training.scores.layouts import TruthSet
 
     torch.set_num_threads(options.threads)
-    truth = TruthSet(folder=options.truth, layout=options.layout, split=options.split, protocol=options.protocol).read()
+    truth = read_truth(options)
     given = {name: getattr(options, name) for name in ("steps", "batch", "learning_rate", "seed")}
     given = {name: value for name, value in given.items() if value is not None}
     recipe = replace(plan_finetune(options.fraction, PRESETS[options.preset]), **given)

@@ -17,7 +17,7 @@ from training.labels.cluster import assign
 from training.labels.codebook import Codebook, read_codebook
 from training.labels.codebook_fit import Material, open_describer, open_stuff
 from training.labels.descriptors import Describer
-from training.labels.merge import merge
+from training.labels.merge import list_thing_like, merge
 from training.labels.photo_view import PhotoView, open_view
 from training.labels.proposals import Proposals, rank, separate
 from training.labels.shards import LabelledPhoto, Records, plan_shards, sweep
@@ -124,8 +124,7 @@ class _Composer:
         vectors = self.describer.describe(view, covered)
         things = (assign(vectors, self.codebook.things, is_spherical=self.describer.is_spherical) + 1).tolist()
         painted = separate(masks & (scores >= self.least_score)[:, None, None])
-        clusters = np.flatnonzero(self.codebook.inside > self.config.most_inside) + 1
-        thing_like = frozenset(clusters.tolist()) if self.config.merge == "improved" else frozenset()
+        thing_like = list_thing_like(self.codebook.inside, self.config.most_inside, self.config.merge)
         stuff = self.stuff.label_pixels(view)
         return LabelledPhoto(
             labelled=merge(painted, things, stuff, self.config.thing_clusters, thing_like),

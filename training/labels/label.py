@@ -25,7 +25,7 @@ from training.labels.descriptors import Describer
 from training.labels.discovery_recipe import MOST_OBJECTS
 from training.labels.finder import Finder, find_salient, sample_views
 from training.labels.keys import fill_keys, open_key_cache
-from training.labels.merge import merge
+from training.labels.merge import list_thing_like, merge
 from training.labels.photo_view import PhotoView, open_view
 from training.labels.proposals import Proposals, read_proposals, separate
 from training.labels.refine import check_refinement, refine
@@ -123,7 +123,6 @@ class _Labeller:
 
     @classmethod
     def make(cls, material: Material, codebook: Codebook, config: LabelConfig) -> Self:
-        clusters = np.flatnonzero(codebook.inside > config.most_inside) + 1
         return cls(
             material=material,
             codebook=codebook,
@@ -131,7 +130,7 @@ class _Labeller:
             judge=open_judge(codebook) if config.proposals == "vote" else None,
             describer=open_describer(codebook, material),
             stuff=open_stuff(codebook, material, has_crf=config.stuff_crf),
-            thing_like=frozenset(clusters.tolist()) if config.merge == "improved" else frozenset(),
+            thing_like=list_thing_like(codebook.inside, config.most_inside, config.merge),
         )
 
     @property

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float, Int32
+
+from training.choices import MergeRule
 
 _MOST_COVERED = 0.7
 
@@ -49,6 +51,12 @@ def merge(
         label_map[free] = segment_id
         categories[segment_id] = thing_clusters + int(label)
     return Labelled(label_map=label_map, categories=categories)
+
+
+def list_thing_like(inside: Float[np.ndarray, "S"], most_inside: float, rule: MergeRule) -> frozenset[int]:
+    """Stuff clusters, counted from 1, that the rule takes for things: more than `most_inside` of them lies in masks."""
+    clusters = np.flatnonzero(inside > most_inside) + 1
+    return frozenset(clusters.tolist()) if rule == "improved" else frozenset()
 
 
 def _measure_box(mask: Bool[np.ndarray, "H W"]) -> int:
