@@ -48,6 +48,8 @@ _FLAGS = {
     "stuck-s": ("S", "longest run of the network before it is started again"),
     "drain-delay-s": ("S", "after SIGTERM, not ready but taking requests"),
     "drain-limit-s": ("S", "then longest time to finish"),
+    "otlp-endpoint": ("URL", "collector of OpenTelemetry for spans"),
+    "trace-share": ("SHARE", "share of requests whose spans are sent"),
     "log-format": ("|".join(LOG_FORMATS), "log lines for people or machines"),
 }
 

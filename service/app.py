@@ -33,6 +33,7 @@ from service.parts import Parts, get_parts
 from service.reference import SEGMENT_REQUEST, SEGMENT_RESPONSES, DocumentedApi, describe_problems
 from service.schemas import Liveness, ModelInfo, Readiness
 from service.settings import Settings
+from service.spans import open_sink
 from service.telemetry import Stopwatch, Telemetry
 from service.uploads import read_uploads
 
@@ -53,11 +54,18 @@ def create_app(settings: Settings, *, opener: Opener | None = None) -> FastAPI:
         lifespan=_live,
     )
     deployment = Deployment(opener, settings, telemetry)
-    app.state.parts = Parts(settings=settings, deployment=deployment, telemetry=telemetry)
+    sink = open_sink(settings.otlp_endpoint)
+    app.state.parts = Parts(settings=settings, deployment=deployment, telemetry=telemetry, sink=sink)
     app.include_router(router)
     app.include_router(oip_router)
     app.add_middleware(Gate, settings=settings, keyring=read_keyring(settings.key_file, settings.keys))
-    app.add_middleware(Boundary, telemetry=telemetry, is_draining=lambda: deployment.is_draining)
+    app.add_middleware(
+        Boundary,
+        telemetry=telemetry,
+        is_draining=lambda: deployment.is_draining,
+        sink=sink,
+        trace_share=settings.trace_share,
+    )
     for error in (UsegError, HTTPException, RequestValidationError, ClientDisconnect):
         app.add_exception_handler(error, _answer_error)
     return app
@@ -134,6 +142,8 @@ async def _live(app: FastAPI) -> AsyncIterator[None]:
     finally:
         watch.cancel()
         await parts.deployment.stop()
+        if parts.sink:
+            await asyncio.to_thread(parts.sink.close)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -5,12 +5,14 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import CLIENT_GONE, KINDS, answer_error, find_kind
 from service.headers import PAGE_POLICY, SECURITY_HEADERS
+from service.spans import RequestSpan, SpanSink
 from service.telemetry import Stopwatch, Telemetry, name_outcome
 from service.traces import begin_trace
 
@@ -28,10 +30,19 @@ class Boundary:
     Not Starlette's BaseHTTPMiddleware, behind which an endpoint does not hear that its client hung up.
     """
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, is_draining: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        telemetry: Telemetry,
+        is_draining: Callable[[], bool] = lambda: False,
+        sink: SpanSink | None = None,
+        trace_share: float = 1.0,
+    ) -> None:
         self._app = app
         self._telemetry = telemetry
         self._is_draining = is_draining
+        self._sink = sink
+        self._trace_share = trace_share if sink else 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,8 +50,8 @@ class Boundary:
             return
         state = scope.setdefault("state", {})
         state["request_id"] = choose_request_id(Headers(scope=scope).get("x-request-id"))
-        state["trace"] = begin_trace(Headers(scope=scope).get("traceparent"))
-        started = time.perf_counter()
+        state["trace"] = begin_trace(Headers(scope=scope).get("traceparent"), self._trace_share)
+        started, started_ns = time.perf_counter(), time.time_ns()
         status = sent_bytes = 0
 
         async def send_marked(message: Message) -> None:
@@ -60,6 +71,8 @@ class Boundary:
             await answer_error(error, state["request_id"], scope["path"])(scope, receive, send_marked)
         finally:
             self._record(scope, status or CLIENT_GONE, time.perf_counter() - started, sent_bytes)
+            if self._sink and state["trace"].is_sampled:
+                self._sink.send(make_span(scope, status or CLIENT_GONE, started_ns))
 
     def _mark(self, scope: Scope, headers: MutableHeaders) -> None:
         """Add what every answer has."""
@@ -73,13 +86,12 @@ class Boundary:
             headers["Connection"] = "close"  # a client that keeps its connection would lose it within a request
 
     def _record(self, scope: Scope, status: int, seconds: float, sent_bytes: int) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        route, state = find_route(scope), scope["state"]
+        method, route, state = name_method(scope), find_route(scope), scope["state"]
         self._telemetry.request_seconds.labels(method, route, status).observe(seconds)
         if method == "POST" and (rejection := _REJECTIONS.get(state.get("problem"))):
             self._telemetry.rejected.labels(rejection).inc()
         if method == "POST" and (route == SEGMENT_ROUTE or "stopwatch" in state):
-            self._record_segmentation(state, status, sent_bytes)
+            self._record_segmentation(state, status, seconds, sent_bytes)
         fields = {
             "method": method,
             "route": route,
@@ -94,10 +106,11 @@ class Boundary:
         template = "%s %s %d %.1f ms, request %s"
         logger.info(template, method, route, status, seconds * 1000, state["request_id"], extra={"fields": fields})
 
-    def _record_segmentation(self, state: dict[str, object], status: int, sent_bytes: int) -> None:
+    def _record_segmentation(self, state: dict[str, object], status: int, seconds: float, sent_bytes: int) -> None:
         task, outcome = str(state.get("task", "unknown")), name_outcome(status)
         self._telemetry.requests.labels(*self._telemetry.model_labels, task, outcome).inc()
         if outcome == "ok":
+            self._telemetry.answer_seconds.labels(task).observe(seconds)
             self._telemetry.response_bytes.observe(sent_bytes)
         if outcome == "cancelled":
             stopwatch = state.get("stopwatch")
@@ -107,6 +120,32 @@ class Boundary:
 def choose_request_id(given: str | None) -> str:
     """The caller's id where it is short and plain, else a new one."""
     return given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+
+
+def make_span(scope: Scope, status: int, started_ns: int) -> RequestSpan:
+    """What a collector of traces is told, in OpenTelemetry's terms; neither the path nor the query, nor who asked."""
+    method, route, state = name_method(scope), find_route(scope), scope["state"]
+    stopwatch = state.get("stopwatch")
+    return RequestSpan(
+        name=f"{method} {route}",
+        trace=state["trace"],
+        started_ns=started_ns,
+        ended_ns=time.time_ns(),
+        attributes={
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+            "useg.request_id": state["request_id"],
+            **({"useg.task": str(state["task"])} if "task" in state else {}),
+        },
+        is_failure=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
+        laps=tuple(stopwatch.laps) if isinstance(stopwatch, Stopwatch) else (),
+    )
+
+
+def name_method(scope: Scope) -> str:
+    """The method, of a bounded number of them."""
+    return scope["method"] if scope["method"] in _METHODS else "_OTHER"
 
 
 def find_route(scope: Scope) -> str:

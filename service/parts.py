@@ -6,6 +6,7 @@ from starlette.requests import Request
 
 from service.deployment import Deployment
 from service.settings import Settings
+from service.spans import SpanSink
 from service.telemetry import Telemetry
 
 
@@ -16,6 +17,7 @@ class Parts:
     settings: Settings
     deployment: Deployment
     telemetry: Telemetry
+    sink: SpanSink | None = None
 
 
 def get_parts(request: Request) -> Parts:

@@ -20,6 +20,7 @@ from model.pixels import Photo, Placement, decode_image, place, shrink
 from model.raw import Raw
 from service.answers import Answer, Found, Part, encode_parts, list_notes
 from service.archives import Item, compose
+from service.drift import DriftWatch
 from service.engine import Engine
 from service.errors import describe_problem
 from service.media import Media
@@ -72,6 +73,7 @@ class Pipeline:
             reopen=reopen,
         )
         self._telemetry = telemetry
+        self._drift = DriftWatch(contract, telemetry)
         self._limit_pixels = settings.limit_pixels
         self._threads = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="codec")
         self._places = Places(settings.queue + settings.max_batch, self.engine.make_busy, telemetry.inflight)
@@ -86,6 +88,7 @@ class Pipeline:
         """End the engine and the threads."""
         await self.engine.stop()
         await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
+        self._drift.forget()
 
     def admit(self, claim: Claim) -> AbstractContextManager[None]:
         """A place for one request, its body not yet read; as many as can wait and run. Raises Busy."""
@@ -116,7 +119,7 @@ class Pipeline:
         stopwatch.enter("queue")
         entered = partial(stopwatch.enter, "infer")
         inference = await self.engine.submit(prepared.pixels, prepared.size, claim, entered)
-        stopwatch.add("queue", inference.queue_s)
+        stopwatch.add("queue", inference.queue_s, ago_s=inference.infer_s)
         stopwatch.add("infer", inference.infer_s)
         stopwatch.enter("merge")
         return await self._offload(partial(self._finish, prepared, inference.raw, options, encode, stopwatch))
@@ -187,12 +190,15 @@ class Pipeline:
     ) -> T:
         contract = self.contract
         clusters = options.find_clusters(contract)
+        thresholds = options.adjust(contract.thresholds)
         with stopwatch.time("merge"):
-            assemble = make_assembler(raw, prepared.placement, contract, options.adjust(contract.thresholds))
+            assemble = make_assembler(raw, prepared.placement, contract, thresholds)
             answers = [(task, assemble(task)) for task in options.tasks]
             if clusters is not None:
                 answers = [(task, select(answer, clusters)) for task, answer in answers]
         self._observe(answers[0][1])
+        if clusters is None and thresholds == contract.thresholds and "panoptic" in options.tasks:
+            self._drift.observe(dict(answers)["panoptic"])
         with stopwatch.time("encode"):
             return encode(
                 Found(photo=prepared.photo, original_size=prepared.original_size, segmentations=tuple(answers))

@@ -79,6 +79,10 @@ class Settings:
     """Requests at once within that rate, 1 or more."""
     admin_port: int = -1
     """TCP port on which health and metrics are answered, too, without a key; 0 takes a free one, -1 has none."""
+    otlp_endpoint: str = ""
+    """OpenTelemetry collector that spans go to, such as http://localhost:4318; empty for none. Needs extra `otel`."""
+    trace_share: float = 1.0
+    """Share of the requests outside a caller's trace whose spans are sent, 0..1."""
     log_format: LogFormat = "text"
     """Log lines for people, or in JSON."""
 
@@ -96,6 +100,10 @@ class Settings:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.limit_pixels > _MOST_PIXELS:
             raise ConfigError(f"limit_pixels must be at most {_MOST_PIXELS}, got {self.limit_pixels}")
+        if not 0.0 <= self.trace_share <= 1.0:
+            raise ConfigError(f"trace_share must lie in 0..1, got {self.trace_share}")
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise ConfigError(f"otlp_endpoint must begin with http:// or https://, got {self.otlp_endpoint!r}")
         if self.log_format not in LOG_FORMATS:
             raise ConfigError(f"log_format must be one of {', '.join(LOG_FORMATS)}, got {self.log_format!r}")
         self._check_addresses()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
@@ -71,6 +72,12 @@ class Telemetry:
         self.requests = self._make_counter(
             "seg_requests", "Requests for a segmentation.", "model", "version", "task", "outcome"
         )
+        self.answer_seconds = self._make_histogram(
+            "seg_answer_duration_seconds",
+            "Time from a request to its answer, those alone that got one.",
+            _REQUEST_BUCKETS_S,
+            "task",
+        )
         self.rejected = self._make_counter("seg_rejected", "Requests turned away, by the reason.", "reason")
         self.cancelled = self._make_counter("seg_cancelled", "Requests whose sender hung up, by the stage.", "stage")
         self.stage_seconds = self._make_histogram(
@@ -100,6 +107,12 @@ class Telemetry:
         self.segments = self._make_histogram("seg_segments_per_image", "Segments in an answer.", _COUNTS, "version")
         self.void = self._make_histogram("seg_void_fraction", "Share of a picture in no segment.", _TENTHS, "version")
         self.mean_score = self._make_histogram("seg_mean_score", "Mean score of the segments.", _TENTHS, "version")
+        self.output_drift = self._make_gauge(
+            "seg_output_drift",
+            "Population stability index of the last answers against the artifact's reference; above 0.25 they differ.",
+            "measure",
+            "version",
+        )
 
     def _describe_model(self) -> None:
         self.model = Info("seg_model", "The artifact that answers.", registry=self.registry)
@@ -117,11 +130,22 @@ class Telemetry:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lap:
+    """One stay in a stage, in nanoseconds since 1970."""
+
+    stage: Stage
+    started_ns: int
+    ended_ns: int
+
+
 class Stopwatch:
     """The seconds that one request spends in each stage; every one is also counted in the telemetry."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
+        self.laps: list[Lap] = []
+        """In the order of their ends."""
         self._seconds: dict[Stage, float] = {}
         self.stage: Stage = "read"
         """Where the request is, or was when it ended."""
@@ -129,12 +153,16 @@ class Stopwatch:
     def enter(self, stage: Stage) -> None:
         self.stage = stage
 
-    def add(self, stage: Stage, seconds: float) -> None:
+    def add(self, stage: Stage, seconds: float, *, ago_s: float = 0.0) -> None:
+        """Take the time that a stage needed; it ended `ago_s` before now."""
+        ended_ns = time.time_ns() - int(ago_s * 1e9)
+        self.laps.append(Lap(stage=stage, started_ns=ended_ns - int(seconds * 1e9), ended_ns=ended_ns))
         self._seconds[stage] = seconds
         self._telemetry.stage_seconds.labels(stage).observe(seconds)
 
     def absorb(self, other: "Stopwatch") -> None:
         """Add the seconds that another picture of the same request took."""
+        self.laps += other.laps
         for stage, seconds in other._seconds.items():
             self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
 
