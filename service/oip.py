@@ -22,7 +22,14 @@ from service.boundary import SEGMENT_ROUTE
 from service.claims import read_claim
 from service.connection import finish_for_client
 from service.errors import OIP_PREFIX
-from service.oip_reference import ERRORS, INFER_ANSWERS, INFER_BODY
+from service.oip_reference import (
+    INFER_ANSWERS,
+    INFER_BODY,
+    INFER_ERRORS,
+    MODEL_ERRORS,
+    NOT_READY,
+    describe_errors,
+)
 from service.oip_statistics import describe_statistics
 from service.oip_tensors import (
     IDS,
@@ -50,20 +57,20 @@ _FIXED = "this service holds the one artifact it was started with: nothing is lo
 router = APIRouter(prefix=OIP_PREFIX, tags=["Open Inference Protocol v2"])
 
 
-@router.get("", responses=ERRORS)
+@router.get("")
 @router.get("/", include_in_schema=False)
 async def describe_server(request: Request) -> Response:
     """Name, version and extensions of the server."""
     return JSONResponse({"name": "useg", "version": request.app.version, "extensions": list(EXTENSIONS)})
 
 
-@router.get("/health/live", responses=ERRORS)
+@router.get("/health/live")
 async def live() -> Response:
     """Whether the process answers at all."""
     return JSONResponse({"live": True})
 
 
-@router.get("/health/ready", responses=ERRORS)
+@router.get("/health/ready", responses=NOT_READY)
 async def ready(request: Request) -> Response:
     """Whether pictures are taken; 503 if not."""
     is_ready = _is_ready(request)
@@ -116,7 +123,7 @@ async def model_ready(request: Request) -> Response:
     return JSONResponse({"name": _require(request).contract.name, "ready": True})
 
 
-@router.post("/repository/index", responses=ERRORS)
+@router.post("/repository/index", responses=describe_errors(503))
 async def index(request: Request) -> Response:
     """The models that there are: none until the artifact is ready."""
     if not _is_ready(request):
@@ -261,7 +268,10 @@ def _add_route(path: str, handler: Callable[[Request], Awaitable[Response]], met
     extra: dict[str, Any] = {"parameters": parameters}
     if handler is infer:
         extra |= {"requestBody": INFER_BODY}
-    responses = ERRORS | (INFER_ANSWERS if handler is infer else {})
+    if handler is infer:
+        responses = INFER_ANSWERS | INFER_ERRORS
+    else:
+        responses = MODEL_ERRORS | (describe_errors(422) if method == "POST" else {})
     router.add_api_route(path, handler, methods=[method], openapi_extra=extra, responses=responses)
 
 

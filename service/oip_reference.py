@@ -3,8 +3,9 @@
 from http import HTTPStatus
 from typing import Any
 
-from service.errors import KINDS
 from service.oip_tensors import INPUT, LENGTH_HEADER, OUTPUTS
+
+Responses = dict[int | str, dict[str, Any]]
 
 _BINARY = {"type": "string", "format": "binary"}
 _LENGTH = {LENGTH_HEADER: {"description": "Bytes of JSON before the tensors.", "schema": {"type": "integer"}}}
@@ -26,15 +27,34 @@ _WANTED = {
 }
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": HTTPStatus(status).phrase,
+NOT_READY: Responses = {
+    503: {
+        "description": "Not ready.",
         "content": {
-            "application/json": {"schema": _ERROR, "example": {"error": f"{HTTPStatus(status).phrase.lower()}: …"}}
+            "application/json": {
+                "schema": {"type": "object", "required": ["ready"], "properties": {"ready": {"type": "boolean"}}},
+                "example": {"ready": False},
+            }
         },
     }
-    for status in sorted({404, *(kind.status for kind in KINDS.values())} - {406})
 }
+
+
+def describe_errors(*statuses: int) -> Responses:
+    """The documented error answers of a route, in the protocol's one form."""
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {
+                "application/json": {"schema": _ERROR, "example": {"error": f"{HTTPStatus(status).phrase.lower()}: …"}}
+            },
+        }
+        for status in statuses
+    }
+
+
+MODEL_ERRORS = describe_errors(404, 503)
+INFER_ERRORS = describe_errors(400, 404, 413, 415, 422, 500, 503, 504)
 
 INFER_BODY: dict[str, Any] = {
     "required": True,
@@ -60,7 +80,7 @@ INFER_BODY: dict[str, Any] = {
         "application/octet-stream": {"schema": {**_BINARY, "description": "JSON, then tensors."}},
     },
 }
-INFER_ANSWERS: dict[int | str, dict[str, Any]] = {
+INFER_ANSWERS: Responses = {
     200: {
         "description": "The outputs that were asked for; tensors in binary follow the JSON.",
         "headers": _LENGTH,

@@ -9,10 +9,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from model.contract import TASKS
-from model.errors import UsegError
 from service.claims import PRIORITY_HEADER, TIMEOUT_HEADER
-from service.errors import KINDS, PROBLEM_MEDIA
+from service.errors import KINDS, OIP_PREFIX, PROBLEM_MEDIA
 from service.examples import ANSWER, BATCH, FEATURES, LABELLED, PROBLEM_DETAILS, TASKS_ANSWER, make_problem
+from service.gate import is_open
+from service.oip_reference import Responses, describe_errors
 from service.options import LEAST_SIDE_PX, MOST_SIDE_PX, PART_NAMES
 from service.schemas import (
     BatchAnswer,
@@ -24,8 +25,6 @@ from service.schemas import (
     TasksAnswer,
 )
 from service.uploads import MOST_PICTURES
-
-Responses = dict[int | str, dict[str, Any]]
 
 _SCHEMAS: Sequence[type[BaseModel]] = (
     SegmentationAnswer,
@@ -59,8 +58,22 @@ class DocumentedApi(FastAPI):
             components = document.setdefault("components", {})
             components.setdefault("schemas", {}).update(_list_schemas())
             components["securitySchemes"] = _SECURITY
+            for path, operations in document["paths"].items():
+                for method, operation in operations.items():
+                    operation["responses"] = _describe_gate(path, method) | operation["responses"]
             document["security"] = [{}, *({name: []} for name in _SECURITY)]  # a service without keys asks for none
         return self.openapi_schema or {}
+
+
+def _describe_gate(path: str, method: str) -> dict[str, Any]:
+    """What a request may be answered before its route is asked."""
+    statuses = [HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE]
+    if not is_open(path):
+        statuses.append(HTTPStatus.UNAUTHORIZED)
+    if method == "post":
+        statuses.append(HTTPStatus.TOO_MANY_REQUESTS)
+    describe = describe_errors if path.startswith(OIP_PREFIX) else describe_problems
+    return {str(int(status)): answer for status, answer in describe(*statuses).items()}
 
 
 def _list_schemas() -> dict[str, Any]:
@@ -149,9 +162,7 @@ SEGMENT_RESPONSES: Responses = {
             "multipart/mixed": _CONTENT["multipart/mixed"],
         },
     },
-    **describe_problems(
-        *sorted({kind.status for error, kind in KINDS.items() if issubclass(error, UsegError)} - {400})
-    ),
+    **describe_problems(404, 406, 413, 415, 422, 500, 503, 504),
 }
 
 SEGMENT_REQUEST: dict[str, Any] = {

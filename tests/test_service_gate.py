@@ -72,6 +72,14 @@ async def test_too_many_headers_are_refused(client: httpx.AsyncClient) -> None:
     assert (answer.status_code, answer.json()["type"]) == (431, "urn:useg:problem:headers-too-large")
 
 
+async def test_under_v2_they_are_told_in_its_own_form(client: httpx.AsyncClient) -> None:
+    unknown = await client.get("/v2/models/stats")
+    crowded = await client.get("/v2/models/stats", headers={**ALICE, **{f"X-{i}": "1" for i in range(64)}})
+    assert (unknown.status_code, crowded.status_code) == (401, 431)
+    assert [list(answer.json()) for answer in (unknown, crowded)] == [["error"], ["error"]]
+    assert unknown.headers["www-authenticate"].startswith("Bearer")
+
+
 async def test_no_log_line_and_no_metric_has_a_key_or_a_pictures_bytes(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:

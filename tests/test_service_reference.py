@@ -95,14 +95,28 @@ async def test_every_body_and_answer_that_is_spoken_is_listed(document: dict[str
 
 
 async def test_every_kind_of_error_is_shown_by_an_example_that_keeps_the_schema(document: dict[str, Any]) -> None:
-    answers = find_segment(document)["responses"]
     shown = set()
-    for status, answer in answers.items():
-        for slug, example in answer["content"].get("application/problem+json", {}).get("examples", {}).items():
-            assert Problem.model_validate(example["value"]).status == int(status)
-            shown.add(slug)
+    for path in document["paths"].values():
+        for operation in path.values():
+            for status, answer in operation["responses"].items():
+                examples = answer.get("content", {}).get("application/problem+json", {}).get("examples", {})
+                assert all(Problem.model_validate(each["value"]).status == int(status) for each in examples.values())
+                shown |= set(examples)
     assert shown == {kind.slug for kind in KINDS.values()} - {"bad-request"}
+    answers = find_segment(document)["responses"]
     assert all("Retry-After" in answers[status]["headers"] for status in ("429", "503"))
+
+
+async def test_whom_the_gate_turns_away_is_told_on_every_route(document: dict[str, Any]) -> None:
+    def list_statuses(path: str, method: str) -> set[str]:
+        return set(document["paths"][path][method]["responses"])
+
+    assert list_statuses("/livez", "get") == {"200", "431"}
+    assert list_statuses("/v2", "get") == {"200", "401", "431"}
+    assert {"401", "429", "431"} <= list_statuses("/v1/segment", "post")
+    infer = document["paths"]["/v2/models/{name}/infer"]["post"]["responses"]
+    assert {"401", "404", "422", "429", "431"} <= set(infer)
+    assert all(infer[status]["content"]["application/json"]["example"]["error"] for status in ("401", "429", "431"))
 
 
 async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
