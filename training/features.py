@@ -1,12 +1,13 @@
 """Patch tokens of a frozen encoder, computed once per photo and kept on disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16
+from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -55,17 +56,33 @@ def open_cache(folder: Path, encoder_hash: str, side_px: int) -> FeatureCache:
 
 
 def fill_cache(cache: FeatureCache, photos: Sequence[PhotoFile], encoder: VisionTransformer, side_px: int) -> None:
-    """Compute what the cache lacks; photos already in it are not read again."""
+    """Compute what the cache lacks, with progress; photos already in it are not read again."""
+    with Progress("features", len(photos), unit="photo") as progress:
+        for count in fill(cache, photos, partial(read_square, side_px), partial(compute_features, encoder)):
+            progress.advance(count)
+
+
+def fill(
+    cache: FeatureCache,
+    photos: Sequence[PhotoFile],
+    read: Callable[[PhotoFile], UInt8[np.ndarray, "3 S S"]],
+    compute: Callable[[Tensor], Iterator[Float16[np.ndarray, "T h w C"]]],
+) -> Iterator[int]:
+    """Compute what the cache lacks, a few photos at a time; gives how many are done."""
     missing = [photo for photo in photos if not cache.has(photo.digest)]
-    with Progress("features", len(photos), unit="photo", done=len(photos) - len(missing)) as progress:
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
-            pixels = np.stack(
-                [place(read_photo(photo.path).image, [Canvas.square(side_px)], STRIDE_PX)[0] for photo in batch]
-            )
-            for photo, maps in zip(batch, compute_features(encoder, torch.from_numpy(pixels)), strict=True):
-                cache.write(photo.digest, maps)
-            progress.advance(len(batch))
+    if len(missing) < len(photos):
+        yield len(photos) - len(missing)
+    for start in range(0, len(missing), BATCH):
+        batch = missing[start : start + BATCH]
+        pixels = torch.from_numpy(np.stack([read(photo) for photo in batch]))
+        for photo, maps in zip(batch, compute(pixels), strict=True):
+            cache.write(photo.digest, maps)
+        yield len(batch)
+
+
+def read_square(side_px: int, photo: PhotoFile) -> UInt8[np.ndarray, "3 S S"]:
+    """The photo laid on a square, as the network sees it."""
+    return place(read_photo(photo.path).image, [Canvas.square(side_px)], STRIDE_PX)[0]
 
 
 @torch.inference_mode()

@@ -14,9 +14,10 @@ from model.contract import reject_unknown
 from model.errors import ConfigError, LabelStoreError
 from model.files import read_arrays, replace_file
 from training.labels.codebook_recipe import CodebookConfig
+from training.labels.views import TokenViews
 
 FORMAT_VERSION = 2
-_HEAD = "head."
+_HEAD, _VIEWS = "head.", "views."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Codebook:
     """Scores that leave 1, 2, … masks a photo in the mean."""
     head: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Weights of STEGO's head, if stuff is its."""
+    views: TokenViews | None = None
+    """What a vote looks at, if it was fitted on one; older codebooks lack them."""
 
     @property
     def digest(self) -> str:
@@ -59,6 +62,7 @@ class Codebook:
         names += ["parts", "salient", "least_scores"] if len(self.parts) else []
         arrays = {each: getattr(self, each) for each in names}
         arrays |= {_HEAD + name: array for name, array in self.head.items()}
+        arrays |= {_VIEWS + name: array for name, array in asdict(self.views).items()} if self.views else {}
         return arrays | {"facts": np.array(json.dumps(facts))}
 
 
@@ -70,10 +74,16 @@ def read_codebook(path: Path) -> Codebook:
         if (version := facts.pop("format_version")) != FORMAT_VERSION:
             raise ValueError(f"its format is version {version}, not {FORMAT_VERSION}")
         reject_unknown(facts, CodebookConfig)
-        head = {name.removeprefix(_HEAD): arrays.pop(name) for name in list(arrays) if name.startswith(_HEAD)}
-        return Codebook(config=CodebookConfig(**facts), head=head, **arrays)
+        head, views = (_take(arrays, start) for start in (_HEAD, _VIEWS))
+        seen = TokenViews(**views) if views else None
+        return Codebook(config=CodebookConfig(**facts), head=head, views=seen, **arrays)
     except (ValueError, TypeError, KeyError, ConfigError) as error:
         raise LabelStoreError(f"{path} is no codebook that can be read: {error}") from error
+
+
+def _take(arrays: dict[str, np.ndarray], start: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin so, under the rest of their names; they are gone from `arrays`."""
+    return {name.removeprefix(start): arrays.pop(name) for name in list(arrays) if name.startswith(start)}
 
 
 def adopt(book: Codebook, options: Mapping[str, Any]) -> dict[str, Any]:

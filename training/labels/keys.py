@@ -1,6 +1,7 @@
 """Keys of the encoder's last attention, the features that MaskCut was published on."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from model.network.mask_transformer import normalise
 from model.network.vit import Block, VisionTransformer
 from model.pixels import read_photo
-from training.features import BATCH, FeatureCache
+from training.features import FeatureCache, fill
 from training.photos import PhotoFile
 from training.progress import Progress
 
@@ -23,15 +24,15 @@ def open_key_cache(folder: Path, encoder_hash: str, side_px: int) -> FeatureCach
 
 
 def fill_keys(cache: FeatureCache, photos: Sequence[PhotoFile], encoder: VisionTransformer, side_px: int) -> None:
-    """Compute what the cache lacks; photos already in it are not read again."""
-    missing = [photo for photo in photos if not cache.has(photo.digest)]
-    with Progress("keys", len(photos), unit="photo", done=len(photos) - len(missing)) as progress:
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
-            pixels = np.stack([stretch(read_photo(photo.path).image, side_px).transpose(2, 0, 1) for photo in batch])
-            for photo, maps in zip(batch, compute_keys(encoder, torch.from_numpy(pixels)), strict=True):
-                cache.write(photo.digest, maps)
-            progress.advance(len(batch))
+    """Compute what the cache lacks, with progress; photos already in it are not read again."""
+    with Progress("keys", len(photos), unit="photo") as progress:
+        for count in fill(cache, photos, partial(read_stretched, side_px), partial(compute_keys, encoder)):
+            progress.advance(count)
+
+
+def read_stretched(side_px: int, photo: PhotoFile) -> UInt8[np.ndarray, "3 S S"]:
+    """The photo on a square, as MaskCut takes it."""
+    return stretch(read_photo(photo.path).image, side_px).transpose(2, 0, 1)
 
 
 def stretch(image: UInt8[np.ndarray, "H W 3"], side_px: int) -> UInt8[np.ndarray, "S S 3"]:

@@ -94,19 +94,25 @@ class Records:
             yield from shard.read(self.folder)
 
 
-def plan_shards(
+def split(photos: Sequence[PhotoFile]) -> list[tuple[PhotoFile, ...]]:
+    """The photos of each shard, in their order."""
+    return [tuple(photos[start : start + SHARD_PHOTOS]) for start in range(0, len(photos), SHARD_PHOTOS)]
+
+
+def make_shard(
     photos: Sequence[PhotoFile],
     made_from: Mapping[str, str | int | float],
     hash_map: Callable[[PhotoFile], str] = lambda photo: "",
-) -> list[Shard]:
-    """Photos in their order, each shard's name being the hash of its photos, their maps and of `made_from`."""
-    shards = []
-    for start in range(0, len(photos), SHARD_PHOTOS):
-        chosen = tuple(photos[start : start + SHARD_PHOTOS])
-        content = {"made_from": made_from, "photos": [(each.name, each.digest, hash_map(each)) for each in chosen]}
-        name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_HASH_DIGITS]
-        shards.append(Shard(name=name, photos=chosen))
-    return shards
+) -> Shard:
+    """Its name is the hash of its photos, their maps and of `made_from`."""
+    content = {"made_from": made_from, "photos": [(each.name, each.digest, hash_map(each)) for each in photos]}
+    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_HASH_DIGITS]
+    return Shard(name=name, photos=tuple(photos))
+
+
+def plan_shards(photos: Sequence[PhotoFile], made_from: Mapping[str, str | int | float]) -> list[Shard]:
+    """The shards of photos in their order."""
+    return [make_shard(group, made_from) for group in split(photos)]
 
 
 def sweep(folder: Path, shards: Sequence[Shard]) -> None:
