@@ -17,13 +17,13 @@ T = TypeVar("T")
 class Progress:
     """A stage of `total` units, `done` of them from an earlier run."""
 
-    def __init__(self, stage: str, total: int, *, unit: str, done: int = 0) -> None:
+    def __init__(self, stage: str, total: int, *, unit: str, done: int = 0, is_shown: bool = True) -> None:
         self._stage = stage
         self._total = total
         self._first = done
         self._done = done
         self._started = self._told = time.monotonic()
-        self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, disable=None)
+        self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, disable=None if is_shown else True)
 
     def __enter__(self) -> Self:
         return self

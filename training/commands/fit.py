@@ -41,16 +41,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         recipe = {"precision": "Recipe", "inputs": "Recipe", "targets": "FitConfig"}.get(name, CascadeRecipe.__name__)
         parser.add_argument(flag(name), choices=get_args(words), help=f"instead of the preset's, see {recipe}")
     parser.add_argument("--backbone-weights", default="", metavar="FILE|URL", help="of a published ResNet-50")
-    parser.add_argument("--start", type=Path, metavar="RUN", help="run whose weights are the first")
+    parser.add_argument("--start", type=Path, metavar="RUN|ARTIFACT", help="whose weights are the first")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; the same command goes on")
     parser.set_defaults(work=run)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace) -> dict[str, Any] | None:
     import torch
 
     from training.fitting.fit import fit
+    from training.fitting.ranks import join_ranks
     from training.labels.store import LabelStore
 
     torch.set_num_threads(options.threads)
@@ -58,8 +59,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     recipe = plan_recipe(options.network, options.preset, given)
     store = LabelStore(options.store)
-    report = fit(
-        store, options.features or store.features, options.out, recipe, options.device,
-        start=options.start, backbone=options.backbone_weights, limit_s=60.0 * options.minutes,
-    )  # fmt: skip
-    return asdict(report)
+    with join_ranks(options.device) as ranks:
+        report = fit(
+            store, options.features or store.features, options.out, recipe, options.device,
+            start=options.start, backbone=options.backbone_weights, limit_s=60.0 * options.minutes, ranks=ranks,
+        )  # fmt: skip
+        return asdict(report) if ranks.is_first else None

@@ -8,6 +8,7 @@ import torch
 from model.errors import BackendUnavailable, ConfigError
 from training.fitting.cascade_recipe import CascadeRecipe
 from training.fitting.cascade_trainee import CascadeTrainee
+from training.fitting.ranks import ALONE, Ranks
 from training.fitting.recipe import FitConfig
 from training.fitting.trainer import FitReport, Trainer
 from training.fitting.transformer_trainee import TransformerTrainee
@@ -24,10 +25,12 @@ def fit(
     start: Path | None = None,
     backbone: str = "",
     limit_s: float = math.inf,
+    ranks: Ranks = ALONE,
 ) -> FitReport:
     """Fit the recipe's network, from the weights of the run `start` if one is given, and leave a run.
 
-    `backbone` are a published ResNet-50's weights for a cascade. See `Trainer.train` for the rest.
+    `backbone` are a published ResNet-50's weights for a cascade; `ranks` share every batch out among them. See
+    `Trainer.train` for the rest.
     Raises BackendUnavailable if there is no such device, and ConfigError if the network has no ResNet-50.
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -37,7 +40,7 @@ def fit(
     match recipe:
         case FitConfig():
             transformer = TransformerTrainee(store, features, run, recipe)
-            return Trainer(transformer, run, device, start=start).train(limit_s)
+            return Trainer(transformer, run, device, start=start, ranks=ranks).train(limit_s)
         case CascadeRecipe():
             cascade = CascadeTrainee(store, features, recipe, backbone)
-            return Trainer(cascade, run, device, start=start).train(limit_s)
+            return Trainer(cascade, run, device, start=start, ranks=ranks).train(limit_s)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from model.network.mask_transformer import Layer, Prediction
 from training.fitting.data import IGNORE, Target
+from training.fitting.ranks import average
 
 MASK_WEIGHT = 5.0
 DICE_WEIGHT = 5.0
@@ -171,7 +172,7 @@ def compare_semantic(logits: Float[Tensor, "B L h w"], targets: tuple[Target, ..
     """Mean cross-entropy over the cells that are not ignored; 0 if all are."""
     wanted = torch.stack([target.semantic for target in targets])
     summed = functional.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
-    return summed / max(1, int((wanted != IGNORE).sum()))
+    return summed / average((wanted != IGNORE).sum().float()).clamp(min=1.0)
 
 
 @torch.no_grad()
@@ -200,7 +201,7 @@ def _join_vectors(targets: tuple[Target, ...], picked: list[Tensor]) -> Float[Te
 
 
 def _average(values: Float[Tensor, "n"], weights: Float[Tensor, "n"]) -> Tensor:
-    return (values * weights).sum() / weights.sum().clamp(min=_LEAST_SUM)
+    return (values * weights).sum() / average(weights.sum()).clamp(min=_LEAST_SUM)
 
 
 def _price(low: Tensor, chances: Tensor, wanted: Tensor, clusters: Tensor) -> Float[Tensor, "Q M"]:

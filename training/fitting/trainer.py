@@ -22,6 +22,7 @@ from training.fitting.code_version import read_commit
 from training.fitting.curves import draw_curves
 from training.fitting.history import append_losses, forget_after
 from training.fitting.moving_average import follow
+from training.fitting.ranks import ALONE, Ranks
 from training.fitting.recipe import Recipe
 from training.fitting.sources import are_same_sources
 from training.fitting.trainee import BatchType, Trainee
@@ -48,12 +49,21 @@ class Trainer(Generic[BatchType]):
     """A trainee, its optimiser and how far they are."""
 
     def __init__(
-        self, trainee: Trainee[BatchType], run: Path, device: str = "cpu", *, start: Path | None = None
+        self,
+        trainee: Trainee[BatchType],
+        run: Path,
+        device: str = "cpu",
+        *,
+        start: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Take up the checkpoint in `run`, or begin, from the weights of the run `start` if one is given.
 
+        Of several `ranks`, all do the same but for their samples, and the first writes.
         Raises ConfigError if the run was begun with another recipe, or if `start` does not fit.
         """
+        ranks.require_shares(trainee.recipe.batch)
+        self._ranks = ranks
         self.trainee = trainee
         self.step = 0
         self._card = trainee.card
@@ -71,7 +81,8 @@ class Trainer(Generic[BatchType]):
         self._average = copy.deepcopy(trainee.module) if self._recipe.average_decay else None
         if (run / CHECKPOINT_FILE).exists():
             self._resume()
-        forget_after(run / HISTORY_FILE, self.step)
+        if ranks.is_first:
+            forget_after(run / HISTORY_FILE, self.step)
 
     def train(self, limit_s: float = math.inf) -> FitReport:
         """Fit to the end, or until so many seconds are over, and leave a run; it goes on from its last checkpoint.
@@ -81,16 +92,18 @@ class Trainer(Generic[BatchType]):
         steps, every = self._recipe.steps, self._recipe.checkpoint_every
         ends = time.monotonic() + limit_s
         losses: dict[str, float] = {}
-        progress = Progress("fit", steps, unit="step", done=self.step)
+        progress = Progress("fit", steps, unit="step", done=self.step, is_shown=self._ranks.is_first)
         with progress, hold_interrupts() as interruption, closing(self.batches()) as batches:
             for batch in batches:
-                losses = self.advance(batch)
-                append_losses(self._run / HISTORY_FILE, self.step, losses)
-                progress.advance(note=f"loss {losses['total']:.3f}")
-                is_last = interruption.is_wished or time.monotonic() >= ends or self.step == steps
-                if is_last or self.step % every == 0:
-                    self.save()
-                if interruption.is_wished:
+                losses = self._ranks.average(self.advance(batch))
+                is_interrupted = self._ranks.agree(interruption.is_wished)
+                is_last = is_interrupted or self._ranks.agree(time.monotonic() >= ends) or self.step == steps
+                if self._ranks.is_first:
+                    append_losses(self._run / HISTORY_FILE, self.step, losses)
+                    progress.advance(note=f"loss {losses['total']:.3f}")
+                    if is_last or self.step % every == 0:
+                        self.save()
+                if is_interrupted:
                     raise KeyboardInterrupt
                 if is_last:
                     break
@@ -107,6 +120,7 @@ class Trainer(Generic[BatchType]):
         self._require_finite("loss", figures["total"], batch)
         self._optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
+        self._ranks.average_gradients(self._trained)
         norm = clip_gradients(self._trained, self._recipe.clip, is_each=self._recipe.is_clipped_each)
         self._require_finite("gradient", norm, batch)
         self._optimiser.step()
@@ -116,14 +130,14 @@ class Trainer(Generic[BatchType]):
         return figures
 
     def batches(self) -> Generator[BatchType]:
-        """What is left of the walk, the next batch being read while one is used."""
+        """What is left of the walk, this rank's share of it, the next batch being read while one is used."""
         size = self._recipe.batch
         with ThreadPoolExecutor(1) as reader:
-            upcoming = reader.submit(self.trainee.read, self.step * size, size)
+            upcoming = reader.submit(self.trainee.read, *self._ranks.share(self.step * size, size))
             for step in range(self.step, self._recipe.steps):
                 batch = upcoming.result()
                 if step + 1 < self._recipe.steps:
-                    upcoming = reader.submit(self.trainee.read, (step + 1) * size, size)
+                    upcoming = reader.submit(self.trainee.read, *self._ranks.share((step + 1) * size, size))
                 yield batch
 
     def save(self) -> None:
