@@ -97,8 +97,8 @@ def test_ray_makes_the_same_store_though_a_worker_is_killed(
         watcher.start()
         report = label_photos(scan, config, store, store.features, engine=RayEngine(1))
         watcher.join()
-        broken = Workshop(config=replace(config, proposals="vote"), store=store, features=store.features)
-        store.views.write_bytes(b"no views")
+        other = LabelStore(tmp_path / "none")
+        broken = Workshop(config=replace(config, proposals="vote"), store=other, features=store.features)
         with pytest.raises(LabelStoreError, match="holds no views"):
             RayEngine(1).run(broken, "masks", [scan.photos[:1]])
     finally:
