@@ -24,7 +24,7 @@ label() { # STORE PHOTOS OPTION...
     shift 2
     [[ -f $out/$store/panoptic.json ]] ||
         useg-train label "$folder" --out "$out/$store" --encoder "$encoder" --features "$out/features" \
-            "${label_options[@]}" "$@" >&2
+            --proposals maskcut "${label_options[@]}" "$@" >&2
 }
 
 label_set() { # STORE: the set's photos by the codebook of another store
@@ -32,14 +32,14 @@ label_set() { # STORE: the set's photos by the codebook of another store
 }
 
 detect() { # STORE: the detector's masks in the place of those of STORE-set
-    label one "$photos" --thing-clusters 1
+    label one "$photos" --stuff kmeans --thing-clusters 1
     useg-train fit "$out/one" --out "$out/detector" --features "$out/features" "${fit_options[@]}" >&2
     useg-train compose "$out/detector" "$out/$1-set" --out "$out/$1-detected" --features "$out/features" >&2
 }
 
 case $system in
-    maskcut) label maskcut "$photos" && label_set maskcut && scored=maskcut-set ;;
-    cutler) label maskcut "$photos" && label_set maskcut && detect maskcut && scored=maskcut-detected ;;
+    maskcut) label maskcut "$photos" --stuff kmeans && label_set maskcut && scored=maskcut-set ;;
+    cutler) label maskcut "$photos" --stuff kmeans && label_set maskcut && detect maskcut && scored=maskcut-detected ;;
     stego) label stego "$photos" --stuff stego && label_set stego && scored=stego-set ;;
     cutler-stego) label stego "$photos" --stuff stego && label_set stego && detect stego && scored=stego-detected ;;
     *) usage ;;

@@ -25,8 +25,12 @@ def test_every_way_of_finding_gives_masks_on_the_patches_that_show_the_photo(
     fill_keys(keys, photos, encoder, tiny.SIDE_PX)
     view = partial(open_view, cache, side_px=tiny.SIDE_PX)
     finders = {
-        "patches": Finder(config=DiscoveryConfig(threshold=0.6), encoder=encoder),
-        "keys": Finder(config=DiscoveryConfig(threshold=0.1, tokens="keys", centred=True), encoder=encoder, keys=keys),
+        "patches": Finder(config=DiscoveryConfig(proposals="maskcut", threshold=0.6), encoder=encoder),
+        "keys": Finder(
+            config=DiscoveryConfig(proposals="maskcut", threshold=0.1, tokens="keys", centred=True),
+            encoder=encoder,
+            keys=keys,
+        ),
         "vote": Finder(
             config=DiscoveryConfig(proposals="vote"), encoder=encoder, views=sample_views(photos, view, encoder, 0)
         ),
@@ -45,7 +49,7 @@ def test_what_maskcut_finds_is_salient(tmp_path: Path, tiny_encoder: Path, tiny_
     cache = open_cache(tmp_path, "0" * 64, tiny.SIDE_PX)
     fill_cache(cache, [photo], encoder, tiny.SIDE_PX)
     view = open_view(cache, photo, tiny.SIDE_PX)
-    found = Finder(config=DiscoveryConfig(), encoder=encoder).find(view)
+    found = Finder(config=DiscoveryConfig(proposals="maskcut"), encoder=encoder).find(view)
     assert (find_salient(encoder, view) == found.hard.any(0)).all()
     alike = np.zeros_like(view.maps)
     alike[..., 0] = 1.0

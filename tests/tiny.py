@@ -61,11 +61,13 @@ def configure(photos: Path, encoder: Path) -> tuple[Scan, LabelConfig]:
         encoder=str(encoder),
         encoder_hash=hash_file(encoder),
         side_px=SIDE_PX,
+        proposals="maskcut",
         cuts=2,
         threshold=0.6,
         components=6,
         thing_clusters=3,
         stuff_clusters=4,
+        stuff="kmeans",
         note="drawn",
     )
     return scan, config

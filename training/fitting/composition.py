@@ -18,8 +18,8 @@ from training.labels.codebook import Codebook, read_codebook
 from training.labels.codebook_fit import Material, open_describer, open_stuff
 from training.labels.descriptors import Describer
 from training.labels.merge import list_thing_like, merge
-from training.labels.photo_view import PhotoView, open_view
-from training.labels.proposals import Proposals, rank, separate
+from training.labels.photo_view import open_view
+from training.labels.proposals import read_proposals, separate
 from training.labels.shards import LabelledPhoto, Records, plan_shards, sweep
 from training.labels.store import LabelConfig, LabelStore, StoredPhoto
 from training.labels.stuff import StuffSource
@@ -89,7 +89,7 @@ class _Composer:
         material = Material(
             photos=photos,
             view=partial(open_view, cache, side_px=config.side_px),
-            found=_find_nothing,
+            found=lambda view: read_proposals(store.masks(view.photo.digest)),
             encoder=encoder,
             encoder_source=config.encoder,
             maps=Path(config.maps),
@@ -139,7 +139,3 @@ def _inspect(photo: StoredPhoto, folder: Path) -> PhotoFile:
     height, width = read_photo(photo.path).image.shape[:2]
     name = photo.path.relative_to(folder).as_posix()
     return PhotoFile(path=photo.path, name=name, digest=photo.digest, height=height, width=width)
-
-
-def _find_nothing(view: PhotoView) -> Proposals:
-    return rank(np.zeros((0, *view.cut(view.maps[0]).shape[:2]), bool))

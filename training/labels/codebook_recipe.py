@@ -37,7 +37,7 @@ class CodebookConfig:
     """Take vectors to unit length and compare their angles; else their distances, as published."""
     seeding: Seeding = "restarts"
     """Of k-means: the best of some random starts, or one k-means++ start."""
-    stuff: Stuff = "kmeans"
+    stuff: Stuff = "regions"
     """Clusters of whitened patches, alone or seen together with the masks that they lie in, STEGO, or maps from a
     folder."""
     stego: str = "small"

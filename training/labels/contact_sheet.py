@@ -1,6 +1,6 @@
-"""Some photos of a label store beside their panoptic labels, on one picture."""
+"""Some photos beside their panoptic labels, or beside what an artifact answers, on one picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from model.encodings import choose_colour
 from model.errors import ConfigError
 from model.files import replace_file
 from model.pixels import read_photo
+from model.release.segmenter import DrawnPhoto, Segmenter
 from training.labels.store import LabelStore, StoredPhoto, read_label
 
 _TILE_HEIGHT_PX, _TILE_WIDTH_PX = 216, 288
@@ -51,6 +52,14 @@ def draw_sheet(store: LabelStore, count: int, seed: int) -> Image.Image:
     return _lay_out(title, [draw_pair(photos[index], thing_clusters) for index in chosen])
 
 
+def draw_answers(title: str, photos: Iterable[DrawnPhoto], segmenter: Segmenter) -> Image.Image:
+    """The same for what an artifact answers, by the same colours. Raises ConfigError if there is no photo."""
+    pairs = [_draw_answer(photo, segmenter) for photo in photos]
+    if not pairs:
+        raise ConfigError("no photo to draw")
+    return _lay_out(f"{title}: {len(pairs)} photos", pairs)
+
+
 def write_sheet(sheet: Image.Image, path: Path) -> None:
     """A JPEG."""
     with replace_file(path) as sibling, sibling.open("wb") as stream:
@@ -59,16 +68,32 @@ def write_sheet(sheet: Image.Image, path: Path) -> None:
 
 def draw_pair(photo: StoredPhoto, thing_clusters: int) -> Pair:
     """The photo beside its label: things strong and outlined, stuff pale, void dark."""
-    image, labels = read_photo(photo.path).image, read_label(photo.label)
+    return _draw(read_photo(photo.path).image, read_label(photo.label), photo.categories, thing_clusters, photo.path)
+
+
+def _draw_answer(photo: DrawnPhoto, segmenter: Segmenter) -> Pair:
+    answer = segmenter.segment(photo.image)
+    categories = {segment.id: segment.cluster for segment in answer.segments}
+    things = segmenter.contract.thing_clusters
+    return _draw(photo.image, answer.label_map.astype(np.int32), categories, things, photo.path)
+
+
+def _draw(
+    image: UInt8[np.ndarray, "H W 3"],
+    labels: Int32[np.ndarray, "H W"],
+    categories: dict[int, int],
+    thing_clusters: int,
+    path: Path,
+) -> Pair:
     scale = min(_TILE_HEIGHT_PX / image.shape[0], _TILE_WIDTH_PX / image.shape[1])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     shrunk = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return Pair(
         photo=small,
-        label=_paint(small, shrunk, photo.categories, thing_clusters),
-        name=photo.path.name,
-        summary=_summarise(labels, photo.categories, thing_clusters),
+        label=_paint(small, shrunk, categories, thing_clusters),
+        name=path.name,
+        summary=_summarise(labels, categories, thing_clusters),
     )
 
 

@@ -13,8 +13,8 @@ MOST_OBJECTS = 12
 class DiscoveryConfig:
     """What masks depend on, beside the photos and the encoder."""
 
-    proposals: Proposals = "maskcut"
-    """MaskCut, or what several views of the features agree on; the next five concern MaskCut alone."""
+    proposals: Proposals = "vote"
+    """What several views of the features agree on, or MaskCut; the next five concern MaskCut alone."""
     tokens: Tokens = "patches"
     """What is cut: the encoder's output, or, as published, the keys of its last attention on the stretched photo."""
     cuts: int = 3

@@ -83,7 +83,9 @@ def _check(config: LabelConfig, given: Codebook | None, part: Part) -> None:
         raise ConfigError("a part of the photos has no clusters of its own: give the codebook of some labelled photos")
     if given is not None and config.proposals == "vote":
         if open_judge(given) is None:
-            raise ConfigError("the codebook was not fitted on a vote and cannot tell its things: fit another")
+            raise ConfigError(
+                "the codebook was not fitted on a vote and cannot tell its things: choose --proposals maskcut"
+            )
         if given.views is None and part != WHOLE:
             raise ConfigError("the codebook lacks the views that a vote looks at, as older ones do: fit another")
 
