@@ -19,6 +19,7 @@ def run(repository: Path, *arguments: object, **variables: str) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 def test_a_detector_of_one_class_is_trained_clustered_and_scored(
     tmp_path: Path, repository: Path, tiny_photos: Path, tiny_encoder: Path
 ) -> None:

@@ -16,7 +16,7 @@ from model.raw import Raw
 from model.release.export import draw_scene
 from model.release.gate import Picture, stack
 
-ARTIFACTS = ("tiny_artifact", "tiny_cascade_artifact")
+ARTIFACTS = ("tiny_artifact", pytest.param("tiny_cascade_artifact", marks=pytest.mark.slow))
 EVERYWHERE = ("cpu", "torch")
 """Backends that no machine of ours may lack."""
 

@@ -46,6 +46,7 @@ def test_every_weight_that_an_answer_depends_on_comes_back(
             assert torch.equal(restored[name], weight), name
 
 
+@pytest.mark.slow
 def test_the_cascade_comes_back_with_its_norms_folded(tiny_cascade_artifact: Path) -> None:
     network = restore_network(read_contract(tiny_cascade_artifact), tiny_cascade_artifact)
     assert [name for name in network.state_dict() if "running_mean" in name] == []

@@ -38,6 +38,7 @@ def test_large_weights_are_stored_in_half_the_bytes(tiny_artifact: Path) -> None
     assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.slow
 def test_a_cascade_takes_several_canvases_in_one_graph(tiny_cascade_artifact: Path) -> None:
     contract, session = open_session(tiny_cascade_artifact)
     assert (contract.network, contract.box_mask_side, contract.canvases) == ("panoptic_cascade", 28, tiny.CANVASES)

@@ -74,6 +74,7 @@ def test_products_are_fp16_and_norms_softmax_and_boxes_fp32_in_the_transformer(t
     assert [kind for kind in exact if TensorProto.FLOAT16 in types[kind]] == []
 
 
+@pytest.mark.slow
 def test_products_are_fp16_and_norms_softmax_and_boxes_fp32_in_the_cascade(cascade: Path) -> None:
     types = list_types(cascade)
     assert types["Conv"] == types["ConvTranspose"] == {TensorProto.FLOAT16}
@@ -84,6 +85,7 @@ def test_products_are_fp16_and_norms_softmax_and_boxes_fp32_in_the_cascade(casca
     assert types["MatMul"] == FLOATS
 
 
+@pytest.mark.slow
 def test_inputs_and_outputs_keep_their_types(transformer: dict[str, Path], cascade: Path) -> None:
     for path in (transformer["fp16"], cascade):
         graph = onnx.load(path).graph
@@ -101,6 +103,7 @@ def test_onnx_runtime_answers_within_the_tolerance_of_fp16(transformer: dict[str
     compare(decide(expected), decide(given), FP16).require("fp16", FP16)
 
 
+@pytest.mark.slow
 def test_the_cascade_runs_in_fp16(cascade: Path) -> None:
     answer = OnnxSession(cascade, threads=1).run(*stack([draw_scene(0, Canvas.square(96))]))[0]
     assert all(np.isfinite(value).all() for value in vars(answer).values())

@@ -120,6 +120,7 @@ def refuse(artifact: Path, photos: Path, out: Path, said: str) -> None:
         quantise_artifact(artifact, photos, out, LOOSE)
 
 
+@pytest.mark.slow
 def test_int8_is_not_quantised_again_nor_a_cascade_at_all(
     tmp_path: Path, int8: Path, tiny_cascade_artifact: Path, photos: Path
 ) -> None:

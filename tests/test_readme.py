@@ -51,6 +51,7 @@ def served(tiny_artifact: Path) -> Iterator[int]:
         process.terminate()
 
 
+@pytest.mark.slow
 def test_the_training_commands_run_in_their_order(
     tmp_path: Path, readme: str, tiny_encoder: Path, tiny_truth: Path
 ) -> None:

@@ -123,6 +123,7 @@ def draw_photos(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["masks/*.npz", "panoptic/[0-9a-f]*/shard.json"])
 def test_a_killed_run_loses_one_shard_at_most_and_the_next_one_finishes(
     tmp_path: Path, tiny_encoder: Path, moment: str
