@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import cv2
@@ -45,3 +46,19 @@ def test_a_folder_that_is_missing_or_holds_no_photo_is_refused(tmp_path: Path) -
         scan_photos(tmp_path / "nowhere")
     with pytest.raises(LabelStoreError, match="no photo that can be read"):
         scan_photos(tmp_path)
+
+
+def test_a_memo_spares_photos_that_did_not_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memo, folder = tmp_path / "scan.json", tmp_path / "photos"
+    for shade in (10, 20):
+        draw(folder / f"{shade}.png", shade)
+    first = scan_photos(folder, memo=memo)
+    stamp = (folder / "10.png").stat()
+    (folder / "10.png").write_bytes(b"x" * stamp.st_size)  # no photo any more, but nobody can see that
+    os.utime(folder / "10.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert scan_photos(folder, memo=memo) == first
+    (folder / "10.png").touch()
+    assert [photo.name for photo in scan_photos(folder, memo=memo).photos] == ["20.png"]
+    memo.write_text("{")
+    assert [photo.name for photo in scan_photos(folder, memo=memo).photos] == ["20.png"]
+    assert "scan.json cannot be read" in caplog.text

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from model.command import positive, run_command
-from training.commands import compose, eval, finetune, fit, label, match, name, recluster, relabel, show
+from training.commands import compose, eval, finetune, fit, gate, label, match, name, recluster, relabel, show
 
 COMMANDS = {
     "label": ("photos to panoptic pseudo-labels", label),
@@ -18,6 +18,7 @@ COMMANDS = {
     "show": ("pseudo-labels to a contact sheet", show),
     "match": ("labelled pictures to names for clusters", match),
     "name": ("a few labelled regions to names for clusters", name),
+    "gate": ("may an artifact take the place of another?", gate),
     "eval": ("a run, an artifact or a store held against labelled pictures", eval),
 }
 

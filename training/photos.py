@@ -1,16 +1,21 @@
 """The unlabelled photos of a folder: decodable, unique, in a fixed order."""
 
 import hashlib
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import InputError, LabelStoreError
+from model.files import replace_file
 from model.pixels import decode_image
 from training.progress import show
 
 logger = logging.getLogger(__name__)
 
+_MEMO_VERSION = 1
+_Memory = tuple[int, int, str, int, int]
+"""Size in bytes, time of change in nanoseconds, sha256, height, width."""
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -37,10 +42,11 @@ class Scan:
     duplicates: int
 
 
-def scan_photos(folder: Path, *, limit: int | None = None) -> Scan:
+def scan_photos(folder: Path, *, limit: int | None = None, memo: Path | None = None) -> Scan:
     """Every photo below `folder` once, sorted by name; broken ones are reported and left out.
 
-    With a `limit`, that many photos spread evenly over the sorted names.
+    With a `limit`, that many photos spread evenly over the sorted names. What the file `memo` says of a photo is
+    believed while size and time of change are the same; it is written anew.
     Raises LabelStoreError if the folder is missing or holds no photo that can be read.
     """
     if not folder.is_dir():
@@ -49,23 +55,43 @@ def scan_photos(folder: Path, *, limit: int | None = None) -> Scan:
     if limit is not None and limit < len(paths):
         paths = [paths[index * len(paths) // limit] for index in range(limit)]
     photos: dict[str, PhotoFile] = {}
+    known, seen = _read_memo(memo), dict[str, _Memory]()
     broken = []
     for path in show(paths, "scan"):
         name = path.relative_to(folder).as_posix()
         try:
-            found = _inspect(path, name)
+            stamp = path.stat()
+            memory = known.get(name)
+            if memory is None or memory[:2] != (stamp.st_size, stamp.st_mtime_ns):
+                memory = (stamp.st_size, stamp.st_mtime_ns, *_inspect(path))
         except (InputError, OSError) as error:
             logger.warning("skipped %s: %s", name, error)
             broken.append(f"{name}: {error}")
         else:
-            photos.setdefault(found.digest, found)
+            seen[name] = memory
+            _, _, digest, height, width = memory
+            photos.setdefault(digest, PhotoFile(path=path, name=name, digest=digest, height=height, width=width))
+    if memo and seen != known:
+        with replace_file(memo) as sibling:
+            sibling.write_text(json.dumps({"format_version": _MEMO_VERSION, "photos": seen}))
     if not photos:
         raise LabelStoreError(f"{folder} holds no photo that can be read ({len(paths)} candidates)")
     return Scan(photos=tuple(photos.values()), broken=tuple(broken), duplicates=len(paths) - len(broken) - len(photos))
 
 
-def _inspect(path: Path, name: str) -> PhotoFile:
+def _inspect(path: Path) -> tuple[str, int, int]:
     content = path.read_bytes()
     photo = decode_image(content)
-    digest = hashlib.sha256(content).hexdigest()
-    return PhotoFile(path=path, name=name, digest=digest, height=photo.height, width=photo.width)
+    return hashlib.sha256(content).hexdigest(), photo.height, photo.width
+
+
+def _read_memo(path: Path | None) -> dict[str, _Memory]:
+    if path is None or not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format_version"] == _MEMO_VERSION:
+            return {name: tuple(memory) for name, memory in content["photos"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        logger.warning("%s cannot be read: all photos are looked at anew", path)
+    return {}

@@ -21,9 +21,11 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag(f"vote_{name}"), type=float, help="see VoteThresholds in training/scores/matching.py")
 
 
-def add_truth(parser: argparse.ArgumentParser, *, default_split: str = "its validation split") -> None:
+def add_truth(
+    parser: argparse.ArgumentParser, *, default_split: str = "its validation split", is_required: bool = True
+) -> None:
     """The options that say which labelled set is meant; for `read_truth`."""
-    parser.add_argument("--truth", type=Path, required=True, metavar="SET", help="folder of labelled pictures")
+    parser.add_argument("--truth", type=Path, required=is_required, metavar="SET", help="folder of labelled pictures")
     parser.add_argument("--layout", choices=LAYOUTS, default="panoptic", help="of the folder (%(default)s)")
     parser.add_argument("--split", help=f"of a published set ({default_split})")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="supercategories", help="classes (%(default)s)")

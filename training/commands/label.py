@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     config = LabelConfig(
         **given | {"photos": str(options.photos.resolve()), "encoder": str(encoder), "photos_hash": ""}
     )
-    scan = scan_photos(options.photos, limit=options.limit)
-    config = replace(config, photos_hash=hash_photos(scan.photos))
     store = LabelStore(options.out.resolve())
+    scan = scan_photos(options.photos, limit=options.limit, memo=store.scan)
+    config = replace(config, photos_hash=hash_photos(scan.photos))
     features = options.features or store.features
     engine = _open_ray(options.threads) if options.engine == "ray" else LocalEngine()
     with threadpool_limits(1, user_api="blas"):  # NumPy's BLAS threads and torch's fight for the cores, see LOG.md

@@ -10,6 +10,7 @@ from model.backends.restoration import restore_network
 from model.contract import CONTRACT_FILE, read_contract
 from model.errors import ConfigError
 from model.files import hash_file
+from model.network.architecture import list_idle
 from model.network.mask_transformer import MaskTransformer
 from model.run import WEIGHT_FILES, NetworkName, read_run_card
 from model.weights.checkpoints import State, read_state
@@ -67,15 +68,17 @@ def _read_run(run: Path) -> _Earlier:
 
 
 def _read_artifact(artifact: Path) -> _Earlier:
-    """The trained part of an artifact."""
+    """The trained part of an artifact; what no answer depends on is not in it."""
     contract = read_contract(artifact)
     if contract.precision == "int8":
         raise ConfigError(f"{artifact} is of int8, which no fit starts from: give the artifact that it was made from")
     restored = restore_network(contract, artifact)
-    trained = restored.decoder if isinstance(restored, MaskTransformer) else restored
+    idle, part = list_idle(restored), "decoder." if isinstance(restored, MaskTransformer) else ""
+    state = restored.state_dict()
+    kept = [name for name in state if name.startswith(part) and not name.startswith(idle)]
     return _Earlier(
         network=contract.network,
-        state=dict(trained.state_dict()),
+        state={name.removeprefix(part): state[name] for name in kept},
         sha256=contract.files[contract.network_files[-1]],
         step=int(contract.provenance.get("steps", 0)),
     )

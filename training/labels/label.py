@@ -58,15 +58,17 @@ def label_photos(
     if given and not store.codebook.is_file():
         given.write(store.codebook)
     groups = part.choose(split(scan.photos))
-    engine.run(workshop, "features", groups)
-    if config.proposals == "vote" and not store.views.is_file():
+    # A finished store that is given again gets back what was deleted of features and masks; a part's may be elsewhere.
+    left = groups if store.is_finished else workshop.list_unlabelled(groups)
+    engine.run(workshop, "features", left)
+    if left and config.proposals == "vote" and not store.views.is_file():
         views = given.views if given else None
         (views or sample_views(scan.photos, workshop.view, workshop.encoder, config.seed)).write(store.views)
-    engine.run(workshop, "masks", groups)
+    engine.run(workshop, "masks", left)
     if not store.codebook.is_file():
         book = fit_codebook(workshop.gather(scan.photos), select_config(config))
         replace(book, views=read_views(store.views) if config.proposals == "vote" else None).write(store.codebook)
-    engine.run(workshop, "labels", groups)
+    engine.run(workshop, "labels", left)
     records = Records(folder=store.shards, shards=[workshop.plan(group) for group in groups])
     if part == WHOLE:
         store.write_index(config, records)

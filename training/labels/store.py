@@ -25,6 +25,7 @@ INSTANCES_FILE = "instances.json"
 PANOPTIC_FOLDER = "panoptic"
 CODEBOOK_FILE = "codebook.npz"
 VIEWS_FILE = "views.npz"
+SCAN_FILE = "scan.json"
 FORMAT_VERSION = 2
 _BINDING = {"photos", "photos_hash", "encoder_hash", "side_px", "cuts", "threshold", "proposals", "tokens", "centred",
             "faithful"}  # fmt: skip
@@ -108,8 +109,18 @@ class LabelStore:
         return self.folder / VIEWS_FILE
 
     @property
+    def scan(self) -> Path:
+        """What was seen of the photos."""
+        return self.folder / SCAN_FILE
+
+    @property
     def features(self) -> Path:
         return self.folder / "features"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every photo was labelled."""
+        return (self.folder / INDEX_FILE).is_file()
 
     def masks(self, digest: str) -> Path:
         return self.folder / "masks" / f"{digest}.npz"
@@ -128,7 +139,7 @@ class LabelStore:
                 raise ConfigError(
                     f"{self.folder} holds labels made otherwise ({', '.join(changed)} differ): choose another --out"
                 )
-        elif self.folder.exists() and any(entry.name != "features" for entry in self.folder.iterdir()):
+        elif self.folder.exists() and any(entry.name not in ("features", SCAN_FILE) for entry in self.folder.iterdir()):
             raise ConfigError(f"{self.folder} is not empty and no label store: choose another --out")
         with replace_file(path) as sibling:
             content = {"format_version": FORMAT_VERSION, **asdict(config)}

@@ -52,6 +52,12 @@ class Workshop:
                     shard.write(self.store.shards, map(self.labeller.label, photos))
                 yield len(photos)
 
+    def list_unlabelled(self, groups: Sequence[Group]) -> list[Group]:
+        """Those whose labels are not there yet, and with them perhaps no more their features and masks."""
+        if not self.store.codebook.is_file():
+            return list(groups)
+        return [group for group in groups if not self.plan(group).is_whole(self.store.shards)]
+
     def plan(self, photos: Group) -> Shard:
         """The shard of these photos, written or not. Raises LabelStoreError while there is no codebook."""
         return make_shard(photos, self.labeller.causes, self.labeller.hash_map)

@@ -95,7 +95,7 @@ def measure_instances(
     figures, precisions = {}, {}
     for shape in shapes:
         for is_named in (False, True):
-            scorer = _open_scorer(comparisons, fit, truth, shape, is_named=is_named)
+            scorer = open_scorer(comparisons, fit, truth, shape, is_named=is_named)
             key = f"{'named' if is_named else 'agnostic'}_{'box' if shape == 'bbox' else 'mask'}"
             values = scorer.summarise()
             others = {name: value and to_percent(value) for name, value in values.items() if name not in HEADLINES}
@@ -106,9 +106,10 @@ def measure_instances(
     return figures, precisions
 
 
-def _open_scorer(
+def open_scorer(
     comparisons: Sequence[Comparison], fit: Fit, truth: Truth, shape: Shape, *, is_named: bool
 ) -> InstanceScorer:
+    """What scores the objects of these pictures, with all categories as one or by name."""
     known, found = [], []
     categories = np.arange(len(truth.taxonomy.names)) if is_named else np.zeros(len(truth.taxonomy.names), np.int64)
     for place, each in enumerate(comparisons):
