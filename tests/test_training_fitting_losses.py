@@ -192,3 +192,16 @@ def test_ignored_cells_cost_nothing() -> None:
     assert float(compare_semantic(logits, (target,))) == pytest.approx(math.log(3))
     target.semantic[0, 0] = IGNORE
     assert float(compare_semantic(logits, (target,))) == 0.0
+
+
+def test_the_scores_to_watch_are_no_part_of_the_sum() -> None:
+    target = draw_target((0, 4, 0, 4), clusters=[2])
+    semantic = target.semantic.clone()
+    semantic[:4] = IGNORE
+    semantic[4:6] = 2  # half of what is known is another class than the prediction's
+    losses = compute_losses(
+        predict(draw_target((0, 4, 0, 2), clusters=[2]), [1]), (replace(target, semantic=semantic),)
+    )
+    assert (float(losses.iou), float(losses.stuff)) == (0.5, 0.5)
+    terms = losses.as_floats()
+    assert terms["total"] == pytest.approx(sum(terms[name] for name in terms if name not in ("total", "iou", "stuff")))

@@ -30,7 +30,7 @@ _WORST = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Weighted terms; their sum is what is minimised."""
+    """Weighted terms, whose sum is what is minimised, and two scores to watch."""
 
     mask: Tensor
     dice: Tensor
@@ -40,6 +40,10 @@ class Losses:
     layers: Tensor
     embedding: Tensor | None = None
     """Of networks that have such a head."""
+    iou: Tensor
+    """Mean of the matched masks, by weight: a score, as the next one, and none of the sum."""
+    stuff: Tensor
+    """Share of the known cells whose dense class is right."""
 
     @property
     def total(self) -> Tensor:
@@ -86,18 +90,21 @@ def _compute_in_full(prediction: Prediction, targets: tuple[Target, ...], doubt:
     matched = prediction.masks[matches.images, matches.queries]
     mask, dice = compare_masks(matched, matches.masks, matches.weights)
     quality = prediction.quality[matches.images, matches.queries]
+    overlaps = measure_iou(matched, matches.masks)
     return Losses(
         mask=MASK_WEIGHT * mask,
         dice=DICE_WEIGHT * dice,
         classes=CLASS_WEIGHT * compare_classes(prediction.classes, matches, doubt),
         quality=QUALITY_WEIGHT
         * _average(
-            functional.binary_cross_entropy_with_logits(quality, measure_iou(matched, matches.masks), reduction="none"),
+            functional.binary_cross_entropy_with_logits(quality, overlaps, reduction="none"),
             matches.weights,
         ),
         semantic=SEMANTIC_WEIGHT * compare_semantic(prediction.semantic, targets),
         layers=_compare_layers(prediction, matches, doubt),
         embedding=_compare_embeddings(prediction, matches),
+        iou=_average(overlaps, matches.weights),
+        stuff=measure_accuracy(prediction.semantic, targets),
     )
 
 
@@ -173,6 +180,14 @@ def compare_semantic(logits: Float[Tensor, "B L h w"], targets: tuple[Target, ..
     wanted = torch.stack([target.semantic for target in targets])
     summed = functional.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum")
     return summed / average((wanted != IGNORE).sum().float()).clamp(min=1.0)
+
+
+@torch.no_grad()
+def measure_accuracy(logits: Float[Tensor, "B L h w"], targets: tuple[Target, ...]) -> Tensor:
+    """Share of the cells that are not ignored whose likeliest class is the target's."""
+    wanted = torch.stack([target.semantic for target in targets])
+    right = ((logits.argmax(1) == wanted) & (wanted != IGNORE)).sum()
+    return right / average((wanted != IGNORE).sum().float()).clamp(min=1.0)
 
 
 @torch.no_grad()
