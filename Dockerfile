@@ -1,23 +1,122 @@
-# The service on the CPU: no torch, no compiler, no root.
-FROM python:3.12-slim-bookworm AS build
+# Three images: `service` answers on a CPU without torch, `service-gpu` on NVIDIA's, `train` makes new versions.
+#   docker build --target service --tag useg/service .
+# Build secret `pip`, if given, is pip's configuration: an index of your own leaves no trace in an image.
+# Pin a base by its digest with --build-arg, e.g. PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:…
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# NVIDIA's TensorRT image of CUDA 13 and Ubuntu 24.04 brings TensorRT along, and trtexec for deploy/engine.sh.
+ARG CUDA_IMAGE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
+
+# ---- service: the environment, with what it needs first, since that changes seldom; then what runs.
+FROM ${PYTHON_IMAGE} AS service-venv
+ARG EXTRAS=service,otel,signing
 WORKDIR /useg
 RUN python -m venv /opt/venv
 COPY constraints.txt pyproject.toml README.md LICENSE ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \
+    && /opt/venv/bin/pip uninstall --yes useg
 COPY model model
 COPY service service
 COPY training training
-RUN /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[service]'
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \
+    && /opt/venv/bin/pip uninstall --yes setuptools pip
 
-FROM python:3.12-slim-bookworm AS service
-LABEL org.opencontainers.image.title="useg" \
+FROM ${PYTHON_IMAGE} AS service
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="useg service" \
       org.opencontainers.image.description="Instance, semantic and panoptic segmentation as a REST service" \
-      org.opencontainers.image.licenses="Apache-2.0"
-COPY --from=build /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 USEG_HOST=0.0.0.0 ORT_DISABLE_TELEMETRY=1 \
-    OPENBLAS_NUM_THREADS=1 USEG_DRAIN_DELAY_S=5
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+RUN install --directory --owner=65532 --group=65532 /registry
+COPY --from=service-venv /opt/venv /opt/venv
+COPY deploy/seed.sh /useg/deploy/seed.sh
+ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
+    ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 USEG_HOST=0.0.0.0 USEG_DRAIN_DELAY_S=5
 USER 65532:65532
 EXPOSE 8000
 HEALTHCHECK --start-period=30s --interval=10s --timeout=3s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 # Refuses to start without API keys (USEG_KEY_FILE, USEG_KEYS), unless USEG_ALLOW_ANYONE=true says that whoever reaches it may ask.
 ENTRYPOINT ["useg-serve"]
+
+# ---- train
+FROM ${PYTHON_IMAGE} AS train-venv
+# Where pip finds the CPU build of torch; empty gives PyPI's, which brings CUDA along.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /useg
+RUN python -m venv /opt/venv
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
+      ".[train,signing]" \
+    && /opt/venv/bin/pip uninstall --yes useg
+COPY model model
+COPY service service
+COPY training training
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[train,signing]" \
+    && /opt/venv/bin/pip uninstall --yes pip
+
+FROM ${PYTHON_IMAGE} AS train
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="useg train" \
+      org.opencontainers.image.description="Photos to a new version in a registry, without a human mask" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+RUN install --directory --owner=65532 --group=65532 /registry /runs
+COPY --from=train-venv /opt/venv /opt/venv
+COPY deploy/*.sh /useg/deploy/
+ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
+    ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1
+USER 65532:65532
+WORKDIR /
+HEALTHCHECK NONE
+ENTRYPOINT ["/useg/deploy/retrain.sh"]
+
+# ---- service-gpu
+FROM ${CUDA_IMAGE} AS service-gpu-venv
+WORKDIR /useg
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/venv
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[service-gpu,otel,signing]' onnx \
+    && /opt/venv/bin/pip uninstall --yes useg
+COPY model model
+COPY service service
+COPY training training
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
+    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[service-gpu,otel,signing]' onnx \
+    && /opt/venv/bin/pip uninstall --yes pip
+
+FROM ${CUDA_IMAGE} AS service-gpu
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="useg service on a GPU" \
+      org.opencontainers.image.description="Instance, semantic and panoptic segmentation as a REST service, on CUDA or TensorRT" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* \
+    && install --directory --owner=65532 --group=65532 /registry /engines
+COPY --from=service-gpu-venv /opt/venv /opt/venv
+COPY deploy/engine.sh deploy/seed.sh /useg/deploy/
+# Engines go to $XDG_CACHE_HOME/useg/engines: mount a volume there.
+ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
+    XDG_CACHE_HOME=/engines ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 \
+    USEG_HOST=0.0.0.0 USEG_DRAIN_DELAY_S=5 USEG_BACKEND=cuda
+USER 65532:65532
+EXPOSE 8000
+HEALTHCHECK --start-period=120s --interval=10s --timeout=3s \
+  CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+ENTRYPOINT ["useg-serve"]
+
+# ---- What is built where no target is given.
+FROM service

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Puts the bundled model into a registry where no version of its name is active, and activates it; else does nothing.
+# Usage: deploy/seed.sh REGISTRY [MODEL]
+set -euo pipefail
+registry=${1:?usage: deploy/seed.sh REGISTRY [MODEL]}
+model=${2:-useg}
+
+active=$(useg-model registry list "$registry" | python3 -c '
+import json, sys
+print({each["name"]: each["active"] or "" for each in json.load(sys.stdin)["models"]}.get(sys.argv[1], ""))' "$model")
+if [[ -n $active ]]; then
+  echo "$model $active is active in $registry" >&2
+  exit 0
+fi
+bundled=$(python3 -c 'from importlib.resources import files; print(files("model") / "default")')
+[[ -d $registry/$model/1 ]] || useg-model registry add "$registry" "$bundled" --model "$model" --version 1
+useg-model registry activate "$registry" 1 --model "$model" --reason "the bundled model"

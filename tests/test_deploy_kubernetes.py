@@ -1,0 +1,120 @@
+"""Manifests are valid, select their own pods alone, and agree with the service that they start."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.admin import AdminDoor
+from service.settings import read_settings
+
+VERSION = "1.34"
+"""Of Kubernetes, whose schemas are held against the manifests."""
+OVERLAYS = ("base", "registry", "gpu", "prometheus", "kserve")
+NAME = {"app.kubernetes.io/name": "useg"}
+
+
+@pytest.fixture
+def folder(repository: Path) -> Path:
+    return repository / "deploy" / "kubernetes"
+
+
+def read(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return document
+
+
+def list_variables(container: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+def render(folder: Path, overlay: str) -> list[dict[str, Any]]:
+    """The objects of an overlay."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not on the PATH")
+    done = subprocess.run(["kubectl", "kustomize", str(folder / overlay)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def check(document: dict[str, Any]) -> None:
+    """Raise unless the schema of its kind allows an object; custom kinds have none here."""
+    validator = pytest.importorskip("kubernetes_validate")
+    if "." not in document["apiVersion"] or document["apiVersion"].split("/")[0].endswith("k8s.io"):
+        validator.validate(document, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_can_be_rendered_and_is_valid(folder: Path, overlay: str) -> None:
+    for document in render(folder, overlay):
+        check(document)
+
+
+@pytest.mark.parametrize("name", ["service", "autoscaler", "disruption", "network"])
+def test_the_objects_of_the_base_are_valid(folder: Path, name: str) -> None:
+    document = read(folder / "base" / f"{name}.yaml")
+    if name == "service":
+        document["spec"]["selector"] = NAME  # as the kustomization does
+    check(document)
+
+
+def test_nothing_selects_pods_of_others(folder: Path) -> None:
+    assert read(folder / "base/network.yaml")["spec"]["podSelector"]["matchLabels"] == NAME
+    assert read(folder / "base/disruption.yaml")["spec"]["selector"]["matchLabels"] == NAME
+    assert read(folder / "prometheus/monitor.yaml")["spec"]["selector"]["matchLabels"] == NAME
+    labels = read(folder / "base/kustomization.yaml")["labels"][0]
+    assert (labels["pairs"], labels["includeSelectors"]) == (NAME, True)
+
+
+def test_the_service_understands_its_variables_and_its_end_is_waited_for(folder: Path) -> None:
+    pod = read(folder / "base/deployment.yaml")["spec"]["template"]["spec"]
+    more = read(folder / "registry/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
+    gpu = read(folder / "gpu/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
+    container = pod["containers"][0]
+    image = {"USEG_HOST": "0.0.0.0", "USEG_DRAIN_DELAY_S": "5"}
+    settings = read_settings(image | list_variables(container) | list_variables(more) | list_variables(gpu))
+    assert pod["terminationGracePeriodSeconds"] > settings.drain_delay_s + settings.drain_limit_s
+    ports = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert ports == {"http": settings.port, "machines": settings.admin_port}
+    mounted = {each["mountPath"] for part in (container, more, gpu) for each in part["volumeMounts"]}
+    assert {str(settings.registry), str(settings.key_file and settings.key_file.parent)} <= mounted
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_probes_ask_for_what_the_port_for_machines_answers(folder: Path) -> None:
+    container = read(folder / "base/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
+    probes = [container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+    assert {probe["port"] for probe in probes} == {"machines"}
+    asked: list[str] = []
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+
+    for probe in probes:
+        await AdminDoor(answer)({"type": "http", "path": probe["path"]}, None, None)  # type: ignore[arg-type]
+    assert asked == ["/readyz", "/readyz", "/livez"]
+
+
+def test_the_autoscaler_reads_the_metric_that_the_adapter_makes(folder: Path) -> None:
+    wanted = read(folder / "base/autoscaler.yaml")["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    rule = read(folder / "prometheus/adapter.yaml")["rules"][0]
+    assert rule["name"]["as"] == wanted
+    assert set(re.findall(r"\bseg_\w+", rule["metricsQuery"] + rule["seriesQuery"])) == {
+        "seg_stage_duration_seconds_sum",
+        "seg_stage_duration_seconds_count",
+    }
+
+
+def test_kserve_starts_the_service_on_its_own_port_and_mount(folder: Path) -> None:
+    container = read(folder / "kserve/runtime.yaml")["spec"]["containers"][0]
+    flags = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    assert flags == {"--artifact": "/mnt/models", "--port": str(container["ports"][0]["containerPort"])}
+    assert read_settings({"USEG_HOST": "0.0.0.0"} | list_variables(container)).host == "0.0.0.0"
+    model = read(folder / "kserve/model.yaml")["spec"]["predictor"]["model"]
+    assert model["runtime"] == read(folder / "kserve/runtime.yaml")["metadata"]["name"]
+    assert model["protocolVersion"] in read(folder / "kserve/runtime.yaml")["spec"]["protocolVersions"]
