@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from model.command import positive, run_command
-from training.commands import compose, eval, finetune, fit, gate, label, match, name, recluster, relabel, show
+from training.commands import compose, eval, finetune, fit, gate, label, match, name, recluster, relabel, rounds, show
 
 COMMANDS = {
     "label": ("photos to panoptic pseudo-labels", label),
     "fit": ("pseudo-labels to a run", fit),
     "finetune": ("a run taught by some pictures of a labelled set", finetune),
     "relabel": ("pseudo-labels that a run finds in the photos it learned from", relabel),
+    "rounds": ("scores of each round of self-training to a picture", rounds),
     "recluster": ("other thing clusters for a run, without a fit", recluster),
     "compose": ("a detector's masks over a store's stuff: the paper's baselines", compose),
     "show": ("pseudo-labels to a contact sheet", show),

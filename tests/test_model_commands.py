@@ -1,0 +1,129 @@
+"""Names and gates from the command line, on an artifact of random weights."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from model.__main__ import main
+from model.contract import read_contract
+from training.__main__ import main as train
+
+CLUSTERS = range(1, 8)
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
+    return shutil.copytree(tiny_artifact, tmp_path / "artifact")
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert main([str(each) for each in arguments]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_names_are_given_listed_undone_exported_and_imported(
+    tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in artifact.iterdir()}
+    assert call(capsys, "glossary", "set", artifact, 2, "disc")["given"] == {"2": "disc"}
+    call(capsys, "glossary", "set", artifact, 5, "wall")
+    assert call(capsys, "glossary", "list", artifact)["clusters"] == {"2": "disc", "5": "wall"}
+    exported = call(capsys, "glossary", "export", artifact, "--out", tmp_path / "names.json")
+    assert (exported["revision"], exported["named"]) == (2, 2)
+    assert call(capsys, "glossary", "undo", artifact)["given"] == {"2": "disc"}
+    assert call(capsys, "glossary", "undo", artifact, "--revision", 1)["given"] == {}
+    assert call(capsys, "glossary", "import", artifact, tmp_path / "names.json")["given"] == {"2": "disc", "5": "wall"}
+    assert {path.name: path.read_bytes() for path in artifact.iterdir()} == before
+    assert (tmp_path / "artifact.names.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("set", "8", "disc"), "clusters [8], tiny 3 has 1..7"),
+        (("set", "1", "two\nlines"), "printable"),
+        (("undo",), "no edit"),
+        (("import", "absent.json"), "absent.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_named_is_told_in_one_line(
+    artifact: Path, arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["glossary", arguments[0], str(artifact), *arguments[1:]]) == 1
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_an_artifact_carries_its_names_to_itself_cluster_by_cluster(
+    tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cluster in CLUSTERS:
+        call(capsys, "glossary", "set", artifact, cluster, f"class {cluster}")
+    out = tmp_path / "carried.json"
+    told = call(capsys, "carry", artifact, artifact, "--photos", tiny_photos, "--pictures", 1, "--out", out)
+    assert [(each["category"], each["share"]) for each in told["clusters"]] == [
+        (f"class {each['cluster']}", 1.0) for each in told["clusters"]
+    ]
+    assert told["carried"] == len(told["clusters"]) > 1
+    seen = {f"class {each['cluster']}" for each in told["clusters"]}
+    assert set(told["lost"]) == {f"class {cluster}" for cluster in CLUSTERS} - seen
+    copy = shutil.copytree(artifact, tmp_path / "copy")
+    assert set(call(capsys, "glossary", "import", copy, out)["given"].values()) == seen
+
+
+def test_a_photo_that_is_segmented_shows_the_given_names(
+    tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for cluster in CLUSTERS:
+        call(capsys, "glossary", "set", artifact, cluster, f"class {cluster}")
+    photo = tiny_photos / "0.png"
+    segments = call(capsys, "segment", artifact, photo, "--out", tmp_path / "out.png")["segments_info"]
+    assert segments
+    assert all(each["category"] == f"class {each['cluster']}" for each in segments)
+
+
+def test_a_version_passes_the_gate_before_itself_and_one_that_finds_nothing_does_not(
+    tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["gate", str(artifact), str(artifact), "--photos", str(tiny_photos)]
+    assert train(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["passed"]
+    blind = shutil.copytree(artifact, tmp_path / "blind")
+    contract = read_contract(blind)
+    replace(contract, thresholds=replace(contract.thresholds, score=1.0, stuff_area=1.0)).write(blind)
+    arguments[1] = str(blind)
+    assert train([*arguments, "--out", str(tmp_path / "gate.json")]) == 4
+    told = capsys.readouterr()
+    assert "refused: segments agree to 0.00, 0.4 is the least; " in told.err
+    assert json.loads((tmp_path / "gate.json").read_text()) == json.loads(told.out)
+    assert train(["gate", str(blind), str(artifact)]) == 1
+    assert "give --truth a labelled set, or --photos a folder" in capsys.readouterr().err
+
+
+def test_where_truth_is_known_scores_decide(
+    artifact: Path, tiny_truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(["gate", str(artifact), str(artifact), "--truth", str(tiny_truth), "--margin", "0"]) == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert [(each["name"], each["value"], each["is_passed"]) for each in checks] == [
+        ("PQ", 0.0, True),
+        ("AP", 0.0, True),
+    ]
+
+
+def test_a_contact_sheet_shows_what_an_artifact_answers(
+    tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["show", str(artifact), "--out", str(tmp_path / "sheet.jpg"), "--count", "3"]
+    assert train([*arguments, "--photos", str(tiny_photos)]) == 0
+    assert json.loads(capsys.readouterr().out)["photos"] == 3
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert (sheet.format, sheet.size) == ("JPEG", (3 * 604 + 24, 32 + 270 + 24))
+    assert train(arguments) == 1
+    assert "say with --photos what it is to answer" in capsys.readouterr().err

@@ -1,0 +1,67 @@
+"""`useg-train gate`: may a new version take the place of an old one? Exit status 4 with the reasons if not."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.command import REFUSED, flag, positive
+from model.errors import ConfigError
+from model.files import replace_file
+from training.commands.comparison import add_truth, read_truth
+
+if TYPE_CHECKING:
+    from model.panoptic import Segmentation
+    from model.release.segmenter import Segmenter
+
+RULES = ("margin", "agreement", "segments", "void", "drift")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("new", type=Path, metavar="NEW", help="artifact to examine")
+    parser.add_argument("old", type=Path, metavar="OLD", help="artifact that it is to replace")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="photos to compare answers on, without --truth")
+    parser.add_argument("--count", type=positive, default=200, help="most of them to look at (%(default)s)")
+    add_truth(parser, is_required=False)
+    for name in RULES:
+        parser.add_argument(flag(name), type=float, help="see GateRule in training/scores/gate.py")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="the result, also if it is a refusal")
+    parser.set_defaults(work=run)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    from model.release.segmenter import open_segmenter
+    from training.scores.answers import open_source
+    from training.scores.gate import GateRule, check_likeness, check_scores
+
+    if not options.truth and not options.photos:
+        raise ConfigError("nothing to compare on: give --truth a labelled set, or --photos a folder")
+    known = {entry.name for entry in fields(GateRule)}
+    given = {name: getattr(options, name) for name in known if getattr(options, name) is not None}
+    rule = GateRule(**given)
+    if options.truth:
+        truth = read_truth(options)
+        new, old = (open_source(folder, threads=options.threads) for folder in (options.new, options.old))
+        checks = check_scores(new, old, truth, rule)
+    else:
+        later, earlier = (open_segmenter(folder, threads=options.threads) for folder in (options.new, options.old))
+        answers = _ask(earlier, later, options.photos, options.count)
+        checks = check_likeness(answers, later.contract, rule)
+    reasons = [check.reason for check in checks if not check.is_passed]
+    result = {"passed": not reasons, "checks": [asdict(check) for check in checks], REFUSED: reasons}
+    if options.out:
+        with replace_file(options.out) as sibling:
+            sibling.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _ask(old: "Segmenter", new: "Segmenter", folder: Path, most: int) -> "Iterator[tuple[Segmentation, Segmentation]]":
+    from model.release.segmenter import draw_photos
+    from training.progress import Progress
+
+    with Progress("compare", most, unit="photo") as progress:
+        for photo in draw_photos(folder, most, seed=1):  # a version's reference is drawn with seed 0
+            yield old.segment(photo.image), new.segment(photo.image)
+            progress.advance()
