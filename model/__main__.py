@@ -17,13 +17,16 @@ from model.backends.handover import HandoverSession
 from model.backends.runtime import open_session
 from model.backends.session import BACKENDS
 from model.command import positive, run_command
+from model.commands import carry, glossary
 from model.contract import FLOAT_PRECISIONS, TASKS, Canvas
 from model.encodings import describe, encode_overlay, encode_panoptic_png
 from model.errors import ConfigError, InputError
 from model.files import replace_file
+from model.glossary import find_glossary, read_glossary
 from model.names import name_clusters
 from model.panoptic import assemble
 from model.pixels import place, read_photo
+from model.registry.commands import add_registry, add_signing
 from model.release.bench import BenchConfig, run_bench
 from model.release.quantise import QuantiseConfig, quantise_artifact
 from model.release.reference import write_reference
@@ -49,10 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands.add_parser("export", help="a run to an artifact"))
     _add_check(commands.add_parser("check", help="does an artifact keep its contract here?"))
     _add_name(commands.add_parser("name", help="names from `useg-train match` for an artifact's clusters"))
+    glossary.add_options(commands.add_parser("glossary", help="names that people gave to an artifact's clusters"))
+    carry.add_options(commands.add_parser("carry", help="an artifact's names proposed for a later one"))
     _add_reference(commands.add_parser("reference", help="what answers look like, for telling drift later"))
     _add_quantise(commands.add_parser("quantise", help="an artifact to one of int8, for OpenVINO on a CPU"))
     _add_segment(commands.add_parser("segment", help="a photo to masks"))
     _add_bench(commands.add_parser("bench", help="how fast is an artifact here?"))
+    add_registry(commands.add_parser("registry", help="what a service serves: versions, and which answers"))
+    add_signing(commands)
     return parser
 
 
@@ -219,6 +226,7 @@ def _run_quantise(options: argparse.Namespace) -> dict[str, Any]:
 def _run_segment(options: argparse.Namespace) -> dict[str, Any]:
     photo = read_photo(options.photo)
     contract, session = open_session(options.artifact, backend=options.backend, threads=options.threads)
+    contract = read_glossary(find_glossary(options.artifact), contract).apply(contract)
     pixels, placement = place(photo.image, contract.canvases, contract.stride_px)
     raw = session.run(pixels[None], np.array([placement.size]))[0]
     answer = assemble(raw, placement, contract, options.task, contract.thresholds)

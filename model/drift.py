@@ -30,7 +30,7 @@ def measure(answer: Segmentation) -> dict[Measure, float]:
     scores = [segment.score for segment in answer.segments if segment.is_thing]
     measured: dict[Measure, float] = {
         "segments": float(len(answer.segments)),
-        "void": float(np.mean(answer.label_map == VOID)),
+        "void": np.count_nonzero(answer.label_map == VOID) / answer.label_map.size,
     }
     return measured | ({"score": sum(scores) / len(scores)} if scores else {})
 

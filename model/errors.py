@@ -10,7 +10,12 @@ UsegError
 │  ├─ OptionInvalid
 │  ├─ UrlRefused
 │  ├─ HeadersTooLarge
-│  └─ Unauthorized
+│  ├─ ClusterUnknown
+│  ├─ RevisionPassed
+│  ├─ Unauthorized
+│  ├─ Forbidden
+│  ├─ ModelNotFound
+│  └─ RegistryConflict
 ├─ Busy                  the queue is full: come back later
 │  └─ RateLimited        this caller asked too often
 ├─ NotReady              the service is not warm, or is being restarted
@@ -18,11 +23,14 @@ UsegError
 ├─ DeadlinePassed
 ├─ ArtifactError         refused at load
 │  ├─ ContractMismatch
-│  └─ ParityError
+│  ├─ ParityError
+│  └─ SignatureInvalid
 ├─ InferenceError        a network that failed on a picture, or gave numbers that are none
+├─ NamesError            names of clusters that cannot be read, kept or applied
 ├─ LabelStoreError       a label file that does not hold what it says
 ├─ CheckpointError       weights that do not fit the network they were given for
 ├─ TrainingError         a fit that cannot go on
+├─ RegistryError         a registry's folder that does not hold what it should
 └─ ConfigError           options that contradict each other or do not exist
    └─ BackendUnavailable a backend that this machine does not have
 """
@@ -68,8 +76,28 @@ class HeadersTooLarge(InputError):
     """More headers, or longer ones, than the stated limit."""
 
 
+class ClusterUnknown(InputError):
+    """A cluster that the model does not have."""
+
+
+class RevisionPassed(InputError):
+    """A change to a revision that is no longer the last."""
+
+
 class Unauthorized(InputError):
     """No API key, or one that is not known."""
+
+
+class Forbidden(InputError):
+    """A caller who is known, or need not be, and may not do this."""
+
+
+class ModelNotFound(InputError):
+    """A model, or a version of one, that there is not."""
+
+
+class RegistryConflict(InputError):
+    """A change that does not fit what the registry holds."""
 
 
 class Busy(UsegError):
@@ -108,8 +136,16 @@ class ParityError(ArtifactError):
     """The same input gave different answers where one answer is promised."""
 
 
+class SignatureInvalid(ArtifactError):
+    """An artifact without a signature by one of the keys that are trusted."""
+
+
 class InferenceError(UsegError):
     """A network that failed on a picture, or gave numbers that are none."""
+
+
+class NamesError(UsegError):
+    """Names of clusters that cannot be read, kept or applied; what was there is left as it was."""
 
 
 class LabelStoreError(UsegError):
@@ -122,6 +158,10 @@ class CheckpointError(UsegError):
 
 class TrainingError(UsegError):
     """A fit that cannot go on, such as a loss that is not finite."""
+
+
+class RegistryError(UsegError):
+    """A registry's folder that cannot be read or written, or holds something else."""
 
 
 class ConfigError(UsegError):

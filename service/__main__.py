@@ -19,6 +19,7 @@ from model.errors import ConfigError, UsegError
 from service.admin import AdminDoor
 from service.app import create_app
 from service.deployment import Opener
+from service.follower import ArtifactOpener
 from service.keys import make_key
 from service.leaving import Server, leave_on_signals
 from service.logs import TEXT_FORMAT, JsonFormatter
@@ -27,11 +28,21 @@ from service.settings import LOG_FORMATS, Settings, read_settings
 
 _FLAGS = {
     "artifact": ("DIR", "directory of the artifact"),
+    "names-file": ("FILE", "where names that people give to its clusters are kept"),
+    "registry": ("DIR", "registry whose models are served in the artifact's place"),
+    "default-model": ("NAME", "the registry's model that answers where none is named"),
+    "trusted-keys": ("FILE", "public keys; artifacts that none of them signed are refused"),
+    "registry-poll-s": ("S", "time between two looks at the registry"),
+    "rollback-s": ("S", "how long a replaced version is kept warm, and its successor watched"),
+    "candidate-slowest": ("N", "how many times as slow as the active version a new one may be"),
+    "drift-limit": ("N", "how far a new version's answers may drift from their reference"),
+    "error-limit": ("SHARE", "on how many pictures a new version may fail"),
     "backend": ("|".join(BACKENDS), "what runs the network"),
     "host": ("ADDRESS", "address to listen on"),
     "port": ("N", "TCP port, 0 for a free one"),
     "admin-port": ("N", "TCP port for health and metrics, too; 0 for a free one, -1 for none"),
     "key-file": ("FILE", "API keys, as --new-key makes them"),
+    "admin-key-file": ("FILE", "the same, of those who may change what is served"),
     "allow-anyone": ("true|false", "serve other machines without keys"),
     "rate-per-s": ("N", "requests a second of one key or address, 0 for no limit"),
     "burst": ("N", "requests at once within that rate"),
@@ -54,8 +65,13 @@ _FLAGS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None, *, opener: Opener | None = None) -> int:
-    """Serve until interrupted; `opener` as in `create_app`.
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    opener: Opener | None = None,
+    open_artifact: ArtifactOpener | None = None,
+) -> int:
+    """Serve until interrupted; `opener` and `open_artifact` as in `create_app`.
 
     Exit status: 0, 1 for an error that is told in one line, 2 for wrong usage.
     """
@@ -70,7 +86,7 @@ def main(arguments: Sequence[str] | None = None, *, opener: Opener | None = None
         cv2.setNumThreads(1)  # pictures are decoded beside each other: threads within one would only get in the way
         configure_logging(settings)
         with contextlib.closing(bind(settings)) as listener:
-            asyncio.run(serve(create_app(settings, opener=opener), listener))
+            asyncio.run(serve(create_app(settings, opener=opener, open_artifact=open_artifact), listener))
     except UsegError as error:
         print(f"useg-serve: {error}", file=sys.stderr)
         return 1
@@ -111,7 +127,7 @@ async def serve(app: FastAPI, listener: socket.socket) -> None:
     server = Server(configure(app, stall_s=settings.stall_s, finish_s=settings.drain_limit_s))
     announcement = asyncio.create_task(announce(app, server, listener))
     async with _serve_admin(app, settings):
-        with leave_on_signals(server, app.state.parts.deployment, settings.drain_delay_s):
+        with leave_on_signals(server, app.state.parts.fleet, settings.drain_delay_s):
             await server.serve(sockets=[listener])
     announcement.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -121,7 +137,7 @@ async def serve(app: FastAPI, listener: socket.socket) -> None:
 async def announce(app: FastAPI, server: uvicorn.Server, listener: socket.socket) -> None:
     """Tell where the service is once it is ready; end the server and raise if its artifact is refused."""
     try:
-        await app.state.parts.deployment.settle()
+        await app.state.parts.fleet.settle()
     except UsegError:
         server.should_exit = True
         raise

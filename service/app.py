@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI
@@ -13,24 +12,30 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
-from model.backends.runtime import open_session
 from model.contract import Contract
 from model.errors import UsegError
 from service.answers import Answer
 from service.boundary import SEGMENT_ROUTE, Boundary
-from service.claims import read_claim
+from service.claims import read_claim, read_routing_key
 from service.connection import finish_for_client
-from service.deployment import Deployment, Opener
+from service.deployment import Opener
 from service.errors import answer_error, find_kind
+from service.fleet import Fleet
+from service.follower import ArtifactOpener
 from service.gate import Gate
-from service.keys import read_keyring
+from service.keys import Keyring, read_keyring
 from service.lag import watch_lag
 from service.media import ARCHIVES, MEDIA, choose_media
+from service.models_api import router as models_router
+from service.names_api import router as names_router
 from service.oip import router as oip_router
 from service.options import read_options
-from service.pages import DOCS, FRESH, INDEX, PAGE_FILES
+from service.pages import DASHBOARD, DOCS, FRESH, INDEX, PAGE_FILES
 from service.parts import Parts, get_parts
+from service.pipeline import Asked, Pipeline
+from service.queue import Claim
 from service.reference import SEGMENT_REQUEST, SEGMENT_RESPONSES, DocumentedApi, describe_problems
+from service.registered import make_leader
 from service.schemas import Liveness, ModelInfo, Readiness
 from service.settings import Settings
 from service.spans import open_sink
@@ -40,29 +45,29 @@ from service.uploads import read_uploads
 router = APIRouter()
 
 
-def create_app(settings: Settings, *, opener: Opener | None = None) -> FastAPI:
-    """The service; `opener` gives the artifact, by default the one in the settings."""
+def create_app(
+    settings: Settings, *, opener: Opener | None = None, open_artifact: ArtifactOpener | None = None
+) -> FastAPI:
+    """The service; `opener` gives its artifact, by default that of the settings, `open_artifact` one in a folder."""
     telemetry = Telemetry()
-    opener = opener or partial(open_session, settings.artifact, backend=settings.backend, threads=settings.threads)
-    app = DocumentedApi(
-        title="useg",
-        summary="Instance, semantic and panoptic segments, from a network whose training needs no human mask.",
-        version="1",
-        docs_url=None,  # FastAPI's pages load their scripts from a CDN; the service works offline
-        redoc_url=None,
-        redirect_slashes=False,
-        lifespan=_live,
-    )
-    deployment = Deployment(opener, settings, telemetry)
+    fleet = Fleet(make_leader(settings, telemetry, opener, open_artifact), telemetry, settings.default_model)
     sink = open_sink(settings.otlp_endpoint)
-    app.state.parts = Parts(settings=settings, deployment=deployment, telemetry=telemetry, sink=sink)
+    keyring = read_keyring(settings.key_file, settings.keys)
+    administrators = read_keyring(settings.admin_key_file, settings.admin_keys)
+    app = _make_api()
+    app.state.parts = Parts(
+        settings=settings, fleet=fleet, telemetry=telemetry, administrators=administrators, sink=sink
+    )
     app.include_router(router)
+    app.include_router(models_router)
+    app.include_router(names_router)
     app.include_router(oip_router)
-    app.add_middleware(Gate, settings=settings, keyring=read_keyring(settings.key_file, settings.keys))
+    app.add_middleware(Gate, settings=settings, keyring=keyring.join(administrators) if keyring else Keyring())
     app.add_middleware(
         Boundary,
         telemetry=telemetry,
-        is_draining=lambda: deployment.is_draining,
+        is_draining=lambda: fleet.is_draining,
+        name_default=fleet.name_default,
         sink=sink,
         trace_share=settings.trace_share,
     )
@@ -80,17 +85,24 @@ async def segment(request: Request) -> Response:
     choose_media(accept)  # what nobody can mend is told before a body is sent
     options = read_options(request.query_params)
     request.state.task = options.tasks[0]
-    pipeline = parts.deployment.require()
+    rollout = parts.fleet.find(options.model)
     request.state.stopwatch = stopwatch = Stopwatch(parts.telemetry)
-    with pipeline.admit(claim):
+    with rollout.admit(claim, read_routing_key(request)) as route:
         with stopwatch.time("read"):
             uploads = await read_uploads(request, parts.settings.limit_bytes, claim.deadline, parts.settings.stall_s)
         options = read_options(request.query_params, uploads.parameters)
         request.state.task = options.tasks[0]
         media = choose_media(accept, ARCHIVES if uploads.is_batch or len(options.tasks) > 1 else MEDIA)
-        work = pipeline.segment(uploads, options, media, claim, stopwatch, request.state.request_id)
-        answer = await finish_for_client(request, work, claim.deadline)
-    return _respond(answer, pipeline.contract, stopwatch)
+
+        async def ask(pipeline: Pipeline, claim: Claim) -> tuple[Answer, Contract]:
+            request.state.model = (pipeline.contract.name, pipeline.contract.version)
+            asked = Asked(uploads=uploads, options=options, media=media, request_id=request.state.request_id)
+            answer = await pipeline.segment(asked, claim, stopwatch, is_final=route.is_final(pipeline))
+            return answer, pipeline.contract
+
+        answer, contract = await finish_for_client(request, route.answer(ask), claim.deadline)
+    rollout.mirror(upload.content for upload in uploads.files)
+    return _respond(answer, contract, stopwatch)
 
 
 @router.get("/livez")
@@ -102,7 +114,7 @@ async def live() -> Liveness:
 @router.get("/readyz", responses=describe_problems(503))
 async def ready(request: Request) -> Readiness:
     """Whether pictures are taken: the artifact passed its checks and is warm."""
-    contract = get_parts(request).deployment.require_ready().contract
+    contract = get_parts(request).fleet.require_ready().contract
     return Readiness(status="ready", model=ModelInfo(name=contract.name, version=contract.version))
 
 
@@ -110,7 +122,7 @@ async def ready(request: Request) -> Readiness:
 async def metrics(request: Request) -> Response:
     """All metrics, for Prometheus."""
     parts = get_parts(request)
-    parts.deployment.describe()
+    parts.fleet.describe()
     return Response(parts.telemetry.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -118,6 +130,12 @@ async def metrics(request: Request) -> Response:
 async def index() -> Response:
     """The page for people."""
     return FileResponse(INDEX, headers=FRESH)
+
+
+@router.get("/dashboard", include_in_schema=False)
+async def dashboard() -> Response:
+    """What the service does at the moment, for people, from its own metrics."""
+    return FileResponse(DASHBOARD, headers=FRESH)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -136,14 +154,26 @@ async def page_file(path: str, request: Request) -> Response:
 async def _live(app: FastAPI) -> AsyncIterator[None]:
     parts: Parts = app.state.parts
     watch = asyncio.create_task(watch_lag(parts.telemetry))
-    await parts.deployment.start()
+    await parts.fleet.start()
     try:
         yield
     finally:
         watch.cancel()
-        await parts.deployment.stop()
+        await parts.fleet.stop()
         if parts.sink:
             await asyncio.to_thread(parts.sink.close)
+
+
+def _make_api() -> FastAPI:
+    return DocumentedApi(
+        title="useg",
+        summary="Instance, semantic and panoptic segments, from a network whose training needs no human mask.",
+        version="1",
+        docs_url=None,  # FastAPI's pages load their scripts from a CDN; the service works offline
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_live,
+    )
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -35,12 +35,17 @@ class Boundary:
         app: ASGIApp,
         telemetry: Telemetry,
         is_draining: Callable[[], bool] = lambda: False,
+        name_default: Callable[[], tuple[str, str]] = lambda: ("none", "none"),
         sink: SpanSink | None = None,
         trace_share: float = 1.0,
     ) -> None:
         self._app = app
         self._telemetry = telemetry
+        telemetry.request_seconds.labels("POST", SEGMENT_ROUTE, HTTPStatus.OK.value)  # from 0, as Telemetry.expect says
+        for reason in _REJECTIONS.values():
+            telemetry.rejected.labels(reason)
         self._is_draining = is_draining
+        self._name_default = name_default
         self._sink = sink
         self._trace_share = trace_share if sink else 0.0
 
@@ -108,7 +113,9 @@ class Boundary:
 
     def _record_segmentation(self, state: dict[str, object], status: int, seconds: float, sent_bytes: int) -> None:
         task, outcome = str(state.get("task", "unknown")), name_outcome(status)
-        self._telemetry.requests.labels(*self._telemetry.model_labels, task, outcome).inc()
+        model = state.get("model")
+        labels = model if isinstance(model, tuple) else self._name_default()
+        self._telemetry.requests.labels(*labels, task, outcome).inc()
         if outcome == "ok":
             self._telemetry.answer_seconds.labels(task).observe(seconds)
             self._telemetry.response_bytes.observe(sent_bytes)

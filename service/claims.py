@@ -1,4 +1,4 @@
-"""What a request's headers say of its hurry."""
+"""What a request's headers say of its hurry, and of whom it is for."""
 
 import asyncio
 import re
@@ -9,6 +9,7 @@ from model.errors import OptionInvalid
 from service.queue import LEAST_URGENT, MOST_URGENT, NORMAL, Claim
 
 TIMEOUT_HEADER, PRIORITY_HEADER = "X-Request-Timeout-Ms", "X-Request-Priority"
+ROUTING_HEADER = "X-Routing-Key"
 _WHOLE = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 
 
@@ -24,6 +25,11 @@ def read_claim(request: Request, limit_s: float) -> Claim:
     timeout_s = min(limit_s, timeout_ms / 1000) if timeout_ms else limit_s
     owner = getattr(request.state, "owner", "")
     return Claim(deadline=asyncio.get_running_loop().time() + timeout_s, owner=owner, priority=priority)
+
+
+def read_routing_key(request: Request) -> str:
+    """What decides who among the callers is answered by a canary: the same for the same key, owner or address."""
+    return request.headers.get(ROUTING_HEADER) or str(getattr(request.state, "owner", ""))
 
 
 def _read_whole(request: Request, name: str, expected: str) -> int | None:

@@ -4,32 +4,37 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from model.backends.handover import HandoverSession
 from model.backends.session import Session
-from model.contract import NETWORK_FILE, Contract
+from model.contract import Contract
 from model.errors import ArtifactError, Draining, NotReady, UsegError
+from service.engine import is_finite
 from service.pipeline import Pipeline
 from service.settings import Settings
-from service.telemetry import Telemetry
+from service.telemetry import State, Telemetry
 
 logger = logging.getLogger(__name__)
 
 Opener = Callable[[], tuple[Contract, Session]]
-"""Gives a checked artifact, or raises UsegError; called once, off the event loop."""
+"""Gives a checked artifact, or raises UsegError; called off the event loop, again if its session dies."""
 
 
 class Deployment:
     """Opens an artifact in the background, so that the process answers while it warms up."""
 
-    def __init__(self, opener: Opener, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(self, opener: Opener, settings: Settings, telemetry: Telemetry, glossary: Path | None = None) -> None:
+        """`glossary` is the file of the names that people give to its clusters."""
         self._opener = opener
+        self._glossary = glossary
         self._settings = settings
         self._telemetry = telemetry
         self._pipeline: Pipeline | None = None
         self._session: Session | None = None
+        self._contract: Contract | None = None
         self._refusal: UsegError | None = None
         self._obstacle = "the artifact is being opened: try again in a moment"
         self._opening: asyncio.Task[None] | None = None
@@ -44,7 +49,6 @@ class Deployment:
     def drain(self) -> None:
         """Say from now on that the service is not ready, so that others are asked; what comes is still answered."""
         self.is_draining = True
-        self._telemetry.show_state("draining")
         if self._pipeline:
             self._pipeline.engine.drain()
 
@@ -74,25 +78,27 @@ class Deployment:
             raise NotReady("the network died and is being started again: try again in a moment")
         return self._pipeline
 
-    def require_ready(self) -> Pipeline:
-        """The artifact at work, if callers are welcome. Raises NotReady, with the reason, while they are not."""
-        if self.is_draining:
-            raise Draining("the service finishes what it has: ask another one")
-        return self.require()
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The artifact at work, or about to be again; None before it was opened and after the end."""
+        return self._pipeline
 
-    def describe(self) -> None:
-        """Tell the telemetry what answers now; a session may have handed over to a faster one."""
-        if self._pipeline and self._session:
-            contract = self._pipeline.contract
-            self._telemetry.name_model(
-                name=contract.name,
-                version=contract.version,
-                sha256=contract.files.get(NETWORK_FILE, ""),
-                backend=self._session.backend,
-                precision=contract.precision,
-            )
-            if not self.is_draining:
-                self._telemetry.show_state("ready" if self._pipeline.engine.is_alive else "restarting")
+    @property
+    def backend(self) -> str:
+        """What answers now: a session may have handed over to a faster one."""
+        return self._session.backend if self._session else ""
+
+    @property
+    def state(self) -> State:
+        if self._refusal:
+            return "refused"
+        if not self._pipeline:
+            return "opening"
+        return "ready" if self._pipeline.engine.is_alive else "restarting"
+
+    def find(self) -> Pipeline | None:
+        """The artifact at work, if it is."""
+        return self._pipeline if self.state == "ready" else None
 
     async def _open(self) -> None:
         started = time.perf_counter()
@@ -104,23 +110,23 @@ class Deployment:
             logger.exception("the artifact could not be run")
             self._refuse(ArtifactError(f"the artifact could not be run: {type(error).__name__}, see the log"))
         else:
-            pipeline = Pipeline(contract, session, self._settings, self._telemetry, reopen=self._reopen)
+            pipeline = Pipeline(
+                contract, session, self._settings, self._telemetry, reopen=self._reopen, glossary=self._glossary
+            )
             await pipeline.start()
             self._telemetry.model_load_seconds.set(time.perf_counter() - started)
-            self._pipeline, self._session = pipeline, session
-            self.describe()
+            self._pipeline, self._session, self._contract = pipeline, session, contract
         self._is_settled.set()
 
     def _refuse(self, error: UsegError) -> None:
         logger.error("the artifact was refused: %s", error)
         self._refusal = error
-        self._telemetry.show_state("refused")
         self._obstacle = f"the artifact was refused: {error}"
 
     def _reopen(self) -> Session:
         """A new session, after the old one died; the contract stays what it was, or the artifact is refused."""
         contract, session = self._open_warm()
-        if self._pipeline and contract != self._pipeline.contract:
+        if self._contract and contract != self._contract:
             raise ArtifactError("the artifact was changed while it was served: restart the service to take the new one")
         if isinstance(self._session, HandoverSession):
             self._session.close()
@@ -134,5 +140,7 @@ class Deployment:
             size = (canvas.height_px, canvas.width_px)
             affordable = self._settings.limit_batch_pixels // (canvas.height_px * canvas.width_px)
             for count in sorted({1, max(1, min(self._settings.max_batch, affordable))}):
-                session.run(np.zeros((count, 3, *size), np.uint8), np.array([size] * count))
+                raws = session.run(np.zeros((count, 3, *size), np.uint8), np.array([size] * count))
+                if not all(is_finite(raw) for raw in raws):
+                    raise ArtifactError(f"{contract.name} {contract.version} gives numbers that are not finite")
         return contract, session

@@ -14,7 +14,7 @@ from model.errors import Busy, InferenceError, NotReady
 from model.raw import Raw
 from service.batches import Batch, Batcher
 from service.queue import Claim, FairQueue, Inference, Item, make_late
-from service.telemetry import Telemetry
+from service.telemetry import Summand, Telemetry
 from service.worker import Worker, WorkerDied
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class Engine:
     ) -> None:
         self._session = session
         self._telemetry = telemetry
+        self._depth = Summand(telemetry.queue_depth)
         self._capacity = capacity
         self._max_queue_s = max_queue_s
         self._stuck_s = stuck_s
@@ -62,6 +63,11 @@ class Engine:
         self._loop_task: asyncio.Task[None] | None = None
         self.is_alive = True
         """Whether pictures are answered; while the thread of the network is replaced, it is not."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._queue and not self._running
 
     async def start(self) -> None:
         """Begin to answer; to be called on the event loop that will submit."""
@@ -141,7 +147,7 @@ class Engine:
             raise self.make_busy()
 
     def _tell_depth(self) -> None:
-        self._telemetry.queue_depth.set(len(self._queue))
+        self._depth.set(len(self._queue))
 
     async def _serve(self) -> None:
         """The loop: it ends when cancelled and for nothing else."""

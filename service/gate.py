@@ -10,7 +10,7 @@ from service.keys import Keyring
 from service.quotas import Quotas
 from service.settings import Settings
 
-_OPEN_PATHS = ("/", "/livez", "/readyz", "/openapi.json", "/docs", "/v2/health/live", "/v2/health/ready")
+_OPEN_PATHS = ("/", "/dashboard", "/livez", "/readyz", "/openapi.json", "/docs", "/v2/health/live", "/v2/health/ready")
 _OPEN_FOLDERS = ("/page/", "/docs/")
 _MOST_HEADERS = 64
 

@@ -40,6 +40,10 @@ class Keyring:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
+    def join(self, other: "Keyring") -> "Keyring":
+        """The keys of both. Raises ConfigError if two have one name."""
+        return Keyring((*self._keys, *other._keys))
+
     def require(self, given: str) -> Key:
         """The key that was given. Raises Unauthorized if it is none of ours, in a time that does not depend on it."""
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()

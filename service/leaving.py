@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from service.deployment import Deployment
+from service.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def leave_on_signals(server: uvicorn.Server, deployment: Deployment, delay_s: float) -> Iterator[None]:
+def leave_on_signals(server: uvicorn.Server, fleet: Fleet, delay_s: float) -> Iterator[None]:
     """While inside, SIGTERM and SIGINT end the server; whatever it has taken is finished.
 
     SIGTERM comes from whoever also sends the requests elsewhere: for `delay_s` the service says that it is not ready
@@ -32,10 +32,10 @@ def leave_on_signals(server: uvicorn.Server, deployment: Deployment, delay_s: fl
     tasks: list[asyncio.Task[None]] = []
 
     def leave(delay_s: float) -> None:
-        if deployment.is_draining:
+        if fleet.is_draining:
             server.force_exit = server.should_exit = True
         else:
-            tasks.append(asyncio.create_task(_leave(server, deployment, delay_s)))
+            tasks.append(asyncio.create_task(_leave(server, fleet, delay_s)))
 
     loop.add_signal_handler(signal.SIGTERM, leave, delay_s)
     loop.add_signal_handler(signal.SIGINT, leave, 0.0)
@@ -48,8 +48,8 @@ def leave_on_signals(server: uvicorn.Server, deployment: Deployment, delay_s: fl
             task.cancel()
 
 
-async def _leave(server: uvicorn.Server, deployment: Deployment, delay_s: float) -> None:
+async def _leave(server: uvicorn.Server, fleet: Fleet, delay_s: float) -> None:
     logger.info("leaving: not ready from now on, no new connections in %g s", delay_s)
-    deployment.drain()
+    fleet.drain()
     await asyncio.sleep(delay_s)
     server.should_exit = True

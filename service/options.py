@@ -17,6 +17,7 @@ PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 
 LEAST_SIDE_PX, MOST_SIDE_PX = 32, 65_500
 MOST_CLASSES = 1000
+_MOST_CHARACTERS = 64
 AGNOSTIC_IOU = 0.5
 _DECIMAL = re.compile(r"\d{1,3}(\.\d{1,20})?", re.ASCII)
 _WHOLE = re.compile(r"\d{1,6}", re.ASCII)
@@ -26,6 +27,8 @@ _WHOLE = re.compile(r"\d{1,6}", re.ASCII)
 class Options:
     """One request's choices; None leaves a choice to the artifact's contract."""
 
+    model: str | None = None
+    """The model by its name; None is the service's only or default one."""
     tasks: tuple[Task, ...] = ("panoptic",)
     threshold: float | None = None
     """Least score of a detection, 0..1."""
@@ -80,6 +83,8 @@ def read_options(parameters: QueryParams, body: Mapping[str, Any] | None = None)
     given: dict[str, list[Any]] = {}
     for name, value in parameters.multi_items():
         given.setdefault(name, []).append(value)
+    if "model" in (body or {}):
+        raise OptionInvalid("the model is chosen before a body is read: say model=NAME in the query")
     for name, value in (body or {}).items():
         given.setdefault(name, []).extend(value if isinstance(value, list) else [value])
     chosen: dict[str, Any] = {}
@@ -132,6 +137,13 @@ def _read_truth(name: str, values: Sequence[Any]) -> bool:
     return truths[value.lower()]
 
 
+def _read_name(name: str, values: Sequence[Any]) -> str:
+    value = _take_one(name, values)
+    if not 1 <= len(value) <= _MOST_CHARACTERS:
+        raise OptionInvalid(f"{name} takes a name of 1 to {_MOST_CHARACTERS} characters, got {len(value)}")
+    return str(value)
+
+
 def _list_words(name: str, values: Sequence[Any]) -> list[str]:
     """The words of a list, which commas or repeating the parameter separate; each once."""
     words = [word.strip() for value in values for word in str(value).split(",")]
@@ -175,5 +187,6 @@ _READERS: dict[str, tuple[str, Callable[[str, Sequence[Any]], Any]]] = {
     "agnostic_nms": ("agnostic_nms", _read_truth),
     "parts": ("parts", _read_parts),
     "subtask": ("tasks", _read_tasks),
+    "model": ("model", _read_name),
 }
 """Parameter to field and reader; `subtask` is what Hugging Face calls the task."""

@@ -9,6 +9,7 @@ from starlette.types import Scope
 
 PAGE = Path(__file__).parent / "page"
 INDEX = PAGE / "index.html"
+DASHBOARD = PAGE / "dashboard.html"
 DOCS = PAGE / "docs.html"
 FRESH = {"Cache-Control": "no-cache"}
 """Kept by the browser, but asked about each time: a new release must not meet an old script."""

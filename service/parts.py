@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from service.deployment import Deployment
+from service.fleet import Fleet
+from service.keys import Keyring
 from service.settings import Settings
 from service.spans import SpanSink
 from service.telemetry import Telemetry
@@ -15,8 +16,10 @@ class Parts:
     """One app's, as `app.state.parts`."""
 
     settings: Settings
-    deployment: Deployment
+    fleet: Fleet
     telemetry: Telemetry
+    administrators: Keyring
+    """The keys of those who may change what is served."""
     sink: SpanSink | None = None
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import UInt8
 
 from model.backends.session import Session
 from model.contract import Contract
-from model.errors import Busy, DeadlinePassed, NotReady
+from model.errors import Busy, DeadlinePassed, InputError, NotReady
 from model.panoptic import Segmentation, make_assembler, select
 from model.pixels import Photo, Placement, decode_image, place, shrink
 from model.raw import Raw
@@ -24,15 +25,19 @@ from service.drift import DriftWatch
 from service.engine import Engine
 from service.errors import describe_problem
 from service.media import Media
+from service.names import Names
 from service.options import Options
 from service.places import Places
-from service.queue import Claim
+from service.queue import LEAST_URGENT, Claim
 from service.settings import Settings
-from service.telemetry import Stopwatch, Telemetry
+from service.telemetry import Stopwatch, Summand, Telemetry
+from service.track import Track
 from service.uploads import Upload, Uploads
 
 T = TypeVar("T")
 Encoder = Callable[[Found], tuple[Part, ...]]
+_TRIAL_S = 60.0
+"""Longest wait for a run that is timed."""
 _UNTRIED = (Busy, NotReady, DeadlinePassed)
 
 
@@ -48,6 +53,16 @@ class _Prepared:
     """From the canvas to the size of the answer."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a request wants to know."""
+
+    uploads: Uploads
+    options: Options
+    media: Media
+    request_id: str
+
+
 class Pipeline:
     """An artifact at work. Decoding and encoding have threads of their own, so that the event loop stays free."""
 
@@ -59,8 +74,10 @@ class Pipeline:
         telemetry: Telemetry,
         *,
         reopen: Callable[[], Session] | None = None,
+        glossary: Path | None = None,
     ) -> None:
-        self.contract = contract
+        self.names = Names(contract, glossary)
+        self._following: asyncio.Task[None] | None = None
         self.engine = Engine(
             session,
             telemetry,
@@ -73,47 +90,81 @@ class Pipeline:
             reopen=reopen,
         )
         self._telemetry = telemetry
-        self._drift = DriftWatch(contract, telemetry)
+        self.drift = DriftWatch(contract, telemetry)
         self._limit_pixels = settings.limit_pixels
         self._threads = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="codec")
-        self._places = Places(settings.queue + settings.max_batch, self.engine.make_busy, telemetry.inflight)
+        self._places = Places(settings.queue + settings.max_batch, self.engine.make_busy, Summand(telemetry.inflight))
         self._turns = settings.threads + settings.max_batch
-        telemetry.queue_capacity.set(settings.queue)
+        self._capacity = Summand(telemetry.queue_capacity)
+        self._capacity.set(settings.queue)
+        self.track = Track()
+        telemetry.expect(contract)
+
+    @property
+    def contract(self) -> Contract:
+        """The artifact's, with the names that its clusters have at the moment."""
+        return self.names.contract
 
     async def start(self) -> None:
         """Begin to take pictures."""
+        await asyncio.to_thread(self.names.refresh)
+        self._following = asyncio.create_task(self.names.follow())
         await self.engine.start()
 
     async def stop(self) -> None:
         """End the engine and the threads."""
+        if self._following:
+            self._following.cancel()
         await self.engine.stop()
         await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
-        self._drift.forget()
+        self.drift.forget()
+        self._capacity.set(0)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is with this version."""
+        return self._places.is_empty and self.engine.is_idle
+
+    def begin(self) -> None:
+        """Forget what was noted, as the version gets another role."""
+        self.track.clear()
+        self.drift.begin()
+
+    async def time_run(self) -> float:
+        """How long the network takes for a picture, in seconds, under the load of the moment. Raises as `submit`."""
+        canvas = self.contract.canvases[0]
+        size = (canvas.height_px, canvas.width_px)
+        claim = Claim(deadline=asyncio.get_running_loop().time() + _TRIAL_S, priority=LEAST_URGENT)
+        return (await self.engine.submit(np.zeros((3, *size), np.uint8), size, claim)).infer_s
 
     def admit(self, claim: Claim) -> AbstractContextManager[None]:
         """A place for one request, its body not yet read; as many as can wait and run. Raises Busy."""
         self.engine.require_place(claim)
         return self._places.admit(claim)
 
-    async def segment(
-        self, uploads: Uploads, options: Options, media: Media, claim: Claim, stopwatch: Stopwatch, request_id: str
-    ) -> Answer:
+    async def segment(self, asked: Asked, claim: Claim, stopwatch: Stopwatch, *, is_final: bool = True) -> Answer:
         """The answer to the pictures of a request.
 
         Raises any InputError of a single picture, and all that the engine raises; in a batch, each fails for itself.
+        Where another version is asked next, and the answer is not `is_final`, a batch fails as one for what is not the
+        caller's fault.
         """
-        options.find_clusters(self.contract)
-        encode = partial(encode_parts, contract=self.contract, options=options, media=media)
+        contract, options, uploads = self.contract, asked.options, asked.uploads
+        options.find_clusters(contract)
+        encode = partial(encode_parts, contract=contract, options=options, media=asked.media)
         if uploads.is_batch:
-            items = await self._segment_each(uploads.files, options, encode, claim, stopwatch, request_id)
+            results = await self._segment_each(uploads.files, options, encode, claim, stopwatch)
+            _require_some(results, is_final)
+            items = [_make_item(*each, asked.request_id) for each in zip(uploads.files, results, strict=True)]
         else:
             items = [await self._segment_one(uploads.files[0], options, encode, claim, stopwatch)]
-        return await self._offload(partial(compose, items, self.contract, media, is_batch=uploads.is_batch))
+        return await self._offload(partial(compose, items, contract, asked.media, is_batch=uploads.is_batch))
 
     async def find(
         self, content: bytes, options: Options, encode: Callable[[Found], T], claim: Claim, stopwatch: Stopwatch
     ) -> T:
         """What `encode` makes, on a thread, of what was found in a picture. Raises as `segment` does for one."""
+        started = time.perf_counter()
         stopwatch.enter("decode")
         prepared = await self._offload(partial(self._prepare, content, options, stopwatch))
         stopwatch.enter("queue")
@@ -122,7 +173,9 @@ class Pipeline:
         stopwatch.add("queue", inference.queue_s, ago_s=inference.infer_s)
         stopwatch.add("infer", inference.infer_s)
         stopwatch.enter("merge")
-        return await self._offload(partial(self._finish, prepared, inference.raw, options, encode, stopwatch))
+        result = await self._offload(partial(self._finish, prepared, inference.raw, options, encode, stopwatch))
+        self.track.take(time.perf_counter() - started)
+        return result
 
     async def _segment_one(
         self, upload: Upload, options: Options, encode: Encoder, claim: Claim, stopwatch: Stopwatch
@@ -140,12 +193,8 @@ class Pipeline:
         encode: Encoder,
         claim: Claim,
         stopwatch: Stopwatch,
-        request_id: str,
-    ) -> list[Item]:
-        """What became of each picture; a few at a time, so that one request leaves room for others.
-
-        Raises the first error if no picture was even tried for want of room or time: that is the request's own fate.
-        """
+    ) -> list[Item | Exception]:
+        """What became of each picture; a few at a time, so that one request leaves room for others."""
         turns = asyncio.Semaphore(self._turns)
 
         async def segment_one(upload: Upload) -> Item | Exception:
@@ -158,15 +207,7 @@ class Pipeline:
                 finally:
                     stopwatch.absorb(own)
 
-        results = await asyncio.gather(*(segment_one(upload) for upload in uploads))
-        if isinstance(first := results[0], Exception) and all(isinstance(each, _UNTRIED) for each in results):
-            raise first
-        return [
-            Item(name=upload.name, problem=describe_problem(result, request_id))
-            if isinstance(result, Exception)
-            else result
-            for upload, result in zip(uploads, results, strict=True)
-        ]
+        return list(await asyncio.gather(*(segment_one(upload) for upload in uploads)))
 
     async def _offload(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -198,7 +239,7 @@ class Pipeline:
                 answers = [(task, select(answer, clusters)) for task, answer in answers]
         self._observe(answers[0][1])
         if clusters is None and thresholds == contract.thresholds and "panoptic" in options.tasks:
-            self._drift.observe(dict(answers)["panoptic"])
+            self.drift.observe(dict(answers)["panoptic"])
         with stopwatch.time("encode"):
             return encode(
                 Found(photo=prepared.photo, original_size=prepared.original_size, segmentations=tuple(answers))
@@ -214,3 +255,22 @@ class Pipeline:
         if answer.segments:
             mean = sum(segment.score for segment in answer.segments) / len(answer.segments)
             self._telemetry.mean_score.labels(version).observe(mean)
+
+
+def _require_some(results: Sequence[Item | Exception], is_final: bool) -> None:
+    """Raise the first error if no picture was even tried for want of room or time: that is the request's own fate.
+
+    Where the answer is not final, any error that is not the caller's is.
+    """
+    errors = [each for each in results if isinstance(each, Exception)]
+    if len(errors) == len(results) and all(isinstance(each, _UNTRIED) for each in errors):
+        raise errors[0]
+    faults = [each for each in errors if not isinstance(each, InputError)]
+    if faults and not is_final:
+        raise faults[0]
+
+
+def _make_item(upload: Upload, result: Item | Exception, request_id: str) -> Item:
+    if isinstance(result, Exception):
+        return Item(name=upload.name, problem=describe_problem(result, request_id))
+    return result

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prometheus_client import Gauge
-
 from model.errors import Busy
 from service.queue import Claim
+from service.telemetry import Summand
 
 
 @dataclass(kw_only=True, eq=False)
@@ -26,11 +25,16 @@ class Places:
     drop), or who is more urgent; else the caller is turned away with what `make_busy` gives.
     """
 
-    def __init__(self, capacity: int, make_busy: Callable[[], Busy], gauge: Gauge) -> None:
+    def __init__(self, capacity: int, make_busy: Callable[[], Busy], gauge: Summand) -> None:
         self._capacity = capacity
         self._gauge = gauge
         self._make_busy = make_busy
         self._taken: list[_Place] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody has a place."""
+        return not self._taken
 
     @contextmanager
     def admit(self, claim: Claim) -> Iterator[None]:

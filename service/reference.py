@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from model.contract import TASKS
-from service.claims import PRIORITY_HEADER, TIMEOUT_HEADER
+from service.claims import PRIORITY_HEADER, ROUTING_HEADER, TIMEOUT_HEADER
 from service.errors import KINDS, OIP_PREFIX, PROBLEM_MEDIA
 from service.examples import ANSWER, BATCH, FEATURES, LABELLED, PROBLEM_DETAILS, TASKS_ANSWER, make_problem
 from service.gate import is_open
@@ -174,6 +174,7 @@ SEGMENT_REQUEST: dict[str, Any] = {
             {"type": "string", "enum": list(TASKS)},
             default=["panoptic"],
         ),
+        _parameter("model", "The model by its name, where several are served.", {"type": "string", "maxLength": 64}),
         _parameter("threshold", "Least score of an object, in place of the artifact's own.", _SHARE),
         _parameter("mask_threshold", "Least probability of a pixel of an object.", _SHARE),
         _parameter(
@@ -199,6 +200,9 @@ SEGMENT_REQUEST: dict[str, Any] = {
         ),
         _parameter("subtask", "Hugging Face's name of `task`.", {"type": "string", "enum": list(TASKS)}),
         _parameter(TIMEOUT_HEADER, "Milliseconds that the answer is worth waiting for.", {"type": "integer"}, "header"),
+        _parameter(
+            ROUTING_HEADER, "Whose request it is: a canary answers all of a key or none.", {"type": "string"}, "header"
+        ),
         _parameter(PRIORITY_HEADER, "1 goes first, 3 last.", {"type": "integer", "enum": [1, 2, 3]}, "header"),
     ],
     "requestBody": {

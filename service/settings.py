@@ -35,6 +35,25 @@ class Settings:
 
     artifact: Path = field(default_factory=find_bundled_artifact)
     """Directory of the artifact."""
+    names_file: Path | None = None
+    """Where the names that people give to its clusters are kept; None for ARTIFACT.names.json, beside it."""
+    registry: Path | None = None
+    """Directory of a registry, whose models are served in the place of the artifact; None for the artifact."""
+    default_model: str | None = None
+    """The registry's model that answers where none is named; needed where there are several."""
+    trusted_keys: Path | None = None
+    """File of the public keys of those whose artifacts are served, NAME:KEY a line; None asks for no signature."""
+    registry_poll_s: float = 1.0
+    """Time between two looks at the registry, in seconds, above 0."""
+    rollback_s: float = 120.0
+    """How long a version that is no longer active is kept warm and its successor watched, in seconds, 0 or more."""
+    candidate_slowest: float = 3.0
+    """How many times as long as the active version a new one may take, alone and under load (p95); 1 or more."""
+    drift_limit: float = 0.35
+    """How much further than the active version's, as a stability index, a new one's answers may be from its reference;
+    above 0."""
+    error_limit: float = 0.05
+    """Largest share of pictures, 0..1, on which a new version may fail where another does not."""
     backend: Backend = "cpu"
     """What runs the network; one that this machine does not have is refused, not replaced."""
     host: str = "127.0.0.1"
@@ -71,6 +90,10 @@ class Settings:
     """File of API keys, NAME:SHA256[:REQUESTS_PER_SECOND[:BURST]] a line; `useg-serve --new-key NAME` makes one."""
     keys: str = ""
     """The same, separated by commas."""
+    admin_key_file: Path | None = None
+    """File of the API keys, in the same form, of those who may change what is served; such a key is also a caller's."""
+    admin_keys: str = ""
+    """The same, separated by commas."""
     allow_anyone: bool = False
     """Whether a service without keys may listen on other addresses than this machine's own."""
     rate_per_s: float = 0.0
@@ -92,16 +115,27 @@ class Settings:
         for name in ("max_batch", "queue", "limit_bytes", "limit_pixels", "limit_batch_pixels", "threads", "burst"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("deadline_s", "max_queue_s", "stall_s", "stuck_s", "drain_limit_s"):
+        for name in (
+            "deadline_s",
+            "max_queue_s",
+            "stall_s",
+            "stuck_s",
+            "drain_limit_s",
+            "registry_poll_s",
+            "drift_limit",
+        ):
             if not 0.0 < getattr(self, name) < inf:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("max_wait_ms", "drain_delay_s", "rate_per_s"):
+        for name in ("max_wait_ms", "drain_delay_s", "rate_per_s", "rollback_s"):
             if not 0.0 <= getattr(self, name) < inf:
                 raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.limit_pixels > _MOST_PIXELS:
             raise ConfigError(f"limit_pixels must be at most {_MOST_PIXELS}, got {self.limit_pixels}")
-        if not 0.0 <= self.trace_share <= 1.0:
-            raise ConfigError(f"trace_share must lie in 0..1, got {self.trace_share}")
+        for name in ("trace_share", "error_limit"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        if not 1.0 <= self.candidate_slowest < inf:
+            raise ConfigError(f"candidate_slowest must be 1 or more, got {self.candidate_slowest}")
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             raise ConfigError(f"otlp_endpoint must begin with http:// or https://, got {self.otlp_endpoint!r}")
         if self.log_format not in LOG_FORMATS:

@@ -1,19 +1,23 @@
 """What the service measures of itself, in Prometheus' terms."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from service.batches import Batch
+from model.contract import TASKS, Contract
+from service.batches import Batch, Reason
 
 Stage = Literal["read", "decode", "queue", "preprocess", "infer", "merge", "encode", "serialize"]
 Outcome = Literal["ok", "bad_input", "rejected", "deadline", "cancelled", "error"]
 State = Literal["opening", "ready", "refused", "restarting", "draining"]
 STATES: tuple[State, ...] = ("opening", "ready", "refused", "restarting", "draining")
+VersionRole = Literal["opening", "active", "canary", "shadow", "standby", "refused", "idle"]
+VERSION_ROLES: tuple[VersionRole, ...] = get_args(VersionRole)
+_ROLLBACK_CAUSES = ("refused", "errors", "latency", "drift")
 
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
 _STAGE_BUCKETS_S = tuple(0.0005 * 2**power for power in range(15))
@@ -23,13 +27,35 @@ _TENTHS = tuple(tenth / 10 for tenth in range(11))
 _POWERS_OF_4 = tuple(4**power for power in range(5, 14))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What answers."""
+
+    name: str
+    version: str
+    sha256: str
+    """Of the network's file."""
+    backend: str
+    precision: str
+
+
+class Summand:
+    """What one of several versions adds to a gauge."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+        self._value = 0
+
+    def set(self, value: int) -> None:
+        self._gauge.inc(value - self._value)
+        self._value = value
+
+
 class Telemetry:
     """The metrics of one app, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.model_labels = ("none", "none")
-        """Name and version of the artifact that answers, for labels."""
         self.last_inference_s = 0.0
         """When a picture was last answered, in seconds since 1970; 0 for never."""
         ProcessCollector(registry=self.registry)
@@ -49,11 +75,32 @@ class Telemetry:
         covered = sum(item.size[0] * item.size[1] for item in batch.items)
         self.batch_padding.observe(1.0 - covered / (height * width * len(batch.items)))
 
-    def name_model(self, *, name: str, version: str, sha256: str, backend: str, precision: str) -> None:
+    def show_models(self, models: Iterable[ModelFacts]) -> None:
         """Say what answers from now on."""
-        self.model_labels = (name, version)
-        facts = {"name": name, "version": version, "sha256": sha256, "backend": backend, "precision": precision}
-        self.model.info(facts)
+        self.model.clear()
+        for each in models:
+            self.model.labels(**asdict(each)).set(1)
+
+    def show_version(self, model: str, version: str, role: VersionRole) -> None:
+        """Say what a version of a registry is up to."""
+        for each in VERSION_ROLES:
+            self.version_state.labels(model, version, each).set(each == role)
+        for cause in _ROLLBACK_CAUSES:
+            self.rollbacks.labels(model, cause)  # from 0, as in `expect`
+
+    def expect(self, contract: Contract) -> None:
+        """Begin what will be counted of an artifact at 0: of a series that begins at 1, Prometheus sees no rise."""
+        for task in TASKS:
+            self.answer_seconds.labels(task)
+            for outcome in get_args(Outcome):
+                self.requests.labels(contract.name, contract.version, task, outcome)
+        for canvas in contract.canvases:
+            for reason in get_args(Reason):
+                self.batch_size.labels(f"{canvas.height_px}x{canvas.width_px}", reason)
+        for histogram in (self.segments, self.void, self.mean_score):
+            histogram.labels(contract.version)
+        for stage in get_args(Stage):
+            self.stage_seconds.labels(stage)
 
     def show_state(self, state: State) -> None:
         """Say what the artifact is up to."""
@@ -115,9 +162,21 @@ class Telemetry:
         )
 
     def _describe_model(self) -> None:
-        self.model = Info("seg_model", "The artifact that answers.", registry=self.registry)
+        self.model = self._make_gauge(
+            "seg_model_info", "1 for each artifact that answers.", "name", "version", "sha256", "backend", "precision"
+        )
+        self.name_edits = self._make_counter("seg_name_edits", "Edits of clusters' names made here.", "model")
         self.model_load_seconds = self._make_gauge("seg_model_load_seconds", "Time until the artifact was ready.")
         self.model_state = self._make_gauge("seg_model_state", "1 for what the artifact is up to.", "state")
+        self.version_state = self._make_gauge(
+            "seg_version_state", "1 for what each version of a registry is up to.", "model", "version", "state"
+        )
+        self.rollbacks = self._make_counter(
+            "seg_rollbacks", "Versions that the service took back or refused.", "model", "cause"
+        )
+        self.shadow_pictures = self._make_counter(
+            "seg_shadow_pictures", "Pictures that a shadow was to answer, too.", "model", "outcome"
+        )
         self.show_state("opening")
 
     def _make_counter(self, name: str, text: str, *labels: str) -> Counter:

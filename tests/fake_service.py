@@ -64,8 +64,8 @@ async def open_client(opener: Opener = open_fake, **settings: Any) -> AsyncItera
     """A client of a service that is ready; what the app raises is raised here, so no answer hides it."""
     app = create_app(Settings(**settings), opener=opener)
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(app.state.parts.deployment.settle(), 10)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        await asyncio.wait_for(app.state.parts.fleet.settle(), 10)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             yield client
 
 

@@ -54,7 +54,7 @@ async def listen(opener: Opener = open_fake, **settings: Any) -> AsyncIterator[t
     with bind(chosen) as listener:
         server = Server(configure(app, stall_s=chosen.stall_s, finish_s=1.0))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.wait_for(app.state.parts.deployment.settle(), WAIT_S)
+        await asyncio.wait_for(app.state.parts.fleet.settle(), WAIT_S)
         host, port = listener.getsockname()
         try:
             yield host, port

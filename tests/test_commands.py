@@ -280,16 +280,19 @@ def test_a_recipe_out_of_range_is_told_before_anything_is_written(tiny_store: La
 
 COMPARISON = "--truth --layout --split --protocol --method --vote-score --vote-iou --vote-stuff-iou"
 SURFACE = {
-    ("model",): "--threads import export check name reference quantise segment bench",
+    ("model",): "--threads import export check name glossary carry reference quantise segment bench "
+    "registry sign new-key",
     ("model", "import"): "--as --clusters --out",
     ("model", "export"): "--out --name --version --photos --score --part --precision --canvas",
     ("model", "check"): "--backend",
     ("model", "name"): "",
+    ("model", "glossary"): "list set export import undo",
+    ("model", "carry"): "--photos --out --count --share --margin --pictures --given",
     ("model", "reference"): "--photos --count --backend",
     ("model", "bench"): "--backend --batch --rounds --peak-tflops",
     ("model", "quantise"): "--photos --out --count",
     ("model", "segment"): "--backend --out --task",
-    ("training",): "--threads label fit finetune relabel recluster compose show match name eval",
+    ("training",): "--threads label fit finetune relabel rounds recluster compose show match name gate eval",
     ("training", "label"): "--out --encoder --features --limit --note --side-px --cuts --threshold --components "
     "--thing-clusters --stuff-clusters --seed --codebook --stuff --stego --stego-steps --stuff-crf --merge "
     "--most-inside --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --seeding "
@@ -301,14 +304,30 @@ SURFACE = {
     ("training", "finetune"): "--truth --layout --split --protocol --fraction --out --features --preset --steps "
     "--batch --learning-rate --seed",
     ("training", "relabel"): "--out --features --share --rise --force",
+    ("training", "rounds"): "--out",
     ("training", "recluster"): "--clusters --out --features --score --limit --seed",
     ("training", "compose"): "--out --score --features",
-    ("training", "show"): "--out --count --seed",
+    ("training", "show"): "--out --photos --count --seed",
     ("training", "match"): f"{COMPARISON} --out",
     ("training", "name"): "--truth --layout --split --protocol --regions --seed --features --out",
+    ("training", "gate"): "--photos --count --truth --layout --split --protocol --margin --agreement --segments --void "
+    "--drift --out",
     ("training", "eval"): f"{COMPARISON} --names --same-set --out",
-    ("service",): "--artifact --backend --host --port --admin-port --key-file --new-key --allow-anyone "
-    "--rate-per-s --burst --max-batch --max-wait-ms --limit-batch-pixels --queue --max-queue-s --limit-bytes "
+    ("model", "registry"): "list add activate shadow canary promote rollback remove",
+    ("model", "registry", "list"): "",
+    ("model", "registry", "add"): "--model --version --by",
+    ("model", "registry", "activate"): "--model --by --reason",
+    ("model", "registry", "shadow"): "--share --model --by --reason",
+    ("model", "registry", "canary"): "--share --model --by --reason",
+    ("model", "registry", "promote"): "--model --by --reason",
+    ("model", "registry", "rollback"): "--model --by --reason",
+    ("model", "registry", "remove"): "--model --by --reason",
+    ("model", "sign"): "--key --name",
+    ("model", "new-key"): "--name",
+    ("service",): "--artifact --names-file --registry --default-model --trusted-keys --registry-poll-s --rollback-s "
+    "--candidate-slowest --drift-limit --error-limit --backend --host --port --admin-port --key-file --new-key "
+    "--admin-key-file --otlp-endpoint --trace-share --allow-anyone --rate-per-s --burst --max-batch --max-wait-ms "
+    "--limit-batch-pixels --queue --max-queue-s --limit-bytes "
     "--limit-pixels --threads --deadline-s --stall-s --stuck-s --drain-delay-s --drain-limit-s --log-format",
 }
 

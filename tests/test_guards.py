@@ -87,6 +87,7 @@ def test_model_knows_neither_floor_above_and_they_never_meet(path: Path) -> None
 
 
 ABOVE = {
+    "model/registry": {"model.backends", "model.network", "model.release", "model.weights"},
     "model/network": {"model.backends", "model.release", "model.weights"},
     "model/weights": {"model.backends", "model.release"},
     "model/backends": {"model.release"},

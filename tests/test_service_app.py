@@ -199,7 +199,7 @@ async def test_the_service_lives_at_once_and_is_ready_once_its_artifact_is() -> 
         assert (rejected.status_code, int(rejected.headers["retry-after"]) >= 1) == (503, True)
         assert 'seg_rejected_total{reason="not_ready"} 1.0' in (await client.get("/metrics")).text
         gate.set()
-        await asyncio.wait_for(app.state.parts.deployment.settle(), WAIT_S)
+        await asyncio.wait_for(app.state.parts.fleet.settle(), WAIT_S)
         ready = await client.get("/readyz")
         assert (ready.status_code, Readiness.model_validate_json(ready.content).model.name) == (200, "fake")
     assert (await httpx.AsyncClient(transport=transport, base_url="http://t").get("/readyz")).status_code == 503
@@ -214,7 +214,7 @@ async def test_a_refused_artifact_leaves_the_service_alive_and_never_ready(error
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         with pytest.raises(ArtifactError):
-            await asyncio.wait_for(app.state.parts.deployment.settle(), WAIT_S)
+            await asyncio.wait_for(app.state.parts.fleet.settle(), WAIT_S)
         answer = await client.get("/readyz")
         assert (answer.status_code, words in answer.json()["detail"]) == (503, True)
         assert (await client.get("/livez")).status_code == 200

@@ -46,7 +46,7 @@ async def test_a_key_opens(client: httpx.AsyncClient, headers: dict[str, str]) -
 
 
 async def test_health_and_the_page_need_no_key(client: httpx.AsyncClient) -> None:
-    for path in ("/livez", "/readyz", "/", "/page/style.css", "/openapi.json"):
+    for path in ("/livez", "/readyz", "/", "/dashboard", "/page/style.css", "/openapi.json"):
         assert (await client.get(path)).status_code == 200
 
 

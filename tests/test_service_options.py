@@ -53,6 +53,8 @@ def test_known_options_are_read(query: str, options: Options) -> None:
         ("max_side=64.0", "whole number"),
         ("agnostic_nms=yes", "true or false, got 'yes'"),
         ("classes=", "empty entry"),
+        ("model=", "a name of 1 to 64 characters"),
+        ("model=a&model=b", "2 times"),
         ("parts=pgn", "unknown part 'pgn', did you mean 'png'"),
     ],
 )

@@ -8,6 +8,7 @@ from prometheus_client import Gauge
 from model.errors import Busy
 from service.places import Places
 from service.queue import Claim
+from service.telemetry import Summand
 
 pytestmark = pytest.mark.anyio
 
@@ -18,7 +19,9 @@ def anyio_backend() -> str:
 
 
 def make_places(capacity: int) -> Places:
-    return Places(capacity, lambda: Busy("full", retry_after_s=3), Gauge("seg_inflight", "Places.", registry=None))
+    return Places(
+        capacity, lambda: Busy("full", retry_after_s=3), Summand(Gauge("seg_inflight", "Places.", registry=None))
+    )
 
 
 async def hold(places: Places, owner: str, priority: int = 2) -> None:

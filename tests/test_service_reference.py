@@ -67,7 +67,7 @@ def test_examples_keep_their_schemas(schema: Any, example: Any) -> None:
 
 async def test_every_parameter_is_described_with_its_closed_set(document: dict[str, Any]) -> None:
     parameters = {each["name"]: each for each in find_segment(document)["parameters"]}
-    assert set(parameters) == {*_READERS, "X-Request-Timeout-Ms", "X-Request-Priority"}
+    assert set(parameters) == {*_READERS, "X-Request-Timeout-Ms", "X-Request-Priority", "X-Routing-Key"}
     assert all(each["description"] for each in parameters.values())
     assert parameters["task"]["schema"]["items"]["enum"] == ["panoptic", "instance", "semantic"]
     assert parameters["parts"]["schema"]["items"]["enum"] == list(PART_NAMES)

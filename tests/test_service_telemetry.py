@@ -1,8 +1,12 @@
 """Metrics belong to one app, and outcomes follow from statuses."""
 
+from typing import get_args
+
 import pytest
+from fake_service import CONTRACT
 
 from service.telemetry import Stopwatch, Telemetry, name_outcome
+from service.watch import Cause
 
 
 def test_two_apps_count_apart() -> None:
@@ -11,6 +15,23 @@ def test_two_apps_count_apart() -> None:
     first.requests.labels(**labels).inc()
     assert first.registry.get_sample_value("seg_requests_total", labels) == 1.0
     assert second.registry.get_sample_value("seg_requests_total", labels) is None
+
+
+def test_what_will_be_counted_of_an_artifact_begins_at_zero() -> None:
+    telemetry = Telemetry()
+    telemetry.expect(CONTRACT)
+    labels = {"model": "fake", "version": "1+test", "task": "semantic", "outcome": "ok"}
+    assert telemetry.registry.get_sample_value("seg_requests_total", labels) == 0.0
+    batches = {"bucket": "56x56", "release_reason": "delay"}
+    assert telemetry.registry.get_sample_value("seg_batch_size_count", batches) == 0.0
+    assert telemetry.registry.get_sample_value("seg_stage_duration_seconds_count", {"stage": "encode"}) == 0.0
+
+
+def test_rollbacks_of_a_model_are_counted_from_zero_by_every_cause() -> None:
+    telemetry = Telemetry()
+    telemetry.show_version("a", "1", "active")
+    for cause in (*get_args(Cause), "refused"):
+        assert telemetry.registry.get_sample_value("seg_rollbacks_total", {"model": "a", "cause": cause}) == 0.0
 
 
 def test_a_stopwatch_tells_the_caller_milliseconds_and_the_histogram_seconds() -> None:

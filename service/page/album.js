@@ -48,6 +48,18 @@ export class Album {
     this.#fill();
   }
 
+  /** Give the clusters of a model the names that they now have, in all answers so far. */
+  rename(model, clusters) {
+    const known = new Map(clusters.map((each) => [each.cluster, each]));
+    for (const { answer } of this.#entries) {
+      if (answer?.model.name !== model.name || answer.model.version !== model.version) continue;
+      for (const segment of answer.answers.flatMap(({ segments_info }) => segments_info)) {
+        const { category, category_id } = known.get(segment.cluster);
+        Object.assign(segment, { category, category_id });
+      }
+    }
+  }
+
   #fill() {
     while (this.#running < AT_ONCE) {
       const waiting = this.#entries.filter(({ state }) => state === "waiting");

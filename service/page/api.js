@@ -2,20 +2,28 @@
 
 const TASKS = ["panoptic", "instance", "semantic"];
 const UNAUTHORIZED = 401;
+const FORBIDDEN = 403;
 
 let key = ""; // lives as long as the page: it is written down nowhere
+let administratorKey = ""; // so does this one, which only changes of names are sent with
 
 /** Send this API key with every request from now on. */
 export function useKey(text) {
   key = text.trim();
 }
 
+/** Send this key with every change of a name from now on. */
+export function useAdministratorKey(text) {
+  administratorKey = text.trim();
+}
+
 /** Why there is no answer, in words for the user. */
 export class Refusal extends Error {
-  constructor(message, { mayPass, needsKey = false }) {
+  constructor(message, { mayPass, needsKey = false, needsAdministrator = false }) {
     super(message);
     this.mayPass = mayPass; // whether the same request may succeed later
     this.needsKey = needsKey;
+    this.needsAdministrator = needsAdministrator;
   }
 }
 
@@ -43,6 +51,27 @@ export async function fetchMetrics() {
   return response.text();
 }
 
+/** Call a model's cluster by another name; an empty one takes the name back. Throws Refusal. */
+export async function nameCluster(model, cluster, category) {
+  const headers = authorize({ "Content-Type": "application/json" }, administratorKey || key);
+  const body = JSON.stringify({ category });
+  const response = await fetch(locateClusters(model, `/${cluster}`), { method: "PUT", headers, body }).catch(refuse);
+  if (!response.ok) throw await readProblem(response);
+}
+
+/** All clusters of a model with their names. Throws Refusal. */
+export async function fetchClusters(model) {
+  const headers = authorize({}, key || administratorKey);
+  const response = await fetch(locateClusters(model), { headers }).catch(refuse);
+  if (!response.ok) throw await readProblem(response);
+  return (await response.json()).clusters;
+}
+
+/** Of the version that answered: another one has other clusters. */
+function locateClusters({ name, version }, end = "") {
+  return `v1/models/${encodeURIComponent(name)}/clusters${end}?version=${encodeURIComponent(version)}`;
+}
+
 async function post(file, task, accept, signal) {
   const body = new FormData();
   body.append("file", file);
@@ -53,8 +82,8 @@ async function post(file, task, accept, signal) {
   return response;
 }
 
-function authorize(headers) {
-  return key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
+function authorize(headers, sent = key) {
+  return sent ? { ...headers, Authorization: `Bearer ${sent}` } : headers;
 }
 
 /** `decode;dur=7.5, queue;dur=0.1` as names and numbers, in their order. */
@@ -74,5 +103,7 @@ async function readProblem(response) {
   const problem = await response.json().catch(() => ({}));
   const message = problem.detail ?? problem.title ?? `The service answered ${response.status}.`;
   const needsKey = response.status === UNAUTHORIZED;
-  return new Refusal(String(message), { mayPass: needsKey || response.status >= 500 || response.status === 429, needsKey });
+  const needsAdministrator = needsKey || response.status === FORBIDDEN;
+  const mayPass = needsKey || response.status >= 500 || response.status === 429;
+  return new Refusal(String(message), { mayPass, needsKey, needsAdministrator });
 }

@@ -1,7 +1,7 @@
 import { renderSegment } from "./legend.js";
 
-/** Tell everything about one segment, or hide; `image` is the size of the answer. */
-export function showDetails(panel, segment, image) {
+/** Tell everything about one segment, or hide; `image` is the size of the answer, `form` names the cluster. */
+export function showDetails(panel, segment, image, form) {
   panel.hidden = segment === null;
   if (segment === null) return;
   const [left, top, width, height] = segment.bbox;
@@ -21,5 +21,7 @@ export function showDetails(panel, segment, image) {
     description.textContent = value;
     list.append(term, description);
   }
-  panel.replaceChildren(head, list);
+  const focused = form.contains(document.activeElement) ? document.activeElement : null;
+  panel.replaceChildren(head, list, form);
+  focused?.focus(); // it was taken out of the page for a moment
 }

@@ -1,7 +1,7 @@
 // The service's OpenAPI document, as a page: nothing is loaded from elsewhere.
 
 const main = document.getElementById("docs");
-const METHODS = ["get", "post"];
+const METHODS = ["get", "put", "post", "delete"];
 
 function render(tag, className = "", ...children) {
   const element = document.createElement(tag);

@@ -4,6 +4,7 @@ import { Album } from "./album.js";
 import { Refusal, fetchLabelMap, useKey } from "./api.js";
 import { listenForFiles, save } from "./files.js";
 import { watchHealth } from "./health.js";
+import { Naming } from "./naming.js";
 import { Picture } from "./picture.js";
 import { Selection } from "./selection.js";
 import { showTiming } from "./timing.js";
@@ -12,12 +13,8 @@ const UNSHOWN = "This browser cannot show the photo's format: the segments lie o
 
 const find = (id) => document.getElementById(id);
 const picture = new Picture(find("photo"), find("masks"));
-const selection = new Selection(picture, {
-  masks: find("masks"),
-  legend: find("legend"),
-  tip: find("tip"),
-  details: find("details"),
-});
+const elements = { masks: find("masks"), legend: find("legend"), tip: find("tip"), details: find("details") };
+const selection = new Selection(picture, elements, new Naming(rename));
 const album = new Album(find("album"), showEntry);
 let drawn = null; // the entry whose photo lies on the canvases, and the promise of its size, or of null: { entry, size }
 
@@ -29,7 +26,7 @@ async function showEntry(entry) {
   const size = await drawn.size;
   if (entry !== album.shown) return;
   if (entry.answer) showAnswer(entry, size);
-  else selection.show([], null);
+  else selection.show([], null, null);
 }
 
 function showBusy(entry) {
@@ -74,12 +71,18 @@ function showAnswer(entry, size) {
   find("drop").hidden = true;
   find("result").hidden = false;
   const segments = answers.find(({ task }) => task === readTask()).segments_info;
-  selection.show(segments, image);
+  selection.show(segments, image, model);
   find("notes").replaceChildren(...[...(isShown ? [] : [UNSHOWN]), ...image.notes].map(renderNote));
   const count = segments.length === 1 ? "1 segment" : `${segments.length || "No"} segments`;
   showSummary(`${count} in ${entry.seconds.toFixed(1)} s by ${model.name} ${model.version}`, count);
   const elements = { box: find("timing"), bar: find("timing-bar"), text: find("timing-text") };
   showTiming(elements, entry.stages, entry.seconds);
+}
+
+function rename(model, clusters) {
+  album.rename(model, clusters);
+  selection.renew();
+  find("status").textContent = "The name is saved.";
 }
 
 function readTask() {

@@ -10,15 +10,18 @@ import { placeTip } from "./tip.js";
 export class Selection {
   #picture;
   #elements;
+  #naming;
   #segments = [];
   #image = null; // whose area the segments share
+  #model = null; // which found them
   #hovered = null; // indices into the segments
   #pinned = null;
 
-  /** `elements` are the canvas with the masks, the list, the tip and the panel of details. */
-  constructor(picture, elements) {
+  /** `elements` are the canvas with the masks, the list, the tip and the panel of details; `naming` is its form. */
+  constructor(picture, elements, naming) {
     this.#picture = picture;
     this.#elements = elements;
+    this.#naming = naming;
     this.#listenToList(elements.legend);
     this.#listenToMasks(elements.masks);
     addEventListener("scroll", () => this.#showTip(null));
@@ -28,13 +31,20 @@ export class Selection {
   }
 
   /** List these segments in place of the last ones; none stands out. */
-  show(segments, image) {
+  show(segments, image, model) {
     this.#segments = segments;
     this.#image = image;
+    this.#model = model;
     this.#hovered = this.#pinned = null;
     this.#picture.showSegments(segments);
-    this.#elements.legend.replaceChildren(...renderLegend(segments, image));
-    showDetails(this.#elements.details, null, image);
+    this.renew();
+  }
+
+  /** Tell the segments anew, which have other names than before; the pinned one stays it. */
+  renew() {
+    this.#elements.legend.replaceChildren(...renderLegend(this.#segments, this.#image));
+    this.#highlight();
+    this.#showDetails();
     this.#showTip(null);
   }
 
@@ -67,11 +77,19 @@ export class Selection {
     this.#highlight();
   }
 
-  /** Keep one segment standing out; a second time lets it go. */
+  /** Keep one segment standing out; a second time lets it go. The keyboard goes back from its details to the list. */
   #pin(index) {
+    const left = this.#elements.details.contains(document.activeElement) ? this.#pinned : null;
     this.#pinned = index === this.#pinned ? null : index;
     this.#highlight();
-    showDetails(this.#elements.details, this.#pinned === null ? null : this.#segments[this.#pinned], this.#image);
+    this.#showDetails();
+    if (left !== null) this.#elements.legend.querySelector(`[data-index="${left}"]`).focus();
+  }
+
+  #showDetails() {
+    const segment = this.#pinned === null ? null : this.#segments[this.#pinned];
+    if (segment) this.#naming.show(segment, this.#model, listNames(this.#segments));
+    showDetails(this.#elements.details, segment, this.#image, this.#naming.form);
   }
 
   #highlight() {
@@ -89,6 +107,10 @@ export class Selection {
     if (index === null) tip.hidden = true;
     else placeTip(tip, event, renderSegment(this.#segments[index], this.#image));
   }
+}
+
+function listNames(segments) {
+  return [...new Set(segments.map(({ category }) => category).filter(Boolean))].sort();
 }
 
 function readIndex(event) {

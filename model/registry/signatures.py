@@ -1,0 +1,133 @@
+"""Signatures under artifacts: who made one, where whoever serves it must know. Needs the extra `signing`."""
+
+import base64
+import binascii
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.contract import CONTRACT_FILE
+from model.errors import ArtifactError, BackendUnavailable, ConfigError, SignatureInvalid
+from model.files import replace_file
+
+SIGNATURE_FILE = "contract.sig"
+FORMAT_VERSION = 1
+_CONTEXT = b"useg contract 1\n"
+"""Signed before the contract, so that a signature under anything else is none under a contract."""
+_LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([A-Za-z0-9+/]{43}=)", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustedKey:
+    """Whose signatures count."""
+
+    name: str
+    public: bytes
+
+
+def make_signing_key(path: Path, name: str) -> str:
+    """Write a new private key, and return the line `NAME:KEY` for the file of those who trust it.
+
+    Raises ConfigError for a name that is none, or if there is such a file.
+    """
+    ed25519, serialization = _load()
+    key = ed25519.Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    line = f"{name}:{base64.b64encode(public).decode()}"
+    _parse_line(line, "the new key")
+    content = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise ConfigError(f"{path} is there: a key is never overwritten") from error
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return line
+
+
+def sign_artifact(artifact: Path, key: Path, name: str) -> None:
+    """Write the signature of the contract, which holds the hashes of all files, beside it.
+
+    `name` is what those who trust the key call it. Raises ArtifactError without a contract, ConfigError for a file that
+    holds no such key.
+    """
+    ed25519, serialization = _load()
+    try:
+        private = serialization.load_pem_private_key(key.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{key} holds no private key, as `useg-model new-key` makes it: {error}") from error
+    if not isinstance(private, ed25519.Ed25519PrivateKey):
+        raise ConfigError(f"{key} holds a key that is not of ed25519")
+    signature = base64.b64encode(private.sign(_CONTEXT + _read(artifact))).decode()
+    content = {"format_version": FORMAT_VERSION, "algorithm": "ed25519", "key": name, "signature": signature}
+    with replace_file(artifact / SIGNATURE_FILE) as sibling:
+        sibling.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_trusted_keys(path: Path) -> tuple[TrustedKey, ...]:
+    """The keys in a file, `NAME:KEY` a line, but for lines that are empty or begin with #. Raises ConfigError."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the trusted keys in {path} cannot be read: {error}") from error
+    keys = [
+        _parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line and line[0] != "#"
+    ]
+    if not keys:
+        raise ConfigError(f"{path} holds no key: give lines of NAME:KEY, as `useg-model new-key` prints them")
+    return tuple(keys)
+
+
+def require_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
+    """The name of the trusted key that signed the contract. Raises SignatureInvalid if none did."""
+    ed25519, _ = _load()
+    from cryptography.exceptions import InvalidSignature
+
+    path = artifact / SIGNATURE_FILE
+    try:
+        content: Any = json.loads(path.read_bytes())
+        if (content["format_version"], content["algorithm"]) != (FORMAT_VERSION, "ed25519"):
+            raise SignatureInvalid(f"{path} is of another format, this release reads ed25519 in version 1")
+        signature = base64.b64decode(content["signature"], validate=True)
+    except FileNotFoundError as error:
+        raise SignatureInvalid(f"{artifact} is not signed, and signatures are required") from error
+    except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
+        raise SignatureInvalid(f"{path} is no signature: {error!r}") from error
+    for key in trusted:
+        try:
+            ed25519.Ed25519PublicKey.from_public_bytes(key.public).verify(signature, _CONTEXT + _read(artifact))
+        except InvalidSignature:
+            continue
+        return key.name
+    raise SignatureInvalid(f"{path} is of another contract, or by a key that is not trusted")
+
+
+def _read(artifact: Path) -> bytes:
+    try:
+        return (artifact / CONTRACT_FILE).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{artifact / CONTRACT_FILE} cannot be read: {error.strerror}") from error
+
+
+def _parse_line(line: str, place: str) -> TrustedKey:
+    match = _LINE.fullmatch(line)
+    if not match:
+        raise ConfigError(f"{place} is not NAME:KEY, a key of ed25519 in base64")
+    return TrustedKey(name=match[1], public=base64.b64decode(match[2]))
+
+
+def _load() -> tuple[Any, Any]:
+    """The two modules that do the work; not everybody signs."""
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable("signatures need cryptography: install useg[signing]") from error
+    return ed25519, serialization

@@ -1,0 +1,73 @@
+"""A registry of versions without networks: what is in a version's network file says how it does."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fake_service import CONTRACT, RedSession
+
+from model.backends.session import Session
+from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, read_contract
+from model.drift import EDGES
+from model.errors import ParityError
+from model.files import hash_file
+from model.histogram import Histogram
+from model.raw import Raw
+from model.registry.registry import Registry
+
+NAME = CONTRACT.name
+SLEEP_S = 0.04
+SEGMENTS = Histogram(edges=EDGES["segments"], counts=(0, 0, 1000, *[0] * 9))
+"""Two segments in each picture, as the red halves of the tests have."""
+
+
+class FakeSession(RedSession):
+    """A session in one of the ways that a version can be good or bad."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.pictures = 0
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
+        self.pictures += int(pixels.any())
+        if self.kind == "slow":
+            time.sleep(SLEEP_S)
+        if self.kind == "broken" and pixels.any():
+            raise RuntimeError("this version fails on every real picture")
+        raws = super().run(pixels, sizes)
+        if self.kind == "nan":
+            return [replace(raw, scores=raw.scores * np.nan) for raw in raws]
+        if self.kind == "blind":
+            return [
+                replace(raw, scores=raw.scores * 0, semantic=raw.semantic[:, ::1] * [[[1]], [[-1]]]) for raw in raws
+            ]
+        return raws
+
+
+def write_artifact(folder: Path, version: str, kind: str = "good", **changes: Any) -> Path:
+    """An artifact of the fake model."""
+    folder.mkdir(parents=True)
+    (folder / NETWORK_FILE).write_text(kind)
+    (folder / GOLDEN_FILE).write_bytes(b"golden")
+    files = {name: hash_file(folder / name) for name in (NETWORK_FILE, GOLDEN_FILE)}
+    replace(CONTRACT, version=version, files=files, **changes).write(folder)
+    return folder
+
+
+def open_artifact(folder: Path) -> tuple[Contract, Session]:
+    """What `open_session` would give; a wrong one fails its golden answers."""
+    contract = read_contract(folder)
+    kind = (folder / NETWORK_FILE).read_text()
+    if kind == "wrong":
+        raise ParityError("golden answers differ")
+    return contract, FakeSession(kind)
+
+
+def make_registry(folder: Path, kinds: dict[str, str], **changes: Any) -> Registry:
+    """A registry of those versions, none of them active."""
+    registry = Registry(folder / "registry")
+    for version, kind in kinds.items():
+        registry.add(write_artifact(folder / f"artifact-{version}", version, kind, **changes), by="test")
+    return registry
