@@ -6,10 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve test test-slow lint audit clean
+.PHONY: serve retrain test test-slow lint audit clean
 
 serve: $(VENV)/.service
 	@ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 exec $(BIN)/useg-serve
+
+retrain: $(VENV)/.dev  # PHOTOS=folder [REGISTRY=folder] [RETRAIN="--activate --truth SET"]
+	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/retrain.sh $(PHOTOS) $(REGISTRY) $(RETRAIN)
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal  # two processes beat two threads
