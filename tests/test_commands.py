@@ -293,7 +293,10 @@ SURFACE = {
     ("model", "quantise"): "--photos --out --count",
     ("model", "segment"): "--backend --out --task",
     ("training",): "--threads label fit finetune relabel rounds recluster compose show match name gate eval",
-    ("training", "label"): "--out --encoder --features --limit --note --side-px --cuts --threshold --components "
+    (
+        "training",
+        "label",
+    ): "--out --encoder --features --limit --shard --engine --note --side-px --cuts --threshold --components "
     "--thing-clusters --stuff-clusters --seed --codebook --stuff --stego --stego-steps --stuff-crf --merge "
     "--most-inside --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --seeding "
     "--proposals --tokens --centred --faithful --objects --refinement",
