@@ -26,7 +26,7 @@ from training.labels.store import LabelStore, read_label
 
 LIMIT_S = 120
 LABEL_OPTIONS = (
-    *("--side-px", 56, "--cuts", 2, "--threshold", 0.6, "--components", 6),
+    *("--side-px", 56, "--proposals", "maskcut", "--cuts", 2, "--threshold", 0.6, "--components", 6),
     *("--thing-clusters", 3, "--stuff-clusters", 4),
 )
 
@@ -44,6 +44,7 @@ def expect_error(ended: subprocess.CompletedProcess[str], *words: str) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_photos_become_labels_a_run_an_artifact_and_masks(tmp_path: Path, tiny_encoder: Path) -> None:
     photos = tiny.draw_photos(tmp_path / "photos")
     (photos / "broken.jpg").write_text("no photo")
@@ -86,6 +87,7 @@ def test_every_task_and_an_overlay_come_from_the_same_artifact(tmp_path: Path, t
             assert (overlay.format, overlay.size) == ("JPEG", (70, 50))
 
 
+@pytest.mark.slow
 def test_names_are_fitted_on_one_set_and_applied_to_another(
     tmp_path: Path, tiny_artifact: Path, tiny_truth: Path
 ) -> None:
@@ -125,6 +127,7 @@ def test_runs_and_label_stores_are_scored_like_artifacts(tmp_path: Path, tiny_ru
                 assert 0.0 <= interval["low"] <= interval["high"] <= 100.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantise] is not installed")
 def test_an_artifact_in_int8_is_checked_shown_and_scored(tmp_path: Path, tiny_artifact: Path, tiny_truth: Path) -> None:
     photos, out = tiny.draw_photos(tmp_path / "photos", count=58), tmp_path / "int8"
@@ -198,6 +201,7 @@ def test_an_encoder_is_imported_to_a_file_that_labelling_takes(tmp_path: Path, t
     assert load_file(out).keys() == load_file(tiny_encoder).keys()
 
 
+@pytest.mark.slow
 def test_a_codebook_of_one_store_labels_other_photos_alike(tmp_path: Path, tiny_encoder: Path) -> None:
     photos, others = tiny.draw_photos(tmp_path / "photos"), tiny.draw_photos(tmp_path / "others", count=3)
     first, second = tmp_path / "first", tmp_path / "second"

@@ -13,7 +13,8 @@ def test_masks_of_a_labelled_set_are_scored_and_timed(
     tmp_path: Path, repository: Path, tiny_truth: Path, tiny_encoder: Path, tokens: str
 ) -> None:
     command = [sys.executable, repository / "deploy" / "bench_masks.py", tiny_truth, "--encoder", tiny_encoder]
-    command += ["--features", tmp_path, "--side-px", "56", "--threshold", "0.2", "--tokens", tokens, "--centred"]
+    command += ["--features", tmp_path, "--side-px", "56", "--proposals", "maskcut", "--tokens", tokens]
+    command += ["--threshold", "0.2", "--centred"]
     ended = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=LIMIT_S, check=False, cwd=repository
     )

@@ -20,6 +20,7 @@ print(import_openvino().__name__, import_nncf().__name__, "openvino_telemetry" i
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantise] is not installed")
 def test_nothing_is_sent_and_nothing_is_left_in_the_home_folder(tmp_path: Path) -> None:
     # In a process of its own: NNCF is silent wherever pytest runs.

@@ -99,6 +99,7 @@ def test_where_shapes_follow_the_picture_only_what_is_found_counts() -> None:
     assert dynamic.mask_head - 3 * OPERATIONS * 784 * 6 * 2 == static.mask_head / 4
 
 
+@pytest.mark.slow
 def test_the_papers_network_costs_little_more_than_a_dynamic_one() -> None:
     """With few detections the mask head's unused places are the difference: 1.03e9 operations each."""
     shape = CascadeShape(thing_clusters=800)

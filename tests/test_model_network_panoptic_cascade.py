@@ -155,6 +155,7 @@ def draw_large(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     return pixels, torch.tensor([[height, width], [40, 50], [height, 33]])[:batch]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [SHAPE, WITH_VIT], ids=["resnet50", "vit"])
 def test_the_exported_graph_takes_any_batch_and_any_size(shape: CascadeShape) -> None:
     """From 96 px a side: below, the last level has a single row, which export takes for a constant."""
