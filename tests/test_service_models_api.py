@@ -47,10 +47,13 @@ def registry(tmp_path: Path) -> Registry:
 
 
 async def see(client: httpx.AsyncClient, version: str, state: str) -> ModelHistory:
-    """The model, once the version is in that state."""
+    """The model, once it is known and the version is in that state."""
     async with asyncio.timeout(10):
         while True:
-            status = ModelHistory.model_validate_json((await client.get(f"/v1/models/{NAME}")).content)
+            answer = await client.get(f"/v1/models/{NAME}")
+            if answer.status_code == 404:
+                continue
+            status = ModelHistory.model_validate_json(answer.content)
             if {each.version: each.state for each in status.versions}.get(version) == state:
                 return status
 
