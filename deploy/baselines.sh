@@ -33,7 +33,7 @@ label_set() { # STORE: the set's photos by the codebook of another store
 
 detect() { # STORE: the detector's masks in the place of those of STORE-set
     label one "$photos" --stuff kmeans --thing-clusters 1
-    useg-train fit "$out/one" --out "$out/detector" --features "$out/features" "${fit_options[@]}" >&2
+    useg-train fit "$out/one" --out "$out/detector" --features "$out/features" --preset plain "${fit_options[@]}" >&2
     useg-train compose "$out/detector" "$out/$1-set" --out "$out/$1-detected" --features "$out/features" >&2
 }
 

@@ -27,7 +27,9 @@ RECIPE = replace(PRESETS["tiny"], steps=2, learning_rate=1e-6)
     ("fraction", "steps"), [(0.005, 3600), (0.01, 3600), (0.03, 4500), (0.1, 9000), (0.5, 45_000), (1.0, 45_000)]
 )
 def test_the_published_number_of_steps_goes_with_the_share(fraction: float, steps: int) -> None:
-    assert plan_finetune(fraction, PRESETS["cpu"]).steps == steps
+    recipe = plan_finetune(fraction, PRESETS["cpu"])
+    assert recipe.steps == steps
+    assert (recipe.targets, recipe.doubt, recipe.drops_unknown, recipe.embeds) == ("merged", 0.0, False, False)
 
 
 def test_a_run_is_taught_a_set_and_scored_on_what_it_did_not_see(tmp_path: Path, tiny_run: Path) -> None:

@@ -13,7 +13,8 @@ PUBLISHED_STEPS = {
 def plan_finetune(fraction: float, recipe: FitConfig) -> FitConfig:
     """The recipe with the published number of steps of the next larger share; beyond the half, that of the half.
 
-    Unlike there the learning rate falls as a cosine, as in the fit before.
+    Unlike there the learning rate falls as a cosine, as in the fit before. Labels of people are sure and whole.
     """
+    recipe = replace(recipe, targets="merged", doubt=0.0, drops_unknown=False, embeds=False)
     listed = min((share for share in PUBLISHED_STEPS if share >= fraction), default=max(PUBLISHED_STEPS))
     return replace(recipe, steps=PUBLISHED_STEPS[listed])
