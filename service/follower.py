@@ -10,7 +10,7 @@ from typing import Literal
 
 from model.backends.session import Session
 from model.contract import Contract
-from model.errors import RegistryError, UsegError
+from model.errors import UsegError
 from model.registry.registry import Registry
 from model.registry.state import Trial
 from service.candidates import require_name, require_speed
@@ -228,7 +228,7 @@ class Follower:
             held.state = await asyncio.to_thread(
                 self._registry.withdraw, self.model, version, action, by=BY, reason=f"{cause}: {reason}"
             )
-        except RegistryError as error:
+        except UsegError as error:
             logger.error("the registry does not know of it: %s", error)
             held.state = held.state.withdraw(version)
         held.refused[version] = Refusal(reason=reason, revision=held.state.revision)
