@@ -213,7 +213,9 @@ def test_a_codebook_of_one_store_labels_other_photos_alike(tmp_path: Path, tiny_
     command = ("training", "label", others, "--out", second, *encoder, "--codebook", first / "codebook.npz")
     expect_error(run(*command, "--thing-clusters", 5), "the codebook was made with thing_clusters 3")
     assert not second.exists()
-    reused = run(*command, "--cuts", 2, "--threshold", 0.6, "--merge", "improved", "--most-inside", 0.2)
+    reused = run(
+        *command, "--proposals", "maskcut", "--cuts", 2, "--threshold", 0.6, "--merge", "improved", "--most-inside", 0.2
+    )
     assert reused.returncode == 0, reused.stderr
     one, other = (LabelStore(folder).read_config() for folder in (first, second))
     assert (other.stuff, other.things, other.thing_clusters) == ("stego", "crop", one.thing_clusters)
