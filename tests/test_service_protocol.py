@@ -50,3 +50,20 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
         assert received < ANSWER_BYTES
         server.should_exit = True
         await serving
+
+
+async def test_an_answers_body_does_not_wait_for_the_acknowledgement_of_its_header() -> None:
+    server = Server(configure(answer_at_length, stall_s=WAIT_S, finish_s=1.0))
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+        async with asyncio.timeout(WAIT_S):
+            while not server.server_state.connections:
+                await asyncio.sleep(0)
+        (connection,) = server.server_state.connections
+        own = connection.transport.get_extra_info("socket")
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+        client.close()
+        server.should_exit = True
+        await serving
