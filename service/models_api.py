@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -12,6 +12,7 @@ from model.errors import ArtifactError, RegistryConflict
 from model.registry.registry import Registry
 from model.registry.state import State
 from service.administrators import require_administrator
+from service.fleet import Leader
 from service.json_body import parse_body, read_small_body
 from service.models_schemas import Activation, ModelHistory, ModelList, Step, TrialRun
 from service.parts import get_parts
@@ -42,8 +43,7 @@ async def show_model(name: str, request: Request) -> ModelHistory:
     """One model: its versions, what they are up to, and how that came about."""
     fleet = get_parts(request).fleet
     fleet.find(name)
-    statuses = await asyncio.to_thread(fleet.leader.list_statuses)
-    return next(each for each in statuses if each.name == name)
+    return await _read_status(fleet.leader, name)
 
 
 @router.post("/v1/models/{name}/active", responses=_CHANGING, openapi_extra=describe_body(Activation, is_required=True))
@@ -57,25 +57,13 @@ async def activate(name: str, request: Request) -> ModelHistory:
 @router.post("/v1/models/{name}/canary", responses=_CHANGING, openapi_extra=describe_body(TrialRun, is_required=True))
 async def try_canary(name: str, request: Request) -> ModelHistory:
     """Have a version answer a share of the callers, always the same ones. For administrators."""
-    by = require_administrator(request)
-    given = parse_body(await read_small_body(request), TrialRun)
-    return await _change(
-        request,
-        name,
-        lambda each: each.try_out(name, "canary", given.version, given.share, by=by, reason=given.reason),
-    )
+    return await _try_out(request, name, "canary")
 
 
 @router.post("/v1/models/{name}/shadow", responses=_CHANGING, openapi_extra=describe_body(TrialRun, is_required=True))
 async def try_shadow(name: str, request: Request) -> ModelHistory:
     """Run a version on a share of the pictures, too, without anybody seeing its answers. For administrators."""
-    by = require_administrator(request)
-    given = parse_body(await read_small_body(request), TrialRun)
-    return await _change(
-        request,
-        name,
-        lambda each: each.try_out(name, "shadow", given.version, given.share, by=by, reason=given.reason),
-    )
+    return await _try_out(request, name, "shadow")
 
 
 @router.post("/v1/models/{name}/promote", responses=_CHANGING, openapi_extra=describe_body(Step, is_required=False))
@@ -97,6 +85,14 @@ async def roll_back(name: str, request: Request) -> ModelHistory:
     return await _change(request, name, lambda each: each.roll_back(name, by=by, reason=given.reason))
 
 
+async def _try_out(request: Request, name: str, role: Literal["canary", "shadow"]) -> ModelHistory:
+    by = require_administrator(request)
+    given = parse_body(await read_small_body(request), TrialRun)
+    return await _change(
+        request, name, lambda each: each.try_out(name, role, given.version, given.share, by=by, reason=given.reason)
+    )
+
+
 async def _change(request: Request, name: str, change: Change) -> ModelHistory:
     """The model after a change of the registry, which is also looked at at once."""
     leader = get_parts(request).fleet.leader
@@ -107,5 +103,10 @@ async def _change(request: Request, name: str, change: Change) -> ModelHistory:
     except ArtifactError as error:
         raise RegistryConflict(f"that version cannot be served: {error}") from error
     await leader.look()
+    return await _read_status(leader, name)
+
+
+async def _read_status(leader: Leader, name: str) -> ModelHistory:
+    """One model's; files are read for it, so off the event loop."""
     statuses = await asyncio.to_thread(leader.list_statuses)
     return next(each for each in statuses if each.name == name)
