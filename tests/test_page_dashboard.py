@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,18 +9,16 @@ from typing import Any
 
 import httpx
 import pytest
+from chromium import WAIT_S, open_browser, open_page
 from fake_service import CONTRACT, RedSession, draw_halves, save
 from live_service import listen
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from model.backends.session import Session
 from model.contract import Contract
 from model.drift import EDGES, MEASURES
 from model.histogram import Histogram
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-OFFLINE_FLAGS = ["--disable-background-networking", "--disable-component-update"]
-WAIT_S = 30
 PHOTO = save(draw_halves())
 METRICS = r"""[
     '# HELP seg_x "quoted"',
@@ -58,14 +55,8 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("chromium is not on the PATH")
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=WAIT_S * 1000)
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS + OFFLINE_FLAGS)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -76,13 +67,8 @@ def complaints() -> list[str]:
 
 @pytest.fixture
 def page(address: str, browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(f"{address}/dashboard")
-    yield page
-    page.close()
-    assert complaints == []
+    with open_page(browser, f"{address}/dashboard", complaints) as page:
+        yield page
 
 
 def ask(address: str, content: bytes = PHOTO, **parameters: Any) -> int:

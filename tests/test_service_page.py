@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from chromium import WAIT_S, open_browser, open_page
 from fastapi import FastAPI
 from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
 
 from model.contract import Canvas, Category, Contract
@@ -25,9 +25,6 @@ from model.raw import Raw
 from service.app import create_app
 from service.settings import Settings
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-OFFLINE_FLAGS = ["--disable-background-networking", "--disable-component-update"]
-WAIT_S = 30
 PAPER = (200, 180, 160)
 SIZE = (320, 240)
 """Width and height of the drawn photo: 20 px to a cell of the fake's masks."""
@@ -97,14 +94,8 @@ def address(names_file: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.skip("chromium is not on the PATH")
-    with sync_playwright() as playwright:
-        expect.set_options(timeout=WAIT_S * 1000)
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS + OFFLINE_FLAGS)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -115,13 +106,8 @@ def complaints() -> list[str]:
 
 @pytest.fixture
 def page(address: str, browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(address)
-    yield page
-    page.close()
-    assert complaints == []
+    with open_page(browser, address, complaints) as page:
+        yield page
 
 
 def draw_photo(suffix: str = "png", **options: Any) -> FilePayload:

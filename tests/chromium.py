@@ -1,0 +1,37 @@
+"""The browser that pages are tested in."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+WAIT_S = 30
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+OFFLINE_FLAGS = ["--disable-background-networking", "--disable-component-update"]
+
+
+@contextmanager
+def open_browser() -> Iterator[Browser]:
+    """Chromium without a screen; skips where there is none."""
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("chromium is not on the PATH")
+    with sync_playwright() as playwright:
+        expect.set_options(timeout=WAIT_S * 1000)
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS + OFFLINE_FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def open_page(browser: Browser, url: str, complaints: list[str]) -> Iterator[Page]:
+    """A page at an address; what its console says of errors goes to `complaints`, which must be empty in the end."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(url)
+    yield page
+    page.close()
+    assert complaints == []
