@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import hash_file, replace_file
 from model.histogram import Histogram
+from model.suggestion import suggest
 
 FORMAT_VERSION = 2
 CONTRACT_FILE = "contract.json"
@@ -45,8 +45,8 @@ class Thresholds:
     """A detection whose mask is covered by better ones beyond this share is dropped from the panoptic map."""
     part: float = 0.0
     """Detections are cut into connected parts, those below this share of the largest dropped; 0 leaves them whole."""
-    stuff_area: float = 0.005
-    """Stuff regions below this share of the image become void (the paper's 4,096 px at its test size)."""
+    stuff_area: float = 0.0133
+    """Stuff regions below this share of the image become void (the paper's 4,096 px, of a photo of 640x480)."""
     duplicate: float = 1.0
     """A detection whose mask has a larger IoU with a better one's, of whatever cluster, is dropped; 1 keeps all."""
 
@@ -200,8 +200,7 @@ def reject_unknown(content: dict[str, Any], target: type) -> None:
     known = [entry.name for entry in fields(target)]
     for key in content:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+            hint = suggest(key, known, f"; known are {', '.join(known)}")
             raise ConfigError(f"unknown key {key!r} in {target.__name__}{hint}")
 
 

@@ -112,16 +112,16 @@ def test_scores_and_masks_are_probabilities_and_clusters_exist(network: MaskTran
     assert raw.clusters.dtype == torch.int64
 
 
-def test_the_score_is_the_chance_of_an_object_times_its_quality() -> None:
-    # Chances 1/8, 3/8 and, of no object, 4/8; quality sigmoid(log 3) = 3/4.
+def test_the_score_is_the_ranked_chance_of_an_object_times_its_quality() -> None:
+    # Chances 1/8, 3/8 and, of no object, 4/8; quality sigmoid(log 3) = 3/4; chance of things softmax(zeros) = 1/3.
     classes = torch.log(torch.tensor([[1.0, 3.0, 4.0]]))
-    raw = read_raw(predict(classes, torch.zeros(1, 2, 2), quality=torch.log(torch.tensor(3.0)).item()))
-    assert raw.scores.item() == pytest.approx(0.5 * 0.75, abs=1e-6)  # float32
+    raw = read_raw(predict(classes, torch.full((1, 2, 2), 9.0), quality=torch.log(torch.tensor(3.0)).item()))
+    assert raw.scores.item() == pytest.approx((0.5 * 0.75 / (STUFF + 1)) ** 0.5, abs=1e-6)  # float32
     assert raw.clusters.tolist() == [[1]]
 
 
 def test_no_object_is_never_named_as_a_cluster() -> None:
-    raw = read_raw(predict(torch.tensor([[-1.0, -2.0, 50.0]]), torch.zeros(1, 2, 2)))
+    raw = read_raw(predict(torch.tensor([[-1.0, -2.0, 50.0]]), torch.full((1, 2, 2), 9.0)))
     assert raw.clusters.tolist() == [[0]]
     assert raw.scores.item() == pytest.approx(0.0, abs=1e-6)  # float32
 

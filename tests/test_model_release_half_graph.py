@@ -68,7 +68,9 @@ def list_types(path: Path) -> dict[str, set[int]]:
 
 def test_products_are_fp16_and_norms_softmax_and_boxes_fp32_in_the_transformer(transformer: dict[str, Path]) -> None:
     types = list_types(transformer["fp16"])
-    assert [types[kind] for kind in ("Conv", "ConvTranspose", "Einsum", "MatMul")] == [{TensorProto.FLOAT16}] * 4
+    assert [types[kind] for kind in ("Conv", "ConvTranspose")] == [{TensorProto.FLOAT16}] * 2
+    # Scores count the cells of masks in products; these stay exact.
+    assert [types[kind] for kind in ("Einsum", "MatMul")] == [FLOATS] * 2
     exact = EXACT & set(types)
     assert {"LayerNormalization", "InstanceNormalization", "Softmax"} <= exact
     assert [kind for kind in exact if TensorProto.FLOAT16 in types[kind]] == []

@@ -88,6 +88,7 @@ def test_where_nothing_is_found_there_is_nothing_to_measure_but_cover() -> None:
 def test_a_fall_is_told_and_less_than_the_tolerance_is_none() -> None:
     before, after = Steadiness(flip=0.5, scale=0.5, covered=0.5), Steadiness(flip=0.4, scale=0.499, covered=math.nan)
     assert after.list_falls(before, 0.005) == ["flip 0.500 to 0.400", "covered 0.500 to nan"]
+    assert before.list_falls(after, 0.005) == []
 
 
 def test_overlaps_by_hand() -> None:

@@ -29,10 +29,11 @@ class Tolerance:
 
 
 FP32 = Tolerance()
-FP16 = Tolerance(score=3e-3, box_px=8.0, equal_detections=0.9, equal_cells=0.99)
-"""Measured on ten pictures: scores within 9e-4, 0.947 of the detections, 0.9991 of the cells (LOG.md)."""
-BF16 = Tolerance(score=0.03, box_px=8.0, equal_detections=0.8, equal_cells=0.97)
-"""The same: scores within 1e-2, 0.877 of the detections, 0.9943 of the cells."""
+FP16 = Tolerance(score=0.03, box_px=8.0, equal_detections=0.9, equal_cells=0.99)
+"""Measured on ten pictures: scores within 1.4e-2, 0.959 of the detections, 0.9992 of the cells (LOG.md). Scores count
+cells: of a mask of a few, one that turns moves them far."""
+BF16 = Tolerance(score=0.06, box_px=8.0, equal_detections=0.8, equal_cells=0.97)
+"""The same: scores within 2.6e-2, 0.937 of the detections, 0.9939 of the cells."""
 INT8 = Tolerance(score=0.02, box_px=8.0, equal_detections=0.85, equal_cells=0.985)
 """Between processors, on two golden pictures: scores within 9e-3, 0.93 of the detections and 0.9939 of the cells where
 they have VNNI, AVX2's or AVX-512's; without, sums of int8 products overflow: 0.844, 0.9737, and that is refused."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.errors import ConfigError
+from model.network.ranking import rank
 from model.network.raw import Raw
 from model.network.vit import EncoderShape, Mlp, VisionTransformer
 
@@ -247,11 +248,14 @@ class MaskTransformer(nn.Module):
 
 
 def read_raw(prediction: Prediction) -> Raw:
-    """Scores (chance of an object times expected IoU), best clusters, boxes in input pixels, mask probabilities."""
+    """Scores (`rank` of the chance of an object times its expected IoU), best clusters, boxes in input pixels, mask
+    probabilities.
+    """
     chances = prediction.classes.softmax(-1)
     masks = prediction.masks.sigmoid()
+    things = prediction.semantic.softmax(1)[:, 0]
     return Raw(
-        scores=(1.0 - chances[..., -1]) * prediction.quality.sigmoid(),
+        scores=rank((1.0 - chances[..., -1]) * prediction.quality.sigmoid(), masks, things),
         clusters=chances[..., :-1].argmax(-1),
         boxes=bound(masks > 0.5) * STRIDE_PX,
         masks=masks,

@@ -12,9 +12,9 @@ from training.fitting.teacher import Finds
 
 _SAME = 0.5
 """IoU from which the objects of two views are one."""
-_COUNTED_SCORE = 0.1
+_COUNTED_SCORE = 0.2
 """Of objects that steadiness is measured on."""
-_COVERING_SCORE = 0.35
+_COVERING_SCORE = 0.4
 """From which an object covers what it lies on: as the default model's threshold."""
 _LEAST_CELLS = 4
 
@@ -55,9 +55,13 @@ class Steadiness:
         return cls(flip=flip, scale=scale, covered=covered)
 
     def list_falls(self, before: Self, tolerance: float) -> list[str]:
-        """What is less than it was, in words."""
+        """What is less than it was, in words; what was not known before (NaN) cannot fall."""
         pairs = ((name, getattr(before, name), getattr(self, name)) for name in ("flip", "scale", "covered"))
-        return [f"{name} {old:.3f} to {new:.3f}" for name, old, new in pairs if not new >= old - tolerance]
+        return [
+            f"{name} {old:.3f} to {new:.3f}"
+            for name, old, new in pairs
+            if not (math.isnan(old) or new >= old - tolerance)
+        ]
 
 
 def combine(views: Sequence[Finds]) -> Found:

@@ -27,7 +27,7 @@ class ReclusterPlan:
     """What is clustered, and into how many."""
 
     clusters: int
-    score: float = 0.35
+    score: float = 0.4
     """Least of a detection, 0..1: surer ones make the clusters."""
     limit: int | None = None
     """Most photos, evenly spread; None: all of the store."""

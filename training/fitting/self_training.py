@@ -31,7 +31,7 @@ _TOLERANCE = 0.005
 class RoundPlan:
     """How sure a teacher must be."""
 
-    share: float = 0.5
+    share: float = 0.7
     """Of the best score of an object's cluster that an object needs in the first round."""
     rise: float = 0.05
     """What the share grows by each round."""
@@ -78,7 +78,7 @@ def relabel(run: Path, store: LabelStore, features: Path, out: LabelStore | None
     """Fill the store `out` with what a run finds in the photos of `store`, which it learned from.
 
     In the manner of CutLER and CUPS, with one difference: objects are held to a share of their cluster's best score,
-    as CUPS has it for pixels, not to an absolute one, since our scores are products of two chances.
+    as CUPS has it for pixels, not to an absolute one. Its half of a chance is 0.7 here: scores are square roots.
     Killed at any moment, the same call goes on. Without `out` the run is only measured: the test of a last round.
     Raises TrainingError if the run is less steady than the one that labelled `store`, unless that is forced, and
     ConfigError if it does not fit the store.

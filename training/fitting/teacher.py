@@ -16,7 +16,7 @@ from training.fitting.frame import Frame, Window, count_patches, show_all, show_
 from training.fitting.sight import Sight, predict
 from training.labels.store import StoredPhoto
 
-LEAST_SCORE = 0.05
+LEAST_SCORE = 0.1
 """Of a query's object: surer ones are looked at."""
 _WINDOW_SHARE = 0.75
 """Of the square's side."""

@@ -1,0 +1,65 @@
+"""How sure a query is of its object once its own mask, the semantic head and better queries have been heard.
+
+Queries are taught one by one, so several draw one object and some draw what the semantic head calls stuff. All of this
+is of static shape and without a sort, so that it is part of the graph.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+STABLE = (0.3, 0.7)
+"""The two cuts of a mask's probabilities whose areas a sure mask hardly changes between."""
+DECAY = 2.0
+"""How steeply a score falls with the overlap: Matrix NMS' sigma."""
+
+
+def rank(
+    chances: Float[Tensor, "B Q"], masks: Float[Tensor, "B Q h w"], things: Float[Tensor, "B h w"]
+) -> Float[Tensor, "B Q"]:
+    """Scores in 0..1 from each query's own chance of a well drawn object, its mask and the chance of things, a cell.
+
+    The geometric mean of the chance, times the mask's stability, and of the mean chance of things inside; it decays
+    where a better query draws the same. A query that draws nothing scores 0.
+    """
+    hard = masks > 0.5
+    with _in_full_precision(masks.device.type):
+        scores = (chances.float() * _measure_stability(masks) * _average(things.float(), hard)).sqrt()
+        return scores * _decay(scores, _compare(hard))
+
+
+def _in_full_precision(device: str) -> AbstractContextManager[object]:
+    """Half precision cannot count cells: it ends at 2,048, or long before."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _measure_stability(masks: Float[Tensor, "B Q h w"]) -> Float[Tensor, "B Q"]:
+    """IoU of each mask cut low and cut high (Segment Anything, section 4 and appendix B)."""
+    low, high = ((masks > cut).sum((2, 3)) for cut in STABLE)
+    return high / low.clamp(min=1)
+
+
+def _average(things: Float[Tensor, "B h w"], hard: Bool[Tensor, "B Q h w"]) -> Float[Tensor, "B Q"]:
+    inside = torch.einsum("bqn,bn->bq", hard.flatten(2).float(), things.flatten(1))
+    return inside / hard.sum((2, 3)).clamp(min=1)
+
+
+def _compare(hard: Bool[Tensor, "B Q h w"]) -> Float[Tensor, "B Q Q"]:
+    """IoU of every two masks; 0 where both are empty."""
+    flat = hard.flatten(2).float()
+    shared = flat @ flat.transpose(1, 2)
+    areas = flat.sum(2)
+    return shared / (areas[:, :, None] + areas[:, None] - shared).clamp(min=1.0)
+
+
+def _decay(scores: Float[Tensor, "B Q"], ious: Float[Tensor, "B Q Q"]) -> Float[Tensor, "B Q"]:
+    """Matrix NMS with its Gaussian (SOLOv2, section 3.3): a rival counts less the more it is itself a duplicate."""
+    places = torch.arange(scores.shape[1], device=scores.device)
+    rivals, own = scores[:, :, None], scores[:, None]
+    is_better = (rivals > own) | ((rivals == own) & (places[:, None] < places))
+    covered = ious * is_better
+    excuse = covered.amax(1)[:, :, None]
+    factors = torch.exp(DECAY * (excuse * excuse - covered * covered))
+    return factors.amin(1).clamp(max=1.0)
