@@ -26,9 +26,9 @@ from model.contract import Canvas, Contract, Thresholds
 from model.panoptic import assemble
 from model.pixels import decode_image, place
 from model.raw import Raw
-from service.answers import Found, encode_parts
-from service.media import Media
-from service.options import Options
+from service.answers.answers import Found, encode_parts
+from service.answers.media import Media
+from service.requests.options import Options
 
 T = TypeVar("T")
 MEDIA: tuple[Media, ...] = (

@@ -11,9 +11,9 @@ from model.backends.runtime import open_session
 from model.panoptic import make_assembler
 from model.pixels import Photo, Placement, decode_image, place
 from model.raw import Raw
-from service.answers import Found, encode_parts, list_notes
-from service.archives import Item, compose
-from service.options import Options
+from service.answers.answers import Found, encode_parts, list_notes
+from service.answers.archives import Item, compose
+from service.requests.options import Options
 from service.settings import find_bundled_artifact
 
 Prepared = tuple[Photo, UInt8[np.ndarray, "3 H W"], Placement]

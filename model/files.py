@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -26,6 +27,12 @@ def replace_file(path: Path) -> Iterator[Path]:
         os.replace(sibling, path)
     finally:
         sibling.unlink(missing_ok=True)
+
+
+def sweep_siblings(path: Path) -> None:
+    """Delete what writers of a file that were killed have left beside it; for whoever alone may write it now."""
+    for each in path.parent.glob(f".{escape(path.name)}.*"):
+        each.unlink(missing_ok=True)
 
 
 @contextmanager

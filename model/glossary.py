@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from model.contract import Category, Contract, reject_unknown
 from model.errors import ConfigError, NamesError, OptionInvalid
-from model.files import replace_file
+from model.files import replace_file, sweep_siblings
 
 FORMAT_VERSION = 1
 MOST_CHARACTERS = 80
@@ -195,6 +195,7 @@ def edit_glossary(path: Path, contract: Contract, change: Callable[[Glossary], G
             old = read_glossary(path, contract)
             new = change(old)
             if new != old:
+                sweep_siblings(path)
                 with replace_file(path) as sibling:
                     sibling.write_text(new.render(), encoding="utf-8")
             return new

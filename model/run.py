@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
@@ -16,6 +15,7 @@ from model.network.architecture import Network
 from model.network.cascade_shape import CascadeShape
 from model.network.mask_transformer import DecoderShape, MaskDecoder, MaskTransformer
 from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
+from model.suggestion import suggest
 from model.weights.checkpoints import load_encoder, load_exactly, read_state
 
 NetworkName = Literal["mask_transformer", "panoptic_cascade"]
@@ -113,9 +113,8 @@ def _parse_field(name: str, value: Any, kind: Any) -> Any:
         return kind(**parse_fields(value, kind))
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
-            near = get_close_matches(str(value), get_args(kind), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(get_args(kind))}"
-            raise ConfigError(f"unknown {name} {value!r}, {hint}")
+            hint = suggest(str(value), get_args(kind), f", known are {', '.join(get_args(kind))}")
+            raise ConfigError(f"unknown {name} {value!r}{hint}")
     elif type(value) is not (get_origin(kind) or kind):
         raise TypeError(f"{name} cannot be {value!r}")
     return value

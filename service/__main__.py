@@ -16,15 +16,15 @@ from fastapi import FastAPI
 
 from model.backends.session import BACKENDS
 from model.errors import ConfigError, UsegError
-from service.admin import AdminDoor
 from service.app import create_app
-from service.deployment import Opener
-from service.follower import ArtifactOpener
-from service.keys import make_key
+from service.artifact.deployment import Opener
+from service.door.admin import AdminDoor
+from service.door.keys import make_key
+from service.door.protocol import configure
 from service.leaving import Server, leave_on_signals
-from service.logs import TEXT_FORMAT, JsonFormatter
-from service.protocol import configure
+from service.registry.follower import ArtifactOpener
 from service.settings import LOG_FORMATS, Settings, read_settings
+from service.telemetry.logs import TEXT_FORMAT, JsonFormatter
 
 _FLAGS = {
     "artifact": ("DIR", "directory of the artifact"),

@@ -14,33 +14,34 @@ from starlette.responses import FileResponse, Response
 
 from model.contract import Contract
 from model.errors import UsegError
-from service.answers import Answer
-from service.boundary import SEGMENT_ROUTE, Boundary
-from service.claims import read_claim, read_routing_key
-from service.connection import finish_for_client
-from service.deployment import Opener
-from service.errors import answer_error, find_kind
-from service.fleet import Fleet
-from service.follower import ArtifactOpener
-from service.gate import Gate
-from service.keys import Keyring, read_keyring
-from service.lag import watch_lag
-from service.media import ARCHIVES, MEDIA, choose_media
-from service.models_api import router as models_router
-from service.names_api import router as names_router
-from service.oip import router as oip_router
-from service.options import read_options
+from service.answers.answers import Answer
+from service.answers.errors import answer_error, find_kind
+from service.answers.media import ARCHIVES, MEDIA, choose_media
+from service.answers.schemas import Liveness, ModelInfo, Readiness
+from service.api.models import router as models_router
+from service.api.names import router as names_router
+from service.api.reference import SEGMENT_REQUEST, SEGMENT_RESPONSES, DocumentedApi, describe_problems
+from service.artifact.deployment import Opener
+from service.artifact.pipeline import Asked, Pipeline
+from service.door.boundary import SEGMENT_ROUTE, Boundary
+from service.door.gate import Gate
+from service.door.keys import Keyring, read_keyring
+from service.engine.queue import Claim
+from service.oip.protocol import router as oip_router
 from service.pages import DASHBOARD, DOCS, FRESH, INDEX, PAGE_FILES
 from service.parts import Parts, get_parts
-from service.pipeline import Asked, Pipeline
-from service.queue import Claim
-from service.reference import SEGMENT_REQUEST, SEGMENT_RESPONSES, DocumentedApi, describe_problems
-from service.registered import make_leader
-from service.schemas import Liveness, ModelInfo, Readiness
+from service.registry.fleet import Fleet
+from service.registry.follower import ArtifactOpener
+from service.registry.registered import make_leader
+from service.requests.claims import read_claim, read_routing_key
+from service.requests.connection import finish_for_client
+from service.requests.options import read_options
+from service.requests.uploads import read_uploads
 from service.settings import Settings
-from service.spans import open_sink
-from service.telemetry import Stopwatch, Telemetry
-from service.uploads import read_uploads
+from service.telemetry.lag import watch_lag
+from service.telemetry.metrics import Telemetry
+from service.telemetry.spans import open_sink
+from service.telemetry.stopwatch import Stopwatch
 
 router = APIRouter()
 
@@ -50,6 +51,7 @@ def create_app(
 ) -> FastAPI:
     """The service; `opener` gives its artifact, by default that of the settings, `open_artifact` one in a folder."""
     telemetry = Telemetry()
+    telemetry.drift_limit.set(settings.drift_limit)
     fleet = Fleet(make_leader(settings, telemetry, opener, open_artifact), telemetry, settings.default_model)
     sink = open_sink(settings.otlp_endpoint)
     keyring = read_keyring(settings.key_file, settings.keys)
@@ -67,7 +69,7 @@ def create_app(
         Boundary,
         telemetry=telemetry,
         is_draining=lambda: fleet.is_draining,
-        name_default=fleet.name_default,
+        find_tally=fleet.find_tally,
         sink=sink,
         trace_share=settings.trace_share,
     )
@@ -86,6 +88,7 @@ async def segment(request: Request) -> Response:
     options = read_options(request.query_params)
     request.state.task = options.tasks[0]
     rollout = parts.fleet.find(options.model)
+    request.state.tally = rollout.tally
     request.state.stopwatch = stopwatch = Stopwatch(parts.telemetry)
     with rollout.admit(claim, read_routing_key(request)) as route:
         with stopwatch.time("read"):
@@ -95,7 +98,7 @@ async def segment(request: Request) -> Response:
         media = choose_media(accept, ARCHIVES if uploads.is_batch or len(options.tasks) > 1 else MEDIA)
 
         async def ask(pipeline: Pipeline, claim: Claim) -> tuple[Answer, Contract]:
-            request.state.model = (pipeline.contract.name, pipeline.contract.version)
+            request.state.tally = pipeline.tally
             asked = Asked(uploads=uploads, options=options, media=media, request_id=request.state.request_id)
             answer = await pipeline.segment(asked, claim, stopwatch, is_final=route.is_final(pipeline))
             return answer, pipeline.contract

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from service.fleet import Fleet
+from service.registry.fleet import Fleet
 
 logger = logging.getLogger(__name__)
 

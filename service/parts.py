@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from service.fleet import Fleet
-from service.keys import Keyring
+from service.door.keys import Keyring
+from service.registry.fleet import Fleet
 from service.settings import Settings
-from service.spans import SpanSink
-from service.telemetry import Telemetry
+from service.telemetry.metrics import Telemetry
+from service.telemetry.spans import SpanSink
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from importlib.resources import files
 from ipaddress import ip_address
 from math import inf
@@ -14,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 from model.backends.session import BACKENDS, Backend
 from model.errors import ConfigError
 from model.pixels import LIMIT_PIXELS
+from model.suggestion import suggest
 
 PREFIX = "USEG_"
 _MAX_PORT = 65_535
@@ -173,8 +173,8 @@ def read_settings(environment: Mapping[str, str] = os.environ, *, flags: Mapping
     given |= {PREFIX + name.upper(): text for name, text in flags.items()}
     for name in given:
         if name not in known:
-            near = get_close_matches(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known], n=1)
-            hint = f", did you mean {PREFIX}{near[0]}?" if near else f"; known are {', '.join(known)}"
+            words = [each.removeprefix(PREFIX) for each in known]
+            hint = suggest(name.removeprefix(PREFIX), words, f"; known are {', '.join(known)}", PREFIX.__add__)
             raise ConfigError(f"unknown setting {name}{hint}")
     return Settings(**{known[name].name: _parse(name, text, known[name].type) for name, text in given.items()})
 

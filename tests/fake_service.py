@@ -14,7 +14,7 @@ from model.backends.session import Session
 from model.contract import Canvas, Category, Contract
 from model.raw import Raw
 from service.app import create_app
-from service.deployment import Opener
+from service.artifact.deployment import Opener
 from service.settings import Settings
 
 SIDE_PX, STRIDE_PX = 56, 4

@@ -15,9 +15,9 @@ from model.contract import Contract
 from model.raw import Raw
 from service.__main__ import bind
 from service.app import create_app
-from service.deployment import Opener
+from service.artifact.deployment import Opener
+from service.door.protocol import configure
 from service.leaving import Server
-from service.protocol import configure
 from service.settings import Settings
 
 WAIT_S = 10.0

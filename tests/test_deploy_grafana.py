@@ -22,7 +22,7 @@ from model.backends.session import Session
 from model.contract import Contract
 from model.drift import EDGES, MEASURES
 from model.histogram import Histogram
-from service.drift import LEAST
+from service.artifact.drift import LEAST
 
 WAIT_S = 90.0
 SCRAPE = """
@@ -155,7 +155,7 @@ async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Pat
     async with (
         listen(open_described, queue=4) as (host, port),
         scrape(tmp_path, f"{host}:{port}") as prometheus,
-        httpx.AsyncClient(base_url=f"http://{host}:{port}") as service,
+        httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=WAIT_S) as service,
     ):
         for _ in range(LEAST):
             await post(service, PHOTO)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.admin import AdminDoor
+from service.door.admin import AdminDoor
 from service.settings import read_settings
 
 VERSION = "1.34"
@@ -108,6 +108,22 @@ def test_the_autoscaler_reads_the_metric_that_the_adapter_makes(folder: Path) ->
         "seg_stage_duration_seconds_sum",
         "seg_stage_duration_seconds_count",
     }
+
+
+def test_the_operator_gets_the_alerts_that_prometheus_has(folder: Path, repository: Path) -> None:
+    plain = repository / "deploy" / "prometheus"
+    made = subprocess.run([plain / "wrap.sh"], capture_output=True, text=True, check=True).stdout
+    assert (folder / "prometheus/rules.yaml").read_text(encoding="utf-8") == made
+    rules = yaml.safe_load(made)
+    assert (rules["apiVersion"], rules["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert rules["spec"] == read(plain / "alerts.yml")
+    assert "rules.yaml" in read(folder / "prometheus/kustomization.yaml")["resources"]
+
+
+def test_the_alerts_know_the_job_by_the_name_that_the_operator_gives_it(folder: Path) -> None:
+    assert read(folder / "prometheus/monitor.yaml")["spec"]["jobLabel"] in NAME
+    (down,) = re.findall(r'up\{job=~"([^"]+)"\}', (folder / "prometheus/rules.yaml").read_text(encoding="utf-8"))
+    assert re.fullmatch(down, NAME["app.kubernetes.io/name"])
 
 
 def test_kserve_starts_the_service_on_its_own_port_and_mount(folder: Path) -> None:

@@ -103,6 +103,36 @@ def test_imports_between_the_folders_of_a_package_go_one_way(path: Path) -> None
     assert {".".join(name.split(".")[:2]) for name in list_imports(ast.walk(parse(path)))} & above == set()
 
 
+SERVICE = REPOSITORY / "service"
+SERVICE_FLOORS = (
+    "settings",
+    "telemetry",
+    "engine",
+    "requests",
+    "answers",
+    "door",
+    "artifact",
+    "registry",
+    "parts",
+    "oip",
+    "api",
+    "pages",
+    "leaving",
+    "app",
+    "__main__",
+)
+"""The folders and files of the service from the ground up."""
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if path.is_relative_to(SERVICE) and path.name != "__init__.py"], ids=name_of
+)
+def test_a_floor_of_the_service_knows_those_below_it_alone(path: Path) -> None:
+    floor = SERVICE_FLOORS.index(path.relative_to(SERVICE).parts[0].removesuffix(".py"))
+    imports = [name.split(".") for name in list_imports(ast.walk(parse(path)))]
+    assert {name[1] for name in imports if name[0] == "service"} <= set(SERVICE_FLOORS[: floor + 1])
+
+
 def is_on_the_torch_floor(path: Path) -> bool:
     return name_of(path).startswith("model/network/") or name_of(path) in TORCH_FLOOR
 

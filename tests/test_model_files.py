@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.files import hash_file, replace_directory, replace_file
+from model.files import hash_file, replace_directory, replace_file, sweep_siblings
 
 
 class PowerCutError(Exception):
@@ -52,6 +52,14 @@ def test_a_writer_that_removes_its_file_fails_and_keeps_the_old_one(tmp_path: Pa
     with pytest.raises(FileNotFoundError), replace_file(path) as sibling:
         sibling.unlink()
     assert path.read_text() == "old"
+
+
+def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    kept = ("a[1].json", "a[1].json.lock", ".a1.json.x", "..a[1].json.x")
+    for name in (*kept, ".a[1].json.k1l2m3n4", ".a[1].json.x"):
+        (tmp_path / name).touch()
+    sweep_siblings(tmp_path / "a[1].json")
+    assert {each.name for each in tmp_path.iterdir()} == set(kept)
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:

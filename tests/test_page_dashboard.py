@@ -35,7 +35,7 @@ def open_described() -> tuple[Contract, Session]:
 
 
 async def serve(addresses: list[str], is_ready: threading.Event, is_over: threading.Event) -> None:
-    async with listen(open_described, queue=2) as (host, port):
+    async with listen(open_described, queue=2, drift_limit=0.42) as (host, port):
         addresses.append(f"http://{host}:{port}")
         is_ready.set()
         await asyncio.to_thread(is_over.wait)
@@ -85,6 +85,11 @@ def test_a_request_shows_within_moments(page: Page, address: str) -> None:
     expect(page.get_by_role("table", name="Time in each stage").get_by_role("row", name="infer")).to_be_visible()
     expect(page.get_by_role("table", name="Batches").get_by_role("row", name="full")).to_contain_text("1.0")
     expect(page.get_by_role("table", name="Versions")).to_contain_text("fake 1+test")
+
+
+def test_the_limit_of_drift_is_the_one_that_takes_versions_back(page: Page) -> None:
+    heads = page.get_by_role("table", name="Answers").get_by_role("columnheader")
+    expect(heads.nth(2)).to_have_text("Drift (limit 0.42)")
 
 
 def test_refusals_are_counted_by_their_reason(page: Page, address: str) -> None:

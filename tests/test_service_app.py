@@ -18,8 +18,8 @@ from model.contract import Contract
 from model.encodings import decode_panoptic_png
 from model.errors import ArtifactError
 from model.raw import Raw
+from service.answers.schemas import Problem, Readiness, SegmentationAnswer
 from service.app import create_app
-from service.schemas import Problem, Readiness, SegmentationAnswer
 from service.settings import Settings
 
 WAIT_S = 10.0
@@ -176,7 +176,7 @@ async def test_metrics_count_what_was_asked(client: httpx.AsyncClient) -> None:
         'seg_stage_duration_seconds_count{stage="merge"} 1.0',
         "seg_queue_depth 0.0",
         'seg_batch_size_count{bucket="56x56",release_reason="full"} 1.0',
-        'seg_segments_per_image_sum{version="1+test"} 2.0',
+        'seg_segments_per_image_sum{model="fake",version="1+test"} 2.0',
         'seg_model_info{backend="fake",name="fake",precision="fp32",sha256="",version="1+test"} 1.0',
     ):
         assert line in text.splitlines()

@@ -3,7 +3,6 @@ import { renderBar, renderTable } from "./tables.js";
 
 const ANSWERS = "seg_answer_duration_seconds";
 const STAGES = "seg_stage_duration_seconds";
-const DRIFT_LIMIT = 0.25;
 const SHARES = [0.5, 0.95, 0.99];
 const QUANTILES = ["Median", "95 %", "99 %"];
 const MEASURES = [
@@ -76,16 +75,19 @@ function renderFailures(told) {
 }
 
 function renderAnswers(metrics, told) {
-  const versions = [...metrics.group("seg_segments_per_image_count", "version").keys()];
-  const rows = versions.flatMap((version) =>
+  const open = metrics
+    .list("seg_segments_per_image_count")
+    .map(({ labels: { model, version } }) => ({ model, version }));
+  const limit = metrics.sum("seg_output_drift_limit");
+  const rows = open.flatMap((which) =>
     MEASURES.map(([measure, name, metric, format]) => {
-      const mean = told.mean(metric, { version });
-      const [drift] = metrics.list("seg_output_drift", { measure, version });
-      const bar = drift && renderBar(Math.min(1, drift.value), 1, drift.value.toFixed(2), DRIFT_LIMIT);
-      return [versions.length > 1 ? `${name}, ${version}` : name, mean === null ? null : format(mean), bar];
+      const mean = told.mean(metric, which);
+      const [drift] = metrics.list("seg_output_drift", { measure, ...which });
+      const bar = drift && renderBar(Math.min(1, drift.value), 1, drift.value.toFixed(2), limit);
+      return [open.length > 1 ? `${name}, ${which.model} ${which.version}` : name, mean === null ? null : format(mean), bar];
     }),
   );
-  return renderTable("Answers", ["In the mean", "Value", `Drift (limit ${DRIFT_LIMIT})`], rows);
+  return renderTable("Answers", ["In the mean", "Value", `Drift (limit ${limit})`], rows);
 }
 
 function renderVersions(metrics) {

@@ -1,0 +1,104 @@
+"""A service that is killed while people name clusters: what was acknowledged is there, and no file is torn."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from fake_service import CONTRACT
+
+from model.glossary import read_glossary
+
+WAIT_S = 60
+ROUNDS = 8
+CLUSTERS = (1, 2, 3)
+SERVE_FAKE = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    "from fake_service import open_fake; from service.__main__ import main\n"
+    "sys.exit(main(sys.argv[1:], opener=open_fake))"
+)
+ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("USEG_")}
+
+
+class Editor:
+    """Gives one cluster one name after the other, 1, 2, 3 and so on, for as long as it is answered."""
+
+    def __init__(self, cluster: int, is_acknowledged: threading.Semaphore) -> None:
+        self.cluster = cluster
+        self.is_acknowledged = is_acknowledged
+        self.sent = 0
+        self.acknowledged = 0
+        self.refused = ""
+
+    def work(self, address: str) -> None:
+        with httpx.Client(base_url=address, timeout=WAIT_S) as client:
+            while not self.refused:
+                self.sent += 1
+                try:
+                    path = f"v1/models/fake/clusters/{self.cluster}"
+                    answer = client.put(path, json={"category": f"name {self.sent}"})
+                except httpx.TransportError:
+                    return
+                if answer.status_code == 200:
+                    self.acknowledged = self.sent
+                    self.is_acknowledged.release()
+                else:
+                    self.refused = answer.text
+
+    def check(self, category: str | None) -> None:
+        """Hold that the name is the last that was acknowledged, or one that was sent after it."""
+        number = int(category.removeprefix("name ")) if category and category.startswith("name ") else 0
+        assert self.acknowledged <= number <= self.sent
+
+
+@contextmanager
+def serve(names: Path) -> Iterator[str]:
+    """The address of a service, which is killed in the end."""
+    command = [sys.executable, "-c", SERVE_FAKE, "--port", "0", "--names-file", str(names)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().removeprefix("useg is ready: ").strip()
+        finally:
+            process.kill()
+
+
+def read_categories(address: str) -> dict[int, str | None]:
+    clusters = httpx.get(f"{address}v1/models/fake/clusters", timeout=WAIT_S).json()["clusters"]
+    return {each["cluster"]: each["category"] for each in clusters}
+
+
+@pytest.mark.slow
+def test_a_service_killed_again_and_again_loses_no_acknowledged_name(tmp_path: Path) -> None:
+    file = tmp_path / "fake.names.json"
+    is_acknowledged = threading.Semaphore(0)
+    editors = [Editor(cluster, is_acknowledged) for cluster in CLUSTERS]
+    draw = random.Random(7)
+    for _ in range(ROUNDS):
+        with serve(file) as address:
+            told = read_categories(address)
+            for editor in editors:
+                editor.check(told[editor.cluster])
+            threads = [threading.Thread(target=editor.work, args=(address,)) for editor in editors]
+            for thread in threads:
+                thread.start()
+            for _ in range(draw.randint(1, 8)):
+                assert is_acknowledged.acquire(timeout=WAIT_S)
+        for thread in threads:
+            thread.join()
+        assert [editor.refused for editor in editors] == [""] * len(editors)
+        written = read_glossary(file, CONTRACT)  # raises for a file that is torn
+        for editor in editors:
+            name = written.names.get(editor.cluster)
+            editor.check(name.category if name else None)
+    with serve(file) as address:
+        httpx.put(f"{address}v1/models/fake/clusters/1", json={"category": "tidy"}, timeout=WAIT_S)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [file.name, f"{file.name}.lock"]
