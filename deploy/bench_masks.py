@@ -42,11 +42,13 @@ from training.labels.proposals import Proposals
 from training.labels.refine import refine
 from training.photos import PhotoFile, scan_photos
 from training.scores.boundary import measure_boundary
-from training.scores.instances import InstanceScorer
+from training.scores.instances import Described, InstanceScorer
 from training.scores.layouts import TruthSet
 from training.scores.truth import TrueObject, TruthPicture
 
 T = TypeVar("T")
+OBJECT = 1
+"""The category of all."""
 
 
 @dataclass
@@ -85,7 +87,8 @@ def main() -> int:
         tally = Tally()
         for photo in photos:
             add(tally, pictures[photo.path.resolve()], view(photo), finder, options)
-    scores = InstanceScorer(tally.truth, tally.results, tally.sizes, "segm").summarise()
+    described = Described(truth=tally.truth, results=tally.results, sizes=tally.sizes)
+    scores = InstanceScorer([described], [OBJECT], "segm").summarise()
     result = {
         "pictures": len(photos),
         "masks_per_photo": round(len(tally.results) / len(photos), 2),
@@ -166,12 +169,12 @@ def enlarge(found: Proposals, height: int, width: int, patch_px: int) -> np.ndar
 
 def describe(mask: np.ndarray, image_id: int, **more: float) -> dict[str, Any]:
     rle = coco.encode(np.asfortranarray(mask.view(np.uint8)))
-    entry = {"image_id": image_id, "category_id": 1, "segmentation": rle, "bbox": coco.toBbox(rle).tolist()}
+    entry = {"image_id": image_id, "category_id": OBJECT, "segmentation": rle, "bbox": coco.toBbox(rle).tolist()}
     return {**entry, "area": float(coco.area(rle)), **more}
 
 
 def outline(each: TrueObject, image_id: int) -> dict[str, Any]:
-    entry = {"image_id": image_id, "category_id": 1, "segmentation": each.rle, "bbox": list(each.bbox)}
+    entry = {"image_id": image_id, "category_id": OBJECT, "segmentation": each.rle, "bbox": list(each.bbox)}
     return {**entry, "area": each.area, "iscrowd": int(each.is_crowd)}
 
 

@@ -5,6 +5,7 @@ set -euo pipefail
 registry=${1:?usage: deploy/seed.sh REGISTRY [MODEL]}
 model=${2:-useg}
 
+mkdir -p "$registry"
 active=$(useg-model registry list "$registry" | python3 -c '
 import json, sys
 print({each["name"]: each["active"] or "" for each in json.load(sys.stdin)["models"]}.get(sys.argv[1], ""))' "$model")

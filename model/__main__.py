@@ -40,6 +40,7 @@ _ENCODER = "encoder"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status as `model.command.run_command` gives it."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("model.release").setLevel(logging.INFO)  # an export takes minutes
     return run_command(build_parser(), arguments, "nothing was written")
 
 

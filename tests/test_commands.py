@@ -97,13 +97,17 @@ def test_names_are_fitted_on_one_set_and_applied_to_another(
     assert json.loads(matched.stdout)["pictures"] == 4
     assert json.loads(names.read_text())["method"] == "cups"
 
-    refused = run("training", "eval", tiny_artifact, "--truth", tiny_truth, "--names", names)
-    expect_error(refused, "fitted on 4 of the 4 photos", "--same-set")
+    command = ("training", "eval", tiny_artifact, "--truth", tiny_truth, "--names", names)
+    expect_error(run(*command), "fitted on 4 of the 4 photos", "--same-set")
+    expect_error(run(*command, "--same-set", "--shard", "1/2"), "leave what they find in a folder: give --out")
 
-    scored = run(
-        *("training", "eval", tiny_artifact, "--truth", tiny_truth, "--names", names, "--same-set", "--out", out)
-    )
+    command += ("--same-set", "--out", out)
+    part = run(*command, "--shard", "0/2")
+    assert json.loads(part.stdout) == {"part": "0/2", "pictures": 4}
+    assert [path.parent.name for path in out.rglob("*.json")] == ["comparisons"]
+    scored = run(*command)
     assert scored.returncode == 0, scored.stderr
+    assert not (out / "comparisons").exists()
     summary = json.loads(scored.stdout)
     assert summary["matching"]["scored_what_was_fitted"]
     assert json.loads((out / "report.json").read_text())["summary"] == summary
@@ -284,7 +288,10 @@ def test_a_recipe_out_of_range_is_told_before_anything_is_written(tiny_store: La
     assert not out.exists()
 
 
-COMPARISON = "--truth --layout --split --protocol --method --vote-score --vote-iou --vote-stuff-iou"
+COMPARISON = (
+    "--truth --layout --split --protocol --method --also --also-layout --also-store --vote-score --vote-iou "
+    "--vote-stuff-iou"
+)
 SURFACE = {
     ("model",): "--threads import export check name glossary carry reference quantise segment bench "
     "registry sign new-key",
@@ -298,18 +305,18 @@ SURFACE = {
     ("model", "bench"): "--backend --batch --rounds --peak-tflops",
     ("model", "quantise"): "--photos --out --count",
     ("model", "segment"): "--backend --out --task",
-    ("training",): "--threads label fit finetune relabel rounds recluster compose show match name gate eval",
+    ("training",): "--threads label fit finetune relabel rounds recluster compose show match name gate compare eval",
     (
         "training",
         "label",
-    ): "--out --encoder --features --limit --shard --engine --note --side-px --cuts --threshold --components "
+    ): "--out --encoder --features --limit --shard --engine --workers --note --side-px --cuts --threshold --components "
     "--thing-clusters --stuff-clusters --seed --codebook --stuff --stego --stego-steps --stuff-crf --merge "
     "--most-inside --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --seeding "
     "--proposals --tokens --centred --faithful --objects --refinement",
     ("training", "fit"): "--out --features --network --preset --steps --batch --learning-rate --average-decay --seed "
     "--checkpoint-every --precision --backbone --inputs --backbone-weights --start --device --minutes --queries "
-    "--targets --most-targets --drops-unknown --crop-rate --paste-rate --pastes-alike --embeds --jitter --pasting "
-    "--doubt --drop-iou --ignored-share",
+    "--targets --most-targets --drops-unknown --no-drops-unknown --crop-rate --paste-rate --pastes-alike "
+    "--no-pastes-alike --embeds --no-embeds --jitter --pasting --doubt --drop-iou --ignored-share --metrics",
     ("training", "finetune"): "--truth --layout --split --protocol --fraction --out --features --preset --steps "
     "--batch --learning-rate --seed",
     ("training", "relabel"): "--out --features --share --rise --force",
@@ -321,7 +328,8 @@ SURFACE = {
     ("training", "name"): "--truth --layout --split --protocol --regions --seed --features --out",
     ("training", "gate"): "--photos --count --truth --layout --split --protocol --margin --agreement --segments --void "
     "--drift --out",
-    ("training", "eval"): f"{COMPARISON} --names --same-set --out",
+    ("training", "compare"): f"{COMPARISON} --with",
+    ("training", "eval"): f"{COMPARISON} --names --same-set --engine --workers --shard --out",
     ("model", "registry"): "list add activate shadow canary promote rollback remove",
     ("model", "registry", "list"): "",
     ("model", "registry", "add"): "--model --version --by",

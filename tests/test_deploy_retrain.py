@@ -134,3 +134,14 @@ def test_a_folder_that_is_none_is_told(retraining: Retraining) -> None:
     (retraining.folder / "photos").rename(retraining.folder / "elsewhere")
     status, told = retraining.run()
     assert (status, told) == (1, "retrain: photos is no folder of photos\n")
+
+
+def test_a_registry_that_is_not_there_is_seeded_once_with_the_bundled_model(tmp_path: Path, repository: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["bash", repository / "deploy" / "seed.sh", tmp_path / "new" / "registry"]
+    for _ in range(2):
+        seeded = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        assert seeded.returncode == 0, seeded.stderr
+    assert seeded.stderr.startswith("useg 1 is active in ")
+    state = json.loads((tmp_path / "new" / "registry" / "useg" / "active.json").read_bytes())
+    assert [each["action"] for each in state["history"]] == ["add", "activate"]

@@ -70,8 +70,9 @@ def test_rows_of_a_fit_killed_before_its_first_checkpoint_are_forgotten(tmp_path
     run = tmp_path / "run"
     run.mkdir()
     (run / "history.csv").write_text("step,total\n1,9.9\n2,9.9\n")
-    fit(tiny_store, tiny_store.features, run, TINY)
+    fit(tiny_store, tiny_store.features, run, TINY, metrics=tmp_path / "fit.prom")
     assert [step for step, _ in read_totals(run)] == ["1", "2", "3", "4"]
+    assert f'seg_fit_step{{run="{run}"}} 4.0\n' in (tmp_path / "fit.prom").read_text()
 
 
 def test_a_changed_encoder_is_refused(tmp_path: Path, tiny_store: LabelStore, tiny_run: Path) -> None:
@@ -84,11 +85,13 @@ def test_a_changed_encoder_is_refused(tmp_path: Path, tiny_store: LabelStore, ti
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit_and_names_the_photos(tmp_path: Path, tiny_store: LabelStore) -> None:
-    state = begin(tiny_store, tmp_path / "run")
+    trainee = TransformerTrainee(tiny_store, tiny_store.features, tmp_path / "run", TINY)
+    state = Trainer(trainee, tmp_path / "run", metrics=tmp_path / "fit.prom")
     batch = next(state.batches())
     batch.features[:] = torch.nan
     with pytest.raises(TrainingError, match=r"nan at step 0, on \d\.png, \d\.png"):
         state.advance(batch)
+    assert f'seg_fit_not_finite{{run="{tmp_path / "run"}"}} 1.0\n' in (tmp_path / "fit.prom").read_text()
 
 
 def test_the_run_says_where_it_comes_from_and_holds_no_path(tiny_run: Path, tiny_store: LabelStore) -> None:

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 
 from model.errors import ConfigError
+from training.__main__ import build_parser
+from training.commands.fit import choose_recipe
 from training.fitting.cascade_recipe import CascadeRecipe
 from training.fitting.presets import plan_recipe
-from training.fitting.recipe import FitConfig
+from training.fitting.recipe import PRESETS, FitConfig
 
 
 def test_a_preset_is_the_networks_own_with_what_was_given_instead() -> None:
@@ -40,3 +44,14 @@ def test_presets_and_choices_of_the_other_network_are_refused() -> None:
 def test_recipes_out_of_range_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         plan_recipe("panoptic_cascade", "tiny", change)
+
+
+def test_what_a_preset_switches_on_can_be_switched_off() -> None:
+    def choose(*flags: str) -> FitConfig | CascadeRecipe:
+        return choose_recipe(build_parser().parse_args(["fit", "STORE", "--out", "RUN", *flags]))
+
+    assert choose() == PRESETS["cpu"]
+    assert choose("--no-embeds", "--no-pastes-alike") == replace(PRESETS["cpu"], embeds=False, pastes_alike=False)
+    assert choose("--preset", "plain", "--drops-unknown") == replace(PRESETS["plain"], drops_unknown=True)
+    with pytest.raises(ConfigError, match="embeds: no choice for a panoptic_cascade"):
+        choose("--network", "panoptic_cascade", "--no-embeds")

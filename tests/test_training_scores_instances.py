@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from training.scores.instances import InstanceScorer, Shape
+from training.scores.instances import Described, InstanceScorer, Shape
 
 STATS = {
     "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large", "AR1": "ar1",
@@ -24,9 +24,28 @@ def open_golden(golden: Path, shape: Shape, *, is_agnostic: bool) -> InstanceSco
     results = json.loads((folder / f"results_{shape}.json").read_text())
     known = [{**each, "category_id": 1} if is_agnostic else each for each in truth["annotations"]]
     found = [with_area(each) | ({"category_id": 1} if is_agnostic else {}) for each in results]
-    return InstanceScorer(
-        known, found, {each["id"]: (each["height"], each["width"]) for each in truth["images"]}, shape
+    return open_scorer(known, found, {each["id"]: (each["height"], each["width"]) for each in truth["images"]}, shape)
+
+
+def open_scorer(
+    known: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    sizes: dict[int, tuple[int, int]],
+    shape: Shape,
+    batch: int = 5,
+) -> InstanceScorer:
+    """So many pictures at a time."""
+    order = sorted(sizes)
+
+    def choose(entries: list[dict[str, Any]], images: list[int]) -> list[dict[str, Any]]:
+        return [each for each in entries if each["image_id"] in images]
+
+    groups = [order[start : start + batch] for start in range(0, len(order), batch)]
+    batches = (
+        Described(truth=choose(known, each), results=choose(found, each), sizes={image: sizes[image] for image in each})
+        for each in groups
     )
+    return InstanceScorer(batches, sorted({each["category_id"] for each in [*known, *found]}), shape)
 
 
 def with_area(result: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +133,7 @@ def square(image: int, left: int, side: int = 40) -> dict[str, Any]:
 
 def test_a_perfect_mask_has_ap_one_and_a_missed_picture_halves_the_recall() -> None:
     sizes = {7: (60, 120), 9: (60, 120)}
-    scorer = InstanceScorer([square(7, 10), square(9, 10)], [{**square(7, 10), "score": 0.4}], sizes, "segm")
+    scorer = open_scorer([square(7, 10), square(9, 10)], [{**square(7, 10), "score": 0.4}], sizes, "segm")
     measured = scorer.measure(np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]))
     assert measured["ar100"].tolist() == pytest.approx([1.0, 0.5, 0.0])
     assert measured["ap"].tolist() == pytest.approx([1.0, 51 / 101, 0.0])  # recall 0, 0.01 .. 0.5 is reached
@@ -124,12 +143,12 @@ def test_a_perfect_mask_has_ap_one_and_a_missed_picture_halves_the_recall() -> N
 def test_a_detection_on_a_group_counts_neither_way() -> None:
     group = {**square(1, 60, side=50), "iscrowd": 1}
     results = [{**square(1, 60), "score": 0.9}, {**square(1, 10), "score": 0.5}]
-    scorer = InstanceScorer([square(1, 10), group], results, {1: (60, 120)}, "segm")
+    scorer = open_scorer([square(1, 10), group], results, {1: (60, 120)}, "segm")
     assert scorer.summarise()["ap"] == pytest.approx(1.0)
     assert scorer.measure(np.ones((1, 1)))["ap"][0] == pytest.approx(1.0)
 
 
 def test_without_any_detection_every_figure_is_zero() -> None:
-    scorer = InstanceScorer([square(1, 10)], [], {1: (60, 120)}, "segm")
+    scorer = open_scorer([square(1, 10)], [], {1: (60, 120)}, "segm")
     assert scorer.summarise()["ar100"] == 0.0
     assert scorer.measure(np.ones((2, 1)))["ap"].tolist() == [0.0, 0.0]

@@ -110,13 +110,13 @@ def draw_cascade(stuff_clusters: int) -> PanopticCascade:
     return network
 
 
-def draw_truth(folder: Path) -> Path:
-    """Four labelled pictures in COCO's panoptic format: a disc (cat) in front of a wall."""
+def draw_truth(folder: Path, count: int = 4) -> Path:
+    """Labelled pictures in COCO's panoptic format: a disc (cat) in front of a wall."""
     (folder / "panoptic").mkdir(parents=True)
-    draw_photos(folder / "images", count=4)
+    draw_photos(folder / "images", count)
     segments = [{"id": 7, "category_id": 17, "iscrowd": 0}, {"id": 300, "category_id": 171, "iscrowd": 0}]
     annotations = []
-    for index in range(4):
+    for index in range(count):
         image = cv2.imread(str(folder / "images" / f"{index}.png"))
         label_map = np.where((image != image[0, 0]).any(2), 7, 300).astype(np.int32)
         (folder / "panoptic" / f"{index}.png").write_bytes(encode_panoptic_png(label_map))
@@ -125,7 +125,7 @@ def draw_truth(folder: Path) -> Path:
         {"id": 17, "name": "cat", "supercategory": "animal", "isthing": 1},
         {"id": 171, "name": "wall-brick", "supercategory": "wall", "isthing": 0},
     ]
-    images = [{"id": index + 1, "file_name": f"{index}.png"} for index in range(4)]
+    images = [{"id": index + 1, "file_name": f"{index}.png"} for index in range(count)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "panoptic.json").write_text(json.dumps(content))
     return folder

@@ -6,7 +6,21 @@ import sys
 from collections.abc import Sequence
 
 from model.command import positive, run_command
-from training.commands import compose, eval, finetune, fit, gate, label, match, name, recluster, relabel, rounds, show
+from training.commands import (
+    compare,
+    compose,
+    eval,
+    finetune,
+    fit,
+    gate,
+    label,
+    match,
+    name,
+    recluster,
+    relabel,
+    rounds,
+    show,
+)
 
 COMMANDS = {
     "label": ("photos to panoptic pseudo-labels", label),
@@ -20,6 +34,7 @@ COMMANDS = {
     "match": ("labelled pictures to names for clusters", match),
     "name": ("a few labelled regions to names for clusters", name),
     "gate": ("may an artifact take the place of another?", gate),
+    "compare": ("two runs, artifacts or stores on the same labelled pictures", compare),
     "eval": ("a run, an artifact or a store held against labelled pictures", eval),
 }
 
@@ -28,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status as `model.command.run_command` gives it."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length how it was loaded
-    return run_command(build_parser(), arguments, "`label` and `fit` go on where they were when given again")
+    return run_command(
+        build_parser(), arguments, "`label`, `fit` and `eval --out` go on where they were when given again"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """How far long work is: a bar on a terminal, a line in the log every so often elsewhere."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -41,8 +42,13 @@ class Progress:
         now = time.monotonic()
         if self._bar.disable and (now - self._told >= LINE_EVERY_S or self._done == self._total):
             self._told = now
-            left_s = (now - self._started) / (self._done - self._first) * (self._total - self._done)
-            logger.info("%s: %d of %d, %.0f s left; %s", self._stage, self._done, self._total, left_s, note)
+            logger.info("%s: %d of %d, %.0f s left; %s", self._stage, self._done, self._total, self.left_s, note)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to the end at the pace so far; infinite at the beginning."""
+        done = self._done - self._first
+        return (time.monotonic() - self._started) / done * (self._total - self._done) if done else math.inf
 
 
 def show(items: Sequence[T], stage: str, *, unit: str = "photo") -> Iterator[T]:

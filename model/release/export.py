@@ -77,6 +77,7 @@ def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt
         write_graph(deployed, contract.canvases, config.precision, folder / NETWORK_FILE)
         session = OnnxSession(folder / NETWORK_FILE, threads=torch.get_num_threads())
         session.check_contract(contract)
+        logger.info("wrote %s; now it must answer as torch does, and alone as in a batch", NETWORK_FILE)
         contract.provenance["parity"] = _pass_gates(deployed, session, contract, tolerance, images)
         scenes = [draw_scene(seed, contract.canvases[0]) for seed in range(_SCENES)]
         write_golden(session, *stack(scenes), folder / GOLDEN_FILE)

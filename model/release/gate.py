@@ -87,3 +87,4 @@ def check_batches(session: Session, pictures: Sequence[Picture], tolerance: Tole
             for position, (index, answer) in enumerate(zip(order, together, strict=True)):
                 agreement = compare(decide([alone[index]]), decide([answer]), tolerance)
                 agreement.require(f"picture {index} alone and at position {position} in a batch of {size}", tolerance)
+        logger.info("the same answers alone and in batches of %d", size)

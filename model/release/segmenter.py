@@ -1,6 +1,8 @@
 """An artifact asked about photos of a folder."""
 
 import contextlib
+import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,10 @@ from model.contract import Contract, read_contract
 from model.errors import ConfigError, InputError
 from model.panoptic import Segmentation, assemble
 from model.pixels import place, read_photo
+
+logger = logging.getLogger(__name__)
+
+_LINE_EVERY_S = 30.0
 
 
 class Segmenter:
@@ -47,15 +53,19 @@ class DrawnPhoto:
 def draw_photos(folder: Path, most: int, seed: int = 0) -> Iterator[DrawnPhoto]:
     """Photos below the folder that can be read, one at a time; with a seed, always the same in the same order.
 
-    Raises ConfigError in the end if there was none.
+    Where that takes long, the log tells how far it is. Raises ConfigError in the end if there was none.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    left = most
+    total, done = min(most, len(paths)), 0
+    started = told = time.monotonic()
     for index in np.random.default_rng(seed).permutation(len(paths)):
-        if left <= 0:
+        if done >= most:
             return
         with contextlib.suppress(InputError):
             yield DrawnPhoto(path=paths[index], image=read_photo(paths[index]).image)
-            left -= 1
-    if left == most:
+            done += 1
+        if done and (now := time.monotonic()) - told >= _LINE_EVERY_S:
+            told = now
+            logger.info("%d of %d photos, %.0f s left", done, total, (now - started) / done * (total - done))
+    if not done:
         raise ConfigError(f"{folder} holds no photo that can be read: give --photos another folder")

@@ -1,12 +1,22 @@
 """`useg-train eval`: a run, an artifact or a store held against labelled pictures."""
 
 import argparse
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.errors import ConfigError
-from training.commands.comparison import add_comparison, plan_matching, read_truth
+from training.commands.comparison import add_comparison, hear_witnesses, plan_matching, read_truth
+from training.commands.engine import add_engine, open_engine
+
+if TYPE_CHECKING:
+    from training.scores.naming import MatchPlan
+
+COMPARISONS_FOLDER = "comparisons"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,26 +27,55 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--same-set", action="store_true", help="allow scored photos to be those that names were fitted on"
     )
+    add_engine(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="report.json and report.html")
     parser.set_defaults(work=run)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from training.scores.answers import open_source
-    from training.scores.evaluate import evaluate
+    from training.engines import WHOLE, read_part
+    from training.scores.evaluate import check_plan, score
+    from training.scores.examiner import Examiner, examine
     from training.scores.gallery import draw_gallery
-    from training.scores.names import read_names
     from training.scores.page import write_page
+
+    part = read_part(options.shard)
+    if not options.out and (part != WHOLE or options.engine == "ray"):
+        raise ConfigError("parts of a set, and Ray's workers, leave what they find in a folder: give --out")
+    plan, truth = _plan(options), read_truth(options)
+    with _hold(options.out) as folder:
+        examiner = Examiner(
+            source=options.source.resolve(), threads=options.threads, truth=replace(truth, pictures=()), folder=folder
+        )
+        check_plan(examiner.opened, truth, plan)
+        comparisons = examine(examiner, truth.pictures, open_engine(options), part)
+        if part != WHOLE:
+            return {"part": str(part), "pictures": len(comparisons)}
+        plan = hear_witnesses(options, examiner.opened, truth, plan)
+        report, fit = score(comparisons, examiner.opened, truth, plan)
+        if options.out:
+            report.write(options.out)
+            write_page(report, draw_gallery(report.pictures, examiner.opened, truth, fit), options.out)
+            shutil.rmtree(folder)
+        return asdict(report.summary)
+
+
+def _plan(options: argparse.Namespace) -> "MatchPlan":
+    from training.scores.names import read_names
 
     if options.names and options.method:
         raise ConfigError("--names were fitted with a method of their own: leave --method out")
+    if options.names and options.also:
+        raise ConfigError("--names are fitted: give --also to `useg-train match`")
     plan = replace(plan_matching(options), is_same_set=options.same_set)
-    if options.names:
-        plan = replace(plan, names=read_names(options.names))
-    truth = read_truth(options)
-    source = open_source(options.source, threads=options.threads)
-    report, fit = evaluate(source, truth, plan)
-    if options.out:
-        report.write(options.out)
-        write_page(report, draw_gallery(report.pictures, source, truth, fit), options.out)
-    return asdict(report.summary)
+    return replace(plan, names=read_names(options.names)) if options.names else plan
+
+
+@contextmanager
+def _hold(out: Path | None) -> Iterator[Path]:
+    """Where comparisons stay until they are scored: in `out`, if a killed run is to go on."""
+    if out:
+        yield (out / COMPARISONS_FOLDER).resolve()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if entry.name in CASCADE_NUMBERS:
             parser.add_argument(flag(entry.name), type=type(entry.default), help="see CascadeRecipe")
     for name in SAMPLE_SWITCHES:
-        parser.add_argument(flag(name), action="store_true", default=None, help="see FitConfig")
+        parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help="see FitConfig")
     for name, words in WORDS.items():
         recipe = {"precision": "Recipe", "inputs": "Recipe", "targets": "FitConfig"}.get(name, CascadeRecipe.__name__)
         parser.add_argument(flag(name), choices=get_args(words), help=f"instead of the preset's, see {recipe}")
@@ -44,6 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=Path, metavar="RUN|ARTIFACT", help="whose weights are the first")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (%(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; the same command goes on")
+    parser.add_argument("--metrics", type=Path, metavar="PROM", help="file for the textfile collector of node_exporter")
     parser.set_defaults(work=run)
 
 
@@ -55,13 +56,18 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     from training.labels.store import LabelStore
 
     torch.set_num_threads(options.threads)
-    names = (*NUMBERS, *WORDS, *SAMPLE_NUMBERS, *SAMPLE_SWITCHES, *CASCADE_NUMBERS)
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    recipe = plan_recipe(options.network, options.preset, given)
-    store = LabelStore(options.store)
+    recipe, store = choose_recipe(options), LabelStore(options.store)
     with join_ranks(options.device) as ranks:
         report = fit(
             store, options.features or store.features, options.out, recipe, options.device,
             start=options.start, backbone=options.backbone_weights, limit_s=60.0 * options.minutes, ranks=ranks,
+            metrics=options.metrics,
         )  # fmt: skip
         return asdict(report) if ranks.is_first else None
+
+
+def choose_recipe(options: argparse.Namespace) -> FitConfig | CascadeRecipe:
+    """The preset, and what was given instead."""
+    names = (*NUMBERS, *WORDS, *SAMPLE_NUMBERS, *SAMPLE_SWITCHES, *CASCADE_NUMBERS)
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return plan_recipe(options.network, options.preset, given)

@@ -59,9 +59,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _ask(old: "Segmenter", new: "Segmenter", folder: Path, most: int) -> "Iterator[tuple[Segmentation, Segmentation]]":
     from model.release.segmenter import draw_photos
-    from training.progress import Progress
 
-    with Progress("compare", most, unit="photo") as progress:
-        for photo in draw_photos(folder, most, seed=1):  # a version's reference is drawn with seed 0
-            yield old.segment(photo.image), new.segment(photo.image)
-            progress.advance()
+    for photo in draw_photos(folder, most, seed=1):  # a version's reference is drawn with seed 0
+        yield old.segment(photo.image), new.segment(photo.image)

@@ -3,18 +3,14 @@
 import argparse
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from model.command import flag, positive
 from model.errors import ConfigError
 from training.choices import MERGE_RULES, PROPOSALS, REFINEMENTS, TOKENS
+from training.commands.engine import add_engine, open_engine
 from training.labels.codebook_recipe import Background, Seeding, Things, Token
 from training.labels.stego_recipe import STEGO_PRESETS
-
-if TYPE_CHECKING:
-    from training.labels.engines import Engine
-
-ENGINES = ("local", "ray")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", required=True, metavar="FILE|URL", help="DINO or DINOv2 weights")
     parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (STORE/features)")
     parser.add_argument("--limit", type=positive, help="at most this many photos, evenly spread")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="one of N parts, from 0; then once without")
-    parser.add_argument("--engine", choices=ENGINES, default="local", help="ray: on a cluster of Ray (extra `ray`)")
+    add_engine(parser)
     parser.add_argument("--note", default="", help="where the photos come from, for the model card")
     for name, kind in (("side_px", positive), ("cuts", positive), ("threshold", float), ("components", positive),
                        ("thing_clusters", positive), ("stuff_clusters", positive), ("seed", int)):  # fmt: skip
@@ -40,8 +35,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     from model.files import hash_file
     from model.weights.checkpoints import DEFAULT_CACHE, fetch
+    from training.engines import read_part
     from training.labels.codebook import adopt, read_codebook
-    from training.labels.engines import LocalEngine, read_part
     from training.labels.label import hash_photos, label_photos
     from training.labels.store import LabelConfig, LabelStore
     from training.photos import scan_photos
@@ -64,17 +59,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     scan = scan_photos(options.photos, limit=options.limit, memo=store.scan)
     config = replace(config, photos_hash=hash_photos(scan.photos))
     features = options.features or store.features
-    engine = _open_ray(options.threads) if options.engine == "ray" else LocalEngine()
+    engine = open_engine(options)
     with threadpool_limits(1, user_api="blas"):  # NumPy's BLAS threads and torch's fight for the cores, see LOG.md
         return asdict(label_photos(scan, config, store, features.resolve(), book, engine=engine, part=part))
-
-
-def _open_ray(threads: int) -> "Engine":
-    try:
-        from training.labels.ray_engine import RayEngine
-    except ImportError as error:
-        raise ConfigError(f"--engine ray needs Ray ({error}): pip install 'useg[ray]'") from error
-    return RayEngine(threads)
 
 
 def _add_discovery(parser: argparse.ArgumentParser) -> None:

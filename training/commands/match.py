@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from training.commands.comparison import add_comparison, plan_matching, read_truth
+from training.commands.comparison import add_comparison, hear_witnesses, plan_matching, read_truth
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     truth = read_truth(options)
     source = open_source(options.source, threads=options.threads)
-    names = match_clusters(source, truth, plan_matching(options))
+    plan = hear_witnesses(options, source, truth, plan_matching(options))
+    names = match_clusters(source, truth, plan)
     names.write(options.out)
     matched = sum(found.category is not None for found in names.clusters.values())
     return {"names": str(options.out), "pictures": names.fitted_on.pictures, "clusters": len(names.clusters),

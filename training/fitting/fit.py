@@ -26,11 +26,12 @@ def fit(
     backbone: str = "",
     limit_s: float = math.inf,
     ranks: Ranks = ALONE,
+    metrics: Path | None = None,
 ) -> FitReport:
     """Fit the recipe's network, from the weights of the run `start` if one is given, and leave a run.
 
-    `backbone` are a published ResNet-50's weights for a cascade; `ranks` share every batch out among them. See
-    `Trainer.train` for the rest.
+    `backbone` are a published ResNet-50's weights for a cascade; `ranks` share every batch out among them; `metrics`
+    is a file for Prometheus. See `Trainer.train` for the rest.
     Raises BackendUnavailable if there is no such device, and ConfigError if the network has no ResNet-50.
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -40,7 +41,7 @@ def fit(
     match recipe:
         case FitConfig():
             transformer = TransformerTrainee(store, features, run, recipe)
-            return Trainer(transformer, run, device, start=start, ranks=ranks).train(limit_s)
+            return Trainer(transformer, run, device, start=start, ranks=ranks, metrics=metrics).train(limit_s)
         case CascadeRecipe():
             cascade = CascadeTrainee(store, features, recipe, backbone)
-            return Trainer(cascade, run, device, start=start, ranks=ranks).train(limit_s)
+            return Trainer(cascade, run, device, start=start, ranks=ranks, metrics=metrics).train(limit_s)

@@ -20,6 +20,7 @@ from model.run import write_run
 from training.checkpoint import load_checkpoint, read_facts, write_checkpoint
 from training.fitting.code_version import read_commit
 from training.fitting.curves import draw_curves
+from training.fitting.gauges import FitGauges
 from training.fitting.history import append_losses, forget_after
 from training.fitting.moving_average import follow
 from training.fitting.ranks import ALONE, Ranks
@@ -56,10 +57,11 @@ class Trainer(Generic[BatchType]):
         *,
         start: Path | None = None,
         ranks: Ranks = ALONE,
+        metrics: Path | None = None,
     ) -> None:
         """Take up the checkpoint in `run`, or begin, from the weights of the run `start` if one is given.
 
-        Of several `ranks`, all do the same but for their samples, and the first writes.
+        Of several `ranks`, all do the same but for their samples, and the first writes; `metrics` is a file for it.
         Raises ConfigError if the run was begun with another recipe, or if `start` does not fit.
         """
         ranks.require_shares(trainee.recipe.batch)
@@ -74,6 +76,7 @@ class Trainer(Generic[BatchType]):
             self._card = replace(self._card, fit={**self._card.fit, "commit": commit})
         self._run = run
         self._recipe = trainee.recipe
+        self._gauges = FitGauges(metrics, run, trainee.recipe.steps) if metrics and ranks.is_first else None
         self._device = torch.device(device)
         trainee.module.to(self._device)
         self._optimiser = trainee.make_optimiser()
@@ -101,6 +104,8 @@ class Trainer(Generic[BatchType]):
                 if self._ranks.is_first:
                     append_losses(self._run / HISTORY_FILE, self.step, losses)
                     progress.advance(note=f"loss {losses['total']:.3f}")
+                    if self._gauges:
+                        self._gauges.tell(self.step, losses, progress.left_s, is_last=is_last)
                     if is_last or self.step % every == 0:
                         self.save()
                 if is_interrupted:
@@ -156,6 +161,8 @@ class Trainer(Generic[BatchType]):
     def _require_finite(self, name: str, value: float, batch: BatchType) -> None:
         if not math.isfinite(value):
             photos = ", ".join(path.name for path in batch.photos)
+            if self._gauges:
+                self._gauges.fail()
             raise TrainingError(f"the {name} is {value} at step {self.step}, on {photos} (and what was pasted there)")
 
     def _resume(self) -> None:

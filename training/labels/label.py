@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.errors import ConfigError
+from training.engines import WHOLE, Engine, LocalEngine, Part
 from training.labels.codebook import Codebook, select_config
 from training.labels.codebook_fit import fit_codebook, open_judge
 from training.labels.dense_crf import require_dense_crf
-from training.labels.engines import WHOLE, Engine, LocalEngine, Part
 from training.labels.finder import sample_views
 from training.labels.refine import check_refinement
 from training.labels.shards import Records, split, sweep

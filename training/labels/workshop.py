@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from model.network.vit import VisionTransformer
 from model.weights.checkpoints import load_encoder
@@ -35,6 +35,7 @@ class Workshop:
     store: LabelStore
     features: Path
     """Folder of the feature caches."""
+    unit: ClassVar[str] = "photo"
 
     def work(self, stage: Stage, photos: Group) -> Iterator[int]:
         """Do what a stage lacks for these photos; gives how many are done, some at a time."""

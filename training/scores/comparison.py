@@ -109,7 +109,7 @@ def count_tables(comparisons: Sequence[Comparison], spaces: Spaces, thresholds: 
                 thresholds,
             )
     panoptic, semantic = (
-        count_pixels([overlap for each in comparisons if (overlap := getattr(each, name)) is not None], spaces)
+        count_pixels((overlap for each in comparisons if (overlap := getattr(each, name)) is not None), spaces)
         for name in ("panoptic", "semantic")
     )
     return Tables(panoptic=panoptic, semantic=semantic, votes=votes)

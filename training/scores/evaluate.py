@@ -29,10 +29,7 @@ PROTOCOL = (
 
 
 def compare_all(source: Source, truth: Truth) -> list[Comparison]:
-    """Every picture of the set, in its order: the only pass over the photos.
-
-    Comparisons of parts of a set, made by several processes, may be joined in the order of their ids.
-    """
+    """Every picture of the set, in its order: the only pass over the photos. `examine` makes it with many processes."""
     return [compare(each, truth, source) for each in show(truth.pictures, "evaluate", unit="picture")]
 
 
@@ -41,14 +38,16 @@ def match_clusters(source: Source, truth: Truth, plan: MatchPlan) -> Names:
     return fit_names(compare_all(source, truth), truth, list_spaces(source, truth), plan, source.digest)
 
 
-def evaluate(source: Source, truth: Truth, plan: MatchPlan) -> tuple[Report, Fit]:
-    """Every figure that the set allows, and the namings behind them.
-
-    Raises ConfigError before the long pass if the plan's names do not fit, or have seen these photos.
-    """
+def check_plan(source: Source, truth: Truth, plan: MatchPlan) -> None:
+    """Raise ConfigError, before the long pass, if the plan's names do not fit, or have seen these photos."""
     if plan.names is not None:
         digests = [hash_photo(each) for each in truth.pictures]
         check_names(plan.names, list_spaces(source, truth), truth.taxonomy, digests, is_same_set=plan.is_same_set)
+
+
+def evaluate(source: Source, truth: Truth, plan: MatchPlan) -> tuple[Report, Fit]:
+    """Every figure that the set allows, and the namings behind them; raises what `check_plan` and `score` raise."""
+    check_plan(source, truth, plan)
     return score(compare_all(source, truth), source, truth, plan)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from training.scores.comparison import Comparison, count_tables, describe_results, describe_truth
-from training.scores.instances import HEADLINES, InstanceScorer, Shape
+from training.scores.instances import HEADLINES, Described, InstanceScorer, Shape
 from training.scores.intervals import Interval, bootstrap, stack, to_percent, weigh
 from training.scores.matching import Spaces, VoteThresholds, measure_box_iou
 from training.scores.naming import Fit
@@ -27,6 +27,8 @@ from training.scores.scores import (
 from training.scores.truth import Truth
 
 Weights = Float[np.ndarray, "D N"]
+_BATCH = 64
+"""Pictures whose masks are in memory at a time."""
 
 
 def count_panoptic_all(comparisons: Sequence[Comparison], fit: Fit, spaces: Spaces) -> PanopticCounts:
@@ -110,13 +112,20 @@ def open_scorer(
     comparisons: Sequence[Comparison], fit: Fit, truth: Truth, shape: Shape, *, is_named: bool
 ) -> InstanceScorer:
     """What scores the objects of these pictures, with all categories as one or by name."""
-    known, found = [], []
-    categories = np.arange(len(truth.taxonomy.names)) if is_named else np.zeros(len(truth.taxonomy.names), np.int64)
-    for place, each in enumerate(comparisons):
-        table = fit.of(place).panoptic
-        known += describe_truth(each, categories)
-        found += describe_results(each, table if is_named else np.zeros(len(table), np.int64), shape)
-    return InstanceScorer(known, found, {each.image_id: each.size for each in comparisons}, shape)
+    names = len(truth.taxonomy.names)
+    categories = np.arange(names) if is_named else np.zeros(names, np.int64)
+
+    def describe(start: int) -> Described:
+        known, found, sizes = [], [], {}
+        for place, each in enumerate(comparisons[start : start + _BATCH], start):
+            table = fit.of(place).panoptic
+            known += describe_truth(each, categories)
+            found += describe_results(each, table if is_named else np.zeros(len(table), np.int64), shape)
+            sizes[each.image_id] = each.size
+        return Described(truth=known, results=found, sizes=sizes)
+
+    batches = map(describe, range(0, len(comparisons), _BATCH))
+    return InstanceScorer(batches, range(names) if is_named else [0], shape)
 
 
 def list_classes(

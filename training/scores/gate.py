@@ -1,10 +1,9 @@
 """Whether a new version may take the place of an old one: by scores where truth is known, else by likeness."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from model.contract import Contract
 from model.drift import MEASURES, Measure, count, measure
@@ -12,19 +11,18 @@ from model.drift import compare as compare_histograms
 from model.errors import ConfigError
 from model.panoptic import Segmentation
 from training.scores.answers import Source
-from training.scores.comparison import list_spaces
-from training.scores.evaluate import compare_all
-from training.scores.figures import count_panoptic_all, count_semantic_all, open_scorer
-from training.scores.intervals import bootstrap, weigh
-from training.scores.naming import MatchPlan, name_clusters
+from training.scores.naming import MatchPlan
 from training.scores.overlap import measure_overlap
-from training.scores.scores import score_panoptic, score_semantic
-from training.scores.truth import Truth
+from training.scores.paired import compare_sources
+from training.scores.truth import Kind, Truth
 
 LEAST_ANSWERS = 200
 """For a comparison with the reference: of fewer, chance alone makes an index that looks like drift."""
 
-Figures = Callable[[Float[np.ndarray, "D N"]], dict[str, Float[np.ndarray, "D"]]]
+GATED: Mapping[Kind, tuple[str, ...]] = {
+    "panoptic": ("PQ", "AP"), "semantic": ("mIoU",), "masks": ("AP",), "boxes": ("AP",),
+}  # fmt: skip
+"""The figures that decide, by what the truth knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +66,9 @@ def check_scores(new: Source, old: Source, truth: Truth, rule: GateRule) -> list
     Each half of the pictures names the other's clusters. The difference is bootstrapped over the same pictures for
     both: a check passes if with 97.5 % certainty the new version is not worse by more than the margin.
     """
-    later, earlier = (_measure(source, truth) for source in (new, old))
-
-    def subtract(weights: Float[np.ndarray, "D N"]) -> dict[str, Float[np.ndarray, "D"]]:
-        after, before = later(weights), earlier(weights)
-        return {name: after[name] - before[name] for name in after}
-
+    differences = compare_sources((new, MatchPlan()), (old, MatchPlan()), truth)
     checks = []
-    for name, found in bootstrap(len(truth.pictures), subtract).items():
+    for name, found in ((name, differences[name].more) for name in GATED[truth.kind]):
         is_passed = found.low >= -rule.margin
         told = f"{name} differs by {found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
         known = "" if is_passed or found.value < -rule.margin else f": {len(truth.pictures)} pictures cannot tell more"
@@ -151,21 +144,3 @@ def _limit(name: str, value: float, limit: float, told: str, *, is_least: bool =
 
 def _average(measured: Sequence[dict[Measure, float]], name: Measure) -> float:
     return float(np.mean([each[name] for each in measured]))
-
-
-def _measure(source: Source, truth: Truth) -> Figures:
-    """The scores of a source where pictures count so often; one pass over the photos."""
-    comparisons = compare_all(source, truth)
-    spaces = list_spaces(source, truth)
-    fit = name_clusters(comparisons, truth, spaces, MatchPlan())
-    measures: list[Figures] = []
-    if truth.kind == "panoptic":
-        panoptic = count_panoptic_all(comparisons, fit, spaces)
-        measures.append(lambda weights: {"PQ": score_panoptic(weigh(panoptic, weights))["pq"]})
-    if truth.kind == "semantic":
-        semantic = count_semantic_all(comparisons, fit, spaces)
-        measures.append(lambda weights: {"mIoU": score_semantic(weigh(semantic, weights))["miou"]})
-    else:
-        scorer = open_scorer(comparisons, fit, truth, "bbox" if truth.kind == "boxes" else "segm", is_named=False)
-        measures.append(lambda weights: {"AP": scorer.measure(weights)["ap"]})
-    return lambda weights: {name: each for measured in measures for name, each in measured(weights).items()}

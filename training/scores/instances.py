@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 Shape = Literal["bbox", "segm"]
+_Matches = dict[str, np.ndarray] | None
+"""pycocotools' words for the detections of a category in a picture; None where there is nothing of it."""
 STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium",
          "ar_large")  # fmt: skip
 """pycocotools' twelve figures, in its order."""
@@ -34,30 +36,38 @@ class _Ranking:
     """And the ranks of those that count neither way: they lie on a group."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """Some pictures' objects and detections: annotations without ids in COCO's words, with an area."""
+
+    truth: Sequence[dict[str, Any]]
+    results: Sequence[dict[str, Any]]
+    sizes: dict[int, tuple[int, int]]
+    """Height, width by image id."""
+
+
 class InstanceScorer:
     """Detections held against true objects, by pycocotools."""
 
-    def __init__(
-        self,
-        truth: Sequence[dict[str, Any]],
-        results: Sequence[dict[str, Any]],
-        sizes: dict[int, tuple[int, int]],
-        shape: Shape,
-    ) -> None:
-        """Annotations without ids in COCO's words, with an area; sizes are height, width by image id."""
-        images = [{"id": each, "height": height, "width": width} for each, (height, width) in sizes.items()]
-        categories = sorted({each["category_id"] for each in truth} | {each["category_id"] for each in results})
-        with contextlib.redirect_stdout(io.StringIO()):
-            known, found = (_index(images, entries, categories) for entries in (truth, results))
-            self._evaluation = COCOeval(known, found, shape)
-            self._evaluation.evaluate()
-        self._images = len(images)
+    def __init__(self, batches: Iterable[Described], categories: Sequence[int], shape: Shape) -> None:
+        """All pictures in the order of their ids, some at a time: no more than a batch's masks are ever in memory."""
+        self._evaluation = COCOeval(iouType=shape)
         self._parameters = self._evaluation.params
-        places = len(self._parameters.areaRng) * self._images
-        self._categories = [
-            self._evaluation.evalImgs[first : first + self._images]
-            for first in range(0, len(self._evaluation.evalImgs), places)
-        ]
+        self._parameters.catIds = sorted(categories)
+        areas = len(self._parameters.areaRng)
+        matched: list[list[_Matches]] = [[] for _ in range(len(categories) * areas)]
+        images: list[int] = []
+        for each in batches:
+            found = _match(each, self._parameters.catIds, shape)
+            count = len(each.sizes)
+            for place, gathered in enumerate(matched):
+                gathered += found[place * count : (place + 1) * count]
+            images += sorted(each.sizes)
+        # What `evaluate` would have left of all pictures at once.
+        self._parameters.imgIds = images
+        self._evaluation.evalImgs = [each for gathered in matched for each in gathered]
+        self._evaluation._paramsEval = self._parameters
+        self._categories = matched[::areas]
 
     def summarise(self) -> dict[str, float | None]:
         """The twelve figures in 0..1, computed by pycocotools; None where there is no object to find."""
@@ -98,7 +108,26 @@ class InstanceScorer:
         }
 
 
-def _rank(results: list[dict[str, Any] | None]) -> _Ranking | None:
+def _match(pictures: Described, categories: list[int], shape: Shape) -> list[_Matches]:
+    """What pycocotools found, for each category, each range of areas and each picture; the part that figures need."""
+    images = [{"id": each, "height": height, "width": width} for each, (height, width) in pictures.sizes.items()]
+    with contextlib.redirect_stdout(io.StringIO()):
+        known, found = (_index(images, entries, categories) for entries in (pictures.truth, pictures.results))
+        evaluation = COCOeval(known, found, shape)
+        evaluation.evaluate()
+    return [
+        each
+        and {
+            "dtScores": np.array(each["dtScores"]),
+            "dtMatches": each["dtMatches"].astype(bool),
+            "dtIgnore": each["dtIgnore"].astype(bool),
+            "gtIgnore": each["gtIgnore"].astype(bool),
+        }
+        for each in evaluation.evalImgs
+    ]
+
+
+def _rank(results: list[_Matches]) -> _Ranking | None:
     """Detections in pycocotools' order; None if there are none."""
     found = [(place, each) for place, each in enumerate(results) if each and len(each["dtScores"])]
     if not found:

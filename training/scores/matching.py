@@ -1,6 +1,6 @@
 """Clusters to categories, from tables of how often they met; tables of several sets or processes add up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -88,7 +88,7 @@ def match_block(block: Int[np.ndarray, "N C"], method: Method) -> Int[np.ndarray
             assert_never(method)
 
 
-def count_pixels(overlaps: Sequence[Overlap], spaces: Spaces) -> Int[np.ndarray, "N C"]:
+def count_pixels(overlaps: Iterable[Overlap], spaces: Spaces) -> Int[np.ndarray, "N C"]:
     """Pixels shared by each cluster and each category; crowds do not count."""
     table = spaces.make_table()
     for overlap in overlaps:

@@ -13,6 +13,7 @@ from training.scores.matching import UNMATCHED, Spaces, VoteThresholds, match
 from training.scores.names import Names, describe_photos, make_names
 from training.scores.taxonomy import Taxonomy
 from training.scores.truth import Kind, Truth
+from training.scores.witnesses import Witnesses
 
 _FOLDS = 2
 
@@ -26,6 +27,8 @@ class MatchPlan:
     """Of the paper's votes."""
     names: Names | None = None
     """Fitted before; None: fit on the set itself, each half on the other."""
+    witnesses: Witnesses | None = None
+    """Pictures that are not scored and help to name; they count with those of the set."""
     is_same_set: bool = False
     """Allow what was fitted to be scored: with names, that they saw these photos; without, one fit on everything."""
 
@@ -66,24 +69,25 @@ def name_clusters(comparisons: Sequence[Comparison], truth: Truth, spaces: Space
     if plan.names is not None:
         return _take_names(comparisons, truth, spaces, plan.names, is_same_set=plan.is_same_set)
     if plan.is_same_set:
-        tables = count_tables(comparisons, spaces, plan.thresholds)
+        tables = _count(comparisons, spaces, plan)
         return Fit(
             namings=(fit_naming(tables, spaces, truth.kind, plan.method),),
             folds=(0,) * len(comparisons),
             method=plan.method,
-            fitted_on="the scored set itself: every figure with categories in it is an upper bound",
+            fitted_on="the scored set itself: every figure with categories in it is an upper bound" + _credit(plan),
             scored_what_was_fitted=True,
         )
     if len(comparisons) < _FOLDS:
         raise LabelStoreError(
             f"the set holds {len(comparisons)} pictures: clusters are matched on others than are scored"
         )
-    halves = [count_tables(comparisons[1 - fold :: _FOLDS], spaces, plan.thresholds) for fold in range(_FOLDS)]
+    _check_witnesses(comparisons, plan)
+    halves = [_count(comparisons[1 - fold :: _FOLDS], spaces, plan) for fold in range(_FOLDS)]
     return Fit(
         namings=tuple(fit_naming(tables, spaces, truth.kind, plan.method) for tables in halves),
         folds=tuple(place % _FOLDS for place in range(len(comparisons))),
         method=plan.method,
-        fitted_on="the even pictures for the odd ones and the other way round",
+        fitted_on="the even pictures for the odd ones and the other way round" + _credit(plan),
         scored_what_was_fitted=False,
     )
 
@@ -101,7 +105,13 @@ def fit_naming(tables: Tables, spaces: Spaces, kind: Kind, method: Method) -> Na
 
 def fit_names(comparisons: Sequence[Comparison], truth: Truth, spaces: Spaces, plan: MatchPlan, source: str) -> Names:
     """Names fitted on all of these pictures, to be applied to others."""
-    tables = count_tables(comparisons, spaces, plan.thresholds)
+    _check_witnesses(comparisons, plan)
+    tables = _count(comparisons, spaces, plan)
+    digests = [each.digest for each in comparisons]
+    title = truth.name
+    if plan.witnesses is not None:
+        digests += plan.witnesses.digests
+        title = f"{title}; {plan.witnesses.truth}"
     is_voted = plan.method == "votes" or truth.kind in ("masks", "boxes")
     table = tables.votes if is_voted else tables.panoptic if truth.kind == "panoptic" else tables.semantic
     return make_names(
@@ -110,10 +120,27 @@ def fit_names(comparisons: Sequence[Comparison], truth: Truth, spaces: Spaces, p
         source=source,
         method=plan.method,
         thresholds=plan.thresholds if is_voted else None,
-        fitted_on=describe_photos(truth.name, [each.digest for each in comparisons]),
+        fitted_on=describe_photos(title, digests),
         spaces=spaces,
         taxonomy=truth.taxonomy,
     )
+
+
+def _count(comparisons: Sequence[Comparison], spaces: Spaces, plan: MatchPlan) -> Tables:
+    """All meetings in these pictures, and in those of the witnesses."""
+    tables = count_tables(comparisons, spaces, plan.thresholds)
+    return tables + plan.witnesses.tables if plan.witnesses else tables
+
+
+def _credit(plan: MatchPlan) -> str:
+    return f", with {len(plan.witnesses.digests)} pictures of {plan.witnesses.truth}" if plan.witnesses else ""
+
+
+def _check_witnesses(comparisons: Sequence[Comparison], plan: MatchPlan) -> None:
+    """Raise ConfigError if one of them is among these pictures."""
+    shared = len({each.digest for each in comparisons} & set(plan.witnesses.digests)) if plan.witnesses else 0
+    if shared:
+        raise ConfigError(f"{shared} of the pictures that help to name are pictures of the set itself: leave them out")
 
 
 def _take_names(

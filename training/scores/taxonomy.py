@@ -17,6 +17,8 @@ class Taxonomy:
     """The first so many of `names` are things."""
     index: dict[int, int]
     """The data set's own category number to a place in `names`; numbers that it lacks are void."""
+    groups: tuple[str, ...] = ()
+    """The supercategory of each of `names`, where the set gives them and they are not the names."""
 
     def is_thing(self, place: int) -> bool:
         return place < self.things
@@ -47,12 +49,17 @@ def gather(categories: Iterable[dict[str, Any]], protocol: Protocol) -> Taxonomy
 
 def list_things(categories: Iterable[dict[str, Any]], *, without: tuple[str, ...] = ()) -> Taxonomy:
     """Categories of an instance set, each by itself; those whose name begins with one of `without` are left out."""
-    kept = sorted((each["id"], each["name"]) for each in categories if not each["name"].lower().startswith(without))
+    kept = sorted(
+        (each["id"], each["name"], each.get("supercategory") or each["name"])
+        for each in categories
+        if not each["name"].lower().startswith(without)
+    )
     return Taxonomy(
         title=f"{len(kept)} things",
-        names=tuple(name for _, name in kept),
+        names=tuple(name for _, name, _ in kept),
         things=len(kept),
-        index={number: place for place, (number, _) in enumerate(kept)},
+        index={number: place for place, (number, _, _) in enumerate(kept)},
+        groups=tuple(group for _, _, group in kept),
     )
 
 

@@ -1,27 +1,41 @@
 """What carries the work on many photos: this process alone, or several beside each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from model.errors import ConfigError
-from training.labels.workshop import Group, Stage, Workshop
 from training.progress import Progress
+
+Item = TypeVar("Item")
+_Item = TypeVar("_Item", contravariant=True)
+
+
+class Worker(Protocol[_Item]):
+    """A dataclass that is sent to each process: small, it opens there what is large, and what it makes goes to disk."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    unit: ClassVar[str]
+    """What an item is called."""
+
+    def work(self, stage: Any, group: Sequence[_Item], /) -> Iterator[int]:
+        """Do what a stage, of which each worker has its own, lacks for these items; gives how many are done."""
+        ...
 
 
 class Engine(Protocol):
-    """Runs one stage over groups of photos, and returns once all is on disk."""
+    """Runs one stage over groups of items, and returns once all is on disk."""
 
-    def run(self, workshop: Workshop, stage: Stage, groups: Sequence[Group]) -> None: ...
+    def run(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> None: ...
 
 
 class LocalEngine:
     """One group after the other, here."""
 
-    def run(self, workshop: Workshop, stage: Stage, groups: Sequence[Group]) -> None:
-        with Progress(stage, sum(map(len, groups)), unit="photo") as progress:
+    def run(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> None:
+        with Progress(stage, sum(map(len, groups)), unit=worker.unit) as progress:
             for group in groups:
-                for count in workshop.work(stage, group):
+                for count in worker.work(stage, group):
                     progress.advance(count)
 
 
@@ -39,7 +53,7 @@ class Part:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    def choose(self, groups: Sequence[Group]) -> Sequence[Group]:
+    def choose(self, groups: Sequence[Item]) -> Sequence[Item]:
         """Every `count`-th group."""
         return groups[self.number :: self.count]
 

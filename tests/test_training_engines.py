@@ -1,27 +1,33 @@
 """Labels are the same whoever carries the work: one process, parts of an array of jobs, or Ray, even as actors die."""
 
-import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
 import tiny
+from killer import lose_an_actor
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, LabelStoreError, TrainingError
+from training.engines import WHOLE, Part, read_part
 from training.labels.codebook import read_codebook
-from training.labels.engines import WHOLE, Part, read_part
 from training.labels.label import label_photos
 from training.labels.store import LabelStore
 from training.labels.workshop import Workshop
+from training.process_engine import ProcessEngine
 
 PHOTOS = 130
 """Three shards."""
+FINDS_TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.fixture(scope="module")
@@ -89,34 +95,88 @@ def test_a_vote_carries_its_views_to_the_parts(tmp_path: Path, tiny_photos: Path
 def test_ray_makes_the_same_store_though_a_worker_is_killed(
     tmp_path: Path, photos: Path, tiny_encoder: Path, alone: LabelStore
 ) -> None:
-    ray = pytest.importorskip("ray", reason="useg[ray] is not installed")
-    from training.labels.ray_engine import RayEngine
-
     scan, config = tiny.configure(photos, tiny_encoder)
     store = LabelStore(tmp_path / "store")
-    victims: list[int] = []
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        watcher = threading.Thread(target=kill_one, args=(store, victims))
-        watcher.start()
+    with lose_an_actor(store.folder, "masks/*.npz") as victims:
+        from training.ray_engine import RayEngine
+
         report = label_photos(scan, config, store, store.features, engine=RayEngine(1))
-        watcher.join()
         other = LabelStore(tmp_path / "none")
         broken = Workshop(config=replace(config, proposals="vote"), store=other, features=store.features)
         with pytest.raises(LabelStoreError, match="holds no views"):
             RayEngine(1).run(broken, "masks", [scan.photos[:1]])
-    finally:
-        ray.shutdown()
     assert len(victims) == 1
     assert report.photos == PHOTOS
     assert read_all(store) == read_all(alone)
 
 
-def kill_one(store: LabelStore, victims: list[int]) -> None:
-    """SIGKILL to a worker of Ray as soon as masks come."""
-    masks = store.folder / "masks"
-    while not (masks.is_dir() and any(masks.glob("*.npz"))):
-        time.sleep(0.005)
-    processes = psutil.Process().children(recursive=True)
-    victims.append(next(each.pid for each in processes if "ray::_Worker" in " ".join(each.cmdline())))
-    os.kill(victims[0], signal.SIGKILL)
+@dataclass(frozen=True)
+class Counter:
+    """Leaves a file for each number, and dies of 13."""
+
+    folder: Path
+    unit: ClassVar[str] = "number"
+
+    def work(self, stage: str, numbers: Sequence[int]) -> Iterator[int]:
+        for each in numbers:
+            if each == 13:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if each < 0:
+                raise LabelStoreError(f"{each} is negative")
+            (self.folder / f"{stage}-{each}").write_text(str(os.getpid()))
+            yield 1
+
+
+@pytest.mark.slow
+def test_several_processes_share_the_groups_and_tell_what_went_wrong(tmp_path: Path) -> None:
+    engine, counter = ProcessEngine(2, 1), Counter(tmp_path)
+    engine.run(counter, "count", [])
+    engine.run(counter, "count", [[1, 2], [3], [4, 5]])
+    left = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(left) == {f"count-{each}" for each in range(1, 6)}
+    assert str(os.getpid()) not in left.values()
+    assert left["count-1"] == left["count-2"]
+    with pytest.raises(LabelStoreError, match="-7 is negative"):
+        engine.run(counter, "count", [[-7]])
+    with pytest.raises(TrainingError, match="a process died"):
+        engine.run(counter, "count", [[12], [13], [14]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_the_one_that_began_them(tmp_path: Path, kind: signal.Signals) -> None:
+    code = f"""
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from test_training_engines import Sleeper
+from training.process_engine import ProcessEngine
+if __name__ == "__main__":
+    ProcessEngine(2, 1).run(Sleeper(Path({str(tmp_path)!r})), "sleep", [[1], [2], [3]])
+"""
+    (tmp_path / "main.py").write_text(code)
+    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], start_new_session=True, env=FINDS_TESTS)
+    while len(began := list(tmp_path.glob("*.pid"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = [psutil.Process(int(each.stem)) for each in began]
+    if kind == signal.SIGINT:
+        os.killpg(process.pid, kind)  # as a terminal does
+    else:
+        process.kill()
+    process.wait(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+
+
+@dataclass(frozen=True)
+class Sleeper:
+    """Tells its process and never ends."""
+
+    folder: Path
+    unit: ClassVar[str] = "night"
+
+    def work(self, stage: str, nights: Sequence[int]) -> Iterator[int]:
+        (self.folder / f"{os.getpid()}.pid").touch()
+        threading.Event().wait()
+        yield len(nights)

@@ -1,0 +1,91 @@
+"""The board of training runs shows what a fit writes: no panel is empty."""
+
+import asyncio
+import json
+import re
+import shutil
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_deploy_grafana import ask, list_panels, list_queries, scrape
+
+from training.fitting.gauges import FitGauges
+
+WAIT_S = 60.0
+LOSSES = {"total": 7.5, "mask": 2.5, "semantic": 5.0, "iou": 0.4, "stuff": 0.6}
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def board(repository: Path) -> dict[str, Any]:
+    """The board as Grafana reads it."""
+    text = (repository / "deploy/grafana/dashboards/training-runs.json").read_text(encoding="utf-8")
+    read: dict[str, Any] = json.loads(text)
+    return read
+
+
+def test_each_panel_has_its_own_title_and_place_its_words_unit_and_source(
+    board: dict[str, Any], repository: Path
+) -> None:
+    sources = (repository / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8")
+    uid = yaml.safe_load(sources)["datasources"][0]["uid"]
+    panels = list_panels(board)
+    for name in ("id", "title"):
+        assert len({panel[name] for panel in panels}) == len(panels)
+    assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["description"].endswith(".")
+        assert panel["datasource"]["uid"] == uid
+        assert panel["fieldConfig"]["defaults"]["unit"]
+
+
+def test_no_figure_is_asked_for_that_a_fit_does_not_write(board: dict[str, Any], tmp_path: Path) -> None:
+    FitGauges(tmp_path / "fit.prom", Path("RUN"), 10).tell(1, LOSSES, 9.0, is_last=True)
+    written = set(re.findall(r"^# TYPE (\S+)", (tmp_path / "fit.prom").read_text(), re.MULTILINE))
+    asked = {word for _, query in list_queries(board) for word in re.findall(r"seg_[a-z_]+", query)}
+    assert asked == written
+
+
+@asynccontextmanager
+async def serve(folder: Path) -> AsyncIterator[str]:
+    """Where the folder's files can be had, as node_exporter would show them."""
+    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None, "guess_type": _as_metrics})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _as_metrics(_handler: SimpleHTTPRequestHandler, _path: str) -> str:
+    return "text/plain; version=0.0.4"
+
+
+@pytest.mark.slow
+async def test_no_panel_is_empty_during_a_fit(board: dict[str, Any], tmp_path: Path) -> None:
+    if not shutil.which("prometheus"):
+        pytest.skip("prometheus is not on the PATH")
+    FitGauges(tmp_path / "www" / "metrics", Path("RUN"), 10).tell(5, LOSSES, 9.0, is_last=True)
+    queries = dict(list_queries(board))
+    answers: dict[str, list[str]] = {}
+    async with serve(tmp_path / "www") as target, scrape(tmp_path, target) as prometheus:
+        async with asyncio.timeout(WAIT_S):
+            while not all(answers.get(title) for title in queries):
+                answers = {title: await ask(prometheus, query) for title, query in queries.items()}
+                await asyncio.sleep(0.5)
+    assert answers["Done A"] == ["0.5"]
+    assert answers["Broken A"] == ["0"]
+    assert sorted(answers["Terms of the loss A"]) == ["2.5", "5"]
+    assert sorted(answers["Watched A"]) == ["0.4", "0.6"]
