@@ -1,4 +1,5 @@
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 import tiny
 
 from model.errors import ConfigError
-from training.labels.codebook import Codebook
+from training.labels.blending import blend
+from training.labels.codebook import Codebook, read_codebook
 from training.labels.codebook_recipe import CodebookConfig
+from training.labels.proposals import Proposals
 from training.labels.store import LabelStore
 from training.scores.layouts import TruthSet
 from training.scores.prototypes import Prototype, average, draw_regions, name_by_regions, name_clusters
@@ -78,3 +81,34 @@ def test_the_clusters_of_a_store_get_names_from_regions_and_know_their_photos(
     assert any(found.category for found in names.clusters.values())
     drawn = {region.photo.digest for region in draw_regions(truth, 4, 0)}
     assert names.fitted_on.pictures == len(drawn) == names.fitted_on.count_shared(drawn)
+
+
+def pretend(store: LabelStore, folder: Path, stuff: str) -> LabelStore:
+    """The same store, its stuff clustered another way by name."""
+    copied = LabelStore(Path(shutil.copytree(store.folder, folder)))
+    book = read_codebook(copied.codebook)
+    replace(book, config=replace(book.config, stuff=stuff)).write(copied.codebook)  # type: ignore[arg-type]
+    return copied
+
+
+def test_stuff_of_patches_seen_with_their_regions_gets_the_same_names(
+    tmp_path: Path, truth: Truth, tiny_store: LabelStore
+) -> None:
+    regions = pretend(tiny_store, tmp_path / "regions", "regions")
+    found = name_by_regions(regions, truth, 4, 0, tmp_path / "features")
+    assert found.clusters == name_by_regions(tiny_store, truth, 4, 0, tmp_path / "features").clusters
+
+
+def test_codes_of_another_head_have_no_names_by_likeness(tmp_path: Path, truth: Truth, tiny_store: LabelStore) -> None:
+    with pytest.raises(ConfigError, match="stuff by"):
+        name_by_regions(pretend(tiny_store, tmp_path / "stego", "stego"), truth, 4, 0, tmp_path / "features")
+
+
+def test_patches_blended_with_their_own_region_keep_its_mean_direction() -> None:
+    tokens = np.random.default_rng(0).normal(size=(4, 4, 8)) + 1.0
+    tokens /= np.linalg.norm(tokens, axis=-1, keepdims=True)
+    mask = np.zeros((1, 4, 4))
+    mask[0, :2] = 1.0
+    blended = blend(tokens, Proposals(soft=mask, scores=np.ones(1)))[:2].mean((0, 1))
+    plain = tokens[:2].mean((0, 1))
+    assert blended @ plain / np.linalg.norm(blended) / np.linalg.norm(plain) > 0.995

@@ -24,6 +24,8 @@ from training.scores.comparison import hash_photo
 from training.scores.names import Match, Names, describe_photos
 from training.scores.truth import TrueLabels, Truth, TruthPicture
 
+PATCH_STUFF = ("regions", "kmeans")
+"""Whose clusters lie where patches do: blended with its own region, a region's patches keep its mean direction."""
 LEAST_COSINE = 0.0
 """Below, a cluster is nearer to the mean of all photos than to any category."""
 
@@ -53,8 +55,8 @@ def name_by_regions(store: LabelStore, truth: Truth, count: int, seed: int, feat
     Raises ConfigError if the set knows no masks, or if the codebook's clusters are not of whitened patches.
     """
     config, book = store.read_config(), read_codebook(store.codebook)
-    if (book.config.things, book.config.stuff) != ("region", "kmeans"):
-        raise ConfigError("names by likeness need clusters of patches: things by region, stuff by kmeans")
+    if book.config.things != "region" or book.config.stuff not in PATCH_STUFF:
+        raise ConfigError(f"names by likeness need clusters of patches: things by region, stuff by {PATCH_STUFF}")
     regions = draw_regions(truth, count, seed)
     cache = open_cache(features, config.encoder_hash, config.side_px)
     photos = list({region.photo.digest: region.photo for region in regions}.values())
