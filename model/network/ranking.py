@@ -32,7 +32,8 @@ def rank(
 
 def _in_full_precision(device: str) -> AbstractContextManager[object]:
     """Half precision cannot count cells: it ends at 2,048, or long before."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    is_half = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # `meta` knows neither
+    return torch.autocast(device, enabled=False) if is_half else nullcontext()
 
 
 def _measure_stability(masks: Float[Tensor, "B Q h w"]) -> Float[Tensor, "B Q"]:
