@@ -62,12 +62,13 @@ def test_the_training_commands_run_in_their_order(
         "SET": tiny_truth,
         "u2seg.pth": tiny.write_checkpoint(tmp_path / "u2seg.pth"),
         "800": 3,
+        "OTHER": tmp_path / "run",
         **{name: tmp_path / name for name in ("sheet.jpg", "masks.png")},
         **{name: tmp_path / name.lower() for name in ("STORE", "RUN", "ARTIFACT", "REPORT", "OFFICIAL")},
     }
     commands = [line for line in list_commands(readme) if line.startswith(("useg-train", "useg-model"))]
     assert [command.split()[1] for command in commands] == [
-        *("label", "show", "fit", "export", "eval", "match", "name", "segment", "import"),
+        *("label", "show", "fit", "export", "eval", "compare", "match", "name", "segment", "import"),
     ]
     for command in commands:
         ended = subprocess.run(
