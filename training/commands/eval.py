@@ -48,10 +48,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             source=options.source.resolve(), threads=options.threads, truth=replace(truth, pictures=()), folder=folder
         )
         check_plan(examiner.opened, truth, plan)
+        if part == WHOLE:
+            plan = hear_witnesses(options, examiner.opened, truth, plan)
         comparisons = examine(examiner, truth.pictures, open_engine(options), part)
         if part != WHOLE:
             return {"part": str(part), "pictures": len(comparisons)}
-        plan = hear_witnesses(options, examiner.opened, truth, plan)
         report, fit = score(comparisons, examiner.opened, truth, plan)
         if options.out:
             report.write(options.out)
