@@ -7,7 +7,7 @@ is of static shape and without a sort, so that it is part of the graph.
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 STABLE = (0.3, 0.7)
@@ -24,10 +24,12 @@ def rank(
     The geometric mean of the chance, times the mask's stability, and of the mean chance of things inside; it decays
     where a better query draws the same. A query that draws nothing scores 0.
     """
-    hard = masks > 0.5
     with _in_full_precision(masks.device.type):
-        scores = (chances.float() * _measure_stability(masks) * _average(things.float(), hard)).sqrt()
-        return scores * _decay(scores, _compare(hard))
+        cells = (masks > 0.5).flatten(2).float()
+        areas = cells.sum(2)
+        shares = torch.einsum("bqn,bn->bq", cells, things.flatten(1).float()) / areas.clamp(min=1.0)
+        scores = (chances.float() * _measure_stability(masks) * shares).sqrt()
+        return scores * _decay(scores, _compare(cells, areas))
 
 
 def _in_full_precision(device: str) -> AbstractContextManager[object]:
@@ -42,16 +44,9 @@ def _measure_stability(masks: Float[Tensor, "B Q h w"]) -> Float[Tensor, "B Q"]:
     return high / low.clamp(min=1)
 
 
-def _average(things: Float[Tensor, "B h w"], hard: Bool[Tensor, "B Q h w"]) -> Float[Tensor, "B Q"]:
-    inside = torch.einsum("bqn,bn->bq", hard.flatten(2).float(), things.flatten(1))
-    return inside / hard.sum((2, 3)).clamp(min=1)
-
-
-def _compare(hard: Bool[Tensor, "B Q h w"]) -> Float[Tensor, "B Q Q"]:
-    """IoU of every two masks; 0 where both are empty."""
-    flat = hard.flatten(2).float()
-    shared = flat @ flat.transpose(1, 2)
-    areas = flat.sum(2)
+def _compare(cells: Float[Tensor, "B Q N"], areas: Float[Tensor, "B Q"]) -> Float[Tensor, "B Q Q"]:
+    """IoU of every two masks, of yes and no as numbers; 0 where both are empty."""
+    shared = cells @ cells.transpose(1, 2)
     return shared / (areas[:, :, None] + areas[:, None] - shared).clamp(min=1.0)
 
 
