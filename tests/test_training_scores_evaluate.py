@@ -6,8 +6,8 @@ import pytest
 from fake_source import SIDE, ToldSource, draw_scene, draw_set
 
 from model.errors import ConfigError, LabelStoreError
-from training.scores.comparison import compare, count_tables, list_spaces
-from training.scores.evaluate import compare_all, evaluate, match_clusters, score
+from training.scores.comparison import compare, compare_all, count_tables, list_spaces
+from training.scores.evaluate import evaluate, match_clusters, score
 from training.scores.matching import VoteThresholds
 from training.scores.naming import MatchPlan
 from training.scores.truth import Truth

@@ -12,7 +12,8 @@ from model.errors import LabelStoreError
 from training.engines import LocalEngine, Part
 from training.process_engine import ProcessEngine
 from training.scores.answers import open_source
-from training.scores.evaluate import compare_all, evaluate, score
+from training.scores.comparison import compare_all
+from training.scores.evaluate import evaluate, score
 from training.scores.examiner import Examiner, examine
 from training.scores.layouts import TruthSet
 from training.scores.naming import MatchPlan

@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from model.errors import ImageUnreadable, LabelStoreError
 from model.pixels import read_photo
+from training.progress import show
 from training.scores.answers import Answer, ClusterMap, Detection, Source
 from training.scores.instances import Shape
 from training.scores.matching import Spaces, VoteThresholds, count_pixels, count_stuff_votes, count_thing_votes
@@ -82,6 +83,11 @@ def compare(picture: TruthPicture, truth: Truth, source: Source) -> Comparison:
         objects=labels.objects,
         detections=_choose_detections(answer, truth),
     )
+
+
+def compare_all(source: Source, truth: Truth, stage: str = "evaluate") -> list[Comparison]:
+    """Every picture of the set, in its order: the only pass over the photos. `examine` makes it with many processes."""
+    return [compare(each, truth, source) for each in show(truth.pictures, stage, unit="picture")]
 
 
 def hash_photo(picture: TruthPicture) -> str:

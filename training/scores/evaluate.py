@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from training.progress import show
 from training.scores.answers import LEAST_SCORE, Source
-from training.scores.comparison import Comparison, compare, hash_photo, list_spaces
+from training.scores.comparison import Comparison, compare_all, hash_photo, list_spaces
 from training.scores.figures import (
     count_panoptic_all,
     count_semantic_all,
@@ -26,11 +25,6 @@ PROTOCOL = (
     "True and predicted stuff is one segment a category. Objects: pycocotools, detections scored "
     f"{LEAST_SCORE} and better; detections of unmatched clusters cannot find a named object."
 )
-
-
-def compare_all(source: Source, truth: Truth) -> list[Comparison]:
-    """Every picture of the set, in its order: the only pass over the photos. `examine` makes it with many processes."""
-    return [compare(each, truth, source) for each in show(truth.pictures, "evaluate", unit="picture")]
 
 
 def match_clusters(source: Source, truth: Truth, plan: MatchPlan) -> Names:

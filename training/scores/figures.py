@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from training.scores.comparison import Comparison, count_tables, describe_results, describe_truth
 from training.scores.instances import HEADLINES, Described, InstanceScorer, Shape
-from training.scores.intervals import Interval, bootstrap, stack, to_percent, weigh
+from training.scores.intervals import Interval, Measure, bootstrap, stack, to_percent, weigh
 from training.scores.matching import Spaces, VoteThresholds, measure_box_iou
 from training.scores.naming import Fit
 from training.scores.overlap import gather_classes, rename_predicted
@@ -59,7 +59,12 @@ def count_semantic_all(
 
 
 def measure_panoptic(counts: PanopticCounts, things: int) -> dict[str, Interval]:
-    """PQ, SQ and RQ of everything, of things and of stuff, and PQ with unmatched clusters for free."""
+    """What `open_panoptic` measures, with intervals."""
+    return bootstrap(len(counts.iou), open_panoptic(counts, things))
+
+
+def open_panoptic(counts: PanopticCounts, things: int) -> Measure:
+    """PQ, SQ and RQ of everything, of things and of stuff, and all three with unmatched clusters for free."""
 
     def measure(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
         summed = weigh(counts, weights)
@@ -68,10 +73,15 @@ def measure_panoptic(counts: PanopticCounts, things: int) -> dict[str, Interval]
             figures |= {f"{key}_{name}": value for key, value in score_panoptic(summed, chosen).items()}
         return figures | {f"{key}_lenient": value for key, value in score_panoptic(summed, lenient=True).items()}
 
-    return bootstrap(len(counts.iou), measure)
+    return measure
 
 
 def measure_semantic(counts: SemanticCounts, things: int | None) -> dict[str, Interval]:
+    """What `open_semantic` measures, with intervals."""
+    return bootstrap(len(counts.right), open_semantic(counts, things))
+
+
+def open_semantic(counts: SemanticCounts, things: int | None) -> Measure:
     """Mean IoU and accuracy, strict and lenient; with `things` also the mean over the stuff categories."""
 
     def measure(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
@@ -81,7 +91,7 @@ def measure_semantic(counts: SemanticCounts, things: int | None) -> dict[str, In
             figures["miou_stuff"] = score_semantic(summed, slice(things, None))["miou"]
         return figures | {f"{key}_lenient": value for key, value in score_semantic(summed, lenient=True).items()}
 
-    return bootstrap(len(counts.right), measure)
+    return measure
 
 
 def measure_instances(

@@ -6,16 +6,25 @@ import numpy as np
 from jaxtyping import Float
 
 from training.scores.answers import Source
-from training.scores.comparison import list_spaces
-from training.scores.evaluate import compare_all
-from training.scores.figures import count_panoptic_all, count_semantic_all, open_scorer
-from training.scores.intervals import Interval, Measure, bootstrap, to_percent, weigh
+from training.scores.comparison import compare_all, list_spaces
+from training.scores.figures import (
+    Weights,
+    count_panoptic_all,
+    count_semantic_all,
+    open_panoptic,
+    open_scorer,
+    open_semantic,
+)
+from training.scores.instances import HEADLINES, Shape
+from training.scores.intervals import Interval, Measure, bootstrap, to_percent
 from training.scores.naming import MatchPlan, name_clusters
-from training.scores.scores import score_panoptic, score_semantic
 from training.scores.truth import Truth
 
-Weights = Float[np.ndarray, "D N"]
-Figures = dict[str, Float[np.ndarray, "D"]]
+TITLES = {
+    "pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "miou": "mIoU", "accuracy": "accuracy",
+    **{name: name.upper() for name in HEADLINES},
+}  # fmt: skip
+"""The figures that are compared, and what they are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +52,7 @@ def compare_sources(
 def subtract(later: Measure, earlier: Measure) -> Measure:
     """How much more the first is, figure by figure."""
 
-    def differ(weights: Weights) -> Figures:
+    def differ(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
         after, before = later(weights), earlier(weights)
         return {name: after[name] - before[name] for name in after}
 
@@ -57,23 +66,12 @@ def open_figures(source: Source, truth: Truth, plan: MatchPlan) -> Measure:
     fit = name_clusters(comparisons, truth, spaces, plan)
     measures: list[Measure] = []
     if truth.kind == "panoptic":
-        panoptic = count_panoptic_all(comparisons, fit, spaces)
-        things, stuff = slice(0, spaces.things), slice(spaces.things, None)
-        measures.append(
-            lambda weights: {
-                name: score_panoptic(weigh(panoptic, weights), chosen)["pq"]
-                for name, chosen in (("PQ", slice(None)), ("PQ things", things), ("PQ stuff", stuff))
-            }
-        )
+        measures.append(open_panoptic(count_panoptic_all(comparisons, fit, spaces), spaces.things))
     if truth.kind in ("panoptic", "semantic"):
-        semantic = count_semantic_all(comparisons, fit, spaces)
-
-        def measure_regions(weights: Weights) -> Figures:
-            figures = score_semantic(weigh(semantic, weights))
-            return {"mIoU": figures["miou"], "accuracy": figures["accuracy"]}
-
-        measures.append(measure_regions)
+        measures.append(open_semantic(count_semantic_all(comparisons, fit, spaces), None))
     if truth.kind != "semantic":
-        scorer = open_scorer(comparisons, fit, truth, "bbox" if truth.kind == "boxes" else "segm", is_named=False)
-        measures.append(lambda weights: {name.upper(): each for name, each in scorer.measure(weights).items()})
-    return lambda weights: {name: each for measured in measures for name, each in measured(weights).items()}
+        shape: Shape = "bbox" if truth.kind == "boxes" else "segm"
+        measures.append(open_scorer(comparisons, fit, truth, shape, is_named=False).measure)
+    return lambda weights: {
+        TITLES[name]: each for measure in measures for name, each in measure(weights).items() if name in TITLES
+    }

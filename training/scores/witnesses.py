@@ -9,9 +9,8 @@ from jaxtyping import Int32
 from pycocotools import mask as coco
 
 from model.errors import ConfigError
-from training.progress import show
 from training.scores.answers import Source
-from training.scores.comparison import Tables, compare, count_tables, list_spaces
+from training.scores.comparison import Tables, compare_all, count_tables, list_spaces
 from training.scores.matching import VoteThresholds
 from training.scores.taxonomy import Taxonomy
 from training.scores.truth import Annotation, TrueLabels, TrueObject, Truth
@@ -61,7 +60,7 @@ def hear(source: Source, witnesses: Truth, truth: Truth, thresholds: VoteThresho
     Raises ConfigError if the sets share no category.
     """
     translated = translate(witnesses, truth.taxonomy)
-    comparisons = [compare(each, translated, source) for each in show(translated.pictures, "witnesses", unit="picture")]
+    comparisons = compare_all(source, translated, "witnesses")
     tables = count_tables(comparisons, list_spaces(source, truth), thresholds)
     if translated.kind != "panoptic":  # things are laid alike in both maps
         tables = replace(tables, panoptic=tables.semantic)
