@@ -26,6 +26,12 @@ def find_folder(variable: str, default: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Of asynchronous tests: what the service runs on."""
+    return "asyncio"
+
+
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
     """Each test begins with as many threads of torch: sessions set them for the process, and sums differ by them."""

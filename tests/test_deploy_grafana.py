@@ -1,20 +1,16 @@
 """The board shows what the service measures: no panel is empty under load."""
 
 import asyncio
-import json
 import math
 import re
 import shutil
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import yaml
+from boards import ask, list_panels, list_queries, read_board, read_source, scrape
 from fake_service import CONTRACT, RedSession, draw_halves, open_client, post, save
 from live_service import listen
 
@@ -25,12 +21,6 @@ from model.histogram import Histogram
 from service.artifact.drift import LEAST
 
 WAIT_S = 90.0
-SCRAPE = """
-global: {{scrape_interval: 1s}}
-scrape_configs:
-  - job_name: useg
-    static_configs: [{{targets: ["{target}"]}}]
-"""
 PHOTO = save(draw_halves())
 WORDS = re.compile(r"\b(?:seg|http_server|process)_[a-z_]+\b")
 
@@ -38,30 +28,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def board(repository: Path) -> dict[str, Any]:
-    """The board as Grafana reads it."""
-    text = (repository / "deploy/grafana/dashboards/latency-and-load.json").read_text(encoding="utf-8")
-    read: dict[str, Any] = json.loads(text)
-    return read
-
-
-def list_panels(board: dict[str, Any]) -> list[dict[str, Any]]:
-    """The panels that ask for something."""
-    return [panel for panel in board["panels"] if panel["type"] != "row"]
-
-
-def list_queries(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Title and PromQL of each query, Grafana's variables replaced as it would."""
-    for panel in list_panels(board):
-        for target in panel["targets"]:
-            query = target["expr"].replace("$__rate_interval", "20s").replace("$instance", ".*")
-            assert "$" not in query
-            yield f"{panel['title']} {target['refId']}", query
+    return read_board(repository, "latency-and-load")
 
 
 def test_each_panel_has_its_own_title_place_and_words(board: dict[str, Any]) -> None:
@@ -80,10 +48,8 @@ def test_each_panel_has_its_own_title_place_and_words(board: dict[str, Any]) -> 
 
 
 def test_each_panel_asks_the_provisioned_data_source_and_says_its_unit(board: dict[str, Any], repository: Path) -> None:
-    sources = (repository / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8")
-    uid = yaml.safe_load(sources)["datasources"][0]["uid"]
     panels = list_panels(board)
-    assert {panel["datasource"]["uid"] for panel in panels} == {uid}
+    assert {panel["datasource"]["uid"] for panel in panels} == {read_source(repository)}
     drawn = [panel for panel in panels if panel["type"] in ("timeseries", "stat")]
     assert [panel["title"] for panel in drawn if not panel["fieldConfig"]["defaults"].get("unit")] == []
 
@@ -95,41 +61,6 @@ async def test_no_metric_is_asked_for_that_the_service_does_not_have(repository:
         measured = (await client.get("/metrics")).text
     known = set(re.findall(r"^# TYPE (\S+)", measured, re.MULTILINE)) | set(WORDS.findall(measured))
     assert set(WORDS.findall((repository / "deploy" / file).read_text(encoding="utf-8"))) - known == set()
-
-
-@asynccontextmanager
-async def scrape(folder: Path, target: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a Prometheus that watches a service."""
-    config = folder / "prometheus.yml"
-    config.write_text(SCRAPE.format(target=target), encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    address = f"127.0.0.1:{port}"
-    process = await asyncio.create_subprocess_exec(
-        "prometheus",
-        f"--config.file={config}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={address}",
-        "--log.level=error",
-    )
-    try:
-        async with httpx.AsyncClient(base_url=f"http://{address}") as client:
-            yield client
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def ask(prometheus: httpx.AsyncClient, query: str) -> list[str]:
-    """The values that a query has now; none where Prometheus is not there yet."""
-    try:
-        answer = await prometheus.get("/api/v1/query", params={"query": query})
-    except httpx.TransportError:
-        return []
-    if answer.status_code == 503:  # it is still reading its store
-        return []
-    assert answer.status_code == 200, answer.text
-    return [each["value"][1] for each in answer.json()["data"]["result"]]
 
 
 async def load(service: httpx.AsyncClient) -> None:

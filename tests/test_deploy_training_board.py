@@ -1,7 +1,6 @@
 """The board of training runs shows what a fit writes: no panel is empty."""
 
 import asyncio
-import json
 import re
 import shutil
 import threading
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from test_deploy_grafana import ask, list_panels, list_queries, scrape
+from boards import ask, list_panels, list_queries, read_board, read_source, scrape
 
 from training.fitting.gauges import FitGauges
 
@@ -25,23 +23,14 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def board(repository: Path) -> dict[str, Any]:
-    """The board as Grafana reads it."""
-    text = (repository / "deploy/grafana/dashboards/training-runs.json").read_text(encoding="utf-8")
-    read: dict[str, Any] = json.loads(text)
-    return read
+    return read_board(repository, "training-runs")
 
 
 def test_each_panel_has_its_own_title_and_place_its_words_unit_and_source(
     board: dict[str, Any], repository: Path
 ) -> None:
-    sources = (repository / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8")
-    uid = yaml.safe_load(sources)["datasources"][0]["uid"]
+    uid = read_source(repository)
     panels = list_panels(board)
     for name in ("id", "title"):
         assert len({panel[name] for panel in panels}) == len(panels)

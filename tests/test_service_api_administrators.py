@@ -14,11 +14,6 @@ ROLLBACK = "/v1/models/fake/rollback"
 LOCAL = {"Host": "127.0.0.1:8000"}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def make_line(name: str) -> str:
     return f"{name}:{hashlib.sha256(name.encode()).hexdigest()}"
 

@@ -23,11 +23,6 @@ LOCAL = "http://127.0.0.1"
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @asynccontextmanager
 async def open_registry(registry: Registry, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a service of a registry, once that has something to answer with."""

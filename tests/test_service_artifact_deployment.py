@@ -15,11 +15,6 @@ pytestmark = pytest.mark.anyio
 WAIT_S = 10.0
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class BlueSession(RedSession):
     backend = "faster"
 

@@ -63,11 +63,6 @@ def test_what_is_forgotten_is_told_no_more() -> None:
     assert read(telemetry, "segments") is None
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("query", "series"),

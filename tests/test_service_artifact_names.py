@@ -27,11 +27,6 @@ NAMES = "/v1/models/fake/names"
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "fake.names.json"
 

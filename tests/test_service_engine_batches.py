@@ -10,11 +10,6 @@ pytestmark = pytest.mark.anyio
 SMALL, LARGE = (3, 10, 10), (3, 20, 20)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def wait(submitted: float = 0.0, deadline: float = 100.0, priority: int = 2, shape: tuple[int, ...] = SMALL) -> Item:
     claim = Claim(deadline=deadline, priority=priority)
     return Item(pixels=np.zeros(shape, np.uint8), size=(2, 2), claim=claim, submitted=submitted)

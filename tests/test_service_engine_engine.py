@@ -22,11 +22,6 @@ SOON_S, FAR_S = 0.01, 20.0
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class EchoSession:
     """Scores each picture by its colour, once its gate is open; some colours go wrong, and `memory` bounds a batch."""
 

@@ -13,11 +13,6 @@ from service.telemetry.metrics import Summand
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def make_places(capacity: int) -> Places:
     return Places(
         capacity, lambda: Busy("full", retry_after_s=3), Summand(Gauge("seg_inflight", "Places.", registry=None))

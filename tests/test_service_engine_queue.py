@@ -11,11 +11,6 @@ pytestmark = pytest.mark.anyio
 SQUARE, WIDE = (3, 2, 2), (3, 2, 4)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def make_item(name: int, owner: str = "", priority: int = 2, shape: tuple[int, int, int] = SQUARE) -> Item:
     claim = Claim(deadline=1.0, owner=owner, priority=priority)
     return Item(pixels=np.full(shape, name, np.uint8), size=(2, 2), claim=claim, submitted=0.0)

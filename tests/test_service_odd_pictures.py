@@ -16,11 +16,6 @@ MOST_GROWTH_KIB = 300 * 1024
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 async def test_sixty_odd_pictures_get_the_answers_they_deserve() -> None:
     pictures = draw_odd_pictures()

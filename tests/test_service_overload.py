@@ -18,11 +18,6 @@ HALVES = save(draw_halves())
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_more_requests_than_places_are_busy_and_the_others_are_answered() -> None:
     session = GatedSession()
     async with open_client(session.open, queue=1, max_batch=1) as client:

@@ -26,11 +26,6 @@ HALVES = save(draw_halves())
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Case:
     """A follower, and what a test does with it."""
 

@@ -17,11 +17,6 @@ from service.telemetry.metrics import Telemetry
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def test_a_registry_goes_before_the_artifact(tmp_path: Path) -> None:
     registry = make_registry(tmp_path, {"1": "good"})
     assert isinstance(make_leader(Settings(registry=registry.folder), Telemetry()), RegistryLeader)

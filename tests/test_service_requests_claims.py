@@ -16,11 +16,6 @@ HALVES = save(draw_halves())
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def read(headers: dict[str, str], limit_s: float = 30.0) -> tuple[Claim, float]:
     """The claim, and the seconds it has."""
     raw = [(name.lower().encode(), text.encode()) for name, text in headers.items()]

@@ -32,11 +32,6 @@ LEFT_SEEN_AT = {
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     async with open_client(limit_bytes=LIMIT_BYTES) as each:
         yield each
