@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from model.release.export import ExportConfig, export_run
 from training.fitting.fit import fit
-from training.fitting.recipe import PRESETS
+from training.fitting.transformer.recipe import PRESETS
 from training.labels.label import label_photos
 from training.labels.store import LabelStore
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from boards import ask, list_panels, list_queries, read_board, read_source, scrape
 
-from training.fitting.gauges import FitGauges
+from training.fitting.loop.gauges import FitGauges
 
 WAIT_S = 60.0
 LOSSES = {"total": 7.5, "mask": 2.5, "semantic": 5.0, "iou": 0.4, "stuff": 0.6}

@@ -103,6 +103,20 @@ def test_imports_between_the_folders_of_a_package_go_one_way(path: Path) -> None
     assert {".".join(name.split(".")[:2]) for name in list_imports(ast.walk(parse(path)))} & above == set()
 
 
+FITTING = REPOSITORY / "training" / "fitting"
+FITTING_BELOW = {"loop": set(), "transformer": {"loop"}, "cascade": {"loop"}, "rounds": {"loop", "transformer"}}
+"""What each folder stands on; the files beside the folders stand on all of them."""
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(FITTING)], ids=name_of)
+def test_the_two_networks_are_fitted_by_one_loop_and_never_meet(path: Path) -> None:
+    folder = path.parent.name
+    if folder != FITTING.name:
+        imports = [name.split(".") for name in list_imports(ast.walk(parse(path)))]
+        used = {name[2] for name in imports if name[:2] == ["training", "fitting"]}
+        assert used - {folder} <= FITTING_BELOW[folder]
+
+
 SERVICE = REPOSITORY / "service"
 SERVICE_FLOORS = (
     "settings",

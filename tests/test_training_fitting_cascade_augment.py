@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
-from training.fitting.cascade_augment import Example, lay_out, mirror, paste_across, paste_objects
-from training.fitting.data import IGNORE
+from training.fitting.cascade.augment import Example, lay_out, mirror, paste_across, paste_objects
+from training.fitting.loop.trainee import IGNORE
 
 CELL = 16
 

@@ -8,9 +8,9 @@ from pycocotools import mask as coco
 
 from model.encodings import encode_panoptic_png
 from training.features import FeatureCache
-from training.fitting.cascade_data import CascadeSamples, plan_size
-from training.fitting.cascade_recipe import CASCADE_PRESETS, CascadeRecipe
-from training.fitting.data import IGNORE
+from training.fitting.cascade.data import CascadeSamples, plan_size
+from training.fitting.cascade.recipe import CASCADE_PRESETS, CascadeRecipe
+from training.fitting.loop.trainee import IGNORE
 from training.labels.store import StoredPhoto
 
 RECIPE = replace(CASCADE_PRESETS["tiny"], short_sides_px=(28,), longest_side_px=100)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from model.network.cascade import STAGE_WEIGHTS, StageOutput
 from model.network.proposals import LevelOutput, Proposals
-from training.fitting import cascade_losses
-from training.fitting.cascade_losses import Rois, Wanted
-from training.fitting.cascade_matching import Objects
-from training.fitting.cascade_recipe import CASCADE_PRESETS
-from training.fitting.data import IGNORE
+from training.fitting.cascade import losses as cascade_losses
+from training.fitting.cascade.losses import Rois, Wanted
+from training.fitting.cascade.matching import Objects
+from training.fitting.cascade.recipe import CASCADE_PRESETS
+from training.fitting.loop.trainee import IGNORE
 
 SIDE = 64
 RECIPE = replace(CASCADE_PRESETS["tiny"], anchors=32, ignored_share=1.0)

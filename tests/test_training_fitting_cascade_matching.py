@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.fitting.cascade_matching import compare_sets, draw, match, measure_share, spare_ignored
+from training.fitting.cascade.matching import compare_sets, draw, match, measure_share, spare_ignored
 
 OBJECT = [0.0, 0.0, 10.0, 10.0]
 HALF = [0.0, 0.0, 10.0, 5.0]

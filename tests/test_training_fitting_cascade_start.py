@@ -4,7 +4,7 @@ import torch
 
 from model.network.cascade_shape import CascadeShape
 from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
-from training.fitting.cascade_start import initialise
+from training.fitting.cascade.start import initialise
 
 
 def test_weights_are_drawn_as_the_reference_draws_them() -> None:

@@ -12,13 +12,13 @@ from model.files import hash_file
 from model.run import load_run, read_run_card
 from model.weights.checkpoints import load_encoder
 from training.features import compute_features
-from training.fitting.cascade_augment import Example, lay_out
-from training.fitting.cascade_data import CascadeBatch
-from training.fitting.cascade_recipe import CASCADE_PRESETS, CascadeRecipe
-from training.fitting.cascade_trainee import CascadeTrainee, group_parameters, look, read_encoder, schedule
+from training.fitting.cascade.augment import Example, lay_out
+from training.fitting.cascade.data import CascadeBatch
+from training.fitting.cascade.recipe import CASCADE_PRESETS, CascadeRecipe
+from training.fitting.cascade.trainee import CascadeTrainee, group_parameters, look, read_encoder, schedule
 from training.fitting.fit import fit
-from training.fitting.recipe import PRESETS
-from training.fitting.trainer import Trainer
+from training.fitting.loop.trainer import Trainer
+from training.fitting.transformer.recipe import PRESETS
 from training.labels.store import LabelStore
 from training.scores.answers import open_source
 from training.scores.evaluate import evaluate

@@ -11,8 +11,8 @@ from model.run import load_run, read_run_card
 from model.weights.checkpoints import read_state
 from training.fitting.finetune import finetune
 from training.fitting.finetune_recipe import plan_finetune
-from training.fitting.recipe import PRESETS
-from training.fitting.warm_start import warm_start
+from training.fitting.loop.warm_start import warm_start
+from training.fitting.transformer.recipe import PRESETS
 from training.scores.answers import open_source
 from training.scores.comparison import hash_photo
 from training.scores.evaluate import evaluate

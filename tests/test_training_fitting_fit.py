@@ -9,11 +9,11 @@ import torch
 
 from model.errors import CheckpointError, ConfigError, TrainingError
 from model.run import load_run, read_run_card
-from training.fitting.data import Batch
 from training.fitting.fit import fit
-from training.fitting.recipe import PRESETS, FitConfig
-from training.fitting.trainer import Trainer
-from training.fitting.transformer_trainee import TransformerTrainee, schedule
+from training.fitting.loop.trainer import Trainer
+from training.fitting.transformer.data import Batch
+from training.fitting.transformer.recipe import PRESETS, FitConfig
+from training.fitting.transformer.trainee import TransformerTrainee, schedule
 from training.labels.store import LabelStore
 
 TINY = PRESETS["tiny"]

@@ -5,9 +5,9 @@ import pytest
 from model.errors import ConfigError
 from training.__main__ import build_parser
 from training.commands.fit import choose_recipe
-from training.fitting.cascade_recipe import CascadeRecipe
+from training.fitting.cascade.recipe import CascadeRecipe
 from training.fitting.presets import plan_recipe
-from training.fitting.recipe import PRESETS, FitConfig
+from training.fitting.transformer.recipe import PRESETS, FitConfig
 
 
 def test_a_preset_is_the_networks_own_with_what_was_given_instead() -> None:

@@ -7,7 +7,7 @@ import pytest
 from model.errors import ConfigError
 from model.run import load_run
 from training.fitting.fit import fit
-from training.fitting.recipe import PRESETS
+from training.fitting.transformer.recipe import PRESETS
 from training.labels.store import LabelStore
 
 PIXELS = replace(

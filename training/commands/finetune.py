@@ -8,7 +8,7 @@ from typing import Any
 from model.command import flag, positive
 from training.commands.comparison import add_truth, read_truth
 from training.fitting.finetune_recipe import plan_finetune
-from training.fitting.recipe import PRESETS
+from training.fitting.transformer.recipe import PRESETS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

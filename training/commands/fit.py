@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from model.command import flag
-from training.fitting.cascade_recipe import Backbone, CascadeRecipe, Pasting
+from training.fitting.cascade.recipe import Backbone, CascadeRecipe, Pasting
+from training.fitting.loop.recipe import Inputs, Precision, Recipe
 from training.fitting.presets import PRESETS_OF, plan_recipe
-from training.fitting.recipe import FitConfig, Inputs, Precision, Recipe, Targets
+from training.fitting.transformer.recipe import FitConfig, Targets
 
 NUMBERS = ("steps", "batch", "learning_rate", "average_decay", "seed", "checkpoint_every")
 WORDS = {"precision": Precision, "backbone": Backbone, "inputs": Inputs, "targets": Targets, "pasting": Pasting}
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
     import torch
 
     from training.fitting.fit import fit
-    from training.fitting.ranks import join_ranks
+    from training.fitting.loop.ranks import join_ranks
     from training.labels.store import LabelStore
 
     torch.set_num_threads(options.threads)

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from training.fitting.recluster import ReclusterPlan, recluster
+    from training.fitting.transformer.recluster import ReclusterPlan, recluster
     from training.labels.store import LabelStore
 
     torch.set_num_threads(options.threads)

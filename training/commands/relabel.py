@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from training.fitting.self_training import RoundPlan, relabel
+    from training.fitting.rounds.self_training import RoundPlan, relabel
     from training.labels.store import LabelStore
 
     torch.set_num_threads(options.threads)

@@ -11,7 +11,7 @@ from model.weights.checkpoints import load_encoder
 from training.features import fill_cache, open_cache
 from training.fitting.annotations import draw_pictures, name_given, store_annotations
 from training.fitting.fit import fit
-from training.fitting.recipe import FitConfig
+from training.fitting.transformer.recipe import FitConfig
 from training.labels.store import LabelStore
 from training.scores.truth import Truth
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from training.fitting.recipe import FitConfig
+from training.fitting.transformer.recipe import FitConfig
 
 PUBLISHED_STEPS = {
     0.01: 3600, 0.02: 3600, 0.05: 4500, 0.1: 9000, 0.2: 18_000, 0.3: 27_000, 0.4: 36_000, 0.5: 45_000,

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from model.errors import BackendUnavailable, ConfigError
-from training.fitting.cascade_recipe import CascadeRecipe
-from training.fitting.cascade_trainee import CascadeTrainee
-from training.fitting.ranks import ALONE, Ranks
-from training.fitting.recipe import FitConfig
-from training.fitting.trainer import FitReport, Trainer
-from training.fitting.transformer_trainee import TransformerTrainee
+from training.fitting.cascade.recipe import CascadeRecipe
+from training.fitting.cascade.trainee import CascadeTrainee
+from training.fitting.loop.ranks import ALONE, Ranks
+from training.fitting.loop.trainer import FitReport, Trainer
+from training.fitting.transformer.recipe import FitConfig
+from training.fitting.transformer.trainee import TransformerTrainee
 from training.labels.store import LabelStore
 
 

@@ -5,8 +5,8 @@ from dataclasses import fields, replace
 from typing import Any
 
 from model.errors import ConfigError
-from training.fitting.cascade_recipe import CASCADE_PRESETS, CascadeRecipe
-from training.fitting.recipe import PRESETS, FitConfig
+from training.fitting.cascade.recipe import CASCADE_PRESETS, CascadeRecipe
+from training.fitting.transformer.recipe import PRESETS, FitConfig
 
 PRESETS_OF: Mapping[str, Mapping[str, FitConfig | CascadeRecipe]] = {
     "mask_transformer": PRESETS,

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tiny import SHAPE, SIDE_PX
+
+from model.network.mask_transformer import DecoderShape, MaskDecoder
+from training.features import FeatureCache
+from training.fitting.rounds.teacher import list_views, look
+from training.fitting.transformer.frame import show_all
+from training.labels.store import StoredPhoto
+
+GRID, CELLS = 4, 14
+
+
+def store_photo(folder: Path, height: int, width: int) -> StoredPhoto:
+    """A photo of noise, and noise for its features."""
+    generator = np.random.default_rng(0)
+    path = folder / "a.png"
+    cv2.imwrite(str(path), generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    FeatureCache(folder).write("a", generator.normal(size=(4, GRID, GRID, 64)).astype(np.float16))
+    return StoredPhoto(path=path, digest="a", label=folder / "none.png", categories={})
+
+
+def make_decoder() -> MaskDecoder:
+    torch.manual_seed(0)
+    shape = DecoderShape(side_px=SIDE_PX, thing_clusters=3, stuff_clusters=2, queries=6, layers=1)
+    return MaskDecoder(shape, SHAPE).requires_grad_(False).eval()
+
+
+def test_windows_together_show_the_whole_photo_and_lie_on_whole_cells() -> None:
+    views = list_views(show_all(56, 56, SIDE_PX), GRID)
+    assert [each.is_mirrored for each in views] == [False, True, False, False, False, False]
+    shown = np.zeros((CELLS, CELLS), int)
+    for view in views[2:]:
+        shown[view.cells] += 1
+    assert (shown == 1).all()  # windows of two patches of four: the step that keeps cells on cells is as large
+
+
+def test_a_low_photo_needs_two_windows_of_the_usual_size() -> None:
+    views = list_views(show_all(336, 448, 448), 32)
+    assert [(each.cells[0].start, each.cells[1].start, each.cells[0].stop) for each in views[2:]] == [
+        (0, 0, 84),
+        (0, 28, 84),
+    ]
+
+
+def test_every_view_is_told_in_the_cells_of_the_whole_photo(tmp_path: Path) -> None:
+    whole, finds = look(make_decoder(), store_photo(tmp_path, 28, 56), FeatureCache(tmp_path))
+    assert whole.placement.size == (28, 56)
+    assert len(finds) == 4  # whole, mirrored, and two windows
+    photo = np.zeros((CELLS, CELLS), bool)
+    photo[:7] = True
+    assert (finds[0].inside == photo).all()
+    assert (finds[2].inside == photo & (np.arange(CELLS) < 6)).all()  # of seven cells the last is the rim
+    assert (finds[3].inside == photo & (np.arange(CELLS) > 7)).all()
+    for each in finds:
+        assert not each.soft[:, 7:].any()
+        assert each.semantic.sum(0)[each.inside].min() > 0.99
+        assert each.chances.shape == (len(each.scores), 3)
+        assert (each.scores >= 0.05).all()
+    assert not finds[2].soft[:, :, 7:].any()
+
+
+def test_a_mirrored_view_of_a_mirrored_photo_says_the_same(tmp_path: Path) -> None:
+    """What the second view says of a photo is what the first says of the photo turned over, turned back."""
+    photo, cache = store_photo(tmp_path, 56, 56), FeatureCache(tmp_path)
+    _, straight = look(make_decoder(), photo, cache)
+    image = cv2.imread(str(photo.path))
+    assert image is not None
+    cv2.imwrite(str(photo.path), np.ascontiguousarray(image[:, ::-1]))
+    cache.write("a", np.array(cache.read("a"))[:, :, ::-1].copy())
+    _, turned = look(make_decoder(), photo, cache)
+    np.testing.assert_allclose(straight[1].semantic, turned[0].semantic[:, :, ::-1], atol=1e-5)  # float32
+    np.testing.assert_allclose(straight[1].soft, turned[0].soft[:, :, ::-1], atol=1e-5)

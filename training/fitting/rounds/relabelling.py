@@ -1,0 +1,119 @@
+"""A photo's new label: what a teacher is sure of, and of the old masks those that it does not explain."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Int32
+from pycocotools import mask as coco
+
+from model.contract import Canvas
+from model.network.mask_transformer import STRIDE_PX
+from model.pixels import Placement, plan_placement, resize_labels, resize_map
+from training.fitting.rounds.agreement import Found
+from training.fitting.rounds.findings import Findings
+from training.labels.merge import merge
+from training.labels.proposals import separate
+from training.labels.shards import LabelledPhoto
+from training.photos import PhotoFile
+
+_EXPLAINED = 0.5
+"""IoU with a teacher's mask from which an old one is left out (CutLER)."""
+STUFF_SHARE = 0.5
+"""Of the highest chance of a stuff cluster; below, a cell has no label (CUPS)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maxima:
+    """How sure a teacher is at most, over all photos; 0 of what it never found."""
+
+    things: Float[np.ndarray, "K"]
+    """Scores of objects, by cluster."""
+    stuff: Float[np.ndarray, "S+1"]
+    """Chances of cells, by label."""
+
+    @classmethod
+    def survey(cls, found: Iterable[Found], thing_clusters: int, stuff_clusters: int) -> Self:
+        things, stuff = np.zeros(thing_clusters), np.zeros(stuff_clusters + 1)
+        for each in found:
+            np.maximum.at(things, each.clusters - 1, each.scores)
+            np.maximum.at(stuff, each.semantic.ravel(), each.certainty.ravel())
+        return cls(things=things, stuff=stuff)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relabeller:
+    """All that makes a photo's new label."""
+
+    read: Callable[[PhotoFile], Findings]
+    old_masks: Mapping[str, list[dict[str, Any]]]
+    """By the photo's hash, as entries of COCO's instances JSON."""
+    maxima: Maxima
+    share: float
+    """Of its cluster's best score that an object needs."""
+    side_px: int
+    thing_clusters: int
+
+    def label(self, photo: PhotoFile) -> LabelledPhoto:
+        """The teacher's objects by their share of their cluster's best score, then unexplained old masks by theirs.
+
+        In the panoptic map the teacher's lie on top.
+        """
+        found = self.read(photo).found
+        placement = plan_placement(photo.height, photo.width, [Canvas.square(self.side_px)], STRIDE_PX)
+        masks, things, scores = self._choose(found, placement)
+        old = self._list_unexplained(masks, self.old_masks[photo.digest])
+        if old:
+            decoded = coco.decode([each["segmentation"] for each in old]).transpose(2, 0, 1).astype(bool)
+            masks = np.concatenate([masks, decoded])
+        things += [each["category_id"] for each in old]
+        is_shown = np.array([True] * len(scores) + [bool(each.get("painted", 1)) for each in old], bool)
+        scores += [min(1.0, float(each.get("score", 1.0))) for each in old]
+        painted = separate(masks & is_shown[:, None, None])
+        labelled = merge(painted, things, self._read_stuff(found, placement), self.thing_clusters)
+        return LabelledPhoto(
+            labelled=labelled,
+            masks=masks,
+            things=things,
+            scores=scores,
+            is_painted=[bool(mask.any()) for mask in painted],
+        )
+
+    def count_sure(self, found: Found) -> int:
+        """Objects that are sure enough."""
+        return int(self._rate(found)[1].sum())
+
+    def _rate(self, found: Found) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
+        shares = found.scores / np.maximum(self.maxima.things[found.clusters - 1], 1e-12)
+        return shares, shares >= self.share
+
+    def _choose(self, found: Found, placement: Placement) -> tuple[Bool[np.ndarray, "N H W"], list[int], list[float]]:
+        shares, is_sure = self._rate(found)
+        kept = np.flatnonzero(is_sure)
+        kept = kept[np.argsort(-shares[kept], kind="stable")]
+        masks = [
+            resize_map(_cut(found.soft[each], placement), placement.height, placement.width) > 0.5 for each in kept
+        ]
+        shown = [place for place, mask in enumerate(masks) if mask.any()]
+        stacked = np.array([masks[place] for place in shown], bool)
+        things = [int(found.clusters[kept[place]]) for place in shown]
+        scores = [min(1.0, float(shares[kept[place]])) for place in shown]
+        return stacked.reshape(len(shown), placement.height, placement.width), things, scores
+
+    def _list_unexplained(self, masks: Bool[np.ndarray, "N H W"], old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not len(masks) or not old:
+            return old
+        encoded = [coco.encode(np.asfortranarray(mask.view(np.uint8))) for mask in masks]
+        overlaps = coco.iou([each["segmentation"] for each in old], encoded, [0] * len(encoded))
+        return [each for each, best in zip(old, np.array(overlaps).max(1), strict=True) if best < _EXPLAINED]
+
+    def _read_stuff(self, found: Found, placement: Placement) -> Int32[np.ndarray, "H W"]:
+        is_sure = found.certainty >= STUFF_SHARE * self.maxima.stuff[found.semantic]
+        sure = np.where(is_sure, found.semantic, 0).astype(np.int32)
+        return resize_labels(_cut(sure, placement), placement.height, placement.width)
+
+
+def _cut(cells: np.ndarray, placement: Placement) -> np.ndarray:
+    """Those that show the photo."""
+    return np.ascontiguousarray(cells[: placement.map_height, : placement.map_width])

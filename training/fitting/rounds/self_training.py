@@ -1,0 +1,208 @@
+"""A round of self-training: a fitted run labels the photos that it learned from anew, for another fit."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from model.errors import ConfigError, LabelStoreError, TrainingError
+from model.files import hash_file, replace_file
+from model.network.mask_transformer import MaskDecoder, MaskTransformer
+from model.run import WEIGHT_FILES, load_run
+from training.features import FeatureCache, open_cache
+from training.fitting.rounds.agreement import Steadiness, combine, measure
+from training.fitting.rounds.findings import Findings, read_findings
+from training.fitting.rounds.relabelling import Maxima, Relabeller
+from training.fitting.rounds.teacher import look
+from training.labels.shards import Records, plan_shards, sweep
+from training.labels.store import INSTANCES_FILE, LabelConfig, LabelStore, StoredPhoto
+from training.photos import PhotoFile
+from training.progress import Progress, show
+
+TEACHER_FILE = "teacher.json"
+_MEASURED_PHOTOS = 256
+_TOLERANCE = 0.005
+"""A fall of the mean over so many photos that may be chance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """How sure a teacher must be."""
+
+    share: float = 0.7
+    """Of the best score of an object's cluster that an object needs in the first round."""
+    rise: float = 0.05
+    """What the share grows by each round."""
+    is_forced: bool = False
+    """Label even if the teacher is less steady than the one before."""
+
+    def __post_init__(self) -> None:
+        for name in ("share", "rise"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """What a store says of the run that labelled it."""
+
+    round: int
+    """Counted from 1."""
+    weights: str
+    """Hash of the run's."""
+    labels: str
+    """Hash of the masks that it learned from."""
+    share: float
+    steadiness: Steadiness
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """What came of a round."""
+
+    round: int
+    steadiness: Steadiness
+    before: Steadiness | None
+    """Of the run that labelled what this one learned from, if one did."""
+    is_accepted: bool
+    """Whether the run is as steady as that."""
+    photos: int
+    """Labelled anew."""
+    found: int
+    """Masks of the run's own in their labels."""
+
+
+def relabel(run: Path, store: LabelStore, features: Path, out: LabelStore | None, plan: RoundPlan) -> RoundReport:
+    """Fill the store `out` with what a run finds in the photos of `store`, which it learned from.
+
+    In the manner of CutLER and CUPS, with one difference: objects are held to a share of their cluster's best score,
+    as CUPS has it for pixels, not to an absolute one. Its half of a chance is 0.7 here: scores are square roots.
+    Killed at any moment, the same call goes on. Without `out` the run is only measured: the test of a last round.
+    Raises TrainingError if the run is less steady than the one that labelled `store`, unless that is forced, and
+    ConfigError if it does not fit the store.
+    """
+    decoder, config = _open(run, store)
+    known = read_teaching(store)
+    teaching = Teaching(
+        round=known.round + 1 if known else 1,
+        weights=hash_file(run / WEIGHT_FILES["mask_transformer"]),
+        labels=hash_file(store.folder / INSTANCES_FILE),
+        share=min(1.0, plan.share + plan.rise * (known.round if known else 0)),
+        steadiness=known.steadiness if known else Steadiness(flip=0.0, scale=0.0, covered=0.0),
+    )
+    if out is not None:
+        out.claim(replace(config, relabelled=f"{teaching.weights} at {teaching.share:g} on {teaching.labels}"))
+    photos = store.read_photos()
+    cache = open_cache(features, config.encoder_hash, config.side_px)
+    finder = _Finder(decoder=decoder, cache=cache, folder=out.folder / "findings" if out else None)
+    steadiness = Steadiness.average([finder.find(photo).steadiness for photo in show(_spread(photos), "steadiness")])
+    falls = steadiness.list_falls(known.steadiness, _TOLERANCE) if known else []
+    if falls and out is not None and not plan.is_forced:
+        raise TrainingError(f"{run} is no better a teacher than the last ({', '.join(falls)}): keep that, or force it")
+    teaching = replace(teaching, steadiness=steadiness)
+    found = 0 if out is None else _fill(out, store, photos, finder, teaching)
+    return RoundReport(
+        round=teaching.round,
+        steadiness=steadiness,
+        before=known.steadiness if known else None,
+        is_accepted=not falls,
+        photos=len(photos) if out else 0,
+        found=found,
+    )
+
+
+def read_teaching(store: LabelStore) -> Teaching | None:
+    """None if no run labelled the store. Raises LabelStoreError if the file is broken."""
+    path = store.folder / TEACHER_FILE
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        return Teaching(**{**content, "steadiness": Steadiness(**content["steadiness"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LabelStoreError(f"{path} does not tell of a teacher: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Finder:
+    """A teacher that writes down what it finds."""
+
+    decoder: MaskDecoder
+    cache: FeatureCache
+    folder: Path | None
+    """None: nothing is kept."""
+
+    def find(self, photo: StoredPhoto) -> Findings:
+        path = self.folder / f"{photo.digest}.npz" if self.folder else None
+        if path and path.is_file():
+            return read_findings(path)
+        whole, views = look(self.decoder, photo, self.cache)
+        size = whole.placement
+        findings = Findings(found=combine(views), steadiness=measure(views), height=size.height, width=size.width)
+        if path is None:
+            return findings
+        findings.write(path)
+        return read_findings(path)  # rounded, as a later run will read it
+
+
+def _open(run: Path, store: LabelStore) -> tuple[MaskDecoder, LabelConfig]:
+    card, network = load_run(run)
+    if not isinstance(network, MaskTransformer):
+        raise ConfigError(f"{run} is a {card.network}: only a mask_transformer teaches itself")
+    config, shape = store.read_config(), network.decoder.shape
+    fits = {
+        "encoder": hash_file(run / card.encoder_file) == config.encoder_hash,
+        "size": shape.side_px == config.side_px,
+        "thing clusters": shape.thing_clusters == config.thing_clusters,
+        "stuff clusters": shape.stuff_clusters == config.stuff_clusters,
+    }
+    if wrong := [name for name, does_fit in fits.items() if not does_fit]:
+        raise ConfigError(f"{run} has another {', '.join(wrong)} than {store.folder}: give the store it learned from")
+    return network.decoder, config
+
+
+def _spread(photos: Sequence[StoredPhoto]) -> list[StoredPhoto]:
+    count = min(_MEASURED_PHOTOS, len(photos))
+    return [photos[place * len(photos) // count] for place in range(count)]
+
+
+def _fill(
+    out: LabelStore, store: LabelStore, photos: Sequence[StoredPhoto], finder: _Finder, teaching: Teaching
+) -> int:
+    """The labels of all photos; how many masks of them are the teacher's."""
+    config = out.read_config()
+    files = [_describe(photo, finder.find(photo), Path(config.photos)) for photo in show(photos, "views")]
+    stored = {photo.digest: photo for photo in photos}
+
+    def read(photo: PhotoFile) -> Findings:
+        return finder.find(stored[photo.digest])
+
+    relabeller = Relabeller(
+        read=read,
+        old_masks=store.read_masks(),
+        maxima=Maxima.survey((read(each).found for each in files), config.thing_clusters, config.stuff_clusters),
+        share=teaching.share,
+        side_px=config.side_px,
+        thing_clusters=config.thing_clusters,
+    )
+    shards = plan_shards(files, {"relabelled": config.relabelled})
+    with Progress("labels", len(files), unit="photo") as progress:
+        for shard in shards:
+            if not shard.is_whole(out.shards):
+                shard.write(out.shards, map(relabeller.label, shard.photos))
+            progress.advance(len(shard.photos))
+    for path in (path for path in (store.codebook, store.views) if path.exists()):
+        with replace_file(out.folder / path.name) as sibling:
+            shutil.copyfile(path, sibling)
+    with replace_file(out.folder / TEACHER_FILE) as sibling:
+        sibling.write_text(json.dumps(asdict(teaching), indent=2) + "\n")
+    out.write_index(config, Records(folder=out.shards, shards=shards))
+    sweep(out.shards, shards)
+    return sum(relabeller.count_sure(read(each).found) for each in files)
+
+
+def _describe(photo: StoredPhoto, findings: Findings, folder: Path) -> PhotoFile:
+    name = photo.path.relative_to(folder).as_posix()
+    return PhotoFile(path=photo.path, name=name, digest=photo.digest, height=findings.height, width=findings.width)

@@ -1,0 +1,137 @@
+"""A fitted decoder as a teacher: what it finds in a photo shown whole, mirrored and in windows."""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float32
+from torch import Tensor
+from torch.nn import functional
+
+from model.network.mask_transformer import STRIDE_PX, MaskDecoder, Prediction, read_raw
+from model.pixels import read_photo
+from training.features import FeatureCache
+from training.fitting.transformer.frame import Frame, Window, count_patches, show_all, show_window
+from training.fitting.transformer.sight import Sight, predict
+from training.labels.store import StoredPhoto
+
+LEAST_SCORE = 0.1
+"""Of a query's object: surer ones are looked at."""
+_WINDOW_SHARE = 0.75
+"""Of the square's side."""
+_RIM = np.ones((3, 3), np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finds:
+    """What was found in one view, in the cells of the whole photo's square."""
+
+    soft: Float32[np.ndarray, "N h w"]
+    """Chances of belonging to each object; 0 outside the view."""
+    scores: Float32[np.ndarray, "N"]
+    chances: Float32[np.ndarray, "N K"]
+    """Of each thing cluster, if there is an object."""
+    semantic: Float32[np.ndarray, "S+1 h w"]
+    """Chances of things, and of each stuff cluster; 0 outside the view."""
+    inside: Bool[np.ndarray, "h w"]
+    """Cells of the photo that the view shows, but for a rim where it cuts the photo off."""
+
+    @property
+    def hard(self) -> Bool[np.ndarray, "N h w"]:
+        return self.soft > 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One way of showing a photo."""
+
+    frame: Frame
+    grid: int
+    """Patches along the side of the whole photo's square."""
+    is_mirrored: bool = False
+
+    @property
+    def cells(self) -> tuple[slice, slice]:
+        """Rows and columns of the whole photo's square that are shown."""
+        window, cells = self.frame.window, self.frame.cells
+        if window is None:
+            return slice(0, cells), slice(0, cells)
+        ends = ((first * cells // self.grid, (first + window.side) * cells // self.grid)
+                for first in (window.top, window.left))  # fmt: skip
+        rows, columns = (slice(*each) for each in ends)
+        return rows, columns
+
+
+def list_views(whole: Frame, grid: int) -> list[View]:
+    """The photo whole, mirrored, and in windows of three quarters of the square's side that together show all of it."""
+    step = (
+        math.lcm(whole.side_px // grid, STRIDE_PX) * grid // whole.side_px
+    )  # keeps patches on patches, cells on cells
+    side = int(_WINDOW_SHARE * grid) // step * step
+    views = [View(frame=whole, grid=grid), View(frame=whole, grid=grid, is_mirrored=True)]
+    places = [sorted({0, max(0, length - side) // step * step}) for length in count_patches(whole, grid)]
+    for top in places[0]:
+        for left in places[1]:
+            window = Window(top=top, left=left, side=side)
+            views.append(View(frame=show_window(whole, grid, window), grid=grid))
+    return views
+
+
+def look(decoder: MaskDecoder, photo: StoredPhoto, cache: FeatureCache) -> tuple[Frame, list[Finds]]:
+    """The whole photo's frame, and what is found in each view of `list_views`."""
+    picture = read_photo(photo.path)
+    maps = np.array(cache.read(photo.digest))
+    whole = show_all(picture.height, picture.width, decoder.shape.side_px)
+    views = list_views(whole, decoder.grid)
+    sights = [_show(view, picture.image, maps) for view in views]
+    prediction = predict(decoder, sights)
+    return whole, [_read(prediction, index, view, whole) for index, view in enumerate(views)]
+
+
+def _show(view: View, image: np.ndarray, maps: np.ndarray) -> Sight:
+    sight = Sight(maps=view.frame.cut_maps(maps), square=view.frame.cut_pixels(image))
+    if not view.is_mirrored:
+        return sight
+    return Sight(maps=sight.maps[:, :, ::-1].copy(), square=sight.square[:, :, ::-1].copy())
+
+
+def _read(prediction: Prediction, index: int, view: View, whole: Frame) -> Finds:
+    one = Prediction(
+        classes=prediction.classes[index : index + 1],
+        quality=prediction.quality[index : index + 1],
+        masks=prediction.masks[index : index + 1],
+        semantic=prediction.semantic[index : index + 1],
+        layers=(),
+    )
+    raw = read_raw(one)
+    kept = raw.scores[0] >= LEAST_SCORE
+    photo = np.zeros((whole.cells, whole.cells), bool)
+    photo[: whole.placement.map_height, : whole.placement.map_width] = True
+    soft = _lift(raw.masks[0][kept], view, whole)
+    semantic = _lift(one.semantic[0].softmax(0), view, whole)
+    return Finds(
+        soft=soft * photo,
+        scores=raw.scores[0][kept].numpy(),
+        chances=one.classes[0][kept][:, :-1].softmax(1).numpy(),
+        semantic=semantic * photo,
+        inside=_find_inside(view, photo),
+    )
+
+
+def _find_inside(view: View, photo: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    shown = np.zeros_like(photo)
+    shown[view.cells] = True
+    beyond: np.ndarray = cv2.dilate((photo & ~shown).astype(np.uint8), _RIM)
+    inside: Bool[np.ndarray, "h w"] = photo & shown & (beyond == 0)
+    return inside
+
+
+def _lift(maps: Tensor, view: View, whole: Frame) -> Float32[np.ndarray, "N h w"]:
+    """Maps of a view [N h w] in the cells of the whole square."""
+    rows, columns = view.cells
+    lifted = np.zeros((len(maps), whole.cells, whole.cells), np.float32)
+    if len(maps):
+        turned = maps.flip(2) if view.is_mirrored else maps
+        lifted[:, rows, columns] = functional.adaptive_avg_pool2d(turned, rows.stop - rows.start).numpy()
+    return lifted
