@@ -5,14 +5,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from model.command import flag
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="of a mask_transformer")
     parser.add_argument("store", type=Path, metavar="STORE", help="label store that it learned from")
     parser.add_argument("--out", type=Path, metavar="STORE", help="to fill or to finish; without, the run is measured")
     parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (STORE/features)")
-    parser.add_argument("--share", type=float, default=0.5, help="see RoundPlan in self_training.py (%(default)s)")
-    parser.add_argument("--rise", type=float, default=0.05, help="see RoundPlan (%(default)s)")
+    for name in ("share", "rise"):
+        parser.add_argument(flag(name), type=float, help="see RoundPlan in training/fitting/rounds/self_training.py")
     parser.add_argument("--force", action="store_true", help="label even if the run is less steady than its teacher")
     parser.set_defaults(work=run)
 
@@ -26,5 +28,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     store = LabelStore(options.store)
     out = LabelStore(options.out) if options.out else None
-    plan = RoundPlan(share=options.share, rise=options.rise, is_forced=options.force)
+    given = {name: getattr(options, name) for name in ("share", "rise") if getattr(options, name) is not None}
+    plan = RoundPlan(**given, is_forced=options.force)
     return asdict(relabel(options.run, store, options.features or store.features, out, plan))
