@@ -317,8 +317,8 @@ SURFACE = {
     "--checkpoint-every --precision --backbone --inputs --backbone-weights --start --device --minutes --queries "
     "--targets --most-targets --drops-unknown --no-drops-unknown --crop-rate --paste-rate --pastes-alike "
     "--no-pastes-alike --embeds --no-embeds --jitter --pasting --doubt --drop-iou --ignored-share --metrics",
-    ("training", "finetune"): "--truth --layout --split --protocol --fraction --out --features --preset --steps "
-    "--batch --learning-rate --seed",
+    ("training", "finetune"): "--encoder --truth --layout --split --protocol --fraction --out --features --preset "
+    "--steps --batch --learning-rate --seed",
     ("training", "relabel"): "--out --features --share --rise --force",
     ("training", "rounds"): "--out",
     ("training", "recluster"): "--clusters --out --features --score --limit --seed",

@@ -6,10 +6,11 @@ import tiny
 import torch
 
 from model.errors import ConfigError
+from model.files import hash_file
 from model.network.mask_transformer import MaskDecoder
 from model.run import load_run, read_run_card
 from model.weights.checkpoints import read_state
-from training.fitting.finetune import finetune
+from training.fitting.finetune import finetune, open_start
 from training.fitting.finetune_recipe import plan_finetune
 from training.fitting.loop.warm_start import warm_start
 from training.fitting.transformer.recipe import PRESETS
@@ -54,6 +55,27 @@ def test_a_run_is_taught_a_set_and_scored_on_what_it_did_not_see(tmp_path: Path,
     scored, _ = evaluate(source, replace(truth, pictures=unseen), MatchPlan(names=names))
     assert scored.summary.pictures == 2
     assert not scored.summary.matching.scored_what_was_fitted
+
+
+def test_an_artifact_is_taught_with_the_encoder_that_it_was_made_with(
+    tmp_path: Path, tiny_artifact: Path, tiny_encoder: Path
+) -> None:
+    truth = TruthSet(folder=tiny.draw_truth(tmp_path / "set")).read()
+    report = finetune(tiny_artifact, truth, 0.5, tmp_path / "run", RECIPE, encoder=tiny_encoder)
+    assert (report.step, report.pictures) == (2, 2)
+    start = read_run_card(tmp_path / "run").provenance["start"]
+    assert start["sha256"] == hash_file(tiny_artifact / "network.onnx")
+
+
+def test_an_artifact_wants_its_own_encoder_and_a_run_none(
+    tmp_path: Path, tiny_artifact: Path, tiny_run: Path, tiny_encoder: Path
+) -> None:
+    with pytest.raises(ConfigError, match="give the encoder that it was made with"):
+        open_start(tiny_artifact)
+    with pytest.raises(ConfigError, match="is not the encoder of"):
+        open_start(tiny_artifact, tiny_artifact / "network.onnx")
+    with pytest.raises(ConfigError, match="has its encoder"):
+        open_start(tiny_run, tiny_encoder)
 
 
 def test_a_finished_finetuning_is_not_done_again(tmp_path: Path, tiny_run: Path) -> None:

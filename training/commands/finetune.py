@@ -12,7 +12,8 @@ from training.fitting.transformer.recipe import PRESETS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("start", type=Path, metavar="RUN", help="run to start from")
+    parser.add_argument("start", type=Path, metavar="RUN|ARTIFACT", help="whose weights are the first")
+    parser.add_argument("--encoder", metavar="FILE|URL", help="that an artifact was made with; a run has its own")
     add_truth(parser, default_split="its validation split: give the training split")
     parser.add_argument("--fraction", type=float, required=True, help="share of the set to learn from, 0.01 for 1 %%")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run to begin or to go on with")
@@ -27,6 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from model.weights.checkpoints import DEFAULT_CACHE, fetch
     from training.fitting.finetune import finetune
 
     torch.set_num_threads(options.threads)
@@ -34,4 +36,5 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in ("steps", "batch", "learning_rate", "seed")}
     given = {name: value for name, value in given.items() if value is not None}
     recipe = replace(plan_finetune(options.fraction, PRESETS[options.preset]), **given)
-    return asdict(finetune(options.start, truth, options.fraction, options.out, recipe, options.features))
+    encoder = fetch(options.encoder, DEFAULT_CACHE) if options.encoder else None
+    return asdict(finetune(options.start, truth, options.fraction, options.out, recipe, options.features, encoder))
