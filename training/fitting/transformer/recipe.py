@@ -52,6 +52,7 @@ PRESETS = {
     "plain": FitConfig(),
     "cpu": FitConfig(
         targets="instances", doubt=1.0, crop_rate=0.25, drops_unknown=True, pastes_alike=True, embeds=True,
+        average_decay=0.999,
     ),
     "gpu": FitConfig(
         inputs="pixels", batch=64, steps=4000, precision="bf16", average_decay=0.999, crop_rate=1.0,
