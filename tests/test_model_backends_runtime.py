@@ -131,7 +131,7 @@ def flip_a_hundredth(masks: np.ndarray) -> np.ndarray:
     [
         ("scores", lambda scores: (scores * 1.01).astype(np.float32), "score_difference 0.00"),
         ("boxes", lambda boxes: (boxes * 1.01).astype(np.float32), "detections_equal"),
-        ("masks", flip_a_hundredth, r"masks_equal 0\.9[89]"),
+        ("masks", flip_a_hundredth, r"masks_equal 0\.9[789]"),  # only those of sure detections are compared
     ],
     ids=["scores", "boxes", "masks"],
 )

@@ -29,7 +29,7 @@ def test_the_score_of_a_sure_mask_on_things_is_the_root_of_its_chance() -> None:
 
 def test_a_mask_that_shrinks_between_the_cuts_counts_by_what_stays() -> None:
     masks = draw((0, 4))
-    masks[0, 0, 0, 2:4] = 0.6  # above 0.3, below 0.7
+    masks[0, 0, 0, 2:4] = 0.8  # above 0.1, below 0.9
     assert score([1.0], masks) == pytest.approx([math.sqrt(2 / 4)], abs=1e-6)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from model.errors import ConfigError, LabelStoreError, TrainingError
 from training.fitting.fit import fit
@@ -16,10 +17,20 @@ PLAN = RoundPlan(share=0.9)
 
 
 @pytest.fixture(scope="module")
-def second(tmp_path_factory: pytest.TempPathFactory, tiny_store: LabelStore, tiny_run: Path) -> LabelStore:
-    """The photos of the tiny store as the tiny run labels them; not to be changed."""
+def sure_run(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
+    """The tiny run with steeper masks: those of four steps are so soft that none counts."""
+    run = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("sure") / "run"))
+    weights = load_file(run / "decoder.safetensors")
+    steeper = {name: 50.0 * tensor for name, tensor in weights.items() if name.startswith("mask_head.2.")}
+    save_file({**weights, **steeper}, run / "decoder.safetensors")
+    return run
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory, tiny_store: LabelStore, sure_run: Path) -> LabelStore:
+    """The photos of the tiny store as the sure run labels them; not to be changed."""
     out = LabelStore(tmp_path_factory.mktemp("relabelled") / "store")
-    report = relabel(tiny_run, tiny_store, tiny_store.features, out, PLAN)
+    report = relabel(sure_run, tiny_store, tiny_store.features, out, PLAN)
     assert (report.round, report.photos, report.before, report.is_accepted) == (1, 8, None, True)
     assert report.found > 0
     return out
@@ -42,7 +53,7 @@ def test_a_store_tells_who_labelled_it(tiny_store: LabelStore, second: LabelStor
 
 
 def test_a_round_that_was_killed_goes_on_to_the_same_labels(
-    tmp_path: Path, tiny_store: LabelStore, tiny_run: Path, second: LabelStore
+    tmp_path: Path, tiny_store: LabelStore, sure_run: Path, second: LabelStore
 ) -> None:
     half = LabelStore(Path(shutil.copytree(second.folder, tmp_path / "store")))
     for name in ("panoptic.json", "instances.json", TEACHER_FILE):
@@ -50,7 +61,7 @@ def test_a_round_that_was_killed_goes_on_to_the_same_labels(
     shutil.rmtree(half.shards)
     for path in list((half.folder / "findings").iterdir())[:3]:
         path.unlink()
-    relabel(tiny_run, tiny_store, tiny_store.features, half, PLAN)
+    relabel(sure_run, tiny_store, tiny_store.features, half, PLAN)
     for name in ("panoptic.json", "instances.json", TEACHER_FILE):
         assert (half.folder / name).read_text() == (second.folder / name).read_text()
 
@@ -65,23 +76,23 @@ def pretend(second: LabelStore, folder: Path, flip: float) -> LabelStore:
 
 
 def test_a_run_less_steady_than_its_teacher_labels_nothing_unless_forced(
-    tmp_path: Path, tiny_store: LabelStore, tiny_run: Path, second: LabelStore
+    tmp_path: Path, tiny_store: LabelStore, sure_run: Path, second: LabelStore
 ) -> None:
     steady, out = pretend(second, tmp_path / "steady", flip=1.1), LabelStore(tmp_path / "out")
     with pytest.raises(TrainingError, match=r"no better a teacher than the last \(flip 1\.100 to 0\.\d+\)"):
-        relabel(tiny_run, steady, tiny_store.features, out, PLAN)
+        relabel(sure_run, steady, tiny_store.features, out, PLAN)
     with pytest.raises(LabelStoreError, match="no finished labels"):
         out.read_photos()
-    forced = relabel(tiny_run, steady, tiny_store.features, out, replace(PLAN, is_forced=True))
+    forced = relabel(sure_run, steady, tiny_store.features, out, replace(PLAN, is_forced=True))
     assert (forced.round, forced.is_accepted) == (2, False)
     assert len(out.read_photos()) == 8
 
 
 def test_later_rounds_ask_for_surer_objects(
-    tmp_path: Path, tiny_store: LabelStore, tiny_run: Path, second: LabelStore
+    tmp_path: Path, tiny_store: LabelStore, sure_run: Path, second: LabelStore
 ) -> None:
     unsteady = pretend(second, tmp_path / "unsteady", flip=0.0)
-    report = relabel(tiny_run, unsteady, tiny_store.features, LabelStore(tmp_path / "out"), PLAN)
+    report = relabel(sure_run, unsteady, tiny_store.features, LabelStore(tmp_path / "out"), PLAN)
     assert report.before is not None
     assert (report.round, report.is_accepted, report.before.flip) == (2, True, 0.0)
     teaching = read_teaching(LabelStore(tmp_path / "out"))
@@ -90,16 +101,16 @@ def test_later_rounds_ask_for_surer_objects(
     assert asdict(teaching.steadiness) == pytest.approx(asdict(report.steadiness), nan_ok=True)
 
 
-def test_without_out_a_run_is_only_measured(tiny_store: LabelStore, tiny_run: Path, second: LabelStore) -> None:
-    report = relabel(tiny_run, second, tiny_store.features, None, PLAN)
+def test_without_out_a_run_is_only_measured(tiny_store: LabelStore, sure_run: Path, second: LabelStore) -> None:
+    report = relabel(sure_run, second, tiny_store.features, None, PLAN)
     assert (report.photos, report.found) == (0, 0)
     first = read_teaching(second)
     assert first is not None
     assert np.isclose(report.steadiness.flip, first.steadiness.flip, atol=1e-6)
 
 
-def test_a_run_of_other_clusters_is_refused(tmp_path: Path, tiny_store: LabelStore, tiny_run: Path) -> None:
-    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+def test_a_run_of_other_clusters_is_refused(tmp_path: Path, tiny_store: LabelStore, sure_run: Path) -> None:
+    run = Path(shutil.copytree(sure_run, tmp_path / "run"))
     store = LabelStore(Path(shutil.copytree(tiny_store.folder, tmp_path / "store")))
     content = json.loads((store.folder / "label.json").read_text())
     (store.folder / "label.json").write_text(json.dumps({**content, "thing_clusters": 7}))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-STABLE = (0.3, 0.7)
+STABLE = (0.1, 0.9)
 """The two cuts of a mask's probabilities whose areas a sure mask hardly changes between."""
 DECAY = 2.0
 """How steeply a score falls with the overlap: Matrix NMS' sigma."""

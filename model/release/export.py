@@ -113,7 +113,7 @@ def _describe_transformer(card: RunCard, network: MaskTransformer, config: Expor
         stuff_clusters=shape.stuff_clusters,
         precision=config.precision,
         settings={"decoder": asdict(shape), "encoder": asdict(network.encoder.shape)},
-        thresholds=Thresholds(part=0.25),
+        thresholds=Thresholds(mask=0.4, part=0.25),  # this decoder draws a little small, see LOG.md
     )
 
 
