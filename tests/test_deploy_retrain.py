@@ -99,7 +99,8 @@ def test_two_generations_from_photos_to_the_registry_one_interrupted_one_refused
     newer = folder / "registry" / "useg" / "2"
     carried = read_glossary(find_glossary(newer), read_contract(newer))
     assert {name.category for name in carried.names.values()} == {"disc"}
-    assert read_contract(newer).provenance["start"]["steps"] == 8
+    # Whether the round was taken, which begins there, hangs on how steady a few steps make it.
+    assert retraining.read("runs/useg/2/run/run.json")["provenance"]["start"]["steps"] == 8
     files = {path.name for path in (folder / "runs" / "useg" / "2").iterdir()}
     assert {
         "config.txt",

@@ -70,7 +70,7 @@ def test_an_artifact_is_taught_with_the_encoder_that_it_was_made_with(
 def test_an_artifact_wants_its_own_encoder_and_a_run_none(
     tmp_path: Path, tiny_artifact: Path, tiny_run: Path, tiny_encoder: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="give the encoder that it was made with"):
+    with pytest.raises(ConfigError, match="give the --encoder that it was made with"):
         open_start(tiny_artifact)
     with pytest.raises(ConfigError, match="is not the encoder of"):
         open_start(tiny_artifact, tiny_artifact / "network.onnx")

@@ -53,7 +53,7 @@ def open_start(folder: Path, encoder: Path | None = None) -> Start:
     contract = read_contract(folder)
     origin = contract.provenance.get("encoder", {})
     if encoder is None:
-        raise ConfigError(f"{folder} is an artifact: give the encoder that it was made with ({origin.get('origin')})")
+        raise ConfigError(f"{folder} is an artifact: give the --encoder that it was made with ({origin.get('origin')})")
     if hash_file(encoder) != origin.get("sha256"):
         raise ConfigError(f"{encoder} is not the encoder of {folder}, whose sha256 is {origin.get('sha256')}")
     made = parse_fields(contract.settings.get("decoder", {}), DecoderShape)
