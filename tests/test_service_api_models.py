@@ -45,6 +45,7 @@ async def see(client: httpx.AsyncClient, version: str, state: str) -> ModelHisto
     """The model, once it is known and the version is in that state."""
     async with asyncio.timeout(10):
         while True:
+            await asyncio.sleep(0)  # an answer without any waiting would let neither the follower nor the timeout run
             answer = await client.get(f"/v1/models/{NAME}")
             if answer.status_code == 404:
                 continue
