@@ -120,9 +120,9 @@ def change_golden(artifact: Path, part: str, change: Callable[[np.ndarray], np.n
 
 
 def flip_a_hundredth(masks: np.ndarray) -> np.ndarray:
-    """One byte in a hundred, all of its bits."""
+    """One byte in a hundred, half of its bits: a hundredth of what is compared, the masks of sure detections."""
     flat = masks.reshape(-1).copy()
-    flat[::100] ^= 255
+    flat[::100] ^= 0b11110000
     return flat.reshape(masks.shape)
 
 
@@ -131,7 +131,7 @@ def flip_a_hundredth(masks: np.ndarray) -> np.ndarray:
     [
         ("scores", lambda scores: (scores * 1.01).astype(np.float32), "score_difference 0.00"),
         ("boxes", lambda boxes: (boxes * 1.01).astype(np.float32), "detections_equal"),
-        ("masks", flip_a_hundredth, r"masks_equal 0\.9[789]"),  # only those of sure detections are compared
+        ("masks", flip_a_hundredth, r"masks_equal 0\.9[89]"),
     ],
     ids=["scores", "boxes", "masks"],
 )
