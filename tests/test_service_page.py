@@ -5,10 +5,12 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
@@ -226,13 +228,17 @@ def test_a_click_on_a_segment_tells_everything_about_it_and_draws_its_border(pag
 
 
 @pytest.fixture
-def naming_page(page: Page, names_file: Path) -> Iterator[Page]:
-    """Two photos, the first segment held; what is named is forgotten in the end."""
+def naming_page(page: Page, address: str, names_file: Path) -> Iterator[Page]:
+    """Two photos, the first segment held; what is named is forgotten in the end, by the service, too."""
     page.set_input_files("#file", [draw_photo(), draw_photo() | {"name": "other.png"}])
     expect(page.locator("#album [data-state=done]")).to_have_count(2)
     page.locator("#legend button").first.click()
     yield page
     names_file.unlink(missing_ok=True)
+    deadline = time.monotonic() + WAIT_S
+    while httpx.get(f"{address}v1/models/two-boxes/clusters").json()["revision"] != 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_name_typed_for_a_segment_is_everywhere_at_once_and_in_later_answers(naming_page: Page) -> None:
