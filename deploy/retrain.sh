@@ -11,8 +11,8 @@
 # --rounds N        of self-training after the first fit (0); they end where one is no better than the last
 # --activate        serve it once it has passed; --canary SHARE: to that share of the callers; else it is only added
 #
-# REGISTRY is "registry" unless given. LABEL_OPTIONS, FIT_OPTIONS, EXPORT_OPTIONS, TRUTH_OPTIONS (--layout, …),
-# CARRY_OPTIONS and GATE_OPTIONS may hold options of those commands. Stopped at any moment (Ctrl-C, or killed), the
+# REGISTRY is "registry" unless given. LABEL_OPTIONS, FIT_OPTIONS, RELABEL_OPTIONS (--zoom, …), EXPORT_OPTIONS,
+# TRUTH_OPTIONS (--layout, …), CARRY_OPTIONS and GATE_OPTIONS may hold options of those commands. Stopped at any moment (Ctrl-C, or killed), the
 # same command goes on. Exit status: 0 done, 4 refused by the gate, else that of the command that failed.
 set -euo pipefail
 
@@ -36,6 +36,7 @@ done
 registry=${registry:-registry}
 read -ra label_options <<<"${LABEL_OPTIONS:-}"
 read -ra fit_options <<<"${FIT_OPTIONS:-}"
+read -ra relabel_options <<<"${RELABEL_OPTIONS:-}"
 read -ra export_options <<<"${EXPORT_OPTIONS:-}"
 read -ra truth_options <<<"${TRUTH_OPTIONS:-}"
 read -ra carry_options <<<"${CARRY_OPTIONS:-}"
@@ -140,7 +141,8 @@ train_self() { # the rounds, each from the labels that the last one found
     score 0
     for ((round = 1; round <= rounds; round++)); do
         stage "relabel-$round" "what the network finds, as labels of round $round" useg-train relabel "$weights" \
-            "$labels" --out "$run/store-$round" --features "$out/features" ${truth:+--force}
+            "$labels" --out "$run/store-$round" --features "$out/features" ${truth:+--force} \
+            "${relabel_options[@]}"
         before=$weights labels=$run/store-$round
         stage "fit-$round" "labels to weights, from those of the last round" \
             useg-train fit "$labels" --out "$run/run-$round" --start "$weights" --features "$out/features" \

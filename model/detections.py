@@ -54,7 +54,7 @@ def _list_parts(raw: Raw, placement: Placement, contract: Contract, thresholds: 
         if not contract.box_mask_side:
             whole = whole[: placement.map_height, : placement.map_width]
         cluster, box = int(raw.clusters[index]) + 1, raw.boxes[index]
-        parts += [_Part(cluster=cluster, score=score, box=box, soft=soft) for soft in _split(whole, thresholds)]
+        parts += [_Part(cluster=cluster, score=score, box=box, soft=soft) for soft in split(whole, thresholds)]
     return parts
 
 
@@ -78,7 +78,7 @@ def _paste(part: _Part, placement: Placement, thresholds: Thresholds) -> Crop | 
     return pack_crop(patch.soft > thresholds.mask, top=patch.top, left=patch.left)
 
 
-def _split(soft: Float[np.ndarray, "h w"], thresholds: Thresholds) -> list[Float[np.ndarray, "h w"]]:
+def split(soft: Float[np.ndarray, "h w"], thresholds: Thresholds) -> list[Float[np.ndarray, "h w"]]:
     """The mask once for each connected part that is large enough, largest first, the other parts taken out."""
     if not thresholds.part:
         return [soft]

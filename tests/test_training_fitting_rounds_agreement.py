@@ -23,37 +23,50 @@ def draw(boxes: list[Box], scores: list[float], clusters: list[int], shown: Box 
     return Finds(soft=soft, scores=np.array(scores, np.float32), chances=chances, semantic=semantic, inside=inside)
 
 
-LEFT, SHIFTED, RIGHT = (0, 4, 0, 4), (1, 5, 0, 4), (4, 8, 4, 8)
+LEFT, LONGER, SHIFTED, RIGHT = (0, 4, 0, 4), (0, 5, 0, 4), (1, 5, 0, 4), (4, 8, 4, 8)
+NOTHING = draw([], [], [])
 
 
 def test_objects_of_several_views_are_averaged_by_their_scores() -> None:
-    found = combine([draw([LEFT], [0.75], [1]), draw([SHIFTED], [0.25], [2])])
-    assert found.scores.tolist() == [0.5]
+    found = combine([draw([LEFT], [0.75], [1]), draw([LONGER], [0.25], [2])])
+    assert found.scores.tolist() == [0.75]
     assert found.clusters.tolist() == [2]
-    assert found.soft[0, :6, 0].tolist() == pytest.approx([0.675, 0.9, 0.9, 0.9, 0.225, 0.0])
+    assert found.soft[0, :6, 0].tolist() == pytest.approx([0.9, 0.9, 0.9, 0.9, 0.225, 0.0])
 
 
-def test_an_object_that_one_of_two_views_finds_is_half_as_sure_and_comes_later() -> None:
-    found = combine([draw([LEFT, RIGHT], [0.9, 0.6], [0, 2]), draw([RIGHT], [0.5], [2])])
-    assert found.scores.tolist() == pytest.approx([0.55, 0.45])
+def test_an_object_that_one_of_two_views_finds_is_half_as_sure_again_and_comes_later() -> None:
+    found = combine([draw([LEFT, RIGHT], [0.8, 0.7], [0, 2]), draw([RIGHT], [0.5], [2])])
+    assert found.scores.tolist() == pytest.approx([0.7, 0.6])  # three quarters of 0.8
     assert found.clusters.tolist() == [3, 1]
 
 
 def test_a_window_that_does_not_show_an_object_takes_nothing_from_it() -> None:
-    found = combine([draw([LEFT], [0.9], [0]), draw([], [], [], shown=(4, 8, 4, 8))])
+    whole = draw([LEFT], [0.9], [0])
+    found = combine([whole, whole, draw([], [], [], shown=(4, 8, 4, 8))])
     assert found.scores.tolist() == pytest.approx([0.9])
 
 
+def test_what_a_window_alone_finds_counts_less_than_what_the_whole_photo_shows() -> None:
+    found = combine([NOTHING, NOTHING, draw([RIGHT], [0.9], [0], shown=(3, 8, 3, 8))])
+    assert found.scores.tolist() == pytest.approx([0.8 * 0.9 * (1 + 1 / 3) / 2])
+
+
 def test_an_object_that_a_window_cuts_off_is_left_out() -> None:
-    found = combine([draw([], [], []), draw([LEFT], [0.9], [0], shown=(0, 8, 2, 8))])
+    found = combine([NOTHING, NOTHING, draw([LEFT], [0.9], [0], shown=(0, 8, 2, 8))])
     assert len(found.scores) == 0
     assert found.soft.shape == (0, CELLS, CELLS)
 
 
-def test_of_two_that_overlap_in_one_view_the_surer_stays() -> None:
-    found = combine([draw([LEFT, SHIFTED], [0.4, 0.8], [0, 1])])
-    assert found.scores.tolist() == pytest.approx([0.8])
-    assert found.clusters.tolist() == [2]
+def test_of_two_that_nearly_are_one_in_one_view_the_surer_stays_and_a_rival_decays() -> None:
+    found = combine([draw([LEFT, LONGER, RIGHT], [0.4, 0.8, 0.6], [0, 1, 2])])
+    assert found.scores.tolist() == pytest.approx([0.8, 0.6])
+    assert found.clusters.tolist() == [2, 3]
+    rivals = combine([draw([LEFT, SHIFTED], [0.4, 0.8], [0, 1])])  # IoU 12 / 20
+    assert rivals.scores.tolist() == pytest.approx([0.8, 0.4 * math.exp(-2.0 * 0.6**2)])
+
+
+def test_what_is_hardly_sure_is_not_kept() -> None:
+    assert len(combine([draw([LEFT], [0.12], [0]), NOTHING]).scores) == 0
 
 
 def test_stuff_is_the_mean_of_the_views_that_show_a_cell() -> None:

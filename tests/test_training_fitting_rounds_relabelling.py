@@ -55,13 +55,16 @@ def make_relabeller(found: Found, old: list[dict[str, Any]], share: float = 0.5)
     )
 
 
-def test_objects_are_held_to_a_share_of_their_own_clusters_best() -> None:
-    relabeller = make_relabeller(draw_found([0.8, 0.5, 0.3, 0.2], [1, 1, 1, 2]), [])
+def test_the_map_has_what_reaches_a_share_of_its_clusters_best_and_the_masks_are_all() -> None:
+    found = draw_found([0.8, 0.5, 0.3, 0.2], [1, 1, 1, 2])
+    relabeller = make_relabeller(found, [])
     label = relabeller.label(describe())
-    assert label.things == [1, 2, 1]  # 0.3 is less than half of 0.8
-    assert label.scores == pytest.approx([1.0, 1.0, 0.625])
-    assert label.masks.any((2,)).argmax(1).tolist() == [0, 12, 4]
-    assert relabeller.count_sure(draw_found([0.8, 0.5, 0.3, 0.2], [1, 1, 1, 2])) == 3
+    assert label.things == [1, 1, 1, 2]
+    assert label.scores == pytest.approx([0.8, 0.5, 0.3, 0.2])
+    assert label.masks.any((2,)).argmax(1).tolist() == [0, 4, 8, 12]
+    assert label.is_painted == [True, True, False, True]  # 0.3 is less than half of 0.8
+    assert sorted(label.labelled.categories.values()) == [1, 1, 2, 4]
+    assert relabeller.count_sure(found) == 3
 
 
 def test_old_masks_stay_where_no_new_one_explains_them() -> None:
@@ -72,7 +75,7 @@ def test_old_masks_stay_where_no_new_one_explains_them() -> None:
     ]
     label = make_relabeller(draw_found([0.8], [1]), old).label(describe())
     assert label.things == [1, 3, 2]
-    assert label.scores == pytest.approx([1.0, 0.25, 1.0])
+    assert label.scores == pytest.approx([0.8, 0.25 * 0.25, 0.25])
     assert label.is_painted == [True, False, True]
     segments = label.labelled.categories
     assert segments[int(label.labelled.label_map[0, 0])] == 1

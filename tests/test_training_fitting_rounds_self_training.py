@@ -88,6 +88,21 @@ def test_a_run_less_steady_than_its_teacher_labels_nothing_unless_forced(
     assert len(out.read_photos()) == 8
 
 
+def test_a_zoomed_round_is_as_steady_as_a_plain_one_and_is_another_store(
+    tmp_path: Path, tiny_store: LabelStore, sure_run: Path, second: LabelStore
+) -> None:
+    out, zoomed = LabelStore(tmp_path / "out"), replace(PLAN, zooms=True)
+    report = relabel(sure_run, tiny_store, tiny_store.features, out, zoomed)
+    teaching, plain = read_teaching(out), read_teaching(second)
+    assert teaching is not None
+    assert plain is not None
+    assert asdict(teaching.steadiness) == pytest.approx(asdict(plain.steadiness), nan_ok=True)
+    assert report.steadiness == teaching.steadiness
+    assert (out.folder / "instances.json").read_bytes() != (second.folder / "instances.json").read_bytes()
+    with pytest.raises(ConfigError, match="relabelled differ"):
+        relabel(sure_run, tiny_store, tiny_store.features, out, PLAN)
+
+
 def test_later_rounds_ask_for_surer_objects(
     tmp_path: Path, tiny_store: LabelStore, sure_run: Path, second: LabelStore
 ) -> None:

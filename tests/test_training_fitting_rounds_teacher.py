@@ -4,11 +4,15 @@ import cv2
 import numpy as np
 import torch
 from tiny import SHAPE, SIDE_PX
+from torch.nn import functional
 
-from model.network.mask_transformer import DecoderShape, MaskDecoder
-from training.features import FeatureCache
-from training.fitting.rounds.teacher import list_views, look
+from model.network.mask_transformer import DecoderShape, MaskDecoder, Prediction
+from model.network.vit import VisionTransformer
+from model.pixels import read_photo
+from training.features import FeatureCache, compute_features
+from training.fitting.rounds.teacher import LEAST_SCORE, list_views, look
 from training.fitting.transformer.frame import show_all
+from training.fitting.transformer.sight import Sight, predict
 from training.labels.store import StoredPhoto
 
 GRID, CELLS = 4, 14
@@ -46,6 +50,52 @@ def test_a_low_photo_needs_two_windows_of_the_usual_size() -> None:
     ]
 
 
+def test_smaller_windows_are_four_for_a_photo_of_four_to_three() -> None:
+    views = list_views(show_all(336, 448, 448), 32, 0.5625)
+    assert [(each.cells[0].start, each.cells[1].start, each.cells[0].stop) for each in views[2:]] == [
+        (0, 0, 63),
+        (0, 49, 63),
+        (21, 0, 84),
+        (21, 49, 84),
+    ]
+
+
+def test_an_encoder_looks_at_windows_anew_and_at_nothing_else(tmp_path: Path) -> None:
+    photo, cache = store_photo(tmp_path, 56, 56), FeatureCache(tmp_path)
+    torch.manual_seed(1)
+    encoder = VisionTransformer(SHAPE).eval()
+    _, plain = look(make_decoder(), photo, cache)
+    _, zoomed = look(make_decoder(), photo, cache, encoder)
+    assert len(zoomed) == len(plain) == 6
+    for before, after in zip(plain[:2], zoomed[:2], strict=True):
+        np.testing.assert_allclose(before.semantic, after.semantic, atol=1e-5)  # float32, in another batch
+    window = list_views(show_all(56, 56, SIDE_PX), GRID)[3]
+    square = window.frame.cut_pixels(read_photo(photo.path).image)
+    (maps,) = compute_features(encoder, torch.from_numpy(square[None]))
+    prediction = predict(make_decoder(), [Sight(maps=maps, square=square)])
+    expected = functional.adaptive_avg_pool2d(prediction.semantic[0].softmax(0), 7).numpy()
+    np.testing.assert_allclose(zoomed[3].semantic[(slice(None), *window.cells)], expected, atol=1e-5)
+    assert np.abs(plain[3].semantic - zoomed[3].semantic).max() > 0.01
+
+
+def test_each_connected_part_of_a_mask_is_found_by_itself(tmp_path: Path) -> None:
+    """Every query of the decoder draws a bar, one half as long beside it, and a speck."""
+    decoder = make_decoder()
+
+    def draw(prediction: Prediction) -> Prediction:
+        masks = torch.full_like(prediction.masks, -9.0)
+        masks[:, :, 1:3, 1:11] = masks[:, :, 5:7, 1:6] = masks[:, :, 10, 10] = 9.0
+        semantic = torch.zeros_like(prediction.semantic)
+        semantic[:, 0] = 9.0
+        return prediction._replace(masks=masks, semantic=semantic)
+
+    decoder.register_forward_hook(lambda module, given, prediction: draw(prediction))
+    _, finds = look(decoder, store_photo(tmp_path, 56, 56), FeatureCache(tmp_path))
+    assert finds[0].hard[:2].sum((1, 2)).tolist() == [20, 10]
+    assert finds[0].scores[0] == finds[0].scores[1]
+    assert {int(each) for each in finds[0].hard.sum((1, 2))} == {20, 10}
+
+
 def test_every_view_is_told_in_the_cells_of_the_whole_photo(tmp_path: Path) -> None:
     whole, finds = look(make_decoder(), store_photo(tmp_path, 28, 56), FeatureCache(tmp_path))
     assert whole.placement.size == (28, 56)
@@ -55,11 +105,12 @@ def test_every_view_is_told_in_the_cells_of_the_whole_photo(tmp_path: Path) -> N
     assert (finds[0].inside == photo).all()
     assert (finds[2].inside == photo & (np.arange(CELLS) < 6)).all()  # of seven cells the last is the rim
     assert (finds[3].inside == photo & (np.arange(CELLS) > 7)).all()
+    assert sum(len(each.scores) for each in finds) > 0
     for each in finds:
         assert not each.soft[:, 7:].any()
         assert each.semantic.sum(0)[each.inside].min() > 0.99
         assert each.chances.shape == (len(each.scores), 3)
-        assert (each.scores >= 0.05).all()
+        assert (each.scores >= LEAST_SCORE).all()
     assert not finds[2].soft[:, :, 7:].any()
 
 

@@ -29,7 +29,7 @@ def rank(
         areas = cells.sum(2)
         shares = torch.einsum("bqn,bn->bq", cells, things.flatten(1).float()) / areas.clamp(min=1.0)
         scores = (chances.float() * _measure_stability(masks) * shares).sqrt()
-        return scores * _decay(scores, _compare(cells, areas))
+        return scores * decay(scores, _compare(cells, areas))
 
 
 def _in_full_precision(device: str) -> AbstractContextManager[object]:
@@ -50,8 +50,10 @@ def _compare(cells: Float[Tensor, "B Q N"], areas: Float[Tensor, "B Q"]) -> Floa
     return shared / (areas[:, :, None] + areas[:, None] - shared).clamp(min=1.0)
 
 
-def _decay(scores: Float[Tensor, "B Q"], ious: Float[Tensor, "B Q Q"]) -> Float[Tensor, "B Q"]:
-    """Matrix NMS with its Gaussian (SOLOv2, section 3.3): a rival counts less the more it is itself a duplicate."""
+def decay(scores: Float[Tensor, "B Q"], ious: Float[Tensor, "B Q Q"]) -> Float[Tensor, "B Q"]:
+    """What each score is to be multiplied by, for better ones that draw the same.
+
+    Matrix NMS with its Gaussian (SOLOv2, section 3.3): a rival counts less the more it is itself a duplicate."""
     places = torch.arange(scores.shape[1], device=scores.device)
     rivals, own = scores[:, :, None], scores[:, None]
     is_better = (rivals > own) | ((rivals == own) & (places[:, None] < places))

@@ -38,6 +38,8 @@ PAPER_CANVASES = tuple(
     for height, width in ((800, 1088), (1088, 800), (800, 800), (800, 1216), (1216, 800))
 )
 """For a short side of 800 px: photos lie 0.99 times as large as at the paper's 800 to 1,333 px, on as many pixels."""
+TRANSFORMER_THRESHOLDS = Thresholds(mask=0.4, part=0.25)
+"""Of a mask transformer, which draws a little small, and at times several objects as one; see LOG.md."""
 _SCENES = 2
 
 
@@ -113,7 +115,7 @@ def _describe_transformer(card: RunCard, network: MaskTransformer, config: Expor
         stuff_clusters=shape.stuff_clusters,
         precision=config.precision,
         settings={"decoder": asdict(shape), "encoder": asdict(network.encoder.shape)},
-        thresholds=Thresholds(mask=0.4, part=0.25),  # this decoder draws a little small, see LOG.md
+        thresholds=TRANSFORMER_THRESHOLDS,
     )
 
 

@@ -15,6 +15,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (STORE/features)")
     for name in ("share", "rise"):
         parser.add_argument(flag(name), type=float, help="see RoundPlan in training/fitting/rounds/self_training.py")
+    parser.add_argument(
+        "--zoom", action="store_true", help="look at windows with the encoder, too: finds what is small, 3 s a photo"
+    )
     parser.add_argument("--force", action="store_true", help="label even if the run is less steady than its teacher")
     parser.set_defaults(work=run)
 
@@ -29,5 +32,5 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     store = LabelStore(options.store)
     out = LabelStore(options.out) if options.out else None
     given = {name: getattr(options, name) for name in ("share", "rise") if getattr(options, name) is not None}
-    plan = RoundPlan(**given, is_forced=options.force)
+    plan = RoundPlan(**given, zooms=options.zoom, is_forced=options.force)
     return asdict(relabel(options.run, store, options.features or store.features, out, plan))

@@ -6,12 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32, Int, Int16
 
-from training.fitting.rounds.teacher import Finds
+from model.network.ranking import decay
+from training.fitting.rounds.teacher import CUTS, LEAST_SCORE, Finds
 
-_SAME = 0.5
-"""IoU from which the objects of two views are one."""
+_SAME = 0.7
+"""IoU from which the objects of two views are one, as in the vote."""
+_WINDOW = 0.8
+"""What a window's word counts beside that of the whole photo, of which it shows a part."""
 _COUNTED_SCORE = 0.2
 """Of objects that steadiness is measured on."""
 _COVERING_SCORE = 0.4
@@ -25,7 +29,7 @@ class Found:
 
     soft: Float32[np.ndarray, "N h w"]
     scores: Float32[np.ndarray, "N"]
-    """The mean over the views that show the object whole; 0 for one that does not find it."""
+    """The best view's, halved where no other that shows the object whole finds it; less beside a rival."""
     clusters: Int[np.ndarray, "N"]
     """Counted from 1."""
     semantic: Int16[np.ndarray, "h w"]
@@ -65,35 +69,29 @@ class Steadiness:
 
 
 def combine(views: Sequence[Finds]) -> Found:
-    """Objects grouped around the surest, at most one of each view; what else overlaps these is no object of its own.
+    """Objects grouped around the surest, at most one of each view; the first two views show the photo whole.
 
-    A mask is the mean of its group's, by score, and so is its chance of each cluster. Objects that a window cuts off
-    are left out. Stuff is the mean over the views that show a cell.
+    A mask is the mean of its group's, by score, and so is its chance of each cluster. Groups that overlap are rivals:
+    the less sure one's score decays, as in the network. Objects that a window cuts off are left out. Stuff is the mean
+    over the views that show a cell.
     """
     finds = [_drop_cut(each) for each in views]
     soft, scores, chances = (
         np.concatenate([getattr(each, name) for each in finds]) for name in ("soft", "scores", "chances")
     )
     origins = np.repeat(np.arange(len(finds)), [len(each.scores) for each in finds])
-    hard = soft > 0.5
-    overlaps = compare(hard, hard)
-    is_free = np.ones(len(soft), bool)
-    groups = []
-    for seed in np.argsort(-scores, kind="stable"):
-        if is_free[seed]:
-            groups.append(_gather(overlaps[seed], origins, is_free))
-            is_free &= overlaps[seed] < _SAME
-    sureness = np.array([scores[each].sum() / _count_views(views, hard[each[0]]) for each in groups], np.float32)
-    order = np.argsort(-sureness, kind="stable")
-    groups = [groups[place] for place in order]
+    trusted = np.where(origins < 2, scores, np.float32(_WINDOW) * scores)
+    groups = _group(soft > CUTS.mask, trusted, origins)
     semantic, certainty = _read_semantic(views)
-    masks = [np.average(soft[each], axis=0, weights=scores[each]) for each in groups]
+    masks = np.array([np.average(soft[each], axis=0, weights=scores[each]) for each in groups], np.float32)
+    masks = masks.reshape(len(groups), *semantic.shape)
+    agreed = [len(each) / _count_views(views, soft[each[0]] > CUTS.mask) for each in groups]
+    sureness = np.array([trusted[each[0]] * (1 + share) / 2 for each, share in zip(groups, agreed, strict=True)])
+    sureness = _yield_to_rivals(sureness.astype(np.float32), masks > CUTS.mask)
+    order = [place for place in np.argsort(-sureness, kind="stable") if sureness[place] >= LEAST_SCORE]
+    clusters = np.array([(scores[each] @ chances[each]).argmax() + 1 for each in groups], np.int64)
     return Found(
-        soft=np.array(masks, np.float32).reshape(len(groups), *semantic.shape),
-        scores=sureness[order],
-        clusters=np.array([(scores[each] @ chances[each]).argmax() + 1 for each in groups], np.int64),
-        semantic=semantic,
-        certainty=certainty,
+        soft=masks[order], scores=sureness[order], clusters=clusters[order], semantic=semantic, certainty=certainty
     )
 
 
@@ -119,6 +117,29 @@ def _drop_cut(view: Finds) -> Finds:
     hard = view.hard
     kept = (hard.sum((1, 2)) >= _LEAST_CELLS) & ~(hard & ~view.inside).any((1, 2))
     return replace(view, soft=view.soft[kept], scores=view.scores[kept], chances=view.chances[kept])
+
+
+def _group(
+    hard: Bool[np.ndarray, "N h w"], scores: Float[np.ndarray, "N"], origins: Int[np.ndarray, "N"]
+) -> list[Int[np.ndarray, "n"]]:
+    """Places of the objects that are one, the surest first."""
+    overlaps = compare(hard, hard)
+    is_free = np.ones(len(hard), bool)
+    groups = []
+    for seed in np.argsort(-scores, kind="stable"):
+        if is_free[seed]:
+            groups.append(_gather(overlaps[seed], origins, is_free))
+            is_free &= overlaps[seed] < _SAME
+    return groups
+
+
+def _yield_to_rivals(scores: Float32[np.ndarray, "N"], hard: Bool[np.ndarray, "N h w"]) -> Float32[np.ndarray, "N"]:
+    """Scores as they are beside better ones that draw the same."""
+    if not len(scores):
+        return scores
+    overlaps = torch.from_numpy(compare(hard, hard)).float()
+    kept: Float32[np.ndarray, "N"] = scores * decay(torch.from_numpy(scores)[None], overlaps[None])[0].numpy()
+    return kept
 
 
 def _gather(

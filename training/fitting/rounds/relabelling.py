@@ -1,11 +1,11 @@
-"""A photo's new label: what a teacher is sure of, and of the old masks those that it does not explain."""
+"""A photo's new label: what a teacher found, and of the old masks those that it does not explain."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, Int, Int32
 from pycocotools import mask as coco
 
 from model.contract import Canvas
@@ -13,6 +13,7 @@ from model.network.mask_transformer import STRIDE_PX
 from model.pixels import Placement, plan_placement, resize_labels, resize_map
 from training.fitting.rounds.agreement import Found
 from training.fitting.rounds.findings import Findings
+from training.fitting.rounds.teacher import CUTS
 from training.labels.merge import merge
 from training.labels.proposals import separate
 from training.labels.shards import LabelledPhoto
@@ -20,6 +21,8 @@ from training.photos import PhotoFile
 
 _EXPLAINED = 0.5
 """IoU with a teacher's mask from which an old one is left out (CutLER)."""
+_UNSEEN = 0.25
+"""What the score of an old mask is multiplied by that no view of the teacher finds."""
 STUFF_SHARE = 0.5
 """Of the highest chance of a stuff cluster; below, a cell has no label (CUPS)."""
 
@@ -51,25 +54,27 @@ class Relabeller:
     """By the photo's hash, as entries of COCO's instances JSON."""
     maxima: Maxima
     share: float
-    """Of its cluster's best score that an object needs."""
+    """Of its cluster's best score that an object needs to be in the panoptic map."""
     side_px: int
     thing_clusters: int
 
     def label(self, photo: PhotoFile) -> LabelledPhoto:
-        """The teacher's objects by their share of their cluster's best score, then unexplained old masks by theirs.
+        """All of the teacher's objects by their scores, then unexplained old masks.
 
-        In the panoptic map the teacher's lie on top.
+        The panoptic map has the sure ones, under them the old ones that the old map had.
         """
         found = self.read(photo).found
         placement = plan_placement(photo.height, photo.width, [Canvas.square(self.side_px)], STRIDE_PX)
-        masks, things, scores = self._choose(found, placement)
+        masks, kept = _draw(found, placement)
+        things, scores = found.clusters[kept].tolist(), found.scores[kept].tolist()
         old = self._list_unexplained(masks, self.old_masks[photo.digest])
         if old:
             decoded = coco.decode([each["segmentation"] for each in old]).transpose(2, 0, 1).astype(bool)
             masks = np.concatenate([masks, decoded])
         things += [each["category_id"] for each in old]
-        is_shown = np.array([True] * len(scores) + [bool(each.get("painted", 1)) for each in old], bool)
-        scores += [min(1.0, float(each.get("score", 1.0))) for each in old]
+        scores += [_UNSEEN * min(1.0, float(each.get("score", 1.0))) for each in old]
+        is_old_shown = np.array([bool(each.get("painted", 1)) for each in old], bool)
+        is_shown = np.concatenate([self._is_sure(found)[kept], is_old_shown])
         painted = separate(masks & is_shown[:, None, None])
         labelled = merge(painted, things, self._read_stuff(found, placement), self.thing_clusters)
         return LabelledPhoto(
@@ -81,25 +86,12 @@ class Relabeller:
         )
 
     def count_sure(self, found: Found) -> int:
-        """Objects that are sure enough."""
-        return int(self._rate(found)[1].sum())
+        """Objects that are sure enough for the panoptic map."""
+        return int(self._is_sure(found).sum())
 
-    def _rate(self, found: Found) -> tuple[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]]:
-        shares = found.scores / np.maximum(self.maxima.things[found.clusters - 1], 1e-12)
-        return shares, shares >= self.share
-
-    def _choose(self, found: Found, placement: Placement) -> tuple[Bool[np.ndarray, "N H W"], list[int], list[float]]:
-        shares, is_sure = self._rate(found)
-        kept = np.flatnonzero(is_sure)
-        kept = kept[np.argsort(-shares[kept], kind="stable")]
-        masks = [
-            resize_map(_cut(found.soft[each], placement), placement.height, placement.width) > 0.5 for each in kept
-        ]
-        shown = [place for place, mask in enumerate(masks) if mask.any()]
-        stacked = np.array([masks[place] for place in shown], bool)
-        things = [int(found.clusters[kept[place]]) for place in shown]
-        scores = [min(1.0, float(shares[kept[place]])) for place in shown]
-        return stacked.reshape(len(shown), placement.height, placement.width), things, scores
+    def _is_sure(self, found: Found) -> Bool[np.ndarray, "N"]:
+        sure: Bool[np.ndarray, "N"] = found.scores >= self.share * self.maxima.things[found.clusters - 1]
+        return sure
 
     def _list_unexplained(self, masks: Bool[np.ndarray, "N H W"], old: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not len(masks) or not old:
@@ -112,6 +104,14 @@ class Relabeller:
         is_sure = found.certainty >= STUFF_SHARE * self.maxima.stuff[found.semantic]
         sure = np.where(is_sure, found.semantic, 0).astype(np.int32)
         return resize_labels(_cut(sure, placement), placement.height, placement.width)
+
+
+def _draw(found: Found, placement: Placement) -> tuple[Bool[np.ndarray, "n H W"], Int[np.ndarray, "n"]]:
+    """The masks that have a pixel, in the photo's size, and their places."""
+    cells = [_cut(each, placement) for each in found.soft]
+    masks = [resize_map(each, placement.height, placement.width) > CUTS.mask for each in cells]
+    kept = np.array([place for place, mask in enumerate(masks) if mask.any()], np.int64)
+    return np.array([masks[place] for place in kept], bool).reshape(-1, placement.height, placement.width), kept
 
 
 def _cut(cells: np.ndarray, placement: Placement) -> np.ndarray:

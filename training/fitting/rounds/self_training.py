@@ -10,6 +10,7 @@ from typing import Any
 from model.errors import ConfigError, LabelStoreError, TrainingError
 from model.files import hash_file, replace_file
 from model.network.mask_transformer import MaskDecoder, MaskTransformer
+from model.network.vit import VisionTransformer
 from model.run import WEIGHT_FILES, load_run
 from training.features import FeatureCache, open_cache
 from training.fitting.rounds.agreement import Steadiness, combine, measure
@@ -31,10 +32,12 @@ _TOLERANCE = 0.005
 class RoundPlan:
     """How sure a teacher must be."""
 
-    share: float = 0.7
-    """Of the best score of an object's cluster that an object needs in the first round."""
+    share: float = 0.5
+    """Of the best score of an object's cluster that an object needs in the first round to be in the panoptic map."""
     rise: float = 0.05
     """What the share grows by each round."""
+    zooms: bool = False
+    """Let the encoder look at windows of each photo anew, for what is small in it: some 3 core-s a photo, not 0.4."""
     is_forced: bool = False
     """Label even if the teacher is less steady than the one before."""
 
@@ -71,19 +74,20 @@ class RoundReport:
     photos: int
     """Labelled anew."""
     found: int
-    """Masks of the run's own in their labels."""
+    """Objects of the run's own in their panoptic maps."""
 
 
 def relabel(run: Path, store: LabelStore, features: Path, out: LabelStore | None, plan: RoundPlan) -> RoundReport:
     """Fill the store `out` with what a run finds in the photos of `store`, which it learned from.
 
-    In the manner of CutLER and CUPS, with one difference: objects are held to a share of their cluster's best score,
-    as CUPS has it for pixels, not to an absolute one. Its half of a chance is 0.7 here: scores are square roots.
+    In the manner of CutLER and CUPS, with two differences: in the panoptic map objects are held to a share of their
+    cluster's best score, as CUPS has it for pixels, not to an absolute one; and the masks to learn from are all that
+    were found, by their scores.
     Killed at any moment, the same call goes on. Without `out` the run is only measured: the test of a last round.
     Raises TrainingError if the run is less steady than the one that labelled `store`, unless that is forced, and
     ConfigError if it does not fit the store.
     """
-    decoder, config = _open(run, store)
+    network, config = _open(run, store)
     known = read_teaching(store)
     teaching = Teaching(
         round=known.round + 1 if known else 1,
@@ -93,10 +97,16 @@ def relabel(run: Path, store: LabelStore, features: Path, out: LabelStore | None
         steadiness=known.steadiness if known else Steadiness(flip=0.0, scale=0.0, covered=0.0),
     )
     if out is not None:
-        out.claim(replace(config, relabelled=f"{teaching.weights} at {teaching.share:g} on {teaching.labels}"))
+        look = " zoomed" if plan.zooms else ""
+        out.claim(replace(config, relabelled=f"{teaching.weights} at {teaching.share:g} on {teaching.labels}{look}"))
     photos = store.read_photos()
     cache = open_cache(features, config.encoder_hash, config.side_px)
-    finder = _Finder(decoder=decoder, cache=cache, folder=out.folder / "findings" if out else None)
+    finder = _Finder(
+        decoder=network.decoder,
+        encoder=network.encoder if plan.zooms else None,
+        cache=cache,
+        folder=out.folder / "findings" if out else None,
+    )
     steadiness = Steadiness.average([finder.find(photo).steadiness for photo in show(_spread(photos), "steadiness")])
     falls = steadiness.list_falls(known.steadiness, _TOLERANCE) if known else []
     if falls and out is not None and not plan.is_forced:
@@ -130,6 +140,8 @@ class _Finder:
     """A teacher that writes down what it finds."""
 
     decoder: MaskDecoder
+    encoder: VisionTransformer | None
+    """Looks at windows anew, for what is kept."""
     cache: FeatureCache
     folder: Path | None
     """None: nothing is kept."""
@@ -139,15 +151,17 @@ class _Finder:
         if path and path.is_file():
             return read_findings(path)
         whole, views = look(self.decoder, photo, self.cache)
-        size = whole.placement
-        findings = Findings(found=combine(views), steadiness=measure(views), height=size.height, width=size.width)
+        steadiness, size = measure(views), whole.placement
+        if path and self.encoder:
+            _, views = look(self.decoder, photo, self.cache, self.encoder)
+        findings = Findings(found=combine(views), steadiness=steadiness, height=size.height, width=size.width)
         if path is None:
             return findings
         findings.write(path)
         return read_findings(path)  # rounded, as a later run will read it
 
 
-def _open(run: Path, store: LabelStore) -> tuple[MaskDecoder, LabelConfig]:
+def _open(run: Path, store: LabelStore) -> tuple[MaskTransformer, LabelConfig]:
     card, network = load_run(run)
     if not isinstance(network, MaskTransformer):
         raise ConfigError(f"{run} is a {card.network}: only a mask_transformer teaches itself")
@@ -160,7 +174,7 @@ def _open(run: Path, store: LabelStore) -> tuple[MaskDecoder, LabelConfig]:
     }
     if wrong := [name for name, does_fit in fits.items() if not does_fit]:
         raise ConfigError(f"{run} has another {', '.join(wrong)} than {store.folder}: give the store it learned from")
-    return network.decoder, config
+    return network, config
 
 
 def _spread(photos: Sequence[StoredPhoto]) -> list[StoredPhoto]:

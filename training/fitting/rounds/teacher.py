@@ -1,25 +1,34 @@
 """A fitted decoder as a teacher: what it finds in a photo shown whole, mirrored and in windows."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.nn import functional
 
+from model.detections import split
 from model.network.mask_transformer import STRIDE_PX, MaskDecoder, Prediction, read_raw
+from model.network.vit import VisionTransformer
 from model.pixels import read_photo
-from training.features import FeatureCache
+from model.release.export import TRANSFORMER_THRESHOLDS
+from training.features import FeatureCache, compute_features
 from training.fitting.transformer.frame import Frame, Window, count_patches, show_all, show_window
 from training.fitting.transformer.sight import Sight, predict
 from training.labels.store import StoredPhoto
 
+CUTS = TRANSFORMER_THRESHOLDS
+"""Where a teacher's masks end, and which parts of them are objects of their own: as in its answers."""
 LEAST_SCORE = 0.1
 """Of a query's object: surer ones are looked at."""
 _WINDOW_SHARE = 0.75
-"""Of the square's side."""
+"""Of the square's side, where a window is cut from the whole photo's features."""
+_ZOOM_SHARE = 0.5625
+"""Where the encoder looks at it anew, and sees what is small: four windows show a photo of 4:3."""
 _RIM = np.ones((3, 3), np.uint8)
 
 
@@ -28,7 +37,7 @@ class Finds:
     """What was found in one view, in the cells of the whole photo's square."""
 
     soft: Float32[np.ndarray, "N h w"]
-    """Chances of belonging to each object; 0 outside the view."""
+    """Chances of belonging to each object, a connected part being one; 0 outside the view."""
     scores: Float32[np.ndarray, "N"]
     chances: Float32[np.ndarray, "N K"]
     """Of each thing cluster, if there is an object."""
@@ -39,7 +48,7 @@ class Finds:
 
     @property
     def hard(self) -> Bool[np.ndarray, "N h w"]:
-        return self.soft > 0.5
+        return self.soft > CUTS.mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +72,12 @@ class View:
         return rows, columns
 
 
-def list_views(whole: Frame, grid: int) -> list[View]:
-    """The photo whole, mirrored, and in windows of three quarters of the square's side that together show all of it."""
+def list_views(whole: Frame, grid: int, share: float = _WINDOW_SHARE) -> list[View]:
+    """The photo whole, mirrored, and in windows of that share of the square's side that together show all of it."""
     step = (
         math.lcm(whole.side_px // grid, STRIDE_PX) * grid // whole.side_px
     )  # keeps patches on patches, cells on cells
-    side = int(_WINDOW_SHARE * grid) // step * step
+    side = int(share * grid) // step * step
     views = [View(frame=whole, grid=grid), View(frame=whole, grid=grid, is_mirrored=True)]
     places = [sorted({0, max(0, length - side) // step * step}) for length in count_patches(whole, grid)]
     for top in places[0]:
@@ -78,13 +87,20 @@ def list_views(whole: Frame, grid: int) -> list[View]:
     return views
 
 
-def look(decoder: MaskDecoder, photo: StoredPhoto, cache: FeatureCache) -> tuple[Frame, list[Finds]]:
-    """The whole photo's frame, and what is found in each view of `list_views`."""
+def look(
+    decoder: MaskDecoder, photo: StoredPhoto, cache: FeatureCache, encoder: VisionTransformer | None = None
+) -> tuple[Frame, list[Finds]]:
+    """The whole photo's frame, and what is found in each view of `list_views`.
+
+    With an encoder, windows are smaller and have features of their own.
+    """
     picture = read_photo(photo.path)
     maps = np.array(cache.read(photo.digest))
     whole = show_all(picture.height, picture.width, decoder.shape.side_px)
-    views = list_views(whole, decoder.grid)
+    views = list_views(whole, decoder.grid, _ZOOM_SHARE if encoder else _WINDOW_SHARE)
     sights = [_show(view, picture.image, maps) for view in views]
+    if encoder:
+        sights = [*sights[:2], *_zoom(encoder, sights[2:])]
     prediction = predict(decoder, sights)
     return whole, [_read(prediction, index, view, whole) for index, view in enumerate(views)]
 
@@ -96,6 +112,13 @@ def _show(view: View, image: np.ndarray, maps: np.ndarray) -> Sight:
     return Sight(maps=sight.maps[:, :, ::-1].copy(), square=sight.square[:, :, ::-1].copy())
 
 
+def _zoom(encoder: VisionTransformer, windows: Sequence[Sight]) -> list[Sight]:
+    """The same with what the encoder finds in them."""
+    pixels = torch.from_numpy(np.stack([each.square for each in windows]))
+    maps = compute_features(encoder, pixels)
+    return [replace(each, maps=found) for each, found in zip(windows, maps, strict=True)]
+
+
 def _read(prediction: Prediction, index: int, view: View, whole: Frame) -> Finds:
     one = Prediction(
         classes=prediction.classes[index : index + 1],
@@ -105,10 +128,16 @@ def _read(prediction: Prediction, index: int, view: View, whole: Frame) -> Finds
         layers=(),
     )
     raw = read_raw(one)
-    kept = raw.scores[0] >= LEAST_SCORE
+    parts = [
+        (query, torch.from_numpy(part))
+        for query in (raw.scores[0] >= LEAST_SCORE).nonzero().flatten().tolist()
+        for part in split(raw.masks[0][query].numpy(), CUTS)
+    ]
+    kept = [query for query, _ in parts]
+    drawn = torch.stack([part for _, part in parts]) if parts else raw.masks[0][:0]
     photo = np.zeros((whole.cells, whole.cells), bool)
     photo[: whole.placement.map_height, : whole.placement.map_width] = True
-    soft = _lift(raw.masks[0][kept], view, whole)
+    soft = _lift(drawn, view, whole)
     semantic = _lift(one.semantic[0].softmax(0), view, whole)
     return Finds(
         soft=soft * photo,
