@@ -1,7 +1,8 @@
 """A network's raw answer to segments: instances, the semantic map and the panoptic map."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import cv2
 import numpy as np
@@ -15,6 +16,8 @@ from model.pixels import Placement
 from model.raw import Raw
 
 VOID = 0
+_DOUBTFUL = 0.25
+"""Share of the score threshold from which a detection is in the semantic answer, where nothing else is."""
 _MOST_SMALL = 255
 
 
@@ -55,28 +58,31 @@ def make_assembler(
     Panoptic: the paper's merge (detectron2's combine of instance and semantic predictions): instances by descending
     score, those too much covered by better ones dropped, then stuff on what is left. Unlike it, the least stuff area is
     a share of the picture and not a number of pixels. Semantic: the same, all instances of a cluster in one segment,
-    small stuff kept. Instance: every detection with its whole mask.
+    small stuff kept, and less sure instances where nothing else is. Instance: every detection with its whole mask.
     """
-    detections = find_detections(raw, placement, contract, thresholds)
-    kind = np.uint8 if len(detections) + contract.stuff_clusters <= _MOST_SMALL else np.int32
-    surfaces: list[_Surface] = []
+    find = cache(lambda score: find_detections(raw, placement, contract, replace(thresholds, score=score)))
+    read_surface = cache(lambda: _read_semantic(raw.semantic, placement))
 
-    def merge(least_share: float) -> Segmentation:
-        if not surfaces:
-            surfaces.append(_read_semantic(raw.semantic, placement))
-        plane = np.zeros((placement.height, placement.width), kind)
-        segments = _lay_things(plane, detections, thresholds)
-        segments += _lay_stuff(plane, surfaces[0], contract, least_share, len(segments) + 1)
+    def start(detections: list[Detection]) -> Shaped[np.ndarray, "H W"]:
+        is_small = len(detections) + contract.stuff_clusters <= _MOST_SMALL
+        return np.zeros((placement.height, placement.width), np.uint8 if is_small else np.int32)
+
+    def merge(detections: list[Detection], least_share: float, *, fills: bool) -> Segmentation:
+        plane, sure = start(detections), [each for each in detections if each.score >= thresholds.score]
+        segments = _lay_things(plane, sure, thresholds)
+        segments += _lay_stuff(plane, read_surface(), contract, least_share, len(segments) + 1)
+        if fills:
+            segments += _fill(plane, detections, len(segments) + 1)
         return Segmentation(label_map=plane, segments=tuple(segments))
 
     def assemble_task(task: Task) -> Segmentation:
         match task:
             case "instance":
-                return _show_instances(detections, np.zeros((placement.height, placement.width), kind))
+                return _show_instances(found := find(thresholds.score), start(found))
             case "panoptic":
-                return merge(thresholds.stuff_area)
+                return merge(find(thresholds.score), thresholds.stuff_area, fills=False)
             case "semantic":
-                return _group(merge(0.0))
+                return _group(merge(find(_DOUBTFUL * thresholds.score), 0.0, fills=True))
 
     return assemble_task
 
@@ -125,6 +131,19 @@ def _lay_things(plane: Shaped[np.ndarray, "H W"], detections: list[Detection], t
             continue
         segments.append(Segment(id=len(segments) + 1, cluster=found.cluster, is_thing=True, score=found.score))
         window += free * plane.dtype.type(segments[-1].id)
+    return segments
+
+
+def _fill(plane: Shaped[np.ndarray, "H W"], detections: list[Detection], first_id: int) -> list[Segment]:
+    """Lay detections where a plane is void, best first, and tell which of them got a place."""
+    segments: list[Segment] = []
+    for found in detections:
+        window, bits = plane[found.crop.window], found.crop.bits
+        free = bits & (window == VOID)
+        if free.any():
+            identity = first_id + len(segments)
+            segments.append(Segment(id=identity, cluster=found.cluster, is_thing=True, score=found.score))
+            window += free * plane.dtype.type(identity)
     return segments
 
 

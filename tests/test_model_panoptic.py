@@ -170,6 +170,28 @@ def test_semantic_puts_the_instances_of_a_cluster_in_one_segment() -> None:
     assert answer.segments[1].score == pytest.approx((0.9 + 3 * 0.5) / 4, abs=1e-6)
 
 
+def test_semantic_fills_what_would_be_void_with_doubtful_objects_best_first() -> None:
+    labels = np.zeros((8, 8), int)
+    labels[0, 6:] = 1
+    sure, doubtful, worse, hopeless = (0.9, 0, stripe(0, 2)), (0.5, 1, stripe(1, 4)), (0.3, 0, stripe(3, 7)), 0.1999
+    raw = draw_raw([sure, doubtful, worse, (hopeless, 2, draw_mask(slice(0, 2), slice(0, 8)))], labels)
+    thresholds = Thresholds(score=0.8, stuff_area=0.0)
+    answer = segment(raw, "semantic", thresholds)
+    assert list_segments(answer) == [(1, 1, True), (2, 2, True), (3, THINGS + 1, False)]
+    assert answer.label_map[0].tolist() == [1, 1, 2, 2, 1, 1, 3, 3]  # stuff stays stuff
+    assert not answer.label_map[1].any()
+    assert answer.segments[0].score == pytest.approx((2 * 0.9 + 2 * 0.3) / 4, abs=1e-6)  # float32
+    assert segment(raw, "panoptic", thresholds).label_map[0].tolist() == [1, 1, 0, 0, 0, 0, 2, 2]
+    assert len(segment(raw, "instance", thresholds).segments) == 1
+
+
+def test_semantic_keeps_what_is_left_of_an_object_that_panoptic_drops() -> None:
+    raw = draw_raw([(0.9, 0, stripe(0, 4)), (0.8, 1, stripe(1, 5))])
+    answer = segment(raw, "semantic", Thresholds(score=0.5))
+    assert answer.label_map[0].tolist() == [1, 1, 1, 1, 2, 0, 0, 0]
+    assert len(segment(raw, "panoptic", Thresholds(score=0.5)).segments) == 1
+
+
 def test_instances_keep_their_whole_masks_and_the_best_one_shows() -> None:
     answer = segment(draw_raw([(0.6, 1, stripe(2, 6)), (0.9, 0, stripe(0, 4)), (0.5, 2, stripe(1, 3))]), "instance")
     assert list_segments(answer) == [(1, 1, True), (2, 2, True), (3, 3, True)]

@@ -175,7 +175,12 @@ SEGMENT_REQUEST: dict[str, Any] = {
             default=["panoptic"],
         ),
         _parameter("model", "The model by its name, where several are served.", {"type": "string", "maxLength": 64}),
-        _parameter("threshold", "Least score of an object, in place of the artifact's own.", _SHARE),
+        _parameter(
+            "threshold",
+            "Least score of an object, in place of the artifact's own; in the semantic answer, objects of a quarter of "
+            "it fill what would be void.",
+            _SHARE,
+        ),
         _parameter("mask_threshold", "Least probability of a pixel of an object.", _SHARE),
         _parameter(
             "overlap_mask_area_threshold", "Least share of an object's mask that shows in the panoptic map.", _SHARE
