@@ -25,9 +25,9 @@ from threadpoolctl import threadpool_limits
 from model.pixels import read_photo
 from model.weights.checkpoints import load_encoder
 from training.features import compute_features, finish_tokens
-from training.labels.discover import normalise_tokens
-from training.labels.eigen import solve_cut, solve_cuts, solve_densely
-from training.labels.keys import stretch
+from training.labels.masks.discover import normalise_tokens
+from training.labels.masks.eigen import solve_cut, solve_cuts, solve_densely
+from training.labels.masks.keys import stretch
 
 T = TypeVar("T")
 

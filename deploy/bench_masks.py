@@ -33,18 +33,18 @@ from model.pixels import place, read_photo, resize_map
 from model.weights.checkpoints import load_encoder
 from training.choices import LAYOUTS, PROPOSALS, TOKENS
 from training.features import fill_cache, open_cache
-from training.labels.discover import overlap
-from training.labels.discovery_recipe import DiscoveryConfig
+from training.labels.clusters.photo_view import PhotoView, open_view
 from training.labels.finder import Finder, sample_views
-from training.labels.keys import fill_keys, open_key_cache
-from training.labels.photo_view import PhotoView, open_view
-from training.labels.proposals import Proposals
-from training.labels.refine import refine
+from training.labels.masks.discover import overlap
+from training.labels.masks.discovery_recipe import DiscoveryConfig
+from training.labels.masks.keys import fill_keys, open_key_cache
+from training.labels.masks.proposals import Proposals
+from training.labels.masks.refine import refine
 from training.photos import PhotoFile, scan_photos
-from training.scores.boundary import measure_boundary
-from training.scores.instances import Described, InstanceScorer
-from training.scores.layouts import TruthSet
-from training.scores.truth import TrueObject, TruthPicture
+from training.scores.meetings.boundary import measure_boundary
+from training.scores.meetings.instances import Described, InstanceScorer
+from training.scores.sets.layouts import TruthSet
+from training.scores.sets.truth import TrueObject, TruthPicture
 
 T = TypeVar("T")
 OBJECT = 1

@@ -27,10 +27,10 @@ from PIL import Image
 
 from model.encodings import encode_panoptic_png
 from training.labels.store import read_label
-from training.scores.figures import measure_panoptic
-from training.scores.intervals import weigh
-from training.scores.panoptic_folders import Pair, Pairs, count_pairs, read_pairs
-from training.scores.scores import score_panoptic
+from training.scores.figures.figures import measure_panoptic
+from training.scores.figures.intervals import weigh
+from training.scores.figures.panoptic_folders import Pair, Pairs, count_pairs, read_pairs
+from training.scores.figures.scores import score_panoptic
 
 SHIFT_PX = 7
 T = TypeVar("T")

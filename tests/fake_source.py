@@ -9,10 +9,10 @@ from jaxtyping import Int, UInt8
 from model.crops import pack_crop
 from model.encodings import encode_outlines
 from model.panoptic import Segment, Segmentation
-from training.scores.answers import Answer, ClusterMap, Detection
-from training.scores.comparison import hash_photo
-from training.scores.layouts import TruthSet
-from training.scores.truth import Truth
+from training.scores.meetings.answers import Answer, ClusterMap, Detection
+from training.scores.meetings.comparison import hash_photo
+from training.scores.sets.layouts import TruthSet
+from training.scores.sets.truth import Truth
 
 SIDE = 40
 CATEGORIES = [

@@ -86,65 +86,39 @@ def test_model_knows_neither_floor_above_and_they_never_meet(path: Path) -> None
     assert list_roots(path) & forbidden[path.relative_to(REPOSITORY).parts[0]] == set()
 
 
-ABOVE = {
-    "model/registry": {"model.backends", "model.network", "model.release", "model.weights"},
-    "model/network": {"model.backends", "model.release", "model.weights"},
-    "model/weights": {"model.backends", "model.release"},
-    "model/backends": {"model.release"},
-    "training/labels": {"training.fitting", "training.scores"},
-    "training/scores": {"training.fitting"},
-}
-"""What a folder of a package must not import: folders are floors, too."""
+def stack(*names: str) -> dict[str, set[str]]:
+    """Each on all before it."""
+    return {name: set(names[:place]) for place, name in enumerate(names)}
+
+
+FLOORS = {
+    "model": {**stack("network", "weights", "backends", "release"), "registry": set()},
+    "training": stack("labels", "scores", "fitting"),
+    "training/labels": stack("masks", "clusters"),
+    "training/scores": stack("sets", "meetings", "naming", "figures", "pages"),
+    "training/fitting": {
+        "loop": set(), "transformer": {"loop"}, "cascade": {"loop"}, "rounds": {"loop", "transformer"},
+    },
+    "service": stack(
+        "settings", "telemetry", "engine", "requests", "answers", "door", "artifact", "registry", "parts", "oip", "api",
+        "pages", "leaving", "app", "__main__",
+    ),
+}  # fmt: skip
+"""What the folders and files of a folder may stand on; those that are not named stand on all of them."""
+GROUND = {"model", "training"}
+"""Where those that are not named may be stood on, too."""
 
 
 @each_source
 def test_imports_between_the_folders_of_a_package_go_one_way(path: Path) -> None:
-    above = ABOVE.get(path.parent.relative_to(REPOSITORY).as_posix(), set())
-    assert {".".join(name.split(".")[:2]) for name in list_imports(ast.walk(parse(path)))} & above == set()
-
-
-FITTING = REPOSITORY / "training" / "fitting"
-FITTING_BELOW = {"loop": set(), "transformer": {"loop"}, "cascade": {"loop"}, "rounds": {"loop", "transformer"}}
-"""What each folder stands on; the files beside the folders stand on all of them."""
-
-
-@pytest.mark.parametrize("path", [path for path in SOURCES if path.is_relative_to(FITTING)], ids=name_of)
-def test_the_two_networks_are_fitted_by_one_loop_and_never_meet(path: Path) -> None:
-    folder = path.parent.name
-    if folder != FITTING.name:
-        imports = [name.split(".") for name in list_imports(ast.walk(parse(path)))]
-        used = {name[2] for name in imports if name[:2] == ["training", "fitting"]}
-        assert used - {folder} <= FITTING_BELOW[folder]
-
-
-SERVICE = REPOSITORY / "service"
-SERVICE_FLOORS = (
-    "settings",
-    "telemetry",
-    "engine",
-    "requests",
-    "answers",
-    "door",
-    "artifact",
-    "registry",
-    "parts",
-    "oip",
-    "api",
-    "pages",
-    "leaving",
-    "app",
-    "__main__",
-)
-"""The folders and files of the service from the ground up."""
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in SOURCES if path.is_relative_to(SERVICE) and path.name != "__init__.py"], ids=name_of
-)
-def test_a_floor_of_the_service_knows_those_below_it_alone(path: Path) -> None:
-    floor = SERVICE_FLOORS.index(path.relative_to(SERVICE).parts[0].removesuffix(".py"))
-    imports = [name.split(".") for name in list_imports(ast.walk(parse(path)))]
-    assert {name[1] for name in imports if name[0] == "service"} <= set(SERVICE_FLOORS[: floor + 1])
+    imports = list_imports(ast.walk(parse(path)))
+    for folder, floors in FLOORS.items():
+        if path.is_relative_to(REPOSITORY / folder):
+            own = path.relative_to(REPOSITORY / folder).with_suffix("").parts[0]
+            prefix = folder.replace("/", ".") + "."
+            used = {name.removeprefix(prefix).split(".")[0] for name in imports if name.startswith(prefix)}
+            watched = used & set(floors) if folder in GROUND else used
+            assert own not in floors or watched - {own} <= floors[own]
 
 
 def is_on_the_torch_floor(path: Path) -> bool:

@@ -19,7 +19,7 @@ from killer import lose_an_actor
 
 from model.errors import ConfigError, LabelStoreError, TrainingError
 from training.engines import WHOLE, Part, read_part
-from training.labels.codebook import read_codebook
+from training.labels.clusters.codebook import read_codebook
 from training.labels.label import label_photos
 from training.labels.store import LabelStore
 from training.labels.workshop import Workshop

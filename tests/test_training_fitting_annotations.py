@@ -10,8 +10,8 @@ from model.encodings import encode_panoptic_png
 from model.errors import ConfigError
 from training.fitting.annotations import draw_pictures, name_given, store_annotations
 from training.labels.store import LabelStore, read_label
-from training.scores.layouts import TruthSet
-from training.scores.truth import Truth
+from training.scores.sets.layouts import TruthSet
+from training.scores.sets.truth import Truth
 
 
 @pytest.fixture

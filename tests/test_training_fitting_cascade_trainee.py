@@ -20,10 +20,10 @@ from training.fitting.fit import fit
 from training.fitting.loop.trainer import Trainer
 from training.fitting.transformer.recipe import PRESETS
 from training.labels.store import LabelStore
-from training.scores.answers import open_source
 from training.scores.evaluate import evaluate
-from training.scores.layouts import TruthSet
-from training.scores.naming import MatchPlan
+from training.scores.meetings.answers import open_source
+from training.scores.naming.naming import MatchPlan
+from training.scores.sets.layouts import TruthSet
 
 TINY = CASCADE_PRESETS["tiny"]
 FROM_CACHE = replace(TINY, backbone="vit", inputs="features")

@@ -8,7 +8,7 @@ from model.errors import ConfigError
 from model.rle import encode_bits
 from training.fitting.composition import compose
 from training.labels.store import LabelStore, read_label
-from training.scores.answers import Answer, ClusterMap, Detection
+from training.scores.meetings.answers import Answer, ClusterMap, Detection
 
 
 class HalvesDetector:

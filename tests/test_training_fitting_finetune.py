@@ -14,12 +14,12 @@ from training.fitting.finetune import finetune, open_start
 from training.fitting.finetune_recipe import plan_finetune
 from training.fitting.loop.warm_start import warm_start
 from training.fitting.transformer.recipe import PRESETS
-from training.scores.answers import open_source
-from training.scores.comparison import hash_photo
 from training.scores.evaluate import evaluate
-from training.scores.layouts import TruthSet
-from training.scores.names import read_names
-from training.scores.naming import MatchPlan
+from training.scores.meetings.answers import open_source
+from training.scores.meetings.comparison import hash_photo
+from training.scores.naming.names import read_names
+from training.scores.naming.naming import MatchPlan
+from training.scores.sets.layouts import TruthSet
 
 RECIPE = replace(PRESETS["tiny"], steps=2, learning_rate=1e-6)
 

@@ -8,10 +8,10 @@ import tiny
 
 from model.weights.checkpoints import load_encoder
 from training.features import fill_cache, open_cache
-from training.labels.discovery_recipe import DiscoveryConfig
+from training.labels.clusters.photo_view import open_view
 from training.labels.finder import Finder, find_salient, sample_views
-from training.labels.keys import fill_keys, open_key_cache
-from training.labels.photo_view import open_view
+from training.labels.masks.discovery_recipe import DiscoveryConfig
+from training.labels.masks.keys import fill_keys, open_key_cache
 from training.photos import scan_photos
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from model.errors import CheckpointError, ConfigError, LabelStoreError
-from training.labels.codebook import read_codebook
+from training.labels.clusters.codebook import read_codebook
 from training.labels.label import label_photos
 from training.labels.store import LabelStore, read_label
 

@@ -6,11 +6,11 @@ import pytest
 from fake_source import SIDE, ToldSource, draw_scene, draw_set
 
 from model.errors import ConfigError, LabelStoreError
-from training.scores.comparison import compare, compare_all, count_tables, list_spaces
 from training.scores.evaluate import evaluate, match_clusters, score
-from training.scores.matching import VoteThresholds
-from training.scores.naming import MatchPlan
-from training.scores.truth import Truth
+from training.scores.meetings.comparison import compare, compare_all, count_tables, list_spaces
+from training.scores.meetings.matching import VoteThresholds
+from training.scores.naming.naming import MatchPlan
+from training.scores.sets.truth import Truth
 
 CAT, CAR, WALL, SKY = 17, 3, 171, 187
 RIGHT = {CAT: 1, CAR: 2, WALL: 3, SKY: 4}

@@ -22,7 +22,7 @@ Protocol = Literal["supercategories", "things-and-supercategories"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 Method = Literal["majority", "assignment", "cups", "votes"]
-"""How clusters are matched with categories, see training/scores/matching.py."""
+"""How clusters are matched with categories, see training/scores/meetings/matching.py."""
 METHODS: tuple[Method, ...] = get_args(Method)
 
 NamingMethod = Literal[Method, "prototypes", "given"]

@@ -17,9 +17,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from training.scores.answers import Source, open_source
-    from training.scores.naming import MatchPlan
-    from training.scores.paired import compare_sources
+    from training.scores.figures.paired import compare_sources
+    from training.scores.meetings.answers import Source, open_source
+    from training.scores.naming.naming import MatchPlan
 
     truth, plan = read_truth(options), plan_matching(options)
 

@@ -10,9 +10,9 @@ from model.errors import ConfigError
 from training.choices import LAYOUTS, METHODS, PROTOCOLS
 
 if TYPE_CHECKING:
-    from training.scores.answers import Source
-    from training.scores.naming import MatchPlan
-    from training.scores.truth import Truth
+    from training.scores.meetings.answers import Source
+    from training.scores.naming.naming import MatchPlan
+    from training.scores.sets.truth import Truth
 
 
 def add_comparison(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,9 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--also-layout", choices=LAYOUTS, default="instances", help="of that folder (%(default)s)")
     parser.add_argument("--also-store", type=Path, metavar="STORE", help="of their labels, where the source is a store")
     for name in ("score", "iou", "stuff_iou"):
-        parser.add_argument(flag(f"vote_{name}"), type=float, help="see VoteThresholds in training/scores/matching.py")
+        parser.add_argument(
+            flag(f"vote_{name}"), type=float, help="see VoteThresholds in training/scores/meetings/matching.py"
+        )
 
 
 def add_truth(
@@ -40,15 +42,15 @@ def add_truth(
 
 
 def read_truth(options: argparse.Namespace) -> "Truth":
-    from training.scores.layouts import TruthSet
+    from training.scores.sets.layouts import TruthSet
 
     folder = options.truth.resolve()  # processes on other machines may have another working directory
     return TruthSet(folder=folder, layout=options.layout, split=options.split, protocol=options.protocol).read()
 
 
 def plan_matching(options: argparse.Namespace) -> "MatchPlan":
-    from training.scores.matching import VoteThresholds
-    from training.scores.naming import MatchPlan
+    from training.scores.meetings.matching import VoteThresholds
+    from training.scores.naming.naming import MatchPlan
 
     given = {name: getattr(options, f"vote_{name}") for name in ("score", "iou", "stuff_iou")}
     thresholds = VoteThresholds(**{name: value for name, value in given.items() if value is not None})
@@ -57,9 +59,9 @@ def plan_matching(options: argparse.Namespace) -> "MatchPlan":
 
 def hear_witnesses(options: argparse.Namespace, source: "Source", truth: "Truth", plan: "MatchPlan") -> "MatchPlan":
     """The plan with what pictures say that help to name, if some were given; the source looks at them."""
-    from training.scores.answers import open_source
-    from training.scores.layouts import TruthSet
-    from training.scores.witnesses import hear
+    from training.scores.meetings.answers import open_source
+    from training.scores.naming.witnesses import hear
+    from training.scores.sets.layouts import TruthSet
 
     if options.also is None:
         return plan

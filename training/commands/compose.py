@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     from training.fitting.composition import compose
     from training.labels.store import LabelStore
-    from training.scores.answers import open_source
+    from training.scores.meetings.answers import open_source
 
     torch.set_num_threads(options.threads)
     detector = open_source(options.detector, threads=options.threads)

@@ -14,7 +14,7 @@ from training.commands.comparison import add_comparison, hear_witnesses, plan_ma
 from training.commands.engine import add_engine, open_engine
 
 if TYPE_CHECKING:
-    from training.scores.naming import MatchPlan
+    from training.scores.naming.naming import MatchPlan
 
 COMPARISONS_FOLDER = "comparisons"
 
@@ -35,9 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from training.engines import WHOLE, read_part
     from training.scores.evaluate import check_plan, score
-    from training.scores.examiner import Examiner, examine
-    from training.scores.gallery import draw_gallery
-    from training.scores.page import write_page
+    from training.scores.meetings.examiner import Examiner, examine
+    from training.scores.pages.gallery import draw_gallery
+    from training.scores.pages.page import write_page
 
     part = read_part(options.shard)
     if not options.out and (part != WHOLE or options.engine == "ray"):
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(options: argparse.Namespace) -> "MatchPlan":
-    from training.scores.names import read_names
+    from training.scores.naming.names import read_names
 
     if options.names and options.method:
         raise ConfigError("--names were fitted with a method of their own: leave --method out")

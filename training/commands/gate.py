@@ -33,8 +33,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     from model.release.segmenter import open_segmenter
-    from training.scores.answers import open_source
     from training.scores.gate import GateRule, check_likeness, check_scores
+    from training.scores.meetings.answers import open_source
 
     if not options.truth and not options.photos:
         raise ConfigError("nothing to compare on: give --truth a labelled set, or --photos a folder")

@@ -9,8 +9,8 @@ from model.command import flag, positive
 from model.errors import ConfigError
 from training.choices import MERGE_RULES, PROPOSALS, REFINEMENTS, TOKENS
 from training.commands.engine import add_engine, open_engine
-from training.labels.codebook_recipe import Background, Seeding, Things, Token
-from training.labels.stego_recipe import STEGO_PRESETS
+from training.labels.clusters.codebook_recipe import Background, Seeding, Things, Token
+from training.labels.clusters.stego_recipe import STEGO_PRESETS
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from model.files import hash_file
     from model.weights.checkpoints import DEFAULT_CACHE, fetch
     from training.engines import read_part
-    from training.labels.codebook import adopt, read_codebook
+    from training.labels.clusters.codebook import adopt, read_codebook
     from training.labels.label import hash_photos, label_photos
     from training.labels.store import LabelConfig, LabelStore
     from training.photos import scan_photos
@@ -72,7 +72,7 @@ def _add_discovery(parser: argparse.ArgumentParser) -> None:
         ("refinement", REFINEMENTS),
     ):
         parser.add_argument(
-            flag(name), choices=words, help="see DiscoveryConfig in training/labels/discovery_recipe.py"
+            flag(name), choices=words, help="see DiscoveryConfig in training/labels/masks/discovery_recipe.py"
         )
     for name in ("centred", "faithful"):
         parser.add_argument(flag(name), action="store_true", default=None, help="see DiscoveryConfig")
@@ -92,7 +92,9 @@ def _add_clusters(parser: argparse.ArgumentParser) -> None:
                         ("seeding", Seeding)):  # fmt: skip
         parser.add_argument(flag(name), choices=get_args(words), help="see CodebookConfig")
     for name in ("crop_px", "crop_layer"):
-        parser.add_argument(flag(name), type=int, help="see CodebookConfig in training/labels/codebook_recipe.py")
+        parser.add_argument(
+            flag(name), type=int, help="see CodebookConfig in training/labels/clusters/codebook_recipe.py"
+        )
     parser.add_argument("--crop-normalised", action="store_true", default=None, help="compare crops by angle")
 
 

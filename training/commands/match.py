@@ -14,8 +14,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from training.scores.answers import open_source
     from training.scores.evaluate import match_clusters
+    from training.scores.meetings.answers import open_source
 
     truth = read_truth(options)
     source = open_source(options.source, threads=options.threads)

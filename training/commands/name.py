@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from training.labels.store import LabelStore
-    from training.scores.prototypes import name_by_regions
+    from training.scores.naming.prototypes import name_by_regions
 
     torch.set_num_threads(options.threads)
     truth = read_truth(options)

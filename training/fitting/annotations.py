@@ -17,9 +17,9 @@ from training.labels.shards import LabelledPhoto, Records, plan_shards, sweep
 from training.labels.store import LabelConfig, LabelStore
 from training.photos import PhotoFile
 from training.progress import show
-from training.scores.comparison import hash_photo
-from training.scores.names import Match, Names, describe_photos
-from training.scores.truth import TrueLabels, Truth, TruthPicture
+from training.scores.meetings.comparison import hash_photo
+from training.scores.naming.names import Match, Names, describe_photos
+from training.scores.sets.truth import TrueLabels, Truth, TruthPicture
 
 
 def draw_pictures(truth: Truth, fraction: float, seed: int) -> list[TruthPicture]:

@@ -13,19 +13,19 @@ from model.pixels import read_photo
 from model.rle import decode_outline
 from model.weights.checkpoints import load_encoder
 from training.features import fill_cache, open_cache
-from training.labels.cluster import assign
-from training.labels.codebook import Codebook, read_codebook
-from training.labels.codebook_fit import Material, open_describer, open_stuff
-from training.labels.descriptors import Describer
+from training.labels.clusters.cluster import assign
+from training.labels.clusters.codebook import Codebook, read_codebook
+from training.labels.clusters.codebook_fit import Material, open_describer, open_stuff
+from training.labels.clusters.descriptors import Describer
+from training.labels.clusters.photo_view import open_view
+from training.labels.clusters.stuff import StuffSource
+from training.labels.masks.proposals import read_proposals, separate
 from training.labels.merge import list_thing_like, merge
-from training.labels.photo_view import open_view
-from training.labels.proposals import read_proposals, separate
 from training.labels.shards import LabelledPhoto, Records, plan_shards, sweep
 from training.labels.store import LabelConfig, LabelStore, StoredPhoto
-from training.labels.stuff import StuffSource
 from training.photos import PhotoFile
 from training.progress import Progress
-from training.scores.answers import Source
+from training.scores.meetings.answers import Source
 
 LEAST_SCORE = 0.5
 """Of a detection that is drawn into the panoptic map, as detectron2 combines."""

@@ -14,7 +14,7 @@ from training.fitting.annotations import draw_pictures, name_given, store_annota
 from training.fitting.fit import fit
 from training.fitting.transformer.recipe import FitConfig
 from training.labels.store import LabelStore
-from training.scores.truth import Truth
+from training.scores.sets.truth import Truth
 
 STORE_FOLDER = "annotations"
 NAMES_FILE = "names.json"

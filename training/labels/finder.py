@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float
 from model.network.vit import VisionTransformer
 from model.pixels import resize_map
 from training.features import FeatureCache, finish_tokens
-from training.labels.discover import CutPlan, propose
-from training.labels.discovery_recipe import DiscoveryConfig
-from training.labels.photo_view import PhotoView
-from training.labels.proposals import Proposals, rank
-from training.labels.views import TokenViews, fit_views
-from training.labels.vote import vote
+from training.labels.clusters.photo_view import PhotoView
+from training.labels.clusters.views import TokenViews, fit_views
+from training.labels.masks.discover import CutPlan, propose
+from training.labels.masks.discovery_recipe import DiscoveryConfig
+from training.labels.masks.proposals import Proposals, rank
+from training.labels.masks.vote import vote
 from training.photos import PhotoFile
 from training.progress import show
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from model.errors import ConfigError
 from training.engines import WHOLE, Engine, LocalEngine, Part
-from training.labels.codebook import Codebook, select_config
-from training.labels.codebook_fit import fit_codebook, open_judge
-from training.labels.dense_crf import require_dense_crf
+from training.labels.clusters.codebook import Codebook, select_config
+from training.labels.clusters.codebook_fit import fit_codebook, open_judge
+from training.labels.clusters.views import read_views
 from training.labels.finder import sample_views
-from training.labels.refine import check_refinement
+from training.labels.masks.dense_crf import require_dense_crf
+from training.labels.masks.refine import check_refinement
 from training.labels.shards import Records, split, sweep
 from training.labels.store import LabelConfig, LabelStore
-from training.labels.views import read_views
 from training.labels.workshop import Workshop
 from training.photos import PhotoFile, Scan
 

@@ -9,18 +9,18 @@ from jaxtyping import Bool, Float
 from model.contract import Canvas
 from model.network.mask_transformer import STRIDE_PX
 from model.pixels import place, read_photo, resize_map
-from training.labels.cluster import assign
-from training.labels.codebook import Codebook
-from training.labels.codebook_fit import Material, open_describer, open_judge, open_stuff
-from training.labels.descriptors import Describer
-from training.labels.discovery_recipe import MOST_OBJECTS
+from training.labels.clusters.cluster import assign
+from training.labels.clusters.codebook import Codebook
+from training.labels.clusters.codebook_fit import Material, open_describer, open_judge, open_stuff
+from training.labels.clusters.descriptors import Describer
+from training.labels.clusters.stuff import MapStuff, StuffSource
+from training.labels.clusters.thingness import Judge
+from training.labels.masks.discovery_recipe import MOST_OBJECTS
+from training.labels.masks.proposals import separate
+from training.labels.masks.refine import refine
 from training.labels.merge import list_thing_like, merge
-from training.labels.proposals import separate
-from training.labels.refine import refine
 from training.labels.shards import LabelledPhoto
 from training.labels.store import LabelConfig
-from training.labels.stuff import MapStuff, StuffSource
-from training.labels.thingness import Judge
 from training.photos import PhotoFile
 
 MOST_MASKS = 40

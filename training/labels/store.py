@@ -14,9 +14,9 @@ from model.errors import ConfigError, LabelStoreError
 from model.files import replace_file
 from model.network.mask_transformer import STRIDE_PX
 from training.choices import MERGE_RULES, MergeRule
-from training.labels.codebook_recipe import CodebookConfig
-from training.labels.discovery_recipe import DiscoveryConfig
+from training.labels.clusters.codebook_recipe import CodebookConfig
 from training.labels.index import write_instances, write_panoptic
+from training.labels.masks.discovery_recipe import DiscoveryConfig
 from training.labels.shards import Records
 
 CONFIG_FILE = "label.json"

@@ -9,16 +9,16 @@ from typing import ClassVar, Literal
 from model.network.vit import VisionTransformer
 from model.weights.checkpoints import load_encoder
 from training.features import compute_features, fill, open_cache, read_square
-from training.labels.codebook import read_codebook
-from training.labels.codebook_fit import Material
+from training.labels.clusters.codebook import read_codebook
+from training.labels.clusters.codebook_fit import Material
+from training.labels.clusters.photo_view import PhotoView, open_view
+from training.labels.clusters.views import read_views
 from training.labels.finder import Finder, find_salient
-from training.labels.keys import compute_keys, open_key_cache, read_stretched
 from training.labels.labeller import Labeller
-from training.labels.photo_view import PhotoView, open_view
-from training.labels.proposals import Proposals, read_proposals
+from training.labels.masks.keys import compute_keys, open_key_cache, read_stretched
+from training.labels.masks.proposals import Proposals, read_proposals
 from training.labels.shards import Shard, make_shard
 from training.labels.store import LabelConfig, LabelStore
-from training.labels.views import read_views
 from training.photos import PhotoFile
 
 Stage = Literal["features", "masks", "labels"]

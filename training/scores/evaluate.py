@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from training.scores.answers import LEAST_SCORE, Source
-from training.scores.comparison import Comparison, compare_all, hash_photo, list_spaces
-from training.scores.figures import (
+from training.scores.figures.figures import (
     count_panoptic_all,
     count_semantic_all,
     list_classes,
@@ -14,10 +12,12 @@ from training.scores.figures import (
     measure_panoptic,
     measure_semantic,
 )
-from training.scores.names import Names, describe_photos
-from training.scores.naming import Fit, MatchPlan, check_names, fit_names, list_unmatched, name_clusters
-from training.scores.report import MatchingFacts, Report, Summary
-from training.scores.truth import Truth
+from training.scores.figures.report import MatchingFacts, Report, Summary
+from training.scores.meetings.answers import LEAST_SCORE, Source
+from training.scores.meetings.comparison import Comparison, compare_all, hash_photo, list_spaces
+from training.scores.naming.names import Names, describe_photos
+from training.scores.naming.naming import Fit, MatchPlan, check_names, fit_names, list_unmatched, name_clusters
+from training.scores.sets.truth import Truth
 
 PROTOCOL = (
     "Things are matched among things and stuff among stuff. A segment of an unmatched cluster is a false positive of "

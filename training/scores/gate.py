@@ -10,11 +10,11 @@ from model.drift import MEASURES, Measure, count, measure
 from model.drift import compare as compare_histograms
 from model.errors import ConfigError
 from model.panoptic import Segmentation
-from training.scores.answers import Source
-from training.scores.naming import MatchPlan
-from training.scores.overlap import measure_overlap
-from training.scores.paired import compare_sources
-from training.scores.truth import Kind, Truth
+from training.scores.figures.paired import compare_sources
+from training.scores.meetings.answers import Source
+from training.scores.meetings.overlap import measure_overlap
+from training.scores.naming.naming import MatchPlan
+from training.scores.sets.truth import Kind, Truth
 
 LEAST_ANSWERS = 200
 """For a comparison with the reference: of fewer, chance alone makes an index that looks like drift."""

@@ -14,8 +14,8 @@ from model.pixels import Placement, plan_placement, resize_labels, resize_map
 from training.fitting.rounds.agreement import Found
 from training.fitting.rounds.findings import Findings
 from training.fitting.rounds.teacher import CUTS
+from training.labels.masks.proposals import separate
 from training.labels.merge import merge
-from training.labels.proposals import separate
 from training.labels.shards import LabelledPhoto
 from training.photos import PhotoFile
 

@@ -17,7 +17,7 @@ from model.network.mask_transformer import DecoderShape, MaskDecoder, MaskTransf
 from model.run import RUN_FILE, WEIGHT_FILES, RunCard, load_run, write_run
 from training.features import FeatureCache, open_cache
 from training.fitting.transformer.sight import walk
-from training.labels.cluster import assign, cluster
+from training.labels.clusters.cluster import assign, cluster
 from training.labels.store import LabelStore, StoredPhoto
 from training.progress import Progress
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.fitting.transformer.data import Target
-from training.labels.cluster import SEMANTIC_TAPS
-from training.labels.codebook import read_codebook
+from training.labels.clusters.cluster import SEMANTIC_TAPS
+from training.labels.clusters.codebook import read_codebook
 from training.labels.store import LabelStore
 
 

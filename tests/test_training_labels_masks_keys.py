@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from model.network.mask_transformer import normalise
+from model.weights.checkpoints import load_encoder
+from training.features import FeatureCache
+from training.labels.masks.keys import compute_keys, fill_keys, open_key_cache, stretch
+from training.photos import scan_photos
+
+
+def test_keys_are_those_of_the_last_attention(tiny_encoder: Path) -> None:
+    encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
+    pixels = tiny.draw_noise(2, tiny.SIDE_PX, tiny.SIDE_PX)
+    heard = []
+    hook = encoder.blocks[-1].attn.qkv.register_forward_hook(lambda module, given, made: heard.append(made))
+    with torch.inference_mode():
+        encoder(normalise(pixels), (encoder.shape.depth - 1,))
+    hook.remove()
+    width = encoder.shape.width
+    expected = heard[0][:, 1:, width : 2 * width].unflatten(1, (4, 4))  # without the class token
+    keys = np.stack(list(compute_keys(encoder, pixels)))
+    assert keys.shape == (2, 1, 4, 4, width)
+    assert keys[:, 0].astype(np.float32) == pytest.approx(expected.numpy(), abs=5e-3)  # half precision
+
+
+def test_a_photo_is_stretched_whole() -> None:
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, 20:] = 200
+    square = stretch(image, 56)
+    assert square.shape == (56, 56, 3)
+    assert (square[:, :24] == 0).all()
+    assert (square[:, 32:] == 200).all()
+
+
+def test_keys_that_are_there_are_not_computed_again(tmp_path: Path, tiny_encoder: Path, tiny_photos: Path) -> None:
+    encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
+    photos = scan_photos(tiny_photos).photos
+    cache: FeatureCache = open_key_cache(tmp_path, "0123456789abcdef" * 4, tiny.SIDE_PX)
+    cache.write(photos[0].digest, np.zeros((1, 4, 4, 64), np.float16))
+    fill_keys(cache, photos, encoder, tiny.SIDE_PX)
+    assert not cache.read(photos[0].digest).any()
+    assert all(cache.read(photo.digest).any() for photo in photos[1:])

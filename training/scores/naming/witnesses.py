@@ -1,0 +1,102 @@
+"""Labelled pictures that help to name clusters and are not scored, whatever their set's own layout and classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+from pycocotools import mask as coco
+
+from model.errors import ConfigError
+from training.scores.meetings.answers import Source
+from training.scores.meetings.comparison import Tables, compare_all, count_tables, list_spaces
+from training.scores.meetings.matching import VoteThresholds
+from training.scores.sets.taxonomy import Taxonomy
+from training.scores.sets.truth import Annotation, TrueLabels, TrueObject, Truth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Witnesses:
+    """What they say."""
+
+    truth: str
+    """The name of their set."""
+    digests: tuple[str, ...]
+    """The sha256 of each photo's file."""
+    tables: Tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatedLabels:
+    """A label in the categories of another set; where it is a list of objects, they are painted, small over large."""
+
+    annotation: Annotation
+    places: dict[int, int]
+    """Of categories in the other set's taxonomy, by their place in its own; those that it lacks become void."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.annotation.files
+
+    def read(self, height: int, width: int) -> TrueLabels:
+        known = self.annotation.read(height, width)
+        objects = tuple(
+            replace(each, category=self.places[each.category]) for each in known.objects if each.category in self.places
+        )
+        if known.label_map is None:
+            segments = {number: each.category for number, each in enumerate(objects, start=1)}
+            crowds = frozenset(number for number, each in enumerate(objects, start=1) if each.is_crowd)
+            return TrueLabels(
+                label_map=_paint(objects, height, width), segments=segments, crowds=crowds, objects=objects
+            )
+        segments = {segment: self.places[place] for segment, place in known.segments.items() if place in self.places}
+        return replace(known, segments=segments, objects=objects)
+
+
+def hear(source: Source, witnesses: Truth, truth: Truth, thresholds: VoteThresholds) -> Witnesses:
+    """Hold the source against every picture of a set, counted in the categories of `truth`.
+
+    Raises ConfigError if the sets share no category.
+    """
+    translated = translate(witnesses, truth.taxonomy)
+    comparisons = compare_all(source, translated, "witnesses")
+    tables = count_tables(comparisons, list_spaces(source, truth), thresholds)
+    if translated.kind != "panoptic":  # things are laid alike in both maps
+        tables = replace(tables, panoptic=tables.semantic)
+    return Witnesses(truth=witnesses.name, digests=tuple(each.digest for each in comparisons), tables=tables)
+
+
+def translate(truth: Truth, taxonomy: Taxonomy) -> Truth:
+    """The set in other categories: a category goes to that of its name, else to that of its group's name.
+
+    Things stay things and stuff stays stuff. Raises ConfigError if none has a place, or no shape is known of objects.
+    """
+    if truth.kind == "boxes":
+        raise ConfigError(f"{truth.name} knows objects by their boxes alone: pictures that help to name need masks")
+    own = truth.taxonomy
+    groups = own.groups or own.names
+    places = {
+        place: found
+        for place, names in enumerate(zip(own.names, groups, strict=True))
+        if (found := _find(names, taxonomy, is_thing=own.is_thing(place))) is not None
+    }
+    if not places:
+        raise ConfigError(f"{truth.name} and the scored set have no category in common")
+    pictures = tuple(
+        replace(each, annotation=TranslatedLabels(annotation=each.annotation, places=places)) for each in truth.pictures
+    )
+    return replace(truth, taxonomy=taxonomy, pictures=pictures)
+
+
+def _find(names: Sequence[str], taxonomy: Taxonomy, *, is_thing: bool) -> int | None:
+    """The place of the first of these names that the taxonomy has."""
+    known = {name: place for place, name in enumerate(taxonomy.names) if taxonomy.is_thing(place) == is_thing}
+    return next((known[name] for name in names if name in known), None)
+
+
+def _paint(objects: Sequence[TrueObject], height: int, width: int) -> Int32[np.ndarray, "H W"]:
+    plane = np.zeros((height, width), np.int32)
+    for number in sorted(range(len(objects)), key=lambda place: -objects[place].area):
+        plane[coco.decode(objects[number].rle).astype(bool)] = number + 1
+    return plane
