@@ -8,8 +8,9 @@ import pytest
 import tiny
 import torch
 
+from model.backends.onnx_session import OnnxSession, widen
 from model.backends.restoration import restore_network
-from model.backends.runtime import open_session
+from model.backends.runtime import check_golden, open_session
 from model.contract import read_contract
 from model.errors import ConfigError
 from model.network.mask_transformer import MaskTransformer
@@ -79,6 +80,14 @@ def test_the_artifact_answers_on_both_backends_and_comes_back_in_torch(artifact:
     for name, weight in load_rounded(tiny_run).encoder.state_dict().items():
         if name.startswith("blocks.") and weight.ndim > 1:
             assert torch.equal(restored[f"encoder.{name}"], weight), name
+
+
+def test_widened_it_holds_fp32_and_answers_the_same(tmp_path: Path, artifact: Path) -> None:
+    wide = tmp_path / "wide.onnx"
+    widen(artifact / "network.onnx", wide)
+    weights = [each for each in onnx.load(wide).graph.initializer if np.prod(each.dims) >= 4096]
+    assert {each.data_type for each in weights} == {onnx.TensorProto.FLOAT}
+    check_golden(OnnxSession(wide, threads=1), artifact / "golden.npz")
 
 
 def test_a_cascade_has_no_encoder_to_round(tmp_path: Path, tiny_cascade_run: Path) -> None:

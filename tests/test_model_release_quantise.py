@@ -16,6 +16,7 @@ from model.contract import read_contract
 from model.errors import ArtifactError, BackendUnavailable, ConfigError, ContractMismatch, ParityError
 from model.files import hash_file
 from model.pixels import place, read_photo
+from model.release.export import ExportConfig, export_run
 from model.release.fidelity import FidelityLimits
 from model.release.quantise import QuantiseConfig, quantise_artifact
 
@@ -121,10 +122,21 @@ def refuse(artifact: Path, photos: Path, out: Path, said: str) -> None:
 
 
 @pytest.mark.slow
+def test_an_artifact_stored_in_int8_can_compute_in_it(tmp_path: Path, tiny_run: Path, photos: Path) -> None:
+    stored, out = tmp_path / "stored", tmp_path / "out"
+    export_run(tiny_run, stored, ExportConfig(precision="int8-stored", score=0.0, part=0.0), [])
+    contract = quantise_artifact(stored, photos, out, LOOSE)
+    assert contract.precision == "int8"
+    assert contract.provenance["quantisation"]["of"] == {"network.onnx": hash_file(stored / "network.onnx")}
+    assert {path.name for path in out.iterdir()} == {"network.xml", "network.bin", "golden.npz", "contract.json"}
+    assert open_session(out, backend="openvino", threads=1)[1].backend == "openvino"
+
+
+@pytest.mark.slow
 def test_int8_is_not_quantised_again_nor_a_cascade_at_all(
     tmp_path: Path, int8: Path, tiny_cascade_artifact: Path, photos: Path
 ) -> None:
-    refuse(int8, photos, tmp_path / "out", "computes in int8: quantise one of fp32 or fp16-stored")
+    refuse(int8, photos, tmp_path / "out", "computes in int8: quantise one of fp32, fp16-stored, int8-stored")
     refuse(tiny_cascade_artifact, photos, tmp_path / "out", "is a panoptic_cascade, which int8 breaks")
     assert list(tmp_path.iterdir()) == []
 

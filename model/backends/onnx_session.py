@@ -50,6 +50,15 @@ class OnnxSession:
         require_shapes(actual, contract)
 
 
+def widen(network: Path, out: Path) -> None:
+    """Write the graph with the weights that it computes with, however they are stored."""
+    onnxruntime.disable_telemetry_events()
+    options = _make_options(1)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # what is constant is folded
+    options.optimized_model_filepath = str(out)
+    onnxruntime.InferenceSession(network, options, providers=[NAMES["cpu"]])
+
+
 def _make_options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

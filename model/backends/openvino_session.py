@@ -50,6 +50,7 @@ def _make_options(threads: int) -> dict[str, object]:
     return {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the processor has it, and other answers than elsewhere
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else what meets weights stored in int8 is rounded, too
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,  # else two processes pin themselves to the same cores
     }

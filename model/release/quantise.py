@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from model.backends.intel import import_nncf, import_openvino
+from model.backends.onnx_session import widen
 from model.backends.openvino_session import OpenvinoSession
 from model.backends.runtime import check_golden, open_session, write_golden
 from model.backends.session import Session
@@ -23,7 +24,7 @@ from model.release.gate import BATCHES, Picture, check_batches, stack
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = ("fp32", "fp16-stored")
+_SOURCES = ("fp32", "fp16-stored", "int8-stored")
 _FAILING = "panoptic_cascade"
 """Its boxes, decoded in int8, are no numbers any more."""
 
@@ -63,13 +64,16 @@ def quantise_artifact(artifact: Path, photos: Path, out: Path, config: QuantiseC
         raise ConfigError(f"{out} exists and is no artifact: choose another --out")
     contract = read_contract(artifact)
     if contract.precision not in _SOURCES:
-        raise ConfigError(f"{artifact} computes in {contract.precision}: quantise one of {' or '.join(_SOURCES)}")
+        raise ConfigError(f"{artifact} computes in {contract.precision}: quantise one of {', '.join(_SOURCES)}")
     if contract.network == _FAILING:
         raise ConfigError(f"{artifact} is a {_FAILING}, which int8 breaks: quantise a mask_transformer")
     _, reference = open_session(artifact, backend="openvino", threads=config.threads)
     given = _read_photos(photos, contract, config)
     with replace_directory(out) as folder:
-        versions = _calibrate(artifact / contract.network_files[0], given.calibration, folder / OPENVINO_FILES[0])
+        network = folder / "wide.onnx"
+        widen(artifact / contract.network_files[0], network)
+        versions = _calibrate(network, given.calibration, folder / OPENVINO_FILES[0])
+        network.unlink()
         session = _open_quantised(folder / OPENVINO_FILES[0], contract, config.threads)
         fidelity = _pass_gates(reference, session, given.judges, contract, config.limits)
         stored = read_arrays(artifact / GOLDEN_FILE)
