@@ -319,7 +319,7 @@ SURFACE = {
     "--no-pastes-alike --embeds --no-embeds --jitter --pasting --doubt --drop-iou --ignored-share --metrics",
     ("training", "finetune"): "--encoder --truth --layout --split --protocol --fraction --out --features --preset "
     "--steps --batch --learning-rate --seed",
-    ("training", "relabel"): "--out --features --share --rise --force",
+    ("training", "relabel"): "--out --features --share --rise --zoom --force",
     ("training", "rounds"): "--out",
     ("training", "recluster"): "--clusters --out --features --score --limit --seed",
     ("training", "compose"): "--out --score --features",
