@@ -12,11 +12,12 @@
 # --activate        serve it once it has passed; --canary SHARE: to that share of the callers; else it is only added
 #
 # REGISTRY is "registry" unless given. LABEL_OPTIONS, FIT_OPTIONS, RELABEL_OPTIONS (--zoom, …), EXPORT_OPTIONS,
-# TRUTH_OPTIONS (--layout, …), CARRY_OPTIONS and GATE_OPTIONS may hold options of those commands. Stopped at any moment (Ctrl-C, or killed), the
-# same command goes on. Exit status: 0 done, 4 refused by the gate, else that of the command that failed.
+# TRUTH_OPTIONS (--layout, …), CARRY_OPTIONS and GATE_OPTIONS may hold options of those commands. Stopped at any
+# moment (Ctrl-C, or killed), the same command goes on. Exit status: 0 done, 4 refused by the gate, else that of the
+# command that failed.
 set -euo pipefail
 
-usage() { sed -n '4,16p' "$0" >&2; exit 2; }
+usage() { sed -n '4,17p' "$0" >&2; exit 2; }
 fail() { echo "retrain: $1" >&2; exit 1; }
 
 photos="" registry="" out=runs model=useg version="" truth="" role=add share="" rounds=0

@@ -1,5 +1,6 @@
 """The objects in a raw answer, with their masks in the picture's own size."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,8 +28,15 @@ class Detection:
 
 def find_detections(raw: Raw, placement: Placement, contract: Contract, thresholds: Thresholds) -> list[Detection]:
     """Detections that pass the score threshold and have a pixel, best first, without duplicates."""
-    parts = _list_parts(raw, placement, contract, thresholds)
-    found: list[Detection] = []
+    return find_further(raw, placement, contract, thresholds, [], math.inf)
+
+
+def find_further(
+    raw: Raw, placement: Placement, contract: Contract, thresholds: Thresholds, better: list[Detection], below: float
+) -> list[Detection]:
+    """The better ones, found before, and after them those that score below as well."""
+    parts = _list_parts(raw, placement, contract, thresholds, below)
+    found = list(better)
     for part, crop in zip(parts, _draw(parts, placement, contract, thresholds), strict=True):
         if crop and not _is_duplicate(crop, found, thresholds):
             found.append(Detection(cluster=part.cluster, score=part.score, crop=crop))
@@ -43,13 +51,17 @@ class _Part:
     soft: Float[np.ndarray, "h w"]
 
 
-def _list_parts(raw: Raw, placement: Placement, contract: Contract, thresholds: Thresholds) -> list[_Part]:
-    """What passes the score threshold, best first, in the cells of the network."""
+def _list_parts(
+    raw: Raw, placement: Placement, contract: Contract, thresholds: Thresholds, below: float
+) -> list[_Part]:
+    """What passes the score threshold and lies below a score, best first, in the cells of the network."""
     parts = []
     for index in np.argsort(-raw.scores, kind="stable"):
         score = float(raw.scores[index])
         if score < thresholds.score or not score > 0.0:  # NaN fails both ways round
             break
+        if score >= below:
+            continue
         whole = raw.masks[index]
         if not contract.box_mask_side:
             whole = whole[: placement.map_height, : placement.map_width]

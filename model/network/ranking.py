@@ -53,7 +53,8 @@ def _compare(cells: Float[Tensor, "B Q N"], areas: Float[Tensor, "B Q"]) -> Floa
 def decay(scores: Float[Tensor, "B Q"], ious: Float[Tensor, "B Q Q"]) -> Float[Tensor, "B Q"]:
     """What each score is to be multiplied by, for better ones that draw the same.
 
-    Matrix NMS with its Gaussian (SOLOv2, section 3.3): a rival counts less the more it is itself a duplicate."""
+    Matrix NMS with its Gaussian (SOLOv2, section 3.3): a rival counts less the more it is itself a duplicate.
+    """
     places = torch.arange(scores.shape[1], device=scores.device)
     rivals, own = scores[:, :, None], scores[:, None]
     is_better = (rivals > own) | ((rivals == own) & (places[:, None] < places))

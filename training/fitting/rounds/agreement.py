@@ -81,11 +81,12 @@ def combine(views: Sequence[Finds]) -> Found:
     )
     origins = np.repeat(np.arange(len(finds)), [len(each.scores) for each in finds])
     trusted = np.where(origins < 2, scores, np.float32(_WINDOW) * scores)
-    groups = _group(soft > CUTS.mask, trusted, origins)
+    hard = soft > CUTS.mask
+    groups = _group(hard, trusted, origins)
     semantic, certainty = _read_semantic(views)
     masks = np.array([np.average(soft[each], axis=0, weights=scores[each]) for each in groups], np.float32)
     masks = masks.reshape(len(groups), *semantic.shape)
-    agreed = [len(each) / _count_views(views, soft[each[0]] > CUTS.mask) for each in groups]
+    agreed = [len(each) / _count_views(views, hard[each[0]]) for each in groups]
     sureness = np.array([trusted[each[0]] * (1 + share) / 2 for each, share in zip(groups, agreed, strict=True)])
     sureness = _yield_to_rivals(sureness.astype(np.float32), masks > CUTS.mask)
     order = [place for place in np.argsort(-sureness, kind="stable") if sureness[place] >= LEAST_SCORE]
