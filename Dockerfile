@@ -34,12 +34,12 @@ RUN install --directory --owner=65532 --group=65532 /registry
 COPY --from=service-venv /opt/venv /opt/venv
 COPY deploy/seed.sh /useg/deploy/seed.sh
 ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
-    ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 USEG_HOST=0.0.0.0 USEG_DRAIN_DELAY_S=5
+    ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 USEG_HOST=0.0.0.0 USEG_SHUTDOWN_DELAY_S=5
 USER 65532:65532
 EXPOSE 8000
 HEALTHCHECK --start-period=30s --interval=10s --timeout=3s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
-# Refuses to start without API keys (USEG_KEY_FILE, USEG_KEYS), unless USEG_ALLOW_ANYONE=true says that whoever reaches it may ask.
+# Refuses to start without API keys (USEG_API_KEY_FILE, USEG_KEYS), unless USEG_ALLOW_UNAUTHENTICATED=true says that whoever reaches it may ask.
 ENTRYPOINT ["useg-serve"]
 
 # ---- train
@@ -111,7 +111,7 @@ COPY deploy/engine.sh deploy/seed.sh /useg/deploy/
 # Engines go to $XDG_CACHE_HOME/useg/engines: mount a volume there.
 ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     XDG_CACHE_HOME=/engines ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 \
-    USEG_HOST=0.0.0.0 USEG_DRAIN_DELAY_S=5 USEG_BACKEND=cuda
+    USEG_HOST=0.0.0.0 USEG_SHUTDOWN_DELAY_S=5 USEG_BACKEND=cuda
 USER 65532:65532
 EXPOSE 8000
 HEALTHCHECK --start-period=120s --interval=10s --timeout=3s \

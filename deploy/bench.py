@@ -26,8 +26,8 @@ import numpy as np
 from load import Answer, Served, make_fake_command, open_client, read_photos, send_closed, send_open, serve, summarise
 from prometheus_client.parser import text_string_to_metric_families
 
-from model.backends.runtime import open_session
-from model.pixels import decode_image, place
+from model.backends.loader import load_session
+from model.images import decode_image, letterbox_image
 from service.settings import find_bundled_artifact
 
 LIMIT_S = 10.0
@@ -39,10 +39,10 @@ class BareLoop:
     """The session alone, on pixels that were placed before."""
 
     def __init__(self, artifact: Path, photos: Sequence[bytes], threads: int) -> None:
-        contract, self._session = open_session(artifact, threads=threads)
+        contract, self._session = load_session(artifact, threads=threads)
         self._placed = []
         for photo in photos:
-            pixels, placement = place(decode_image(photo).image, contract.canvases, contract.stride_px)
+            pixels, placement = letterbox_image(decode_image(photo).image, contract.input_sizes, contract.stride_px)
             self._placed.append((pixels[None], np.array([placement.size])))
 
     def run(self, seconds: float) -> tuple[float, float]:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = real if is_real else make_fake_command(options.fake_s)
     bare = BareLoop(options.artifact, photos, options.threads) if is_real else None
     with serve(
-        [*command, "--port", "0", "--threads", str(options.threads), "--drain-delay-s", "0", *options.flags]
+        [*command, "--port", "0", "--threads", str(options.threads), "--shutdown-delay-s", "0", *options.flags]
     ) as served:
         report = asyncio.run(measure(served, bare, photos, options.seconds, options.overload_s))
     print(json.dumps(report, indent=2))

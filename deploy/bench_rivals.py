@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def open_rivals(python: Path) -> list[tuple[str, contextlib.AbstractContextManager[Rival]]]:
     """All servers by name, to be entered."""
-    ours = [sys.executable, "-m", "service", "--port", "0", "--drain-delay-s", "0"]
+    ours = [sys.executable, "-m", "service", "--port", "0", "--shutdown-delay-s", "0"]
     bento = [str(python.with_name("bentoml")), "serve", "rival_bentoml:Segment", "--working-dir", str(_HERE)]
     lit = [str(python), str(_HERE / "rival_litserve.py")]
     return [

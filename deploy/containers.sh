@@ -96,7 +96,7 @@ inspect() { # an image, and a template of Go's
 
 serve_and_leave() {
   local photo=$1 server process child status=0
-  USEG_PORT=$port USEG_ALLOW_ANYONE=true run service >"$work/served" 2>&1 &
+  USEG_PORT=$port USEG_ALLOW_UNAUTHENTICATED=true run service >"$work/served" 2>&1 &
   server=$!
   deploy/smoke.sh "$photo" "http://127.0.0.1:$port" || { cat "$work/served" >&2; fail "the service does not answer"; }
   process=$server

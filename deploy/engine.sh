@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 
 from model.contract import read_contract
-from model.backends.engines import find_engines, inspect_machine, name_folder
+from model.backends.tensorrt import find_engines, inspect_machine, name_folder
 from model.errors import UsegError
 from model.backends.providers import make_profile, render_shapes
 
@@ -60,6 +60,6 @@ trtexec --onnx="$artifact/network.onnx" --saveEngine="$folder/network.engine.par
   --minShapes="$least" --optShapes="$best" --maxShapes="$most" --timingCacheFile="$folder/timing.cache" >&2 ||
   fail "trtexec failed: see above"
 mv "$folder/network.engine.part" "$folder/network.engine"
-"$python" -c 'import sys; from pathlib import Path; from model.backends.engines import wrap_engine
+"$python" -c 'import sys; from pathlib import Path; from model.backends.tensorrt import wrap_engine
 wrap_engine(Path(sys.argv[1]) / "network.onnx", Path(sys.argv[2]))' "$artifact" "$folder"
 echo "$folder/network.engine"

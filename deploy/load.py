@@ -26,7 +26,7 @@ _FAKE = """
 import sys, time
 sys.path[:0] = [{tests!r}, {root!r}]
 from fake_service import CONTRACT, RedSession
-from service.__main__ import main
+from service.cli import main
 
 class SleepySession(RedSession):
     def run(self, pixels, sizes):

@@ -6,7 +6,7 @@ import litserve
 from fastapi import Response, UploadFile
 from rival import Chain, Prepared
 
-from model.raw import Raw
+from model.network_io import RawOutputs
 
 
 class Segment(litserve.LitAPI):
@@ -18,10 +18,10 @@ class Segment(litserve.LitAPI):
     def decode_request(self, request: UploadFile) -> Prepared:
         return self.chain.prepare(request.file.read())
 
-    def predict(self, prepared: Prepared) -> tuple[Prepared, Raw]:
+    def predict(self, prepared: Prepared) -> tuple[Prepared, RawOutputs]:
         return prepared, self.chain.run([prepared])[0]
 
-    def encode_response(self, output: tuple[Prepared, Raw]) -> Response:
+    def encode_response(self, output: tuple[Prepared, RawOutputs]) -> Response:
         return Response(self.chain.finish(*output), media_type="application/json")
 
 

@@ -13,24 +13,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from model.backends.handover import HandoverSession
-from model.backends.runtime import open_session
-from model.backends.session import BACKENDS
+from model.backends.loader import load_session
+from model.backends.session import BACKENDS, HotSwapSession
+from model.checkpoints.detectron2 import FAMILIES
 from model.command import positive, run_command
 from model.commands import carry, glossary
-from model.contract import FLOAT_PRECISIONS, TASKS, Canvas
-from model.encodings import describe, encode_overlay, encode_panoptic_png
+from model.commands.registry import add_registry, add_signing
+from model.contract import FLOAT_PRECISIONS, TASKS, InputSize
 from model.errors import ConfigError, InputError
-from model.files import replace_file
-from model.glossary import find_glossary, read_glossary
-from model.names import name_clusters
-from model.panoptic import assemble
-from model.pixels import place, read_photo
-from model.registry.commands import add_registry, add_signing
-from model.release.bench import BenchConfig, run_bench
-from model.release.quantise import QuantiseConfig, quantise_artifact
-from model.release.reference import write_reference
-from model.weights.families import FAMILIES
+from model.export.bench import BenchConfig, run_bench
+from model.export.predictor import write_drift_reference
+from model.export.quantize import QuantizeConfig, quantize_artifact
+from model.files import atomic_write
+from model.formats.encoders import encode_overlay, encode_panoptic_png, to_segments_info
+from model.images import letterbox_image, read_image
+from model.postprocessing.panoptic import postprocess
+from model.registry.category_names import apply_mapping_file, names_path, read_names
 
 _PARITY_PHOTOS = 4
 _ENCODER = "encoder"
@@ -149,8 +147,8 @@ def _run_import(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if not is_encoder and options.clusters is None:
         parser.error(f"--clusters is required with --as {options.family}")
 
-    from model.weights.backbones import import_encoder
-    from model.weights.detectron import import_cascade
+    from model.checkpoints.detectron2 import import_cascade
+    from model.checkpoints.dino import import_encoder
 
     if is_encoder:
         return {"encoder": str(options.out), **asdict(import_encoder(options.source, options.out))}
@@ -163,7 +161,7 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is absent
 
-    from model.release.export import ExportConfig, export_run
+    from model.export.export import ExportConfig, export_run
 
     torch.set_num_threads(options.threads)
     config = ExportConfig(
@@ -172,7 +170,7 @@ def _run_export(options: argparse.Namespace) -> dict[str, Any]:
         precision=options.precision,
         score=options.score,
         part=options.part,
-        canvases=tuple(options.canvas or ()),
+        input_sizes=tuple(options.canvas or ()),
     )
     contract = export_run(options.run_folder, options.out, config, _read_photos(options.photos))
     return {"artifact": str(options.out), "files": contract.files, "parity": contract.provenance["parity"]}
@@ -185,7 +183,7 @@ def _read_photos(folder: Path | None) -> list[UInt8[np.ndarray, "H W 3"]]:
     images: list[UInt8[np.ndarray, "H W 3"]] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with contextlib.suppress(InputError):
-            images.append(read_photo(path).image)
+            images.append(read_image(path).image)
         if len(images) == _PARITY_PHOTOS:
             return images
     if not images:
@@ -193,49 +191,49 @@ def _read_photos(folder: Path | None) -> list[UInt8[np.ndarray, "H W 3"]]:
     return images
 
 
-def _parse_canvas(text: str) -> Canvas:
+def _parse_canvas(text: str) -> InputSize:
     """For argparse: "800x1088", height first."""
     height, _, width = text.partition("x")
-    return Canvas(height_px=positive(height), width_px=positive(width))
+    return InputSize(height_px=positive(height), width_px=positive(width))
 
 
 def _run_check(options: argparse.Namespace) -> dict[str, Any]:
-    contract, session = open_session(options.artifact, backend=options.backend, threads=options.threads)
-    if isinstance(session, HandoverSession):
-        session.settle()
+    contract, session = load_session(options.artifact, backend=options.backend, threads=options.threads)
+    if isinstance(session, HotSwapSession):
+        session.wait_ready()
     return {"name": contract.name, "version": contract.version, "backend": session.backend, "golden": "matched"}
 
 
 def _run_name(options: argparse.Namespace) -> dict[str, Any]:
-    contract = name_clusters(options.artifact, options.names)
+    contract = apply_mapping_file(options.artifact, options.names)
     named = {cluster: category.name for cluster, category in contract.categories.items()}
     return {"artifact": str(options.artifact), "named": len(named), "categories": named}
 
 
 def _run_reference(options: argparse.Namespace) -> dict[str, Any]:
-    described = write_reference(options.artifact, options.photos, options.count, options.backend, options.threads)
+    described = write_drift_reference(options.artifact, options.photos, options.count, options.backend, options.threads)
     counts = {name: list(each.counts) for name, each in described.reference.items()}
     return {"artifact": str(options.artifact), "reference": counts}
 
 
 def _run_quantise(options: argparse.Namespace) -> dict[str, Any]:
-    config = QuantiseConfig(count=options.count, threads=options.threads)
-    contract = quantise_artifact(options.artifact, options.photos, options.out, config)
+    config = QuantizeConfig(count=options.count, threads=options.threads)
+    contract = quantize_artifact(options.artifact, options.photos, options.out, config)
     return {"artifact": str(options.out), "files": contract.files, **contract.provenance["quantisation"]}
 
 
 def _run_segment(options: argparse.Namespace) -> dict[str, Any]:
-    photo = read_photo(options.photo)
-    contract, session = open_session(options.artifact, backend=options.backend, threads=options.threads)
-    contract = read_glossary(find_glossary(options.artifact), contract).apply(contract)
-    pixels, placement = place(photo.image, contract.canvases, contract.stride_px)
+    photo = read_image(options.photo)
+    contract, session = load_session(options.artifact, backend=options.backend, threads=options.threads)
+    contract = read_names(names_path(options.artifact), contract).apply(contract)
+    pixels, placement = letterbox_image(photo.image, contract.input_sizes, contract.stride_px)
     raw = session.run(pixels[None], np.array([placement.size]))[0]
-    answer = assemble(raw, placement, contract, options.task, contract.thresholds)
+    answer = postprocess(raw, placement, contract, options.task, contract.thresholds)
     is_overlay = options.out.suffix.lower() in (".jpg", ".jpeg")
     content = encode_overlay(photo.image, answer) if is_overlay else encode_panoptic_png(answer.label_map)
-    with replace_file(options.out) as sibling:
+    with atomic_write(options.out) as sibling:
         sibling.write_bytes(content)
-    return {"task": options.task, "segments_info": describe(answer, contract)}
+    return {"task": options.task, "segments_info": to_segments_info(answer, contract)}
 
 
 def _run_bench(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from model.errors import ArtifactError, ConfigError, ContractMismatch
-from model.files import hash_file, replace_file
-from model.histogram import Histogram
-from model.suggestion import suggest
+from model.files import atomic_write, hash_file
+from model.validation import did_you_mean
 
 FORMAT_VERSION = 2
 CONTRACT_FILE = "contract.json"
@@ -65,16 +64,30 @@ class Category:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canvas:
+class InputSize:
     """A size of input that a network takes; a picture lies at its top left."""
 
     height_px: int
     width_px: int
 
     @classmethod
-    def square(cls, side_px: int) -> "Canvas":
+    def square(cls, side_px: int) -> "InputSize":
         """The canvas of equal sides."""
         return cls(height_px=side_px, width_px=side_px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """Counts between rising edges, below the first and above the last; a number on an edge counts above it."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.counts) != len(self.edges) + 1 or list(self.edges) != sorted(set(self.edges)):
+            raise ConfigError(f"a histogram of {len(self.edges)} rising edges has one bin more, not {len(self.counts)}")
+        if min(self.counts) < 0:
+            raise ConfigError(f"a histogram counts from 0 up, got {min(self.counts)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +100,7 @@ class Contract:
     name: str
     version: str
     network: str
-    canvases: tuple[Canvas, ...]
+    input_sizes: tuple[InputSize, ...]
     """The sizes of input that the network takes, their sides multiples of `stride_px`; each batch has one of them."""
     stride_px: int
     """Semantic logits, and masks that lie in the picture, come at this stride of the input."""
@@ -96,7 +109,7 @@ class Contract:
     thing_clusters: int
     stuff_clusters: int
     """0: the network knows things alone."""
-    box_mask_side: int = 0
+    box_mask_size: int = 0
     """Cells along each side of a mask that lies in its box; 0: masks lie in the picture."""
     precision: Precision = "fp32"
     settings: dict[str, Any] = field(default_factory=dict)
@@ -112,10 +125,10 @@ class Contract:
     """Where encoder, photos and labels come from, and what was measured; for people, not for code."""
 
     def __post_init__(self) -> None:
-        sides = [side for canvas in self.canvases for side in (canvas.height_px, canvas.width_px)]
+        sides = [side for canvas in self.input_sizes for side in (canvas.height_px, canvas.width_px)]
         if min(self.stride_px, self.detections, self.thing_clusters, *sides) < 1 or not sides:
             raise ContractMismatch("contract: sizes and counts must be positive")
-        if min(self.stuff_clusters, self.box_mask_side) < 0:
+        if min(self.stuff_clusters, self.box_mask_size) < 0:
             raise ContractMismatch("contract: stuff clusters and the side of masks cannot be negative")
         if odd := [side for side in sides if side % self.stride_px]:
             raise ContractMismatch(f"contract: side {odd[0]} is no multiple of the stride {self.stride_px}")
@@ -136,7 +149,7 @@ class Contract:
     def write(self, directory: Path) -> None:
         """Write `contract.json`, its keys in the order of the fields, in the place of one that is there."""
         text = json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
-        with replace_file(directory / CONTRACT_FILE) as sibling:
+        with atomic_write(directory / CONTRACT_FILE) as sibling:
             sibling.write_text(text, encoding="utf-8")
 
 
@@ -176,10 +189,14 @@ def _parse(content: dict[str, Any]) -> Contract:
     reject_unknown(thresholds, Thresholds)
     _reject_mistyped(thresholds, Thresholds)
     categories = {int(cluster): Category(**category) for cluster, category in content.pop("categories", {}).items()}
-    canvases = tuple(_parse_canvas(canvas) for canvas in content.pop("canvases", ()))
+    input_sizes = tuple(_parse_canvas(size) for size in content.pop("input_sizes", ()))
     reference = {name: _parse_histogram(each) for name, each in content.pop("reference", {}).items()}
     return Contract(
-        thresholds=Thresholds(**thresholds), categories=categories, canvases=canvases, reference=reference, **content
+        thresholds=Thresholds(**thresholds),
+        categories=categories,
+        input_sizes=input_sizes,
+        reference=reference,
+        **content,
     )
 
 
@@ -189,10 +206,10 @@ def _parse_histogram(content: dict[str, Any]) -> Histogram:
     return Histogram(edges=tuple(content["edges"]), counts=tuple(content["counts"]))
 
 
-def _parse_canvas(content: dict[str, Any]) -> Canvas:
-    reject_unknown(content, Canvas)
-    _reject_mistyped(content, Canvas)
-    return Canvas(**content)
+def _parse_canvas(content: dict[str, Any]) -> InputSize:
+    reject_unknown(content, InputSize)
+    _reject_mistyped(content, InputSize)
+    return InputSize(**content)
 
 
 def reject_unknown(content: dict[str, Any], target: type) -> None:
@@ -200,7 +217,7 @@ def reject_unknown(content: dict[str, Any], target: type) -> None:
     known = [entry.name for entry in fields(target)]
     for key in content:
         if key not in known:
-            hint = suggest(key, known, f"; known are {', '.join(known)}")
+            hint = did_you_mean(key, known, f"; known are {', '.join(known)}")
             raise ConfigError(f"unknown key {key!r} in {target.__name__}{hint}")
 
 

@@ -4,14 +4,14 @@ UsegError
 ├─ InputError            the caller's fault
 │  ├─ ImageTooLarge
 │  │  └─ TooManyPixels
-│  ├─ ImageUnreadable
-│  ├─ MediaUnsupported
-│  │  └─ AnswerUnsupported
-│  ├─ OptionInvalid
-│  ├─ UrlRefused
+│  ├─ InvalidImage
+│  ├─ UnsupportedMediaType
+│  │  └─ NotAcceptable
+│  ├─ InvalidParameter
+│  ├─ UrlInputUnsupported
 │  ├─ HeadersTooLarge
-│  ├─ ClusterUnknown
-│  ├─ RevisionPassed
+│  ├─ ClusterNotFound
+│  ├─ PreconditionFailed
 │  ├─ Unauthorized
 │  ├─ Forbidden
 │  ├─ ModelNotFound
@@ -20,13 +20,13 @@ UsegError
 │  └─ RateLimited        this caller asked too often
 ├─ NotReady              the service is not warm, or is being restarted
 │  └─ Draining           it is going away
-├─ DeadlinePassed
+├─ DeadlineExceeded
 ├─ ArtifactError         refused at load
 │  ├─ ContractMismatch
 │  ├─ ParityError
-│  └─ SignatureInvalid
+│  └─ InvalidSignature
 ├─ InferenceError        a network that failed on a picture, or gave numbers that are none
-├─ NamesError            names of clusters that cannot be read, kept or applied
+├─ InvalidCategoryNames            names of clusters that cannot be read, kept or applied
 ├─ LabelStoreError       a label file that does not hold what it says
 ├─ CheckpointError       weights that do not fit the network they were given for
 ├─ TrainingError         a fit that cannot go on
@@ -52,23 +52,23 @@ class TooManyPixels(ImageTooLarge):
     """A header that promises more pixels than the stated limit; nothing was decoded."""
 
 
-class ImageUnreadable(InputError):
+class InvalidImage(InputError):
     """Bytes that are not a whole picture in a format we read."""
 
 
-class MediaUnsupported(InputError):
+class UnsupportedMediaType(InputError):
     """A request body or a wished answer in a media type we do not speak."""
 
 
-class AnswerUnsupported(MediaUnsupported):
+class NotAcceptable(UnsupportedMediaType):
     """None of the media types that the caller accepts is one we answer in."""
 
 
-class OptionInvalid(InputError):
+class InvalidParameter(InputError):
     """A parameter outside its range, unknown or missing."""
 
 
-class UrlRefused(InputError):
+class UrlInputUnsupported(InputError):
     """An address where a picture was expected: the service fetches nothing."""
 
 
@@ -76,11 +76,11 @@ class HeadersTooLarge(InputError):
     """More headers, or longer ones, than the stated limit."""
 
 
-class ClusterUnknown(InputError):
+class ClusterNotFound(InputError):
     """A cluster that the model does not have."""
 
 
-class RevisionPassed(InputError):
+class PreconditionFailed(InputError):
     """A change to a revision that is no longer the last."""
 
 
@@ -88,7 +88,7 @@ class Unauthorized(InputError):
     """No API key, or one that is not known."""
 
 
-class Forbidden(InputError):
+class PermissionDenied(InputError):
     """A caller who is known, or need not be, and may not do this."""
 
 
@@ -100,7 +100,7 @@ class RegistryConflict(InputError):
     """A change that does not fit what the registry holds."""
 
 
-class Busy(UsegError):
+class QueueFull(UsegError):
     """The bounded queue is full; `retry_after_s` is computed from its depth and recent service times."""
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
@@ -108,7 +108,7 @@ class Busy(UsegError):
         self.retry_after_s = retry_after_s
 
 
-class RateLimited(Busy):
+class RateLimited(QueueFull):
     """This caller asked more often than it may; others are served."""
 
 
@@ -116,11 +116,11 @@ class NotReady(UsegError):
     """The model is still warming up, or is being restarted."""
 
 
-class Draining(NotReady):
+class ShuttingDown(NotReady):
     """The service finishes what it has, and takes no more."""
 
 
-class DeadlinePassed(UsegError):
+class DeadlineExceeded(UsegError):
     """The answer would come after the caller's time limit."""
 
 
@@ -136,7 +136,7 @@ class ParityError(ArtifactError):
     """The same input gave different answers where one answer is promised."""
 
 
-class SignatureInvalid(ArtifactError):
+class InvalidSignature(ArtifactError):
     """An artifact without a signature by one of the keys that are trusted."""
 
 
@@ -144,7 +144,7 @@ class InferenceError(UsegError):
     """A network that failed on a picture, or gave numbers that are none."""
 
 
-class NamesError(UsegError):
+class InvalidCategoryNames(UsegError):
     """Names of clusters that cannot be read, kept or applied; what was there is left as it was."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary sibling to write; it takes `path`'s place, flushed to disk, when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -29,14 +29,14 @@ def replace_file(path: Path) -> Iterator[Path]:
         sibling.unlink(missing_ok=True)
 
 
-def sweep_siblings(path: Path) -> None:
+def remove_temp_files(path: Path) -> None:
     """Delete what writers of a file that were killed have left beside it; for whoever alone may write it now."""
     for each in path.parent.glob(f".{escape(path.name)}.*"):
         each.unlink(missing_ok=True)
 
 
 @contextmanager
-def replace_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary sibling directory to fill; it takes `path`'s place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sibling = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -57,7 +57,7 @@ def replace_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(sibling, ignore_errors=True)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def load_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an `.npz`, without pickles. Raises ValueError, naming the file, if it is missing or broken."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:

@@ -14,64 +14,66 @@ from starlette.responses import FileResponse, Response
 
 from model.contract import Contract
 from model.errors import UsegError
-from service.answers.answers import Answer
-from service.answers.errors import answer_error, find_kind
-from service.answers.media import ARCHIVES, MEDIA, choose_media
-from service.answers.schemas import Liveness, ModelInfo, Readiness
-from service.api.models import router as models_router
-from service.api.names import router as names_router
-from service.api.reference import SEGMENT_REQUEST, SEGMENT_RESPONSES, DocumentedApi, describe_problems
-from service.artifact.deployment import Opener
-from service.artifact.pipeline import Asked, Pipeline
-from service.door.boundary import SEGMENT_ROUTE, Boundary
-from service.door.gate import Gate
-from service.door.keys import Keyring, read_keyring
-from service.engine.queue import Claim
-from service.oip.protocol import router as oip_router
+from service.inference.loaded_model import ModelLoader
+from service.inference.pipeline import Pipeline, SegmentRequest
+from service.middleware.api_keys import ApiKeyStore, load_api_keys
+from service.middleware.auth import AuthMiddleware
+from service.middleware.request_context import SEGMENT_ROUTE, RequestMiddleware
+from service.oip.routes import router as oip_router
 from service.pages import DASHBOARD, DOCS, FRESH, INDEX, PAGE_FILES
-from service.parts import Parts, get_parts
-from service.registry.fleet import Fleet
-from service.registry.follower import ArtifactOpener
-from service.registry.registered import make_leader
-from service.requests.claims import read_claim, read_routing_key
-from service.requests.connection import finish_for_client
-from service.requests.options import read_options
-from service.requests.uploads import read_uploads
+from service.requests.body import read_uploads
+from service.requests.context import RequestContext, cancel_on_disconnect, get_routing_key, parse_request_context
+from service.requests.parameters import parse_parameters
+from service.responses.encoders import EncodedResponse
+from service.responses.media_types import MEDIA_TYPES, MULTI_RESULT_MEDIA_TYPES, negotiate_media_type
+from service.responses.problems import find_problem_type, make_error_response
+from service.responses.schemas import Liveness, ModelInfo, Readiness
+from service.rollout.controller import ArtifactLoader
+from service.rollout.model_repository import ModelRepository
+from service.rollout.registry_watcher import make_version_source
+from service.routes.category_names import router as names_router
+from service.routes.models import router as models_router
+from service.routes.openapi import SEGMENT_REQUEST, SEGMENT_RESPONSES, DocumentedApi, document_problems
 from service.settings import Settings
-from service.telemetry.lag import watch_lag
+from service.state import AppState, get_state
+from service.telemetry.logging import record_event_loop_lag
 from service.telemetry.metrics import Telemetry
-from service.telemetry.spans import open_sink
-from service.telemetry.stopwatch import Stopwatch
+from service.telemetry.stage_timer import StageTimer
+from service.telemetry.tracing import make_span_exporter
 
 router = APIRouter()
 
 
 def create_app(
-    settings: Settings, *, opener: Opener | None = None, open_artifact: ArtifactOpener | None = None
+    settings: Settings, *, opener: ModelLoader | None = None, open_artifact: ArtifactLoader | None = None
 ) -> FastAPI:
     """The service; `opener` gives its artifact, by default that of the settings, `open_artifact` one in a folder."""
     telemetry = Telemetry()
-    telemetry.drift_limit.set(settings.drift_limit)
-    fleet = Fleet(make_leader(settings, telemetry, opener, open_artifact), telemetry, settings.default_model)
-    sink = open_sink(settings.otlp_endpoint)
-    keyring = read_keyring(settings.key_file, settings.keys)
-    administrators = read_keyring(settings.admin_key_file, settings.admin_keys)
+    telemetry.canary_max_psi.set(settings.canary_max_psi)
+    fleet = ModelRepository(
+        make_version_source(settings, telemetry, opener, open_artifact), telemetry, settings.default_model
+    )
+    sink = make_span_exporter(settings.otlp_endpoint)
+    keyring = load_api_keys(settings.api_key_file, settings.keys)
+    administrators = load_api_keys(settings.admin_api_key_file, settings.admin_api_keys)
     app = _make_api()
-    app.state.parts = Parts(
-        settings=settings, fleet=fleet, telemetry=telemetry, administrators=administrators, sink=sink
+    app.state.parts = AppState(
+        settings=settings, model_repository=fleet, telemetry=telemetry, administrators=administrators, sink=sink
     )
     app.include_router(router)
     app.include_router(models_router)
     app.include_router(names_router)
     app.include_router(oip_router)
-    app.add_middleware(Gate, settings=settings, keyring=keyring.join(administrators) if keyring else Keyring())
     app.add_middleware(
-        Boundary,
+        AuthMiddleware, settings=settings, keyring=keyring.join(administrators) if keyring else ApiKeyStore()
+    )
+    app.add_middleware(
+        RequestMiddleware,
         telemetry=telemetry,
         is_draining=lambda: fleet.is_draining,
         find_tally=fleet.find_tally,
         sink=sink,
-        trace_share=settings.trace_share,
+        trace_sample_ratio=settings.trace_sample_ratio,
     )
     for error in (UsegError, HTTPException, RequestValidationError, ClientDisconnect):
         app.add_exception_handler(error, _answer_error)
@@ -81,29 +83,33 @@ def create_app(
 @router.post(SEGMENT_ROUTE, responses=SEGMENT_RESPONSES, openapi_extra=SEGMENT_REQUEST, response_class=Response)
 async def segment(request: Request) -> Response:
     """The segments of the pictures in the body."""
-    parts = get_parts(request)
-    claim = read_claim(request, parts.settings.deadline_s)
+    parts = get_state(request)
+    claim = parse_request_context(request, parts.settings.request_timeout_s)
     accept = ",".join(request.headers.getlist("accept"))
-    choose_media(accept)  # what nobody can mend is told before a body is sent
-    options = read_options(request.query_params)
+    negotiate_media_type(accept)  # what nobody can mend is told before a body is sent
+    options = parse_parameters(request.query_params)
     request.state.task = options.tasks[0]
-    rollout = parts.fleet.find(options.model)
+    rollout = parts.model_repository.find(options.model)
     request.state.tally = rollout.tally
-    request.state.stopwatch = stopwatch = Stopwatch(parts.telemetry)
-    with rollout.admit(claim, read_routing_key(request)) as route:
+    request.state.stopwatch = stopwatch = StageTimer(parts.telemetry)
+    with rollout.admit(claim, get_routing_key(request)) as route:
         with stopwatch.time("read"):
-            uploads = await read_uploads(request, parts.settings.limit_bytes, claim.deadline, parts.settings.stall_s)
-        options = read_options(request.query_params, uploads.parameters)
+            uploads = await read_uploads(
+                request, parts.settings.max_body_bytes, claim.deadline, parts.settings.client_timeout_s
+            )
+        options = parse_parameters(request.query_params, uploads.parameters)
         request.state.task = options.tasks[0]
-        media = choose_media(accept, ARCHIVES if uploads.is_batch or len(options.tasks) > 1 else MEDIA)
+        media = negotiate_media_type(
+            accept, MULTI_RESULT_MEDIA_TYPES if uploads.is_batch or len(options.tasks) > 1 else MEDIA_TYPES
+        )
 
-        async def ask(pipeline: Pipeline, claim: Claim) -> tuple[Answer, Contract]:
+        async def ask(pipeline: Pipeline, claim: RequestContext) -> tuple[EncodedResponse, Contract]:
             request.state.tally = pipeline.tally
-            asked = Asked(uploads=uploads, options=options, media=media, request_id=request.state.request_id)
+            asked = SegmentRequest(uploads=uploads, options=options, media=media, request_id=request.state.request_id)
             answer = await pipeline.segment(asked, claim, stopwatch, is_final=route.is_final(pipeline))
             return answer, pipeline.contract
 
-        answer, contract = await finish_for_client(request, route.answer(ask), claim.deadline)
+        answer, contract = await cancel_on_disconnect(request, route.answer(ask), claim.deadline)
     rollout.mirror(upload.content for upload in uploads.files)
     return _respond(answer, contract, stopwatch)
 
@@ -114,18 +120,18 @@ async def live() -> Liveness:
     return Liveness(status="alive")
 
 
-@router.get("/readyz", responses=describe_problems(503))
+@router.get("/readyz", responses=document_problems(503))
 async def ready(request: Request) -> Readiness:
     """Whether pictures are taken: the artifact passed its checks and is warm."""
-    contract = get_parts(request).fleet.require_ready().contract
+    contract = get_state(request).model_repository.require_ready().contract
     return Readiness(status="ready", model=ModelInfo(name=contract.name, version=contract.version))
 
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """All metrics, for Prometheus."""
-    parts = get_parts(request)
-    parts.fleet.describe()
+    parts = get_state(request)
+    parts.model_repository.describe()
     return Response(parts.telemetry.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -155,14 +161,14 @@ async def page_file(path: str, request: Request) -> Response:
 
 @asynccontextmanager
 async def _live(app: FastAPI) -> AsyncIterator[None]:
-    parts: Parts = app.state.parts
-    watch = asyncio.create_task(watch_lag(parts.telemetry))
-    await parts.fleet.start()
+    parts: AppState = app.state.parts
+    watch = asyncio.create_task(record_event_loop_lag(parts.telemetry))
+    await parts.model_repository.start()
     try:
         yield
     finally:
         watch.cancel()
-        await parts.fleet.stop()
+        await parts.model_repository.stop()
         if parts.sink:
             await asyncio.to_thread(parts.sink.close)
 
@@ -180,11 +186,11 @@ def _make_api() -> FastAPI:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    request.state.problem = find_kind(error).slug
-    return answer_error(error, request.state.request_id, request.url.path)
+    request.state.problem = find_problem_type(error).slug
+    return make_error_response(error, request.state.request_id, request.url.path)
 
 
-def _respond(answer: Answer, contract: Contract, stopwatch: Stopwatch) -> Response:
+def _respond(answer: EncodedResponse, contract: Contract, stopwatch: StageTimer) -> Response:
     headers = {
         "Vary": "Accept",
         "Server-Timing": stopwatch.render(),

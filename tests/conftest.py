@@ -9,11 +9,11 @@ import tiny
 import torch
 from filelock import FileLock
 
-from model.release.export import ExportConfig, export_run
-from training.fitting.fit import fit
-from training.fitting.transformer.recipe import PRESETS
-from training.labels.label import label_photos
-from training.labels.store import LabelStore
+from model.export.export import ExportConfig, export_run
+from training.data.dataset import PseudoLabelDataset
+from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
+from training.pseudo_labels.pipeline import label_photos
+from training.train import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -71,18 +71,18 @@ def tiny_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_photos: Path) -> LabelStore:
+def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_photos: Path) -> PseudoLabelDataset:
     """A finished label store; not to be changed."""
-    store = LabelStore(tmp_path_factory.mktemp("labels") / "store")
+    store = PseudoLabelDataset(tmp_path_factory.mktemp("labels") / "store")
     label_photos(*tiny.configure(tiny_photos, tiny_encoder), store=store, features=store.features)
     return store
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: LabelStore) -> Path:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: PseudoLabelDataset) -> Path:
     """A finished run of four steps; not to be changed."""
     run = tmp_path_factory.mktemp("runs") / "run"
-    fit(tiny_store, tiny_store.features, run, PRESETS["tiny"])
+    train(tiny_store, tiny_store.features, run, MASK_TRANSFORMER_PRESETS["tiny"])
     return run
 
 
@@ -108,7 +108,7 @@ def tiny_cascade_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_cascade
     artifact = folder / "cascade-artifact"
     with FileLock(folder / "cascade-artifact.lock"):  # the export takes most of a minute
         if not artifact.exists():
-            config = ExportConfig(name="cascade", score=0.3, canvases=tiny.CANVASES)
+            config = ExportConfig(name="cascade", score=0.3, input_sizes=tiny.CANVASES)
             export_run(tiny_cascade_run, artifact, config, [])
     return artifact
 

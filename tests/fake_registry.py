@@ -9,17 +9,16 @@ import numpy as np
 from fake_service import CONTRACT, RedSession
 
 from model.backends.session import Session
-from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, read_contract
-from model.drift import EDGES
+from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, Histogram, read_contract
+from model.drift import BIN_EDGES
 from model.errors import ParityError
 from model.files import hash_file
-from model.histogram import Histogram
-from model.raw import Raw
-from model.registry.registry import Registry
+from model.network_io import RawOutputs
+from model.registry.versions import Registry
 
 NAME = CONTRACT.name
 SLEEP_S = 0.04
-SEGMENTS = Histogram(edges=EDGES["segments"], counts=(0, 0, 1000, *[0] * 9))
+SEGMENTS = Histogram(edges=BIN_EDGES["segments"], counts=(0, 0, 1000, *[0] * 9))
 """Two segments in each picture, as the red halves of the tests have."""
 
 
@@ -30,7 +29,7 @@ class FakeSession(RedSession):
         self.kind = kind
         self.pictures = 0
 
-    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
         self.pictures += int(pixels.any())
         if self.kind == "slow":
             time.sleep(SLEEP_S)

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from model.backends.session import Session
-from model.contract import Canvas, Category, Contract
-from model.raw import Raw
+from model.contract import Category, Contract, InputSize
+from model.network_io import RawOutputs
 from service.app import create_app
-from service.artifact.deployment import Opener
+from service.inference.loaded_model import ModelLoader
 from service.settings import Settings
 
 SIDE_PX, STRIDE_PX = 56, 4
@@ -24,7 +24,7 @@ CONTRACT = Contract(
     name="fake",
     version="1+test",
     network="none",
-    canvases=(Canvas.square(SIDE_PX),),
+    input_sizes=(InputSize.square(SIDE_PX),),
     stride_px=STRIDE_PX,
     detections=2,
     thing_clusters=2,
@@ -33,11 +33,11 @@ CONTRACT = Contract(
 )
 
 
-def look(pixels: np.ndarray) -> Raw:
+def look(pixels: np.ndarray) -> RawOutputs:
     """Red is a thing of cluster 1 with score 0.9, blue one of cluster 2 with score 0.2; stuff is everywhere."""
     red, _, blue = pixels.reshape(3, CELLS, STRIDE_PX, CELLS, STRIDE_PX).mean((2, 4))
     is_seen = np.stack([(red > 160) & (blue < 90), (blue > 160) & (red < 90)])
-    return Raw(
+    return RawOutputs(
         scores=np.array([0.9, 0.2], np.float32) * is_seen.any((1, 2)),
         clusters=np.array([0, 1]),
         boxes=np.zeros((2, 4), np.float32),
@@ -51,7 +51,7 @@ class RedSession:
 
     backend = "fake"
 
-    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
         return [look(each) for each in pixels]
 
 
@@ -60,11 +60,11 @@ def open_fake() -> tuple[Contract, Session]:
 
 
 @asynccontextmanager
-async def open_client(opener: Opener = open_fake, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def open_client(opener: ModelLoader = open_fake, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a service that is ready; what the app raises is raised here, so no answer hides it."""
     app = create_app(Settings(**settings), opener=opener)
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(app.state.parts.fleet.settle(), 10)
+        await asyncio.wait_for(app.state.parts.model_repository.settle(), 10)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             yield client
 

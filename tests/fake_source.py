@@ -6,13 +6,13 @@ import labelled_sets as drawn
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from model.crops import pack_crop
-from model.encodings import encode_outlines
-from model.panoptic import Segment, Segmentation
-from training.scores.meetings.answers import Answer, ClusterMap, Detection
-from training.scores.meetings.comparison import hash_photo
-from training.scores.sets.layouts import TruthSet
-from training.scores.sets.truth import Truth
+from model.formats.encoders import encode_rles
+from model.postprocessing.masks import pack_mask
+from model.postprocessing.panoptic import Segment, Segmentation
+from training.evaluation.datasets.dataset_spec import DatasetSpec
+from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.image_results import hash_photo
+from training.evaluation.predictors import ClusterMap, ImagePrediction, PredictedObject
 
 SIDE = 40
 CATEGORIES = [
@@ -33,13 +33,15 @@ class ToldSource:
     thing_clusters = 2
     stuff_clusters = 3
 
-    def __init__(self, truth: Truth, maps: list[Int[np.ndarray, "H W"]], scores: list[float] | None = None) -> None:
-        digests = [hash_photo(picture) for picture in truth.pictures]
+    def __init__(
+        self, truth: GroundTruthDataset, maps: list[Int[np.ndarray, "H W"]], scores: list[float] | None = None
+    ) -> None:
+        digests = [hash_photo(picture) for picture in truth.images]
         self._maps = dict(zip(digests, maps, strict=True))
         self._scores = dict(zip(digests, scores or [0.9] * len(maps), strict=True))
         self.asked = 0
 
-    def answer(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> Answer:
+    def answer(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
         """Each cluster's region is one segment, and one detection if it is a thing."""
         self.asked += 1
         label_map = self._maps[photo_digest].astype(np.int32)
@@ -48,14 +50,14 @@ class ToldSource:
         )
         things = [each for each in shown.clusters if each <= self.thing_clusters]
         score = self._scores[photo_digest]
-        crops = [crop for each in things if (crop := pack_crop(label_map == each))]
+        crops = [crop for each in things if (crop := pack_mask(label_map == each))]
         segments = tuple(Segment(id=each, cluster=each, is_thing=True, score=score) for each in things)
-        outlines = encode_outlines(Segmentation(label_map=label_map, segments=segments, crops=tuple(crops)))
+        outlines = encode_rles(Segmentation(label_map=label_map, segments=segments, masks=tuple(crops)))
         detections = tuple(
-            Detection(cluster=each, score=score, outline=outline)
+            PredictedObject(cluster=each, score=score, outline=outline)
             for each, outline in zip(things, outlines if things else [], strict=True)
         )
-        return Answer(panoptic=shown, semantic=shown, detections=detections)
+        return ImagePrediction(panoptic=shown, semantic=shown, detections=detections)
 
 
 def draw_scene(thing: int, stuff: int) -> Int[np.ndarray, "H W"]:
@@ -65,7 +67,7 @@ def draw_scene(thing: int, stuff: int) -> Int[np.ndarray, "H W"]:
     return plane
 
 
-def draw_set(folder: Path, scenes: list[Int[np.ndarray, "H W"]], *, seed: int = 0) -> Truth:
+def draw_set(folder: Path, scenes: list[Int[np.ndarray, "H W"]], *, seed: int = 0) -> GroundTruthDataset:
     """A labelled set of our own layout; the scenes hold COCO's category ids."""
     annotations = []
     for number, scene in enumerate(scenes, start=1):
@@ -76,4 +78,4 @@ def draw_set(folder: Path, scenes: list[Int[np.ndarray, "H W"]], *, seed: int = 
     images = [{"id": number, "file_name": f"{number}.png"} for number in range(1, len(scenes) + 1)]
     content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     drawn.write_json(folder / "panoptic.json", content)
-    return TruthSet(folder=folder).read()
+    return DatasetSpec(folder=folder).read()

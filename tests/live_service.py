@@ -12,12 +12,12 @@ from fake_service import CONTRACT, RedSession, open_fake
 
 from model.backends.session import Session
 from model.contract import Contract
-from model.raw import Raw
-from service.__main__ import bind
+from model.network_io import RawOutputs
 from service.app import create_app
-from service.artifact.deployment import Opener
-from service.door.protocol import configure
-from service.leaving import Server
+from service.cli import bind
+from service.inference.loaded_model import ModelLoader
+from service.middleware.client_timeouts import make_uvicorn_config
+from service.server import Server
 from service.settings import Settings
 
 WAIT_S = 10.0
@@ -31,7 +31,7 @@ class GatedSession(RedSession):
         self.is_inside = threading.Event()
         self.pictures = 0
 
-    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
         if pixels.any():
             self.pictures += len(pixels)
             self.is_inside.set()
@@ -47,14 +47,14 @@ async def wait_for(event: threading.Event) -> None:
 
 
 @asynccontextmanager
-async def listen(opener: Opener = open_fake, **settings: Any) -> AsyncIterator[tuple[str, int]]:
+async def listen(opener: ModelLoader = open_fake, **settings: Any) -> AsyncIterator[tuple[str, int]]:
     """Host and port of a service on a real socket."""
     chosen = Settings(port=0, **settings)
     app = create_app(chosen, opener=opener)
     with bind(chosen) as listener:
-        server = Server(configure(app, stall_s=chosen.stall_s, finish_s=1.0))
+        server = Server(make_uvicorn_config(app, client_timeout_s=chosen.client_timeout_s, finish_s=1.0))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.wait_for(app.state.parts.fleet.settle(), WAIT_S)
+        await asyncio.wait_for(app.state.parts.model_repository.settle(), WAIT_S)
         host, port = listener.getsockname()
         try:
             yield host, port

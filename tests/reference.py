@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.network.cascade_shape import infer_shape
-from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
+from model.networks.panoptic_cascade import CascadeInferenceConfig, PanopticCascade, infer_cascade_config
 
 CASES = ("bn_image0", "bn_image1", "bn_image2", "frozen_image0")
 # Measured by the reference against itself, in float64 and in a batch of two: a random deep network amplifies rounding.
@@ -20,7 +19,7 @@ SEMANTIC_NOISE = 6.5e-4
 SCORE_NOISE = 9.5e-4
 BOX_NOISE_PX = 0.013
 MASK_NOISE = 4e-3
-DEFAULTS = CascadeLimits()
+DEFAULTS = CascadeInferenceConfig()
 _PADDING = 77
 
 
@@ -58,11 +57,11 @@ def read_case(golden: Path, name: str) -> Case:
 
 
 @cache
-def read_network(golden: Path, case: str, limits: CascadeLimits = DEFAULTS) -> PanopticCascade:
+def read_network(golden: Path, case: str, limits: CascadeInferenceConfig = DEFAULTS) -> PanopticCascade:
     """The network that answered a case, its weights loaded name by name."""
     file = golden / "detectron2" / f"{case.split('_')[0]}_model.pth"
     state = torch.load(file, weights_only=True)["model"]
-    network = PanopticCascade(infer_shape(state), limits)
+    network = PanopticCascade(infer_cascade_config(state), limits)
     network.load_state_dict(state, strict=True)
     return network.eval().requires_grad_(False)
 

@@ -19,14 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model import __main__ as model_main
-from service import __main__ as service_main
+from service import cli as service_main
 from training import __main__ as training_main
-from training.checkpoint import read_facts
-from training.labels.store import LabelStore, read_label
+from training.data.dataset import PseudoLabelDataset, read_label_map
+from training.trainer.checkpoint import read_facts
 
 LIMIT_S = 120
 LABEL_OPTIONS = (
-    *("--side-px", 56, "--proposals", "maskcut", "--cuts", 2, "--threshold", 0.6, "--components", 6),
+    *("--side-px", 56, "--proposals", "maskcut", "--maskcut-n", 2, "--threshold", 0.6, "--pca-dim", 6),
     *("--thing-clusters", 3, "--stuff-clusters", 4),
 )
 
@@ -109,7 +109,7 @@ def test_names_are_fitted_on_one_set_and_applied_to_another(
     assert scored.returncode == 0, scored.stderr
     assert not (out / "comparisons").exists()
     summary = json.loads(scored.stdout)
-    assert summary["matching"]["scored_what_was_fitted"]
+    assert summary["matching"]["evaluated_on_fit_set"]
     assert json.loads((out / "report.json").read_text())["summary"] == summary
     assert (out / "report.html").read_text().count("<img") == 3 * 4
     expect_error(
@@ -125,7 +125,7 @@ def test_runs_and_label_stores_are_scored_like_artifacts(tmp_path: Path, tiny_ru
         scored = run("training", "eval", source, "--truth", truth)
         assert scored.returncode == 0, scored.stderr
         summary = json.loads(scored.stdout)
-        assert (summary["pictures"], summary["matching"]["scored_what_was_fitted"]) == (4, False)
+        assert (summary["pictures"], summary["matching"]["evaluated_on_fit_set"]) == (4, False)
         for figures in (summary["panoptic"], summary["semantic"], summary["instance"]["agnostic_mask"]["headline"]):
             for interval in figures.values():
                 assert 0.0 <= interval["low"] <= interval["high"] <= 100.0
@@ -210,18 +210,28 @@ def test_a_codebook_of_one_store_labels_other_photos_alike(tmp_path: Path, tiny_
     photos, others = tiny.draw_photos(tmp_path / "photos"), tiny.draw_photos(tmp_path / "others", count=3)
     first, second = tmp_path / "first", tmp_path / "second"
     encoder = ("--encoder", tiny_encoder)
-    chosen = ("--stuff", "stego", "--stego", "tiny", "--things", "crop", "--crop-px", 28, "--seeding", "plusplus")
+    chosen = ("--stuff", "stego", "--stego", "tiny", "--things", "crop", "--crop-px", 28, "--kmeans-init", "plusplus")
     fitted = run("training", "label", photos, "--out", first, *encoder, *LABEL_OPTIONS, *chosen)
     assert fitted.returncode == 0, fitted.stderr
-    assert LabelStore(first).read_config().stego_steps == 4
+    assert PseudoLabelDataset(first).read_config().stego_steps == 4
     command = ("training", "label", others, "--out", second, *encoder, "--codebook", first / "codebook.npz")
     expect_error(run(*command, "--thing-clusters", 5), "the codebook was made with thing_clusters 3")
     assert not second.exists()
     reused = run(
-        *command, "--proposals", "maskcut", "--cuts", 2, "--threshold", 0.6, "--merge", "improved", "--most-inside", 0.2
+        *command,
+        "--proposals",
+        "maskcut",
+        "--maskcut-n",
+        2,
+        "--threshold",
+        0.6,
+        "--merge",
+        "improved",
+        "--max-stuff-in-things",
+        0.2,
     )
     assert reused.returncode == 0, reused.stderr
-    one, other = (LabelStore(folder).read_config() for folder in (first, second))
+    one, other = (PseudoLabelDataset(folder).read_config() for folder in (first, second))
     assert (other.stuff, other.things, other.thing_clusters) == ("stego", "crop", one.thing_clusters)
     labelled = [
         {each["file_name"]: each["annotations"] for each in list_instances(folder)} for folder in (first, second)
@@ -251,8 +261,8 @@ def test_stuff_comes_from_a_folder_of_maps(tmp_path: Path, tiny_encoder: Path) -
     labelled = run(*command)
     assert labelled.returncode == 0, labelled.stderr
     seen = set()
-    for photo in LabelStore(out).read_photos():
-        labels, given = read_label(photo.label), np.load(maps / f"{photo.path.stem}.npy")
+    for photo in PseudoLabelDataset(out).read_photos():
+        labels, given = read_label_map(photo.label), np.load(maps / f"{photo.path.stem}.npy")
         stuff = [segment for segment, category in photo.categories.items() if category > 3]
         assert all((given[labels == each] + 4 == photo.categories[each]).all() for each in stuff)
         seen |= {photo.categories[each] for each in stuff}
@@ -264,7 +274,7 @@ def test_stuff_comes_from_a_folder_of_maps(tmp_path: Path, tiny_encoder: Path) -
     expect_error(run(*command), "5.npy is (3, 3), its photo (68, 64)")
 
 
-def test_a_contact_sheet_shows_a_store(tmp_path: Path, tiny_store: LabelStore) -> None:
+def test_a_contact_sheet_shows_a_store(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
     shown = run("training", "show", tiny_store.folder, "--out", tmp_path / "sheet.jpg", "--count", 3, "--seed", 1)
     assert json.loads(shown.stdout) == {"sheet": str(tmp_path / "sheet.jpg"), "photos": 3}
     with Image.open(tmp_path / "sheet.jpg") as sheet:
@@ -273,7 +283,7 @@ def test_a_contact_sheet_shows_a_store(tmp_path: Path, tiny_store: LabelStore) -
     expect_error(refused, "seed must be 0 or more")
 
 
-def test_wrong_usage_ends_with_status_2(tiny_store: LabelStore, tmp_path: Path) -> None:
+def test_wrong_usage_ends_with_status_2(tiny_store: PseudoLabelDataset, tmp_path: Path) -> None:
     assert run("model", "segmnt").returncode == 2
     assert "--clusters is required" in run("model", "import", "a.pth", "--as", "u2seg", "--out", tmp_path).stderr
     command = ("model", "import", "a.pth", "--out", tmp_path, "--clusters", 3, "--as")
@@ -282,7 +292,9 @@ def test_wrong_usage_ends_with_status_2(tiny_store: LabelStore, tmp_path: Path) 
     assert run("training", "--threads", "0", "fit", tiny_store.folder, "--out", tmp_path / "run").returncode == 2
 
 
-def test_a_recipe_out_of_range_is_told_before_anything_is_written(tiny_store: LabelStore, tmp_path: Path) -> None:
+def test_a_recipe_out_of_range_is_told_before_anything_is_written(
+    tiny_store: PseudoLabelDataset, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     expect_error(run("training", "fit", tiny_store.folder, "--out", out, "--steps", "0"), "steps must be positive")
     assert not out.exists()
@@ -309,10 +321,10 @@ SURFACE = {
     (
         "training",
         "label",
-    ): "--out --encoder --features --limit --shard --engine --workers --note --side-px --cuts --threshold --components "
+    ): "--out --encoder --features --limit --shard --engine --workers --note --side-px --maskcut-n --threshold --pca-dim "
     "--thing-clusters --stuff-clusters --seed --codebook --stuff --stego --stego-steps --stuff-crf --merge "
-    "--most-inside --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --seeding "
-    "--proposals --tokens --centred --faithful --objects --refinement",
+    "--max-stuff-in-things --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --kmeans-init "
+    "--proposals --tokens --maskcut-subtract-mean --maskcut-reference-filters --objects --refinement",
     ("training", "fit"): "--out --features --network --preset --steps --batch --learning-rate --average-decay --seed "
     "--checkpoint-every --precision --backbone --inputs --backbone-weights --start --device --minutes --queries "
     "--targets --most-targets --drops-unknown --no-drops-unknown --crop-rate --paste-rate --pastes-alike "
@@ -341,11 +353,17 @@ SURFACE = {
     ("model", "registry", "remove"): "--model --by --reason",
     ("model", "sign"): "--key --name",
     ("model", "new-key"): "--name",
-    ("service",): "--artifact --names-file --registry --default-model --trusted-keys --registry-poll-s --rollback-s "
-    "--candidate-slowest --drift-limit --error-limit --backend --host --port --admin-port --key-file --new-key "
-    "--admin-key-file --otlp-endpoint --trace-share --allow-anyone --rate-per-s --burst --max-batch --max-wait-ms "
-    "--limit-batch-pixels --queue --max-queue-s --limit-bytes "
-    "--limit-pixels --threads --deadline-s --stall-s --stuck-s --drain-delay-s --drain-limit-s --log-format",
+    (
+        "service",
+    ): "--artifact --category-names-file --registry --default-model --trusted-keys-file --registry-poll-interval-s
+    --rollback-window-s "
+    "--canary-max-latency-ratio --canary-max-psi --canary-max-error-rate --backend --host --port --admin-port
+    --api-key-file --new-key "
+    "--admin-api-key-file --otlp-endpoint --trace-sample-ratio --allow-unauthenticated --rate-limit-rps --burst
+    --max-batch-size --max-queue-delay-ms "
+    "--max-batch-pixels --queue --max-queue-wait-s --max-body-bytes "
+    "--limit-pixels --threads --request-timeout-s --client-timeout-s --inference-timeout-s --shutdown-delay-s
+    --graceful-shutdown-timeout-s --log-format",
 }
 
 
@@ -381,7 +399,9 @@ def test_help_is_quick_and_needs_no_heavy_library(package: str) -> None:
     assert ended.stdout.startswith("usage: useg-")
 
 
-def test_ctrl_c_in_a_fit_keeps_its_steps_and_the_same_command_goes_on(tmp_path: Path, tiny_store: LabelStore) -> None:
+def test_ctrl_c_in_a_fit_keeps_its_steps_and_the_same_command_goes_on(
+    tmp_path: Path, tiny_store: PseudoLabelDataset
+) -> None:
     command = [sys.executable, "-m", "training", "fit", tiny_store.folder, "--out", tmp_path / "run"]
     command += ["--preset", "tiny", "--steps", "100000"]
     history = tmp_path / "run" / "history.csv"

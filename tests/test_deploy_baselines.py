@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 LIMIT_S = 240
-LABELS = "--side-px 56 --cuts 2 --threshold 0.6 --components 6 --stuff-clusters 4 --thing-clusters 3"
+LABELS = "--side-px 56 --maskcut-n 2 --threshold 0.6 --pca-dim 6 --stuff-clusters 4 --thing-clusters 3"
 
 
 def run(repository: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:

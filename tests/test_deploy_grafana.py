@@ -15,10 +15,9 @@ from fake_service import CONTRACT, RedSession, draw_halves, open_client, post, s
 from live_service import listen
 
 from model.backends.session import Session
-from model.contract import Contract
-from model.drift import EDGES, MEASURES
-from model.histogram import Histogram
-from service.artifact.drift import LEAST
+from model.contract import Contract, Histogram
+from model.drift import BIN_EDGES, STATISTICS
+from service.telemetry.version_stats import MIN_DRIFT_SAMPLES
 
 WAIT_S = 90.0
 PHOTO = save(draw_halves())
@@ -78,7 +77,7 @@ async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Pat
         pytest.skip("prometheus is not on the PATH")
 
     def open_described() -> tuple[Contract, Session]:
-        flat = {name: Histogram(edges=EDGES[name], counts=(9,) * (len(EDGES[name]) + 1)) for name in MEASURES}
+        flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
         return replace(CONTRACT, reference=flat), RedSession()
 
     waiting = dict(list_queries(board))
@@ -88,7 +87,7 @@ async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Pat
         scrape(tmp_path, f"{host}:{port}") as prometheus,
         httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=WAIT_S) as service,
     ):
-        for _ in range(LEAST):
+        for _ in range(MIN_DRIFT_SAMPLES):
             await post(service, PHOTO)
         end = asyncio.get_running_loop().time() + WAIT_S
         while waiting and asyncio.get_running_loop().time() < end:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.door.admin import AdminDoor
+from service.middleware.auth import AdminPortApp
 from service.settings import read_settings
 
 VERSION = "1.34"
@@ -75,13 +75,13 @@ def test_the_service_understands_its_variables_and_its_end_is_waited_for(folder:
     more = read(folder / "registry/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
     gpu = read(folder / "gpu/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
     container = pod["containers"][0]
-    image = {"USEG_HOST": "0.0.0.0", "USEG_DRAIN_DELAY_S": "5"}
+    image = {"USEG_HOST": "0.0.0.0", "USEG_SHUTDOWN_DELAY_S": "5"}
     settings = read_settings(image | list_variables(container) | list_variables(more) | list_variables(gpu))
-    assert pod["terminationGracePeriodSeconds"] > settings.drain_delay_s + settings.drain_limit_s
+    assert pod["terminationGracePeriodSeconds"] > settings.shutdown_delay_s + settings.graceful_shutdown_timeout_s
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
     assert ports == {"http": settings.port, "machines": settings.admin_port}
     mounted = {each["mountPath"] for part in (container, more, gpu) for each in part["volumeMounts"]}
-    assert {str(settings.registry), str(settings.key_file and settings.key_file.parent)} <= mounted
+    assert {str(settings.registry), str(settings.api_key_file and settings.api_key_file.parent)} <= mounted
 
 
 @pytest.mark.anyio
@@ -96,7 +96,7 @@ async def test_probes_ask_for_what_the_port_for_machines_answers(folder: Path) -
         asked.append(scope["path"])
 
     for probe in probes:
-        await AdminDoor(answer)({"type": "http", "path": probe["path"]}, None, None)  # type: ignore[arg-type]
+        await AdminPortApp(answer)({"type": "http", "path": probe["path"]}, None, None)  # type: ignore[arg-type]
     assert asked == ["/readyz", "/readyz", "/livez"]
 
 

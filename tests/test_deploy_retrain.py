@@ -11,10 +11,10 @@ import pytest
 import tiny
 
 from model.contract import read_contract
-from model.glossary import edit_glossary, find_glossary, read_glossary
+from model.registry.category_names import edit_names, names_path, read_names
 
 LIMIT_S = 900
-LABELS = "--side-px 56 --cuts 2 --threshold 0.6 --components 6 --stuff-clusters 4 --thing-clusters 3"
+LABELS = "--side-px 56 --maskcut-n 2 --threshold 0.6 --pca-dim 6 --stuff-clusters 4 --thing-clusters 3"
 LONG_FIT = "--preset tiny --steps 8 --checkpoint-every 2"
 EXPORT = "--score 0 --part 0"
 EVERY_NAME = "--pictures 1 --share 0 --margin 0"
@@ -80,9 +80,7 @@ def test_two_generations_from_photos_to_the_registry_one_interrupted_one_refused
 
     served = folder / "registry" / "useg" / "1"
     for cluster in range(1, 8):  # whichever it answers
-        edit_glossary(
-            find_glossary(served), read_contract(served), lambda old, c=cluster: old.rename({c: "disc"}, "ann")
-        )
+        edit_names(names_path(served), read_contract(served), lambda old, c=cluster: old.rename({c: "disc"}, "ann"))
     options = {"FIT_OPTIONS": "--preset tiny --seed 1", "CARRY_OPTIONS": EVERY_NAME}
     status, told = retraining.run("--canary", "0.5", "--rounds", "1", GATE_OPTIONS="--agreement 1", **options)
     assert status == 4, told
@@ -97,7 +95,7 @@ def test_two_generations_from_photos_to_the_registry_one_interrupted_one_refused
     state = retraining.read("registry/useg/active.json")
     assert (state["active"], state["canary"]["version"], state["canary"]["share"]) == ("1", "2", 0.5)
     newer = folder / "registry" / "useg" / "2"
-    carried = read_glossary(find_glossary(newer), read_contract(newer))
+    carried = read_names(names_path(newer), read_contract(newer))
     assert {name.category for name in carried.names.values()} == {"disc"}
     assert retraining.read("runs/useg/2/run/run.json")["provenance"]["start"]["steps"] == 8
     # The round begins with that run's 4 steps; whether it is taken hangs on how steady so few make it.

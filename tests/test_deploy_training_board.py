@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from boards import ask, list_panels, list_queries, read_board, read_source, scrape
 
-from training.fitting.loop.gauges import FitGauges
+from training.trainer.loggers import PrometheusTextfileLogger
 
 WAIT_S = 60.0
 LOSSES = {"total": 7.5, "mask": 2.5, "semantic": 5.0, "iou": 0.4, "stuff": 0.6}
@@ -42,7 +42,7 @@ def test_each_panel_has_its_own_title_and_place_its_words_unit_and_source(
 
 
 def test_no_figure_is_asked_for_that_a_fit_does_not_write(board: dict[str, Any], tmp_path: Path) -> None:
-    FitGauges(tmp_path / "fit.prom", Path("RUN"), 10).tell(1, LOSSES, 9.0, is_last=True)
+    PrometheusTextfileLogger(tmp_path / "fit.prom", Path("RUN"), 10).tell(1, LOSSES, 9.0, is_last=True)
     written = set(re.findall(r"^# TYPE (\S+)", (tmp_path / "fit.prom").read_text(), re.MULTILINE))
     asked = {word for _, query in list_queries(board) for word in re.findall(r"seg_[a-z_]+", query)}
     assert asked == written
@@ -66,7 +66,7 @@ def _as_metrics(_handler: SimpleHTTPRequestHandler, _path: str) -> str:
 async def test_no_panel_is_empty_during_a_fit(board: dict[str, Any], tmp_path: Path) -> None:
     if not shutil.which("prometheus"):
         pytest.skip("prometheus is not on the PATH")
-    FitGauges(tmp_path / "www" / "metrics", Path("RUN"), 10).tell(5, LOSSES, 9.0, is_last=True)
+    PrometheusTextfileLogger(tmp_path / "www" / "metrics", Path("RUN"), 10).tell(5, LOSSES, 9.0, is_last=True)
     queries = dict(list_queries(board))
     answers: dict[str, list[str]] = {}
     async with serve(tmp_path / "www") as target, scrape(tmp_path, target) as prometheus:

@@ -10,19 +10,18 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "training", "service")
 SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
-LONGEST_FILE, LONGEST_FUNCTION = 300, 35
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 45
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 TORCH_LIBRARIES = {"torch", "torchvision", "safetensors", "onnxscript"}
 TORCH_FLOOR = {
-    "model/weights/backbones.py",
-    "model/backends/captures.py",
-    "model/weights/checkpoints.py",
-    "model/weights/detectron.py",
-    "model/release/byte_weights.py",
-    "model/release/export.py",
-    "model/release/graph.py",
-    "model/backends/restoration.py",
-    "model/run.py",
+    "model/checkpoints/dino.py",
+    "model/checkpoints/state_dicts.py",
+    "model/checkpoints/detectron2.py",
+    "model/export/precision.py",
+    "model/export/export.py",
+    "model/export/onnx_graph.py",
+    "model/backends/onnx_to_torch.py",
+    "model/checkpoints/runs.py",
     "model/backends/torch_session.py",
 }
 
@@ -92,18 +91,36 @@ def stack(*names: str) -> dict[str, set[str]]:
 
 
 FLOORS = {
-    "model": {**stack("network", "weights", "backends", "release"), "registry": set()},
-    "training": stack("labels", "scores", "fitting"),
-    "training/labels": stack("masks", "clusters"),
-    "training/scores": stack("sets", "meetings", "naming", "figures", "pages"),
-    "training/fitting": {
-        "loop": set(), "transformer": {"loop"}, "cascade": {"loop"}, "rounds": {"loop", "transformer"},
+    "model": {
+        **stack("networks", "checkpoints", "backends", "export"),
+        "registry": set(),
+        "formats": set(),
+        "postprocessing": set(),
+    },
+    "training": {
+        **stack("data", "trainer", "pseudo_labels", "evaluation"),
+        "mask_transformer": {"data", "trainer", "pseudo_labels"},
+        "panoptic_cascade": {"data", "trainer", "pseudo_labels"},
+        "self_training": {"data", "trainer", "pseudo_labels", "mask_transformer"},
     },
     "service": stack(
-        "settings", "telemetry", "engine", "requests", "answers", "door", "artifact", "registry", "parts", "oip", "api",
-        "pages", "leaving", "app", "__main__",
+        "settings",
+        "telemetry",
+        "requests",
+        "responses",
+        "inference",
+        "middleware",
+        "rollout",
+        "state",
+        "oip",
+        "routes",
+        "pages",
+        "server",
+        "app",
+        "cli",
+        "__main__",
     ),
-}  # fmt: skip
+}
 """What the folders and files of a folder may stand on; those that are not named stand on all of them."""
 GROUND = {"model", "training"}
 """Where those that are not named may be stood on, too."""
@@ -122,7 +139,7 @@ def test_imports_between_the_folders_of_a_package_go_one_way(path: Path) -> None
 
 
 def is_on_the_torch_floor(path: Path) -> bool:
-    return name_of(path).startswith("model/network/") or name_of(path) in TORCH_FLOOR
+    return name_of(path).startswith("model/networks/") or name_of(path) in TORCH_FLOOR
 
 
 NUMPY_FLOOR = [path for path in SOURCES if name_of(path).startswith("model/") and not is_on_the_torch_floor(path)]
@@ -177,7 +194,7 @@ def test_the_environment_is_read_by_the_settings_alone(path: Path) -> None:
 @each_source
 def test_nothing_is_pickled(path: Path) -> None:
     # detectron2 publishes pickles: one module takes them apart with pickletools, which can run nothing.
-    allowed = {"pickletools"} if name_of(path) == "model/weights/pickles.py" else set()
+    allowed = {"pickletools"} if name_of(path) == "model/checkpoints/safe_pickle.py" else set()
     assert list_roots(path) & {"pickle", "pickletools", "dill", "joblib", "shelve", "marshal"} <= allowed
 
 
@@ -196,8 +213,8 @@ def test_only_command_lines_print_or_configure_logging(path: Path) -> None:
 
 
 @each_source
-def test_a_file_is_at_most_300_lines(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_FILE
+def test_a_file_is_at_most_400_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
 
 
 def count_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -208,7 +225,7 @@ def count_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 @each_source
-def test_a_function_is_at_most_35_lines(path: Path) -> None:
+def test_a_function_is_at_most_45_lines(path: Path) -> None:
     functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    too_long = {each.name: count_lines(each) for each in functions if count_lines(each) > LONGEST_FUNCTION}
+    too_long = {each.name: count_lines(each) for each in functions if count_lines(each) > MAX_FUNCTION_LINES}
     assert too_long == {}

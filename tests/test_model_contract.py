@@ -1,6 +1,7 @@
 """An artifact that is not exactly what its contract says is refused, in one line that says why."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ from model.contract import (
     CONTRACT_FILE,
     GOLDEN_FILE,
     NETWORK_FILE,
-    Canvas,
     Category,
     Contract,
+    Histogram,
+    InputSize,
     Thresholds,
     read_contract,
     reject_unknown,
 )
 from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import hash_file
+from model.network_io import check_shapes, io_shapes
+from model.validation import did_you_mean
 
 
 def write_artifact(folder: Path) -> Contract:
@@ -29,7 +33,7 @@ def write_artifact(folder: Path) -> Contract:
         name="garden",
         version="3",
         network="mask_transformer",
-        canvases=(Canvas(height_px=56, width_px=84), Canvas.square(56)),
+        input_sizes=(InputSize(height_px=56, width_px=84), InputSize.square(56)),
         stride_px=4,
         detections=8,
         thing_clusters=5,
@@ -65,7 +69,7 @@ def test_a_written_contract_reads_back_equal(tmp_path: Path) -> None:
 
 def test_things_come_before_stuff() -> None:
     contract = Contract(
-        name="a", version="1", network="n", canvases=(Canvas.square(8),), stride_px=4, detections=1,
+        name="a", version="1", network="n", input_sizes=(InputSize.square(8),), stride_px=4, detections=1,
         thing_clusters=2, stuff_clusters=3,
     )  # fmt: skip
     assert [contract.is_thing(cluster) for cluster in (0, 1, 2, 3, 5)] == [False, True, True, False, False]
@@ -173,11 +177,11 @@ def test_a_threshold_out_of_range_in_a_file_is_the_contracts_fault(tmp_path: Pat
     [
         {"stride_px": "4"},
         {"stride_px": 4.0},
-        {"canvases": 56},
-        {"canvases": [56]},
-        {"canvases": [{"height_px": 56}]},
-        {"canvases": [{"height_px": 56, "width_px": 56.0}]},
-        {"canvases": [{"height_px": 56, "width_px": 56, "depth_px": 56}]},
+        {"input_sizes": 56},
+        {"input_sizes": [56]},
+        {"input_sizes": [{"height_px": 56}]},
+        {"input_sizes": [{"height_px": 56, "width_px": 56.0}]},
+        {"input_sizes": [{"height_px": 56, "width_px": 56, "depth_px": 56}]},
         {"detections": True},
         {"name": 7},
         {"thresholds": [0.3]},
@@ -210,8 +214,8 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"canvases": [{"height_px": 0, "width_px": 56}]},
-        {"canvases": []},
+        {"input_sizes": [{"height_px": 0, "width_px": 56}]},
+        {"input_sizes": []},
         {"stride_px": -4},
         {"detections": 0},
         {"thing_clusters": 0},
@@ -224,7 +228,7 @@ def test_sizes_and_counts_below_one_are_refused(tmp_path: Path, change: dict[str
     assert "must be positive" in refuse(tmp_path, ContractMismatch)
 
 
-@pytest.mark.parametrize("change", [{"stuff_clusters": -1}, {"box_mask_side": -28}], ids=str)
+@pytest.mark.parametrize("change", [{"stuff_clusters": -1}, {"box_mask_size": -28}], ids=str)
 def test_what_may_be_absent_cannot_be_negative(tmp_path: Path, change: dict[str, Any]) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, **change)
@@ -249,5 +253,56 @@ def test_a_precision_that_there_is_not_or_whose_files_are_not_there_is_refused(
 
 def test_a_side_that_the_stride_does_not_divide_is_refused(tmp_path: Path) -> None:
     write_artifact(tmp_path)
-    edit(tmp_path, canvases=[{"height_px": 56, "width_px": 58}])
+    edit(tmp_path, input_sizes=[{"height_px": 56, "width_px": 58}])
     assert "side 58 is no multiple of the stride 4" in refuse(tmp_path, ContractMismatch)
+
+
+@pytest.mark.parametrize(("edges", "counts"), [((1.0, 2.0), (1, 1)), ((2.0, 1.0), (1, 1, 1)), ((1.0,), (1, -1))])
+def test_a_histogram_that_is_none_is_refused(edges: tuple[float, ...], counts: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="histogram"):
+        Histogram(edges=edges, counts=counts)
+
+
+def test_the_nearest_of_what_is_known_is_told() -> None:
+    assert did_you_mean("panoptik", ("panoptic", "instance"), ": ask") == ", did you mean 'panoptic'?"
+
+
+def test_where_nothing_is_near_the_other_end_is_told() -> None:
+    assert did_you_mean("red", ("panoptic", "instance"), "; known are two") == "; known are two"
+
+
+def test_a_form_writes_the_word() -> None:
+    assert did_you_mean("PROT", ["PORT", "HOST"], "", "--{}".format) == ", did you mean --PORT?"
+
+
+CONTRACT = Contract(
+    name="a", version="1", network="n", input_sizes=(InputSize(height_px=56, width_px=84),), stride_px=4, detections=9,
+    thing_clusters=3, stuff_clusters=2,
+)  # fmt: skip
+
+
+def test_one_canvas_fixes_every_length() -> None:
+    assert io_shapes(CONTRACT) == {
+        "pixels": [3, 56, 84],
+        "sizes": [2],
+        "scores": [9],
+        "clusters": [9],
+        "boxes": [9, 4],
+        "masks": [9, 14, 21],
+        "semantic": [3, 14, 21],
+    }
+
+
+def test_masks_in_boxes_have_their_own_size_whatever_the_canvas() -> None:
+    several = replace(CONTRACT, box_mask_size=28, input_sizes=(InputSize.square(56), InputSize.square(84)))
+    shapes = io_shapes(several)
+    assert (shapes["pixels"], shapes["masks"], shapes["semantic"]) == ([3, None, None], [9, 28, 28], [3, None, None])
+
+
+def test_another_shape_is_refused_with_both() -> None:
+    check_shapes(io_shapes(CONTRACT), CONTRACT)
+    other = {**io_shapes(CONTRACT), "scores": [8], "pixels": [3, None, 84]}
+    with pytest.raises(
+        ContractMismatch, match=r"\[3, 'any', 84\].*'scores': \[8\].* its contract says .*\[3, 56, 84\]"
+    ):
+        check_shapes(other, CONTRACT)

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.backends.runtime import open_session
+from model.backends.loader import load_session
 from model.backends.session import Session
 from model.contract import Contract
-from model.panoptic import assemble
-from model.pixels import place, read_photo
+from model.images import letterbox_image, read_image
+from model.postprocessing.panoptic import postprocess
 from service.settings import find_bundled_artifact
 
 MOST_BYTES = 60_000_000
@@ -17,7 +17,7 @@ MOST_BYTES = 60_000_000
 
 @pytest.fixture(scope="module")
 def opened() -> tuple[Contract, Session]:
-    return open_session(find_bundled_artifact())
+    return load_session(find_bundled_artifact())
 
 
 def test_it_opens_is_small_and_tells_where_its_encoder_comes_from(opened: tuple[Contract, Session]) -> None:
@@ -35,14 +35,14 @@ def test_it_draws_an_object_on_most_photos_with_a_clear_subject(opened: tuple[Co
     paths = [sorted((shared / "photos").glob(f"caltech_{each}_*"))[0] for each in subjects]
     found = 0
     for path in paths:
-        photo = read_photo(path)
-        pixels, placement = place(photo.image, contract.canvases, contract.stride_px)
-        answer = assemble(
+        photo = read_image(path)
+        pixels, placement = letterbox_image(photo.image, contract.input_sizes, contract.stride_px)
+        answer = postprocess(
             session.run(pixels[None], np.array([placement.size]))[0],
             placement,
             contract,
             "instance",
             contract.thresholds,
         )
-        found += any(crop.bits.sum() > 0.03 * answer.label_map.size for crop in answer.crops)
+        found += any(crop.bits.sum() > 0.03 * answer.label_map.size for crop in answer.masks)
     assert found >= 6

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from model import errors
-from model.errors import Busy, ContractMismatch, ImageTooLarge, InputError, UsegError
+from model.errors import ContractMismatch, ImageTooLarge, InputError, QueueFull, UsegError
 
 
 def list_tree(root: type[UsegError], depth: int = 0) -> list[tuple[int, str]]:
@@ -31,10 +31,10 @@ def test_an_oversized_image_is_the_callers_fault_and_a_broken_contract_is_not() 
 
 
 def test_busy_carries_the_seconds_to_wait_beside_its_message() -> None:
-    error = Busy("the queue is full", retry_after_s=3)
+    error = QueueFull("the queue is full", retry_after_s=3)
     assert (str(error), error.retry_after_s) == ("the queue is full", 3)
 
 
 def test_busy_cannot_be_raised_without_a_time_to_wait() -> None:
     with pytest.raises(TypeError, match="retry_after_s"):
-        Busy("the queue is full")  # type: ignore[call-arg]
+        QueueFull("the queue is full")  # type: ignore[call-arg]

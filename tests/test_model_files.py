@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from model.files import hash_file, replace_directory, replace_file, sweep_siblings
+from model.files import atomic_directory, atomic_write, hash_file, remove_temp_files
 
 
 class PowerCutError(Exception):
@@ -24,7 +24,7 @@ def list_names(folder: Path) -> list[str]:
 def test_a_file_takes_the_new_content_and_leaves_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_text("old")
-    with replace_file(path) as sibling:
+    with atomic_write(path) as sibling:
         sibling.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -34,14 +34,14 @@ def test_a_file_takes_the_new_content_and_leaves_no_litter(tmp_path: Path) -> No
 def test_a_failing_writer_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_text("old")
-    with pytest.raises(PowerCutError), replace_file(path) as sibling:
+    with pytest.raises(PowerCutError), atomic_write(path) as sibling:
         write_half(sibling)
     assert path.read_text() == "old"
     assert list_names(tmp_path) == ["weights.bin"]
 
 
 def test_a_failing_writer_creates_no_file(tmp_path: Path) -> None:
-    with pytest.raises(PowerCutError), replace_file(tmp_path / "new.bin") as sibling:
+    with pytest.raises(PowerCutError), atomic_write(tmp_path / "new.bin") as sibling:
         write_half(sibling)
     assert list_names(tmp_path) == []
 
@@ -49,7 +49,7 @@ def test_a_failing_writer_creates_no_file(tmp_path: Path) -> None:
 def test_a_writer_that_removes_its_file_fails_and_keeps_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_text("old")
-    with pytest.raises(FileNotFoundError), replace_file(path) as sibling:
+    with pytest.raises(FileNotFoundError), atomic_write(path) as sibling:
         sibling.unlink()
     assert path.read_text() == "old"
 
@@ -58,20 +58,20 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path: Path) -> N
     kept = ("a[1].json", "a[1].json.lock", ".a1.json.x", "..a[1].json.x")
     for name in (*kept, ".a[1].json.k1l2m3n4", ".a[1].json.x"):
         (tmp_path / name).touch()
-    sweep_siblings(tmp_path / "a[1].json")
+    remove_temp_files(tmp_path / "a[1].json")
     assert {each.name for each in tmp_path.iterdir()} == set(kept)
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:
-    with replace_file(tmp_path / "a" / "b" / "c.txt") as sibling:
+    with atomic_write(tmp_path / "a" / "b" / "c.txt") as sibling:
         sibling.write_text("deep")
     assert (tmp_path / "a" / "b" / "c.txt").read_text() == "deep"
 
 
 def test_others_may_read_a_replaced_file_and_enter_a_replaced_directory(tmp_path: Path) -> None:
-    with replace_file(tmp_path / "a.txt") as sibling:
+    with atomic_write(tmp_path / "a.txt") as sibling:
         sibling.write_text("a")
-    with replace_directory(tmp_path / "folder"):
+    with atomic_directory(tmp_path / "folder"):
         pass
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o644
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
@@ -82,7 +82,7 @@ def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
     for name in ("old.bin", "kept.bin"):
         path.mkdir(exist_ok=True)
         (path / name).write_text("old")
-    with replace_directory(path) as sibling:
+    with atomic_directory(path) as sibling:
         (sibling / "kept.bin").write_text("new")
         assert list_names(path) == ["kept.bin", "old.bin"]
     assert list_names(path) == ["kept.bin"]
@@ -94,14 +94,14 @@ def test_a_failing_writer_leaves_the_old_directory_and_no_litter(tmp_path: Path)
     path = tmp_path / "artifact"
     path.mkdir()
     (path / "old.bin").write_text("old")
-    with pytest.raises(PowerCutError), replace_directory(path) as sibling:
+    with pytest.raises(PowerCutError), atomic_directory(path) as sibling:
         write_half(sibling / "new.bin")
     assert (path / "old.bin").read_text() == "old"
     assert list_names(tmp_path) == ["artifact"]
 
 
 def test_a_directory_may_hold_directories(tmp_path: Path) -> None:
-    with replace_directory(tmp_path / "store") as sibling:
+    with atomic_directory(tmp_path / "store") as sibling:
         (sibling / "shards" / "0").mkdir(parents=True)
         (sibling / "shards" / "0" / "a.txt").write_text("nested")
     assert (tmp_path / "store" / "shards" / "0" / "a.txt").read_text() == "nested"

@@ -15,7 +15,7 @@ import tiny
 
 LIMIT_S = 120
 SMALL = {
-    "useg-train label": "--side-px 56 --cuts 2 --threshold 0.6 --components 6 --thing-clusters 3 --stuff-clusters 4",
+    "useg-train label": "--side-px 56 --maskcut-n 2 --threshold 0.6 --pca-dim 6 --thing-clusters 3 --stuff-clusters 4",
     "useg-train fit": "--preset tiny",
     "useg-model export": "--score 0",
 }

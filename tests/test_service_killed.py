@@ -13,14 +13,14 @@ import httpx
 import pytest
 from fake_service import CONTRACT
 
-from model.glossary import read_glossary
+from model.registry.category_names import read_names
 
 WAIT_S = 60
 ROUNDS = 8
 CLUSTERS = (1, 2, 3)
 SERVE_FAKE = (
     f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    "from fake_service import open_fake; from service.__main__ import main\n"
+    "from fake_service import open_fake; from service.cli import main\n"
     "sys.exit(main(sys.argv[1:], opener=open_fake))"
 )
 ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("USEG_")}
@@ -60,7 +60,7 @@ class Editor:
 @contextmanager
 def serve(names: Path) -> Iterator[str]:
     """The address of a service, which is killed in the end."""
-    command = [sys.executable, "-c", SERVE_FAKE, "--port", "0", "--names-file", str(names)]
+    command = [sys.executable, "-c", SERVE_FAKE, "--port", "0", "--category-names-file", str(names)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
     ) as process:
@@ -95,7 +95,7 @@ def test_a_service_killed_again_and_again_loses_no_acknowledged_name(tmp_path: P
         for thread in threads:
             thread.join()
         assert [editor.refused for editor in editors] == [""] * len(editors)
-        written = read_glossary(file, CONTRACT)  # raises for a file that is torn
+        written = read_names(file, CONTRACT)  # raises for a file that is torn
         for editor in editors:
             name = written.names.get(editor.cluster)
             editor.check(name.category if name else None)

@@ -11,7 +11,7 @@ import pytest
 from fake_service import RedSession, draw_halves, open_client, post, save
 from live_service import WAIT_S, GatedSession, listen, make_request, see_metric, wait_for
 
-from model.raw import Raw
+from model.network_io import RawOutputs
 
 HALVES = save(draw_halves())
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_more_requests_than_places_are_busy_and_the_others_are_answered() -> None:
     session = GatedSession()
-    async with open_client(session.open, queue=1, max_batch=1) as client:
+    async with open_client(session.open, queue=1, max_batch_size=1) as client:
         first = asyncio.create_task(post(client, HALVES))
         await wait_for(session.is_inside)
         others = [asyncio.create_task(post(client, HALVES)) for _ in range(3)]
@@ -36,7 +36,7 @@ async def test_more_requests_than_places_are_busy_and_the_others_are_answered() 
 
 async def test_an_answer_that_takes_too_long_is_504() -> None:
     session = GatedSession()
-    async with open_client(session.open, deadline_s=0.2) as client:
+    async with open_client(session.open, request_timeout_s=0.2) as client:
         answer = await post(client, HALVES)
         session.gate.set()
         assert (answer.status_code, answer.json()["type"]) == (504, "urn:useg:problem:deadline-passed")
@@ -47,7 +47,7 @@ async def test_a_body_that_does_not_arrive_is_504() -> None:
         yield HALVES[:100]
         await asyncio.Event().wait()
 
-    async with open_client(deadline_s=0.1) as client:
+    async with open_client(request_timeout_s=0.1) as client:
         answer = await client.post("/v1/segment", content=stall(), headers={"Content-Type": "image/png"})
         assert (answer.status_code, "did not arrive" in answer.json()["detail"]) == (504, True)
 
@@ -64,7 +64,7 @@ async def test_health_is_answered_while_the_network_is_busy() -> None:
 
 async def test_a_picture_whose_sender_hung_up_is_never_run() -> None:
     session = GatedSession()
-    async with listen(session.open, max_batch=1) as (host, port):
+    async with listen(session.open, max_batch_size=1) as (host, port):
         _, first = await asyncio.open_connection(host, port)
         first.write(make_request(HALVES))
         await wait_for(session.is_inside)
@@ -85,7 +85,7 @@ async def test_a_picture_whose_sender_hung_up_is_never_run() -> None:
 class GatedRaw:
     """An answer whose merge waits for a gate."""
 
-    def __init__(self, raw: Raw, session: "GatedSession") -> None:
+    def __init__(self, raw: RawOutputs, session: "GatedSession") -> None:
         self.scores, self.boxes, self.masks, self.semantic = raw.scores, raw.boxes, raw.masks, raw.semantic
         self._clusters, self._session = raw.clusters, session
 
@@ -99,14 +99,14 @@ class GatedRaw:
 class GatedAnswers(GatedSession):
     """Runs at once; what comes after waits."""
 
-    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[Raw]:
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
         self.pictures += bool(pixels.any())
         return [GatedRaw(raw, self) for raw in RedSession().run(pixels, sizes)]
 
 
 async def test_senders_that_hang_up_before_the_decoder_or_after_the_network_are_dropped_there() -> None:
     session = GatedAnswers()
-    async with listen(session.open, max_batch=1, threads=1) as (host, port):
+    async with listen(session.open, max_batch_size=1, threads=1) as (host, port):
         _, first = await asyncio.open_connection(host, port)
         first.write(make_request(HALVES))
         await wait_for(session.is_inside)
@@ -134,7 +134,7 @@ async def test_a_sender_that_hangs_up_within_its_body_counts_as_cancelled() -> N
 
 
 async def test_a_large_body_is_refused_over_a_socket_before_it_is_sent_whole() -> None:
-    async with listen(limit_bytes=1000) as (host, port):
+    async with listen(max_body_bytes=1000) as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(make_request(bytes(10_000_000))[:500])
         status = await asyncio.wait_for(reader.readline(), WAIT_S)
@@ -145,7 +145,7 @@ async def test_a_large_body_is_refused_over_a_socket_before_it_is_sent_whole() -
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost:"])
 async def test_a_connection_that_dawdles_over_its_header_is_cut_off(sent: bytes) -> None:
-    async with listen(stall_s=0.2) as (host, port):
+    async with listen(client_timeout_s=0.2) as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(sent)
         with suppress(ConnectionResetError):
@@ -154,7 +154,7 @@ async def test_a_connection_that_dawdles_over_its_header_is_cut_off(sent: bytes)
 
 
 async def test_a_body_that_pauses_too_long_is_504_long_before_the_deadline() -> None:
-    async with listen(stall_s=0.2, deadline_s=1000.0) as (host, port):
+    async with listen(client_timeout_s=0.2, request_timeout_s=1000.0) as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(make_request(HALVES)[:-10])
         assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 504 ")

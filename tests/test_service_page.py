@@ -21,9 +21,9 @@ from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
 
-from model.contract import Canvas, Category, Contract
-from model.encodings import choose_colour, decode_panoptic_png
-from model.raw import Raw
+from model.contract import Category, Contract, InputSize
+from model.formats.encoders import decode_panoptic_png, segment_color
+from model.network_io import RawOutputs
 from service.app import create_app
 from service.settings import Settings
 
@@ -41,14 +41,16 @@ class TwoBoxes:
 
     backend = "fake"
 
-    def run(self, pixels: UInt8[np.ndarray, "B 3 S S"], sizes: Int64[np.ndarray, "B 2"]) -> list[Raw]:
+    def run(self, pixels: UInt8[np.ndarray, "B 3 S S"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
         masks = np.zeros((2, 16, 16), np.float32)
         masks[0, 2:6, 4:10] = 1.0
         masks[1, 2:6, 8:14] = 1.0
         semantic = np.zeros((3, 16, 16), np.float32)
         semantic[0, :9] = semantic[1, 9:] = 5.0
         scores, clusters = np.array([0.9, 0.6], np.float32), np.array([6, 6], np.int64)
-        raw = Raw(scores=scores, clusters=clusters, boxes=np.zeros((2, 4), np.float32), masks=masks, semantic=semantic)
+        raw = RawOutputs(
+            scores=scores, clusters=clusters, boxes=np.zeros((2, 4), np.float32), masks=masks, semantic=semantic
+        )
         return [raw] * len(pixels)
 
 
@@ -57,7 +59,7 @@ def open_fake() -> tuple[Contract, TwoBoxes]:
         name="two-boxes",
         version="7",
         network="fake",
-        canvases=(Canvas.square(64),),
+        input_sizes=(InputSize.square(64),),
         stride_px=4,
         detections=2,
         thing_clusters=20,
@@ -69,7 +71,7 @@ def open_fake() -> tuple[Contract, TwoBoxes]:
 
 async def serve(app: FastAPI, server: uvicorn.Server, listener: socket.socket, is_ready: threading.Event) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await app.state.parts.fleet.settle()
+    await app.state.parts.model_repository.settle()
     is_ready.set()
     await serving
 
@@ -82,7 +84,7 @@ def names_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(names_file: Path) -> Iterator[str]:
-    app = create_app(Settings(names_file=names_file), opener=open_fake)
+    app = create_app(Settings(category_names_file=names_file), opener=open_fake)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     is_ready = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -123,9 +125,9 @@ def upload(page: Page, photo: FilePayload) -> None:
     page.locator("#legend li").first.wait_for()
 
 
-def read_pixel(page: Page, canvas: str, at: tuple[int, int]) -> list[int]:
+def read_pixel(page: Page, input_size: str, at: tuple[int, int]) -> list[int]:
     script = "([id, x, y]) => [...document.getElementById(id).getContext('2d').getImageData(x, y, 1, 1).data]"
-    pixel: list[int] = page.evaluate(script, [canvas, *at])
+    pixel: list[int] = page.evaluate(script, [input_size, *at])
     return pixel[:3]
 
 
@@ -153,7 +155,7 @@ def test_masks_lie_on_the_photo_where_the_network_put_them(page: Page) -> None:
     for at in (LEFT, NOTHING, GROUND):
         assert read_pixel(page, "photo", at) == list(PAPER)
     assert read_pixel(page, "masks", NOTHING) == list(PAPER)
-    for at, colour, strength in ((LEFT, choose_colour(1, True), 0.55), (GROUND, choose_colour(3, False), 0.35)):
+    for at, colour, strength in ((LEFT, segment_color(1, True), 0.55), (GROUND, segment_color(3, False), 0.35)):
         expected = np.array(PAPER) * (1 - strength) + np.array(colour) * strength
         assert read_pixel(page, "masks", at) == pytest.approx(expected, abs=BLEND_TOLERANCE)
 
@@ -163,8 +165,8 @@ def test_the_slider_goes_from_the_photo_to_the_masks(page: Page) -> None:
     page.click("#show-photo")
     assert read_pixel(page, "masks", LEFT) == list(PAPER)
     page.click("#show-masks")
-    assert read_pixel(page, "masks", LEFT) == list(choose_colour(1, True))
-    assert read_pixel(page, "masks", GROUND) == list(choose_colour(3, False))
+    assert read_pixel(page, "masks", LEFT) == list(segment_color(1, True))
+    assert read_pixel(page, "masks", GROUND) == list(segment_color(3, False))
 
 
 def test_hovering_a_segment_tells_what_it_is_and_marks_it_in_the_list(page: Page) -> None:
@@ -422,7 +424,7 @@ def test_where_instances_overlap_the_better_one_shows(page: Page) -> None:
     page.get_by_text("Instance").click()
     upload(page, draw_photo())
     page.click("#show-masks")
-    assert read_pixel(page, "masks", BOTH) == list(choose_colour(1, True))
+    assert read_pixel(page, "masks", BOTH) == list(segment_color(1, True))
 
 
 def test_a_text_file_is_refused_in_the_services_words(page: Page, complaints: list[str]) -> None:
@@ -479,7 +481,7 @@ def test_a_photo_that_only_the_service_can_read_gives_masks_on_a_blank(page: Pag
     upload(page, draw_photo("tiff", save_all=True, append_images=[Image.new("RGB", SIZE)]))
     expect(page.locator("#notes li")).to_contain_text(["cannot show", "only the first of 2 frames"])
     page.click("#show-masks")
-    assert read_pixel(page, "masks", LEFT) == list(choose_colour(1, True))
+    assert read_pixel(page, "masks", LEFT) == list(segment_color(1, True))
 
 
 def test_a_turned_photo_stands_upright_under_its_masks(page: Page) -> None:
@@ -522,5 +524,5 @@ def test_colours_are_those_of_the_services_overlay(page: Page) -> None:
         return ids.map((id) => [chooseColour(id, true), chooseColour(id, false)]);
     }"""
     ids = list(range(1, 500))
-    expected = [[list(choose_colour(each, True)), list(choose_colour(each, False))] for each in ids]
+    expected = [[list(segment_color(each, True)), list(segment_color(each, False))] for each in ids]
     assert page.evaluate(script, ids) == expected

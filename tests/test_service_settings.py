@@ -13,12 +13,14 @@ def test_nothing_set_gives_the_defaults_and_the_bundled_artifact() -> None:
     assert settings == Settings()
     assert settings.artifact == find_bundled_artifact()
     assert settings.artifact.parts[-2:] == ("model", "default")
-    assert (settings.host, settings.port, settings.limit_bytes) == ("127.0.0.1", 8000, 33_554_432)
+    assert (settings.host, settings.port, settings.max_body_bytes) == ("127.0.0.1", 8000, 33_554_432)
 
 
 def test_variables_become_values_of_their_types() -> None:
-    settings = read_settings({"USEG_ARTIFACT": "/models/a", "USEG_MAX_BATCH": "8", "USEG_MAX_WAIT_MS": "0.5"})
-    assert settings == Settings(artifact=Path("/models/a"), max_batch=8, max_wait_ms=0.5)
+    settings = read_settings(
+        {"USEG_ARTIFACT": "/models/a", "USEG_MAX_BATCH_SIZE": "8", "USEG_MAX_QUEUE_DELAY_MS": "0.5"}
+    )
+    assert settings == Settings(artifact=Path("/models/a"), max_batch_size=8, max_queue_delay_ms=0.5)
 
 
 def test_a_backend_is_one_of_the_words() -> None:
@@ -34,7 +36,7 @@ def test_flags_go_before_variables() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("USEG_MAX_BACH", "did you mean USEG_MAX_BATCH"), ("USEG_X", "known are USEG_ARTIFACT")]
+    ("name", "words"), [("USEG_MAX_BACH", "did you mean USEG_MAX_BATCH_SIZE"), ("USEG_X", "known are USEG_ARTIFACT")]
 )
 def test_an_unknown_variable_is_refused_with_what_was_meant(name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -74,7 +76,7 @@ def test_an_unknown_variable_is_refused_with_what_was_meant(name: str, words: st
         ("DRIFT_LIMIT", "0"),
         ("ERROR_LIMIT", "1.1"),
         ("LOG_FORMAT", "xml"),
-        ("ALLOW_ANYONE", "perhaps"),
+        ("ALLOW_UNAUTHENTICATED", "perhaps"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_name(name: str, text: str) -> None:
@@ -84,11 +86,11 @@ def test_a_value_out_of_range_is_refused_by_its_name(name: str, text: str) -> No
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org"])
 def test_other_machines_are_served_with_keys_or_where_anyone_is_meant(host: str) -> None:
-    with pytest.raises(ConfigError, match="set key_file, or allow_anyone"):
+    with pytest.raises(ConfigError, match="set api_key_file, or allow_unauthenticated"):
         read_settings({"USEG_HOST": host})
-    assert read_settings({"USEG_HOST": host, "USEG_KEY_FILE": "/keys"}).key_file == Path("/keys")
+    assert read_settings({"USEG_HOST": host, "USEG_API_KEY_FILE": "/keys"}).api_key_file == Path("/keys")
     assert read_settings({"USEG_HOST": host, "USEG_KEYS": "a:b"}).keys == "a:b"
-    assert read_settings({"USEG_HOST": host, "USEG_ALLOW_ANYONE": "True"}).allow_anyone
+    assert read_settings({"USEG_HOST": host, "USEG_ALLOW_UNAUTHENTICATED": "True"}).allow_unauthenticated
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.7", "::1", "localhost"])

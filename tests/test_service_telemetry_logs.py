@@ -5,18 +5,20 @@ import sys
 
 import orjson
 
-from service.telemetry.logs import JsonFormatter
+from service.telemetry.logging import JsonFormatter
 
 
 def test_a_line_holds_the_message_and_the_fields() -> None:
-    record = logging.LogRecord("service.door.boundary", logging.INFO, "", 0, "%s done\nwell", ("all",), None)
+    record = logging.LogRecord(
+        "service.middleware.request_context", logging.INFO, "", 0, "%s done\nwell", ("all",), None
+    )
     record.fields = {"status": 200, "request_id": "a"}
     line = JsonFormatter().format(record)
     assert "\n" not in line
     assert orjson.loads(line) | {"time": ""} == {
         "time": "",
         "level": "info",
-        "logger": "service.door.boundary",
+        "logger": "service.middleware.request_context",
         "message": "all done\nwell",
         "status": 200,
         "request_id": "a",

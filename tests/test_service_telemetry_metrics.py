@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 from fake_service import CONTRACT
 
-from service.registry.watch import Cause
-from service.telemetry.metrics import Telemetry, name_outcome
-from service.telemetry.stopwatch import Stopwatch
+from service.rollout.canary_analysis import RollbackCause
+from service.telemetry.metrics import Telemetry, outcome_of_status
+from service.telemetry.stage_timer import StageTimer
 
 
 def test_two_apps_count_apart() -> None:
@@ -31,13 +31,13 @@ def test_what_will_be_counted_of_an_artifact_begins_at_zero() -> None:
 def test_rollbacks_of_a_model_are_counted_from_zero_by_every_cause() -> None:
     telemetry = Telemetry()
     telemetry.show_versions("a", {"1": "active"})
-    for cause in (*get_args(Cause), "refused"):
+    for cause in (*get_args(RollbackCause), "refused"):
         assert telemetry.registry.get_sample_value("seg_rollbacks_total", {"model": "a", "cause": cause}) == 0.0
 
 
 def test_a_stopwatch_tells_the_caller_milliseconds_and_the_histogram_seconds() -> None:
     telemetry = Telemetry()
-    stopwatch = Stopwatch(telemetry)
+    stopwatch = StageTimer(telemetry)
     stopwatch.add("decode", 0.25)
     stopwatch.add("infer", 1.0)
     assert stopwatch.render() == "decode;dur=250.0, infer;dur=1000.0"
@@ -58,4 +58,4 @@ def test_a_stopwatch_tells_the_caller_milliseconds_and_the_histogram_seconds() -
     ],
 )
 def test_outcomes_follow_from_statuses(status: int, outcome: str) -> None:
-    assert name_outcome(status) == outcome
+    assert outcome_of_status(status) == outcome

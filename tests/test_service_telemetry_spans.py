@@ -12,7 +12,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from model.errors import ConfigError
 from service.settings import read_settings
-from service.telemetry.spans import open_sink
+from service.telemetry.tracing import make_span_exporter
 
 pytestmark = pytest.mark.anyio
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -58,7 +58,7 @@ def collected() -> Iterator[Collected]:
 
 async def ask(url: str, content: bytes, **headers: str) -> None:
     """One picture for a service that lives no longer than its answer, so that all spans are sent."""
-    async with open_client(otlp_endpoint=url, trace_share=0.0) as client:
+    async with open_client(otlp_endpoint=url, trace_sample_ratio=0.0) as client:
         await post(client, content, headers=headers)
 
 
@@ -95,10 +95,10 @@ async def test_a_collector_that_is_away_costs_no_answer() -> None:
 
 
 def test_without_an_address_there_is_no_sink() -> None:
-    assert open_sink("") is None
+    assert make_span_exporter("") is None
 
 
-@pytest.mark.parametrize(("name", "text"), [("otlp_endpoint", "localhost:4318"), ("trace_share", "1.5")])
+@pytest.mark.parametrize(("name", "text"), [("otlp_endpoint", "localhost:4318"), ("trace_sample_ratio", "1.5")])
 def test_a_wrong_setting_is_told(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=name):
         read_settings({}, flags={name: text})

@@ -9,20 +9,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.contract import Canvas
-from model.encodings import encode_panoptic_png
+from model.checkpoints.runs import RunInfo, write_run
+from model.contract import InputSize
 from model.files import hash_file
-from model.network.cascade_shape import CascadeShape
-from model.network.panoptic_cascade import CascadeLimits, PanopticCascade
-from model.network.vit import EncoderShape, VisionTransformer
-from model.run import RunCard, write_run
-from training.labels.label import hash_photos
-from training.labels.store import LabelConfig
-from training.photos import Scan, scan_photos
+from model.formats.encoders import encode_panoptic_png
+from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
+from model.networks.vit import EncoderConfig, VisionTransformer
+from training.data.dataset import PseudoLabelConfig
+from training.data.photos import PhotoScan, scan_photos
+from training.pseudo_labels.pipeline import hash_photos
 
 SIDE_PX = 56
-SHAPE = EncoderShape(width=64, depth=4, patch_px=14, grid=4, registers=0, has_layer_scale=True)
-CANVASES = tuple(Canvas(height_px=height, width_px=width) for height, width in ((96, 128), (128, 96), (96, 96)))
+SHAPE = EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=0, has_layer_scale=True)
+CANVASES = tuple(InputSize(height_px=height, width_px=width) for height, width in ((96, 128), (128, 96), (96, 96)))
 
 
 def draw_photos(folder: Path, count: int = 8) -> Path:
@@ -52,19 +51,19 @@ def write_encoder(path: Path) -> Path:
     return path
 
 
-def configure(photos: Path, encoder: Path) -> tuple[Scan, LabelConfig]:
+def configure(photos: Path, encoder: Path) -> tuple[PhotoScan, PseudoLabelConfig]:
     """What `useg-train label` would be asked for: three thing and four stuff clusters."""
     scan = scan_photos(photos)
-    config = LabelConfig(
+    config = PseudoLabelConfig(
         photos=str(photos),
         photos_hash=hash_photos(scan.photos),
         encoder=str(encoder),
         encoder_hash=hash_file(encoder),
         side_px=SIDE_PX,
         proposals="maskcut",
-        cuts=2,
+        maskcut_n=2,
         threshold=0.6,
-        components=6,
+        pca_dim=6,
         thing_clusters=3,
         stuff_clusters=4,
         stuff="kmeans",
@@ -82,7 +81,7 @@ def write_checkpoint(path: Path) -> Path:
 def write_cascade_run(run: Path) -> Path:
     """An imported run of a small panoptic cascade."""
     network = draw_cascade(stuff_clusters=2)
-    card = RunCard(network="panoptic_cascade", shape=network.shape, step=0, provenance={"weights": "drawn"})
+    card = RunInfo(network="panoptic_cascade", shape=network.shape, step=0, provenance={"weights": "drawn"})
     write_run(run, card, network)
     return run
 
@@ -90,11 +89,20 @@ def write_cascade_run(run: Path) -> Path:
 def draw_cascade(stuff_clusters: int) -> PanopticCascade:
     """A small panoptic cascade, its weights drawn so that it detects things of all three clusters."""
     torch.manual_seed(0)
-    shape = CascadeShape(
-        thing_clusters=3, stuff_clusters=stuff_clusters, stem_width=8, inner_width=4, outer_width=16,
-        backbone_norm="batch", pyramid_width=8, pyramid_norm="batch", box_width=16, mask_width=8, semantic_width=32,
-    )  # fmt: skip
-    network = PanopticCascade(shape, CascadeLimits())
+    shape = CascadeConfig(
+        thing_clusters=3,
+        stuff_clusters=stuff_clusters,
+        stem_out_channels=8,
+        bottleneck_channels=4,
+        res2_out_channels=16,
+        backbone_norm="batch",
+        fpn_channels=8,
+        fpn_norm="batch",
+        box_fc_dim=16,
+        mask_conv_dim=8,
+        sem_seg_conv_dim=32,
+    )
+    network = PanopticCascade(shape, CascadeInferenceConfig())
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             torch.nn.init.kaiming_normal_(module.weight)

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-Layout = Literal[
+DatasetFormat = Literal[
     "panoptic",
     "instances",
     "coco",
@@ -15,32 +15,32 @@ Layout = Literal[
     "uvo-videos",
 ]
 """How a labelled set lies in its folder: two layouts of our own, and those in which sets are published."""
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+DATASET_FORMATS: tuple[DatasetFormat, ...] = get_args(DatasetFormat)
 
-Protocol = Literal["supercategories", "things-and-supercategories"]
+ClassGrouping = Literal["supercategories", "things-and-supercategories"]
 """The classes of a set in COCO's panoptic format: on COCO 12 and 15, or 80 and 15."""
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+CLASS_GROUPINGS: tuple[ClassGrouping, ...] = get_args(ClassGrouping)
 
-Method = Literal["majority", "assignment", "cups", "votes"]
-"""How clusters are matched with categories, see training/scores/meetings/matching.py."""
-METHODS: tuple[Method, ...] = get_args(Method)
+MatchingMethod = Literal["majority", "assignment", "cups", "votes"]
+"""How clusters are matched with categories, see training/evaluation/matching/cluster_matching.py."""
+MATCHING_METHODS: tuple[MatchingMethod, ...] = get_args(MatchingMethod)
 
-NamingMethod = Literal[Method, "prototypes", "given"]
+MappingMethod = Literal[MatchingMethod, "prototypes", "given"]
 """How names came about: matched, from the likeness of labelled regions, or because clusters are categories."""
-NAMING_METHODS: tuple[NamingMethod, ...] = get_args(NamingMethod)
+MAPPING_METHODS: tuple[MappingMethod, ...] = get_args(MappingMethod)
 
-Proposals = Literal["maskcut", "vote", "detector", "annotations"]
+ProposalMethod = Literal["maskcut", "vote", "detector", "annotations"]
 """Where object masks come from: found in features, by a trained network, or (for fine-tuning alone) by people."""
-PROPOSALS: tuple[Proposals, ...] = get_args(Proposals)
+PROPOSAL_METHODS: tuple[ProposalMethod, ...] = get_args(ProposalMethod)
 
-Tokens = Literal["patches", "keys"]
+MaskCutFeatures = Literal["patches", "keys"]
 """What MaskCut cuts: the encoder's output, or the keys of its last attention on the photo stretched to a square."""
-TOKENS: tuple[Tokens, ...] = get_args(Tokens)
+MASKCUT_FEATURES: tuple[MaskCutFeatures, ...] = get_args(MaskCutFeatures)
 
-Refinement = Literal["guided", "crf"]
+RefinementMethod = Literal["guided", "crf"]
 """How masks find the borders in the picture."""
-REFINEMENTS: tuple[Refinement, ...] = get_args(Refinement)
+REFINEMENT_METHODS: tuple[RefinementMethod, ...] = get_args(RefinementMethod)
 
-MergeRule = Literal["published", "improved"]
-"""How masks and stuff become one map, see training/labels/merge.py."""
-MERGE_RULES: tuple[MergeRule, ...] = get_args(MergeRule)
+StuffMergeRule = Literal["published", "improved"]
+"""How masks and stuff become one map, see training/data/panoptic_labels.py."""
+STUFF_MERGE_RULES: tuple[StuffMergeRule, ...] = get_args(StuffMergeRule)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-LINE_EVERY_S = 30.0
+LOG_INTERVAL_S = 30.0
 T = TypeVar("T")
 
 
@@ -40,7 +40,7 @@ class Progress:
         self._bar.update(count)
         self._bar.set_postfix_str(note, refresh=False)
         now = time.monotonic()
-        if self._bar.disable and (now - self._told >= LINE_EVERY_S or self._done == self._total):
+        if self._bar.disable and (now - self._told >= LOG_INTERVAL_S or self._done == self._total):
             self._told = now
             logger.info("%s: %d of %d, %.0f s left; %s", self._stage, self._done, self._total, self.left_s, note)
 
@@ -51,7 +51,7 @@ class Progress:
         return (time.monotonic() - self._started) / done * (self._total - self._done) if done else math.inf
 
 
-def show(items: Sequence[T], stage: str, *, unit: str = "photo") -> Iterator[T]:
+def track(items: Sequence[T], stage: str, *, unit: str = "photo") -> Iterator[T]:
     """The items, with progress."""
     with Progress(stage, len(items), unit=unit) as progress:
         for item in items:

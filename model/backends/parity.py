@@ -7,40 +7,40 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8, UInt16
 
 from model.errors import ParityError
-from model.raw import Raw
+from model.network_io import RawOutputs
 
 SCORE_TOLERANCE = 1e-3
 """Rounding moves scores by less than 1e-5 between torch and ONNX Runtime; a wrong graph by far more."""
 BOX_TOLERANCE_PX = 0.05
-EQUAL_CELLS = 0.999
-EQUAL_DETECTIONS = 0.98
+MIN_EQUAL_PIXELS = 0.999
+MIN_EQUAL_DETECTIONS = 0.98
 """One near tie may fall the other way on another processor."""
-_STRONG = 0.05
+_MIN_SCORE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far apart answers may be that count as the same; see `Agreement`."""
+    """How far apart answers may be that count as the same; see `ParityReport`."""
 
     score: float = SCORE_TOLERANCE
     box_px: float = BOX_TOLERANCE_PX
-    equal_detections: float = EQUAL_DETECTIONS
-    equal_cells: float = EQUAL_CELLS
+    equal_detections: float = MIN_EQUAL_DETECTIONS
+    equal_cells: float = MIN_EQUAL_PIXELS
 
 
-FP32 = Tolerance()
-FP16 = Tolerance(score=0.03, box_px=8.0, equal_detections=0.9, equal_cells=0.99)
+FP32_TOLERANCE = Tolerance()
+FP16_TOLERANCE = Tolerance(score=0.03, box_px=8.0, equal_detections=0.9, equal_cells=0.99)
 """Measured on ten pictures: scores within 1.4e-2, 0.959 of the detections, 0.9992 of the cells (LOG.md). Scores count
 cells: of a mask of a few, one that turns moves them far."""
-BF16 = Tolerance(score=0.06, box_px=8.0, equal_detections=0.8, equal_cells=0.97)
+BF16_TOLERANCE = Tolerance(score=0.06, box_px=8.0, equal_detections=0.8, equal_cells=0.97)
 """The same: scores within 2.6e-2, 0.937 of the detections, 0.9939 of the cells."""
-INT8 = Tolerance(score=0.02, box_px=8.0, equal_detections=0.85, equal_cells=0.985)
+INT8_TOLERANCE = Tolerance(score=0.02, box_px=8.0, equal_detections=0.85, equal_cells=0.985)
 """Between processors, on two golden pictures: scores within 9e-3, 0.93 of the detections and 0.9939 of the cells where
 they have VNNI, AVX2's or AVX-512's; without, sums of int8 products overflow: 0.844, 0.9737, and that is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decisions:
+class DecodedOutputs:
     """What follows from raw answers, small enough to be kept beside a network."""
 
     scores: Float32[np.ndarray, "B D"]
@@ -53,7 +53,7 @@ class Decisions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
+class ParityReport:
     """How far an answer is from a reference; shares of detections are over those that it scores as more than noise."""
 
     score_difference: float
@@ -71,16 +71,16 @@ class Agreement:
             and min(self.masks_equal, self.semantic_equal) >= tolerance.equal_cells
         )
 
-    def require(self, what: str, tolerance: Tolerance = FP32) -> None:
+    def require(self, what: str, tolerance: Tolerance = FP32_TOLERANCE) -> None:
         """Raise ParityError, with `what` was compared and the figures, unless the answers are close."""
         if not self.is_within(tolerance):
             figures = ", ".join(f"{name} {value:.5f}" for name, value in asdict(self).items())
             raise ParityError(f"{what}: answers differ ({figures})")
 
 
-def decide(answers: Sequence[Raw]) -> Decisions:
+def decode_outputs(answers: Sequence[RawOutputs]) -> DecodedOutputs:
     """The decisions of one answer a picture."""
-    return Decisions(
+    return DecodedOutputs(
         scores=np.stack([answer.scores for answer in answers]),
         clusters=np.stack([answer.clusters for answer in answers]),
         boxes=np.stack([answer.boxes for answer in answers]),
@@ -89,7 +89,9 @@ def decide(answers: Sequence[Raw]) -> Decisions:
     )
 
 
-def compare(reference: Decisions, given: Decisions, tolerance: Tolerance = FP32) -> Agreement:
+def compare_outputs(
+    reference: DecodedOutputs, given: DecodedOutputs, tolerance: Tolerance = FP32_TOLERANCE
+) -> ParityReport:
     """How far apart two sets of decisions on the same pictures are. Raises ParityError if their shapes differ."""
     for name, one in vars(reference).items():
         other = getattr(given, name)
@@ -101,16 +103,18 @@ def compare(reference: Decisions, given: Decisions, tolerance: Tolerance = FP32)
     ]
     pictures, rows, columns = np.array(pairs, np.int64).reshape(-1, 3).T
     flipped = np.unpackbits(reference.masks[pictures, rows] ^ given.masks[pictures, columns])
-    strong = int((reference.scores >= _STRONG).sum())
-    return Agreement(
+    strong = int((reference.scores >= _MIN_SCORE).sum())
+    return ParityReport(
         score_difference=float(np.abs(ranked - given_ranked).max()),
         detections_equal=len(pairs) / strong if strong else 1.0,
-        masks_equal=_share(flipped == 0),
-        semantic_equal=_share(reference.semantic == given.semantic),
+        masks_equal=_fraction(flipped == 0),
+        semantic_equal=_fraction(reference.semantic == given.semantic),
     )
 
 
-def _match(reference: Decisions, given: Decisions, picture: int, tolerance: Tolerance) -> list[tuple[int, int]]:
+def _match(
+    reference: DecodedOutputs, given: DecodedOutputs, picture: int, tolerance: Tolerance
+) -> list[tuple[int, int]]:
     """Rows of detections that both answers hold, each in one pair, those of the reference strong."""
     scores, given_scores = reference.scores[picture], given.scores[picture]
     is_same = (
@@ -119,7 +123,7 @@ def _match(reference: Decisions, given: Decisions, picture: int, tolerance: Tole
         & (np.abs(scores[:, None] - given_scores) <= tolerance.score)
     )
     pairs = []
-    for row in np.flatnonzero(scores >= _STRONG):
+    for row in np.flatnonzero(scores >= _MIN_SCORE):
         if is_same[row].any():
             column = row if is_same[row, row] else int(is_same[row].argmax())
             pairs.append((int(row), int(column)))
@@ -127,6 +131,6 @@ def _match(reference: Decisions, given: Decisions, picture: int, tolerance: Tole
     return pairs
 
 
-def _share(is_equal: Bool[np.ndarray, "*N"]) -> float:
+def _fraction(is_equal: Bool[np.ndarray, "*N"]) -> float:
     """The share of true entries; 1 where there is nothing to compare."""
     return float(is_equal.mean()) if is_equal.size else 1.0

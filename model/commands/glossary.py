@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from model.contract import Contract, read_contract
-from model.errors import NamesError
-from model.files import replace_file
-from model.glossary import Glossary, check_clusters, edit_glossary, find_glossary, parse_glossary, read_glossary
+from model.errors import InvalidCategoryNames
+from model.files import atomic_write
+from model.registry.category_names import CategoryNames, check_clusters, edit_names, names_path, parse_names, read_names
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,21 +31,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_list(options: argparse.Namespace) -> dict[str, Any]:
     contract = read_contract(options.artifact)
-    return _describe(options, contract, read_glossary(_find(options), contract))
+    return _describe(options, contract, read_names(_find(options), contract))
 
 
 def run_set(options: argparse.Namespace) -> dict[str, Any]:
     contract = read_contract(options.artifact)
     check_clusters({options.cluster: None}, contract)
     names = {options.cluster: options.category}
-    named = edit_glossary(_find(options), contract, lambda old: old.rename(names, options.by))
+    named = edit_names(_find(options), contract, lambda old: old.rename(names, options.by))
     return _describe(options, contract, named)
 
 
 def run_export(options: argparse.Namespace) -> dict[str, Any]:
-    glossary = read_glossary(_find(options), read_contract(options.artifact))
-    with replace_file(options.out) as sibling:
-        sibling.write_text(glossary.render(), encoding="utf-8")
+    glossary = read_names(_find(options), read_contract(options.artifact))
+    with atomic_write(options.out) as sibling:
+        sibling.write_text(glossary.to_json(), encoding="utf-8")
     return {"names": str(options.out), "revision": glossary.revision, "named": len(glossary.names)}
 
 
@@ -54,15 +54,15 @@ def run_import(options: argparse.Namespace) -> dict[str, Any]:
     try:
         content = options.names.read_bytes()
     except OSError as error:
-        raise NamesError(f"{options.names} cannot be read: {error.strerror}") from error
-    given = parse_glossary(content, contract, str(options.names))
-    adopted = edit_glossary(_find(options), contract, lambda old: old.adopt(given.names, options.by))
+        raise InvalidCategoryNames(f"{options.names} cannot be read: {error.strerror}") from error
+    given = parse_names(content, contract, str(options.names))
+    adopted = edit_names(_find(options), contract, lambda old: old.replace_all(given.names, options.by))
     return _describe(options, contract, adopted)
 
 
 def run_undo(options: argparse.Namespace) -> dict[str, Any]:
     contract = read_contract(options.artifact)
-    undone = edit_glossary(_find(options), contract, lambda old: old.undo(options.by, options.revision))
+    undone = edit_names(_find(options), contract, lambda old: old.undo(options.by, options.revision))
     return _describe(options, contract, undone)
 
 
@@ -74,10 +74,10 @@ def _add_action(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _find(options: argparse.Namespace) -> Path:
-    return options.file or find_glossary(options.artifact)
+    return options.file or names_path(options.artifact)
 
 
-def _describe(options: argparse.Namespace, contract: Contract, glossary: Glossary) -> dict[str, Any]:
+def _describe(options: argparse.Namespace, contract: Contract, glossary: CategoryNames) -> dict[str, Any]:
     named = glossary.apply(contract).categories
     return {
         "file": str(_find(options)),

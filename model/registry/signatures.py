@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from model.contract import CONTRACT_FILE
-from model.errors import ArtifactError, BackendUnavailable, ConfigError, SignatureInvalid
-from model.files import replace_file
+from model.errors import ArtifactError, BackendUnavailable, ConfigError
+from model.files import atomic_write
 
 SIGNATURE_FILE = "contract.sig"
 FORMAT_VERSION = 1
@@ -28,12 +28,12 @@ class TrustedKey:
     public: bytes
 
 
-def make_signing_key(path: Path, name: str) -> str:
+def create_signing_key(path: Path, name: str) -> str:
     """Write a new private key, and return the line `NAME:KEY` for the file of those who trust it.
 
     Raises ConfigError for a name that is none, or if there is such a file.
     """
-    ed25519, serialization = _load()
+    ed25519, serialization = _load_cryptography()
     key = ed25519.Ed25519PrivateKey.generate()
     public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     line = f"{name}:{base64.b64encode(public).decode()}"
@@ -58,7 +58,7 @@ def sign_artifact(artifact: Path, key: Path, name: str) -> None:
     `name` is what those who trust the key call it. Raises ArtifactError without a contract, ConfigError for a file that
     holds no such key.
     """
-    ed25519, serialization = _load()
+    ed25519, serialization = _load_cryptography()
     try:
         private = serialization.load_pem_private_key(key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
@@ -67,7 +67,7 @@ def sign_artifact(artifact: Path, key: Path, name: str) -> None:
         raise ConfigError(f"{key} holds a key that is not of ed25519")
     signature = base64.b64encode(private.sign(_CONTEXT + _read(artifact))).decode()
     content = {"format_version": FORMAT_VERSION, "algorithm": "ed25519", "key": name, "signature": signature}
-    with replace_file(artifact / SIGNATURE_FILE) as sibling:
+    with atomic_write(artifact / SIGNATURE_FILE) as sibling:
         sibling.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -85,28 +85,28 @@ def read_trusted_keys(path: Path) -> tuple[TrustedKey, ...]:
     return tuple(keys)
 
 
-def require_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
-    """The name of the trusted key that signed the contract. Raises SignatureInvalid if none did."""
-    ed25519, _ = _load()
+def verify_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
+    """The name of the trusted key that signed the contract. Raises InvalidSignature if none did."""
+    ed25519, _ = _load_cryptography()
     from cryptography.exceptions import InvalidSignature
 
     path = artifact / SIGNATURE_FILE
     try:
         content: Any = json.loads(path.read_bytes())
         if (content["format_version"], content["algorithm"]) != (FORMAT_VERSION, "ed25519"):
-            raise SignatureInvalid(f"{path} is of another format, this release reads ed25519 in version 1")
+            raise InvalidSignature(f"{path} is of another format, this release reads ed25519 in version 1")
         signature = base64.b64decode(content["signature"], validate=True)
     except FileNotFoundError as error:
-        raise SignatureInvalid(f"{artifact} is not signed, and signatures are required") from error
+        raise InvalidSignature(f"{artifact} is not signed, and signatures are required") from error
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise SignatureInvalid(f"{path} is no signature: {error!r}") from error
+        raise InvalidSignature(f"{path} is no signature: {error!r}") from error
     for key in trusted:
         try:
             ed25519.Ed25519PublicKey.from_public_bytes(key.public).verify(signature, _CONTEXT + _read(artifact))
         except InvalidSignature:
             continue
         return key.name
-    raise SignatureInvalid(f"{path} is of another contract, or by a key that is not trusted")
+    raise InvalidSignature(f"{path} is of another contract, or by a key that is not trusted")
 
 
 def _read(artifact: Path) -> bytes:
@@ -123,7 +123,7 @@ def _parse_line(line: str, place: str) -> TrustedKey:
     return TrustedKey(name=match[1], public=base64.b64decode(match[2]))
 
 
-def _load() -> tuple[Any, Any]:
+def _load_cryptography() -> tuple[Any, Any]:
     """The two modules that do the work; not everybody signs."""
     try:
         from cryptography.hazmat.primitives import serialization

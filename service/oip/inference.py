@@ -1,6 +1,7 @@
 """A request of the Open Inference Protocol, from its bytes to those of its answer."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,53 +12,57 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from model.contract import Contract, Task
-from model.errors import DeadlinePassed, InputError, OptionInvalid
-from service.answers.answers import Found, describe_answer
-from service.artifact.pipeline import Pipeline
-from service.engine.queue import LEAST_URGENT, NORMAL, Claim
+from model.errors import DeadlineExceeded, InputError, InvalidParameter
+from service.inference.pipeline import Pipeline
 from service.oip.tensors import (
     IDS,
     LENGTH_HEADER,
     InferRequest,
     Output,
-    WantedOutput,
-    make_response,
-    parse_request,
+    RequestedOutput,
+    encode_infer_response,
+    parse_infer_request,
 )
-from service.parts import get_parts
 from service.requests.body import stream_body
-from service.requests.options import Options, read_options
-from service.telemetry.stopwatch import Stopwatch
+from service.requests.context import LOWEST_PRIORITY, NORMAL_PRIORITY, RequestContext
+from service.requests.parameters import SegmentParameters, parse_parameters
+from service.responses.encoders import SegmentationResult, result_to_json
+from service.state import get_state
+from service.telemetry.metrics import Stage
+from service.telemetry.stage_timer import StageTimer
+from service.telemetry.version_stats import DurationSum
 
 
-async def read_request(request: Request, deadline: float) -> InferRequest:
-    """The request in a body. Raises as `parse_request` and `stream_body`, and DeadlinePassed."""
-    settings = get_parts(request).settings
+async def read_infer_request(request: Request, deadline: float) -> InferRequest:
+    """The request in a body. Raises as `parse_infer_request` and `stream_body`, and DeadlineExceeded."""
+    settings = get_state(request).settings
     try:
         async with asyncio.timeout_at(deadline):
-            body = b"".join([chunk async for chunk in stream_body(request, settings.limit_bytes, settings.stall_s)])
+            body = b"".join(
+                [chunk async for chunk in stream_body(request, settings.max_body_bytes, settings.client_timeout_s)]
+            )
     except TimeoutError as error:
-        raise DeadlinePassed("the body did not arrive within the time limit: send fewer at once") from error
-    return await asyncio.to_thread(parse_request, body, request.headers.get(LENGTH_HEADER))
+        raise DeadlineExceeded("the body did not arrive within the time limit: send fewer at once") from error
+    return await asyncio.to_thread(parse_infer_request, body, request.headers.get(LENGTH_HEADER))
 
 
-def read_parameters(wanted: InferRequest, claim: Claim) -> tuple[Claim, Options]:
-    """Who waits how long, and the options; raises OptionInvalid for a parameter that is none."""
+def parse_infer_parameters(wanted: InferRequest, claim: RequestContext) -> tuple[RequestContext, SegmentParameters]:
+    """Who waits how long, and the options; raises InvalidParameter for a parameter that is none."""
     parameters = dict(wanted.parameters)
     priority, timeout_us = parameters.pop("priority", 0), parameters.pop("timeout", 0)
     for name, value in (("priority", priority), ("timeout", timeout_us)):
         if type(value) is not int or value < 0:
-            raise OptionInvalid(f"{name} must be a whole number, 0 or more, got {value!r}")
+            raise InvalidParameter(f"{name} must be a whole number, 0 or more, got {value!r}")
     if "task" in parameters or "subtask" in parameters:
-        raise OptionInvalid("no task is taken here: ask for outputs by name")
+        raise InvalidParameter("no task is taken here: ask for outputs by name")
     if timeout_us:
         deadline = min(claim.deadline, asyncio.get_running_loop().time() + timeout_us / 1e6)
         claim = replace(claim, deadline=deadline)
-    options = replace(read_options(QueryParams(), parameters), tasks=_list_tasks(wanted.outputs))
-    return replace(claim, priority=min(priority, LEAST_URGENT) if priority else NORMAL), options
+    options = replace(parse_parameters(QueryParams(), parameters), tasks=_list_tasks(wanted.outputs))
+    return replace(claim, priority=min(priority, LOWEST_PRIORITY) if priority else NORMAL_PRIORITY), options
 
 
-def _list_tasks(outputs: tuple[WantedOutput, ...]) -> tuple[Task, ...]:
+def _list_tasks(outputs: tuple[RequestedOutput, ...]) -> tuple[Task, ...]:
     names: dict[str, Task] = {
         "panoptic": "panoptic",
         "instance": "instance",
@@ -67,8 +72,8 @@ def _list_tasks(outputs: tuple[WantedOutput, ...]) -> tuple[Task, ...]:
     return tuple(dict.fromkeys(names[each.name] for each in outputs))
 
 
-async def find_all(
-    pipeline: Pipeline, wanted: InferRequest, options: Options, claim: Claim, stopwatch: Stopwatch
+async def infer_images(
+    pipeline: Pipeline, wanted: InferRequest, options: SegmentParameters, claim: RequestContext, stopwatch: StageTimer
 ) -> tuple[bytes, int | None]:
     """Body and header of the answer; if one picture fails, all do."""
     encode = partial(_encode, outputs=wanted.outputs, contract=pipeline.contract)
@@ -85,14 +90,14 @@ async def find_all(
     finally:
         for task in tasks:
             task.cancel()
-    outputs = [(each, _gather([result[each.name] for result in results])) for each in wanted.outputs]
+    outputs = [(each, _stack_outputs([result[each.name] for result in results])) for each in wanted.outputs]
     head: dict[str, Any] = {"model_name": pipeline.contract.name, "model_version": pipeline.contract.version}
     if wanted.id is not None:
         head["id"] = wanted.id
-    return await asyncio.to_thread(make_response, head, outputs)
+    return await asyncio.to_thread(encode_infer_response, head, outputs)
 
 
-def _encode(found: Found, *, outputs: tuple[WantedOutput, ...], contract: Contract) -> dict[str, Any]:
+def _encode(found: SegmentationResult, *, outputs: tuple[RequestedOutput, ...], contract: Contract) -> dict[str, Any]:
     answers = dict(found.segmentations)
     encoded: dict[str, Any] = {}
     for each in outputs:
@@ -101,13 +106,48 @@ def _encode(found: Found, *, outputs: tuple[WantedOutput, ...], contract: Contra
         else:
             (task,) = _list_tasks((each,))
             one = replace(found, segmentations=((task, answers[task]),))
-            encoded[each.name] = orjson.dumps(describe_answer(one, contract))
+            encoded[each.name] = orjson.dumps(result_to_json(one, contract))
     return encoded
 
 
-def _gather(results: list[Any]) -> Output:
+def _stack_outputs(results: list[Any]) -> Output:
     if isinstance(results[0], bytes):
         return results
     if len({result.shape for result in results}) > 1:
-        raise OptionInvalid(f"{IDS!r} needs pictures of one size: ask for them one by one")
+        raise InvalidParameter(f"{IDS!r} needs pictures of one size: ask for them one by one")
     return np.stack(results)
+
+
+_NANOSECONDS = 1e9
+_STAGES: dict[str, Sequence[Stage]] = {
+    "queue": ("queue",),
+    "compute_input": ("decode",),
+    "compute_infer": ("infer",),
+    "compute_output": ("merge", "encode"),
+}
+"""Ours for each of the protocol's; they follow each other."""
+
+
+def version_statistics(pipeline: Pipeline) -> dict[str, Any]:
+    """What a version has done; times in nanoseconds."""
+    tally = pipeline.tally
+    return {
+        "name": tally.model,
+        "version": tally.version,
+        "last_inference": round(tally.last_answer_s * 1000),
+        "inference_count": tally.stages["infer"].count,
+        "execution_count": pipeline.engine.runs,
+        "inference_stats": {
+            "success": _duration(tally.answered),
+            "fail": _duration(tally.failed),
+            **{name: _duration(*(tally.stages[each] for each in stages)) for name, stages in _STAGES.items()},
+            "cache_hit": _duration(DurationSum()),
+            "cache_miss": _duration(DurationSum()),
+        },
+        "batch_stats": [],
+    }
+
+
+def _duration(*parts: DurationSum) -> dict[str, int]:
+    """Times of parts that follow each other, and how often the last of them took place."""
+    return {"count": parts[-1].count, "ns": round(sum(part.seconds for part in parts) * _NANOSECONDS)}

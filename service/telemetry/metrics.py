@@ -11,11 +11,11 @@ from model.contract import TASKS, Contract
 Stage = Literal["read", "decode", "queue", "preprocess", "infer", "merge", "encode", "serialize"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Outcome = Literal["ok", "bad_input", "rejected", "deadline", "cancelled", "error"]
-State = Literal["opening", "ready", "refused", "restarting", "draining"]
-STATES: tuple[State, ...] = ("opening", "ready", "refused", "restarting", "draining")
+ModelState = Literal["opening", "ready", "refused", "restarting", "draining"]
+MODEL_STATES: tuple[ModelState, ...] = ("opening", "ready", "refused", "restarting", "draining")
 VersionRole = Literal["opening", "active", "canary", "shadow", "standby", "refused", "idle", "orphaned"]
 VERSION_ROLES: tuple[VersionRole, ...] = get_args(VersionRole)
-Reason = Literal["full", "delay", "deadline", "drain"]
+ReleaseReason = Literal["full", "delay", "deadline", "drain"]
 """What released a batch: it was full, its first item had waited long enough, a deadline pressed, or the end is near."""
 _ROLLBACK_CAUSES = ("refused", "errors", "latency", "drift")
 
@@ -28,7 +28,7 @@ _POWERS_OF_4 = tuple(4**power for power in range(5, 14))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFacts:
+class ModelInfoLabels:
     """What answers."""
 
     name: str
@@ -39,7 +39,7 @@ class ModelFacts:
     precision: str
 
 
-class Summand:
+class SharedGauge:
     """What one of several versions adds to a gauge."""
 
     def __init__(self, gauge: Gauge) -> None:
@@ -67,14 +67,16 @@ class Telemetry:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def observe_batch(self, canvas: tuple[int, int], sizes: Sequence[tuple[int, int]], reason: Reason) -> None:
+    def observe_batch(
+        self, input_size: tuple[int, int], sizes: Sequence[tuple[int, int]], reason: ReleaseReason
+    ) -> None:
         """Count a batch that is about to run; its canvas and its pictures as height, width."""
-        height, width = canvas
+        height, width = input_size
         self.batch_size.labels(f"{height}x{width}", reason).observe(len(sizes))
         covered = sum(size[0] * size[1] for size in sizes)
         self.batch_padding.observe(1.0 - covered / (height * width * len(sizes)))
 
-    def show_models(self, models: Iterable[ModelFacts]) -> None:
+    def show_models(self, models: Iterable[ModelInfoLabels]) -> None:
         """Say what answers from now on."""
         self.model.clear()
         for each in models:
@@ -84,10 +86,10 @@ class Telemetry:
         """Say what the versions of a model of a registry are up to; of others that it had, nothing more."""
         for version in self._shown.get(model, frozenset()) - roles.keys():
             for each in VERSION_ROLES:
-                self.version_state.remove(model, version, each)
+                self.model_version_state.remove(model, version, each)
         for version, role in roles.items():
             for each in VERSION_ROLES:
-                self.version_state.labels(model, version, each).set(each == role)
+                self.model_version_state.labels(model, version, each).set(each == role)
         self._shown[model] = frozenset(roles)
         for cause in _ROLLBACK_CAUSES:
             self.rollbacks.labels(model, cause)  # from 0, as in `expect`
@@ -98,8 +100,8 @@ class Telemetry:
             self.answer_seconds.labels(task)
             for outcome in get_args(Outcome):
                 self.requests.labels(contract.name, contract.version, task, outcome)
-        for canvas in contract.canvases:
-            for reason in get_args(Reason):
+        for canvas in contract.input_sizes:
+            for reason in get_args(ReleaseReason):
                 self.batch_size.labels(f"{canvas.height_px}x{canvas.width_px}", reason)
         for histogram in (self.segments, self.void, self.mean_score):
             histogram.labels(contract.name, contract.version)
@@ -111,9 +113,9 @@ class Telemetry:
         for histogram in (self.segments, self.void, self.mean_score):
             histogram.remove(contract.name, contract.version)
 
-    def show_state(self, state: State) -> None:
+    def show_state(self, state: ModelState) -> None:
         """Say what the artifact is up to."""
-        for each in STATES:
+        for each in MODEL_STATES:
             self.model_state.labels(each).set(each == state)
 
     def _count_requests(self) -> None:
@@ -146,15 +148,17 @@ class Telemetry:
     def _count_batches(self) -> None:
         self.queue_depth = self._make_gauge("seg_queue_depth", "Pictures that wait for the network.")
         self.queue_capacity = self._make_gauge("seg_queue_capacity", "Most pictures that may wait for the network.")
-        self.inflight = self._make_gauge("seg_inflight", "Requests that were admitted and are not answered yet.")
+        self.requests_in_flight = self._make_gauge(
+            "seg_inflight", "Requests that were admitted and are not answered yet."
+        )
         self.batch_size = self._make_histogram(
             "seg_batch_size", "Pictures in a batch.", (1, 2, 4, 8, 16, 32), "bucket", "release_reason"
         )
         self.batch_padding = self._make_histogram(
             "seg_batch_padding_ratio", "Share of a batch's pixels that show no picture.", _TENTHS
         )
-        self.batch_retries = self._make_counter("seg_batch_retries", "Batches that failed and were halved.", "reason")
-        self.poison_items = self._make_counter("seg_poison_items", "Pictures on which the network failed alone.")
+        self.batch_splits = self._make_counter("seg_batch_retries", "Batches that failed and were halved.", "reason")
+        self.inference_failures = self._make_counter("seg_poison_items", "Pictures on which the network failed alone.")
         self.worker_restarts = self._make_counter("seg_worker_restarts", "Deaths of what runs the network.", "part")
 
     def _describe_answers(self) -> None:
@@ -170,22 +174,24 @@ class Telemetry:
             "measure",
             *which,
         )
-        self.drift_limit = self._make_gauge("seg_output_drift_limit", "The drift above which answers are other ones.")
+        self.canary_max_psi = self._make_gauge(
+            "seg_output_drift_limit", "The drift above which answers are other ones."
+        )
 
     def _describe_model(self) -> None:
         self.model = self._make_gauge(
             "seg_model_info", "1 for each artifact that answers.", "name", "version", "sha256", "backend", "precision"
         )
-        self.name_edits = self._make_counter("seg_name_edits", "Edits of clusters' names made here.", "model")
+        self.category_name_edits = self._make_counter("seg_name_edits", "Edits of clusters' names made here.", "model")
         self.model_load_seconds = self._make_gauge("seg_model_load_seconds", "Time until the artifact was ready.")
         self.model_state = self._make_gauge("seg_model_state", "1 for what the artifact is up to.", "state")
-        self.version_state = self._make_gauge(
+        self.model_version_state = self._make_gauge(
             "seg_version_state", "1 for what each version of a registry is up to.", "model", "version", "state"
         )
         self.rollbacks = self._make_counter(
             "seg_rollbacks", "Versions that the service took back or refused.", "model", "cause"
         )
-        self.shadow_pictures = self._make_counter(
+        self.shadow_images = self._make_counter(
             "seg_shadow_pictures", "Pictures that a shadow was to answer, too.", "model", "outcome"
         )
         self.show_state("opening")
@@ -200,7 +206,7 @@ class Telemetry:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
-def name_outcome(status: int) -> Outcome:
+def outcome_of_status(status: int) -> Outcome:
     """What became of a request, by the status of its answer."""
     match status:
         case 429 | 503:

@@ -17,22 +17,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from training.scores.figures.paired import compare_sources
-    from training.scores.meetings.answers import Source, open_source
-    from training.scores.naming.naming import MatchPlan
+    from training.evaluation.matching.class_mapping import MatchingConfig
+    from training.evaluation.paired_comparison import compare_predictors
+    from training.evaluation.predictors import Predictor, load_predictor
 
     truth, plan = read_truth(options), plan_matching(options)
 
-    def prepare(folder: Path) -> tuple[Source, MatchPlan]:
-        source = open_source(folder, threads=options.threads)
+    def prepare(folder: Path) -> tuple[Predictor, MatchingConfig]:
+        source = load_predictor(folder, threads=options.threads)
         return source, hear_witnesses(options, source, truth, plan)
 
     new, old = prepare(options.source), prepare(options.other)
-    differences = compare_sources(new, old, truth)
+    differences = compare_predictors(new, old, truth)
     return {
         "new": new[0].title,
         "old": old[0].title,
         "truth": truth.name,
-        "pictures": len(truth.pictures),
+        "pictures": len(truth.images),
         "figures": {name: asdict(found) for name, found in differences.items()},
     }

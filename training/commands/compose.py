@@ -1,4 +1,4 @@
-"""`useg-train compose`: a detector's masks, clustered by a store's codebook, over that store's stuff."""
+"""`useg-train build_detector_labels`: a detector's masks, clustered by a store's codebook, over that store's stuff."""
 
 import argparse
 from dataclasses import asdict
@@ -18,11 +18,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from training.fitting.composition import compose
-    from training.labels.store import LabelStore
-    from training.scores.meetings.answers import open_source
+    from training.data.dataset import PseudoLabelDataset
+    from training.detector_labels import build_detector_labels
+    from training.evaluation.predictors import load_predictor
 
     torch.set_num_threads(options.threads)
-    detector = open_source(options.detector, threads=options.threads)
-    store = LabelStore(options.store)
-    return asdict(compose(detector, store, LabelStore(options.out), options.features or store.features, options.score))
+    detector = load_predictor(options.detector, threads=options.threads)
+    store = PseudoLabelDataset(options.store)
+    return asdict(
+        build_detector_labels(
+            detector, store, PseudoLabelDataset(options.out), options.features or store.features, options.score
+        )
+    )

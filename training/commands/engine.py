@@ -7,7 +7,7 @@ from model.command import positive
 from model.errors import ConfigError
 
 if TYPE_CHECKING:
-    from training.engines import Engine
+    from training.data.executors import Executor
 
 ENGINES = ("local", "ray")
 
@@ -21,18 +21,18 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="one of N parts, from 0; then once without")
 
 
-def open_engine(options: argparse.Namespace) -> "Engine":
+def open_engine(options: argparse.Namespace) -> "Executor":
     """Raises ConfigError if Ray is wished and not installed."""
     if options.engine == "ray":
         try:
-            from training.ray_engine import RayEngine
+            from training.data.ray_executor import RayExecutor
         except ImportError as error:
             raise ConfigError(f"--engine ray needs Ray ({error}): pip install 'useg[ray]'") from error
-        return RayEngine(options.threads, options.workers)
+        return RayExecutor(options.threads, options.workers)
     if options.workers and options.workers > 1:
-        from training.process_engine import ProcessEngine
+        from training.data.executors import MultiprocessExecutor
 
-        return ProcessEngine(options.workers, options.threads)
-    from training.engines import LocalEngine
+        return MultiprocessExecutor(options.workers, options.threads)
+    from training.data.executors import LocalExecutor
 
-    return LocalEngine()
+    return LocalExecutor()

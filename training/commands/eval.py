@@ -14,7 +14,7 @@ from training.commands.comparison import add_comparison, hear_witnesses, plan_ma
 from training.commands.engine import add_engine, open_engine
 
 if TYPE_CHECKING:
-    from training.scores.naming.naming import MatchPlan
+    from training.evaluation.matching.class_mapping import MatchingConfig
 
 COMPARISONS_FOLDER = "comparisons"
 
@@ -33,43 +33,42 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from training.engines import WHOLE, read_part
-    from training.scores.evaluate import check_plan, score
-    from training.scores.meetings.examiner import Examiner, examine
-    from training.scores.pages.gallery import draw_gallery
-    from training.scores.pages.page import write_page
+    from training.data.executors import ALL_SHARDS, parse_shard
+    from training.evaluation.evaluate import EvaluationWorker, check_matching, compute_report, evaluate_images
+    from training.evaluation.gallery import render_gallery
+    from training.evaluation.html_report import write_html_report
 
-    part = read_part(options.shard)
-    if not options.out and (part != WHOLE or options.engine == "ray"):
+    part = parse_shard(options.shard)
+    if not options.out and (part != ALL_SHARDS or options.engine == "ray"):
         raise ConfigError("parts of a set, and Ray's workers, leave what they find in a folder: give --out")
     plan, truth = _plan(options), read_truth(options)
     with _hold(options.out) as folder:
-        examiner = Examiner(
-            source=options.source.resolve(), threads=options.threads, truth=replace(truth, pictures=()), folder=folder
+        examiner = EvaluationWorker(
+            source=options.source.resolve(), threads=options.threads, truth=replace(truth, images=()), folder=folder
         )
-        check_plan(examiner.opened, truth, plan)
-        if part == WHOLE:
+        check_matching(examiner.opened, truth, plan)
+        if part == ALL_SHARDS:
             plan = hear_witnesses(options, examiner.opened, truth, plan)
-        comparisons = examine(examiner, truth.pictures, open_engine(options), part)
-        if part != WHOLE:
+        comparisons = evaluate_images(examiner, truth.images, open_engine(options), part)
+        if part != ALL_SHARDS:
             return {"part": str(part), "pictures": len(comparisons)}
-        report, fit = score(comparisons, examiner.opened, truth, plan)
+        report, fit = compute_report(comparisons, examiner.opened, truth, plan)
         if options.out:
             report.write(options.out)
-            write_page(report, draw_gallery(report.pictures, examiner.opened, truth, fit), options.out)
+            write_html_report(report, render_gallery(report.images, examiner.opened, truth, fit), options.out)
             shutil.rmtree(folder)
         return asdict(report.summary)
 
 
-def _plan(options: argparse.Namespace) -> "MatchPlan":
-    from training.scores.naming.names import read_names
+def _plan(options: argparse.Namespace) -> "MatchingConfig":
+    from training.evaluation.matching.mapping_file import read_mapping
 
     if options.names and options.method:
         raise ConfigError("--names were fitted with a method of their own: leave --method out")
     if options.names and options.also:
         raise ConfigError("--names are fitted: give --also to `useg-train match`")
     plan = replace(plan_matching(options), is_same_set=options.same_set)
-    return replace(plan, names=read_names(options.names)) if options.names else plan
+    return replace(plan, names=read_mapping(options.names)) if options.names else plan
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Any
 
 from model.command import flag, positive
 from training.commands.comparison import add_truth, read_truth
-from training.fitting.finetune_recipe import plan_finetune
-from training.fitting.transformer.recipe import PRESETS
+from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
+from training.presets import finetune_config
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fraction", type=float, required=True, help="share of the set to learn from, 0.01 for 1 %%")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run to begin or to go on with")
     parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (RUN/annotations/features)")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu", help="recipe (%(default)s)")
+    parser.add_argument(
+        "--preset", choices=sorted(MASK_TRANSFORMER_PRESETS), default="cpu", help="recipe (%(default)s)"
+    )
     parser.add_argument("--steps", type=positive, help="instead of the published number for this share")
     for name, kind in (("batch", positive), ("learning_rate", float), ("seed", int)):
         parser.add_argument(flag(name), type=kind, help="instead of the preset's")
@@ -28,13 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from model.weights.checkpoints import DEFAULT_CACHE, fetch
-    from training.fitting.finetune import finetune
+    from model.checkpoints.state_dicts import DEFAULT_CACHE, fetch_file
+    from training.finetune import finetune
 
     torch.set_num_threads(options.threads)
     truth = read_truth(options)
     given = {name: getattr(options, name) for name in ("steps", "batch", "learning_rate", "seed")}
     given = {name: value for name, value in given.items() if value is not None}
-    recipe = replace(plan_finetune(options.fraction, PRESETS[options.preset]), **given)
-    encoder = fetch(options.encoder, DEFAULT_CACHE) if options.encoder else None
+    recipe = replace(finetune_config(options.fraction, MASK_TRANSFORMER_PRESETS[options.preset]), **given)
+    encoder = fetch_file(options.encoder, DEFAULT_CACHE) if options.encoder else None
     return asdict(finetune(options.start, truth, options.fraction, options.out, recipe, options.features, encoder))

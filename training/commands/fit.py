@@ -1,4 +1,4 @@
-"""`useg-train fit`: pseudo-labels to a run."""
+"""`useg-train train`: pseudo-labels to a run."""
 
 import argparse
 import math
@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from model.command import flag
-from training.fitting.cascade.recipe import Backbone, CascadeRecipe, Pasting
-from training.fitting.loop.recipe import Inputs, Precision, Recipe
-from training.fitting.presets import PRESETS_OF, plan_recipe
-from training.fitting.transformer.recipe import FitConfig, Targets
+from training.mask_transformer.config import MaskTransformerTrainConfig, TargetSource
+from training.panoptic_cascade.config import Backbone, CascadeTrainConfig, CopyPaste
+from training.presets import NETWORK_PRESETS, make_train_config
+from training.trainer.config import InputKind, Precision, TrainConfig
 
 NUMBERS = ("steps", "batch", "learning_rate", "average_decay", "seed", "checkpoint_every")
-WORDS = {"precision": Precision, "backbone": Backbone, "inputs": Inputs, "targets": Targets, "pasting": Pasting}
+WORDS = {
+    "precision": Precision,
+    "backbone": Backbone,
+    "inputs": InputKind,
+    "targets": TargetSource,
+    "pasting": CopyPaste,
+}
 SAMPLE_NUMBERS = ("queries", "paste_rate", "crop_rate", "most_targets", "doubt", "jitter")
 SAMPLE_SWITCHES = ("pastes_alike", "drops_unknown", "embeds")
 """Of the mask transformer's recipe."""
@@ -24,22 +30,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run to begin or to go on with")
     parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (STORE/features)")
-    parser.add_argument("--network", choices=PRESETS_OF, default="mask_transformer", help="to fit (%(default)s)")
-    presets = sorted({name for each in PRESETS_OF.values() for name in each})
+    parser.add_argument("--network", choices=NETWORK_PRESETS, default="mask_transformer", help="to fit (%(default)s)")
+    presets = sorted({name for each in NETWORK_PRESETS.values() for name in each})
     parser.add_argument("--preset", choices=presets, default="cpu", help="recipe (%(default)s)")
-    for entry in fields(Recipe):
+    for entry in fields(TrainConfig):
         if entry.name in NUMBERS:
             parser.add_argument(flag(entry.name), type=type(entry.default), help="instead of the preset's")
-    for entry in fields(FitConfig):
+    for entry in fields(MaskTransformerTrainConfig):
         if entry.name in SAMPLE_NUMBERS:
-            parser.add_argument(flag(entry.name), type=type(entry.default), help="see FitConfig")
-    for entry in fields(CascadeRecipe):
+            parser.add_argument(flag(entry.name), type=type(entry.default), help="see MaskTransformerTrainConfig")
+    for entry in fields(CascadeTrainConfig):
         if entry.name in CASCADE_NUMBERS:
-            parser.add_argument(flag(entry.name), type=type(entry.default), help="see CascadeRecipe")
+            parser.add_argument(flag(entry.name), type=type(entry.default), help="see CascadeTrainConfig")
     for name in SAMPLE_SWITCHES:
-        parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help="see FitConfig")
+        parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, help="see MaskTransformerTrainConfig")
     for name, words in WORDS.items():
-        recipe = {"precision": "Recipe", "inputs": "Recipe", "targets": "FitConfig"}.get(name, CascadeRecipe.__name__)
+        recipe = {"precision": "TrainConfig", "inputs": "TrainConfig", "targets": "MaskTransformerTrainConfig"}.get(
+            name, CascadeTrainConfig.__name__
+        )
         parser.add_argument(flag(name), choices=get_args(words), help=f"instead of the preset's, see {recipe}")
     parser.add_argument("--backbone-weights", default="", metavar="FILE|URL", help="of a published ResNet-50")
     parser.add_argument("--start", type=Path, metavar="RUN|ARTIFACT", help="whose weights are the first")
@@ -52,14 +60,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     import torch
 
-    from training.fitting.fit import fit
-    from training.fitting.loop.ranks import join_ranks
-    from training.labels.store import LabelStore
+    from training.data.dataset import PseudoLabelDataset
+    from training.train import train
+    from training.trainer.distributed import init_distributed
 
     torch.set_num_threads(options.threads)
-    recipe, store = choose_recipe(options), LabelStore(options.store)
-    with join_ranks(options.device) as ranks:
-        report = fit(
+    recipe, store = choose_recipe(options), PseudoLabelDataset(options.store)
+    with init_distributed(options.device) as ranks:
+        report = train(
             store, options.features or store.features, options.out, recipe, options.device,
             start=options.start, backbone=options.backbone_weights, limit_s=60.0 * options.minutes, ranks=ranks,
             metrics=options.metrics,
@@ -67,8 +75,8 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
         return asdict(report) if ranks.is_first else None
 
 
-def choose_recipe(options: argparse.Namespace) -> FitConfig | CascadeRecipe:
+def choose_recipe(options: argparse.Namespace) -> MaskTransformerTrainConfig | CascadeTrainConfig:
     """The preset, and what was given instead."""
     names = (*NUMBERS, *WORDS, *SAMPLE_NUMBERS, *SAMPLE_SWITCHES, *CASCADE_NUMBERS)
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return plan_recipe(options.network, options.preset, given)
+    return make_train_config(options.network, options.preset, given)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from model.command import REFUSED, flag, positive
 from model.errors import ConfigError
-from model.files import replace_file
+from model.files import atomic_write
 from training.commands.comparison import add_truth, read_truth
 
 if TYPE_CHECKING:
-    from model.panoptic import Segmentation
-    from model.release.segmenter import Segmenter
+    from model.export.predictor import ArtifactPredictor
+    from model.postprocessing.panoptic import Segmentation
 
 RULES = ("margin", "agreement", "segments", "void", "drift")
 
@@ -26,39 +26,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=positive, default=200, help="most of them to look at (%(default)s)")
     add_truth(parser, is_required=False)
     for name in RULES:
-        parser.add_argument(flag(name), type=float, help="see GateRule in training/scores/gate.py")
+        parser.add_argument(
+            flag(name), type=float, help="see PromotionThresholds in training/evaluation/promotion_gate.py"
+        )
     parser.add_argument("--out", type=Path, metavar="JSON", help="the result, also if it is a refusal")
     parser.set_defaults(work=run)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from model.release.segmenter import open_segmenter
-    from training.scores.gate import GateRule, check_likeness, check_scores
-    from training.scores.meetings.answers import open_source
+    from model.export.predictor import load_artifact_predictor
+    from training.evaluation.predictors import load_predictor
+    from training.evaluation.promotion_gate import PromotionThresholds, check_scores, check_similarity
 
     if not options.truth and not options.photos:
         raise ConfigError("nothing to compare on: give --truth a labelled set, or --photos a folder")
-    known = {entry.name for entry in fields(GateRule)}
+    known = {entry.name for entry in fields(PromotionThresholds)}
     given = {name: getattr(options, name) for name in known if getattr(options, name) is not None}
-    rule = GateRule(**given)
+    rule = PromotionThresholds(**given)
     if options.truth:
         truth = read_truth(options)
-        new, old = (open_source(folder, threads=options.threads) for folder in (options.new, options.old))
+        new, old = (load_predictor(folder, threads=options.threads) for folder in (options.new, options.old))
         checks = check_scores(new, old, truth, rule)
     else:
-        later, earlier = (open_segmenter(folder, threads=options.threads) for folder in (options.new, options.old))
+        later, earlier = (
+            load_artifact_predictor(folder, threads=options.threads) for folder in (options.new, options.old)
+        )
         answers = _ask(earlier, later, options.photos, options.count)
-        checks = check_likeness(answers, later.contract, rule)
+        checks = check_similarity(answers, later.contract, rule)
     reasons = [check.reason for check in checks if not check.is_passed]
     result = {"passed": not reasons, "checks": [asdict(check) for check in checks], REFUSED: reasons}
     if options.out:
-        with replace_file(options.out) as sibling:
+        with atomic_write(options.out) as sibling:
             sibling.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
 
 
-def _ask(old: "Segmenter", new: "Segmenter", folder: Path, most: int) -> "Iterator[tuple[Segmentation, Segmentation]]":
-    from model.release.segmenter import draw_photos
+def _ask(
+    old: "ArtifactPredictor", new: "ArtifactPredictor", folder: Path, most: int
+) -> "Iterator[tuple[Segmentation, Segmentation]]":
+    from model.export.predictor import sample_photos
 
-    for photo in draw_photos(folder, most, seed=1):  # a version's reference is drawn with seed 0
+    for photo in sample_photos(folder, most, seed=1):  # a version's reference is drawn with seed 0
         yield old.segment(photo.image), new.segment(photo.image)

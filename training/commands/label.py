@@ -7,10 +7,9 @@ from typing import Any, get_args
 
 from model.command import flag, positive
 from model.errors import ConfigError
-from training.choices import MERGE_RULES, PROPOSALS, REFINEMENTS, TOKENS
+from training.choices import MASKCUT_FEATURES, PROPOSAL_METHODS, REFINEMENT_METHODS, STUFF_MERGE_RULES
 from training.commands.engine import add_engine, open_engine
-from training.labels.clusters.codebook_recipe import Background, Seeding, Things, Token
-from training.labels.clusters.stego_recipe import STEGO_PRESETS
+from training.data.label_config import STEGO_PRESETS, CropBackground, CropToken, KmeansInit, ThingEmbedding
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +20,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=positive, help="at most this many photos, evenly spread")
     add_engine(parser)
     parser.add_argument("--note", default="", help="where the photos come from, for the model card")
-    for name, kind in (("side_px", positive), ("cuts", positive), ("threshold", float), ("components", positive),
+    for name, kind in (("side_px", positive), ("maskcut_n", positive), ("threshold", float), ("pca_dim", positive),
                        ("thing_clusters", positive), ("stuff_clusters", positive), ("seed", int)):  # fmt: skip
-        parser.add_argument(flag(name), type=kind, help="see LabelConfig in training/labels/store.py")
+        parser.add_argument(flag(name), type=kind, help="see PseudoLabelConfig in training/data/dataset.py")
     _add_discovery(parser)
     _add_clusters(parser)
     parser.set_defaults(work=run)
@@ -33,29 +32,29 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from threadpoolctl import threadpool_limits
 
+    from model.checkpoints.state_dicts import DEFAULT_CACHE, fetch_file
     from model.files import hash_file
-    from model.weights.checkpoints import DEFAULT_CACHE, fetch
-    from training.engines import read_part
-    from training.labels.clusters.codebook import adopt, read_codebook
-    from training.labels.label import hash_photos, label_photos
-    from training.labels.store import LabelConfig, LabelStore
-    from training.photos import scan_photos
+    from training.data.dataset import PseudoLabelConfig, PseudoLabelDataset
+    from training.data.executors import parse_shard
+    from training.data.photos import scan_photos
+    from training.pseudo_labels.codebook import load_codebook, merge_options
+    from training.pseudo_labels.pipeline import hash_photos, label_photos
 
     torch.set_num_threads(options.threads)
-    part = read_part(options.shard)
+    part = parse_shard(options.shard)
     if options.out.resolve().is_relative_to(options.photos.resolve()):
         raise ConfigError(f"{options.out} lies in {options.photos}: its labels would be taken for photos")
-    encoder = fetch(options.encoder, DEFAULT_CACHE).resolve()
-    book = read_codebook(options.codebook) if options.codebook else None
-    given = {entry.name: getattr(options, entry.name, None) for entry in fields(LabelConfig)}
+    encoder = fetch_file(options.encoder, DEFAULT_CACHE).resolve()
+    book = load_codebook(options.codebook) if options.codebook else None
+    given = {entry.name: getattr(options, entry.name, None) for entry in fields(PseudoLabelConfig)}
     given = {name: value for name, value in given.items() if value is not None and name != "codebook"}
     given |= _name_stuff(options) | {"encoder_hash": hash_file(encoder)}
     if book:
-        given = adopt(book, given)
-    config = LabelConfig(
+        given = merge_options(book, given)
+    config = PseudoLabelConfig(
         **given | {"photos": str(options.photos.resolve()), "encoder": str(encoder), "photos_hash": ""}
     )
-    store = LabelStore(options.out.resolve())
+    store = PseudoLabelDataset(options.out.resolve())
     scan = scan_photos(options.photos, limit=options.limit, memo=store.scan)
     config = replace(config, photos_hash=hash_photos(scan.photos))
     features = options.features or store.features
@@ -65,18 +64,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_discovery(parser: argparse.ArgumentParser) -> None:
-    """What `label` may be told of masks beyond `--cuts` and `--threshold`."""
+    """What `label` may be told of masks beyond `--maskcut_n` and `--threshold`."""
     for name, words in (
-        ("proposals", PROPOSALS[:2]),
-        ("tokens", TOKENS),
-        ("refinement", REFINEMENTS),
+        ("proposals", PROPOSAL_METHODS[:2]),
+        ("tokens", MASKCUT_FEATURES),
+        ("refinement", REFINEMENT_METHODS),
     ):
-        parser.add_argument(
-            flag(name), choices=words, help="see DiscoveryConfig in training/labels/masks/discovery_recipe.py"
-        )
-    for name in ("centred", "faithful"):
-        parser.add_argument(flag(name), action="store_true", default=None, help="see DiscoveryConfig")
-    parser.add_argument("--objects", type=positive, help="see DiscoveryConfig")
+        parser.add_argument(flag(name), choices=words, help="see MaskDiscoveryConfig in training/data/label_config.py")
+    for name in ("maskcut_subtract_mean", "maskcut_reference_filters"):
+        parser.add_argument(flag(name), action="store_true", default=None, help="see MaskDiscoveryConfig")
+    parser.add_argument("--objects", type=positive, help="see MaskDiscoveryConfig")
 
 
 def _add_clusters(parser: argparse.ArgumentParser) -> None:
@@ -86,20 +83,20 @@ def _add_clusters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stego", choices=STEGO_PRESETS, help="published hyper-parameters (small)")
     parser.add_argument("--stego-steps", type=positive, help="instead of the preset's")
     parser.add_argument("--stuff-crf", action="store_true", default=None, help="a dense CRF on stuff (extra `crf`)")
-    parser.add_argument("--merge", choices=MERGE_RULES, help="masks and stuff to one map, see training/labels/store.py")
-    parser.add_argument("--most-inside", type=float, help="see LabelConfig in training/labels/store.py")
-    for name, words in (("things", Things), ("crop_background", Background), ("crop_token", Token),
-                        ("seeding", Seeding)):  # fmt: skip
+    parser.add_argument(
+        "--merge", choices=STUFF_MERGE_RULES, help="masks and stuff to one map, see training/data/dataset.py"
+    )
+    parser.add_argument("--max-stuff-in-things", type=float, help="see PseudoLabelConfig in training/data/dataset.py")
+    for name, words in (("things", ThingEmbedding), ("crop_background", CropBackground), ("crop_token", CropToken),
+                        ("kmeans_init", KmeansInit)):  # fmt: skip
         parser.add_argument(flag(name), choices=get_args(words), help="see CodebookConfig")
     for name in ("crop_px", "crop_layer"):
-        parser.add_argument(
-            flag(name), type=int, help="see CodebookConfig in training/labels/clusters/codebook_recipe.py"
-        )
+        parser.add_argument(flag(name), type=int, help="see CodebookConfig in training/data/label_config.py")
     parser.add_argument("--crop-normalised", action="store_true", default=None, help="compare crops by angle")
 
 
 def _name_stuff(options: argparse.Namespace) -> dict[str, Any]:
-    """`--stuff` and its steps in the words of LabelConfig; what was not given is left out."""
+    """`--stuff` and its steps in the words of PseudoLabelConfig; what was not given is left out."""
     named: dict[str, Any] = {}
     if options.stuff in ("kmeans", "regions", "stego"):
         named = {"stuff": options.stuff}

@@ -14,14 +14,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from training.scores.evaluate import match_clusters
-    from training.scores.meetings.answers import open_source
+    from training.evaluation.evaluate import fit_mapping
+    from training.evaluation.predictors import load_predictor
 
     truth = read_truth(options)
-    source = open_source(options.source, threads=options.threads)
+    source = load_predictor(options.source, threads=options.threads)
     plan = hear_witnesses(options, source, truth, plan_matching(options))
-    names = match_clusters(source, truth, plan)
+    names = fit_mapping(source, truth, plan)
     names.write(options.out)
     matched = sum(found.category is not None for found in names.clusters.values())
-    return {"names": str(options.out), "pictures": names.fitted_on.pictures, "clusters": len(names.clusters),
+    return {"names": str(options.out), "pictures": names.fitted_on.images, "clusters": len(names.clusters),
             "matched": matched, "method": names.method}  # fmt: skip

@@ -21,14 +21,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from training.labels.store import LabelStore
-    from training.scores.naming.prototypes import name_by_regions
+    from training.data.dataset import PseudoLabelDataset
+    from training.evaluation.matching.prototypes import match_by_regions
 
     torch.set_num_threads(options.threads)
     truth = read_truth(options)
-    store = LabelStore(options.store)
-    names = name_by_regions(store, truth, options.regions, options.seed, options.features or store.features)
+    store = PseudoLabelDataset(options.store)
+    names = match_by_regions(store, truth, options.regions, options.seed, options.features or store.features)
     names.write(options.out)
     named = sum(found.category is not None for found in names.clusters.values())
-    return {"names": str(options.out), "pictures": names.fitted_on.pictures, "clusters": len(names.clusters),
+    return {"names": str(options.out), "pictures": names.fitted_on.images, "clusters": len(names.clusters),
             "matched": named, "method": names.method}  # fmt: skip

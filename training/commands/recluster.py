@@ -23,10 +23,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from training.fitting.transformer.recluster import ReclusterPlan, recluster
-    from training.labels.store import LabelStore
+    from training.data.dataset import PseudoLabelDataset
+    from training.mask_transformer.recluster import ReclusterConfig, recluster
 
     torch.set_num_threads(options.threads)
-    plan = ReclusterPlan(clusters=options.clusters, score=options.score, limit=options.limit, seed=options.seed)
-    store = LabelStore(options.store)
+    plan = ReclusterConfig(clusters=options.clusters, score=options.score, limit=options.limit, seed=options.seed)
+    store = PseudoLabelDataset(options.store)
     return asdict(recluster(options.run, store, options.features or store.features, options.out, plan))

@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="STORE", help="to fill or to finish; without, the run is measured")
     parser.add_argument("--features", type=Path, metavar="DIR", help="feature cache (STORE/features)")
     for name in ("share", "rise"):
-        parser.add_argument(flag(name), type=float, help="see RoundPlan in training/fitting/rounds/self_training.py")
+        parser.add_argument(flag(name), type=float, help="see SelfTrainingConfig in training/self_training/rounds.py")
     parser.add_argument(
         "--zoom", action="store_true", help="look at windows with the encoder, too: finds what is small, 3 s a photo"
     )
@@ -25,12 +25,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from training.fitting.rounds.self_training import RoundPlan, relabel
-    from training.labels.store import LabelStore
+    from training.data.dataset import PseudoLabelDataset
+    from training.self_training.rounds import SelfTrainingConfig, relabel
 
     torch.set_num_threads(options.threads)
-    store = LabelStore(options.store)
-    out = LabelStore(options.out) if options.out else None
+    store = PseudoLabelDataset(options.store)
+    out = PseudoLabelDataset(options.out) if options.out else None
     given = {name: getattr(options, name) for name in ("share", "rise") if getattr(options, name) is not None}
-    plan = RoundPlan(**given, zooms=options.zoom, is_forced=options.force)
+    plan = SelfTrainingConfig(**given, zooms=options.zoom, is_forced=options.force)
     return asdict(relabel(options.run, store, options.features or store.features, out, plan))

@@ -12,6 +12,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from training.fitting.rounds.figures import PICTURE_FILE, draw_rounds
+    from training.self_training.rounds import PICTURE_FILE, plot_rounds
 
-    return {"rounds": draw_rounds(options.results, options.out), "picture": str(options.out / PICTURE_FILE)}
+    return {"rounds": plot_rounds(options.results, options.out), "picture": str(options.out / PICTURE_FILE)}

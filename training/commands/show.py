@@ -19,18 +19,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    from model.release.segmenter import draw_photos, open_segmenter
-    from training.labels.contact_sheet import draw_answers, draw_sheet, write_sheet
-    from training.labels.store import LabelStore
+    from model.export.predictor import load_artifact_predictor, sample_photos
+    from training.data.dataset import PseudoLabelDataset
+    from training.pseudo_labels.visualize import plot_dataset, plot_predictions, save_jpeg
 
     if (options.source / CONTRACT_FILE).is_file():
         if not options.photos:
             raise ConfigError(f"{options.source} is an artifact: say with --photos what it is to answer")
-        segmenter = open_segmenter(options.source, threads=options.threads)
+        segmenter = load_artifact_predictor(options.source, threads=options.threads)
         title = f"{segmenter.contract.name} {segmenter.contract.version}"
-        drawn = list(draw_photos(options.photos, options.count, options.seed))
-        write_sheet(draw_answers(title, drawn, segmenter), options.out)
+        drawn = list(sample_photos(options.photos, options.count, options.seed))
+        save_jpeg(plot_predictions(title, drawn, segmenter), options.out)
         return {"sheet": str(options.out), "photos": len(drawn)}
-    store = LabelStore(options.source)
-    write_sheet(draw_sheet(store, options.count, options.seed), options.out)
+    store = PseudoLabelDataset(options.source)
+    save_jpeg(plot_dataset(store, options.count, options.seed), options.out)
     return {"sheet": str(options.out), "photos": min(options.count, len(store.read_photos()))}

@@ -1,0 +1,161 @@
+"""Artifacts that run: one door to every backend, and the golden answers that each must give."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from jaxtyping import Int64, UInt8
+
+from model.backends.onnx_runtime import (
+    PROVIDER_NAMES,
+    OnnxBackend,
+    OnnxSession,
+    Provider,
+    list_cuda_providers,
+    list_tensorrt_providers,
+    make_optimization_profile,
+    require_provider_active,
+    require_provider_available,
+)
+from model.backends.openvino import OpenvinoSession
+from model.backends.parity import (
+    FP16_TOLERANCE,
+    FP32_TOLERANCE,
+    INT8_TOLERANCE,
+    DecodedOutputs,
+    Tolerance,
+    compare_outputs,
+    decode_outputs,
+)
+from model.backends.session import Backend, HotSwapSession, Session
+from model.backends.tensorrt import default_engine_cache, detect_engine_key, engine_folder
+from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, Precision, read_contract
+from model.errors import ArtifactError, BackendUnavailable, ConfigError
+from model.files import load_npz
+
+logger = logging.getLogger(__name__)
+
+_TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": FP32_TOLERANCE,
+    "fp16-stored": FP32_TOLERANCE,
+    "int8-stored": FP32_TOLERANCE,
+    "fp16": FP16_TOLERANCE,
+    "int8": INT8_TOLERANCE,
+}
+_FALLBACKS: dict[Backend, Backend] = {"tensorrt": "cuda", "cuda": "cpu", "torch": "cpu", "openvino": "cpu"}
+
+
+def load_session(
+    artifact: Path, *, backend: Backend = "cpu", threads: int = 2, allow_fallback: bool = False
+) -> tuple[Contract, Session]:
+    """A checked artifact, ready to run; nothing is returned unless every check passed.
+
+    TensorRT's engine takes minutes to build where it is not on disk: until then CUDA, or the CPU, answers (see
+    `HotSwapSession`). Raises ArtifactError (files), ContractMismatch (shapes), ParityError (golden answers), or
+    BackendUnavailable; with `allow_fallback`, the next lesser backend is opened instead of this last one.
+    """
+    if threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}")
+    contract = read_contract(artifact)
+    try:
+        session = _load(artifact, contract, backend, threads)
+    except BackendUnavailable as error:
+        if not allow_fallback or backend == "cpu":
+            raise
+        logger.warning("%s; going on with %s", error, _FALLBACKS[backend])
+        return load_session(artifact, backend=_FALLBACKS[backend], threads=threads, allow_fallback=True)
+    logger.info("opened %s %s on %s", contract.name, contract.version, session.backend)
+    return contract, session
+
+
+def _load(artifact: Path, contract: Contract, backend: Backend, threads: int) -> Session:
+    if contract.precision == "int8" and backend != "openvino":
+        raise BackendUnavailable(
+            f"backend {backend}: {artifact} is of int8, which OpenVINO alone answers: take openvino"
+        )
+    match backend:
+        case "cpu":
+            return _load_onnx(artifact, contract, "cpu", threads, [(PROVIDER_NAMES["cpu"], {})])
+        case "openvino":
+            return _load_openvino(artifact, contract, threads)
+        case "cuda":
+            return _load_onnx(artifact, contract, "cuda", threads, list_cuda_providers())
+        case "tensorrt":
+            return _load_tensorrt(artifact, contract, threads)
+        case "torch":
+            return _load_torch(artifact, contract, threads)
+
+
+def _load_onnx(
+    artifact: Path,
+    contract: Contract,
+    backend: OnnxBackend,
+    threads: int,
+    providers: Sequence[Provider],
+    network: Path | None = None,
+) -> OnnxSession:
+    """A session that gives the golden answers; `network` goes before the artifact's own."""
+    require_provider_available(backend, onnxruntime.get_available_providers())
+    session = OnnxSession(network or artifact / NETWORK_FILE, threads=threads, providers=providers)
+    require_provider_active(backend, session.backend)
+    session.check_contract(contract)
+    check_golden(session, artifact / GOLDEN_FILE, _TOLERANCES[contract.precision])
+    return session
+
+
+def _load_tensorrt(artifact: Path, contract: Contract, threads: int) -> Session:
+    require_provider_available("tensorrt", onnxruntime.get_available_providers())
+    machine = detect_engine_key()
+    try:
+        first = _load_onnx(artifact, contract, "cuda", threads, list_cuda_providers())
+    except BackendUnavailable as error:
+        logger.warning("%s; the CPU answers until the engine is ready", error)
+        first = _load_onnx(artifact, contract, "cpu", threads, [(PROVIDER_NAMES["cpu"], {})])
+    folder = engine_folder(default_engine_cache(), contract, machine, contract.precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    providers = list_tensorrt_providers(make_optimization_profile(contract), contract.precision, folder)
+    built = folder / NETWORK_FILE
+    network = built if built.is_file() else None
+    return HotSwapSession(first, partial(_load_onnx, artifact, contract, "tensorrt", threads, providers, network))
+
+
+def _load_openvino(artifact: Path, contract: Contract, threads: int) -> Session:
+    session = OpenvinoSession(artifact / contract.network_files[0], threads=threads)
+    session.check_contract(contract)
+    check_golden(session, artifact / GOLDEN_FILE, _TOLERANCES[contract.precision])
+    return session
+
+
+def _load_torch(artifact: Path, contract: Contract, threads: int) -> Session:
+    try:
+        from model.backends.torch_session import load_torch_session
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(f"backend torch: {error.name} is not installed: install useg[train]") from error
+    session = load_torch_session(contract, artifact, threads=threads)
+    check_golden(session, artifact / GOLDEN_FILE, session.tolerance)
+    return session
+
+
+def write_golden(
+    session: Session, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"], path: Path
+) -> None:
+    """Keep pictures and what the session decides about them."""
+    decisions = decode_outputs(session.run(pixels, sizes))
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, pixels=pixels, sizes=sizes, **vars(decisions))
+
+
+def check_golden(session: Session, path: Path, tolerance: Tolerance = FP32_TOLERANCE) -> None:
+    """Raise ParityError unless the session gives the golden answers, ArtifactError if there are none."""
+    try:
+        stored = load_npz(path)
+        pixels, sizes = stored.pop("pixels"), stored.pop("sizes")
+        reference = DecodedOutputs(**stored)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} holds no golden answers: {error}") from error
+    compare_outputs(reference, decode_outputs(session.run(pixels, sizes)), tolerance).require(
+        f"{path} on {session.backend}", tolerance
+    )

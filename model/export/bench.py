@@ -1,0 +1,187 @@
+"""How fast an artifact answers here, beside the same weights in plain torch."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from model.backends.loader import load_session
+from model.backends.onnx_runtime import OnnxSession
+from model.backends.openvino import OpenvinoSession
+from model.backends.session import Backend, HotSwapSession, Session
+from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, read_contract
+from model.errors import BackendUnavailable
+from model.files import load_npz
+
+_STATUS = Path("/proc/self/status")
+_PEAK_RESET = Path("/proc/self/clear_refs")
+_PEAK = "VmHWM:"
+_QUARTILES = (25, 50, 75)
+
+BatchInputs = tuple[UInt8[np.ndarray, "B 3 H W"], Int64[np.ndarray, "B 2"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What is timed."""
+
+    backend: Backend = "cpu"
+    batches: tuple[int, ...] = (1, 2, 3, 5, 8)
+    rounds: int = 5
+    """Each runs every backend once on every size of a batch."""
+    threads: int = 2
+    peak_tflops: float | None = None
+    """What the hardware could do at best; None: unknown."""
+
+
+def run_bench(artifact: Path, config: BenchConfig) -> dict[str, Any]:
+    """Medians and quartiles of the time of a batch, on the backend and on torch where there is any.
+
+    In every round the two take turns, so that ratios are not between times of different load; a ratio is the median of
+    those of the rounds. The pictures are the golden ones. Memory is how far the peak of a fresh process rises in its
+    first run; None where the system does not tell.
+    """
+    contract, session = load_session(artifact, backend=config.backend, threads=config.threads)
+    if isinstance(session, HotSwapSession):
+        session.wait_ready()
+    sessions = {config.backend: session, **_load_torch_sessions(artifact, config)}
+    flops = _count_flops(contract)
+    pictures = {batch: repeat_golden_inputs(artifact, batch) for batch in config.batches}
+    seconds = _time_rounds(sessions, pictures, config.rounds)
+    memory = {
+        (name, batch): measure_memory(artifact, name, batch, config.threads)
+        for name in sessions
+        for batch in config.batches
+    }
+    return {
+        "artifact": f"{contract.name} {contract.version}",
+        "sessions": {name: each.backend for name, each in sessions.items()},
+        "threads": config.threads,
+        "rounds": config.rounds,
+        "flops_per_image": flops,
+        "batches": [
+            {
+                "batch": batch,
+                **{
+                    name: summarize_times(seconds[name, batch], batch, flops, config.peak_tflops)
+                    | {"memory_bytes": memory[name, batch]}
+                    for name in sessions
+                },
+                **_compare_with_torch(config.backend, seconds, batch),
+            }
+            for batch in config.batches
+        ],
+    }
+
+
+def repeat_golden_inputs(artifact: Path, batch: int) -> BatchInputs:
+    """The artifact's golden pictures, as often as a batch of that size takes."""
+    stored = load_npz(artifact / GOLDEN_FILE)
+    order = np.arange(batch) % len(stored["pixels"])
+    return stored["pixels"][order], stored["sizes"][order]
+
+
+def summarize_times(
+    seconds: Sequence[float], batch: int, flops: int | None, peak_tflops: float | None
+) -> dict[str, Any]:
+    """Times of a batch in figures that compare."""
+    low, median, high = np.percentile(seconds, _QUARTILES)
+    figures: dict[str, Any] = {
+        "ms": round(median * 1e3, 3),
+        "quartiles_ms": [round(low * 1e3, 3), round(high * 1e3, 3)],
+        "images_per_s": round(batch / median, 3),
+    }
+    if flops is not None:
+        figures["gflops_per_s"] = round(batch * flops / median / 1e9, 1)
+        if peak_tflops is not None:
+            figures["share_of_peak"] = round(batch * flops / median / (peak_tflops * 1e12), 4)
+    return figures
+
+
+def measure_memory(artifact: Path, backend: Backend, batch: int, threads: int) -> int | None:
+    """By how many bytes the peak of resident memory rises when a fresh process runs its first batch, of that size.
+
+    None for a backend that computes elsewhere than in main memory, and where the system does not tell.
+    """
+    if backend not in ("cpu", "openvino", "torch") or not _STATUS.is_file():
+        return None
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure_peak_growth, artifact, backend, batch, threads).result()
+
+
+def _measure_peak_growth(artifact: Path, backend: Backend, batch: int, threads: int) -> int:
+    pixels, sizes = repeat_golden_inputs(artifact, batch)
+    session = _load_without_run(artifact, backend, threads)
+    with contextlib.suppress(OSError):
+        _PEAK_RESET.write_text("5")  # opening takes more than it keeps: the peak counts from here on
+    before = _read_peak()
+    session.run(pixels, sizes)
+    return _read_peak() - before
+
+
+def _load_without_run(artifact: Path, backend: Backend, threads: int) -> Session:
+    """A session that has not run: the golden answers would take memory first."""
+    if backend == "cpu":
+        return OnnxSession(artifact / NETWORK_FILE, threads=threads)
+    if backend == "openvino":
+        return OpenvinoSession(artifact / read_contract(artifact).network_files[0], threads=threads)
+    from model.backends.torch_session import load_torch_session
+
+    return load_torch_session(read_contract(artifact), artifact, threads=threads)
+
+
+def _read_peak() -> int:
+    """The most bytes that this process ever held; unlike `ru_maxrss`, not counting what its parent held."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(_PEAK))
+    return int(line.removeprefix(_PEAK).removesuffix("kB")) * 1024
+
+
+def _load_torch_sessions(artifact: Path, config: BenchConfig) -> dict[Backend, Session]:
+    """Torch to compare with; nothing where it is not installed, or is the backend itself."""
+    if config.backend == "torch":
+        return {}
+    try:
+        return {"torch": load_session(artifact, backend="torch", threads=config.threads)[1]}
+    except BackendUnavailable:
+        return {}
+
+
+def _count_flops(contract: Contract) -> int | None:
+    """Operations behind one picture's answer, on the first canvas; None without torch."""
+    try:
+        from model.backends.onnx_to_torch import count_artifact_flops
+    except ModuleNotFoundError:
+        return None
+    return count_artifact_flops(contract)
+
+
+def _time_rounds(
+    sessions: dict[Backend, Session], pictures: dict[int, BatchInputs], rounds: int
+) -> dict[tuple[Backend, int], list[float]]:
+    """Seconds of each round, after one that does not count."""
+    seconds: dict[tuple[Backend, int], list[float]] = {}
+    for _ in range(rounds + 1):
+        for batch, given in pictures.items():
+            for name, session in sessions.items():
+                started = time.perf_counter()
+                session.run(*given)
+                seconds.setdefault((name, batch), []).append(time.perf_counter() - started)
+    return {key: values[1:] for key, values in seconds.items()}
+
+
+def _compare_with_torch(
+    backend: Backend, seconds: dict[tuple[Backend, int], list[float]], batch: int
+) -> dict[str, Any]:
+    """The backend's share of torch's time."""
+    if ("torch", batch) not in seconds or backend == "torch":
+        return {}
+    shares = np.array(seconds[backend, batch]) / np.array(seconds["torch", batch])
+    low, median, high = np.percentile(shares, _QUARTILES)
+    return {"share_of_torch": round(median, 3), "quartiles_share": [round(low, 3), round(high, 3)]}

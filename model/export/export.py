@@ -1,0 +1,180 @@
+"""A run to an artifact: one ONNX graph, its contract and its golden answers, refused unless they agree."""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from model.backends.loader import check_golden, write_golden
+from model.backends.onnx_runtime import OnnxSession
+from model.backends.parity import FP16_TOLERANCE, FP32_TOLERANCE, Tolerance
+from model.backends.session import Session
+from model.backends.torch_session import TorchSession
+from model.checkpoints.runs import RunInfo, load_run
+from model.contract import CONTRACT_FILE, GOLDEN_FILE, NETWORK_FILE, Contract, FloatPrecision, InputSize, Thresholds
+from model.errors import ConfigError
+from model.export.onnx_graph import MIN_DYNAMIC_SIDE_PX, round_to_fp16, write_graph
+from model.export.parity_checks import (
+    CHECKED_BATCH_SIZES,
+    InputImage,
+    check_batch_invariance,
+    check_parity,
+    stack_images,
+)
+from model.export.precision import round_to_int8
+from model.files import atomic_directory, hash_file
+from model.images import letterbox_image
+from model.networks.architecture import Network
+from model.networks.fpn import SIDE_MULTIPLE_PX
+from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer
+from model.networks.panoptic_cascade import PanopticCascade, fold_batch_norms
+from model.networks.resnet import STAGE_STRIDES_PX
+from model.networks.roi_heads import MASK_SIZE
+
+logger = logging.getLogger(__name__)
+
+PAPER_INPUT_SIZES = tuple(
+    InputSize(height_px=height, width_px=width)
+    for height, width in ((800, 1088), (1088, 800), (800, 800), (800, 1216), (1216, 800))
+)
+"""For a short side of 800 px: photos lie 0.99 times as large as at the paper's 800 to 1,333 px, on as many pixels."""
+TRANSFORMER_THRESHOLDS = Thresholds(mask=0.4, part=0.25)
+"""Of a mask transformer, which draws a little small, and at times several objects as one; see LOG.md."""
+_SCENES_PER_SIZE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What an artifact is to be called, and choices that no weight makes."""
+
+    name: str = "useg"
+    version: str = "1"
+    precision: FloatPrecision = "fp16-stored"
+    score: float | None = None
+    """Threshold; None: what suits the network."""
+    part: float | None = None
+    """Threshold; None: what suits the network."""
+    input_sizes: tuple[InputSize, ...] = ()
+    """Of a panoptic cascade, none: the square it was made for, or the paper's; a mask transformer has its own."""
+
+
+def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Contract:
+    """Write the artifact whole, or raise and leave what was there.
+
+    `images` are photos on which torch and ONNX Runtime must agree; drawn scenes are added, and are the only ones that
+    the artifact keeps. Raises ConfigError if `out` is something else than an artifact, and ParityError, with the
+    figures, if the graph answers otherwise than torch, or otherwise in a batch than alone.
+    """
+    if out.exists() and not (out / CONTRACT_FILE).is_file():
+        raise ConfigError(f"{out} exists and is no artifact: choose another --out")
+    card, network = load_run(run)
+    deployed = fold_batch_norms(network) if isinstance(network, PanopticCascade) else network
+    if config.precision != "fp32":
+        round_to_fp16(deployed)
+    if config.precision == "int8-stored":
+        round_to_int8(deployed)
+    contract = make_contract(card, deployed, config)
+    tolerance = FP16_TOLERANCE if config.precision == "fp16" else FP32_TOLERANCE
+    with atomic_directory(out) as folder:
+        write_graph(deployed, contract.input_sizes, config.precision, folder / NETWORK_FILE)
+        session = OnnxSession(folder / NETWORK_FILE, threads=torch.get_num_threads())
+        session.check_contract(contract)
+        logger.info("wrote %s; now it must answer as torch does, and alone as in a batch", NETWORK_FILE)
+        contract.provenance["parity"] = _check_outputs(deployed, session, contract, tolerance, images)
+        scenes = [draw_scene(seed, contract.input_sizes[0]) for seed in range(_SCENES_PER_SIZE)]
+        write_golden(session, *stack_images(scenes), folder / GOLDEN_FILE)
+        check_golden(session, folder / GOLDEN_FILE, tolerance)
+        files = {file: hash_file(folder / file) for file in (NETWORK_FILE, GOLDEN_FILE)}
+        contract = replace(contract, files=files)
+        contract.write(folder)
+    return contract
+
+
+def make_contract(card: RunInfo, network: Network, config: ExportConfig) -> Contract:
+    """The contract of the artifact to be, no files listed yet."""
+    match network:
+        case MaskTransformer():
+            contract = _make_transformer_contract(card, network, config)
+        case PanopticCascade():
+            contract = _make_cascade_contract(card, network, config)
+    chosen = {name: value for name in ("score", "part") if (value := getattr(config, name)) is not None}
+    provenance = {**copy.deepcopy(card.provenance), "steps": card.step, "fit": card.fit}
+    return replace(contract, thresholds=replace(contract.thresholds, **chosen), provenance=provenance)
+
+
+def _make_transformer_contract(card: RunInfo, network: MaskTransformer, config: ExportConfig) -> Contract:
+    shape = network.decoder.shape
+    return Contract(
+        name=config.name,
+        version=config.version,
+        network=card.network,
+        input_sizes=(InputSize.square(shape.side_px),),
+        stride_px=MASK_STRIDE_PX,
+        detections=shape.queries,
+        thing_clusters=shape.thing_clusters,
+        stuff_clusters=shape.stuff_clusters,
+        precision=config.precision,
+        settings={"decoder": asdict(shape), "encoder": asdict(network.encoder.shape)},
+        thresholds=TRANSFORMER_THRESHOLDS,
+    )
+
+
+def _make_cascade_contract(card: RunInfo, network: PanopticCascade, config: ExportConfig) -> Contract:
+    shape, limits = network.shape, network.limits
+    canvases = config.input_sizes or ((InputSize.square(card.side_px),) if card.side_px else PAPER_INPUT_SIZES)
+    for canvas in canvases:
+        if min(canvas.height_px, canvas.width_px) < 1 or (canvas.height_px | canvas.width_px) % SIDE_MULTIPLE_PX:
+            size = f"{canvas.height_px}x{canvas.width_px}"
+            raise ConfigError(f"canvas {size}: a panoptic cascade takes multiples of {SIDE_MULTIPLE_PX} px")
+        if len(canvases) > 1 and min(canvas.height_px, canvas.width_px) < MIN_DYNAMIC_SIDE_PX:
+            raise ConfigError(f"one of several canvases has less than {MIN_DYNAMIC_SIDE_PX} px a side")
+    return Contract(
+        name=config.name,
+        version=config.version,
+        network=card.network,
+        input_sizes=canvases,
+        stride_px=STAGE_STRIDES_PX[0],
+        detections=limits.detections.total,
+        thing_clusters=shape.thing_clusters,
+        stuff_clusters=shape.stuff_clusters,
+        box_mask_size=MASK_SIZE,
+        precision=config.precision,
+        settings={"shape": asdict(shape), "limits": asdict(limits)},
+        thresholds=Thresholds(score=0.5),  # detectron2's confidence when it combines
+    )
+
+
+def _check_outputs(
+    network: Network,
+    session: Session,
+    contract: Contract,
+    tolerance: Tolerance,
+    images: Sequence[UInt8[np.ndarray, "H W 3"]],
+) -> dict[str, float]:
+    """Figures of the parity with torch. Batches are tried on the first canvas."""
+    placed = [letterbox_image(image, contract.input_sizes, contract.stride_px) for image in images]
+    photos = [InputImage(pixels=pixels, size=placement.size) for pixels, placement in placed]
+    scenes = [draw_scene(seed, canvas) for canvas in contract.input_sizes for seed in range(_SCENES_PER_SIZE)]
+    figures = check_parity(TorchSession(network), session, scenes + photos, contract, tolerance)
+    together = [each for each in scenes + photos if each.pixels.shape == scenes[0].pixels.shape]
+    check_batch_invariance(session, together[: max(CHECKED_BATCH_SIZES)], tolerance)
+    return figures
+
+
+def draw_scene(seed: int, canvas: InputSize) -> InputImage:
+    """A made-up picture, the same on every machine: a shaded ground with a few bright shapes on it."""
+    generator = np.random.default_rng(seed)
+    height, width = canvas.height_px, canvas.width_px
+    rows, columns = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
+    scene = np.stack([80 + 90 * rows, 110 + 40 * columns, 150 - 60 * rows])
+    for _ in range(3):
+        x, y, radius = generator.uniform(0.2, 0.8), generator.uniform(0.2, 0.8), generator.uniform(0.08, 0.2)
+        stretch = generator.uniform(0.6, 1.6)
+        inside = ((columns - x) / stretch) ** 2 + (rows - y) ** 2 < radius**2
+        scene[:, inside] = generator.uniform(20, 235, (3, 1)) * (0.8 + 0.2 * rows[inside])
+    return InputImage(pixels=scene.clip(0, 255).astype(np.uint8), size=(height, width))

@@ -1,0 +1,220 @@
+"""A graph that computes in fp16 where that is safe: convolutions and matrix products, and what lies between them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from jaxtyping import Float32, Int8
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+from torch import nn
+
+from model.backends.onnx_to_torch import INT8_SUFFIX, SCALE_SUFFIX, TRANSPOSED_SUFFIX
+from model.errors import ConfigError
+from model.networks.architecture import Network
+from model.networks.mask_transformer import MaskTransformer
+
+FP16_OPERATORS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+"""Computed in fp16 wherever they stand, but for sums of yes and no."""
+FP16_FOLLOWING_OPERATORS = frozenset({
+    "Add", "Concat", "Erf", "Expand", "Flatten", "MaxPool", "Mul", "Relu", "Reshape", "Resize", "Slice", "Split",
+    "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""Computed in fp16 if all that they are given was. Norms, softmax, RoIAlign, top-k and the arithmetic of boxes, which
+divides, bounds and exponentiates before it multiplies, are not among them and stay fp32."""
+_LAYOUT_OPERATORS = frozenset({"Expand", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_SUFFIX = "_half"
+_FP16_MAX = float(np.finfo(np.float16).max)
+
+
+def compute_in_fp16(model: onnx.ModelProto, suffix: str) -> None:
+    """Rewrite the graph; its inputs and outputs keep their types, its weights their names with `suffix`.
+
+    Where a value is needed in both types, it is cast once.
+    """
+    graph = _Fp16Rewriter(model)
+    chosen = graph.choose()
+    produced = {id(node): node for node in chosen}
+    halved = {name for node in chosen for name in node.output}
+    rewritten: list[NodeProto] = []
+    cast: set[str] = set()
+    for node in model.graph.node:
+        if id(node) not in produced:
+            rewritten.append(node)
+            continue
+        for position, name in graph.list_float_inputs(node):
+            if name in graph.constants:
+                node.input[position] = graph.halve_constant(name, suffix)
+                continue
+            node.input[position] = f"{name}{_SUFFIX}"
+            if name not in halved | cast:
+                rewritten.append(_make_cast(name, f"{name}{_SUFFIX}", TensorProto.FLOAT16))
+                cast.add(name)
+        outputs = list(node.output)
+        node.output[:] = [f"{name}{_SUFFIX}" for name in outputs]
+        rewritten.append(node)
+        rewritten += [_make_cast(f"{name}{_SUFFIX}", name, TensorProto.FLOAT) for name in outputs]
+    graph.replace_nodes(rewritten)
+
+
+class _Fp16Rewriter:
+    """What must be known of a graph to choose."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+        values = [*inferred.value_info, *inferred.input, *inferred.output]
+        self._model = model
+        self._types = {value.name: value.type.tensor_type.elem_type for value in values}
+        self._types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        self._producers = {name: node for node in model.graph.node for name in node.output}
+        self._consumers: dict[str, list[NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self._consumers.setdefault(name, []).append(node)
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._halved_constants: dict[str, str] = {}
+
+    def choose(self) -> list[NodeProto]:
+        """The nodes to compute in fp16, in order."""
+        chosen: list[NodeProto] = []
+        halved: set[str] = set()
+        for node in self._model.graph.node:
+            given = [name for _, name in self.list_float_inputs(node)]
+            varying = [name for name in given if name not in self.constants]
+            is_following = bool(varying) and self._is_following(node) and halved.issuperset(varying)
+            is_heavy = node.op_type in FP16_OPERATORS and not any(self._counts(name) for name in varying)
+            if (is_following or is_heavy) and all(self._fits(name) for name in given if name in self.constants):
+                chosen.append(node)
+                halved.update(node.output)
+        return chosen
+
+    def list_float_inputs(self, node: NodeProto) -> list[tuple[int, str]]:
+        """Position and name of the inputs that are computed with; the scales of Resize are fp32 by its definition."""
+        last = 1 if node.op_type == "Resize" else len(node.input)
+        named = enumerate(node.input[:last])
+        return [(position, name) for position, name in named if self._types.get(name) == TensorProto.FLOAT]
+
+    def halve_constant(self, name: str, suffix: str) -> str:
+        """The name of a constant's fp16 copy."""
+        if name not in self._halved_constants:
+            halved = numpy_helper.to_array(self.constants[name]).astype(np.float16)
+            self._halved_constants[name] = f"{name}{suffix}"
+            self._model.graph.initializer.append(numpy_helper.from_array(halved, f"{name}{suffix}"))
+        return self._halved_constants[name]
+
+    def replace_nodes(self, nodes: list[NodeProto]) -> None:
+        """Put these in place of all nodes, without casts and constants that nobody asks for."""
+        graph = self._model.graph
+        asked = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+        kept = [node for node in nodes if node.op_type != "Cast" or asked.intersection(node.output)]
+        asked = {name for node in kept for name in node.input} | {value.name for value in graph.output}
+        kept_tensors = [tensor for tensor in graph.initializer if tensor.name in asked]
+        for target, remaining in ((graph.node, kept), (graph.initializer, kept_tensors)):
+            copies = [type(each).FromString(each.SerializeToString()) for each in remaining]
+            del target[:]
+            target.extend(copies)
+        del graph.value_info[:]
+
+    def _is_following(self, node: NodeProto) -> bool:
+        if node.op_type == "Div":  # of GELU alone; boxes divide too
+            return [each.op_type for each in self._consumers[node.output[0]]] == ["Erf"]
+        return node.op_type in FP16_FOLLOWING_OPERATORS
+
+    def _fits(self, name: str) -> bool:
+        """Whether fp16 holds a constant without overflow."""
+        return bool(np.abs(numpy_helper.to_array(self.constants[name])).max(initial=0.0) <= _FP16_MAX)
+
+    def _counts(self, name: str) -> bool:
+        """Whether a value is yes and no, as numbers."""
+        return any(
+            node.op_type == "Cast" and self._types.get(node.input[0]) == TensorProto.BOOL for node in self._trace(name)
+        )
+
+    def _trace(self, name: str) -> Iterator[NodeProto]:
+        """The node that made a value, seen through those that only move it."""
+        node = self._producers.get(name)
+        while node is not None:
+            yield node
+            node = self._producers.get(node.input[0]) if node.op_type in _LAYOUT_OPERATORS else None
+
+
+def _make_cast(source: str, target: str, kind: int) -> NodeProto:
+    return helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind)
+
+
+_ENCODER_PREFIX = "encoder."
+_GROUP_SIZE = 32
+"""Weights that share a scale: one output's, of neighbouring inputs. A whole row's moved answers twice as far."""
+_INT8_MAX = 127
+_SCALE_MANTISSA_BITS = 12
+"""Of a scale: few enough for its product with a whole number up to 127 to be exact in fp32."""
+
+
+def round_to_int8(network: Network) -> None:
+    """Round the encoder's matrices to 255 levels a group.
+
+    Raises ConfigError for a network without a frozen encoder, which would have to learn to live with it.
+    """
+    if not isinstance(network, MaskTransformer):
+        raise ConfigError("int8-stored is for mask transformers: a panoptic cascade has no frozen encoder")
+    for module in network.encoder.modules():
+        if isinstance(module, nn.Linear) and module.in_features % _GROUP_SIZE == 0:
+            values, scales = _round_groups(module.weight.detach().numpy())
+            module.weight.data = torch.from_numpy((values * scales).reshape(module.weight.shape))
+
+
+def store_as_int8(model: onnx.ModelProto) -> None:
+    """Keep fp32 matrices of the encoder that `round_to_int8` rounded as int8, behind a cast and a product.
+
+    ONNX Runtime folds both once at loading: the graph computes with the same numbers bit for bit.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for tensor in list(model.graph.initializer):
+        name = tensor.name.removesuffix(TRANSPOSED_SUFFIX)
+        is_turned = name != tensor.name
+        if tensor.data_type != TensorProto.FLOAT or not name.startswith(_ENCODER_PREFIX) or len(tensor.dims) != 2:
+            continue
+        weights = numpy_helper.to_array(tensor)
+        weights = weights.T if is_turned else weights
+        if weights.shape[1] % _GROUP_SIZE:
+            continue
+        values, scales = _round_groups(weights)
+        if np.array_equal((values * scales).reshape(weights.shape), weights):
+            target = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(values, name + INT8_SUFFIX))
+            shape = np.array(weights.shape, np.int64)
+            model.graph.initializer.append(numpy_helper.from_array(scales, name + SCALE_SUFFIX))
+            model.graph.initializer.append(numpy_helper.from_array(shape, f"{name}_shape"))
+            nodes += _dequantize_nodes(name, target, is_turned=is_turned)
+    for position, node in enumerate(nodes):
+        model.graph.node.insert(position, node)
+
+
+def _dequantize_nodes(name: str, target: str, *, is_turned: bool) -> list[onnx.NodeProto]:
+    """Bytes and scales to the matrix `target`."""
+    steps: list[tuple[str, list[str], dict[str, Any]]] = [
+        ("Cast", [name + INT8_SUFFIX], {"to": TensorProto.FLOAT}),
+        ("Mul", [f"{name}_cast", name + SCALE_SUFFIX], {}),
+        ("Reshape", [f"{name}_mul", f"{name}_shape"], {}),
+        *([("Transpose", [f"{name}_reshape"], {"perm": [1, 0]})] if is_turned else []),
+    ]
+    nodes = [
+        helper.make_node(kind, inputs, [f"{name}_{kind.lower()}"], name=f"{name}_{kind.lower()}", **settings)
+        for kind, inputs, settings in steps
+    ]
+    nodes[-1].output[0] = target
+    return nodes
+
+
+def _round_groups(
+    weights: Float32[np.ndarray, "O I"],
+) -> tuple[Int8[np.ndarray, "O g 32"], Float32[np.ndarray, "O g 1"]]:
+    """Whole numbers and scales, group by group; rounding what was rounded before gives the same."""
+    groups = weights.reshape(len(weights), -1, _GROUP_SIZE)
+    largest = np.abs(groups).max(axis=2, keepdims=True)
+    mantissas, exponents = np.frexp(largest / np.float32(_INT8_MAX))
+    steps = np.float32(2**_SCALE_MANTISSA_BITS)
+    scales = np.ldexp(np.ceil(mantissas * steps) / steps, exponents).astype(np.float32)
+    scales = np.where(scales > 0, scales, np.float32(1.0))
+    return np.round(groups / scales).astype(np.int8), scales

@@ -1,0 +1,164 @@
+"""The plain vision transformer of DINO and DINOv2, under their parameter names."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+HEAD_DIM = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """What a state dict of DINO (no layer scale) or DINOv2 (with or without registers) says about itself."""
+
+    width: int
+    depth: int
+    patch_px: int
+    grid: int
+    """Side of the position grid, in patches."""
+    registers: int
+    has_layer_scale: bool
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = width // HEAD_DIM
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        batch, count, width = tokens.shape
+        # B N 3C -> 3 B heads N 64; unbind, since indexing zero-fills in the backward pass
+        joint = self.qkv(tokens).reshape(batch, count, 3, self.heads, HEAD_DIM)
+        query, key, value = joint.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        output: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, count, width))
+        return output
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens * self.gamma
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, ratio: int = 4) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, ratio * width)
+        self.fc2 = nn.Linear(ratio * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output: Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
+        return output
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, has_layer_scale: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = SelfAttention(width)
+        self.ls1: nn.Module = LayerScale(width) if has_layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width)
+        self.ls2: nn.Module = LayerScale(width) if has_layer_scale else nn.Identity()
+
+    def forward(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        output: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        return output
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, width: int, patch_px: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_px, patch_px)
+
+    def forward(self, normalised: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N C"]:
+        tokens: Tensor = self.proj(normalised)
+        return tokens.flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """ViT whose position grid, in `forward`, already has the size of its input, so that the graph is static."""
+
+    def __init__(self, shape: EncoderConfig) -> None:
+        super().__init__()
+        self.shape = shape
+        self.patch_embed = PatchEmbed(shape.width, shape.patch_px)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + shape.grid**2, shape.width))
+        if shape.registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, shape.registers, shape.width))
+        self.blocks = nn.ModuleList(Block(shape.width, shape.has_layer_scale) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+
+    def forward(self, normalised: Float[Tensor, "B 3 S S"], taps: tuple[int, ...]) -> Float[Tensor, "T B N C"]:
+        """Patch tokens after the blocks `taps` (counted from 0), before the final norm; N row by row."""
+        return self.attend(self.patch_embed(normalised), self.pos_embed, taps)
+
+    def attend(
+        self, patches: Float[Tensor, "B N C"], positions: Float[Tensor, "1 N+1 C"], taps: tuple[int, ...]
+    ) -> Float[Tensor, "T B N C"]:
+        """The same from embedded patches, at positions of which the first is the class token's."""
+        batch = patches.shape[0]
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), patches], dim=1) + positions
+        if self.shape.registers:
+            registers = self.register_tokens.expand(batch, -1, -1)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+        tapped = []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in taps:
+                tapped.append(tokens[:, 1 + self.shape.registers :])
+            if index == max(taps):
+                break
+        return torch.stack(tapped)
+
+
+def infer_encoder_config(state: dict[str, Tensor]) -> EncoderConfig:
+    """The shape that the tensors of a DINO or DINOv2 encoder show.
+
+    Raises KeyError, ValueError or IndexError if they show none.
+    """
+    width, _, patch_px, _ = state["patch_embed.proj.weight"].shape
+    grid = math.isqrt(state["pos_embed"].shape[1] - 1)
+    if 1 + grid**2 != state["pos_embed"].shape[1]:
+        raise ValueError(f"{state['pos_embed'].shape[1]} positions are no square and a class token")
+    return EncoderConfig(
+        width=width,
+        depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        patch_px=patch_px,
+        grid=grid,
+        registers=state["register_tokens"].shape[1] if "register_tokens" in state else 0,
+        has_layer_scale="blocks.0.ls1.gamma" in state,
+    )
+
+
+def resize_positions(positions: Float[Tensor, "1 M C"], grid: int) -> Float[Tensor, "1 N C"]:
+    """Position embeddings (class token first) bicubically interpolated to a grid x grid square."""
+    if positions.shape[1] == 1 + grid**2:
+        return positions
+    return interpolate_positions(positions, grid, grid)
+
+
+def interpolate_positions(positions: Float[Tensor, "1 M C"], rows: int, columns: int) -> Float[Tensor, "1 N C"]:
+    """Position embeddings of a square (class token first) bicubically interpolated to rows x columns.
+
+    The stored size gives the stored numbers; no branch asks for it, as it would pin the size of an exported graph.
+    """
+    head, patches = positions[:, :1], positions[:, 1:]
+    side = math.isqrt(patches.shape[1])
+    square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    resized = functional.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
+    return torch.cat([head, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -1,0 +1,97 @@
+"""Masks inside their boxes, small enough to hold many of them."""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedMask:
+    """A mask inside its box, eight pixels a byte: many large masks may be held at once."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    packed: UInt8[np.ndarray, "bytes"]
+
+    @property
+    def bits(self) -> Bool[np.ndarray, "h w"]:
+        """The mask, unpacked anew."""
+        flat = np.unpackbits(self.packed, count=self.height * self.width)
+        return flat.view(bool).reshape(self.height, self.width)
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """The rows and columns of the box."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def pack_mask(bits: Bool[np.ndarray, "H W"], *, top: int = 0, left: int = 0) -> PackedMask | None:
+    """The mask, which begins at `top` and `left`, inside the box around its pixels; None if it has none."""
+    x, y, width, height = cv2.boundingRect(bits.view(np.uint8)) if bits.size else (0, 0, 0, 0)
+    if not width:
+        return None
+    packed = np.packbits(bits[y : y + height, x : x + width])
+    return PackedMask(top=top + y, left=left + x, height=height, width=width, packed=packed)
+
+
+def packed_mask_iou(first: PackedMask, second: PackedMask) -> float:
+    """The share of their union that two masks have in common."""
+    top, left = max(first.top, second.top), max(first.left, second.left)
+    bottom = min(first.top + first.height, second.top + second.height)
+    right = min(first.left + first.width, second.left + second.width)
+    if bottom <= top or right <= left:
+        return 0.0
+    shared = np.count_nonzero(
+        _crop_bits(first, top, left, bottom, right) & _crop_bits(second, top, left, bottom, right)
+    )
+    union = np.count_nonzero(first.bits) + np.count_nonzero(second.bits) - shared
+    return float(shared / union)
+
+
+def _crop_bits(crop: PackedMask, top: int, left: int, bottom: int, right: int) -> Bool[np.ndarray, "h w"]:
+    return crop.bits[top - crop.top : bottom - crop.top, left - crop.left : right - crop.left]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftMask:
+    """A soft mask where its box lies; it is zero, or too weak to matter, everywhere else."""
+
+    top: int
+    left: int
+    probabilities: Float32[np.ndarray, "h w"]
+    """Probabilities; h or w is 0 if the box lies outside the picture."""
+
+
+def paste_mask(mask: Float[np.ndarray, "m m"], box: Float[np.ndarray, "4"], height: int, width: int) -> SoftMask:
+    """A mask of m x m cells, bilinear between its cell centres, over the pixels of its box (x0, y0, x1, y1).
+
+    As detectron2's `paste_masks_in_image` (layers/mask_ops.py), cut to the box and a pixel around it: beyond its border
+    the mask fades to zero from at most a half.
+    """
+    x0, y0, x1, y1 = (float(edge) for edge in box)
+    top, bottom = _pixel_range(y0, y1, height)
+    left, right = _pixel_range(x0, x1, width)
+    rows = _bilinear_weights(top, bottom, y0, y1, mask.shape[0])
+    columns = _bilinear_weights(left, right, x0, x1, mask.shape[1])
+    return SoftMask(top=top, left=left, probabilities=rows @ mask.astype(np.float32) @ columns.T)
+
+
+def _pixel_range(start: float, end: float, limit: int) -> tuple[int, int]:
+    """The pixels from one before `start` to one after `end`, within the picture."""
+    first = min(max(math.floor(start) - 1, 0), limit)
+    return first, max(min(math.ceil(end) + 1, limit), first)
+
+
+def _bilinear_weights(first: int, last: int, start: float, end: float, cells: int) -> Float32[np.ndarray, "n m"]:
+    """How much each cell counts for each pixel first..last-1 along one axis; nothing on an axis without length."""
+    if end <= start:
+        return np.zeros((last - first, cells), np.float32)
+    centres = (np.arange(first, last, dtype=np.float32) + np.float32(0.5) - np.float32(start)) / np.float32(end - start)
+    distance = np.abs(centres[:, None] * np.float32(cells) - np.float32(0.5) - np.arange(cells, dtype=np.float32))
+    weights: Float32[np.ndarray, "n m"] = np.maximum(np.float32(1.0) - distance, np.float32(0.0))
+    return weights

@@ -1,0 +1,300 @@
+"""A picture's way through the service: decoded, answered by the network, merged, encoded."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from model.backends.session import Session
+from model.contract import Contract
+from model.errors import DeadlineExceeded, InputError, NotReady, QueueFull
+from model.images import DecodedImage, Letterbox, decode_image, letterbox_image, limit_size
+from model.network_io import RawOutputs
+from model.postprocessing.panoptic import Segmentation, make_postprocessor, select_clusters
+from service.inference.admission import AdmissionController
+from service.inference.batch_scheduler import BatchScheduler
+from service.inference.live_category_names import LiveCategoryNames
+from service.requests.body import Upload, Uploads
+from service.requests.context import LOWEST_PRIORITY, RequestContext
+from service.requests.parameters import SegmentParameters
+from service.responses.encoders import (
+    EncodedResponse,
+    ImageResponse,
+    ResponsePart,
+    SegmentationResult,
+    compose_response,
+    encode_result,
+    image_warnings,
+)
+from service.responses.media_types import MediaType
+from service.responses.problems import make_problem
+from service.settings import Settings
+from service.telemetry.metrics import SharedGauge, Telemetry
+from service.telemetry.stage_timer import StageTimer
+from service.telemetry.version_stats import DriftMonitor, RecentOutcomes, VersionStats
+
+T = TypeVar("T")
+Encoder = Callable[[SegmentationResult], tuple[ResponsePart, ...]]
+_TIMED_RUN_TIMEOUT_S = 60.0
+"""Longest wait for a run that is timed."""
+_NOT_STARTED = (QueueFull, NotReady, DeadlineExceeded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DecodedImage:
+    photo: DecodedImage
+    """In the size of the answer."""
+    original_size: tuple[int, int]
+    pixels: UInt8[np.ndarray, "3 H W"]
+    size: tuple[int, int]
+    """Height and width on the canvas."""
+    letterbox: Letterbox
+    """From the canvas to the size of the answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRequest:
+    """What a request wants to know."""
+
+    uploads: Uploads
+    options: SegmentParameters
+    media: MediaType
+    request_id: str
+
+
+class Pipeline:
+    """An artifact at work. Decoding and encoding have threads of their own, so that the event loop stays free."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        session: Session,
+        settings: Settings,
+        telemetry: Telemetry,
+        *,
+        reopen: Callable[[], Session] | None = None,
+        glossary: Path | None = None,
+    ) -> None:
+        self.names = LiveCategoryNames(contract, glossary)
+        self._following: asyncio.Task[None] | None = None
+        self.engine = BatchScheduler(
+            session,
+            telemetry,
+            max_batch_size=settings.max_batch_size,
+            max_queue_delay_ms=settings.max_queue_delay_ms,
+            capacity=settings.queue,
+            max_batch_pixels=settings.max_batch_pixels,
+            max_queue_wait_s=settings.max_queue_wait_s,
+            inference_timeout_s=settings.inference_timeout_s,
+            reopen=reopen,
+        )
+        self._telemetry = telemetry
+        self.drift = DriftMonitor(contract, telemetry)
+        self._limit_pixels = settings.limit_pixels
+        self._threads = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="codec")
+        self._places = AdmissionController(
+            settings.queue + settings.max_batch_size, self.engine.make_busy, SharedGauge(telemetry.requests_in_flight)
+        )
+        self._turns = settings.threads + settings.max_batch_size
+        self._capacity = SharedGauge(telemetry.queue_capacity)
+        self._capacity.set(settings.queue)
+        self.track = RecentOutcomes()
+        self.tally = VersionStats(contract.name, contract.version)
+        telemetry.expect(contract)
+
+    @property
+    def contract(self) -> Contract:
+        """The artifact's, with the names that its clusters have at the moment."""
+        return self.names.contract
+
+    async def start(self) -> None:
+        """Begin to take pictures."""
+        await asyncio.to_thread(self.names.refresh)
+        self._following = asyncio.create_task(self.names.follow())
+        await self.engine.start()
+
+    async def stop(self) -> None:
+        """End the engine and the threads."""
+        if self._following:
+            self._following.cancel()
+        await self.engine.stop()
+        await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
+        self.drift.forget()
+        self._telemetry.forget(self.contract)
+        self._capacity.set(0)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is with this version."""
+        return self._places.is_empty and self.engine.is_idle
+
+    def begin(self) -> None:
+        """Forget what was noted, as the version gets another role."""
+        self.track.clear()
+        self.drift.begin()
+
+    async def time_run(self) -> float:
+        """How long the network takes for a picture, in seconds, under the load of the moment. Raises as `submit`."""
+        canvas = self.contract.input_sizes[0]
+        size = (canvas.height_px, canvas.width_px)
+        claim = RequestContext(
+            deadline=asyncio.get_running_loop().time() + _TIMED_RUN_TIMEOUT_S, priority=LOWEST_PRIORITY
+        )
+        return (await self.engine.submit(np.zeros((3, *size), np.uint8), size, claim)).infer_s
+
+    def admit(self, claim: RequestContext) -> AbstractContextManager[None]:
+        """A place for one request, its body not yet read; as many as can wait and run. Raises Busy."""
+        self.engine.require_place(claim)
+        return self._places.admit(claim)
+
+    async def segment(
+        self, asked: SegmentRequest, claim: RequestContext, stopwatch: StageTimer, *, is_final: bool = True
+    ) -> EncodedResponse:
+        """The answer to the pictures of a request.
+
+        Raises any InputError of a single picture, and all that the engine raises; in a batch, each fails for itself.
+        Where another version is asked next, and the answer is not `is_final`, a batch fails as one for what is not the
+        caller's fault.
+        """
+        contract, options, uploads = self.contract, asked.options, asked.uploads
+        options.find_clusters(contract)
+        encode = partial(encode_result, contract=contract, options=options, media=asked.media)
+        if uploads.is_batch:
+            results = await self._segment_each(uploads.files, options, encode, claim, stopwatch)
+            _require_some(results, is_final)
+            items = [_make_item(*each, asked.request_id) for each in zip(uploads.files, results, strict=True)]
+        else:
+            items = [await self._segment_one(uploads.files[0], options, encode, claim, stopwatch)]
+        return await self._offload(partial(compose_response, items, contract, asked.media, is_batch=uploads.is_batch))
+
+    async def find(
+        self,
+        content: bytes,
+        options: SegmentParameters,
+        encode: Callable[[SegmentationResult], T],
+        claim: RequestContext,
+        stopwatch: StageTimer,
+    ) -> T:
+        """What `encode` makes, on a thread, of what was found in a picture. Raises as `segment` does for one."""
+        started = time.perf_counter()
+        with stopwatch.follow(self.tally) as own:
+            own.enter("decode")
+            prepared = await self._offload(partial(self._prepare, content, options, own))
+            own.enter("queue")
+            inference = await self.engine.submit(prepared.pixels, prepared.size, claim, partial(own.enter, "infer"))
+            own.add("queue", inference.queue_s, ago_s=inference.infer_s)
+            own.add("infer", inference.infer_s)
+            own.enter("merge")
+            result = await self._offload(partial(self._finish, prepared, inference.raw, options, encode, own))
+        self.track.take(time.perf_counter() - started)
+        return result
+
+    async def _segment_one(
+        self, upload: Upload, options: SegmentParameters, encode: Encoder, claim: RequestContext, stopwatch: StageTimer
+    ) -> ImageResponse:
+        def make_item(found: SegmentationResult) -> ImageResponse:
+            size = (found.photo.height, found.photo.width)
+            return ImageResponse(name=upload.name, size=size, parts=encode(found), notes=image_warnings(found.photo))
+
+        return await self.find(upload.content, options, make_item, claim, stopwatch)
+
+    async def _segment_each(
+        self,
+        uploads: Sequence[Upload],
+        options: SegmentParameters,
+        encode: Encoder,
+        claim: RequestContext,
+        stopwatch: StageTimer,
+    ) -> list[ImageResponse | Exception]:
+        """What became of each picture; a few at a time, so that one request leaves room for others."""
+        turns = asyncio.Semaphore(self._turns)
+
+        async def segment_one(upload: Upload) -> ImageResponse | Exception:
+            async with turns:
+                try:
+                    return await self._segment_one(upload, options, encode, claim, stopwatch)
+                except Exception as error:  # whatever it was, its neighbours are answered
+                    return error
+
+        return list(await asyncio.gather(*(segment_one(upload) for upload in uploads)))
+
+    async def _offload(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _prepare(self, content: bytes, options: SegmentParameters, stopwatch: StageTimer) -> _DecodedImage:
+        with stopwatch.time("decode"):
+            photo = decode_image(content, max_image_pixels=self._limit_pixels)
+            pixels, placement = letterbox_image(photo.image, self.contract.input_sizes, self.contract.stride_px)
+            shown = limit_size(photo, options.max_side or max(photo.height, photo.width))
+        self._telemetry.image_pixels.observe(photo.height * photo.width)
+        return _DecodedImage(
+            photo=shown,
+            original_size=(photo.height, photo.width),
+            pixels=pixels,
+            size=placement.size,
+            letterbox=replace(placement, height=shown.height, width=shown.width),
+        )
+
+    def _finish(
+        self,
+        prepared: _DecodedImage,
+        raw: RawOutputs,
+        options: SegmentParameters,
+        encode: Callable[[SegmentationResult], T],
+        stopwatch: StageTimer,
+    ) -> T:
+        contract = self.contract
+        clusters = options.find_clusters(contract)
+        thresholds = options.adjust(contract.thresholds)
+        with stopwatch.time("merge"):
+            assemble = make_postprocessor(raw, prepared.letterbox, contract, thresholds)
+            answers = [(task, assemble(task)) for task in options.tasks]
+            if clusters is not None:
+                answers = [(task, select_clusters(answer, clusters)) for task, answer in answers]
+        self._observe(answers[0][1])
+        if clusters is None and thresholds == contract.thresholds and "panoptic" in options.tasks:
+            self.drift.observe(dict(answers)["panoptic"])
+        with stopwatch.time("encode"):
+            return encode(
+                SegmentationResult(
+                    photo=prepared.photo, original_size=prepared.original_size, segmentations=tuple(answers)
+                )
+            )
+
+    def _observe(self, answer: Segmentation) -> None:
+        """Count what would tell that answers drift."""
+        which = (self.tally.model, self.tally.version)
+        self.tally.last_answer_s = time.time()
+        self._telemetry.segments.labels(*which).observe(len(answer.segments))
+        void = 1.0 - np.count_nonzero(answer.label_map) / answer.label_map.size
+        self._telemetry.void.labels(*which).observe(void)
+        if answer.segments:
+            mean = sum(segment.score for segment in answer.segments) / len(answer.segments)
+            self._telemetry.mean_score.labels(*which).observe(mean)
+
+
+def _require_some(results: Sequence[ImageResponse | Exception], is_final: bool) -> None:
+    """Raise the first error if no picture was even tried for want of room or time: that is the request's own fate.
+
+    Where the answer is not final, any error that is not the caller's is.
+    """
+    errors = [each for each in results if isinstance(each, Exception)]
+    if len(errors) == len(results) and all(isinstance(each, _NOT_STARTED) for each in errors):
+        raise errors[0]
+    faults = [each for each in errors if not isinstance(each, InputError)]
+    if faults and not is_final:
+        raise faults[0]
+
+
+def _make_item(upload: Upload, result: ImageResponse | Exception, request_id: str) -> ImageResponse:
+    if isinstance(result, Exception):
+        return ImageResponse(name=upload.name, problem=make_problem(result, request_id))
+    return result

@@ -1,0 +1,152 @@
+"""The first session answers until the next is ready, and goes on if there is none."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from model.backends.session import HotSwapSession
+from model.errors import ParityError
+from model.network_io import RawOutputs
+
+PIXELS, SIZES = np.zeros((1, 3, 8, 8), np.uint8), np.array([[8, 8]])
+WAIT_S = 10.0
+
+
+class ScoringSession:
+    """Scores everything the same."""
+
+    def __init__(self, backend: str, score: float) -> None:
+        self.backend = backend
+        self._score = score
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+        empty = np.zeros((1, 2, 2), np.float32)
+        answer = RawOutputs(
+            scores=np.array([self._score], np.float32),
+            clusters=np.array([0]),
+            boxes=np.zeros((1, 4), np.float32),
+            masks=empty,
+            semantic=empty,
+        )
+        return [answer] * len(pixels)
+
+
+class Builder:
+    """Makes the next session when it is let to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.is_allowed = threading.Event()
+        self.is_done = threading.Event()
+        self._error = error
+
+    def __call__(self) -> ScoringSession:
+        assert self.is_allowed.wait(WAIT_S)
+        self.is_done.set()
+        if self._error:
+            raise self._error
+        return ScoringSession("fast", 0.75)
+
+
+@contextmanager
+def open_handover(builder: Builder) -> Iterator[HotSwapSession]:
+    session = HotSwapSession(ScoringSession("slow", 0.25), builder)
+    try:
+        yield session
+    finally:
+        builder.is_allowed.set()
+        session.close()
+
+
+def answer(session: HotSwapSession) -> tuple[str, float]:
+    return session.backend, float(session.run(PIXELS, SIZES)[0].scores[0])
+
+
+def test_the_next_session_answers_once_it_is_ready_and_not_before() -> None:
+    builder = Builder()
+    with open_handover(builder) as session:
+        assert answer(session) == ("slow", 0.25)
+        builder.is_allowed.set()
+        session.wait_ready(WAIT_S)
+        assert answer(session) == ("fast", 0.75)
+
+
+def test_a_next_session_that_is_not_to_be_trusted_is_told_and_the_first_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    builder = Builder(ParityError("golden.npz on tensorrt: answers differ"))
+    with open_handover(builder) as session:
+        builder.is_allowed.set()
+        with pytest.raises(ParityError, match="answers differ"):
+            session.wait_ready(WAIT_S)
+        assert answer(session) == ("slow", 0.25)
+    assert [record.message for record in caplog.records] == [
+        "slow goes on alone: golden.npz on tensorrt: answers differ"
+    ]
+
+
+def test_a_backend_that_fails_in_a_way_of_its_own_does_not_end_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    builder = Builder(RuntimeError("CUDA error: out of memory"))
+    with open_handover(builder) as session:
+        builder.is_allowed.set()
+        with pytest.raises(RuntimeError, match="out of memory"):
+            session.wait_ready(WAIT_S)
+        assert answer(session) == ("slow", 0.25)
+    assert "RuntimeError: CUDA error: out of memory" in caplog.text
+
+
+def test_after_closing_a_session_that_comes_late_is_dropped() -> None:
+    builder = Builder()
+    with open_handover(builder) as session:
+        session.close()
+        session.wait_ready(WAIT_S)
+        builder.is_allowed.set()
+        assert builder.is_done.wait(WAIT_S)
+        for thread in threading.enumerate():
+            if thread.name == "handover":
+                thread.join(WAIT_S)
+        assert answer(session) == ("slow", 0.25)
+
+
+def test_a_run_that_has_begun_ends_where_it_began() -> None:
+    entered, is_allowed = threading.Event(), threading.Event()
+
+    class Waiting(ScoringSession):
+        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+            entered.set()
+            assert is_allowed.wait(WAIT_S)
+            return super().run(pixels, sizes)
+
+    builder = Builder()
+    session = HotSwapSession(Waiting("slow", 0.25), builder)
+    scores: list[float] = []
+    runner = threading.Thread(target=lambda: scores.append(answer(session)[1]))
+    runner.start()
+    assert entered.wait(WAIT_S)
+    builder.is_allowed.set()
+    session.wait_ready(WAIT_S)
+    is_allowed.set()
+    runner.join(WAIT_S)
+    assert (scores, session.backend) == ([0.25], "fast")
+    session.close()
+
+
+def test_many_threads_see_one_session_or_the_other_and_never_neither() -> None:
+    builder = Builder()
+    with open_handover(builder) as session:
+        seen: list[float] = []
+
+        def ask() -> None:
+            for _ in range(50):
+                seen.append(float(session.run(PIXELS, SIZES)[0].scores[0]))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        builder.is_allowed.set()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert len(seen) == 200
+        assert set(seen) <= {0.25, 0.75}

@@ -1,0 +1,311 @@
+"""A session that does not give its artifact's golden answers is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from model.backends.loader import check_golden, load_session, write_golden
+from model.backends.onnx_runtime import PROVIDER_NAMES
+from model.backends.parity import FP32_TOLERANCE, SCORE_TOLERANCE, Tolerance, compare_outputs, decode_outputs
+from model.backends.session import BACKENDS, Backend, HotSwapSession, Session
+from model.contract import Contract
+from model.errors import ArtifactError, BackendUnavailable, ConfigError, ContractMismatch, ParityError
+from model.export.export import draw_scene
+from model.export.parity_checks import InputImage, stack_images
+from model.files import hash_file
+from model.network_io import RawOutputs
+
+PIXELS = np.zeros((2, 3, 8, 8), np.uint8)
+SIZES = np.array([[8, 8], [8, 4]])
+
+
+class FixedSession:
+    """Gives one answer for every picture."""
+
+    backend = "fixed"
+
+    def __init__(self, answer: RawOutputs) -> None:
+        self.answer = answer
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+        return [self.answer] * len(pixels)
+
+
+def draw_answer(score: float = 0.9, cluster: int = 1, mask: float = 0.8, weak_mask: float = 0.2) -> RawOutputs:
+    """One sure detection and one far below any threshold."""
+    masks = np.zeros((2, 8, 8), np.float32)
+    masks[0, :4], masks[1] = mask, weak_mask
+    semantic = np.zeros((3, 8, 8), np.float32)
+    semantic[2, :, 4:] = 1.0
+    return RawOutputs(
+        scores=np.array([score, 0.01], np.float32),
+        clusters=np.array([cluster, 0]),
+        boxes=np.zeros((2, 4), np.float32),
+        masks=masks,
+        semantic=semantic,
+    )
+
+
+@pytest.fixture
+def golden_file(tmp_path: Path) -> Path:
+    """The golden answers of `draw_answer()`."""
+    path = tmp_path / "golden.npz"
+    write_golden(FixedSession(draw_answer()), PIXELS, SIZES, path)
+    return path
+
+
+def test_a_session_that_gives_the_golden_answers_passes(golden_file: Path) -> None:
+    check_golden(FixedSession(draw_answer()), golden_file)
+
+
+def test_a_score_within_the_tolerance_passes(golden_file: Path) -> None:
+    check_golden(FixedSession(draw_answer(score=0.9 + 0.9 * SCORE_TOLERANCE)), golden_file)
+
+
+def test_masks_of_weak_detections_may_differ(golden_file: Path) -> None:
+    check_golden(FixedSession(draw_answer(weak_mask=0.9)), golden_file)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (draw_answer(score=0.9 + 1.5 * SCORE_TOLERANCE), "score_difference 0.0015"),
+        (draw_answer(score=np.nan), "score_difference nan"),
+        (draw_answer(cluster=2), r"detections_equal 0\.00000"),
+        (draw_answer(mask=0.3), "masks_equal 0.5"),
+    ],
+    ids=["score", "no number", "cluster", "mask"],
+)
+def test_another_answer_is_refused_with_what_differs(golden_file: Path, answer: RawOutputs, said: str) -> None:
+    with pytest.raises(ParityError, match=said):
+        check_golden(FixedSession(answer), golden_file)
+
+
+def test_golden_answers_of_another_network_are_refused(golden_file: Path) -> None:
+    with np.load(golden_file) as stored:
+        arrays = dict(stored)
+    np.savez(golden_file, allow_pickle=False, **{**arrays, "scores": np.zeros((2, 5))})
+    with pytest.raises(ParityError, match="another network"):
+        check_golden(FixedSession(draw_answer()), golden_file)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut"])
+def test_a_file_without_golden_answers_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "golden.npz"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="holds no golden answers"):
+        check_golden(FixedSession(draw_answer()), path)
+
+
+def copy(artifact: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(artifact, folder / "artifact"))
+
+
+def sign(artifact: Path) -> None:
+    """Correct the hashes in the contract, as whoever changed a file on purpose would."""
+    contract = json.loads((artifact / "contract.json").read_text())
+    contract["files"] = {name: hash_file(artifact / name) for name in contract["files"]}
+    (artifact / "contract.json").write_text(json.dumps(contract))
+
+
+def change_golden(artifact: Path, part: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    with np.load(artifact / "golden.npz") as stored:
+        arrays = dict(stored)
+    arrays[part] = change(arrays[part])
+    np.savez(artifact / "golden.npz", allow_pickle=False, **arrays)
+    sign(artifact)
+
+
+def flip_a_hundredth(masks: np.ndarray) -> np.ndarray:
+    """One byte in a hundred, half of its bits: a hundredth of what is compared, the masks of sure detections."""
+    flat = masks.reshape(-1).copy()
+    flat[::100] ^= 0b11110000
+    return flat.reshape(masks.shape)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("scores", lambda scores: (scores * 1.01).astype(np.float32), "score_difference 0.00"),
+        ("boxes", lambda boxes: (boxes * 1.01).astype(np.float32), "detections_equal"),
+        ("masks", flip_a_hundredth, r"masks_equal 0\.9[89]"),
+    ],
+    ids=["scores", "boxes", "masks"],
+)
+def test_golden_answers_off_by_a_hundredth_are_refused_though_their_hash_is_right(
+    tmp_path: Path,
+    tiny_artifact: Path,
+    part: str,
+    change: Callable[[np.ndarray], np.ndarray],
+    said: str,
+) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    change_golden(artifact, part, lambda values: values)
+    load_session(artifact)
+    change_golden(artifact, part, change)
+    with pytest.raises(ParityError, match=rf"golden\.npz on cpu: answers differ \(.*{said}"):
+        load_session(artifact)
+
+
+def test_the_graph_of_another_network_is_refused_though_its_hash_is_right(tmp_path: Path, tiny_artifact: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    x = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["B", 3, 8, 8])
+    node = onnx.helper.make_node("Identity", ["pixels"], ["scores"])
+    y = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.UINT8, ["B", 3, 8, 8])
+    graph = onnx.helper.make_graph([node], "other", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    (artifact / "network.onnx").write_bytes(model.SerializeToString())
+    sign(artifact)
+    with pytest.raises(ContractMismatch, match=r"the network has \{'pixels'.*its contract says"):
+        load_session(artifact)
+
+
+def test_a_graph_of_the_same_shapes_and_other_weights_gives_other_answers(tmp_path: Path, tiny_artifact: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    model = onnx.load(artifact / "network.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("decoder.class_head.weight"):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(-4 * onnx.numpy_helper.to_array(tensor), tensor.name))
+    (artifact / "network.onnx").write_bytes(model.SerializeToString())
+    sign(artifact)
+    for backend in ("cpu", "torch"):
+        with pytest.raises(ParityError, match=f"golden.npz on {backend}: answers differ"):
+            load_session(artifact, backend=backend)  # type: ignore[arg-type]
+
+
+def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path, tiny_artifact: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    (artifact / "network.onnx").write_bytes(b"no graph")
+    sign(artifact)
+    for backend in ("cpu", "torch"):
+        with pytest.raises(ArtifactError, match=r"network\.onnx") as refused:
+            load_session(artifact, backend=backend)  # type: ignore[arg-type]
+        assert len(str(refused.value).splitlines()) == 1
+
+
+def test_torch_is_refused_an_artifact_whose_weights_are_not_all_there(tmp_path: Path, tiny_artifact: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    model = onnx.load(artifact / "network.onnx")
+    names = {tensor.name: f"w{index}" for index, tensor in enumerate(model.graph.initializer)}
+    for tensor in model.graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    del model.metadata_props[:]
+    (artifact / "network.onnx").write_bytes(model.SerializeToString())
+    sign(artifact)
+    assert load_session(artifact)[1].backend == "cpu"
+    with pytest.raises(
+        ArtifactError, match=r"makes no mask_transformer in torch: \d+ tensors do not fit: missing"
+    ) as e:
+        load_session(artifact, backend="torch")
+    assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
+def test_a_backend_that_is_not_there_is_an_error_unless_a_lesser_one_may_answer(
+    tiny_artifact: Path, backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    if PROVIDER_NAMES[backend] in onnxruntime.get_available_providers():  # type: ignore[index]
+        pytest.skip(f"this ONNX Runtime has {backend}")
+    with pytest.raises(BackendUnavailable, match=f"backend {backend}: .*install"):
+        load_session(tiny_artifact, backend=backend)
+    _, session = load_session(tiny_artifact, backend=backend, allow_fallback=True)
+    assert session.backend == "cpu"
+    assert "going on with cpu" in caplog.text
+
+
+def test_threads_below_one_are_refused(tiny_artifact: Path) -> None:
+    with pytest.raises(ConfigError, match="threads must be at least 1, got 0"):
+        load_session(tiny_artifact, threads=0)
+
+
+ARTIFACTS = ("tiny_artifact", pytest.param("tiny_cascade_artifact", marks=pytest.mark.slow))
+EVERYWHERE = ("cpu", "torch")
+"""Backends that no machine of ours may lack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An artifact on a backend, its golden answers checked; beside it, what the CPU says."""
+
+    artifact: Path
+    contract: Contract
+    session: Session
+    reference: Session
+
+    @property
+    def tolerance(self) -> Tolerance:
+        return getattr(self.session, "tolerance", FP32_TOLERANCE)
+
+    def require_equal(self, expected: list[RawOutputs], given: list[RawOutputs], what: str) -> None:
+        compare_outputs(decode_outputs(expected), decode_outputs(given), self.tolerance).require(what, self.tolerance)
+
+
+@pytest.fixture(scope="module", params=ARTIFACTS)
+def artifact(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def opened(request: pytest.FixtureRequest, artifact: Path) -> Opened:
+    backend: Backend = request.param
+    try:
+        contract, session = load_session(artifact, backend=backend, threads=1)
+    except BackendUnavailable as error:
+        if backend in EVERYWHERE:
+            raise
+        pytest.skip(str(error))
+    if isinstance(session, HotSwapSession):
+        session.wait_ready()
+    assert session.backend.split(" ")[0] == backend
+    return Opened(artifact=artifact, contract=contract, session=session, reference=load_session(artifact, threads=1)[1])
+
+
+def draw(contract: Contract, count: int) -> list[InputImage]:
+    """Scenes on the first canvas, the last one narrower than it."""
+    scenes = [draw_scene(20 + seed, contract.input_sizes[0]) for seed in range(count)]
+    height, width = scenes[-1].size
+    return [*scenes[:-1], InputImage(pixels=scenes[-1].pixels, size=(height, width - 8))]
+
+
+def test_answers_are_those_of_the_cpu_on_every_canvas(opened: Opened) -> None:
+    for canvas in opened.contract.input_sizes:
+        scene = stack_images([draw_scene(11, canvas)])
+        given = opened.session.run(*scene)
+        assert given[0].masks.dtype == given[0].semantic.dtype == given[0].boxes.dtype == np.float32
+        opened.require_equal(opened.reference.run(*scene), given, f"{canvas} on {opened.session.backend}")
+
+
+def test_three_pictures_together_are_answered_as_each_alone(opened: Opened) -> None:
+    pictures = draw(opened.contract, 3)
+    together = opened.session.run(*stack_images(pictures))
+    alone = [opened.session.run(*stack_images([picture]))[0] for picture in pictures]
+    assert len(together) == 3
+    opened.require_equal(alone, together, "together and alone")
+
+
+def test_canvases_may_take_turns(opened: Opened) -> None:
+    scenes = [stack_images([draw_scene(3, canvas)]) for canvas in opened.contract.input_sizes]
+    first = [opened.session.run(*scene)[0] for scene in scenes]
+    again = [opened.session.run(*scene)[0] for scene in scenes]
+    for one, other in zip(first, again, strict=True):
+        opened.require_equal([one], [other], "the same picture, later")
+
+
+def test_answers_outlive_the_next_run(opened: Opened) -> None:
+    scene, other = (stack_images([draw_scene(seed, opened.contract.input_sizes[0])]) for seed in (1, 2))
+    answer = opened.session.run(*scene)[0]
+    kept = {name: value.copy() for name, value in vars(answer).items()}
+    opened.session.run(*other)
+    assert {name: np.array_equal(value, kept[name]) for name, value in vars(answer).items()} == dict.fromkeys(
+        kept, True
+    )

@@ -1,0 +1,92 @@
+"""OpenVINO answers as every backend does (test_model_backends); here, what is its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from model.backends.loader import load_session
+from model.backends.openvino import OpenvinoSession, import_without_telemetry
+from model.contract import InputSize
+from model.errors import ArtifactError, BackendUnavailable, ContractMismatch
+from model.export.export import draw_scene
+from model.export.parity_checks import stack_images
+
+LIMIT_S = 120
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="useg[openvino] is not installed")
+
+
+@needs_openvino
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x07\x12\x04cut"])
+def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "network.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"network\.onnx was refused by OpenVINO: .+") as caught:
+        OpenvinoSession(path, threads=1)
+    assert "\n" not in str(caught.value)
+
+
+@needs_openvino
+def test_a_contract_that_its_network_does_not_keep_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
+    artifact = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+    content = json.loads((artifact / "contract.json").read_text())
+    (artifact / "contract.json").write_text(json.dumps({**content, "detections": 9}))
+    with pytest.raises(ContractMismatch, match="its contract says"):
+        load_session(artifact, backend="openvino")
+
+
+@needs_openvino
+def test_threads_that_ask_at_once_get_their_own_answers(tiny_artifact: Path) -> None:
+    session = OpenvinoSession(tiny_artifact / "network.onnx", threads=1)
+    scenes = [stack_images([draw_scene(seed, InputSize.square(tiny.SIDE_PX))]) for seed in range(4)]
+    alone = [session.run(*scene)[0].semantic for scene in scenes]
+    assert not np.array_equal(alone[0], alone[1])
+    with ThreadPoolExecutor(4) as pool:
+        for index, answers in enumerate(pool.map(lambda turn: session.run(*scenes[turn % 4]), range(40))):
+            np.testing.assert_array_equal(answers[0].semantic, alone[index % 4])
+
+
+def test_where_openvino_is_missing_one_line_says_what_to_install(tiny_artifact: Path) -> None:
+    code = "import sys; sys.modules['openvino'] = None; from model.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "check", str(tiny_artifact), "--backend", "openvino"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == "useg-model: backend openvino: openvino is not installed: install useg[openvino]\n"
+
+
+WATCH = """
+import sys
+sys.addaudithook(lambda event, _: event in ("socket.connect", "socket.getaddrinfo") and print("network:", event))
+from model.backends.intel import import_nncf, import_openvino
+print(import_openvino().__name__, import_nncf().__name__, "openvino_telemetry" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantise] is not installed")
+def test_nothing_is_sent_and_nothing_is_left_in_the_home_folder(tmp_path: Path) -> None:
+    # In a process of its own: NNCF is silent wherever pytest runs.
+    ended = subprocess.run(
+        [sys.executable, "-c", WATCH],
+        capture_output=True, text=True, timeout=LIMIT_S, check=True, env={**os.environ, "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert ended.stdout == "openvino nncf False\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_is_missing_is_named_with_what_to_install() -> None:
+    with pytest.raises(BackendUnavailable, match=r"^quantise: nowhere is not installed: install useg\[quantise\]$"):
+        import_without_telemetry("nowhere", "quantise", "quantise")
+
+
+def test_a_module_that_was_there_is_there_again() -> None:
+    import_without_telemetry("json", "nothing", "none")
+    assert "openvino_telemetry" not in sys.modules

@@ -1,0 +1,243 @@
+"""What ONNX Runtime is asked for, and that nothing else is taken for it."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+
+from model.backends.onnx_runtime import (
+    backend_of,
+    format_shapes,
+    list_cuda_providers,
+    list_tensorrt_providers,
+    make_optimization_profile,
+    require_provider_active,
+    require_provider_available,
+)
+from model.backends.tensorrt import EngineKey, default_engine_cache, engine_folder, make_ep_context_model
+from model.contract import Contract, InputSize, read_contract
+from model.errors import BackendUnavailable, ConfigError
+
+CONTRACT = Contract(
+    name="a",
+    version="1",
+    network="none",
+    input_sizes=(InputSize.square(448),),
+    stride_px=4,
+    detections=2,
+    thing_clusters=2,
+    stuff_clusters=1,
+)
+PAPER = dataclasses.replace(
+    CONTRACT, input_sizes=tuple(InputSize(height_px=h, width_px=w) for h, w in ((800, 1088), (1088, 800), (800, 800)))
+)
+
+
+def test_one_canvas_makes_a_profile_of_one_size_and_batches_of_1_8_and_32() -> None:
+    profile = make_optimization_profile(CONTRACT)
+    assert format_shapes(profile.min) == "pixels:1x3x448x448,sizes:1x2"
+    assert format_shapes(profile.opt) == "pixels:8x3x448x448,sizes:8x2"
+    assert format_shapes(profile.max) == "pixels:32x3x448x448,sizes:32x2"
+
+
+def test_several_canvases_are_spanned_and_the_first_is_best() -> None:
+    profile = make_optimization_profile(PAPER)
+    assert format_shapes(profile.min) == "pixels:1x3x800x800,sizes:1x2"
+    assert format_shapes(profile.opt) == "pixels:8x3x800x1088,sizes:8x2"
+    assert format_shapes(profile.max) == "pixels:32x3x1088x1088,sizes:32x2"
+
+
+def test_tensorrt_gets_the_profile_and_its_folder_and_has_cuda_and_the_cpu_behind_it() -> None:
+    (name, options), *rest = list_tensorrt_providers(make_optimization_profile(CONTRACT), "fp16", Path("/engines/a"))
+    assert name == "TensorrtExecutionProvider"
+    assert options["trt_engine_cache_path"] == "/engines/a"
+    assert options["trt_profile_opt_shapes"] == "pixels:8x3x448x448,sizes:8x2"
+    assert options["trt_fp16_enable"] == "1"
+    assert [each for each, _ in rest] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16-stored"])
+def test_tensorrt_computes_in_fp32_unless_the_graph_does_not(precision: str) -> None:
+    assert (
+        list_tensorrt_providers(make_optimization_profile(CONTRACT), precision, Path())[0][1]["trt_fp16_enable"] == "0"
+    )  # type: ignore[arg-type]
+
+
+def test_fp32_is_not_rounded_to_tf32_on_a_gpu() -> None:
+    assert list_cuda_providers()[0][1]["use_tf32"] == "0"
+
+
+def test_a_build_without_the_backend_is_told_with_what_to_install() -> None:
+    with pytest.raises(BackendUnavailable, match=r"backend cuda: .* with CPUExecutionProvider alone: .*service-gpu"):
+        require_provider_available("cuda", ["CPUExecutionProvider"])
+    require_provider_available("cuda", ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "providers", "obtained"),
+    [
+        ("cuda", ["CPUExecutionProvider"], "cpu"),
+        ("tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"], "cuda"),
+    ],
+)
+def test_a_silent_fall_back_is_an_error_that_names_both(asked: str, providers: list[str], obtained: str) -> None:
+    with pytest.raises(BackendUnavailable, match=f"backend {asked}: ONNX Runtime fell back to {obtained}: install"):
+        require_provider_active(asked, backend_of(providers))  # type: ignore[arg-type]
+
+
+def test_what_was_asked_for_and_obtained_passes() -> None:
+    require_provider_active("tensorrt", backend_of(["TensorrtExecutionProvider", "CUDAExecutionProvider"]))
+
+
+def test_a_backend_that_is_not_there_is_a_wrong_option() -> None:
+    assert issubclass(BackendUnavailable, ConfigError)
+
+
+MACHINE = EngineKey(gpu="NVIDIA H100 80GB HBM3", compute_capability="9.0", tensorrt="101303", onnxruntime="1.31.1")
+ENGINE_CONTRACT = Contract(
+    name="a",
+    version="1",
+    network="none",
+    input_sizes=(InputSize.square(56),),
+    stride_px=4,
+    detections=2,
+    thing_clusters=2,
+    stuff_clusters=1,
+    files={"network.onnx": "ab" * 32},
+)
+LIMIT_S = 60
+FAKE_TRTEXEC = """#!/bin/sh
+printf '%s\\n' "$@" > "$(dirname "$0")/arguments"
+for each in "$@"; do case $each in --saveEngine=*) echo engine > "${each#--saveEngine=}";; esac; done
+"""
+FAKE_SMI = "#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0'\n"
+
+
+def test_the_same_network_on_the_same_machine_has_the_same_folder() -> None:
+    folder = engine_folder(Path("/engines"), ENGINE_CONTRACT, MACHINE, "fp32")
+    assert folder == engine_folder(Path("/engines"), dataclasses.replace(ENGINE_CONTRACT, name="b"), MACHINE, "fp32")
+    assert folder.parent == Path("/engines")
+    assert len(folder.name) == 32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dataclasses.replace(MACHINE, gpu="NVIDIA H200"),
+        dataclasses.replace(MACHINE, compute_capability="8.0"),
+        dataclasses.replace(MACHINE, tensorrt="101400"),
+        dataclasses.replace(MACHINE, onnxruntime="1.32.0"),
+    ],
+    ids=["gpu", "compute capability", "TensorRT", "ONNX Runtime"],
+)
+def test_anything_else_about_the_machine_is_another_folder(other: EngineKey) -> None:
+    root = Path("/engines")
+    assert engine_folder(root, ENGINE_CONTRACT, MACHINE, "fp32") != engine_folder(root, ENGINE_CONTRACT, other, "fp32")
+
+
+def test_another_network_or_precision_is_another_folder() -> None:
+    folder = engine_folder(Path(), ENGINE_CONTRACT, MACHINE, "fp32")
+    changed = dataclasses.replace(ENGINE_CONTRACT, files={"network.onnx": "cd" * 32})
+    assert engine_folder(Path(), changed, MACHINE, "fp32") != folder
+    assert engine_folder(Path(), ENGINE_CONTRACT, MACHINE, "fp16") != folder
+
+
+def test_a_built_engine_is_one_node_with_the_inputs_and_outputs_of_its_network(
+    tmp_path: Path, tiny_artifact: Path
+) -> None:
+    network = tiny_artifact / "network.onnx"
+    wrapped = onnx.load(make_ep_context_model(network, tmp_path))
+    original = onnx.load(network)
+    assert [each.op_type for each in wrapped.graph.node] == ["EPContext"]
+    assert {each.name: onnx.helper.get_attribute_value(each) for each in wrapped.graph.node[0].attribute} == {
+        "embed_mode": 0,
+        "ep_cache_context": b"network.engine",
+        "main_context": 1,
+        "source": b"TensorrtExecutionProvider",
+    }
+    assert list(wrapped.graph.input) == list(original.graph.input)
+    assert list(wrapped.graph.output) == list(original.graph.output)
+    assert list(wrapped.metadata_props) == list(original.metadata_props)
+
+
+def write_program(path: Path, content: str) -> None:
+    path.write_text(content)
+    path.chmod(0o755)
+
+
+def run_script(repository: Path, programs: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{programs}:/usr/bin:/bin", "PYTHON": sys.executable}
+    command = [repository / "deploy" / "engine.sh", *arguments]
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=LIMIT_S, env=environment, cwd=repository,
+        check=False,
+    )  # fmt: skip
+
+
+def test_the_script_builds_the_engine_where_the_service_looks_for_it(
+    tmp_path: Path, repository: Path, tiny_artifact: Path
+) -> None:
+    programs, engines = tmp_path / "bin", tmp_path / "engines"
+    programs.mkdir()
+    write_program(programs / "trtexec", FAKE_TRTEXEC)
+    write_program(programs / "nvidia-smi", FAKE_SMI)
+    ended = run_script(repository, programs, "--engines", engines, "--tensorrt", "101303", tiny_artifact)
+    assert ended.returncode == 0, ended.stderr
+    machine = dataclasses.replace(MACHINE, onnxruntime=onnxruntime.__version__)
+    folder = engine_folder(engines, read_contract(tiny_artifact), machine, "fp16-stored")
+    assert ended.stdout == f"{folder}/network.engine\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["network.engine", "network.onnx"]
+    assert (programs / "arguments").read_text().splitlines() == [
+        f"--onnx={tiny_artifact}/network.onnx",
+        f"--saveEngine={folder}/network.engine.part",
+        "--noTF32",
+        "--skipInference",
+        "--minShapes=pixels:1x3x56x56,sizes:1x2",
+        "--optShapes=pixels:8x3x56x56,sizes:8x2",
+        "--maxShapes=pixels:32x3x56x56,sizes:32x2",
+        f"--timingCacheFile={folder}/timing.cache",
+    ]
+
+
+def test_fp16_is_refused_for_an_artifact_that_computes_in_fp32(
+    tmp_path: Path, repository: Path, tiny_artifact: Path
+) -> None:
+    write_program(tmp_path / "trtexec", FAKE_TRTEXEC)
+    ended = run_script(repository, tmp_path, "--fp16", tiny_artifact)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "computes in fp16-stored" in ended.stderr
+
+
+def test_a_failed_build_leaves_no_engine(tmp_path: Path, repository: Path, tiny_artifact: Path) -> None:
+    write_program(tmp_path / "trtexec", "#!/bin/sh\nexit 1\n")
+    write_program(tmp_path / "nvidia-smi", FAKE_SMI)
+    ended = run_script(repository, tmp_path, "--engines", tmp_path / "e", "--tensorrt", "1", tiny_artifact)
+    assert ended.returncode == 1
+    assert "trtexec failed" in ended.stderr
+    assert list((tmp_path / "e").rglob("*.engine")) == []
+
+
+def test_without_trtexec_or_a_gpu_the_script_says_what_is_missing(
+    tmp_path: Path, repository: Path, tiny_artifact: Path
+) -> None:
+    ended = run_script(repository, tmp_path, tiny_artifact)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("engine.sh: trtexec was not found: install TensorRT 10")
+    write_program(tmp_path / "trtexec", FAKE_TRTEXEC)
+    write_program(tmp_path / "nvidia-smi", "#!/bin/sh\nexit 9\n")
+    ended = run_script(repository, tmp_path, tiny_artifact)
+    assert ended.stderr.startswith("engine.sh: nvidia-smi names no GPU")
+    write_program(tmp_path / "nvidia-smi", FAKE_SMI)
+    ended = run_script(repository, tmp_path, "--engines", tmp_path / "engines", tiny_artifact)
+    if ended.returncode:  # a machine without TensorRT
+        assert ended.stderr.startswith("engine.sh: libnvinfer.so.10 cannot be loaded: install TensorRT 10")
+    assert run_script(repository, tmp_path).returncode == 2
+
+
+def test_engines_are_kept_in_the_users_cache() -> None:
+    assert default_engine_cache().parts[-3:] == (".cache", "useg", "engines")

@@ -1,0 +1,252 @@
+"""Torch answers as the artifact promises, in any precision within what that precision allows."""
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from model.backends.onnx_to_torch import count_artifact_flops, load_torch_network
+from model.backends.parity import FP32_TOLERANCE, compare_outputs, decode_outputs
+from model.backends.torch_session import (
+    GRAPH_BATCH_SIZES,
+    CudaGraphRunner,
+    Forward,
+    TorchPrecision,
+    TorchSession,
+    capture_cuda_graph,
+    choose_graph_batch_size,
+    load_torch_session,
+    pad_batch,
+)
+from model.checkpoints.runs import load_run
+from model.contract import Contract, InputSize, read_contract
+from model.errors import ArtifactError
+from model.export.export import draw_scene
+from model.export.onnx_graph import round_to_fp16
+from model.export.parity_checks import stack_images
+from model.networks.interface import NetworkOutput
+from model.networks.mask_transformer import MaskTransformer
+
+SCENES = stack_images([draw_scene(seed, InputSize.square(tiny.SIDE_PX)) for seed in range(3)])
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+
+
+def open_tiny(artifact: Path, device: str, precision: TorchPrecision) -> TorchSession:
+    return load_torch_session(read_contract(artifact), artifact, torch.device(device), precision)
+
+
+def test_on_a_cpu_it_is_eager_and_in_fp32(tiny_artifact: Path) -> None:
+    session = load_torch_session(read_contract(tiny_artifact), tiny_artifact, torch.device("cpu"))
+    assert (session.backend, session.tolerance) == ("torch", FP32_TOLERANCE)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_answers_in_fp32_and_within_its_tolerance(
+    tiny_artifact: Path, precision: TorchPrecision
+) -> None:
+    exact, session = (open_tiny(tiny_artifact, "cpu", each) for each in ("fp32", precision))
+    expected, given = exact.run(*SCENES), session.run(*SCENES)
+    assert {value.dtype for answer in given for value in vars(answer).values()} == {
+        np.dtype(np.float32),
+        np.dtype(np.int64),
+    }
+    assert not np.array_equal(expected[0].semantic, given[0].semantic)
+    compare_outputs(decode_outputs(expected), decode_outputs(given), session.tolerance).require(
+        precision, session.tolerance
+    )
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_replays_graphs_and_answers_as_the_cpu_does(
+    tiny_artifact: Path, precision: TorchPrecision, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = open_tiny(tiny_artifact, "cpu", "fp32").run(*SCENES)
+    session = open_tiny(tiny_artifact, "cuda", precision)
+    given = session.run(*SCENES)
+    assert session.backend == f"torch on cuda, {precision}"
+    assert "no CUDA graph" not in caplog.text
+    compare_outputs(decode_outputs(expected), decode_outputs(given), session.tolerance).require(
+        precision, session.tolerance
+    )
+
+
+needs_cuda_graphs = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
+
+
+def answer(pixels: Tensor, sizes: Tensor) -> NetworkOutput:
+    """The mean of each picture as its score, its size as its box."""
+    count = len(pixels)
+    return NetworkOutput(
+        scores=pixels.float().mean((1, 2, 3))[:, None],
+        clusters=torch.zeros(count, 1, dtype=torch.int64, device=pixels.device),
+        boxes=torch.cat([sizes, sizes], dim=1)[:, None].float(),
+        masks=torch.zeros(count, 1, 2, 2, device=pixels.device),
+        semantic=torch.zeros(count, 1, 2, 2, device=pixels.device),
+    )
+
+
+class Recorder:
+    """Records as CUDA does: the answers of one recording lie in one place."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, forward: Forward, pixels: Tensor, sizes: Tensor) -> Forward:
+        self.shapes.append(tuple(pixels.shape))
+        place = forward(pixels, sizes)
+
+        def replay(pixels: Tensor, sizes: Tensor) -> NetworkOutput:
+            assert tuple(pixels.shape) == tuple(place.scores.shape[:1]) + tuple(pixels.shape[1:])
+            for kept, new in zip(place, forward(pixels, sizes), strict=True):
+                kept.copy_(new)
+            return place
+
+        return replay
+
+
+def draw(count: int, height: int = 4, width: int = 6) -> tuple[Tensor, Tensor]:
+    """Picture i is all i + 1, of size (1, i + 1)."""
+    values = torch.arange(1, count + 1)
+    pixels = values.to(torch.uint8)[:, None, None, None].expand(-1, 3, height, width)
+    return pixels, torch.stack([torch.ones(count, dtype=torch.int64), values], dim=1)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (32, 32)])
+def test_a_batch_is_filled_up_to_the_next_size(count: int, batch: int) -> None:
+    assert choose_graph_batch_size(count) == batch
+    pixels, sizes = pad_batch(*draw(count))
+    assert (pixels.shape[0], sizes.shape[0]) == (batch, batch)
+    assert pixels[count:].sum() == 0
+    assert sizes[count:].tolist() == [[4, 6]] * (batch - count)
+
+
+@pytest.mark.parametrize("count", [1, 3, 32, 33, 70])
+def test_every_picture_gets_its_own_answer(count: int) -> None:
+    outputs = CudaGraphRunner(answer, Recorder())(*draw(count))
+    assert outputs.scores[:, 0].tolist() == list(range(1, count + 1))
+    assert outputs.boxes[:, 0, 1].tolist() == list(range(1, count + 1))
+
+
+def test_a_recording_is_made_once_for_each_size_of_batch_and_canvas() -> None:
+    recorder = Recorder()
+    run = CudaGraphRunner(answer, recorder)
+    for count, width in [(3, 6), (4, 6), (1, 6), (3, 8), (4, 8), (3, 6)]:
+        run(*draw(count, width=width))
+    assert recorder.shapes == [(4, 3, 4, 6), (1, 3, 4, 6), (4, 3, 4, 8)]
+
+
+def test_answers_are_not_overwritten_by_the_next_run() -> None:
+    run = CudaGraphRunner(answer, Recorder())
+    first = run(*draw(1))
+    run(torch.full((1, 3, 4, 6), 9, dtype=torch.uint8), torch.tensor([[4, 6]]))
+    assert first.scores.tolist() == [[1.0]]
+
+
+def test_where_nothing_can_be_recorded_runs_are_eager_and_the_log_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked = []
+
+    def refuse(_forward: Forward, pixels: Tensor, _sizes: Tensor) -> Forward:
+        asked.append(len(pixels))
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    run = CudaGraphRunner(answer, refuse)
+    with caplog.at_level(logging.WARNING):
+        assert run(*draw(3)).scores[:, 0].tolist() == [1.0, 2.0, 3.0]
+        assert run(*draw(2)).scores[:, 0].tolist() == [1.0, 2.0]
+    assert asked == [4]
+    assert [record.message for record in caplog.records] == [
+        "no CUDA graph for (4, 3, 4, 6), running without: operation not permitted when stream is capturing"
+    ]
+
+
+@needs_cuda_graphs
+@pytest.mark.parametrize("count", [1, 3, max(GRAPH_BATCH_SIZES) + 1])
+def test_a_cuda_graph_answers_as_an_eager_run_does(count: int) -> None:
+    pixels, sizes = (each.cuda() for each in draw(count))
+    outputs = CudaGraphRunner(answer, capture_cuda_graph)(pixels, sizes)
+    assert outputs.scores[:, 0].tolist() == list(range(1, count + 1))
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
+    return Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
+
+
+@pytest.fixture
+def contract(tiny_artifact: Path) -> Contract:
+    return read_contract(tiny_artifact)
+
+
+def drop(artifact: Path, start: str) -> None:
+    """Take the weight whose name begins so out of the graph, and put another name in its place."""
+    path = artifact / "network.onnx"
+    model = onnx.load(path)
+    tensor = next(each for each in model.graph.initializer if each.name.startswith(start))
+    tensor.name = "decoder.stranger"
+    path.write_bytes(model.SerializeToString())
+
+
+def test_every_weight_that_an_answer_depends_on_comes_back(
+    tiny_artifact: Path, contract: Contract, tiny_run: Path
+) -> None:
+    _, network = load_run(tiny_run)
+    round_to_fp16(network)
+    restored = load_torch_network(contract, tiny_artifact).state_dict()
+    for name, weight in network.state_dict().items():
+        if not name.startswith(("encoder.norm.", "decoder.patch_mask.")):
+            assert torch.equal(restored[name], weight), name
+
+
+@pytest.mark.slow
+def test_the_cascade_comes_back_with_its_norms_folded(tiny_cascade_artifact: Path) -> None:
+    network = load_torch_network(read_contract(tiny_cascade_artifact), tiny_cascade_artifact)
+    assert [name for name in network.state_dict() if "running_mean" in name] == []
+    assert not network.training
+
+
+def test_a_missing_and_an_unexpected_weight_are_named(artifact: Path, contract: Contract) -> None:
+    drop(artifact, "decoder.mask_head.0.weight")
+    with pytest.raises(ArtifactError, match=r"network\.onnx.*missing decoder\.mask_head\.0\.weight.*export the run"):
+        load_torch_network(contract, artifact)
+    with pytest.raises(ArtifactError, match=r"unexpected decoder\.stranger"):
+        load_torch_network(contract, artifact)
+
+
+def test_a_misshapen_weight_is_named_with_both_shapes(artifact: Path, contract: Contract) -> None:
+    settings = {**contract.settings, "decoder": {**contract.settings["decoder"], "queries": 7}}
+    with pytest.raises(ArtifactError, match=r"misshapen decoder\.queries: \(1, \d+, \d+\) for \(1, 7, \d+\)"):
+        load_torch_network(dataclasses.replace(contract, settings=settings), artifact)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"settings": {}}, "encoder"),
+        ({"network": "hydra"}, "no network is called 'hydra'"),
+        ({"network": "panoptic_cascade"}, "shape"),
+    ],
+    ids=["no settings", "unknown network", "another network"],
+)
+def test_a_contract_that_makes_no_network_is_refused(
+    artifact: Path, contract: Contract, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ArtifactError, match=said):
+        load_torch_network(dataclasses.replace(contract, **changes), artifact)  # type: ignore[arg-type]
+
+
+def test_operations_are_counted_without_weights(contract: Contract, tiny_run: Path) -> None:
+    _, network = load_run(tiny_run)
+    assert isinstance(network, MaskTransformer)
+    # The encoder's matrices alone: 17 tokens, 12 width^2 multiplications each in every block.
+    shape = network.encoder.shape
+    assert count_artifact_flops(contract) > 2 * 17 * 12 * shape.width**2 * shape.depth

@@ -1,0 +1,256 @@
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.backends.loader import load_session
+from model.contract import Category, Contract, InputSize, read_contract
+from model.errors import InvalidCategoryNames, InvalidParameter, UsegError
+from model.formats.coco import get_category_id
+from model.registry.category_names import (
+    MAX_CHANGES,
+    CategoryNames,
+    apply_mapping_file,
+    check_clusters,
+    edit_names,
+    empty_names,
+    names_path,
+    parse_names,
+    read_names,
+)
+
+CONTRACT = Contract(
+    name="small",
+    version="3",
+    network="none",
+    input_sizes=(InputSize.square(64),),
+    stride_px=4,
+    detections=1,
+    thing_clusters=3,
+    stuff_clusters=2,
+    categories={1: Category(id=10, name="person"), 4: Category(id=21, name="sky")},
+    files={"network.onnx": "ab" * 32},
+)
+OTHER = replace(CONTRACT, version="4", files={"network.onnx": "cd" * 32})
+EDIT_IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from test_model_glossary import CONTRACT, rename
+for edit in range(4):
+    rename(Path(sys.argv[1]), int(sys.argv[2]), f"{sys.argv[2]} {edit}")
+"""
+
+
+def rename(path: Path, cluster: int, category: str) -> CategoryNames:
+    return edit_names(path, CONTRACT, lambda glossary: glossary.rename({cluster: category}, "ann"))
+
+
+def list_names(glossary: CategoryNames) -> dict[int, str]:
+    return {cluster: name.category for cluster, name in glossary.names.items()}
+
+
+def test_names_lie_beside_the_artifact_and_not_in_it(tmp_path: Path) -> None:
+    assert names_path(tmp_path / "models" / "3") == tmp_path / "models" / "3.names.json"
+
+
+def test_a_name_is_kept_with_who_gave_it_and_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    assert read_names(path, CONTRACT) == empty_names(CONTRACT)
+    given = rename(path, 2, "  dog ")
+    assert read_names(path, CONTRACT) == given
+    assert (given.revision, given.names[2].category, given.names[2].by) == (1, "dog", "ann")
+    assert given.names[2].at.endswith("+00:00")
+    assert [entry.name for entry in tmp_path.iterdir() if entry.suffix == ".json"] == ["names.json"]
+
+
+def test_names_go_before_those_of_the_contract_and_keep_the_numbers_of_known_categories() -> None:
+    glossary = empty_names(CONTRACT).rename({1: "dog", 2: "person", 3: "dog", 5: "sky"}, "ann")
+    named = glossary.apply(CONTRACT)
+    # "dog" is new: numbered above 21, by its first cluster; nobody is called person any more but cluster 2
+    dog, sky = Category(id=22, name="dog"), Category(id=21, name="sky")
+    assert named.categories == {1: dog, 2: Category(id=10, name="person"), 3: dog, 4: sky, 5: sky}
+    assert replace(named, categories=CONTRACT.categories) == CONTRACT
+
+
+def test_a_thing_and_stuff_of_one_name_are_two_categories() -> None:
+    named = empty_names(CONTRACT).rename({2: "sky"}, "ann").apply(CONTRACT)
+    assert named.categories[2] == Category(id=23, name="sky")
+    assert get_category_id(3, named) == 26  # of a cluster without a name: above them all
+
+
+def test_an_empty_name_gives_back_the_contracts_own() -> None:
+    glossary = empty_names(CONTRACT).rename({1: "dog"}, "ann").rename({1: "  "}, "bob")
+    assert (glossary.names, glossary.revision) == ({}, 2)
+    assert glossary.apply(CONTRACT) == CONTRACT
+
+
+def test_the_same_name_again_is_no_edit() -> None:
+    glossary = empty_names(CONTRACT).rename({1: "dog"}, "ann")
+    assert glossary.rename({1: "dog"}, "bob") == glossary
+    assert glossary.rename({2: ""}, "bob") == glossary
+
+
+@pytest.mark.parametrize("text", ["x" * 81, "two\nlines", "\x1b[31mred", "\u200b"])
+def test_what_cannot_be_shown_is_no_name(text: str) -> None:
+    with pytest.raises(InvalidParameter, match="1 to 80 printable characters"):
+        empty_names(CONTRACT).rename({1: text}, "ann")
+
+
+def test_an_edit_is_undone_and_the_undoing_too() -> None:
+    glossary = empty_names(CONTRACT).rename({1: "dog", 2: "cat"}, "ann").rename({1: "wolf"}, "ann")
+    undone = glossary.undo("bob")
+    assert (list_names(undone), undone.revision) == ({1: "dog", 2: "cat"}, 3)
+    assert list_names(undone.undo("bob")) == {1: "wolf", 2: "cat"}
+    assert list_names(undone.undo("bob", revision=1)) == {}
+    with pytest.raises(InvalidParameter, match="no edit 9 to undo: the history holds 1, 2, 3"):
+        undone.undo("bob", revision=9)
+
+
+def test_the_history_is_bounded_and_the_names_are_not() -> None:
+    glossary = empty_names(CONTRACT).rename({2: "dog"}, "ann")
+    for edit in range(MAX_CHANGES):
+        glossary = glossary.rename({1: f"name {edit}"}, "ann")
+    assert [edit.revision for edit in glossary.history] == list(range(2, MAX_CHANGES + 2))
+    assert list_names(glossary) == {1: f"name {MAX_CHANGES - 1}", 2: "dog"}
+
+
+def test_adopted_names_replace_all_and_still_tell_who_gave_them() -> None:
+    mine = empty_names(CONTRACT).rename({1: "dog", 2: "cat"}, "ann")
+    theirs = empty_names(CONTRACT).rename({2: "lion", 5: "grass"}, "bob")
+    adopted = mine.replace_all(theirs.names, "ann")
+    assert list_names(adopted) == {2: "lion", 5: "grass"}
+    assert (adopted.names[5].by, adopted.history[-1].by, adopted.revision) == ("bob", "ann", 2)
+    assert list_names(adopted.undo("ann")) == {1: "dog", 2: "cat"}
+
+
+def test_threads_and_processes_that_edit_at_once_lose_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    command = [sys.executable, "-c", EDIT_IN_A_PROCESS, str(path)]
+    folder = str(Path(__file__).parent)
+    root = str(Path(__file__).parents[1])
+    environment = {"PYTHONPATH": f"{folder}:{root}", "OPENBLAS_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([*command, cluster], env=environment) for cluster in "45"]
+    with ThreadPoolExecutor(3) as threads:
+        edits = [threads.submit(rename, path, 1 + edit % 3, f"{1 + edit % 3} {edit // 3}") for edit in range(12)]
+    assert [edit.exception() for edit in edits] == [None] * 12
+    assert [process.wait(60) for process in processes] == [0, 0]
+    glossary = read_names(path, CONTRACT)
+    assert glossary.revision == 20
+    assert sorted(edit.revision for edit in glossary.history) == list(range(1, 21))
+    assert set(glossary.names) == {1, 2, 3, 4, 5}
+    assert (glossary.names[4].category, glossary.names[5].category) == ("4 3", "5 3")
+
+
+def test_a_lock_left_by_a_killed_process_hinders_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    Path(f"{path}.lock").touch()
+    assert list_names(rename(path, 1, "dog")) == {1: "dog"}
+
+
+GOOD = json.loads(empty_names(CONTRACT).rename({1: "dog"}, "ann").to_json())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "holds no names"),
+        (json.dumps(GOOD).encode()[:-40], "holds no names"),
+        (json.dumps({**GOOD, "format_version": 2}).encode(), "format version 2, this release reads 1"),
+        (json.dumps({**GOOD, "nams": {}}).encode(), "did you mean 'names'"),
+        (json.dumps({**GOOD, "revision": "1"}).encode(), "expected int"),
+        (json.dumps({**GOOD, "names": {"1": {"category": "\t", "by": "", "at": ""}}}).encode(), "a name that is none"),
+        (json.dumps({**GOOD, "names": {"9": GOOD["names"]["1"]}}).encode(), r"clusters \[9\], small 3 has 1\.\.5"),
+    ],
+)
+def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "names.json"
+    path.write_bytes(content)
+    with pytest.raises(InvalidCategoryNames, match=told):
+        rename(path, 2, "cat")
+    assert path.read_bytes() == content
+
+
+def test_names_of_another_network_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    rename(path, 1, "dog")
+    with pytest.raises(InvalidCategoryNames, match=r"another network \(small 3\), not of small 4: `useg-model carry`"):
+        read_names(path, OTHER)
+    with pytest.raises(InvalidCategoryNames, match="another network"):
+        parse_names(path.read_bytes(), OTHER, "the body")
+
+
+def test_a_change_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    rename(path, 1, "dog")
+    before = path.read_bytes()
+    with pytest.raises(UsegError, match="printable"):
+        rename(path, 2, "\n\t!\n.")
+    assert path.read_bytes() == before
+    with pytest.raises(InvalidCategoryNames, match=r"clusters \[6\]"):
+        check_clusters({6: None}, CONTRACT)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidCategoryNames, match="cannot be written"):
+        edit_names(tmp_path / "file" / "names.json", CONTRACT, lambda glossary: glossary.rename({1: "dog"}, "ann"))
+
+
+CONTENT: dict[str, Any] = {
+    "format_version": 1,
+    "method": "majority",
+    "fitted_on": {"truth": "set, val", "pictures": 2, "sha256": "ab", "photos": ["cd", "ef"]},
+    "thing_clusters": 3,
+    "stuff_clusters": 4,
+    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "sky"}],
+    "clusters": {"2": {"category": 1}, "3": {"category": None}, "4": {"category": 2}, "7": {"category": 2}},
+}
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
+    return shutil.copytree(tiny_artifact, tmp_path / "artifact")
+
+
+def write_names(path: Path, **changes: Any) -> Path:
+    path.write_text(json.dumps({**CONTENT, **changes}))
+    return path
+
+
+def test_the_artifact_carries_the_names_where_they_come_from_and_still_opens(tmp_path: Path, artifact: Path) -> None:
+    apply_mapping_file(artifact, write_names(tmp_path / "names.json"))
+    contract, _ = load_session(artifact, threads=1)
+    sky = Category(id=2, name="sky")
+    assert contract.categories == {2: Category(id=1, name="cat"), 4: sky, 7: sky}
+    origin = {"truth": "set, val", "pictures": 2, "sha256": "ab"}
+    assert contract.provenance["names"] == {"method": "majority", "fitted_on": origin}
+
+
+def test_new_names_replace_all_old_ones(tmp_path: Path, artifact: Path) -> None:
+    apply_mapping_file(artifact, write_names(tmp_path / "names.json"))
+    apply_mapping_file(artifact, write_names(tmp_path / "names.json", clusters={"1": {"category": 2}}))
+    assert read_contract(artifact).categories == {1: Category(id=2, name="sky")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"thing_clusters": 5}, "5 thing and 4 stuff clusters, the artifact has 3 and 4"),
+        ({"clusters": {"1": {"category": 9}}}, "KeyError"),
+        ({"categories": None}, "TypeError"),
+        ({"clusters": {"8": {"category": 1}}}, r"clusters \[8\]"),
+    ],
+)
+def test_names_that_do_not_fit_leave_the_artifact_as_it_was(
+    tmp_path: Path, artifact: Path, changes: dict[str, Any], told: str
+) -> None:
+    before = (artifact / "contract.json").read_bytes()
+    with pytest.raises(UsegError, match=told):
+        apply_mapping_file(artifact, write_names(tmp_path / "names.json", **changes))
+    assert (artifact / "contract.json").read_bytes() == before

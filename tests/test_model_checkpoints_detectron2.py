@@ -1,0 +1,320 @@
+"""Published checkpoints become runs that answer as they did, or are refused with what does not fit."""
+
+import pickle
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+from model.checkpoints.detectron2 import FAMILIES, guess_family, import_cascade, require_family
+from model.checkpoints.runs import load_run, read_run_info
+from model.errors import CheckpointError, ConfigError
+from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade, infer_cascade_config
+
+TINY = CascadeConfig(
+    thing_clusters=3,
+    stuff_clusters=27,
+    stem_out_channels=4,
+    bottleneck_channels=4,
+    res2_out_channels=8,
+    fpn_channels=8,
+    box_fc_dim=8,
+    mask_conv_dim=8,
+    sem_seg_conv_dim=32,
+)
+CUTLER = replace(TINY, thing_clusters=1, stuff_clusters=0, cls_agnostic_mask=True, sem_seg_conv_dim=128)
+CUPS = replace(TINY, stuff_clusters=11, backbone_norm="frozen", fpn_norm="frozen")
+
+
+def draw_state(shape: CascadeConfig, seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return PanopticCascade(shape, CascadeInferenceConfig()).state_dict()
+
+
+def save_arrays(content: dict[str, Any], path: Path) -> Path:
+    """As detectron2's model zoo."""
+    arrays = {name: tensor.numpy() for name, tensor in content["model"].items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody", "matching_heuristics": True}))
+    return path
+
+
+def import_state(state: dict[str, Tensor], folder: Path, family: str = "u2seg", clusters: int = 3) -> Path:
+    torch.save({"model": state}, folder / "model.pth")
+    import_cascade(str(folder / "model.pth"), family, clusters, folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("case", "clusters", "suffix"), [("bn_image0", 12, ".pth"), ("frozen_image0", 5, ".pkl")])
+def test_an_imported_network_answers_as_detectron2_did(
+    tmp_path: Path, golden: Path, case: str, clusters: int, suffix: str
+) -> None:
+    source = golden / "detectron2" / f"{case.split('_')[0]}_model.pth"
+    if suffix == ".pkl":
+        source = save_arrays(torch.load(source, weights_only=True), tmp_path / "model.pkl")
+    import_cascade(str(source), "u2seg", clusters, tmp_path / "run")
+    card, network = load_run(tmp_path / "run")
+    assert card.network == "panoptic_cascade"
+    assert isinstance(network, PanopticCascade)
+    assert network.limits == CascadeInferenceConfig()
+    assert not network.training
+    stored = reference.read_case(golden, case)
+    with torch.inference_mode():
+        answer = network(stored.pixels, stored.sizes)
+    count = len(stored.arrays["det_scores"])
+    assert answer.clusters[0, :count].tolist() == stored.arrays["det_classes"].tolist()
+    reference.check_near(answer.scores[:, :count], stored.tensor("det_scores"), reference.SCORE_NOISE)
+    reference.check_near(answer.boxes[:, :count], stored.tensor("det_boxes"), reference.BOX_NOISE_PX)
+    assert not answer.scores[0, count:].any()
+
+
+def test_the_run_says_where_its_weights_come_from(tmp_path: Path) -> None:
+    torch.save({"model": draw_state(TINY), "iteration": 89999, "optimizer": {}}, tmp_path / "cocotrain_3.pth")
+    url = (tmp_path / "cocotrain_3.pth").as_uri()
+    import_cascade(url, "u2seg", 3, tmp_path / "run", cache=tmp_path / "cache")
+    card = read_run_info(tmp_path / "run")
+    digest = card.provenance["checkpoint"].pop("sha256")
+    assert len(bytes.fromhex(digest)) == 32
+    assert asdict(card) == {
+        "network": "panoptic_cascade", "shape": asdict(TINY), "step": 89999, "encoder_file": "", "side_px": 0,
+        "fit": {},
+        "provenance": {"checkpoint": {
+            "file": "cocotrain_3.pth", "family": "U2Seg", "licence": "Apache-2.0", "iteration": 89999,
+        }},
+    }  # fmt: skip
+
+
+def test_what_detectron2_saves_beside_weights_is_left_out(tmp_path: Path) -> None:
+    state = draw_state(TINY)
+    beside = {
+        "pixel_mean": torch.tensor([123.675, 116.28, 103.53]).reshape(3, 1, 1),
+        "pixel_std": torch.tensor([58.395, 57.12, 57.375]).reshape(3, 1, 1),
+        "proposal_generator.anchor_generator.cell_anchors.0": torch.zeros(3, 4),
+        "anchor_generator.cell_anchors.4": torch.zeros(3, 4),
+        "sem_seg_head.criterion.weight": torch.ones(28),
+    }
+    wrapped = {f"module.{name}": tensor for name, tensor in {**state, **beside}.items()}
+    _, network = load_run(import_state(wrapped, tmp_path))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_cups_checkpoint_gives_the_student(tmp_path: Path) -> None:
+    # visinf/cups: Lightning's "model." before every name, and in self-training a copy under "teacher_model.model.".
+    state, teacher = draw_state(CUPS), draw_state(CUPS, seed=1)
+    content = {f"model.{name}": tensor for name, tensor in state.items()}
+    content |= {f"teacher_model.model.{name}": tensor for name, tensor in teacher.items()}
+    content |= {"model.pixel_mean": torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)}
+    content |= {"model.pixel_std": torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)}
+    torch.save({"state_dict": content, "global_step": 1500, "epoch": 2}, tmp_path / "cups.ckpt")
+    card = import_cascade(str(tmp_path / "cups.ckpt"), "cups", 3, tmp_path / "run")
+    assert (card.shape, card.step) == (CUPS, 1500)
+    _, network = load_run(tmp_path / "run")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_cutler_checkpoint_has_one_cluster_and_its_own_licence(tmp_path: Path) -> None:
+    run = import_state(draw_state(CUTLER), tmp_path, "cutler", 1)
+    card, network = load_run(run)
+    assert card.shape == CUTLER
+    assert card.provenance["checkpoint"]["licence"] == "CC BY-NC-SA 4.0"
+    assert not hasattr(network, "sem_seg_head")
+
+
+@pytest.mark.parametrize(
+    ("shape", "family", "clusters", "told"),
+    [
+        (TINY, "u2seg", 300, "it has 3 thing clusters, not 300: give --clusters 3"),
+        (TINY, "cutler", 1, "no cutler checkpoint: it has 3 thing clusters and a semantic head of 28 classes; it looks "
+         "like u2seg: give --as u2seg"),
+        (CUTLER, "u2seg", 1, "1 thing clusters and no semantic head; it looks like cutler"),
+        (CUTLER, "cups", 1, "it looks like cutler"),
+        (CUPS, "u2seg", 3, "a semantic head of 12 classes; it looks like cups"),
+        (replace(CUTLER, thing_clusters=80), "cutler", 80, "80 thing clusters and no semantic head.*like none"),
+    ],
+)  # fmt: skip
+def test_another_family_or_count_is_refused_in_one_line(
+    shape: CascadeConfig, family: str, clusters: int, told: str
+) -> None:
+    with pytest.raises(CheckpointError, match=told) as caught:
+        require_family(shape, family, clusters)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),  # detectron2's default: BGR, as in Caffe
+        ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),
+        ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375)),
+        ((123.675,), (58.395,)),
+    ],
+)
+def test_a_network_for_other_pixels_is_refused(tmp_path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    pixels = {"pixel_mean": torch.tensor(mean), "pixel_std": torch.tensor(std)}
+    with pytest.raises(
+        CheckpointError, match=r"other pixels than RGB.*pixel_mean 1?[0-9.]+.*expected pixel_mean 123\.675"
+    ):
+        import_state({**draw_state(TINY), **pixels}, tmp_path)
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named_with_the_file(tmp_path: Path) -> None:
+    state = draw_state(TINY)
+    del state["backbone.fpn_output3.norm.bias"]
+    state["roi_heads.keypoint_head.weight"] = torch.zeros(1)
+    state["roi_heads.box_predictor.2.bbox_pred.weight"] = torch.zeros(12, 8)
+    with pytest.raises(CheckpointError) as caught:
+        import_state(state, tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'model.pth'}: 3 tensors do not fit: missing backbone.fpn_output3.norm.bias; "
+        "unexpected roi_heads.keypoint_head.weight; misshapen roi_heads.box_predictor.2.bbox_pred.weight: (12, 8) for "
+        "(4, 8)"
+    )
+
+
+def test_numbers_that_are_none_and_names_that_come_twice_are_refused(tmp_path: Path) -> None:
+    state = draw_state(TINY)
+    twice = {**state, "model.roi_heads.box_head.0.fc1.bias": torch.zeros(8)}
+    with pytest.raises(CheckpointError, match=r"holds roi_heads\.box_head\.0\.fc1\.bias twice"):
+        import_state(twice, tmp_path)
+    state["roi_heads.box_head.0.fc1.bias"][0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"roi_heads\.box_head\.0\.fc1\.bias is not finite"):
+        import_state(state, tmp_path)
+
+
+def test_an_encoder_is_no_checkpoint_of_a_cascade(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.pth: no panoptic cascade in detectron2's names"):
+        import_state({"patch_embed.proj.weight": torch.zeros(64, 3, 16, 16)}, tmp_path)
+
+
+def test_a_failing_import_leaves_what_was_there(tmp_path: Path) -> None:
+    run = import_state(draw_state(TINY), tmp_path)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(CheckpointError):
+        import_state({**draw_state(TINY, seed=1), "more": torch.zeros(1)}, tmp_path)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pth", "run"]
+
+
+def test_only_an_imported_run_is_replaced(tmp_path: Path, tiny_run: Path) -> None:
+    state = draw_state(TINY, seed=1)
+    run = import_state(draw_state(TINY), tmp_path)
+    assert import_state(state, tmp_path) == run
+    assert torch.equal(
+        load_run(run)[1].state_dict()["sem_seg_head.predictor.bias"], state["sem_seg_head.predictor.bias"]
+    )
+    (run / "run.json").unlink()
+    with pytest.raises(ConfigError, match="exists and is no run"):
+        import_state(state, tmp_path)
+    with pytest.raises(ConfigError, match="was fitted, not imported"):
+        import_cascade(str(tmp_path / "model.pth"), "u2seg", 3, tiny_run)
+
+
+U2SEG_800 = {
+    "backbone.bottom_up.stem.conv1.weight": (64, 3, 7, 7),
+    "backbone.bottom_up.stem.conv1.norm.weight": (64,),
+    "backbone.bottom_up.stem.conv1.norm.num_batches_tracked": (),
+    "backbone.bottom_up.res2.0.shortcut.weight": (256, 64, 1, 1),
+    "backbone.bottom_up.res2.0.shortcut.norm.running_mean": (256,),
+    "backbone.bottom_up.res2.0.conv1.weight": (64, 64, 1, 1),
+    "backbone.bottom_up.res2.2.conv3.weight": (256, 64, 1, 1),
+    "backbone.bottom_up.res3.0.shortcut.weight": (512, 256, 1, 1),
+    "backbone.bottom_up.res3.3.conv2.weight": (128, 128, 3, 3),
+    "backbone.bottom_up.res4.0.conv1.weight": (256, 512, 1, 1),
+    "backbone.bottom_up.res4.5.conv3.norm.running_var": (1024,),
+    "backbone.bottom_up.res5.0.shortcut.weight": (2048, 1024, 1, 1),
+    "backbone.bottom_up.res5.2.conv2.weight": (512, 512, 3, 3),
+    "backbone.fpn_lateral2.weight": (256, 256, 1, 1),
+    "backbone.fpn_lateral5.weight": (256, 2048, 1, 1),
+    "backbone.fpn_lateral5.norm.bias": (256,),
+    "backbone.fpn_output4.weight": (256, 256, 3, 3),
+    "backbone.fpn_output4.norm.running_var": (256,),
+    "proposal_generator.rpn_head.conv.weight": (256, 256, 3, 3),
+    "proposal_generator.rpn_head.objectness_logits.weight": (3, 256, 1, 1),
+    "proposal_generator.rpn_head.anchor_deltas.bias": (12,),
+    "roi_heads.box_head.0.fc1.weight": (1024, 12544),
+    "roi_heads.box_head.2.fc2.weight": (1024, 1024),
+    "roi_heads.box_predictor.0.cls_score.weight": (801, 1024),
+    "roi_heads.box_predictor.2.cls_score.bias": (801,),
+    "roi_heads.box_predictor.1.bbox_pred.weight": (4, 1024),
+    "roi_heads.mask_head.mask_fcn1.weight": (256, 256, 3, 3),
+    "roi_heads.mask_head.mask_fcn4.bias": (256,),
+    "roi_heads.mask_head.deconv.weight": (256, 256, 2, 2),
+    "roi_heads.mask_head.predictor.weight": (800, 256, 1, 1),
+    "sem_seg_head.p2.0.weight": (128, 256, 3, 3),
+    "sem_seg_head.p2.0.norm.weight": (128,),
+    "sem_seg_head.p4.2.weight": (128, 128, 3, 3),
+    "sem_seg_head.p5.4.norm.bias": (128,),
+    "sem_seg_head.predictor.weight": (28, 128, 1, 1),
+    "sem_seg_head.predictor.bias": (28,),
+}
+
+# 53 convolutions of ResNet-50 and 8 of the pyramid with a weight and 5 of batch norm each; then weights and biases:
+# 3 of the proposals, 2 + 2 in each of 3 stages, 6 of the mask head; 7 semantic ones with group norm, 1 predictor.
+TENSORS = (53 + 8) * 6 + 2 * (3 + 4 * 3 + 6)
+SEMANTIC_TENSORS = 7 * 3 + 2
+COUNTERS = 53 + 8
+
+
+def draw_published_state(shape: CascadeConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return PanopticCascade(shape, CascadeInferenceConfig()).state_dict()
+
+
+def check_published(state: dict[str, Tensor], clusters: int, changed: dict[str, tuple[int, ...]]) -> None:
+    by_cluster = {
+        "roi_heads.box_predictor.0.cls_score.weight": (clusters + 1, 1024),
+        "roi_heads.box_predictor.2.cls_score.bias": (clusters + 1,),
+        "roi_heads.mask_head.predictor.weight": (clusters, 256, 1, 1),
+    }
+    published = {name: size for name, size in {**U2SEG_800, **by_cluster, **changed}.items() if name in state}
+    assert {name: tuple(state[name].shape) for name in published} == published
+
+
+@pytest.mark.parametrize("clusters", [800, 300])
+def test_u2seg(clusters: int) -> None:
+    state = draw_published_state(CascadeConfig(thing_clusters=clusters))
+    assert set(U2SEG_800) <= set(state)
+    assert len(state) == TENSORS + SEMANTIC_TENSORS == 431
+    check_published(state, clusters, {})
+    require_family(infer_cascade_config(state), "u2seg", clusters)
+
+
+def test_cutler() -> None:
+    state = draw_published_state(CascadeConfig(thing_clusters=1, stuff_clusters=0))
+    assert {name for name in U2SEG_800 if name not in state} == {name for name in U2SEG_800 if "sem_seg" in name}
+    assert len(state) == TENSORS
+    check_published(state, 1, {})
+    require_family(infer_cascade_config(state), "cutler", 1)
+
+
+def test_cups_after_self_training() -> None:
+    # cups/pl_model_self.py freezes the batch norms, which then count no batches.
+    shape = CascadeConfig(thing_clusters=15, stuff_clusters=12, backbone_norm="frozen", fpn_norm="frozen")
+    state = draw_published_state(shape)
+    missing = {name for name in U2SEG_800 if name not in state}
+    assert missing == {"backbone.bottom_up.stem.conv1.norm.num_batches_tracked"}
+    assert len(state) == TENSORS + SEMANTIC_TENSORS - COUNTERS
+    semantic = {"sem_seg_head.predictor.weight": (13, 128, 1, 1), "sem_seg_head.predictor.bias": (13,)}
+    check_published(state, 15, semantic)
+    assert infer_cascade_config(state) == shape
+    require_family(shape, "cups", 15)
+
+
+@pytest.mark.parametrize(
+    ("things", "stuff", "fits", "guess"),
+    [
+        (300, 27, {"u2seg", "cups"}, "u2seg"),
+        (1, 0, {"cutler"}, "cutler"),
+        (15, 12, {"cups"}, "cups"),
+        (80, 0, set(), None),
+    ],
+)
+def test_a_checkpoint_fits_the_families_that_have_such_clusters(
+    things: int, stuff: int, fits: set[str], guess: str | None
+) -> None:
+    assert {word for word, family in FAMILIES.items() if family.has(things, stuff)} == fits
+    assert guess_family(things, stuff) == guess

@@ -1,0 +1,192 @@
+"""Published encoders come under our names and compute what they computed under theirs."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from model.checkpoints.dino import convert_resnet, import_encoder, load_resnet_state_dict
+from model.checkpoints.state_dicts import load_encoder
+from model.errors import CheckpointError, ConfigError
+from model.files import hash_file
+from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
+from model.networks.resnet import ResNet
+from model.networks.vit import EncoderConfig, VisionTransformer
+
+STEM, INNER, OUTER = 4, 2, 8
+BLOCKS = (3, 4, 6, 3)
+VITS = {
+    "dino S/16": EncoderConfig(width=64, depth=4, patch_px=16, grid=3, registers=0, has_layer_scale=False),
+    "dino B/8": EncoderConfig(width=128, depth=4, patch_px=8, grid=3, registers=0, has_layer_scale=False),
+    "dinov2": EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=0, has_layer_scale=True),
+    "dinov2 with registers": EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=4, has_layer_scale=True),
+}
+
+
+def draw_resnet() -> dict[str, Tensor]:
+    """Random weights under torchvision's names."""
+    torch.manual_seed(0)
+    state: dict[str, Tensor] = {}
+
+    def add(convolution: str, norm: str, outer: int, inner: int, kernel: int) -> None:
+        state[f"{convolution}.weight"] = torch.randn(outer, inner, kernel, kernel) * (inner * kernel * kernel) ** -0.5
+        state[f"{norm}.weight"], state[f"{norm}.bias"] = 0.5 + torch.rand(outer), torch.randn(outer)
+        state[f"{norm}.running_mean"], state[f"{norm}.running_var"] = torch.randn(outer), 0.5 + torch.rand(outer)
+        state[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+
+    add("conv1", "bn1", STEM, 3, 7)
+    inner = STEM
+    for stage, count in enumerate(BLOCKS):
+        narrow, wide = INNER << stage, OUTER << stage
+        for block in range(count):
+            name = f"layer{stage + 1}.{block}"
+            add(f"{name}.conv1", f"{name}.bn1", narrow, inner, 1)
+            add(f"{name}.conv2", f"{name}.bn2", narrow, narrow, 3)
+            add(f"{name}.conv3", f"{name}.bn3", wide, narrow, 1)
+            if block == 0:
+                add(f"{name}.downsample.0", f"{name}.downsample.1", wide, inner, 1)
+            inner = wide
+    return state
+
+
+def run_torchvision(state: dict[str, Tensor], pixels: Tensor) -> list[Tensor]:
+    """The four stages of torchvision's ResNet, written from its definition."""
+
+    def convolve(maps: Tensor, convolution: str, norm: str, stride: int = 1) -> Tensor:
+        weight = state[f"{convolution}.weight"]
+        maps = functional.conv2d(maps, weight, stride=stride, padding=weight.shape[2] // 2)
+        mean, variance, scale, shift = (
+            state[f"{norm}.{part}"].reshape(-1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (maps - mean) / torch.sqrt(variance + 1e-5) * scale + shift
+
+    maps = functional.max_pool2d(convolve(pixels, "conv1", "bn1", 2).relu(), 3, 2, 1)
+    stages = []
+    for stage, count in enumerate(BLOCKS, start=1):
+        for block in range(count):
+            name, stride = f"layer{stage}.{block}", 2 if block == 0 and stage > 1 else 1
+            inner = convolve(maps, f"{name}.conv1", f"{name}.bn1").relu()
+            inner = convolve(inner, f"{name}.conv2", f"{name}.bn2", stride).relu()
+            inner = convolve(inner, f"{name}.conv3", f"{name}.bn3")
+            shortcut = convolve(maps, f"{name}.downsample.0", f"{name}.downsample.1", stride) if block == 0 else maps
+            maps = (inner + shortcut).relu()
+        stages.append(maps)
+    return stages
+
+
+def rename(name: str) -> str:
+    """torchvision's name to detectron2's, one part at a time."""
+    first, *rest = name.split(".")
+    if not first.startswith("layer"):
+        return name.replace("bn1", "conv1.norm").replace("conv1", "stem.conv1", 1)
+    block, *inside = rest
+    head = f"res{int(first[-1]) + 1}.{block}"
+    if inside[0] == "downsample":
+        return f"{head}.shortcut.{'norm.' if inside[1] == '1' else ''}{inside[2]}"
+    return f"{head}.{inside[0].replace('bn', 'conv')}.{'norm.' if inside[0].startswith('bn') else ''}{inside[1]}"
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_a_resnet_of_dino_computes_what_torchvisions_does(tmp_path: Path, norm: str) -> None:
+    state = draw_resnet()
+    torch.save(state, tmp_path / "dino_resnet50_pretrain.pth")
+    network = ResNet(STEM, INNER, OUTER, norm).eval()
+    network.load_state_dict(load_resnet_state_dict(str(tmp_path / "dino_resnet50_pretrain.pth"), norm=norm))
+    pixels = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        answers = network(pixels)
+    for answer, expected in zip(answers, run_torchvision(state, pixels), strict=True):
+        torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4)  # the norms' order of operations differs
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.bottom_up.", "module."])
+@pytest.mark.parametrize("has_counters", [True, False])
+def test_a_file_in_detectron2s_names_gives_the_same(tmp_path: Path, prefix: str, has_counters: bool) -> None:
+    state = draw_resnet()
+    kept = {name: tensor for name, tensor in state.items() if has_counters or "num_batches" not in name}
+    arrays = {f"{prefix}{rename(name)}": tensor.numpy() for name, tensor in kept.items()}
+    assert f"{prefix}res2.0.shortcut.norm.running_mean" in arrays
+    content = {"model": arrays, "__author__": "CutLER", "matching_heuristics": True}
+    (tmp_path / "dino_RN50_pretrain_d2_format.pkl").write_bytes(pickle.dumps(content))
+    found, expected = load_resnet_state_dict(str(tmp_path / "dino_RN50_pretrain_d2_format.pkl")), convert_resnet(state)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_a_resnet_fits_the_cascades_backbone() -> None:
+    shape = CascadeConfig(
+        thing_clusters=3, stem_out_channels=STEM, bottleneck_channels=INNER, res2_out_channels=OUTER, fpn_channels=8
+    )
+    bottom_up = PanopticCascade(shape, CascadeInferenceConfig()).backbone.bottom_up
+    assert isinstance(bottom_up, ResNet)
+    state = draw_resnet()
+    bottom_up.load_state_dict(convert_resnet(state))
+    assert torch.equal(bottom_up.res5[2].conv3.weight, state["layer4.2.conv3.weight"])
+
+
+def test_a_classifier_is_left_out_and_anything_else_is_named(tmp_path: Path) -> None:
+    state = draw_resnet()
+    torch.save({**state, "fc.weight": torch.ones(2, 2), "fc.bias": torch.ones(2)}, tmp_path / "supervised.pth")
+    assert load_resnet_state_dict(str(tmp_path / "supervised.pth")).keys() == convert_resnet(state).keys()
+    del state["layer3.5.bn2.bias"]
+    with pytest.raises(
+        CheckpointError, match=r"2 tensors do not fit: missing res4\.5\.conv2\.norm\.bias; unexpected x$"
+    ):
+        convert_resnet({**state, "x": torch.ones(1)})
+
+
+def test_an_imported_resnet_is_a_file_that_loads_again(tmp_path: Path) -> None:
+    state = draw_resnet()
+    torch.save(state, tmp_path / "dino.pth")
+    report = import_encoder(str(tmp_path / "dino.pth"), tmp_path / "resnet.safetensors")
+    assert (report.kind, report.tensors) == ("ResNet-50", 53 * 6)
+    assert report.sha256 == hash_file(tmp_path / "dino.pth")
+    written, expected = load_resnet_state_dict(str(tmp_path / "resnet.safetensors")), convert_resnet(state)
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_an_imported_vit_is_a_file_that_load_encoder_reads(tmp_path: Path, name: str) -> None:
+    shape = VITS[name]
+    torch.manual_seed(0)
+    state = {key: torch.randn(tensor.shape) for key, tensor in VisionTransformer(shape).state_dict().items()}
+    training = {f"module.backbone.{key}": tensor for key, tensor in state.items()}
+    heads = {"module.head.last_layer.weight_v": torch.ones(1), "module.backbone.mask_token": torch.ones(1)}
+    torch.save({"teacher": {**training, **heads}, "epoch": 3}, tmp_path / "training.pth")
+    report = import_encoder(
+        (tmp_path / "training.pth").as_uri(), tmp_path / "vit.safetensors", cache=tmp_path / "cache"
+    )
+    assert report.kind == "vision transformer"
+    assert set(load_file(tmp_path / "vit.safetensors")) == set(state)
+    encoder = load_encoder(str(tmp_path / "vit.safetensors"), shape.grid * shape.patch_px)
+    assert encoder.shape == shape
+    assert all(torch.equal(tensor, state[key]) for key, tensor in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (
+            {"a": torch.ones(1)},
+            r"odd\.pth: no encoder we know: neither a ViT nor a ResNet-50, for want of 'stem\.conv1",
+        ),
+        ({"conv1.weight": torch.tensor(1.0)}, "no encoder we know"),
+        ({"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}, "no DINO or DINOv2 encoder"),
+        ({"patch_embed.proj.weight": torch.tensor(1.0)}, "no DINO or DINOv2 encoder"),
+    ],
+)
+def test_another_network_is_refused_and_leaves_nothing(tmp_path: Path, state: dict[str, Tensor], told: str) -> None:
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=told):
+        import_encoder(str(tmp_path / "odd.pth"), tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.pth"]
+
+
+@pytest.mark.parametrize("name", ["encoder.pth", "encoder"])
+def test_an_encoder_is_written_as_safetensors_alone(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
+        import_encoder(str(tmp_path / "any.pth"), tmp_path / name)

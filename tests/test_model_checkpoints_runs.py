@@ -1,0 +1,132 @@
+"""A run is whole or no run, and tells which of the two networks it holds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.checkpoints.runs import RunInfo, load_run, read_run_info, write_run
+from model.errors import CheckpointError, ConfigError
+from model.networks.mask_transformer import DecoderConfig, MaskTransformer
+from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
+from model.networks.vit import EncoderConfig
+
+SHAPE = CascadeConfig(
+    thing_clusters=3,
+    stuff_clusters=2,
+    stem_out_channels=4,
+    bottleneck_channels=4,
+    res2_out_channels=8,
+    backbone_norm="frozen",
+    fpn_channels=8,
+    box_fc_dim=8,
+    mask_conv_dim=8,
+    sem_seg_conv_dim=32,
+)
+VIT_SHAPE = CascadeConfig(
+    thing_clusters=3,
+    stuff_clusters=2,
+    backbone="vit",
+    fpn_channels=8,
+    box_fc_dim=8,
+    mask_conv_dim=8,
+    sem_seg_conv_dim=32,
+    encoder=EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=2, has_layer_scale=True),
+)
+CARD = RunInfo(network="panoptic_cascade", shape=SHAPE, step=9, provenance={"checkpoint": {"file": "a.pth"}})
+
+
+@pytest.fixture
+def cascade_run(tmp_path: Path) -> Path:
+    """A run of a cascade of random weights."""
+    torch.manual_seed(0)
+    write_run(tmp_path / "run", CARD, PanopticCascade(SHAPE, CascadeInferenceConfig()))
+    return tmp_path / "run"
+
+
+def change_card(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((run / "run.json").read_text())
+    change(content)
+    (run / "run.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("shape", [SHAPE, VIT_SHAPE], ids=["resnet", "vit"])
+def test_a_cascade_comes_back_ready_for_inference(tmp_path: Path, shape: CascadeConfig) -> None:
+    torch.manual_seed(0)
+    written = PanopticCascade(shape, CascadeInferenceConfig())
+    write_run(tmp_path, RunInfo(network="panoptic_cascade", shape=shape, step=9), written)
+    card, network = load_run(tmp_path)
+    assert card == RunInfo(network="panoptic_cascade", shape=shape, step=9)
+    assert isinstance(network, PanopticCascade)
+    assert (network.limits, network.training) == (CascadeInferenceConfig(), False)
+    state = network.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in written.state_dict().items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "weights.safetensors"]
+
+
+def test_a_mask_transformer_comes_back_with_its_encoder(tiny_run: Path) -> None:
+    card, network = load_run(tiny_run)
+    assert (card.network, card.encoder_file, card.step) == ("mask_transformer", "encoder.safetensors", 4)
+    assert isinstance(card.shape, DecoderConfig)
+    assert isinstance(network, MaskTransformer)
+    assert (network.decoder.shape, network.training) == (card.shape, False)
+
+
+@pytest.mark.parametrize("name", ["run.json", "weights.safetensors"])
+def test_a_run_without_one_of_its_files_is_refused(cascade_run: Path, name: str) -> None:
+    (cascade_run / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        load_run(cascade_run)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda card: card.update(network="panoptic_cascad"), "unknown network 'panoptic_cascad', did you mean 'pano"),
+        (lambda card: card.update(network="unet"), "unknown network 'unet', known are mask_transformer, panoptic_c"),
+        (lambda card: card.update(network=["unet"]), r"unknown network \['unet'\]"),
+        (lambda card: card.update(stepp=3), "unknown key 'stepp' in RunConfig, did you mean 'step'"),
+        (lambda card: card.update(step="9"), "step cannot be '9'"),
+        (lambda card: card.update(provenance=[]), r"provenance cannot be \[\]"),
+        (lambda card: card.pop("step"), "step"),
+        (lambda card: card.pop("network"), "network"),
+        (lambda card: card.pop("shape"), "shape"),
+        (lambda card: card.update(shape=None), "is not the card"),
+        (lambda card: card["shape"].update(box_widht=3), "unknown key 'box_widht' in CascadeConfig, did you mean 'bo"),
+        (lambda card: card["shape"].update(backbone_norm="bath"), "unknown backbone_norm 'bath', did you mean 'batch'"),
+        (lambda card: card["shape"].update(thing_clusters=True), "thing_clusters cannot be True"),
+        (lambda card: card["shape"].update(thing_clusters=0), "too few"),
+        (lambda card: card["shape"].update(encoder={"widht": 64}), "unknown key 'widht' in EncoderConfig"),
+        (lambda card: card.update(network="mask_transformer"), "in DecoderConfig"),
+    ],
+)  # fmt: skip
+def test_a_card_with_a_wrong_entry_is_refused_by_its_name(
+    cascade_run: Path, change: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    change_card(cascade_run, change)
+    with pytest.raises(CheckpointError, match=told) as caught:
+        read_run_info(cascade_run)
+    assert str(caught.value).startswith(f"{cascade_run / 'run.json'} is not the card of a finished run: ")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '"a"', "null"])
+def test_a_card_that_is_none_is_refused(cascade_run: Path, content: str) -> None:
+    (cascade_run / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match="is not the card of a finished run"):
+        read_run_info(cascade_run)
+
+
+def test_weights_of_another_shape_are_named(cascade_run: Path) -> None:
+    change_card(cascade_run, lambda card: card["shape"].update(thing_clusters=4))
+    with pytest.raises(
+        CheckpointError, match=r"misshapen roi_heads\.box_predictor\.0\.cls_score\.weight: \(4, 8\) for \(5, 8\)"
+    ):
+        load_run(cascade_run)
+
+
+def test_a_network_cannot_have_the_others_shape() -> None:
+    with pytest.raises(ConfigError, match="a mask_transformer cannot have a CascadeConfig"):
+        RunInfo(network="mask_transformer", shape=SHAPE, step=0)

@@ -1,0 +1,383 @@
+"""Weight files load exactly or are refused with the names of what does not fit."""
+
+import argparse
+import os
+import pickle
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import TCPServer
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.checkpoints.state_dicts import (
+    fetch_file,
+    infer_resized_encoder_config,
+    load_encoder,
+    load_strictly,
+    read_checkpoint,
+    read_encoder_state_dict,
+    read_state_dict,
+)
+from model.errors import CheckpointError
+from model.networks.vit import EncoderConfig, VisionTransformer
+
+DINO = EncoderConfig(width=64, depth=4, patch_px=16, grid=3, registers=0, has_layer_scale=False)
+DINOV2 = EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=2, has_layer_scale=True)
+SHAPES = pytest.mark.parametrize("shape", [DINO, DINOV2], ids=["dino", "dinov2"])
+
+
+def draw_state(shape: EncoderConfig, seed: int = 1) -> dict[str, Tensor]:
+    """Random weights under the published names, none of them at its initial value."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: tensor.shape for name, tensor in VisionTransformer(shape).state_dict().items()}
+    return {name: torch.randn(size, generator=generator) * 0.1 for name, size in shapes.items()}
+
+
+def save(state: dict[str, Tensor], path: Path) -> Path:
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return path
+
+
+def equals(encoder: VisionTransformer, state: dict[str, Tensor]) -> bool:
+    loaded = encoder.state_dict()
+    return loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+@SHAPES
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_encoder_loads_by_path_frozen_and_exact(tmp_path: Path, shape: EncoderConfig, suffix: str) -> None:
+    state = draw_state(shape)
+    encoder = load_encoder(str(save(state, tmp_path / f"encoder{suffix}")), shape.grid * shape.patch_px)
+    assert encoder.shape == shape
+    assert equals(encoder, state)
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_the_names_are_those_that_dinov2_publishes() -> None:
+    # facebookresearch/dinov2, hubconf.dinov2_vits14_reg: the names of its first block and of what is outside blocks.
+    names = [name for name in draw_state(DINOV2) if not name.startswith(("blocks.1.", "blocks.2.", "blocks.3."))]
+    block = [
+        "norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias",
+        "ls1.gamma", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
+        "ls2.gamma",
+    ]  # fmt: skip
+    outside = ["cls_token", "pos_embed", "register_tokens", "norm.weight", "norm.bias"]
+    patches = ["patch_embed.proj.weight", "patch_embed.proj.bias"]
+    assert sorted(names) == sorted([*outside, *patches, *(f"blocks.0.{name}" for name in block)])
+
+
+def test_a_mask_token_is_left_out(tmp_path: Path) -> None:
+    state = draw_state(DINOV2)
+    path = save({**state, "mask_token": torch.zeros(1, 64)}, tmp_path / "encoder.pth")
+    assert equals(load_encoder(str(path), 56), state)
+
+
+@pytest.mark.parametrize("wrapper", ["teacher", "student", "model", "state_dict"])
+@pytest.mark.parametrize("prefix", ["backbone.", "module.", "module.backbone."])
+def test_weights_in_a_wrapper_with_a_prefix_are_found(tmp_path: Path, wrapper: str, prefix: str) -> None:
+    torch.save({wrapper: {f"{prefix}a": torch.ones(2)}, "epoch": 7}, tmp_path / "run.pth")
+    state = read_encoder_state_dict(tmp_path / "run.pth")
+    assert list(state) == ["a"]
+    assert state["a"].tolist() == [1.0, 1.0]
+    assert list(read_state_dict(tmp_path / "run.pth")) == [f"{prefix}a"]
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1), "backbone.a": torch.ones(1)}, tmp_path / "twice.pth")
+    with pytest.raises(CheckpointError, match=r"twice\.pth holds a twice"):
+        read_encoder_state_dict(tmp_path / "twice.pth")
+
+
+def test_half_precision_is_read_as_single_and_counts_stay_whole(tmp_path: Path) -> None:
+    save({"a": torch.tensor([0.5], dtype=torch.float16), "n": torch.tensor(3)}, tmp_path / "half.safetensors")
+    state = read_state_dict(tmp_path / "half.safetensors")
+    assert (state["a"].dtype, state["a"].item()) == (torch.float32, 0.5)
+    assert (state["n"].dtype, state["n"].item()) == (torch.int64, 3)
+
+
+def test_a_url_is_fetched_once_and_then_kept(tmp_path: Path) -> None:
+    state = draw_state(DINO)
+    source, cache = save(state, tmp_path / "encoder.pth"), tmp_path / "cache"
+    assert equals(load_encoder(source.as_uri(), 48, cache=cache), state)
+    source.unlink()
+    assert equals(load_encoder(source.as_uri(), 48, cache=cache), state)
+    assert [path.name.endswith("encoder.pth") for path in cache.iterdir()] == [True]
+
+
+def test_two_urls_with_one_file_name_are_two_encoders(tmp_path: Path) -> None:
+    for seed, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        save(draw_state(DINO, seed), tmp_path / folder / "model.safetensors")
+    for seed, folder in enumerate(("a", "b")):
+        url = (tmp_path / folder / "model.safetensors").as_uri()
+        assert equals(load_encoder(url, 48, cache=tmp_path / "cache"), draw_state(DINO, seed))
+
+
+def test_a_url_that_leads_nowhere_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth could not be fetched"):
+        fetch_file((tmp_path / "nowhere.pth").as_uri(), tmp_path / "cache")
+    assert not any((tmp_path / "cache").iterdir())
+
+
+class HangUp(BaseHTTPRequestHandler):
+    """Promises 100 bytes and sends 10."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(b"0123456789")
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing is logged."""
+
+
+@pytest.fixture
+def cut_off_url() -> Iterator[str]:
+    """A server on this machine that ends its answer early."""
+    with TCPServer(("127.0.0.1", 0), HangUp) as server:  # HTTPServer would ask the network for this machine's name
+        server.timeout = 5.0
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/encoder.pth"
+        thread.join()
+
+
+def test_a_download_cut_short_is_refused_and_never_cached(tmp_path: Path, cut_off_url: str) -> None:
+    with pytest.raises(CheckpointError, match="ended after 10 of 100 bytes"):
+        fetch_file(cut_off_url, tmp_path / "cache")
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def test_a_path_that_does_not_exist_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth does not exist"):
+        load_encoder(str(tmp_path / "nowhere.pth"), 56)
+
+
+def test_an_address_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"ftp://host/a\.pth cannot be fetched: expected a path, or one of http,"):
+        fetch_file("ftp://host/a.pth", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["empty.pth", "empty.ckpt", "empty.pkl", "empty.safetensors"])
+def test_an_empty_file_is_called_empty(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=f"{name} holds no readable weights: it is empty$"):
+        read_state_dict(tmp_path / name)
+
+
+def test_a_folder_is_refused_as_such(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a folder, not a file"):
+        fetch_file(str(tmp_path), tmp_path / "cache")
+
+
+class Intruder:
+    """Would make a folder on being unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    torch.save({"weights": Intruder(trace)}, tmp_path / "evil.pth")
+    for name in ("bare.pth", "bare.pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps(Intruder(trace), protocol=2))
+    for name in ("evil.pth", "bare.pth", "bare.pkl"):
+        with pytest.raises(CheckpointError, match=rf"{name} holds no readable weights: .*(posix|nt)\.mkdir"):
+            read_state_dict(tmp_path / name)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["broken.pth", "broken.ckpt", "broken.pkl", "broken.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x80\x02", b"\xff" * 64], ids=str)
+def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} holds no readable weights") as caught:
+        read_state_dict(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [torch.ones(2), [torch.ones(2)], {"model": torch.ones(2)}], ids=["tensor", "list", "nested"]
+)
+def test_a_checkpoint_that_is_no_set_of_named_tensors_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match="expected tensors by name"):
+        read_state_dict(tmp_path / "odd.pth")
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named() -> None:
+    state = draw_state(DINO)
+    del state["norm.bias"]
+    state["head.weight"] = torch.zeros(3, 3)
+    state["cls_token"] = torch.zeros(1, 1, 63)
+    with pytest.raises(CheckpointError) as caught:
+        load_strictly(VisionTransformer(DINO), state)
+    assert str(caught.value) == (
+        "3 tensors do not fit: missing norm.bias; unexpected head.weight; "
+        "misshapen cls_token: (1, 1, 63) for (1, 1, 64)"
+    )
+
+
+def test_a_refused_state_changes_no_weight() -> None:
+    encoder = VisionTransformer(DINO)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    with pytest.raises(CheckpointError):
+        load_strictly(encoder, {**draw_state(DINO), "head.weight": torch.zeros(1)})
+    assert equals(encoder, before)
+
+
+@pytest.mark.parametrize("side_px", [-14, 0, 13, 57])
+def test_a_side_that_is_no_multiple_of_the_patch_is_refused(side_px: int) -> None:
+    with pytest.raises(CheckpointError, match=f"side {side_px} px is no multiple of the encoder's patch, 14 px"):
+        infer_resized_encoder_config(draw_state(DINOV2), side_px)
+
+
+@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "pos_embed"])
+def test_a_state_dict_of_another_network_is_refused(name: str) -> None:
+    state = draw_state(DINO)
+    del state[name]
+    with pytest.raises(CheckpointError, match=f"no DINO or DINOv2 encoder.*{name}"):
+        infer_resized_encoder_config(state, 48)
+
+
+def test_a_state_dict_without_blocks_is_refused() -> None:
+    state = {name: tensor for name, tensor in draw_state(DINO).items() if not name.startswith("blocks.")}
+    with pytest.raises(CheckpointError, match="no DINO or DINOv2 encoder"):
+        infer_resized_encoder_config(state, 48)
+
+
+def test_positions_that_are_no_square_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="13 positions are no square and a class token"):
+        infer_resized_encoder_config({**draw_state(DINO), "pos_embed": torch.zeros(1, 13, 64)}, 48)
+
+
+def test_positions_are_resized_for_another_side(tmp_path: Path) -> None:
+    state = draw_state(DINOV2)
+    state["pos_embed"][:, 1:] = 0.5
+    encoder = load_encoder(str(save(state, tmp_path / "encoder.pth")), 84)
+    assert encoder.shape.grid == 6
+    torch.testing.assert_close(encoder.pos_embed[:, 1:], torch.full((1, 36, 64), 0.5))
+    assert torch.equal(encoder.pos_embed[:, 0], state["pos_embed"][:, 0])
+
+
+def test_the_encoder_for_development_loads(shared: Path) -> None:
+    encoder = load_encoder(str(shared / "encoder" / "dinov2_vits14_saliency_fp16.safetensors"), 224)
+    assert encoder.shape == EncoderConfig(width=384, depth=12, patch_px=14, grid=16, registers=0, has_layer_scale=True)
+    assert sum(parameter.numel() for parameter in encoder.blocks.parameters()) == 12 * 1_775_232
+
+
+def draw_training_state(shape: EncoderConfig, seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return {name: torch.randn(tensor.shape) for name, tensor in VisionTransformer(shape).state_dict().items()}
+
+
+def check_equal(encoder: VisionTransformer, state: dict[str, Tensor]) -> None:
+    assert {name: tensor.tolist() for name, tensor in encoder.state_dict().items()} == {
+        name: tensor.tolist() for name, tensor in state.items()
+    }
+
+
+def test_a_whole_training_of_dino_gives_its_teacher(tmp_path: Path) -> None:
+    # facebookresearch/dino, main_dino.py: options and learning rates of NumPy beside student, teacher and their heads.
+    state, student = draw_training_state(DINO, 1), draw_training_state(DINO, 2)
+    heads = {"head.mlp.0.weight": torch.ones(3), "head.last_layer.weight_g": torch.ones(1)}
+    content = {
+        "student": {f"module.backbone.{name}": tensor for name, tensor in student.items()},
+        "teacher": {**{f"backbone.{name}": tensor for name, tensor in state.items()}, **heads},
+        "optimizer": {"param_groups": [{"lr": np.float64(1e-3)}]},
+        "args": argparse.Namespace(arch="vit_small", lr=5e-4),
+        "dino_loss": {"center": torch.zeros(1, 4)},
+    }
+    torch.save(content, tmp_path / "full.pth")
+    check_equal(load_encoder(str(tmp_path / "full.pth"), 48), state)
+    del content["teacher"]
+    torch.save(content, tmp_path / "student.pth")
+    check_equal(load_encoder(str(tmp_path / "student.pth"), 48), student)
+
+
+def test_a_teacher_of_dinov2_loses_its_heads_and_chunks(tmp_path: Path) -> None:
+    # facebookresearch/dinov2, models/vision_transformer.py, BlockChunk: blocks lie in chunks, counted through.
+    state = draw_training_state(DINOV2, 1)
+    heads = {"dino_head.mlp.0.bias": torch.ones(3), "ibot_head.last_layer.weight_v": torch.ones(1)}
+    teacher = {f"backbone.{chunk(name)}": tensor for name, tensor in state.items()}
+    assert "backbone.blocks.1.3.norm1.weight" in teacher
+    torch.save({"teacher": {**teacher, "backbone.mask_token": torch.zeros(1, 64), **heads}}, tmp_path / "teacher.pth")
+    check_equal(load_encoder(str(tmp_path / "teacher.pth"), 56), state)
+
+
+def chunk(name: str) -> str:
+    """Two blocks to a chunk."""
+    first, *rest = name.split(".")
+    return ".".join([first, str(int(rest[0]) // 2), *rest]) if first == "blocks" else name
+
+
+class Options(dict[str, Any]):
+    """As yacs' CfgNode: a dict with attributes of its own."""
+
+    def __init__(self, **content: object) -> None:
+        super().__init__(content)
+        self.__dict__["__immutable__"] = True
+
+
+def test_options_of_cups_are_read_past(tmp_path: Path) -> None:
+    # visinf/cups, pl_model_pseudo.py saves its yacs options, dicts of dicts, among the hyperparameters.
+    options = Options(SYSTEM=Options(GPUS=4))
+    torch.save({"state_dict": {"a": torch.ones(1)}, "hyper_parameters": {"config": options}}, tmp_path / "plain.ckpt")
+    rename_options(tmp_path / "plain.ckpt", b"yacs.config\nCfgNode\n", tmp_path / "cups.ckpt")
+    content: Any = read_checkpoint(tmp_path / "cups.ckpt")
+    assert content["hyper_parameters"]["config"] == {"SYSTEM": {"GPUS": 4}}
+    assert read_state_dict(tmp_path / "cups.ckpt")["a"].tolist() == [1.0]
+
+
+def test_other_types_beside_the_weights_are_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(1)}, "config": Options(GPUS=4)}, tmp_path / "plain.ckpt")
+    rename_options(tmp_path / "plain.ckpt", b"somewhere\nElse\n", tmp_path / "odd.ckpt")
+    with pytest.raises(CheckpointError, match=r"odd\.ckpt holds no readable weights: it names somewhere\.Else, which"):
+        read_checkpoint(tmp_path / "odd.ckpt")
+
+
+def rename_options(source: Path, name: bytes, target: Path) -> None:
+    """A copy of torch's archive whose pickle names another type for our options."""
+    ours = f"{Options.__module__}\nOptions\n".encode()
+    with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copy:
+        for entry in archive.namelist():
+            content = archive.read(entry)
+            assert not entry.endswith("data.pkl") or content.count(ours) == 1
+            copy.writestr(entry, content.replace(ours, name))
+
+
+def test_detectrons_arrays_are_read_as_tensors(tmp_path: Path) -> None:
+    content = {"model": {"a": np.array([[0.5, 2.0]])}, "__author__": "Detectron2", "matching_heuristics": True}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(content))
+    state = read_state_dict(tmp_path / "zoo.pkl")
+    assert (state["a"].dtype, state["a"].tolist()) == (torch.float32, [[0.5, 2.0]])
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(1, dtype=torch.float16).expand(10**12),
+        torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1), (10**12,), check_invariants=True),
+        torch.empty(10**12, device="meta"),
+    ],
+    ids=["expanded", "sparse", "meta"],
+)
+def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path, tensor: Tensor) -> None:
+    torch.save({"huge": tensor}, tmp_path / "claim.pth")
+    with pytest.raises(CheckpointError, match=r"claim\.pth holds no readable weights"):
+        read_state_dict(tmp_path / "claim.pth")

@@ -1,0 +1,204 @@
+"""A network whose answers depend on who runs it, or on its neighbours, does not pass."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+
+from model.backends.loader import load_session
+from model.backends.onnx_runtime import OnnxSession
+from model.backends.torch_session import TorchSession
+from model.checkpoints.runs import RunInfo, load_run
+from model.contract import Contract, InputSize, read_contract
+from model.errors import ArtifactError, CheckpointError, ConfigError, ContractMismatch, ParityError
+from model.export.export import PAPER_INPUT_SIZES, ExportConfig, draw_scene, export_run, make_contract
+from model.export.parity_checks import check_batch_invariance, check_parity, stack_images
+from model.network_io import RawOutputs
+
+SCENE = draw_scene(7, InputSize.square(tiny.SIDE_PX))
+
+
+def copy(artifact: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(artifact, folder / "artifact"))
+
+
+def test_an_artifact_opens_and_says_what_it_is(tiny_artifact: Path) -> None:
+    contract, session = load_session(tiny_artifact)
+    assert (contract.name, contract.version, contract.thing_clusters, contract.stuff_clusters) == ("tiny", "3", 3, 4)
+    assert (session.backend, contract.precision) == ("cpu", "fp16-stored")
+    assert contract.provenance["steps"] == 4
+    assert contract.provenance["parity"]["score_difference"] < 1e-3
+
+
+def test_large_weights_are_stored_in_half_the_bytes(tiny_artifact: Path) -> None:
+    graph = onnx.load(tiny_artifact / "network.onnx").graph
+    large = [tensor for tensor in graph.initializer if np.prod(tensor.dims) >= 4096]
+    assert large
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.slow
+def test_a_cascade_takes_several_canvases_in_one_graph(tiny_cascade_artifact: Path) -> None:
+    contract, session = load_session(tiny_cascade_artifact)
+    assert (contract.network, contract.box_mask_size, contract.input_sizes) == ("panoptic_cascade", 28, tiny.CANVASES)
+    for canvas in tiny.CANVASES:
+        answers = session.run(*stack_images([draw_scene(seed, canvas) for seed in range(3)]))
+        assert [answer.semantic.shape for answer in answers] == [(3, canvas.height_px // 4, canvas.width_px // 4)] * 3
+        assert [answer.masks.shape for answer in answers] == [(100, 28, 28)] * 3
+        assert min(answer.scores.max() for answer in answers) > 0.3
+
+
+@pytest.mark.parametrize("canvas", [InputSize(height_px=60, width_px=96), InputSize(height_px=0, width_px=32)])
+def test_a_canvas_that_the_pyramid_cannot_halve_is_refused(
+    tmp_path: Path, tiny_cascade_run: Path, input_size: InputSize
+) -> None:
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        export_run(tiny_cascade_run, tmp_path / "artifact", ExportConfig(input_sizes=(input_size,)), [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cascade_answers_on_the_square_it_was_made_for_unless_told_otherwise() -> None:
+    network = tiny.draw_cascade(stuff_clusters=2)
+    card = RunInfo(network="panoptic_cascade", shape=network.shape, step=0, side_px=64)
+    assert make_contract(card, network, ExportConfig()).input_sizes == (InputSize.square(64),)
+    assert make_contract(card, network, ExportConfig(input_sizes=tiny.CANVASES)).input_sizes == tiny.CANVASES
+    assert make_contract(replace(card, side_px=0), network, ExportConfig()).input_sizes == PAPER_INPUT_SIZES
+
+
+def test_a_small_canvas_among_several_is_refused(tmp_path: Path, tiny_cascade_run: Path) -> None:
+    config = ExportConfig(input_sizes=(InputSize.square(64), InputSize.square(96)))
+    with pytest.raises(ConfigError, match="less than 96 px"):
+        export_run(tiny_cascade_run, tmp_path / "artifact", config, [])
+
+
+def test_no_picture_falls_off_the_end_of_a_batch(tiny_artifact: Path) -> None:
+    session = OnnxSession(tiny_artifact / "network.onnx", threads=1)
+    assert len(session.run(*stack_images([SCENE] * 7))) == 7
+
+
+@pytest.mark.parametrize("name", ["network.onnx", "golden.npz"])
+def test_a_flipped_byte_or_a_missing_file_is_refused_by_name(tmp_path: Path, tiny_artifact: Path, name: str) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    content = bytearray((artifact / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (artifact / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{name} was changed"):
+        load_session(artifact)
+    (artifact / name).unlink()
+    with pytest.raises(ArtifactError, match=rf"{name} is missing"):
+        load_session(artifact)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    content = json.loads((artifact / "contract.json").read_text())
+    (artifact / "contract.json").write_text(json.dumps({**content, "format_version": 3}))
+    with pytest.raises(ContractMismatch, match="format version 3"):
+        load_session(artifact)
+
+
+def test_a_contract_that_its_network_does_not_keep_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    content = json.loads((artifact / "contract.json").read_text())
+    (artifact / "contract.json").write_text(json.dumps({**content, "detections": 9}))
+    with pytest.raises(ContractMismatch, match="its contract says"):
+        load_session(artifact)
+
+
+def test_an_export_onto_a_folder_of_other_things_leaves_it_alone(tmp_path: Path, tiny_run: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(ConfigError, match="is no artifact"):
+        export_run(tiny_run, tmp_path, ExportConfig(name="other"), [])
+    assert (tmp_path / "thesis.txt").is_file()
+
+
+def test_a_failed_export_leaves_what_was_there(tmp_path: Path, tiny_artifact: Path, tiny_run: Path) -> None:
+    artifact = copy(tiny_artifact, tmp_path)
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / "decoder.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"decoder\.safetensors"):
+        export_run(run, artifact, ExportConfig(name="other"), [])
+    assert read_contract(artifact).name == "tiny"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+SCENES = [draw_scene(seed, InputSize.square(tiny.SIDE_PX)) for seed in range(3)]
+
+
+class MoodySession:
+    """Answers like another session, but for the last picture of a batch."""
+
+    backend = "moody"
+
+    def __init__(self, session: OnnxSession, drift: float) -> None:
+        self._session = session
+        self._drift = drift
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+        answers = self._session.run(pixels, sizes)
+        if len(pixels) > 1:
+            answers[-1].scores[0] += self._drift
+        return answers
+
+
+class StuffySession:
+    """Answers like another session, but for one semantic cell in a thousand, where the picture is."""
+
+    backend = "stuffy"
+
+    def __init__(self, session: OnnxSession) -> None:
+        self._session = session
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+        answers = self._session.run(pixels, sizes)
+        for answer in answers:
+            answer.semantic[:, 3, 3] = answer.semantic[::-1, 3, 3]
+        return answers
+
+
+@pytest.fixture
+def session(tiny_artifact: Path) -> OnnxSession:
+    return OnnxSession(tiny_artifact / "network.onnx", threads=1)
+
+
+@pytest.fixture
+def contract(tiny_artifact: Path) -> Contract:
+    return read_contract(tiny_artifact)
+
+
+def test_a_network_that_answers_otherwise_is_found_out(
+    session: OnnxSession, contract: Contract, tiny_run: Path
+) -> None:
+    _, network = load_run(tiny_run)
+    for parameter in network.decoder.quality_head.parameters():
+        parameter.data += 1.0
+    with pytest.raises(ParityError, match="picture 0 on torch and cpu"):
+        check_parity(TorchSession(network), session, SCENES, contract)
+
+
+def test_a_session_equals_itself(session: OnnxSession, contract: Contract) -> None:
+    figures = check_parity(session, session, SCENES, contract)
+    assert figures == {
+        "score_difference": 0.0,
+        "detections_equal": 1.0,
+        "masks_equal": 1.0,
+        "semantic_equal": 1.0,
+        "panoptic_equal": 1.0,
+    }
+
+
+def test_one_cell_of_another_label_is_found_out(session: OnnxSession, contract: Contract) -> None:
+    # One cell of 14 x 14 is more than the thousandth that may differ.
+    with pytest.raises(ParityError, match=r"semantic_equal 0\.99490"):
+        check_parity(session, StuffySession(session), SCENES, contract)
+
+
+def test_an_answer_that_depends_on_its_batch_is_found_out(session: OnnxSession) -> None:
+    check_batch_invariance(session, SCENES)
+    with pytest.raises(ParityError, match="alone and at position 1 in a batch of 2"):
+        check_batch_invariance(MoodySession(session, drift=0.01), SCENES)

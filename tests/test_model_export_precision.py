@@ -1,0 +1,244 @@
+"""A graph in fp16 computes products so, and nothing that would suffer from it."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from model.backends.loader import check_golden, load_session
+from model.backends.onnx_runtime import OnnxSession, materialize_fp32
+from model.backends.onnx_to_torch import load_torch_network
+from model.backends.parity import FP16_TOLERANCE, compare_outputs, decode_outputs
+from model.checkpoints.runs import load_run
+from model.contract import InputSize, read_contract
+from model.errors import ConfigError
+from model.export.export import ExportConfig, draw_scene, export_run
+from model.export.onnx_graph import round_to_fp16, write_graph
+from model.export.parity_checks import stack_images
+from model.export.precision import FP16_FOLLOWING_OPERATORS, FP16_OPERATORS, compute_in_fp16, round_to_int8
+from model.networks.mask_transformer import MaskTransformer
+from model.networks.panoptic_cascade import PanopticCascade, fold_batch_norms
+
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
+EXACT = {
+    "LayerNormalization", "GroupNormalization", "InstanceNormalization", "Softmax", "RoiAlign", "TopK", "Exp", "Clip",
+    "Min", "Max", "Sub", "Sigmoid", "Greater", "Where", "GatherElements",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> dict[str, Path]:
+    """The graphs of the tiny mask transformer, by precision."""
+    _, network = load_run(tiny_run)
+    assert isinstance(network, MaskTransformer)
+    round_to_fp16(network)
+    folder = tmp_path_factory.mktemp("graphs")
+    for precision in ("fp32", "fp16"):
+        write_graph(network, [InputSize.square(tiny.SIDE_PX)], precision, folder / f"{precision}.onnx")  # type: ignore[arg-type]
+    return {precision: folder / f"{precision}.onnx" for precision in ("fp32", "fp16")}
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory: pytest.TempPathFactory, tiny_cascade_run: Path) -> Path:
+    """The tiny cascade's graph in fp16."""
+    _, network = load_run(tiny_cascade_run)
+    assert isinstance(network, PanopticCascade)
+    path = tmp_path_factory.mktemp("graphs") / "cascade.onnx"
+    write_graph(fold_batch_norms(network), [InputSize.square(96)], "fp16", path)
+    return path
+
+
+def list_types(path: Path) -> dict[str, set[int]]:
+    """The floating-point types that nodes of each kind are given, scales of Resize aside."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    found = defaultdict(set)
+    for node in model.graph.node:
+        names = node.input[:1] if node.op_type == "Resize" else node.input
+        given = {types[name] for name in names if name} & FLOATS
+        assert len(given) <= 1, f"{node.name} mixes types"
+        found[node.op_type] |= given
+    return found
+
+
+def test_products_are_fp16_and_norms_softmax_and_boxes_fp32_in_the_transformer(transformer: dict[str, Path]) -> None:
+    types = list_types(transformer["fp16"])
+    assert [types[kind] for kind in ("Conv", "ConvTranspose")] == [{TensorProto.FLOAT16}] * 2
+    # Scores count the cells of masks in products; these stay exact.
+    assert [types[kind] for kind in ("Einsum", "MatMul")] == [FLOATS] * 2
+    exact = EXACT & set(types)
+    assert {"LayerNormalization", "InstanceNormalization", "Softmax"} <= exact
+    assert [kind for kind in exact if TensorProto.FLOAT16 in types[kind]] == []
+
+
+@pytest.mark.slow
+def test_products_are_fp16_and_norms_softmax_and_boxes_fp32_in_the_cascade(cascade: Path) -> None:
+    types = list_types(cascade)
+    assert types["Conv"] == types["ConvTranspose"] == {TensorProto.FLOAT16}
+    halved = {kind for kind, given in types.items() if TensorProto.FLOAT16 in given}
+    assert halved <= FP16_OPERATORS | FP16_FOLLOWING_OPERATORS | {"Cast"}
+    assert {"RoiAlign", "TopK", "Softmax", "InstanceNormalization", "Exp"} <= set(types) - halved
+    # Suppression adds up yes and no in products; these stay exact.
+    assert types["MatMul"] == FLOATS
+
+
+@pytest.mark.slow
+def test_inputs_and_outputs_keep_their_types(transformer: dict[str, Path], cascade: Path) -> None:
+    for path in (transformer["fp16"], cascade):
+        graph = onnx.load(path).graph
+        assert [each.type.tensor_type.elem_type for each in graph.input] == [TensorProto.UINT8, TensorProto.INT64]
+        assert [each.type.tensor_type.elem_type for each in graph.output] == [
+            TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT,
+        ]  # fmt: skip
+
+
+def test_onnx_runtime_answers_within_the_tolerance_of_fp16(transformer: dict[str, Path]) -> None:
+    scenes = stack_images([draw_scene(seed, InputSize.square(tiny.SIDE_PX)) for seed in range(3)])
+    exact, session = (OnnxSession(transformer[precision], threads=1) for precision in ("fp32", "fp16"))
+    expected, given = exact.run(*scenes), session.run(*scenes)
+    assert not np.array_equal(expected[0].semantic, given[0].semantic)
+    compare_outputs(decode_outputs(expected), decode_outputs(given), FP16_TOLERANCE).require("fp16", FP16_TOLERANCE)
+
+
+@pytest.mark.slow
+def test_the_cascade_runs_in_fp16(cascade: Path) -> None:
+    answer = OnnxSession(cascade, threads=1).run(*stack_images([draw_scene(0, InputSize.square(96))]))[0]
+    assert all(np.isfinite(value).all() for value in vars(answer).values())
+
+
+def make_model(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
+    """A graph from x [2, 2] to y [2, 2]."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy")
+    tensors = [numpy_helper.from_array(values, name) for name, values in weights.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def list_kinds(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
+    """Every node's kind and the type of its first input."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in [*inferred.value_info, *inferred.input]}
+    return ((node.op_type, types[node.input[0]]) for node in model.graph.node)
+
+
+def test_what_lies_between_two_products_needs_no_cast() -> None:
+    weight = np.eye(2, dtype=np.float32)
+    model = make_model(
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w"], ["y"]),
+        w=weight,
+    )
+    compute_in_fp16(model, "_fp16")
+    assert list(list_kinds(model)) == [
+        ("Cast", TensorProto.FLOAT),
+        ("MatMul", TensorProto.FLOAT16),
+        ("Relu", TensorProto.FLOAT16),
+        ("MatMul", TensorProto.FLOAT16),
+        ("Cast", TensorProto.FLOAT16),
+    ]
+    assert [tensor.name for tensor in model.graph.initializer] == ["w_fp16"]
+
+
+def test_a_softmax_between_two_products_stays_fp32() -> None:
+    model = make_model(
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w"], ["y"]),
+        w=np.eye(2, dtype=np.float32),
+    )
+    compute_in_fp16(model, "_fp16")
+    assert ("Softmax", TensorProto.FLOAT) in list(list_kinds(model))
+
+
+def test_a_product_with_a_weight_that_fp16_cannot_hold_stays_fp32() -> None:
+    model = make_model(helper.make_node("MatMul", ["x", "w"], ["y"]), w=np.full((2, 2), 70_000.0, np.float32))
+    compute_in_fp16(model, "_fp16")
+    assert list(list_kinds(model)) == [("MatMul", TensorProto.FLOAT)]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
+    artifact = tmp_path_factory.mktemp("bytes") / "artifact"
+    export_run(tiny_run, artifact, ExportConfig(precision="int8-stored", score=0.0, part=0.0), [])
+    return artifact
+
+
+def load_rounded(run: Path) -> MaskTransformer:
+    _, network = load_run(run)
+    assert isinstance(network, MaskTransformer)
+    round_to_fp16(network)  # as the export does, for what stays fp16
+    round_to_int8(network)
+    return network
+
+
+def test_rounding_moves_a_weight_by_half_a_step_of_its_group_at_most(tiny_run: Path) -> None:
+    _, network = load_run(tiny_run)
+    before = network.encoder.blocks[0].mlp.fc1.weight.clone().unflatten(1, (-1, 32))
+    round_to_int8(network)
+    after = network.encoder.blocks[0].mlp.fc1.weight.unflatten(1, (-1, 32))
+    step = before.abs().amax(2, keepdim=True) / 127 * (1 + 2**-11)  # a scale is rounded up to twelve bits
+    assert not torch.equal(after, before)
+    assert bool(((after - before).abs() <= step / 2 * (1 + 1e-6)).all())
+
+
+def test_what_was_rounded_stays_as_it_is_and_the_decoder_is_left_alone(tiny_run: Path) -> None:
+    network = load_rounded(tiny_run)
+    once = {name: weight.clone() for name, weight in network.state_dict().items()}
+    round_to_int8(network)
+    assert all(torch.equal(weight, once[name]) for name, weight in network.state_dict().items())
+    _, original = load_run(tiny_run)
+    round_to_fp16(original)
+    assert all(torch.equal(weight, once[f"decoder.{name}"]) for name, weight in original.decoder.state_dict().items())
+
+
+def test_a_group_of_zeros_stays_one(tiny_run: Path) -> None:
+    _, network = load_run(tiny_run)
+    network.encoder.blocks[0].mlp.fc1.weight.data[3, :32] = 0.0
+    round_to_int8(network)
+    assert network.encoder.blocks[0].mlp.fc1.weight[3, :32].abs().max() == 0.0
+    assert bool(network.encoder.blocks[0].mlp.fc1.weight.isfinite().all())
+
+
+def test_the_matrices_of_the_encoder_take_a_byte_a_weight(artifact: Path) -> None:
+    graph = onnx.load(artifact / "network.onnx").graph
+    large = {each.name: each.data_type for each in graph.initializer if np.prod(each.dims) >= 4096}
+    matrices = [name for name in large if name.startswith("encoder.blocks.")]
+    assert len(matrices) == 4 * tiny.SHAPE.depth  # qkv, projection and the two of the MLP
+    assert {large[name] for name in matrices} == {onnx.TensorProto.INT8}
+    assert onnx.TensorProto.FLOAT not in large.values()
+
+
+def test_the_artifact_answers_on_both_backends_and_comes_back_in_torch(artifact: Path, tiny_run: Path) -> None:
+    contract, session = load_session(artifact, threads=1)
+    assert (contract.precision, session.backend) == ("int8-stored", "cpu")
+    assert load_session(artifact, backend="torch", threads=1)[1].backend == "torch"
+    restored = load_torch_network(read_contract(artifact), artifact).state_dict()
+    for name, weight in load_rounded(tiny_run).encoder.state_dict().items():
+        if name.startswith("blocks.") and weight.ndim > 1:
+            assert torch.equal(restored[f"encoder.{name}"], weight), name
+
+
+def test_widened_it_holds_fp32_and_answers_the_same(tmp_path: Path, artifact: Path) -> None:
+    wide = tmp_path / "wide.onnx"
+    materialize_fp32(artifact / "network.onnx", wide)
+    weights = [each for each in onnx.load(wide).graph.initializer if np.prod(each.dims) >= 4096]
+    assert {each.data_type for each in weights} == {onnx.TensorProto.FLOAT}
+    check_golden(OnnxSession(wide, threads=1), artifact / "golden.npz")
+
+
+def test_a_cascade_has_no_encoder_to_round(tmp_path: Path, tiny_cascade_run: Path) -> None:
+    config = ExportConfig(precision="int8-stored", input_sizes=tiny.CANVASES[:1])
+    with pytest.raises(ConfigError, match="no frozen encoder"):
+        export_run(tiny_cascade_run, tmp_path / "artifact", config, [])
+    assert list(tmp_path.iterdir()) == []

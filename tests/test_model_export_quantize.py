@@ -1,0 +1,239 @@
+"""An int8 artifact is answered by OpenVINO alone, says what it comes from, and is refused where it is not true."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from model.backends.loader import load_session
+from model.backends.session import BACKENDS, Backend
+from model.contract import Contract, InputSize, Thresholds, read_contract
+from model.errors import ArtifactError, BackendUnavailable, ConfigError, ContractMismatch, ParityError
+from model.export.export import ExportConfig, export_run
+from model.export.parity_checks import InputImage
+from model.export.quantize import (
+    AccuracyThresholds,
+    QuantizationAccuracy,
+    QuantizeConfig,
+    measure_accuracy,
+    quantize_artifact,
+)
+from model.files import hash_file
+from model.images import letterbox_image, read_image
+from model.network_io import RawOutputs
+
+pytestmark = pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantise] is not installed")
+
+FEWEST = 58
+LOOSE = QuantizeConfig(threads=1, limits=AccuracyThresholds(clusters_equal=0.9, panoptic_quality=0.6))
+"""A network of four steps, its weakest detections shown, is true at 0.98 and 0.82."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many as are needed; one of them twice, and a file that is none."""
+    folder = tiny.draw_photos(tmp_path_factory.mktemp("calibration") / "photos", count=FEWEST)
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    (folder / "notes.txt").write_text("no photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: Path, photos: Path) -> Path:
+    """The tiny artifact in int8; not to be changed."""
+    out = tmp_path_factory.mktemp("int8") / "artifact"
+    quantize_artifact(tiny_artifact, photos, out, LOOSE)
+    return out
+
+
+def test_it_says_what_it_is_and_what_it_comes_from(int8: Path, tiny_artifact: Path, photos: Path) -> None:
+    contract, source = read_contract(int8), read_contract(tiny_artifact)
+    assert (contract.name, contract.version, contract.precision) == ("tiny", "3-int8", "int8")
+    assert (
+        set(contract.files)
+        == {"network.xml", "network.bin", "golden.npz"}
+        == {path.name for path in int8.iterdir()} - {"contract.json"}
+    )
+    told = contract.provenance["quantisation"]
+    assert told["of"] == {"network.onnx": source.files["network.onnx"]}
+    assert (told["photos"], told["fidelity"]["photos"]) == (8, 50)
+    assert 0.9 <= told["fidelity"]["clusters_equal"] < 1.0
+    digests = {hash_file(path) for path in photos.glob("*.png")}
+    order = np.random.default_rng(0).permutation(len(list(photos.iterdir())))
+    drawn = [hash_file(sorted(photos.iterdir())[index]) for index in order]
+    chosen = [digest for digest in dict.fromkeys(drawn) if digest in digests][:8]
+    assert told["photos_hash"] == hashlib.sha256("\n".join(chosen).encode()).hexdigest()
+
+
+def test_openvino_answers_it_much_as_the_artifact_answers(int8: Path, tiny_artifact: Path, photos: Path) -> None:
+    contract, session = load_session(int8, backend="openvino", threads=1)
+    pixels, placement = letterbox_image(read_image(photos / "3.png").image, contract.input_sizes, contract.stride_px)
+    given = session.run(pixels[None], np.array([placement.size]))[0]
+    exact = load_session(tiny_artifact, threads=1)[1].run(pixels[None], np.array([placement.size]))[0]
+    assert 0.0 < np.abs(given.scores - exact.scores).max() < 0.1
+    assert (given.semantic.argmax(0) == exact.semantic.argmax(0)).mean() > 0.9
+
+
+@pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "openvino"])
+def test_no_other_backend_answers_it(int8: Path, backend: Backend) -> None:
+    with pytest.raises(BackendUnavailable, match=f"backend {backend}: .* is of int8, which OpenVINO alone answers"):
+        load_session(int8, backend=backend)
+
+
+def test_weights_that_are_changed_are_refused_by_name(int8: Path, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(int8, tmp_path / "artifact"))
+    content = bytearray((artifact / "network.bin").read_bytes())
+    content[len(content) // 2] ^= 1
+    (artifact / "network.bin").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"network\.bin was changed"):
+        load_session(artifact, backend="openvino")
+
+
+def test_a_contract_without_a_hash_of_the_weights_is_refused(int8: Path, tmp_path: Path) -> None:
+    artifact = Path(shutil.copytree(int8, tmp_path / "artifact"))
+    content = json.loads((artifact / "contract.json").read_text())
+    del content["files"]["network.bin"]
+    (artifact / "contract.json").write_text(json.dumps(content))
+    with pytest.raises(ContractMismatch, match=r"lists no hash for network\.bin"):
+        load_session(artifact, backend="openvino")
+
+
+def test_answers_that_are_not_true_enough_leave_what_was_there(
+    int8: Path, tmp_path: Path, tiny_artifact: Path, photos: Path
+) -> None:
+    out = Path(shutil.copytree(int8, tmp_path / "artifact"))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    strict = QuantizeConfig(threads=1, limits=AccuracyThresholds(clusters_equal=0.9, panoptic_quality=0.999))
+    with pytest.raises(ParityError, match=r"panoptic_quality below 0\.999 \(photos 50, clusters_equal 0\.9"):
+        quantize_artifact(tiny_artifact, photos, out, strict)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_copies_and_files_that_are_no_photos_do_not_count(tmp_path: Path, tiny_artifact: Path, photos: Path) -> None:
+    fewer = Path(shutil.copytree(photos, tmp_path / "photos"))
+    (fewer / "5.png").unlink()
+    with pytest.raises(ConfigError, match="holds 57 different photos that can be read: 8 to calibrate and 50 to judge"):
+        quantize_artifact(tiny_artifact, fewer, tmp_path / "out", LOOSE)
+    assert not (tmp_path / "out").exists()
+
+
+def refuse(artifact: Path, photos: Path, out: Path, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        quantize_artifact(artifact, photos, out, LOOSE)
+
+
+@pytest.mark.slow
+def test_an_artifact_stored_in_int8_can_compute_in_it(tmp_path: Path, tiny_run: Path, photos: Path) -> None:
+    stored, out = tmp_path / "stored", tmp_path / "out"
+    export_run(tiny_run, stored, ExportConfig(precision="int8-stored", score=0.0, part=0.0), [])
+    contract = quantize_artifact(stored, photos, out, LOOSE)
+    assert contract.precision == "int8"
+    assert contract.provenance["quantisation"]["of"] == {"network.onnx": hash_file(stored / "network.onnx")}
+    assert {path.name for path in out.iterdir()} == {"network.xml", "network.bin", "golden.npz", "contract.json"}
+    assert load_session(out, backend="openvino", threads=1)[1].backend == "openvino"
+
+
+@pytest.mark.slow
+def test_int8_is_not_quantised_again_nor_a_cascade_at_all(
+    tmp_path: Path, int8: Path, tiny_cascade_artifact: Path, photos: Path
+) -> None:
+    refuse(int8, photos, tmp_path / "out", "computes in int8: quantise one of fp32, fp16-stored, int8-stored")
+    refuse(tiny_cascade_artifact, photos, tmp_path / "out", "is a panoptic_cascade, which int8 breaks")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, tiny_artifact: Path, photos: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    refuse(tiny_artifact, photos, tmp_path, "is no artifact")
+    assert (tmp_path / "thesis.txt").is_file()
+
+
+CONTRACT = Contract(
+    name="a", version="1", network="n", input_sizes=(InputSize.square(8),), stride_px=1, detections=1, thing_clusters=3,
+    stuff_clusters=1, thresholds=Thresholds(score=0.3, stuff_area=0.0),
+)  # fmt: skip
+PICTURE = InputImage(pixels=np.zeros((3, 8, 8), np.uint8), size=(8, 8))
+
+
+class FixedSession:
+    """Gives its answers in turn, one a picture."""
+
+    backend = "fixed"
+
+    def __init__(self, *answers: RawOutputs) -> None:
+        self._answers = iter(answers)
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+        return [next(self._answers) for _ in pixels]
+
+
+def draw(rows: int, cluster: int = 0, score: float = 0.9) -> RawOutputs:
+    """A thing over the top rows, stuff below it and nowhere else."""
+    masks = np.zeros((1, 8, 8), np.float32)
+    masks[0, :rows] = 1.0
+    semantic = np.zeros((2, 8, 8), np.float32)
+    semantic[0, :rows], semantic[1, rows:] = 9.0, 9.0
+    return RawOutputs(
+        scores=np.array([score], np.float32),
+        clusters=np.array([cluster]),
+        boxes=np.zeros((1, 4), np.float32),
+        masks=masks,
+        semantic=semantic,
+    )
+
+
+def measure(reference: RawOutputs, given: RawOutputs) -> QuantizationAccuracy:
+    return measure_accuracy(FixedSession(reference), FixedSession(given), [PICTURE], CONTRACT)
+
+
+def test_the_same_answer_is_wholly_true() -> None:
+    assert measure(draw(4), draw(4)) == QuantizationAccuracy(photos=1, clusters_equal=1.0, panoptic_quality=1.0)
+
+
+def test_a_moved_border_costs_its_pixels_and_its_share_of_both_segments() -> None:
+    # The thing: 24 of 32 pixels. The stuff: 32 of 40.
+    fidelity = measure(draw(4), draw(3))
+    assert fidelity.clusters_equal == 56 / 64
+    assert fidelity.panoptic_quality == pytest.approx((24 / 32 + 32 / 40) / 2)
+
+
+def test_the_same_region_under_another_cluster_is_no_match() -> None:
+    fidelity = measure(draw(4), draw(4, cluster=2))
+    assert (fidelity.clusters_equal, fidelity.panoptic_quality) == (0.5, 0.5)  # the stuff alone
+
+
+def test_a_lost_segment_leaves_void_that_is_not_equal() -> None:
+    # The reference has two segments, the answer the stuff: 2 x 1 match of 3.
+    fidelity = measure(draw(4), draw(4, score=0.1))
+    assert fidelity.clusters_equal == 0.5
+    assert fidelity.panoptic_quality == pytest.approx(2 / 3)
+
+
+def test_segments_of_all_photos_are_counted_together() -> None:
+    reference, given = FixedSession(draw(4), draw(4)), FixedSession(draw(4), draw(4, cluster=2))
+    fidelity = measure_accuracy(reference, given, [PICTURE, PICTURE], CONTRACT)
+    assert fidelity == QuantizationAccuracy(photos=2, clusters_equal=0.75, panoptic_quality=0.75)
+
+
+def test_photos_without_any_segment_judge_nothing() -> None:
+    empty = draw(8, score=0.1)
+    fidelity = measure(empty, empty)
+    assert (fidelity.clusters_equal, fidelity.panoptic_quality) == (1.0, 0.0)
+    with pytest.raises(ParityError, match="panoptic_quality below"):
+        fidelity.require(AccuracyThresholds())
+
+
+@pytest.mark.parametrize("name", ["clusters_equal", "panoptic_quality"])
+@pytest.mark.parametrize("value", [0.79, np.nan])
+def test_a_figure_below_its_limit_is_refused_by_name(name: str, value: float) -> None:
+    sure = QuantizationAccuracy(photos=20, clusters_equal=0.8, panoptic_quality=0.85)
+    sure.require(AccuracyThresholds())
+    with pytest.raises(ParityError, match=rf"{name} below .*photos 20.*{name} {value:.4g}"):
+        replace(sure, **{name: value}).require(AccuracyThresholds())

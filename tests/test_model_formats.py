@@ -1,0 +1,401 @@
+"""Outlines equal pycocotools' byte for byte, panoptic PNGs keep every id, and paint stays where it belongs."""
+
+import base64
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from model.contract import Category, Contract, InputSize
+from model.formats.coco import list_coco_categories, to_coco_annotation
+from model.formats.encoders import (
+    decode_panoptic_png,
+    draw_overlay,
+    encode_cluster_png,
+    encode_overlay,
+    encode_panoptic_png,
+    encode_rles,
+    segment_color,
+    to_geojson_features,
+    to_hf_masks,
+    to_npz,
+)
+from model.formats.rle import Rle, decode_rle
+from model.postprocessing.masks import PackedMask, pack_mask
+from model.postprocessing.panoptic import Segment, Segmentation
+
+
+def draw(label_map: np.ndarray, ids: list[int] | None = None, masks: tuple[PackedMask, ...] = ()) -> Segmentation:
+    """A segmentation with a thing for each id, by default those on the map."""
+    numbers = sorted(set(np.unique(label_map).tolist()) - {0}) if ids is None else ids
+    segments = tuple(Segment(id=number, cluster=1, is_thing=True, score=1.0) for number in numbers)
+    return Segmentation(label_map=label_map.astype(np.int32), segments=segments, masks=masks)
+
+
+def encode_one(mask: np.ndarray) -> Rle:
+    """The only outline of a mask, through the label map."""
+    (outline,) = encode_rles(draw(mask, [1]))
+    return outline
+
+
+def crop_whole(mask: np.ndarray) -> PackedMask:
+    crop = pack_mask(mask.astype(bool))
+    assert crop
+    return crop
+
+
+def expect(mask: np.ndarray) -> Rle:
+    """What pycocotools says of a mask."""
+    rle = coco.encode(np.asfortranarray(mask, np.uint8))
+    left, top, width, height = (int(value) for value in coco.toBbox(rle))
+    return Rle(
+        size=(mask.shape[0], mask.shape[1]),
+        counts=rle["counts"].decode("ascii"),
+        area=int(coco.area(rle)),
+        bbox=(left, top, width, height),
+    )
+
+
+def draw_cells(height: int, width: int, cells: list[tuple[int, int]]) -> np.ndarray:
+    mask = np.zeros((height, width), np.uint8)
+    for row, column in cells:
+        mask[row, column] = 1
+    return mask
+
+
+def test_two_by_three_is_encoded_as_by_hand() -> None:
+    # Column by column 0 1, 1 0, 0 1: runs of 1, 2, 2, 1. In COCO's text a run is "0" plus its length; the fourth is the
+    # difference to the second, -1, which is written "O".
+    outline = encode_one(np.array([[0, 1, 0], [1, 0, 1]]))
+    assert outline == Rle(size=(2, 3), counts="122O", area=3, bbox=(0, 0, 3, 2))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.ones((1, 1)),
+        np.ones((7, 5)),
+        draw_cells(7, 5, [(0, 0)]),
+        draw_cells(7, 5, [(6, 4)]),
+        draw_cells(7, 5, [(3, 2)]),
+        draw_cells(7, 5, [(6, 1), (0, 2)]),
+        draw_cells(1, 9, [(0, 2), (0, 3), (0, 8)]),
+        draw_cells(9, 1, [(2, 0), (3, 0), (8, 0)]),
+        1 - draw_cells(7, 5, [(3, 2)]),
+    ],
+    ids=["1x1", "whole", "first", "last", "one inside", "run over two columns", "one row", "one column", "hole"],
+)
+def test_a_special_mask_is_encoded_as_by_pycocotools(mask: np.ndarray) -> None:
+    assert encode_one(mask) == expect(mask)
+    (from_crop,) = encode_rles(draw(mask, [1], (crop_whole(mask),)))
+    assert from_crop == expect(mask)
+
+
+def test_a_segment_without_a_pixel_has_an_empty_outline() -> None:
+    assert encode_one(np.zeros((4, 5))) == expect(np.zeros((4, 5)))
+    first, second = encode_rles(draw(np.full((4, 5), 2), [1, 2]))
+    assert (first.area, first.bbox, second.area) == (0, (0, 0, 0, 0), 20)
+
+
+def test_an_empty_answer_has_no_outline() -> None:
+    assert encode_rles(draw(np.zeros((4, 5)))) == []
+
+
+def test_random_label_maps_are_encoded_as_by_pycocotools() -> None:
+    generator = np.random.default_rng(23)
+    for _ in range(60):
+        height, width = (int(length) for length in generator.integers(1, 40, 2))
+        blocks = generator.integers(0, 6, (height, width)).astype(np.uint8)
+        label_map = cv2.resize(blocks[::3, ::3], (width, height), interpolation=cv2.INTER_NEAREST)
+        label_map = np.where(generator.random((height, width)) < 0.05, blocks, label_map)
+        outlines = encode_rles(draw(label_map, [1, 2, 3, 4, 5]))
+        assert outlines == [expect(label_map == number) for number in (1, 2, 3, 4, 5)]
+        for number, outline in enumerate(outlines, start=1):
+            np.testing.assert_array_equal(decode_rle(outline), label_map == number)
+
+
+def test_outlines_follow_the_order_of_the_segments_and_not_of_their_ids() -> None:
+    label_map = np.array([[9, 4, 4], [9, 70_000, 4]])
+    assert [outline.area for outline in encode_rles(draw(label_map, [70_000, 4, 9]))] == [1, 3, 2]
+
+
+def test_overlapping_instances_keep_their_whole_masks() -> None:
+    front, back = draw_cells(4, 6, [(0, 0), (0, 1)]), draw_cells(4, 6, [(0, 1), (0, 2), (1, 2)])
+    label_map = np.where(front, 1, 2 * back)
+    outlines = encode_rles(draw(label_map, [1, 2], (crop_whole(front), crop_whole(back))))
+    assert outlines == [expect(front), expect(back)]
+
+
+@pytest.mark.golden
+def test_the_reference_masks_are_encoded_byte_for_byte(golden: Path) -> None:
+    packed = np.load(golden / "rle" / "masks.npz")
+    for case in json.loads((golden / "rle" / "rle.json").read_text())["masks"]:
+        height, width = case["size"]
+        mask = np.unpackbits(packed[f"mask{case['index']:02}"], axis=-1)[:, :width]
+        outline = encode_one(mask)
+        left, top, box_width, box_height = (int(value) for value in case["bbox"])
+        assert outline == Rle(
+            size=(height, width),
+            counts=case["counts"],
+            area=case["area"],
+            bbox=(left, top, box_width, box_height),
+        ), case["kind"]
+        np.testing.assert_array_equal(decode_rle(outline), mask)
+
+
+@pytest.mark.golden
+def test_the_reference_panoptic_pngs_are_read_as_by_their_formula(golden: Path) -> None:
+    paths = sorted((golden / "panoptic_pq").glob("*/gt/*.png"))
+    assert len(paths) == 24
+    for path in paths:
+        red, green, blue = np.moveaxis(np.asarray(Image.open(path), np.int32), -1, 0)
+        np.testing.assert_array_equal(decode_panoptic_png(path.read_bytes()), red + 256 * green + 65_536 * blue)
+
+
+IDS = np.array([[0, 1, 255, 256], [65_535, 65_536, 65_537, 2**24 - 1]], np.int32)
+
+
+def test_a_panoptic_png_is_8_bit_rgb_with_the_low_byte_in_red() -> None:
+    picture = Image.open(io.BytesIO(encode_panoptic_png(IDS)))
+    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (4, 2))
+    assert picture.getpixel((1, 0)) == (1, 0, 0)
+    assert picture.getpixel((3, 0)) == (0, 1, 0)
+    assert picture.getpixel((1, 1)) == (0, 0, 1)
+    red, green, blue = np.moveaxis(np.asarray(picture, np.int64), -1, 0)
+    np.testing.assert_array_equal(red + 256 * green + 65_536 * blue, IDS)
+
+
+def test_a_panoptic_png_gives_every_id_back() -> None:
+    np.testing.assert_array_equal(decode_panoptic_png(encode_panoptic_png(IDS)), IDS)
+    noise = np.random.default_rng(29).integers(0, 2**24, (50, 70), np.int32)
+    np.testing.assert_array_equal(decode_panoptic_png(encode_panoptic_png(noise)), noise)
+
+
+def save(picture: Image.Image, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, suffix)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        encode_panoptic_png(IDS)[:-30],
+        save(Image.new("RGB", (4, 4)), "JPEG"),
+        save(Image.new("L", (4, 4)), "PNG"),
+        save(Image.new("RGBA", (4, 4)), "PNG"),
+        save(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"),
+        b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + b"\xff" * 17,
+    ],
+    ids=["nothing", "text", "cut", "jpeg", "grey", "alpha", "16-bit", "bomb"],
+)
+def test_anything_but_an_8_bit_rgb_png_is_no_panoptic_png(content: bytes) -> None:
+    with pytest.raises(ValueError, match="no panoptic PNG"):
+        decode_panoptic_png(content)
+
+
+def draw_scene() -> tuple[np.ndarray, Segmentation]:
+    """Grey; a thing in the left third, void in the middle, stuff on the right."""
+    label_map = np.zeros((32, 96), np.int32)
+    label_map[:, :32], label_map[:, 64:] = 1, 2
+    segments = (
+        Segment(id=1, cluster=1, is_thing=True, score=1.0),
+        Segment(id=2, cluster=9, is_thing=False, score=1.0),
+    )
+    return np.full((32, 96, 3), 100, np.uint8), Segmentation(label_map=label_map, segments=segments)
+
+
+def test_paint_tints_things_strongly_and_stuff_palely_and_leaves_void_alone() -> None:
+    image, segmentation = draw_scene()
+    painted = draw_overlay(image, segmentation)
+    thing, stuff = np.array(segment_color(1, True)), np.array(segment_color(2, False))
+    assert painted[16, 16].tolist() == np.round(100 + 0.55 * (thing - 100.0)).tolist()
+    assert painted[16, 80].tolist() == np.round(100 + 0.35 * (stuff - 100.0)).tolist()
+    assert np.unique(painted[:, 33:62]).tolist() == [100]
+
+
+def test_paint_draws_a_light_line_between_segments() -> None:
+    image, segmentation = draw_scene()
+    painted = draw_overlay(image, segmentation)
+    assert np.unique(painted[:, 31]).tolist() == np.unique(painted[:, 63]).tolist() == [245]
+
+
+def test_paint_leaves_the_given_picture_alone() -> None:
+    image, segmentation = draw_scene()
+    draw_overlay(image, segmentation)
+    assert np.unique(image).tolist() == [100]
+
+
+def test_paint_of_an_empty_answer_is_the_picture() -> None:
+    image = np.random.default_rng(31).integers(0, 256, (9, 7, 3), np.uint8)
+    np.testing.assert_array_equal(draw_overlay(image, draw(np.zeros((9, 7)))), image)
+
+
+def test_the_overlay_is_a_jpeg_of_the_painted_picture() -> None:
+    image, segmentation = draw_scene()
+    picture = Image.open(io.BytesIO(encode_overlay(image, segmentation)))
+    assert (picture.format, picture.size) == ("JPEG", (96, 32))
+    decoded = np.asarray(picture).astype(int)
+    # JPEG at quality 88 keeps flat blocks within a few levels; the second one of each region touches no border.
+    np.testing.assert_allclose(decoded[16, [8, 48, 88]], draw_overlay(image, segmentation)[16, [8, 48, 88]], atol=6)
+
+
+def test_colours_are_inside_the_range_and_neighbours_differ() -> None:
+    for is_thing in (True, False):
+        colours = np.array([segment_color(number, is_thing) for number in range(1, 400)])
+        assert colours.min() >= 0
+        assert colours.max() <= 255
+        assert np.abs(np.diff(colours, axis=0)).max(axis=1).min() > 40
+
+
+NAMED = Contract(
+    name="a",
+    version="1",
+    network="n",
+    input_sizes=(InputSize.square(8),),
+    stride_px=1,
+    detections=4,
+    thing_clusters=8,
+    stuff_clusters=4,
+    categories={9: Category(id=193, name="grass")},
+)
+
+
+def read_picture(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_a_cluster_png_is_grey_and_holds_clusters() -> None:
+    _, segmentation = draw_scene()
+    clusters = read_picture(encode_cluster_png(segmentation, NAMED))
+    assert (clusters.shape, clusters.dtype) == ((32, 96), np.uint8)
+    assert clusters[0, [0, 40, 90]].tolist() == [1, 0, 9]
+
+
+def test_a_cluster_png_of_many_clusters_has_16_bits() -> None:
+    segment = Segment(id=3, cluster=800, is_thing=True, score=1.0)
+    segmentation = Segmentation(label_map=np.array([[0, 3]], np.int32), segments=(segment,))
+    assert read_picture(encode_cluster_png(segmentation, replace(NAMED, thing_clusters=800))).tolist() == [[0, 800]]
+
+
+def test_hugging_faces_answer_has_a_label_a_score_and_a_grey_mask_for_each_segment() -> None:
+    _, segmentation = draw_scene()
+    thing, stuff = to_hf_masks(segmentation, NAMED)
+    assert (thing["label"], stuff["label"], thing["score"]) == ("LABEL_1", "grass", 1.0)
+    mask = Image.open(io.BytesIO(base64.b64decode(stuff["mask"])))
+    assert (mask.mode, mask.size) == ("L", (96, 32))
+    np.testing.assert_array_equal(np.asarray(mask), np.where(segmentation.label_map == 2, 255, 0))
+
+
+def test_features_are_multipolygons_of_plain_numbers_with_the_facts_of_their_segments() -> None:
+    _, segmentation = draw_scene()
+    thing, stuff = to_geojson_features(segmentation, NAMED)
+    corners = [[0, 0], [32, 0], [32, 32], [0, 32], [0, 0]]
+    assert [[ring.tolist() for ring in part] for part in thing["geometry"]["coordinates"]] == [[corners]]
+    assert stuff["properties"] == {
+        "id": 2, "cluster": 9, "category_id": 193, "category": "grass", "isthing": False, "score": 1.0,
+        "area": 1024, "bbox": [64, 0, 32, 32],
+    }  # fmt: skip
+
+
+def test_arrays_hold_the_map_and_a_row_for_each_segment_without_a_pickle() -> None:
+    _, segmentation = draw_scene()
+    with np.load(io.BytesIO(to_npz(segmentation, NAMED)), allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["label_map"], segmentation.label_map)
+        assert arrays["clusters"].tolist() == [1, 9]
+        assert arrays["category_ids"].tolist() == [-1, 193]
+        assert arrays["categories"].tolist() == ["", "grass"]
+        assert arrays["bboxes"].tolist() == [[0, 0, 32, 32], [64, 0, 32, 32]]
+        assert len(arrays["masks"]) == 0
+
+
+def test_arrays_hold_masks_that_overlap_as_bits() -> None:
+    front, back = draw_cells(4, 6, [(0, 0), (0, 1)]), draw_cells(4, 6, [(0, 1), (0, 2), (1, 2)])
+    segmentation = draw(np.where(front, 1, 2 * back), [1, 2], (crop_whole(front), crop_whole(back)))
+    with np.load(io.BytesIO(to_npz(segmentation, NAMED))) as arrays:
+        for number, mask in enumerate((front, back)):
+            left, top, width, height = arrays["bboxes"][number]
+            bits = np.unpackbits(arrays["masks"][arrays["mask_starts"][number] :], count=height * width)
+            whole = np.zeros((4, 6), np.uint8)
+            whole[top : top + height, left : left + width] = bits.reshape(height, width)
+            np.testing.assert_array_equal(whole, mask)
+
+
+def test_arrays_of_an_empty_answer_are_empty() -> None:
+    with np.load(io.BytesIO(to_npz(draw(np.zeros((4, 5))), NAMED))) as arrays:
+        assert (arrays["bboxes"].shape, arrays["ids"].shape, arrays["mask_starts"].shape) == ((0, 4), (0,), (0,))
+
+
+CONTRACT = Contract(
+    name="a",
+    version="1",
+    network="n",
+    input_sizes=(InputSize.square(8),),
+    stride_px=1,
+    detections=4,
+    thing_clusters=3,
+    stuff_clusters=2,
+    categories={1: Category(id=17, name="cat"), 3: Category(id=17, name="cat"), 4: Category(id=119, name="sky")},
+)
+
+
+def make_segment(number: int, cluster: int) -> Segment:
+    return Segment(id=number, cluster=cluster, is_thing=cluster <= 3, score=0.5)
+
+
+def check_as_panopticapi(segmentation: Segmentation) -> dict[int, int]:
+    """Areas by id, after the three checks of panopticapi's evaluation.py, which raise KeyError there."""
+    annotation = to_coco_annotation(segmentation, CONTRACT, 1, "1.png")
+    categories = {each["id"] for each in list_coco_categories(CONTRACT)}
+    picture = np.array(Image.open(io.BytesIO(encode_panoptic_png(segmentation.label_map))), np.uint32)
+    ids = picture[..., 0] + 256 * picture[..., 1] + 256**2 * picture[..., 2]
+    listed = {each["id"]: each for each in annotation["segments_info"]}
+    drawn = dict(zip(*(each.tolist() for each in np.unique(ids, return_counts=True)), strict=True))
+    drawn.pop(0, None)
+    assert drawn.keys() - listed.keys() == set(), "drawn and not listed"
+    assert listed.keys() - drawn.keys() == set(), "listed and not drawn"
+    assert {each["category_id"] for each in listed.values()} <= categories, "of an unknown category"
+    assert {number: each["area"] for number, each in listed.items()} == drawn
+    return drawn
+
+
+def test_ids_of_three_bytes_are_listed_with_their_areas() -> None:
+    label_map = np.array([[0, 1, 1], [300, 70_000, 70_000]], np.int32)
+    segments = (make_segment(1, 1), make_segment(300, 2), make_segment(70_000, 5))
+    areas = check_as_panopticapi(Segmentation(label_map=label_map, segments=segments))
+    assert areas == {1: 2, 300: 1, 70_000: 2}
+
+
+def test_an_instance_that_others_hide_is_not_listed() -> None:
+    mask = np.ones((2, 2), bool)
+    crop = pack_mask(mask)
+    assert crop
+    hidden = Segmentation(
+        label_map=mask.astype(np.int32), segments=(make_segment(1, 1), make_segment(2, 2)), masks=(crop, crop)
+    )
+    assert check_as_panopticapi(hidden) == {1: 4}
+
+
+def test_an_empty_answer_keeps_the_promises() -> None:
+    assert check_as_panopticapi(Segmentation(label_map=np.zeros((2, 3), np.int32), segments=())) == {}
+
+
+def test_a_cluster_without_a_name_is_a_category_above_all_named_ones() -> None:
+    listed = {each["id"]: (each["name"], each["isthing"]) for each in list_coco_categories(CONTRACT)}
+    assert listed == {17: ("cat", 1), 119: ("sky", 0), 119 + 2: ("cluster 2", 1), 119 + 5: ("cluster 5", 0)}
+
+
+@pytest.mark.parametrize("key", ["id", "category_id", "area", "bbox", "iscrowd"])
+def test_a_segment_has_what_the_format_asks_for(key: str) -> None:
+    segmentation = Segmentation(label_map=np.array([[0, 4, 4]], np.int32), segments=(make_segment(4, 4),))
+    (entry,) = to_coco_annotation(segmentation, CONTRACT, 7, "7.png")["segments_info"]
+    expected = {"id": 4, "category_id": 119, "area": 2, "bbox": [1, 0, 2, 1], "iscrowd": 0}
+    assert entry[key] == expected[key]

@@ -1,0 +1,192 @@
+"""Run lengths of a whole map at once equal pycocotools' of each mask, byte for byte."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from model.formats.png import encode_png
+from model.formats.polygons import MIN_IOU, Polygon, mask_to_polygons
+from model.formats.rle import Rle, decode_rle, encode_label_map, encode_mask
+
+
+def expect(mask: np.ndarray) -> Rle:
+    """What pycocotools says of a mask."""
+    rle = coco.encode(np.asfortranarray(mask, np.uint8))
+    left, top, width, height = (int(value) for value in coco.toBbox(rle))
+    return Rle(
+        size=(mask.shape[0], mask.shape[1]),
+        counts=rle["counts"].decode("ascii"),
+        area=int(coco.area(rle)),
+        bbox=(left, top, width, height),
+    )
+
+
+def draw_map(generator: np.random.Generator, most: int) -> np.ndarray:
+    """Noise, or every other time blocks."""
+    height, width = (int(length) for length in generator.integers(1, 60, 2))
+    labels = generator.integers(0, most, (height, width)).astype(np.int32)
+    if generator.random() < 0.5:
+        return labels
+    return np.asarray(cv2.resize(labels[::5, ::5].astype(np.float64), (width, height), interpolation=0)).astype(
+        np.int32
+    )
+
+
+@pytest.mark.parametrize("most", [2, 4, 300, 70_000])
+def test_random_maps_are_encoded_as_by_pycocotools(most: int) -> None:
+    generator = np.random.default_rng(most)
+    for _ in range(60):
+        labels = draw_map(generator, most)
+        ids = [*np.unique(labels)[:6].tolist(), 99_999]
+        assert encode_label_map(labels, ids) == [expect(labels == each) for each in ids]
+
+
+def test_a_picture_of_many_pixels_has_counts_of_many_digits() -> None:
+    labels = np.zeros((3000, 2000), np.int32)
+    labels[5:, 1000] = 1
+    (outline,) = encode_label_map(labels, [1])
+    assert outline == expect(labels == 1)
+    assert len(outline.counts) == 5 + 3 + 5  # 3,000,005 and the rest take five digits of five bits, 2,995 takes three
+
+
+def test_bits_in_a_corner_of_a_picture_are_encoded_as_by_pycocotools() -> None:
+    generator = np.random.default_rng(47)
+    for _ in range(120):
+        bits = draw_map(generator, 2).astype(bool)
+        top, left, below, right = (int(each) for each in generator.integers(0, 4, 4))
+        whole = np.pad(bits, ((top, below), (left, right)))
+        assert encode_mask(bits, top, left, whole.shape) == expect(whole)
+
+
+def test_outlines_are_decoded_to_their_masks() -> None:
+    labels = draw_map(np.random.default_rng(48), 4)
+    for number, outline in enumerate(encode_label_map(labels, [0, 1, 2, 3])):
+        np.testing.assert_array_equal(decode_rle(outline), labels == number)
+
+
+def test_no_ids_give_no_outlines() -> None:
+    assert encode_label_map(np.zeros((2, 2), np.int32), []) == []
+
+
+NOISE = np.random.default_rng(53)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (31, 17), (40, 60, 3), (1, 1, 3)])
+def test_every_value_comes_back(shape: tuple[int, ...]) -> None:
+    picture = NOISE.integers(0, 256, shape, np.uint8)
+    content = encode_png(picture)
+    read = Image.open(io.BytesIO(content))
+    read.load()
+    assert read.mode == ("L" if len(shape) == 2 else "RGB")
+    np.testing.assert_array_equal(np.asarray(read), picture)
+    np.testing.assert_array_equal(
+        cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED),
+        picture[..., ::-1] if read.mode == "RGB" else picture,
+    )
+
+
+def test_an_even_map_takes_next_to_nothing() -> None:
+    assert len(encode_png(np.full((1000, 1000, 3), 7, np.uint8))) < 20_000
+
+
+def test_a_view_of_a_picture_is_written_as_it_is_seen() -> None:
+    picture = NOISE.integers(0, 256, (8, 9, 3), np.uint8)
+    turned = picture.transpose(1, 0, 2)[::-1]
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(turned)))), turned)
+
+
+def draw(text: str) -> np.ndarray:
+    """A mask from rows of # and dots."""
+    return np.array([[letter == "#" for letter in row] for row in text.split()])
+
+
+def is_inside(x: float, y: float, ring: np.ndarray) -> bool:
+    """The textbook's ray: how often the ring crosses it."""
+    crossings = 0
+    for (x0, y0), (x1, y1) in zip(ring[:-1].tolist(), ring[1:].tolist(), strict=True):
+        if (y0 > y) != (y1 > y) and x < x0 + (y - y0) * (x1 - x0) / (y1 - y0):
+            crossings += 1
+    return crossings % 2 == 1
+
+
+def draw_polygons(polygons: list[Polygon], height: int, width: int) -> np.ndarray:
+    """Pixels whose centre lies in an outer ring and in none of its holes."""
+    mask = np.zeros((height, width), bool)
+    for y, x in np.ndindex(height, width):
+        centre = (x + 0.5, y + 0.5)
+        mask[y, x] = any(
+            is_inside(*centre, part.outer) and not any(is_inside(*centre, hole) for hole in part.holes)
+            for part in polygons
+        )
+    return mask
+
+
+def measure_area(ring: np.ndarray) -> float:
+    """Half of the shoelace sum: positive where the ring goes clockwise on the screen, y growing downwards."""
+    x, y = ring.astype(float).T
+    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
+
+
+def test_one_pixel_is_a_square_around_it() -> None:
+    (polygon,) = mask_to_polygons(np.ones((1, 1), bool), top=5, left=7)
+    assert polygon.outer.tolist() == [[7, 5], [8, 5], [8, 6], [7, 6], [7, 5]]
+    assert polygon.holes == ()
+
+
+def test_a_frame_has_a_hole_that_turns_the_other_way() -> None:
+    (polygon,) = mask_to_polygons(draw("#### #..# #..# ####"))
+    (hole,) = polygon.holes
+    assert measure_area(polygon.outer) == 16
+    assert measure_area(hole) == -4
+    assert sorted(map(tuple, hole[:-1].tolist())) == [(1, 1), (1, 3), (3, 1), (3, 3)]
+
+
+def test_each_part_has_its_own_holes() -> None:
+    mask = draw("###.###### #.#.#....# ###.#.##.# ....#.##.# ....#....# ....######")
+    parts = {measure_area(part.outer): part for part in mask_to_polygons(mask)}
+    assert {area: [measure_area(hole) for hole in part.holes] for area, part in parts.items()} == {
+        4: [],
+        9: [-1],
+        36: [-16],
+    }
+
+
+@pytest.mark.parametrize("mask", ["#. .#", ".# #."])
+def test_pixels_that_touch_at_a_corner_are_two_parts(mask: str) -> None:
+    parts = mask_to_polygons(draw(mask))
+    assert [measure_area(part.outer) for part in parts] == [1, 1]
+
+
+def test_holes_that_touch_at_a_corner_are_one() -> None:
+    (polygon,) = mask_to_polygons(draw("#### #.## ##.# ####"))
+    assert [measure_area(hole) for hole in polygon.holes] == [-2]
+
+
+def test_random_masks_are_drawn_again_with_the_promised_overlap() -> None:
+    generator = np.random.default_rng(59)
+    for number in range(60):
+        height, width = (int(length) for length in generator.integers(1, 22, 2))
+        mask = generator.random((height, width)) < generator.choice([0.1, 0.5, 0.9])
+        if number % 2:
+            small = mask[: max(1, height // 3), : max(1, width // 3)].astype(np.uint8)
+            mask = cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+        if not mask.any():
+            continue
+        polygons = mask_to_polygons(mask)
+        drawn = draw_polygons(polygons, height, width)
+        assert (drawn & mask).sum() >= MIN_IOU * (drawn | mask).sum()
+        parts, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+        gaps, _ = cv2.connectedComponents(np.pad(~mask, 1, constant_values=True).astype(np.uint8), connectivity=8)
+        assert len(polygons) == parts - 1
+        assert sum(len(polygon.holes) for polygon in polygons) == gaps - 2  # one gap is what lies around everything
+
+
+def test_a_disc_has_far_fewer_points_than_its_border_has_pixels() -> None:
+    mask = np.hypot(*(np.indices((200, 200)) - 100)) < 90
+    (polygon,) = mask_to_polygons(mask)
+    assert len(polygon.outer) < 180  # its border has 508 edges of pixels to the left and right alone
+    assert measure_area(polygon.outer) == pytest.approx(mask.sum(), rel=0.01)

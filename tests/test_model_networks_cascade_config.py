@@ -1,0 +1,114 @@
+"""A state dict says which network it belongs to, or is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.errors import CheckpointError, ConfigError
+from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade, infer_cascade_config
+from model.networks.vit import EncoderConfig
+
+SMALL = CascadeConfig(
+    thing_clusters=3,
+    stuff_clusters=2,
+    stem_out_channels=4,
+    bottleneck_channels=6,
+    res2_out_channels=8,
+    fpn_channels=10,
+    box_fc_dim=12,
+    mask_conv_dim=14,
+    sem_seg_conv_dim=32,
+)
+ENCODER = EncoderConfig(width=64, depth=2, patch_px=14, grid=5, registers=1, has_layer_scale=True)
+WITH_VIT = CascadeConfig(
+    thing_clusters=3,
+    stuff_clusters=2,
+    backbone="vit",
+    encoder=ENCODER,
+    fpn_channels=10,
+    box_fc_dim=12,
+    mask_conv_dim=14,
+    sem_seg_conv_dim=32,
+)
+
+
+def draw_state(shape: CascadeConfig) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return PanopticCascade(shape, CascadeInferenceConfig()).state_dict()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        SMALL,
+        replace(SMALL, cls_agnostic_mask=True),
+        replace(SMALL, backbone_norm="frozen", fpn_norm="none"),
+        replace(SMALL, stuff_clusters=0, sem_seg_conv_dim=128),
+        CascadeConfig(thing_clusters=800),
+        WITH_VIT,
+        replace(WITH_VIT, encoder=replace(ENCODER, patch_px=16, registers=0, has_layer_scale=False)),
+    ],
+)
+def test_a_networks_own_weights_tell_its_shape(shape: CascadeConfig) -> None:
+    assert infer_cascade_config(draw_state(shape)) == shape
+
+
+def test_the_papers_network_has_the_published_tensors() -> None:
+    state = draw_state(CascadeConfig(thing_clusters=800))
+    published = {
+        "backbone.bottom_up.stem.conv1.weight": (64, 3, 7, 7),
+        "backbone.bottom_up.res5.2.conv2.weight": (512, 512, 3, 3),
+        "backbone.bottom_up.res4.5.conv3.norm.running_var": (1024,),
+        "backbone.fpn_lateral5.weight": (256, 2048, 1, 1),
+        "proposal_generator.rpn_head.anchor_deltas.weight": (12, 256, 1, 1),
+        "roi_heads.box_head.2.fc1.weight": (1024, 12544),
+        "roi_heads.box_predictor.2.cls_score.weight": (801, 1024),
+        "roi_heads.box_predictor.0.bbox_pred.weight": (4, 1024),
+        "roi_heads.mask_head.deconv.weight": (256, 256, 2, 2),
+        "roi_heads.mask_head.predictor.weight": (800, 256, 1, 1),
+        "sem_seg_head.p5.4.weight": (128, 128, 3, 3),
+        "sem_seg_head.predictor.weight": (28, 128, 1, 1),
+    }
+    assert {name: tuple(state[name].shape) for name in published} == published
+
+
+@pytest.mark.parametrize("name", ["roi_heads.box_head.0.fc1.weight", "backbone.fpn_lateral2.weight"])
+def test_a_state_that_lacks_a_size_is_refused_by_name(name: str) -> None:
+    state = draw_state(SMALL)
+    del state[name]
+    with pytest.raises(CheckpointError, match=name):
+        infer_cascade_config(state)
+
+
+def test_a_state_without_clusters_is_refused() -> None:
+    state = draw_state(SMALL)
+    state["roi_heads.box_predictor.0.cls_score.weight"] = torch.zeros(1, 12)
+    with pytest.raises(CheckpointError, match="0 thing"):
+        infer_cascade_config(state)
+    with pytest.raises(ConfigError):
+        CascadeConfig(thing_clusters=1, stuff_clusters=-1)
+
+
+def test_a_backbone_and_its_encoder_come_together() -> None:
+    with pytest.raises(ConfigError, match="a ViT has one"):
+        replace(WITH_VIT, encoder=None)
+    with pytest.raises(ConfigError, match="ResNet-50 has none"):
+        replace(SMALL, encoder=ENCODER)
+    with pytest.raises(ConfigError, match="multiple of 64"):
+        replace(WITH_VIT, encoder=replace(ENCODER, width=100))
+
+
+@pytest.mark.parametrize("name", ["backbone.net.patch_embed.proj.weight", "backbone.simfp_4.0.weight"])
+def test_a_state_with_a_vit_that_lacks_a_size_is_refused_by_name(name: str) -> None:
+    state = draw_state(WITH_VIT)
+    del state[name]
+    with pytest.raises(CheckpointError, match=name.removeprefix("backbone.net.")):
+        infer_cascade_config(state)
+
+
+def test_positions_of_no_square_grid_are_refused() -> None:
+    state = draw_state(WITH_VIT)
+    state["backbone.net.pos_embed"] = torch.zeros(1, 25, 64)
+    with pytest.raises(CheckpointError, match="25 positions"):
+        infer_cascade_config(state)

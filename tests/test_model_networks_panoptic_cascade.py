@@ -1,0 +1,380 @@
+"""The whole cascade is static, indifferent to its batch and to padding, and answers as detectron2 does."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import tiny
+import torch
+from torch import Tensor
+
+from model.contract import Contract, InputSize, Thresholds
+from model.errors import ConfigError
+from model.images import Letterbox, resize_map
+from model.network_io import RawOutputs as Answer
+from model.networks.interface import NetworkOutput
+from model.networks.panoptic_cascade import (
+    CascadeConfig,
+    CascadeInferenceConfig,
+    PanopticCascade,
+    SemanticHead,
+    fold_batch_norms,
+    normalize_and_mask,
+)
+from model.networks.resnet import Norm
+from model.networks.roi_align import RoiAlignConfig
+from model.networks.roi_heads import DetectionConfig
+from model.networks.rpn import ProposalConfig
+from model.networks.vit import EncoderConfig, VisionTransformer
+from model.postprocessing.panoptic import Segmentation, postprocess
+
+SHAPE = CascadeConfig(
+    thing_clusters=3,
+    stuff_clusters=2,
+    stem_out_channels=8,
+    bottleneck_channels=4,
+    res2_out_channels=16,
+    backbone_norm="frozen",
+    fpn_channels=8,
+    fpn_norm="none",
+    box_fc_dim=16,
+    mask_conv_dim=8,
+    sem_seg_conv_dim=32,
+)
+ENCODER = EncoderConfig(width=64, depth=2, patch_px=14, grid=4, registers=1, has_layer_scale=True)
+WITH_VIT = replace(SHAPE, backbone="vit", encoder=ENCODER)
+LIMITS = CascadeInferenceConfig(
+    proposals=ProposalConfig(pre_nms_topk=40, total=30, nms_iterations=4),
+    detections=DetectionConfig(candidates=60, total=12, nms_iterations=4),
+    sampling=RoiAlignConfig(max_cells=14),
+)
+POST_100 = CascadeInferenceConfig(proposals=ProposalConfig(total=100))
+HEIGHT, WIDTH = 64, 96
+
+
+def draw_network(shape: CascadeConfig, limits: CascadeInferenceConfig = LIMITS) -> PanopticCascade:
+    torch.manual_seed(1)
+    return PanopticCascade(shape, limits).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=[SHAPE, WITH_VIT], ids=["resnet50", "vit"])
+def network(request: pytest.FixtureRequest) -> PanopticCascade:
+    return draw_network(request.param)
+
+
+def draw_pixels(batch: int, seed: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=generator)
+
+
+def draw_sizes(batch: int) -> Tensor:
+    return torch.tensor([[HEIGHT, WIDTH], [40, 90], [64, 50]])[:batch]
+
+
+def test_pixels_are_normalised_and_zero_outside_the_picture() -> None:
+    pixels = torch.full((1, 3, 2, 3), 200, dtype=torch.uint8)
+    prepared = normalize_and_mask(pixels, torch.tensor([[1, 2]]))
+    # (200 - 123.675) / 58.395, (200 - 116.28) / 57.12, (200 - 103.53) / 57.375
+    expected = torch.zeros(1, 3, 2, 3)
+    expected[0, :, 0, :2] = torch.tensor([1.30705, 1.46569, 1.68139])[:, None]
+    torch.testing.assert_close(prepared, expected, rtol=0.0, atol=1e-5)  # five digits
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_shapes_depend_on_the_network_and_not_on_the_picture(network: PanopticCascade, batch: int) -> None:
+    for pixels in (draw_pixels(batch), torch.zeros(batch, 3, HEIGHT, WIDTH, dtype=torch.uint8)):
+        raw = network(pixels, draw_sizes(batch))
+        assert raw.scores.shape == raw.clusters.shape == (batch, 12)
+        assert raw.boxes.shape == (batch, 12, 4)
+        assert raw.masks.shape == (batch, 12, 28, 28)
+        assert raw.semantic.shape == (batch, 3, HEIGHT // 4, WIDTH // 4)
+        assert raw.clusters.dtype == torch.int64
+
+
+def test_answers_lie_in_their_ranges_and_boxes_in_their_pictures(network: PanopticCascade) -> None:
+    sizes = draw_sizes(3)
+    raw = network(draw_pixels(3), sizes)
+    assert (raw.scores > 0.05).any(1).all()  # else the rest would say nothing
+    assert raw.scores.diff(dim=1).max() <= 0.0
+    assert 0 <= raw.clusters.min() <= raw.clusters.max() < 3
+    for chances in (raw.scores, raw.masks):
+        assert 0.0 <= chances.min() <= chances.max() <= 1.0
+    limits = torch.stack([sizes[:, 1], sizes[:, 0]], dim=1)[:, None]
+    assert raw.boxes.min() >= 0.0
+    assert (raw.boxes[..., 2:] <= limits).all()
+
+
+def check_same(first: NetworkOutput, second: NetworkOutput, noise: float) -> None:
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=noise, atol=noise)
+
+
+def test_a_picture_alone_and_in_a_batch_gets_the_same_answer(network: PanopticCascade) -> None:
+    pixels, sizes = draw_pixels(3), draw_sizes(3)
+    together = network(pixels, sizes)
+    assert (together.semantic[0] - together.semantic[1]).abs().max() > 0.01  # else equality would say nothing
+    for index in range(3):
+        alone = network(pixels[index : index + 1], sizes[index : index + 1])
+        # float32; kernels may sum in another order for another batch.
+        check_same(alone, NetworkOutput(*(each[index : index + 1] for each in together)), 1e-4)
+
+
+def test_what_lies_beyond_the_picture_changes_nothing(network: PanopticCascade) -> None:
+    pixels, sizes = draw_pixels(1), torch.tensor([[40, 70]])
+    other = pixels.clone()
+    other[:, :, 40:], other[:, :, :, 70:] = 255, 3
+    check_same(network(pixels, sizes), network(other, sizes), 0.0)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, WITH_VIT], ids=["resnet50", "vit"])
+def test_every_tensor_on_the_way_lies_where_the_pixels_lie(shape: CascadeConfig) -> None:
+    """The device "meta" computes nothing, and refuses to meet a tensor of another device."""
+    network = PanopticCascade(shape, LIMITS).eval().to("meta")
+    raw = network(draw_pixels(2).to("meta"), draw_sizes(2).to("meta"))
+    assert {each.device.type for each in raw} == {"meta"}
+
+
+def test_a_network_without_a_semantic_head_calls_everything_things() -> None:
+    network = draw_network(replace(SHAPE, stuff_clusters=0))
+    semantic = network(draw_pixels(2), draw_sizes(2)).semantic
+    assert semantic.shape == (2, 1, HEIGHT // 4, WIDTH // 4)
+    assert not [name for name in network.state_dict() if name.startswith("sem_seg_head")]
+
+
+def test_one_mask_for_all_clusters_is_that_mask_for_each() -> None:
+    every_pair = replace(LIMITS, detections=DetectionConfig(candidates=90, total=60, nms_iterations=4))
+    agnostic = draw_network(replace(SHAPE, cls_agnostic_mask=True), every_pair)
+    specific = draw_network(SHAPE, every_pair)
+    state = agnostic.state_dict()
+    for name in ("roi_heads.mask_head.predictor.weight", "roi_heads.mask_head.predictor.bias"):
+        assert len(state[name]) == 1
+        state[name] = state[name].repeat_interleave(3, dim=0)
+    specific.load_state_dict(state)
+    pixels, sizes = draw_pixels(3), draw_sizes(3)
+    raw = agnostic(pixels, sizes)
+    assert raw.clusters[raw.scores > 0.0].unique().tolist() == [0, 1, 2]  # else equality would say nothing
+    check_same(raw, specific(pixels, sizes), 1e-5)  # another size of the last sum
+
+
+def test_an_encoders_weights_fit_the_backbone_as_they_are() -> None:
+    network, encoder = draw_network(WITH_VIT), VisionTransformer(ENCODER)
+    network.get_submodule("backbone.net").load_state_dict(encoder.state_dict(), strict=True)
+    names = {f"backbone.net.{name}" for name in encoder.state_dict()}
+    assert {name for name in network.state_dict() if name.startswith("backbone.net.")} == names
+
+
+def draw_large(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+    return pixels, torch.tensor([[height, width], [40, 50], [height, 33]])[:batch]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [SHAPE, WITH_VIT], ids=["resnet50", "vit"])
+def test_the_exported_graph_takes_any_batch_and_any_size(shape: CascadeConfig) -> None:
+    """From 96 px a side: below, the last level has a single row, which export takes for a constant."""
+    network = draw_network(shape)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    rows, columns = torch.export.Dim("rows", min=3, max=64), torch.export.Dim("columns", min=3, max=64)
+    shapes = {"pixels": {0: batch, 2: 32 * rows, 3: 32 * columns}, "sizes": {0: batch}}
+    graph = torch.export.export(network, draw_large(2, 160, 224), dynamic_shapes=shapes).module()
+    for height, width in ((96, 96), (256, 128)):
+        pixels, sizes = draw_large(3, height, width)
+        check_same(NetworkOutput(*graph(pixels, sizes)), network(pixels, sizes), 0)
+
+
+def test_pictures_that_the_pyramid_cannot_halve_are_refused(network: PanopticCascade) -> None:
+    with pytest.raises(ConfigError, match="60x96"):
+        network(torch.zeros(1, 3, 60, WIDTH, dtype=torch.uint8), draw_sizes(1))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+def test_the_input_is_the_references_to_the_bit(golden: Path, name: str) -> None:
+    case = reference.read_case(golden, name)
+    assert normalize_and_mask(case.pixels, case.sizes).equal(case.tensor("input"))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+def test_answers_to_pictures_are_the_references(golden: Path, name: str) -> None:
+    case, network = reference.read_case(golden, name), reference.read_network(golden, name)
+    raw = network(case.pixels, case.sizes)
+    count = len(case.arrays["det_scores"])
+    assert int((raw.scores > 0.0).sum()) == count
+    assert raw.clusters[:, :count].equal(case.tensor("det_classes"))
+    reference.check_near(raw.scores[:, :count], case.tensor("det_scores"), reference.SCORE_NOISE)
+    reference.check_near(raw.boxes[:, :count], case.tensor("det_boxes"), reference.BOX_NOISE_PX)
+    reference.check_near(raw.masks[:, :count], case.tensor("det_masks28"), reference.MASK_NOISE)
+    reference.check_near(raw.semantic, case.tensor("sem_logits_s4"), reference.SEMANTIC_NOISE)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+def test_answers_from_a_hundred_proposals_are_the_references(golden: Path, name: str) -> None:
+    case, network = reference.read_case(golden, name), reference.read_network(golden, name, POST_100)
+    raw = network(case.pixels, case.sizes)
+    count = len(case.arrays["post100_det_scores"])
+    assert int((raw.scores > 0.0).sum()) == count
+    assert raw.clusters[:, :count].equal(case.tensor("post100_det_classes"))
+    reference.check_near(raw.scores[:, :count], case.tensor("post100_det_scores"), reference.SCORE_NOISE)
+    reference.check_near(raw.boxes[:, :count], case.tensor("post100_det_boxes"), reference.BOX_NOISE_PX)
+
+
+def finish(raw: NetworkOutput, case: reference.Case, clusters: int) -> Segmentation:
+    """The panoptic map in the size that was asked for.
+
+    detectron2 enlarges semantic logits by four before it cuts the padding off and resizes them; the first step is done
+    here, and `postprocess` gets them at stride 1.
+    """
+    height, width = (int(length) for length in case.arrays["out_hw"])
+    in_height, in_width = case.sizes[0].tolist()
+    logits = raw.semantic[0].numpy()
+    enlarged = [resize_map(each, 4 * each.shape[0], 4 * each.shape[1]) for each in logits]
+    answer = Answer(
+        scores=raw.scores[0].numpy(),
+        clusters=raw.clusters[0].numpy(),
+        boxes=raw.boxes[0].numpy(),
+        masks=raw.masks[0].numpy(),
+        semantic=np.stack(enlarged),
+    )
+    combine = case.card["combine"]
+    thresholds = Thresholds(
+        score=combine["instances_confidence"],
+        overlap=combine["overlap_threshold"],
+        stuff_area=combine["stuff_area_limit"] / (height * width),
+    )
+    canvas = InputSize(height_px=in_height, width_px=in_width)
+    contract = Contract(
+        name="a", version="1", network="panoptic_cascade", input_sizes=(canvas,), stride_px=1, box_mask_size=28,
+        detections=len(answer.scores), thing_clusters=clusters, stuff_clusters=len(logits) - 1,
+    )  # fmt: skip
+    placement = Letterbox(
+        height=height, width=width, resized_height=in_height, resized_width=in_width, input_size=canvas, stride_px=1
+    )
+    return postprocess(answer, placement, contract, "panoptic", thresholds)
+
+
+def check_segments(segmentation: Segmentation, expected: list[dict[str, Any]], clusters: int) -> None:
+    """The same segments in the same order; detectron2 counts clusters of things from 0."""
+    segments = [(each.id, each.cluster, each.is_thing) for each in segmentation.segments]
+    assert segments == [
+        (each["id"], each["category_id"] + (1 if each["isthing"] else clusters), each["isthing"]) for each in expected
+    ]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+@pytest.mark.parametrize(
+    ("limits", "map_key", "segments_key"),
+    [
+        (CascadeInferenceConfig(), "panoptic_seg", "segments_info"),
+        (POST_100, "post100_panoptic_seg", "segments_info_post100"),
+    ],
+    ids=["1000 proposals", "100 proposals"],
+)
+def test_panoptic_maps_are_the_references(
+    golden: Path, name: str, limits: CascadeInferenceConfig, map_key: str, segments_key: str
+) -> None:
+    case, network = reference.read_case(golden, name), reference.read_network(golden, name, limits)
+    clusters = network.shape.thing_clusters
+    segmentation = finish(network(case.pixels, case.sizes), case, clusters)
+    check_segments(segmentation, case.card[segments_key], clusters)
+    assert (segmentation.label_map == case.arrays[map_key]).mean() >= 0.999
+
+
+def draw_levels(batch: int = 1) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    return tuple(torch.randn(batch, 4, 16 >> level, 24 >> level, generator=generator) for level in range(5))
+
+
+def draw_head() -> SemanticHead:
+    torch.manual_seed(2)
+    return SemanticHead(4, 32, 3).requires_grad_(False)
+
+
+def test_logits_come_at_the_finest_level_and_every_level_but_the_last_counts() -> None:
+    head, levels = draw_head(), draw_levels()
+    logits = head(levels)
+    assert logits.shape == (1, 3, 16, 24)
+    for index in range(5):
+        dark = tuple(torch.zeros_like(maps) if level == index else maps for level, maps in enumerate(levels))
+        assert torch.equal(head(dark), logits) == (index == 4)
+
+
+def test_a_picture_alone_and_in_a_batch_gets_the_same_logits() -> None:
+    head, levels = draw_head(), draw_levels(3)
+    together = head(levels)
+    for index in range(3):
+        alone = head(tuple(maps[index : index + 1] for maps in levels))
+        torch.testing.assert_close(alone[0], together[index], rtol=1e-5, atol=1e-5)  # float32
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+def test_logits_are_the_references(golden: Path, name: str) -> None:
+    case, network = reference.read_case(golden, name), reference.read_network(golden, name)
+    reference.check_near(network.sem_seg_head(case.levels), case.tensor("sem_logits_s4"), reference.SEMANTIC_NOISE)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", reference.CASES)
+def test_maps_in_the_pictures_size_are_the_references(golden: Path, name: str) -> None:
+    """Four times as large, cut to the picture, then to the size that was asked for."""
+    arrays = reference.read_case(golden, name).arrays
+    height, width = arrays["image_uint8"].shape[:2]
+    out_height, out_width = (int(length) for length in arrays["out_hw"])
+    maps = []
+    for logits in arrays["sem_logits_s4"]:
+        large = resize_map(logits, 4 * logits.shape[0], 4 * logits.shape[1])
+        maps.append(resize_map(large[:height, :width], out_height, out_width))
+    np.testing.assert_allclose(np.stack(maps)[:, ::5, ::5], arrays["sem_out_sub"], rtol=0.0, atol=1e-4)
+    assert (np.stack(maps).argmax(0) == arrays["sem_out_argmax"]).mean() > 0.9999  # two logits may tie but for rounding
+
+
+@pytest.mark.golden
+def test_resizing_a_cut_map_is_the_references(golden: Path) -> None:
+    units = reference.read_units(golden)
+    (height, width), (out_height, out_width) = units["semseg_img_size"], units["semseg_out_hw"]
+    maps = np.stack([resize_map(each[:height, :width], int(out_height), int(out_width)) for each in units["semseg_in"]])
+    np.testing.assert_allclose(maps, units["semseg_out"], rtol=0.0, atol=1e-5)  # float32
+    np.testing.assert_array_equal(maps.argmax(0), units["semseg_argmax"])
+
+
+FOLD_CONFIG = CascadeInferenceConfig(proposals=ProposalConfig(pre_nms_topk=40, total=30))
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_a_folded_network_answers_the_same_and_has_no_batch_norm(norm: Norm) -> None:
+    torch.manual_seed(3)
+    shape = CascadeConfig(
+        thing_clusters=3,
+        stuff_clusters=2,
+        stem_out_channels=8,
+        bottleneck_channels=4,
+        res2_out_channels=16,
+        backbone_norm=norm,
+        fpn_channels=8,
+        fpn_norm=norm,
+        box_fc_dim=16,
+        mask_conv_dim=8,
+        sem_seg_conv_dim=32,
+    )
+    network = PanopticCascade(shape, FOLD_CONFIG).eval().requires_grad_(False)
+    for name, tensor in network.state_dict().items():
+        if "norm" in name and tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)  # in place: every scale, shift, mean and variance counts
+    pixels = tiny.draw_noise(1, 64, 96)
+    sizes = torch.tensor([[64, 90]])
+    folded = fold_batch_norms(network)
+    before = network.backbone(pixels.float() / 255.0)
+    after = folded.backbone(pixels.float() / 255.0)
+    for one, other in zip(before, after, strict=True):
+        assert one.std() > 1e-3
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))  # float32, 53 layers
+    assert folded(pixels, sizes).scores.shape == (1, 100)
+    assert [name for name in folded.state_dict() if "running_mean" in name] == []
+    assert "sem_seg_head.p2.0.norm.weight" in folded.state_dict()  # group norms stay

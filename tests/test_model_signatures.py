@@ -1,0 +1,111 @@
+"""A signature counts if it is under this very contract and by a key that is trusted."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from fake_registry import make_registry, write_artifact
+
+from model.contract import CONTRACT_FILE
+from model.errors import ConfigError, InvalidSignature, RegistryConflict
+from model.registry.signatures import (
+    SIGNATURE_FILE,
+    TrustedKey,
+    create_signing_key,
+    read_trusted_keys,
+    sign_artifact,
+    verify_signature,
+)
+
+pytest.importorskip("cryptography", reason="useg[signing] is not installed")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    return write_artifact(tmp_path / "artifact", "1")
+
+
+def trust(tmp_path: Path, *names: str) -> tuple[TrustedKey, ...]:
+    """New keys, and the file of those that are trusted, read."""
+    lines = [create_signing_key(tmp_path / name, name) for name in names]
+    (tmp_path / "trusted").write_text("# ours\n\n" + "\n".join(lines) + "\n")
+    return read_trusted_keys(tmp_path / "trusted")
+
+
+def test_a_signature_by_any_trusted_key_counts(tmp_path: Path, artifact: Path) -> None:
+    trusted = trust(tmp_path, "alice", "bob")
+    sign_artifact(artifact, tmp_path / "bob", "bob")
+    assert verify_signature(artifact, trusted) == "bob"
+    assert stat.S_IMODE((tmp_path / "bob").stat().st_mode) == 0o600
+
+
+def test_one_by_another_key_or_under_another_contract_does_not(tmp_path: Path, artifact: Path) -> None:
+    trusted = trust(tmp_path, "alice")
+    create_signing_key(tmp_path / "eve", "alice")
+    sign_artifact(artifact, tmp_path / "eve", "alice")
+    with pytest.raises(InvalidSignature, match="not trusted"):
+        verify_signature(artifact, trusted)
+    sign_artifact(artifact, tmp_path / "alice", "alice")
+    contract = artifact / CONTRACT_FILE
+    contract.write_text(contract.read_text().replace("tomato", "potato"))
+    with pytest.raises(InvalidSignature, match="of another contract"):
+        verify_signature(artifact, trusted)
+
+
+def test_an_artifact_without_a_signature_is_refused(tmp_path: Path, artifact: Path) -> None:
+    with pytest.raises(InvalidSignature, match="is not signed"):
+        verify_signature(artifact, trust(tmp_path, "alice"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"format_version": 2, "algorithm": "ed25519", "signature": ""}', b"\xff"]
+)
+def test_a_file_that_is_no_signature_is_refused(tmp_path: Path, artifact: Path, content: bytes) -> None:
+    (artifact / SIGNATURE_FILE).write_bytes(content)
+    with pytest.raises(InvalidSignature):
+        verify_signature(artifact, trust(tmp_path, "alice"))
+
+
+def test_a_signature_of_the_wrong_length_is_refused(tmp_path: Path, artifact: Path) -> None:
+    trusted = trust(tmp_path, "alice")
+    sign_artifact(artifact, tmp_path / "alice", "alice")
+    content = json.loads((artifact / SIGNATURE_FILE).read_text())
+    (artifact / SIGNATURE_FILE).write_text(json.dumps(content | {"signature": "AAAA"}))
+    with pytest.raises(InvalidSignature):
+        verify_signature(artifact, trusted)
+
+
+def test_keys_are_never_overwritten_and_named_plainly(tmp_path: Path) -> None:
+    create_signing_key(tmp_path / "key", "alice")
+    with pytest.raises(ConfigError, match="never overwritten"):
+        create_signing_key(tmp_path / "key", "alice")
+    with pytest.raises(ConfigError, match="the new key"):
+        create_signing_key(tmp_path / "other", "a b")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("text", ["", "# none\n", "alice", "alice:short", f"alice:{'A' * 43}=:x"])
+def test_a_file_of_trusted_keys_must_hold_some(tmp_path: Path, text: str) -> None:
+    (tmp_path / "trusted").write_text(text)
+    with pytest.raises(ConfigError):
+        read_trusted_keys(tmp_path / "trusted")
+
+
+@pytest.mark.parametrize("content", [b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
+def test_a_file_without_a_private_key_is_told(tmp_path: Path, artifact: Path, content: bytes) -> None:
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(ConfigError, match="holds no private key"):
+        sign_artifact(artifact, tmp_path / "key", "")
+
+
+def test_a_registry_takes_the_signature_along_and_does_not_rename_what_is_signed(
+    tmp_path: Path, artifact: Path
+) -> None:
+    trusted = trust(tmp_path, "alice")
+    sign_artifact(artifact, tmp_path / "alice", "alice")
+    registry = make_registry(tmp_path, {})
+    registry.add(artifact, by="test")
+    assert verify_signature(registry.find_version("fake", "1"), trusted) == "alice"
+    with pytest.raises(RegistryConflict, match="sign it anew"):
+        registry.add(artifact, version="2", by="test")

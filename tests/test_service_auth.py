@@ -1,0 +1,222 @@
+"""With keys, only who has one comes in; without, everybody on this machine; too many and too much are turned away."""
+
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fake_service import draw_halves, open_client, post, save
+from prometheus_client.parser import text_string_to_metric_families
+
+from model.errors import ConfigError, RateLimited, Unauthorized
+from service.middleware.api_keys import generate_api_key, load_api_keys
+from service.middleware.auth import TokenBucketLimiter
+from service.responses.schemas import Problem
+
+HALVES = save(draw_halves())
+KEY = "the-key-of-alice"
+KEYS = f"alice:{hashlib.sha256(KEY.encode()).hexdigest()},slow:{hashlib.sha256(b'slow').hexdigest()}:0.001:2"
+ALICE = {"Authorization": f"Bearer {KEY}"}
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(keys=KEYS) as each:
+        yield each
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer nobody"}])
+async def test_without_a_known_key_nothing_is_segmented(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    answer = await post(client, HALVES, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert Problem.model_validate_json(answer.content).type == "urn:useg:problem:unauthorized"
+    assert (await client.get("/metrics", headers=headers)).status_code == 401
+    assert (await client.get("/none", headers=headers)).status_code == 401
+
+
+@pytest.mark.parametrize("headers", [ALICE, {"authorization": f"bearer {KEY}"}, {"X-API-Key": KEY}])
+async def test_a_key_opens(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    assert (await post(client, HALVES, headers=headers)).status_code == 200
+
+
+async def test_health_and_the_page_need_no_key(client: httpx.AsyncClient) -> None:
+    for path in ("/livez", "/readyz", "/", "/dashboard", "/page/style.css", "/openapi.json"):
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_a_key_has_its_own_rate_and_the_others_do_not_feel_it(client: httpx.AsyncClient) -> None:
+    slow = {"X-API-Key": "slow"}
+    assert [(await post(client, HALVES, headers=slow)).status_code for _ in range(3)] == [200, 200, 429]
+    limited = await post(client, HALVES, headers=slow)
+    assert int(limited.headers["retry-after"]) > 900
+    assert Problem.model_validate_json(limited.content).type == "urn:useg:problem:rate-limited"
+    assert (await post(client, HALVES, headers=ALICE)).status_code == 200
+    assert (await client.get("/livez", headers=slow)).status_code == 200
+    text = (await client.get("/metrics", headers=ALICE)).text
+    assert 'seg_rejected_total{reason="rate_limit"} 2.0' in text
+
+
+async def test_without_keys_the_rate_is_that_of_an_address() -> None:
+    async with open_client(rate_limit_rps=0.001, burst=1) as client:
+        assert [(await post(client, HALVES)).status_code for _ in range(2)] == [200, 429]
+
+
+async def test_too_many_headers_are_refused(client: httpx.AsyncClient) -> None:
+    answer = await post(client, HALVES, headers={**ALICE, **{f"X-{i}": "1" for i in range(64)}})
+    assert (answer.status_code, answer.json()["type"]) == (431, "urn:useg:problem:headers-too-large")
+
+
+async def test_under_v2_they_are_told_in_its_own_form(client: httpx.AsyncClient) -> None:
+    unknown = await client.get("/v2/models/stats")
+    crowded = await client.get("/v2/models/stats", headers={**ALICE, **{f"X-{i}": "1" for i in range(64)}})
+    assert (unknown.status_code, crowded.status_code) == (401, 431)
+    assert [list(answer.json()) for answer in (unknown, crowded)] == [["error"], ["error"]]
+    assert unknown.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_no_log_line_and_no_metric_has_a_key_or_a_pictures_bytes(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        await post(client, HALVES, headers=ALICE)
+        await post(client, b"Qx7-no-picture-Qx7", headers={**ALICE, "X-Request-ID": "one"})
+        await client.post("/v1/segment", content=b"Qx7", headers={**ALICE, "Content-Type": "text/Qx7"})
+        metrics = (await client.get("/metrics", headers=ALICE)).text
+    told = (
+        caplog.text + metrics + "".join(str(vars(record)) for record in caplog.records if record.name[:7] == "service")
+    )
+    assert "one" in told
+    assert [secret for secret in (KEY, "Qx7", "IHDR") if secret in told] == []
+
+
+async def test_the_metrics_are_well_formed(client: httpx.AsyncClient) -> None:
+    await post(client, HALVES, headers=ALICE)
+    families = {
+        each.name: each for each in text_string_to_metric_families((await client.get("/metrics", headers=ALICE)).text)
+    }
+    assert {name for name in families if name.startswith(("seg_", "http_"))} >= {
+        "http_server_request_duration_seconds",
+        "seg_requests",
+        "seg_stage_duration_seconds",
+        "seg_queue_depth",
+        "seg_queue_capacity",
+        "seg_inflight",
+        "seg_batch_size",
+        "seg_batch_padding_ratio",
+        "seg_rejected",
+        "seg_cancelled",
+        "seg_poison_items",
+        "seg_image_pixels",
+        "seg_response_bytes",
+        "seg_segments_per_image",
+        "seg_void_fraction",
+        "seg_mean_score",
+        "seg_model_info",
+        "seg_model_load_seconds",
+        "seg_model_state",
+        "seg_event_loop_lag_seconds",
+    }
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def test_keys_come_from_a_file_and_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n\nalice:{digest('one')}\n  bob:{digest('two')}:2.5:7\n")
+    keyring = load_api_keys(file, f"carol:{digest('three')}:0,")
+    assert bool(keyring)
+    alice, bob, carol = (keyring.require(key) for key in ("one", "two", "three"))
+    assert (alice.name, alice.rate_limit_rps, alice.burst) == ("alice", None, None)
+    assert (bob.name, bob.rate_limit_rps, bob.burst) == ("bob", 2.5, 7)
+    assert (carol.name, carol.rate_limit_rps, carol.burst) == ("carol", 0.0, None)
+
+
+@pytest.mark.parametrize("given", ["", "on", "one ", digest("one"), "é\udcff"])
+def test_anything_else_is_refused(given: str) -> None:
+    with pytest.raises(Unauthorized, match="send 'Authorization: Bearer KEY'"):
+        load_api_keys(None, f"alice:{digest('one')}").require(given)
+
+
+def test_no_keys_are_an_empty_ring() -> None:
+    assert not load_api_keys(None, "")
+
+
+@pytest.mark.parametrize(
+    "line", ["alice", "alice:secret", f"a b:{digest('x')}", f"a:{digest('x')}:fast", f"a:{digest('x')}:1:0", ":" * 5]
+)
+def test_a_broken_line_is_named_by_its_number_and_not_repeated(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"bob:{digest('two')}\n{line}\n")
+    with pytest.raises(ConfigError, match="line 2 is not NAME:SHA256") as caught:
+        load_api_keys(file, "")
+    assert line not in str(caught.value)
+
+
+def test_a_file_without_keys_or_without_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# none yet\n")
+    with pytest.raises(ConfigError, match="holds no API key"):
+        load_api_keys(tmp_path / "keys", "")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_api_keys(tmp_path / "none", "")
+
+
+def test_two_keys_need_two_names() -> None:
+    with pytest.raises(ConfigError, match="two API keys have one name"):
+        load_api_keys(None, f"a:{digest('x')},a:{digest('y')}")
+
+
+def test_a_new_key_opens_with_the_line_that_comes_with_it() -> None:
+    key, line = generate_api_key("alice")
+    assert len(key) == 43
+    assert key not in line
+    assert load_api_keys(None, line).require(key).name == "alice"
+    assert generate_api_key("alice")[0] != key
+    with pytest.raises(ConfigError):
+        generate_api_key("a:b")
+
+
+def test_a_burst_then_the_rate() -> None:
+    quotas = TokenBucketLimiter()
+    for _ in range(3):
+        quotas.take("a", 0.5, 3, 100.0)
+    with pytest.raises(RateLimited) as caught:
+        quotas.take("a", 0.5, 3, 100.0)
+    assert caught.value.retry_after_s == 2
+    with pytest.raises(RateLimited) as caught:
+        quotas.take("a", 0.5, 3, 101.5)
+    assert caught.value.retry_after_s == 1
+    quotas.take("a", 0.5, 3, 102.0)
+    with pytest.raises(RateLimited):
+        quotas.take("a", 0.5, 3, 102.0)
+
+
+def test_callers_are_counted_apart_and_idle_ones_fill_up_to_the_burst() -> None:
+    quotas = TokenBucketLimiter()
+    quotas.take("a", 1.0, 1, 0.0)
+    quotas.take("b", 1.0, 1, 0.0)
+    quotas.take("a", 1.0, 1, 1_000.0)
+    with pytest.raises(RateLimited):
+        quotas.take("a", 1.0, 1, 1_000.0)
+
+
+def test_a_rate_of_zero_is_no_limit() -> None:
+    quotas = TokenBucketLimiter()
+    for _ in range(1_000):
+        quotas.take("a", 0.0, 1, 0.0)
+
+
+def test_strangers_without_end_take_bounded_memory() -> None:
+    quotas = TokenBucketLimiter()
+    for stranger in range(10_500):
+        quotas.take(str(stranger), 1.0, 1, 0.0)
+    assert len(quotas._buckets) == 10_000
+    quotas.take("0", 1.0, 1, 0.0)  # forgotten
+    with pytest.raises(RateLimited):
+        quotas.take("10499", 1.0, 1, 0.0)

@@ -1,0 +1,246 @@
+"""Names given while the service runs are in every later answer, and survive whatever happens to the process."""
+
+import asyncio
+import io
+import json
+import zipfile
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fake_service import CONTRACT, draw_halves, open_client, post, save
+
+from model.contract import Category
+from model.errors import InvalidCategoryNames
+from model.registry.category_names import edit_names, empty_names, read_names
+from service.inference.live_category_names import LiveCategoryNames
+from service.middleware.api_keys import generate_api_key
+
+pytestmark = pytest.mark.anyio
+
+RED = "/v1/models/fake/clusters/1"
+NAMES = "/v1/models/fake/names"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "fake.names.json"
+
+
+@pytest.fixture
+async def client(file: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(category_names_file=file) as each:
+        yield each
+
+
+async def ask(client: httpx.AsyncClient, accept: str = "application/json", **options: Any) -> httpx.Response:
+    answer = await post(client, save(draw_halves()), headers={"Accept": accept}, **options)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+async def read_category(client: httpx.AsyncClient) -> str:
+    segments = (await ask(client)).json()["segments_info"]
+    return str(next(each["category"] for each in segments if each["cluster"] == 1))
+
+
+async def test_a_name_is_in_every_later_answer_of_every_kind(client: httpx.AsyncClient) -> None:
+    assert await read_category(client) == "tomato"
+    named = await client.put(RED, json={"category": " red pepper "})
+    assert named.status_code == 200, named.text
+    facts = named.json()
+    assert facts.pop("at").endswith("+00:00")
+    assert facts == {
+        "cluster": 1, "isthing": True, "category_id": 71, "category": "red pepper", "origin": "given", "by": "local",
+        "revision": 1,
+    }  # fmt: skip
+    assert named.headers["ETag"] == '"1"'
+    assert await read_category(client) == "red pepper"
+    labelled = (await ask(client, "application/vnd.hf.image-segmentation+json")).json()
+    assert "red pepper" in [each["label"] for each in labelled]
+    features = (await ask(client, "application/geo+json")).json()["features"]
+    assert "red pepper" in [each["properties"]["category"] for each in features]
+    arrays = np.load(io.BytesIO((await ask(client, "application/x-npz")).content))
+    assert (arrays["categories"].tolist(), arrays["category_ids"].tolist()) == (["red pepper", ""], [71, -1])
+    archive = zipfile.ZipFile(io.BytesIO((await ask(client, "application/zip")).content))
+    categories = json.loads(archive.read("panoptic.json"))["categories"]
+    assert {"id": 71, "name": "red pepper", "supercategory": "thing", "isthing": 1} in categories
+    chosen = (await ask(client, params={"classes": "red pepper"})).json()["segments_info"]
+    assert [each["cluster"] for each in chosen] == [1]
+
+
+async def test_the_open_inference_protocol_tells_it_too(client: httpx.AsyncClient) -> None:
+    await client.put(RED, json={"category": "pepper"})
+    picture = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [b64encode(save(draw_halves())).decode()]}
+    answer = await client.post("/v2/models/fake/infer", json={"inputs": [picture]})
+    assert '"category":"pepper"' in json.loads(answer.text)["outputs"][0]["data"][0]
+
+
+async def test_an_empty_name_and_a_deleted_one_give_back_the_artifacts_own(client: httpx.AsyncClient) -> None:
+    await client.put(RED, json={"category": "pepper"})
+    taken = await client.delete(RED)
+    assert (taken.json()["category"], taken.json()["origin"], taken.json()["revision"]) == ("tomato", "artifact", 2)
+    await client.put(RED, json={"category": "pepper"})
+    await client.put(RED, json={"category": ""})
+    assert await read_category(client) == "tomato"
+
+
+async def test_all_clusters_are_listed_with_where_their_names_come_from(client: httpx.AsyncClient) -> None:
+    await client.put("/v1/models/fake/clusters/3", json={"category": "wall"})
+    listed = (await client.get("/v1/models/fake/clusters")).json()
+    assert listed["model"] == {"name": "fake", "version": "1+test"}
+    assert listed["revision"] == 1
+    facts = [(each["cluster"], each["isthing"], each["category"], each["origin"]) for each in listed["clusters"]]
+    assert facts == [(1, True, "tomato", "artifact"), (2, True, None, None), (3, False, "wall", "given")]
+
+
+async def test_an_edit_of_a_revision_that_has_passed_is_refused(client: httpx.AsyncClient) -> None:
+    await client.put(RED, json={"category": "one"}, headers={"If-Match": '"0"'})
+    late = await client.put(RED, json={"category": "two"}, headers={"If-Match": '"0"'})
+    assert (late.status_code, late.json()["type"]) == (412, "urn:useg:problem:revision-passed")
+    assert await read_category(client) == "one"
+    assert (await client.put(RED, json={"category": "two"}, headers={"If-Match": "1"})).status_code == 200
+    assert (await client.put(RED, json={"category": "three"}, headers={"If-Match": "soon"})).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "told"),
+    [
+        (RED, b'{"category": "' + b"x" * 81 + b'"}', 422, "1 to 80 printable characters"),
+        (RED, b'{"category": 3}', 422, "category"),
+        (RED, b'{"category": "a", "colour": "b"}', 422, "colour"),
+        (RED, b"dog", 422, "the body is not what is expected here"),
+        (RED, b'"' + b"x" * 1_100_000 + b'"', 413, "at most 1048576 are taken"),
+        ("/v1/models/fake/clusters/4", b'{"category": "dog"}', 404, "no cluster 4: there are 1..3"),
+        ("/v1/models/other/clusters/1", b'{"category": "dog"}', 404, "other"),
+        (f"{RED}?version=2", b'{"category": "dog"}', 404, "answers with version 1+test, not with '2'"),
+        ("/v1/models/fake/clusters/x", b'{"category": "dog"}', 422, "integer"),
+        (NAMES, b"{}", 422, "holds no names of clusters"),
+    ],
+)
+async def test_what_cannot_be_done_is_told_and_changes_nothing(
+    client: httpx.AsyncClient, file: Path, path: str, body: bytes, status: int, told: str
+) -> None:
+    answer = await client.put(path, content=body)
+    assert answer.status_code == status
+    assert told in answer.json()["detail"]
+    assert not file.exists()
+
+
+async def test_names_are_exported_and_imported_whole_and_an_edit_is_undone(client: httpx.AsyncClient) -> None:
+    await client.put(RED, json={"category": "pepper"})
+    exported = (await client.get(NAMES)).json()
+    await client.put(RED, json={"category": "chili"})
+    await client.put("/v1/models/fake/clusters/2", json={"category": "sea"})
+    imported = await client.put(NAMES, json=exported)
+    assert imported.status_code == 200, imported.text
+    assert {cluster: each["category"] for cluster, each in imported.json()["names"].items()} == {"1": "pepper"}
+    assert imported.json()["revision"] == 4
+    undone = (await client.post(f"{NAMES}/undo")).json()
+    assert {cluster: each["category"] for cluster, each in undone["names"].items()} == {"1": "chili", "2": "sea"}
+    earlier = (await client.post(f"{NAMES}/undo", json={"revision": 2})).json()
+    assert earlier["names"]["1"]["category"] == "pepper"
+    assert (await client.post(f"{NAMES}/undo", json={"revision": 99})).status_code == 422
+
+
+async def test_many_editors_at_once_lose_no_name(client: httpx.AsyncClient, file: Path) -> None:
+    edits = [
+        client.put(f"/v1/models/fake/clusters/{1 + each % 3}", json={"category": f"n{each}"}) for each in range(12)
+    ]
+    assert {answer.status_code for answer in await asyncio.gather(*edits)} == {200}
+    glossary = read_names(file, CONTRACT)
+    assert (glossary.revision, set(glossary.names)) == (12, {1, 2, 3})
+    assert (await client.get(NAMES)).json()["revision"] == 12
+
+
+async def test_names_outlive_the_service(file: Path) -> None:
+    async with open_client(category_names_file=file) as client:
+        await client.put(RED, json={"category": "pepper"})
+    async with open_client(category_names_file=file) as client:
+        assert await read_category(client) == "pepper"
+
+
+def test_another_process_edits_are_taken_up_and_a_broken_file_changes_nothing(file: Path) -> None:
+    names = LiveCategoryNames(CONTRACT, file)
+    edit_names(file, CONTRACT, lambda old: old.rename({2: "sea"}, "somebody"))
+    names.refresh()
+    assert names.contract.categories == {**CONTRACT.categories, 2: Category(id=72, name="sea")}
+    file.write_bytes(b"{")
+    names.refresh()
+    assert names.contract.categories[2].name == "sea"
+    file.unlink()
+    names.refresh()
+    assert names.contract == CONTRACT
+
+
+def test_names_stay_while_their_folder_is_gone_and_none_is_made_in_its_place(tmp_path: Path) -> None:
+    home, away = tmp_path / "registry", tmp_path / "not mounted"
+    home.mkdir()
+    names = LiveCategoryNames(CONTRACT, home / "fake.names.json")
+    names.change(lambda old: old.rename({1: "pepper"}, "alice"))
+    home.rename(away)
+    names.refresh()
+    assert names.contract.categories[1].name == "pepper"
+    with pytest.raises(InvalidCategoryNames, match="registry is gone"):
+        names.change(lambda old: old.rename({1: "chilli"}, "alice"))
+    assert not home.exists()
+    away.rename(home)
+    names.change(lambda old: old.rename({1: "chilli"}, "alice"))
+    assert names.contract.categories[1].name == "chilli"
+
+
+async def test_a_damaged_file_is_told_and_not_overwritten(file: Path) -> None:
+    file.write_bytes(b"{")
+    async with open_client(category_names_file=file) as client:
+        assert await read_category(client) == "tomato"
+        refused = await client.put(RED, json={"category": "pepper"})
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:useg:problem:names-unusable")
+    assert "repair or remove it" in refused.json()["detail"]
+    assert file.read_bytes() == b"{"
+
+
+async def test_names_of_another_network_stay_where_they_are(file: Path) -> None:
+    other = empty_names(CONTRACT).rename({1: "pepper"}, "ann").to_json().replace('sha256": ""', 'sha256": "ff"')
+    file.write_text(other)
+    async with open_client(category_names_file=file) as client:
+        assert await read_category(client) == "tomato"
+        assert "another network" in (await client.put(RED, json={"category": "x"})).json()["detail"]
+    assert file.read_text() == other
+
+
+async def test_only_administrators_change_names(file: Path) -> None:
+    (user, user_line), (boss, boss_line) = generate_api_key("user"), generate_api_key("boss")
+    async with open_client(category_names_file=file, keys=user_line, admin_api_keys=boss_line) as client:
+        for method, path in (("PUT", RED), ("DELETE", RED), ("PUT", NAMES), ("POST", f"{NAMES}/undo")):
+            assert (await client.request(method, path)).status_code == 401
+            asked = await client.request(method, path, headers={"X-API-Key": user})
+            assert (asked.status_code, asked.json()["type"]) == (403, "urn:useg:problem:forbidden")
+        named = await client.put(RED, json={"category": "pepper"}, headers={"X-API-Key": boss})
+        assert named.json()["by"] == "boss"
+        read = await client.get(NAMES, headers={"X-API-Key": user})
+    assert read.json()["names"]["1"]["category"] == "pepper"
+
+
+async def test_edits_are_counted_and_logged_without_the_name(
+    client: httpx.AsyncClient, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "service.inference.live_category_names")
+    edit_names(file, CONTRACT, lambda old: old.rename({2: "sea"}, "another process"))
+    await client.put(RED, json={"category": "pepper"})
+    await client.put(RED, json={"category": "pepper"})
+    assert 'seg_name_edits_total{model="fake"} 1.0' in (await client.get("/metrics")).text
+    assert caplog.messages == ["names of fake 1+test: revision 2 by local, clusters 1"]
+
+
+async def test_the_interface_is_described(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    cluster = paths["/v1/models/{name}/clusters/{cluster}"]
+    assert set(cluster) == {"put", "delete"}
+    assert cluster["put"]["requestBody"]["content"]["application/json"]["schema"]["required"] == ["category"]
+    expected = {"200", "401", "403", "404", "409", "412", "413", "415", "422", "431", "500", "503", "504"}
+    assert set(cluster["put"]["responses"]) == expected
+    assert {each["name"] for each in cluster["put"]["parameters"]} == {"name", "cluster", "If-Match", "version"}

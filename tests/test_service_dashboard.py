@@ -1,0 +1,158 @@
+"""The dashboard in a real browser, before the real service; only the network is a fake."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from chromium import WAIT_S, open_browser, open_page
+from fake_service import CONTRACT, RedSession, draw_halves, save
+from live_service import listen
+from playwright.sync_api import Browser, Page, Route, expect
+
+from model.backends.session import Session
+from model.contract import Contract, Histogram
+from model.drift import BIN_EDGES, STATISTICS
+
+PHOTO = save(draw_halves())
+METRICS = r"""[
+    '# HELP seg_x "quoted"',
+    'seg_x_bucket{task="a",le="0.1"} 2.0', 'seg_x_bucket{task="a",le="0.5"} 6.0',
+    'seg_x_bucket{task="a",le="+Inf"} 8.0',
+    'seg_x_bucket{task="b",le="0.1"} 9.0', 'seg_x_count{task="a"} 8.0', 'seg_x_sum{task="a"} 4.0',
+    'seg_y_total{route="/a",name="say \\"hi\\""} 3.0', 'seg_y_total{route="/b"} 1e2', 'seg_z 5.0',
+].join("\n")"""
+
+
+def open_described() -> tuple[Contract, Session]:
+    flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
+    return replace(CONTRACT, reference=flat), RedSession()
+
+
+async def serve(addresses: list[str], is_ready: threading.Event, is_over: threading.Event) -> None:
+    async with listen(open_described, queue=2, canary_max_psi=0.42) as (host, port):
+        addresses.append(f"http://{host}:{port}")
+        is_ready.set()
+        await asyncio.to_thread(is_over.wait)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    addresses: list[str] = []
+    is_ready, is_over = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(serve(addresses, is_ready, is_over)))
+    thread.start()
+    assert is_ready.wait(WAIT_S)
+    yield addresses[0]
+    is_over.set()
+    thread.join(WAIT_S)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    """What the browser's console said of errors; a test that causes one empties the list."""
+    return []
+
+
+@pytest.fixture
+def page(address: str, browser: Browser, complaints: list[str]) -> Iterator[Page]:
+    with open_page(browser, f"{address}/dashboard", complaints) as page:
+        yield page
+
+
+def ask(address: str, content: bytes = PHOTO, **parameters: Any) -> int:
+    files = {"file": ("photo.png", content)}
+    return httpx.post(f"{address}/v1/segment", params=parameters, files=files, timeout=WAIT_S).status_code
+
+
+def test_a_request_shows_within_moments(page: Page, address: str) -> None:
+    expect(page.get_by_role("status")).to_have_text("fake 1+test on fake: ready")
+    assert ask(address, task="semantic") == 200
+    row = page.get_by_role("table", name="Latency by task").get_by_role("row", name="semantic")
+    expect(row.get_by_role("cell").nth(0)).to_have_text("1")
+    expect(row.get_by_role("cell").nth(1)).to_have_text(re.compile(r"^[\d.]+ m?s$"))
+    expect(page.get_by_role("table", name="Time in each stage").get_by_role("row", name="infer")).to_be_visible()
+    expect(page.get_by_role("table", name="Batches").get_by_role("row", name="full")).to_contain_text("1.0")
+    expect(page.get_by_role("table", name="Versions")).to_contain_text("fake 1+test")
+
+
+def test_the_limit_of_drift_is_the_one_that_takes_versions_back(page: Page) -> None:
+    heads = page.get_by_role("table", name="Answers").get_by_role("columnheader")
+    expect(heads.nth(2)).to_have_text("Drift (limit 0.42)")
+
+
+def test_refusals_are_counted_by_their_reason(page: Page, address: str) -> None:
+    assert ask(address, b"no picture") == 422
+    table = page.get_by_role("table", name="Refusals and errors")
+    expect(table.get_by_role("row", name="Status 422")).to_contain_text("1")
+
+
+def test_it_stops_for_whoever_wants_to_read(page: Page) -> None:
+    page.clock.install()
+    page.reload()
+    expect(page.locator("#tiles div")).to_have_count(9)
+    pause = page.get_by_role("button", name="Pause")
+    pause.focus()
+    page.keyboard.press("Enter")
+    expect(pause).to_have_attribute("aria-pressed", "true")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.clock.run_for(10_000)
+    assert asked == []
+    with page.expect_response("**/metrics"):
+        page.keyboard.press("Enter")
+    expect(pause).to_have_attribute("aria-pressed", "false")
+
+
+def test_a_service_with_keys_asks_for_one(page: Page, complaints: list[str]) -> None:
+    def guard(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer secret":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"detail": "an API key is needed"})
+
+    page.route("**/metrics", guard)
+    page.get_by_label("API key").fill("secret")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_be_hidden()
+    assert {"401" in each for each in complaints} == {True}
+    complaints.clear()
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_nothing_is_wider_than_the_window(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    expect(page.get_by_role("table", name="Versions")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def evaluate(page: Page, body: str) -> Any:
+    """What a script gives that has the modules, and METRICS as `text`."""
+    modules = "{ Metrics, findQuantile, subtractBins } = await import(new URL('page/metrics.js', document.baseURI))"
+    return page.evaluate(f"async () => {{ const {modules}; const metrics = new Metrics({METRICS}); return {body}; }}")
+
+
+def test_metrics_are_summed_by_their_labels(page: Page) -> None:
+    assert evaluate(page, "metrics.sum('seg_y_total')") == 103
+    assert evaluate(page, "metrics.sum('seg_y_total', { route: /b$/ })") == 100
+    assert evaluate(page, "metrics.list('seg_y_total')[0].labels") == {"route": "/a", "name": 'say "hi"'}
+    assert evaluate(page, "[...metrics.group('seg_y_total', 'route')]") == [["/a", 3], ["/b", 100]]
+    assert evaluate(page, "[metrics.sum('seg_z'), metrics.sum('seg_nothing')]") == [5, 0]
+
+
+def test_quantiles_lie_within_their_buckets(page: Page) -> None:
+    # 2 of 8 answers within 0.1 s, 4 more within 0.5 s: the fourth lies half way between.
+    body = "[0.25, 0.5, 0.99].map((share) => findQuantile(share, metrics.bins('seg_x', { task: 'a' })))"
+    assert evaluate(page, body) == pytest.approx([0.1, 0.3, 0.5])
+    same = "findQuantile(0.5, subtractBins(metrics.bins('seg_x', { task: 'a' }), metrics.bins('seg_x', { task: 'a' })))"
+    assert evaluate(page, same) is None

@@ -1,0 +1,233 @@
+"""Answers in every type and task, readiness, metrics and the page."""
+
+import asyncio
+import io
+import re
+import threading
+from collections.abc import AsyncIterator
+
+import httpx
+import numpy as np
+import pytest
+from fake_service import BLUE, CONTRACT, RED, RedSession, draw_halves, open_client, open_fake, post, save
+from PIL import Image
+from pycocotools import mask as coco
+
+from model.backends.session import Session
+from model.contract import Contract
+from model.errors import ArtifactError
+from model.formats.encoders import decode_panoptic_png
+from model.network_io import RawOutputs
+from service.app import create_app
+from service.responses.schemas import Problem, Readiness, SegmentationResponse
+from service.settings import Settings
+
+WAIT_S = 10.0
+HALVES = save(draw_halves())
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client() as each:
+        yield each
+
+
+async def test_a_picture_becomes_its_segments(client: httpx.AsyncClient) -> None:
+    answer = await post(client, HALVES)
+    content = answer.json()
+    assert content["image"] == {
+        "width": 56,
+        "height": 28,
+        "original_width": 56,
+        "original_height": 28,
+        "frames": 1,
+        "frame_used": 0,
+        "orientation_applied": False,
+        "notes": [],
+    }
+    assert content["model"] == {"name": "fake", "version": "1+test"}
+    assert content["task"] == "panoptic"
+    thing, stuff = content["segments_info"]
+    assert (thing["id"], thing["cluster"], thing["category_id"], thing["category"]) == (1, 1, 70, "tomato")
+    assert (thing["isthing"], thing["bbox"], thing["area"]) == (True, [0, 0, 28, 28], 784)
+    assert thing["score"] == pytest.approx(0.9)
+    assert (stuff["id"], stuff["cluster"], stuff["category_id"], stuff["category"]) == (2, 3, None, None)
+    assert (stuff["isthing"], stuff["bbox"], stuff["area"]) == (False, [28, 0, 28, 28], 784)
+    assert stuff["score"] == round(1 / (1 + np.exp(-5.0)), 4)
+    mask = coco.decode(thing["segmentation"])
+    assert mask[:, :28].all()
+    assert not mask[:, 28:].any()
+
+
+async def test_the_answer_keeps_its_documented_schema(client: httpx.AsyncClient) -> None:
+    answer = await post(client, HALVES)
+    assert len(SegmentationResponse.model_validate_json(answer.content).segments_info) == 2
+
+
+async def test_every_answer_says_what_it_depends_on_and_how_long_it_took(client: httpx.AsyncClient) -> None:
+    answer = await post(client, HALVES)
+    assert answer.headers["vary"] == "Accept"
+    assert answer.headers["x-model-version"] == "1+test"
+    stages = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
+    assert stages == ["read", "decode", "queue", "infer", "merge", "encode"]
+
+
+async def test_a_png_holds_the_ids_and_areas_of_the_json_answer(client: httpx.AsyncClient) -> None:
+    answer = await post(client, HALVES, headers={"Accept": "image/png"})
+    assert answer.headers["content-type"] == "image/png"
+    labels = decode_panoptic_png(answer.content)
+    segments = (await post(client, HALVES)).json()["segments_info"]
+    assert {each["id"]: each["area"] for each in segments} == {
+        int(label): int((labels == label).sum()) for label in np.unique(labels)
+    }
+    assert Image.open(io.BytesIO(answer.content)).mode == "RGB"
+
+
+async def test_a_jpeg_is_the_picture_in_its_own_size_under_colours(client: httpx.AsyncClient) -> None:
+    answer = await post(client, HALVES, headers={"Accept": "image/*;q=0.1, image/jpeg"})
+    picture = Image.open(io.BytesIO(answer.content))
+    assert (answer.headers["content-type"], picture.format, picture.size) == ("image/jpeg", "JPEG", (56, 28))
+    assert picture.getpixel((45, 14)) != picture.getpixel((10, 14))
+
+
+async def test_no_fitting_type_is_406_and_names_those_there_are(client: httpx.AsyncClient) -> None:
+    answer = await post(client, HALVES, headers={"Accept": "text/html, image/webp"})
+    assert answer.status_code == 406
+    assert (
+        "application/json, image/png, image/jpeg, application/geo+json"
+        in Problem.model_validate_json(answer.content).detail
+    )
+    assert answer.headers["vary"] == "Accept"
+
+
+async def test_each_task_gives_its_own_segments(client: httpx.AsyncClient) -> None:
+    found = {}
+    for task in ("panoptic", "instance", "semantic"):
+        content = (await post(client, HALVES, params={"task": task})).json()
+        found[content["task"]] = [(each["cluster"], each["area"]) for each in content["segments_info"]]
+    assert found == {"panoptic": [(1, 784), (3, 784)], "instance": [(1, 784)], "semantic": [(1, 784), (3, 784)]}
+
+
+async def test_a_lower_threshold_shows_weaker_things(client: httpx.AsyncClient) -> None:
+    content = save(draw_halves(RED, BLUE))
+    for threshold, clusters in (("0.1", [1, 2]), ("0.3", [1]), ("0.95", [])):
+        answer = await post(client, content, params={"task": "instance", "threshold": threshold})
+        assert [each["cluster"] for each in answer.json()["segments_info"]] == clusters
+
+
+async def test_an_unknown_option_is_invalid_before_the_body_is_read(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/segment", params={"tsak": "panoptic"}, content=b"no picture")
+    assert answer.status_code == 422
+    assert "did you mean 'task'" in answer.json()["detail"]
+
+
+async def test_the_callers_request_id_is_kept_if_it_is_plain(client: httpx.AsyncClient) -> None:
+    for given, is_kept in (("order-66.b_1", True), ("a" * 64, True), ("a" * 65, False), ("a b", False), ("é", False)):
+        answer = await client.get("/livez", headers={"X-Request-ID": given.encode()})
+        assert (answer.headers["x-request-id"] == given) is is_kept
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/segments", 404), ("GET", "/v1/segment", 405)])
+async def test_a_wrong_path_or_method_gets_the_one_error_body(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    answer = await client.request(method, path)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert Problem.model_validate_json(answer.content).status == answer.status_code == status
+
+
+class BrokenSession(RedSession):
+    """Passes its warm-up, then breaks."""
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+        if pixels.any():
+            raise RuntimeError("the secret of the backend")
+        return super().run(pixels, sizes)
+
+
+async def test_a_broken_backend_is_a_500_that_tells_no_secrets() -> None:
+    async with open_client(lambda: (CONTRACT, BrokenSession())) as client:
+        answer = await post(client, HALVES)
+        assert answer.status_code == 500
+        assert "secret" not in answer.text
+        assert answer.headers["x-request-id"] in Problem.model_validate_json(answer.content).detail
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_metrics_count_what_was_asked(client: httpx.AsyncClient) -> None:
+    await post(client, HALVES)
+    await post(client, b"no picture", params={"task": "instance"})
+    await client.get("/some/path/of/mine")
+    await client.request("BREW", "/livez")
+    text = (await client.get("/metrics")).text
+    for line in (
+        'seg_requests_total{model="fake",outcome="ok",task="panoptic",version="1+test"} 1.0',
+        'seg_requests_total{model="fake",outcome="bad_input",task="instance",version="1+test"} 1.0',
+        'http_server_request_duration_seconds_count{method="POST",route="/v1/segment",status="200"} 1.0',
+        'http_server_request_duration_seconds_count{method="GET",route="unmatched",status="404"} 1.0',
+        'http_server_request_duration_seconds_count{method="_OTHER",route="/livez",status="405"} 1.0',
+        'seg_stage_duration_seconds_count{stage="merge"} 1.0',
+        "seg_queue_depth 0.0",
+        'seg_batch_size_count{bucket="56x56",release_reason="full"} 1.0',
+        'seg_segments_per_image_sum{model="fake",version="1+test"} 2.0',
+        'seg_model_info{backend="fake",name="fake",precision="fp32",sha256="",version="1+test"} 1.0',
+    ):
+        assert line in text.splitlines()
+
+
+async def test_the_service_lives_at_once_and_is_ready_once_its_artifact_is() -> None:
+    gate = threading.Event()
+
+    def open_late() -> tuple[Contract, Session]:
+        assert gate.wait(WAIT_S)
+        return open_fake()
+
+    app = create_app(Settings(), opener=open_late)
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        assert (await client.get("/livez")).json() == {"status": "alive"}
+        early = await client.get("/readyz")
+        assert (early.status_code, "being opened" in early.json()["detail"]) == (503, True)
+        rejected = await post(client, HALVES)
+        assert (rejected.status_code, int(rejected.headers["retry-after"]) >= 1) == (503, True)
+        assert 'seg_rejected_total{reason="not_ready"} 1.0' in (await client.get("/metrics")).text
+        gate.set()
+        await asyncio.wait_for(app.state.parts.model_repository.settle(), WAIT_S)
+        ready = await client.get("/readyz")
+        assert (ready.status_code, Readiness.model_validate_json(ready.content).model.name) == (200, "fake")
+    assert (await httpx.AsyncClient(transport=transport, base_url="http://t").get("/readyz")).status_code == 503
+
+
+@pytest.mark.parametrize(("error", "words"), [(ArtifactError("golden answers differ"), "differ"), (OSError(), "OSErr")])
+async def test_a_refused_artifact_leaves_the_service_alive_and_never_ready(error: Exception, words: str) -> None:
+    def refuse() -> tuple[Contract, Session]:
+        raise error
+
+    app = create_app(Settings(), opener=refuse)
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        with pytest.raises(ArtifactError):
+            await asyncio.wait_for(app.state.parts.model_repository.settle(), WAIT_S)
+        answer = await client.get("/readyz")
+        assert (answer.status_code, words in answer.json()["detail"]) == (503, True)
+        assert (await client.get("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_pages_and_their_files_are_served_to_be_asked_about_each_time(
+    client: httpx.AsyncClient, path: str
+) -> None:
+    page = await client.get(path)
+    assert page.headers["content-type"].startswith("text/html")
+    names = re.findall(r'(?:src|href)="(page/[^"]+)"', page.text)
+    assert names
+    types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+    for name in names:
+        answer = await client.get(f"/{name}")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith(types["." + name.rpartition(".")[2]])
+        assert answer.headers["cache-control"] == "no-cache"
+    for path in ("/page/none.js", "/page/..%2fapp.py", "/page/", "/page/%00"):
+        assert (await client.get(path)).status_code == 404

@@ -1,0 +1,68 @@
+"""What answers may change while the service runs, and metrics say so."""
+
+import threading
+
+import numpy as np
+import pytest
+from fake_service import CONTRACT, RedSession, open_client
+
+from model.backends.session import HotSwapSession, Session
+from model.contract import Contract
+from model.network_io import RawOutputs
+
+pytestmark = pytest.mark.anyio
+WAIT_S = 10.0
+
+
+class BlueSession(RedSession):
+    backend = "faster"
+
+
+def open_handover(is_allowed: threading.Event, opened: list[HotSwapSession]) -> tuple[Contract, Session]:
+    def build() -> Session:
+        assert is_allowed.wait(WAIT_S)
+        return BlueSession()
+
+    opened.append(HotSwapSession(RedSession(), build))
+    return CONTRACT, opened[0]
+
+
+async def test_metrics_name_the_backend_that_answers_now() -> None:
+    is_allowed = threading.Event()
+    opened: list[HotSwapSession] = []
+    async with open_client(lambda: open_handover(is_allowed, opened)) as client:
+        assert 'seg_model_info{backend="fake"' in (await client.get("/metrics")).text
+        is_allowed.set()
+        opened[0].settle(WAIT_S)
+        text = (await client.get("/metrics")).text
+        assert 'seg_model_info{backend="faster"' in text
+        assert 'backend="fake"' not in text
+
+
+async def test_a_session_that_is_still_built_when_the_service_stops_is_dropped() -> None:
+    is_allowed = threading.Event()
+    opened: list[HotSwapSession] = []
+    async with open_client(lambda: open_handover(is_allowed, opened)):
+        pass
+    opened[0].settle(WAIT_S)  # closed: returns though nothing was built
+    is_allowed.set()
+    for thread in threading.enumerate():
+        if thread.name == "handover":
+            thread.join(WAIT_S)
+    assert opened[0].backend == "fake"
+    assert len(opened[0].run(np.zeros((1, 3, 56, 56), np.uint8), np.array([[56, 56]]))) == 1
+
+
+async def test_the_smallest_and_the_largest_batch_ran_before_the_service_is_ready() -> None:
+    counts: list[int] = []
+
+    class CountingSession(RedSession):
+        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+            counts.append(len(pixels))
+            return super().run(pixels, sizes)
+
+    async with open_client(lambda: (CONTRACT, CountingSession()), max_batch_size=6):
+        assert counts == [1, 6]
+    counts.clear()
+    async with open_client(lambda: (CONTRACT, CountingSession()), max_batch_size=6, max_batch_pixels=2 * 56 * 56 + 1):
+        assert counts == [1, 2]

@@ -1,0 +1,234 @@
+"""Models by name over HTTP: asked, listed, changed by administrators."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_registry import NAME, make_registry, open_artifact, write_artifact
+from fake_service import draw_halves, open_client, post, save
+
+from model.registry.versions import Registry
+from service.app import create_app
+from service.oip.tensors import LENGTH_HEADER
+from service.rollout.model_status import ModelHistory, ModelList
+from service.settings import Settings
+
+HALVES = save(draw_halves())
+POLL_S = 0.02
+LOCAL = "http://127.0.0.1"
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def open_registry(registry: Registry, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service of a registry, once that has something to answer with."""
+    chosen = Settings(registry=registry.folder, registry_poll_interval_s=POLL_S, **settings)
+    app = create_app(chosen, open_artifact=open_artifact)
+    async with app.router.lifespan_context(app):
+        await asyncio.wait_for(app.state.parts.model_repository.settle(), 10)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=LOCAL) as client:
+            yield client
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    made = make_registry(tmp_path, {"1": "good", "2": "good"})
+    made.activate(NAME, "1", by="test")
+    return made
+
+
+async def see(client: httpx.AsyncClient, version: str, state: str) -> ModelHistory:
+    """The model, once it is known and the version is in that state."""
+    async with asyncio.timeout(10):
+        while True:
+            await asyncio.sleep(0)  # an answer without any waiting would let neither the follower nor the timeout run
+            answer = await client.get(f"/v1/models/{NAME}")
+            if answer.status_code == 404:
+                continue
+            status = ModelHistory.model_validate_json(answer.content)
+            if {each.version: each.state for each in status.versions}.get(version) == state:
+                return status
+
+
+async def test_a_version_is_activated_and_rolled_back_over_http(registry: Registry) -> None:
+    async with open_registry(registry) as client:
+        answer = await client.post(f"/v1/models/{NAME}/active", json={"version": "2", "reason": "newer"})
+        assert ModelHistory.model_validate_json(answer.content).active == "2"
+        await see(client, "2", "active")
+        asked = await post(client, HALVES)
+        assert (asked.json()["model"]["version"], asked.headers["x-model-version"]) == ("2", "2")
+        back = ModelHistory.model_validate_json((await client.post(f"/v1/models/{NAME}/rollback")).content)
+        assert (back.active, back.serving) == ("1", "1")  # at once: it was warm
+        assert [(event.action, event.by, event.reason) for event in back.history[-2:]] == [
+            ("activate", "local", "newer"),
+            ("rollback", "local", ""),
+        ]
+        assert (await post(client, HALVES)).json()["model"]["version"] == "1"
+        assert (await client.get("/readyz")).json()["model"] == {"name": NAME, "version": "1"}
+
+
+async def test_a_canary_is_tried_and_promoted_over_http(registry: Registry) -> None:
+    async with open_registry(registry) as client:
+        await client.post(f"/v1/models/{NAME}/canary", json={"version": "2", "share": 1.0})
+        status = await see(client, "2", "canary")
+        assert status.versions[1].share == 1.0
+        answer = await post(client, HALVES, headers={"X-Routing-Key": "anybody"})
+        assert answer.json()["model"]["version"] == "2"
+        assert (await client.post(f"/v1/models/{NAME}/promote", json={})).json()["active"] == "2"
+        await client.post(f"/v1/models/{NAME}/shadow", json={"version": "1", "share": 0.5})
+        assert (await see(client, "1", "shadow")).versions[0].share == 0.5
+        text = (await client.get("/metrics")).text
+        assert f'seg_requests_total{{model="{NAME}",outcome="ok",task="panoptic",version="2"}} 1.0' in text
+        assert f'seg_version_state{{model="{NAME}",state="shadow",version="1"}} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("active", {}, 422),
+        ("active", {"version": 1}, 422),
+        ("active", {"version": "1", "whim": 1}, 422),
+        ("active", {"version": "9"}, 404),
+        ("active", {"version": "../1"}, 404),
+        ("canary", {"version": "2", "share": 0}, 422),
+        ("canary", {"version": "1"}, 409),
+        ("promote", {}, 409),
+        ("rollback", {}, 409),
+    ],
+)
+async def test_a_change_that_does_not_fit_changes_nothing(
+    registry: Registry, path: str, body: dict[str, Any], status: int
+) -> None:
+    before = registry.read_state(NAME)
+    async with open_registry(registry) as client:
+        answer = await client.post(f"/v1/models/{NAME}/{path}", json=body)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert (await client.post(f"/v1/models/none/{path}", json={"version": "1"})).status_code in (404, 422)
+    assert registry.read_state(NAME) == before
+
+
+async def test_several_models_answer_by_name(tmp_path: Path, registry: Registry) -> None:
+    registry.add(write_artifact(tmp_path / "other", "7"), model="other", by="test")
+    registry.activate("other", "7", by="test")
+    async with open_registry(registry) as client:
+        for model, version in ((NAME, "1"), ("other", "7")):
+            answer = await post(client, HALVES, params={"model": model})
+            assert answer.json()["model"] == {"name": model, "version": version}
+        ambiguous = await post(client, HALVES)
+        assert (ambiguous.status_code, "say model=NAME, of fake, other" in ambiguous.json()["detail"]) == (422, True)
+        unknown = await post(client, HALVES, params={"model": "none"})
+        assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:useg:problem:model-not-found")
+        assert (await client.get("/readyz")).status_code == 200
+        models = ModelList.model_validate_json((await client.get("/v1/models")).content).models
+        assert [(each.name, each.serving) for each in models] == [(NAME, "1"), ("other", "7")]
+    async with open_registry(registry, default_model="other") as client:
+        assert (await post(client, HALVES)).json()["model"]["name"] == "other"
+        assert (await client.get("/readyz")).json()["model"]["name"] == "other"
+
+
+async def test_the_open_inference_protocol_knows_models_and_versions(tmp_path: Path, registry: Registry) -> None:
+    registry.add(write_artifact(tmp_path / "other", "7"), model="other", by="test")
+    registry.activate("other", "7", by="test")
+    async with open_registry(registry) as client:
+        index = (await client.post("/v2/repository/index")).json()
+        assert [(each["name"], each["version"], each["state"]) for each in index] == [
+            (NAME, "1", "READY"),
+            (NAME, "2", "UNAVAILABLE"),
+            ("other", "7", "READY"),
+        ]
+        await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
+        await see(client, "2", "active")
+        assert (await client.get(f"/v2/models/{NAME}")).json()["versions"] == ["2", "1"]
+        for path, version in ((f"{NAME}", "2"), (f"{NAME}/versions/1", "1"), ("other", "7")):
+            answer = await client.post(f"/v2/models/{path}/infer", content=HALVES, headers={LENGTH_HEADER: "0"})
+            assert (answer.status_code, f'"model_version":"{version}"'.encode() in answer.content) == (200, True)
+        for path in (f"{NAME}/versions/3", "none"):
+            assert (await client.get(f"/v2/models/{path}/ready")).status_code == 404
+        refused = await client.post(f"/v2/repository/models/{NAME}/unload")
+        assert (refused.status_code, "as the registry says" in refused.json()["error"]) == (422, True)
+
+
+async def test_statistics_and_answers_are_counted_for_each_version_alone(tmp_path: Path, registry: Registry) -> None:
+    registry.add(write_artifact(tmp_path / "other", "1"), model="other", by="test")
+    registry.activate("other", "1", by="test")
+    async with open_registry(registry) as client:
+        for picture in (HALVES, HALVES, b"no picture"):
+            await post(client, picture, params={"model": NAME})
+        await client.post("/v2/models/other/infer", content=HALVES, headers={LENGTH_HEADER: "0"})
+        counts = {
+            each["name"]: [each["inference_stats"][kind]["count"] for kind in ("success", "fail", "compute_output")]
+            + [each["inference_count"], each["execution_count"]]
+            for each in (await client.get("/v2/models/stats")).json()["model_stats"]
+        }
+        assert counts == {NAME: [2, 1, 2, 2, 2], "other": [1, 0, 1, 1, 1]}
+        await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
+        await see(client, "2", "active")
+        for path, versions in ((NAME, ["2", "1"]), (f"{NAME}/versions/1", ["1"]), ("other", ["1"])):
+            stats = (await client.get(f"/v2/models/{path}/stats")).json()["model_stats"]
+            assert [each["version"] for each in stats] == versions
+        lines = (await client.get("/metrics")).text.splitlines()
+        for model, version, count in ((NAME, "1", 2), (NAME, "2", 0), ("other", "1", 1)):
+            assert f'seg_segments_per_image_count{{model="{model}",version="{version}"}} {count}.0' in lines
+
+
+async def test_a_bad_first_version_leaves_the_service_alive_and_not_ready(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path, {"1": "wrong", "2": "good"})
+    app = create_app(Settings(registry=registry.folder, registry_poll_interval_s=POLL_S), open_artifact=open_artifact)
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url=LOCAL) as client:
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.post("/v1/segment", content=HALVES)).status_code == 503
+        await asyncio.to_thread(registry.activate, NAME, "1", by="test")
+        assert "golden answers differ" in ((await see(client, "1", "refused")).versions[0].reason or "")
+        assert "was refused" in (await client.get("/readyz")).json()["detail"]
+        await asyncio.to_thread(registry.activate, NAME, "2", by="test")
+        await asyncio.wait_for(app.state.parts.model_repository.settle(), 10)
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_a_version_that_is_damaged_is_not_activated_and_the_caller_is_told(registry: Registry) -> None:
+    (registry.find_version(NAME, "2") / "network.onnx").write_bytes(b"go")
+    async with open_registry(registry) as client:
+        answer = await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
+        assert (answer.status_code, "was changed" in answer.json()["detail"]) == (409, True)
+
+
+async def test_the_model_is_named_in_the_query_alone(registry: Registry) -> None:
+    async with open_registry(registry) as client:
+        body = {"inputs": "aGk=", "parameters": {"model": NAME}}
+        answer = await client.post("/v1/segment", json=body)
+        assert (answer.status_code, "before a body is read" in answer.json()["detail"]) == (422, True)
+
+
+async def test_without_a_registry_there_is_one_version_and_no_history() -> None:
+    async with open_client() as client:
+        status = ModelHistory.model_validate_json((await client.get("/v1/models/fake")).content)
+        assert (status.active, status.serving, status.revision, status.history) == ("1+test", "1+test", None, [])
+        assert (await client.get("/v1/models/none")).status_code == 404
+        assert (await post(client, HALVES, params={"model": "fake"})).status_code == 200
+        assert (await post(client, HALVES, params={"model": "none"})).status_code == 404
+
+
+async def test_names_of_clusters_stay_with_their_version_through_rollback_and_restart(registry: Registry) -> None:
+    async def read_names(client: httpx.AsyncClient) -> tuple[str, str]:
+        answer = (await post(client, HALVES)).json()
+        (name,) = {each["category"] for each in answer["segments_info"] if each["cluster"] == 1}
+        return answer["model"]["version"], name
+
+    path = f"/v1/models/{NAME}/clusters/1"
+    async with open_registry(registry) as client:
+        assert (await client.put(path, json={"category": "pepper"})).status_code == 200
+        await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
+        await see(client, "2", "active")
+        assert (await client.put(f"{path}?version=2", json={"category": "chili"})).status_code == 200
+        assert await read_names(client) == ("2", "chili")
+        await client.post(f"/v1/models/{NAME}/rollback")
+        assert await read_names(client) == ("1", "pepper")
+    async with open_registry(registry) as client:
+        assert await read_names(client) == ("1", "pepper")
+    assert registry.names_path(NAME, "2").is_file()
+    assert list(registry.list_versions(NAME)) == ["1", "2"]

@@ -1,0 +1,230 @@
+"""Triton's own client, as it comes from PyPI, against the service on a real socket."""
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from fake_service import BLUE, CONTRACT, WHITE, draw_halves, open_client, open_fake, save
+from live_service import listen
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+from tritonclient.utils import InferenceServerException
+
+from service.app import create_app
+from service.oip.tensors import LENGTH_HEADER
+from service.responses.schemas import SegmentationResponse
+from service.settings import Settings
+
+T = TypeVar("T")
+MODEL, VERSION = CONTRACT.name, CONTRACT.version
+HALVES, BLUES = save(draw_halves()), save(draw_halves(BLUE, WHITE))
+LETTER = b"no picture"
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client() as each:
+        yield each
+
+
+async def ask(work: Callable[[InferenceServerClient], T], **settings: Any) -> T:
+    """What Triton's client, which blocks, makes of the service."""
+    async with listen(**settings) as (host, port):
+
+        def run() -> T:
+            with InferenceServerClient(f"{host}:{port}") as client:
+                return work(client)
+
+        return await asyncio.to_thread(run)
+
+
+def make_input(*pictures: bytes, is_binary: bool = True) -> InferInput:
+    tensor = InferInput("image", [len(pictures)], "BYTES")
+    tensor.set_data_from_numpy(np.array([*pictures, None], np.object_)[:-1], binary_data=is_binary)
+    return tensor
+
+
+async def test_the_server_and_its_model_introduce_themselves() -> None:
+    def look(client: InferenceServerClient) -> None:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready(MODEL)
+        assert client.is_model_ready(MODEL, VERSION.replace("+", "%2B"))
+        assert not client.is_model_ready("another")
+        server = client.get_server_metadata()
+        assert server["name"] == "useg"
+        assert {"binary_tensor_data", "model_repository", "statistics", "schedule_policy"} <= set(server["extensions"])
+        model = client.get_model_metadata(MODEL)
+        assert (model["name"], model["versions"]) == (MODEL, [VERSION])
+        assert model["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+        assert [each["name"] for each in model["outputs"]] == ["panoptic", "instance", "semantic", "panoptic_ids"]
+        assert client.get_model_config(MODEL)["input"][0]["data_type"] == "TYPE_STRING"
+
+    await ask(look)
+
+
+async def test_pictures_in_binary_are_answered_in_binary() -> None:
+    def infer(client: InferenceServerClient) -> None:
+        result = client.infer(MODEL, [make_input(HALVES, BLUES)], request_id="66", parameters={"threshold": 0.1})
+        assert result.get_response()["id"] == "66"
+        assert (result.get_response()["model_name"], result.get_response()["model_version"]) == (MODEL, VERSION)
+        answers = [SegmentationResponse.model_validate_json(each) for each in result.as_numpy("panoptic")]
+        assert [[each.cluster for each in answer.segments_info] for answer in answers] == [[1, 3], [2, 3]]
+
+    await ask(infer, max_batch_size=2)
+
+
+async def test_outputs_are_those_asked_for_each_in_its_form() -> None:
+    def infer(client: InferenceServerClient) -> None:
+        outputs = [
+            InferRequestedOutput("panoptic_ids", binary_data=True),
+            InferRequestedOutput("instance", binary_data=False),
+            InferRequestedOutput("semantic", binary_data=True),
+        ]
+        result = client.infer(MODEL, [make_input(HALVES)], outputs=outputs)
+        ids = result.as_numpy("panoptic_ids")
+        assert (ids.shape, ids.dtype) == ((1, 28, 56), np.int32)
+        assert ids[0, 5, [5, 50]].tolist() == [1, 2]
+        instance = SegmentationResponse.model_validate_json(result.as_numpy("instance")[0])
+        assert (instance.task, len(instance.segments_info)) == ("instance", 1)
+        assert SegmentationResponse.model_validate_json(result.as_numpy("semantic")[0]).task == "semantic"
+        assert result.as_numpy("panoptic") is None
+
+    await ask(infer)
+
+
+async def test_errors_come_in_the_protocols_words() -> None:
+    def fail(client: InferenceServerClient) -> None:
+        for model, pictures, options, words in (
+            (MODEL, [HALVES, LETTER], {}, "picture 1: 10 bytes that are no picture"),
+            ("another", [HALVES], {}, "no model of name 'another'"),
+            (MODEL, [HALVES], {"parameters": {"tsak": 1}}, "unknown query parameter 'tsak'"),
+            (MODEL, [HALVES], {"outputs": [InferRequestedOutput("depth")]}, "no output"),
+            (MODEL, [HALVES], {"outputs": [InferRequestedOutput("panoptic_ids", binary_data=False)]}, "binary data"),
+            (MODEL, [HALVES], {"timeout": 1}, "time limit"),
+        ):
+            with pytest.raises(InferenceServerException, match=words):
+                client.infer(model, [make_input(*pictures)], **options)
+
+    await ask(fail)
+
+
+async def test_the_repository_lists_the_artifact_and_stays_as_it_is() -> None:
+    def look(client: InferenceServerClient) -> None:
+        assert client.get_model_repository_index() == [
+            {"name": MODEL, "version": VERSION, "state": "READY", "reason": ""}
+        ]
+        for change in (client.load_model, client.unload_model):
+            with pytest.raises(InferenceServerException, match="the one artifact it was started with"):
+                change(MODEL)
+
+    await ask(look)
+
+
+async def test_statistics_count_runs_and_requests() -> None:
+    def count(client: InferenceServerClient) -> None:
+        (before,) = client.get_inference_statistics(MODEL)["model_stats"]
+        assert (before["inference_count"], before["last_inference"]) == (0, 0)
+        client.infer(MODEL, [make_input(HALVES, BLUES)])
+        with pytest.raises(InferenceServerException):
+            client.infer(MODEL, [make_input(LETTER)])
+        (after,) = client.get_inference_statistics()["model_stats"]
+        stats = after["inference_stats"]
+        assert (after["inference_count"], after["execution_count"]) == (2, 2)
+        assert after["last_inference"] > 1_700_000_000_000  # milliseconds: some time after 2023
+        assert (stats["success"]["count"], stats["fail"]["count"]) == (1, 1)
+        for stage in ("queue", "compute_input", "compute_infer", "compute_output"):
+            assert stats[stage]["count"] == 2
+        assert stats["compute_infer"]["ns"] > 0
+
+    await ask(count, max_batch_size=1)
+
+
+async def test_a_service_that_is_not_ready_says_so_and_lives() -> None:
+    app = create_app(Settings(), opener=open_fake)  # and nothing starts it
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert (await client.get("/v2/health/live")).status_code == 200
+        ready = await client.get("/v2/health/ready")
+        assert (ready.status_code, ready.json()) == (503, {"ready": False})
+        assert (await client.get(f"/v2/models/{MODEL}/ready")).json() == {"name": MODEL, "ready": False}
+        assert (await client.post("/v2/repository/index")).json() == []
+
+
+INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{", "no JSON"),
+        (b"[]", "must be an object"),
+        ({"inputs": [], "id": "1"}, "the one tensor 'image'"),
+        ({"inputs": [INPUT, INPUT]}, "the one tensor"),
+        ({"inputs": [INPUT | {"data": ["!"]}]}, "no base64"),
+        ({"inputs": [INPUT | {"data": []}]}, "the shape \\[1\\] and 0 elements"),
+        ({"inputs": [INPUT | {"datatype": "FP32", "data": [1.0]}]}, "datatype BYTES"),
+        ({"inputs": [INPUT | {"shape": [-1], "data": ["aGk="]}]}, "the shape \\[-1\\]"),
+        ({"inputs": [INPUT | {"shape": [10**9], "data": ["aGk="]}]}, "1 to 32 pictures"),
+        ({"inputs": [INPUT | {"parameters": {"binary_data_size": 9}}]}, "binary_data_size is 9, 0 bytes follow"),
+        ({"inputs": [INPUT | {"data": ["https://example.org"]}]}, "nothing is fetched"),
+        ({"inputs": [INPUT | {"data": ["aGk="]}], "outputs": [{"name": "panoptic"}] * 2}, "one twice"),
+        ({"inputs": [INPUT | {"data": ["aGk="]}], "parameters": {"priority": -1}}, "priority must be a whole"),
+        ({"inputs": [INPUT | {"data": ["aGk="]}], "parameters": {"task": "instance"}}, "ask for outputs by name"),
+        ({"inputs": [INPUT | {"data": ["aGk="]}]}, "picture 0: 2 bytes"),
+    ],
+)
+async def test_a_wrong_request_is_refused_in_words(http: httpx.AsyncClient, body: Any, words: str) -> None:
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    answer = await http.post(f"/v2/models/{MODEL}/infer", content=content)
+    assert answer.status_code == 422
+    assert list(answer.json()) == ["error"]
+    with pytest.raises(ValueError, match=words):
+        raise ValueError(answer.json()["error"])
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "99999", "1" * 40])
+async def test_a_header_length_that_is_none_is_refused(http: httpx.AsyncClient, length: str) -> None:
+    answer = await http.post(f"/v2/models/{MODEL}/infer", content=b"{}", headers={LENGTH_HEADER: length})
+    assert (answer.status_code, LENGTH_HEADER in answer.json()["error"]) == (422, True)
+
+
+@pytest.mark.parametrize("tail", [b"\x01", b"\xff\xff\xff\xff", b"\x05\0\0\0ab"])
+async def test_an_element_that_is_cut_short_is_refused(http: httpx.AsyncClient, tail: bytes) -> None:
+    head = orjson.dumps({"inputs": [INPUT | {"parameters": {"binary_data_size": len(tail)}}]})
+    headers = {LENGTH_HEADER: str(len(head))}
+    answer = await http.post(f"/v2/models/{MODEL}/infer", content=head + tail, headers=headers)
+    assert (answer.status_code, "cut short" in answer.json()["error"]) == (422, True)
+
+
+async def test_base64_in_json_is_answered_in_json(http: httpx.AsyncClient) -> None:
+    data = [[base64.b64encode(HALVES).decode()]]
+    body = {"id": "7", "inputs": [INPUT | {"shape": [1, 1], "data": data}]}
+    answer = await http.post(f"/v2/models/{MODEL}/versions/{VERSION}/infer", json=body)
+    content = answer.json()
+    assert (answer.status_code, content["id"], content["model_version"]) == (200, "7", VERSION)
+    (output,) = content["outputs"]
+    assert (output["name"], output["datatype"], output["shape"]) == ("panoptic", "BYTES", [1])
+    assert len(SegmentationResponse.model_validate_json(output["data"][0]).segments_info) == 2
+    assert LENGTH_HEADER not in answer.headers
+
+
+async def test_a_picture_may_be_the_whole_body(http: httpx.AsyncClient) -> None:
+    answer = await http.post(f"/v2/models/{MODEL}/infer", content=HALVES, headers={LENGTH_HEADER: "0"})
+    length = int(answer.headers[LENGTH_HEADER])
+    (output,) = orjson.loads(answer.content[:length])["outputs"]
+    tail = io.BytesIO(answer.content[length:])
+    assert output["parameters"] == {"binary_data_size": len(tail.getvalue())}
+    assert int.from_bytes(tail.read(4), "little") == len(tail.getvalue()) - 4
+    assert SegmentationResponse.model_validate_json(tail.read()).task == "panoptic"
+
+
+async def test_an_unknown_path_is_an_error_in_the_protocols_form(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/v2/nothing")
+    assert (answer.status_code, list(answer.json())) == (404, ["error"])

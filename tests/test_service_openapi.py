@@ -1,0 +1,127 @@
+"""The OpenAPI document is whole: examples keep their schemas, every error is there, and nothing is left undescribed."""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fake_service import open_client
+from pydantic import TypeAdapter
+
+from service.requests.parameters import _READERS, FORMAT_NAMES
+from service.responses.examples import ANSWER, BATCH, FEATURES, LABELLED, TASKS_ANSWER
+from service.responses.problems import PROBLEM_TYPES
+from service.responses.schemas import (
+    BatchResponse,
+    FeatureCollection,
+    HuggingFaceMask,
+    MultiTaskResponse,
+    Problem,
+    SegmentationResponse,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client() as each:
+        yield each
+
+
+@pytest.fixture
+async def document(client: httpx.AsyncClient) -> dict[str, Any]:
+    return dict((await client.get("/openapi.json")).json())
+
+
+def walk(node: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a JSON document."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from walk(child)
+
+
+def find_segment(document: dict[str, Any]) -> dict[str, Any]:
+    return dict(document["paths"]["/v1/segment"]["post"])
+
+
+@pytest.mark.parametrize(
+    ("schema", "example"),
+    [
+        (SegmentationResponse, ANSWER),
+        (MultiTaskResponse, TASKS_ANSWER),
+        (BatchResponse, BATCH),
+        (FeatureCollection, FEATURES),
+        (list[HuggingFaceMask], LABELLED),
+    ],
+)
+def test_examples_keep_their_schemas(schema: Any, example: Any) -> None:
+    TypeAdapter(schema).validate_python(example)
+
+
+async def test_every_parameter_is_described_with_its_closed_set(document: dict[str, Any]) -> None:
+    parameters = {each["name"]: each for each in find_segment(document)["parameters"]}
+    assert set(parameters) == {*_READERS, "X-Request-Timeout-Ms", "X-Request-Priority", "X-Routing-Key"}
+    assert all(each["description"] for each in parameters.values())
+    assert parameters["task"]["schema"]["items"]["enum"] == ["panoptic", "instance", "semantic"]
+    assert parameters["parts"]["schema"]["items"]["enum"] == list(FORMAT_NAMES)
+
+
+async def test_every_body_and_answer_that_is_spoken_is_listed(document: dict[str, Any]) -> None:
+    operation = find_segment(document)
+    assert set(operation["requestBody"]["content"]) == {
+        "multipart/form-data",
+        "application/json",
+        "image/*",
+        "application/octet-stream",
+    }
+    assert set(operation["responses"]["200"]["content"]) == {
+        "application/json",
+        "image/png",
+        "image/jpeg",
+        "application/geo+json",
+        'image/png;profile="clusters"',
+        "application/x-npz",
+        "application/vnd.hf.image-segmentation+json",
+        "application/zip",
+        "multipart/mixed",
+    }
+
+
+async def test_every_kind_of_error_is_shown_by_an_example_that_keeps_the_schema(document: dict[str, Any]) -> None:
+    shown = set()
+    for path in document["paths"].values():
+        for operation in path.values():
+            for status, answer in operation["responses"].items():
+                examples = answer.get("content", {}).get("application/problem+json", {}).get("examples", {})
+                assert all(Problem.model_validate(each["value"]).status == int(status) for each in examples.values())
+                shown |= set(examples)
+    assert shown == {kind.slug for kind in PROBLEM_TYPES.values()} - {"bad-request"}
+    answers = find_segment(document)["responses"]
+    assert all("Retry-After" in answers[status]["headers"] for status in ("429", "503"))
+
+
+async def test_whom_the_gate_turns_away_is_told_on_every_route(document: dict[str, Any]) -> None:
+    def list_statuses(path: str, method: str) -> set[str]:
+        return set(document["paths"][path][method]["responses"])
+
+    assert list_statuses("/livez", "get") == {"200", "431"}
+    assert list_statuses("/v2", "get") == {"200", "401", "431"}
+    assert {"401", "429", "431"} <= list_statuses("/v1/segment", "post")
+    infer = document["paths"]["/v2/models/{name}/infer"]["post"]["responses"]
+    assert {"401", "404", "422", "429", "431"} <= set(infer)
+    assert all(infer[status]["content"]["application/json"]["example"]["error"] for status in ("401", "429", "431"))
+
+
+async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    references = [each["$ref"] for each in walk(document) if "$ref" in each]
+    assert len(references) > 10
+    for reference in references:
+        assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+
+
+async def test_every_operation_says_what_it_is_for(document: dict[str, Any]) -> None:
+    operations = [each for path in document["paths"].values() for each in path.values()]
+    assert len(operations) >= 3
+    assert all(each["summary"] and each["description"] for each in operations)

@@ -1,0 +1,111 @@
+"""Every error has one status and one body; the service's own faults are not told to callers."""
+
+import logging
+from collections.abc import Iterator
+
+import orjson
+import pytest
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from model.errors import (
+    ArtifactError,
+    ConfigError,
+    ContractMismatch,
+    DeadlineExceeded,
+    ImageTooLarge,
+    InvalidImage,
+    InvalidParameter,
+    NotAcceptable,
+    NotReady,
+    QueueFull,
+    UnsupportedMediaType,
+    UsegError,
+)
+from service.responses.problems import PROBLEM_TYPES, find_problem_type, make_error_response
+from service.responses.schemas import Problem
+
+
+def walk(base: type[UsegError]) -> Iterator[type[UsegError]]:
+    for each in base.__subclasses__():
+        yield each
+        yield from walk(each)
+
+
+def test_every_error_has_a_status_in_the_table() -> None:
+    homeless = [each.__name__ for each in walk(UsegError) if not any(base in PROBLEM_TYPES for base in each.__mro__)]
+    assert homeless == []
+
+
+def test_slugs_tell_kinds_apart() -> None:
+    kinds = set(PROBLEM_TYPES.values())
+    assert len({kind.slug for kind in kinds}) == len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "slug"),
+    [
+        (ImageTooLarge("x"), 413, "image-too-large"),
+        (InvalidImage("x"), 422, "image-unreadable"),
+        (InvalidParameter("x"), 422, "option-invalid"),
+        (UnsupportedMediaType("x"), 415, "media-unsupported"),
+        (NotAcceptable("x"), 406, "answer-unsupported"),
+        (QueueFull("x", retry_after_s=3), 503, "busy"),
+        (NotReady("x"), 503, "not-ready"),
+        (DeadlineExceeded("x"), 504, "deadline-passed"),
+        (ConfigError("x"), 500, "internal"),
+        (ContractMismatch("x"), 500, "internal"),
+        (HTTPException(404), 404, "not-found"),
+        (HTTPException(405), 405, "method-not-allowed"),
+        (RequestValidationError([]), 422, "option-invalid"),
+        (ZeroDivisionError("x"), 500, "internal"),
+    ],
+)
+def test_each_error_has_its_status(error: Exception, status: int, slug: str) -> None:
+    assert (find_problem_type(error).status, find_problem_type(error).slug) == (status, slug)
+
+
+def test_the_body_says_what_happened_and_to_which_request() -> None:
+    answer = make_error_response(InvalidImage("no picture: send one"), "abc")
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert orjson.loads(answer.body) == {
+        "type": "urn:useg:problem:image-unreadable",
+        "title": "The image cannot be read",
+        "status": 422,
+        "detail": "no picture: send one",
+        "instance": "urn:useg:request:abc",
+    }
+
+
+@pytest.mark.parametrize(("given_s", "sent"), [(7, "7"), (0, "1")])
+def test_busy_says_when_to_come_back_in_whole_seconds(given_s: int, sent: str) -> None:
+    answer = make_error_response(QueueFull("full", retry_after_s=given_s), "abc")
+    assert answer.headers["retry-after"] == sent
+    assert Problem.model_validate_json(answer.body).retry_after_ms == int(sent) * 1000
+
+
+def test_not_ready_says_when_to_come_back() -> None:
+    assert int(make_error_response(NotReady("warming up"), "abc").headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret path"), ArtifactError("secret path")])
+def test_a_fault_of_the_service_is_logged_with_its_cause_and_not_told(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        answer = make_error_response(error, "abc")
+    assert answer.status_code == 500
+    assert b"secret" not in answer.body
+    assert b"abc" in answer.body
+    assert caplog.records[0].exc_info is not None
+    assert caplog.records[0].exc_info[1] is error
+
+
+def test_a_wrong_method_keeps_the_header_that_names_the_right_one() -> None:
+    assert make_error_response(HTTPException(405, headers={"Allow": "POST"}), "abc").headers["allow"] == "POST"
+
+
+def test_a_client_that_hung_up_counts_as_499() -> None:
+    assert make_error_response(ClientDisconnect(), "abc").status_code == 499

@@ -1,0 +1,314 @@
+"""Every type of answer holds the same segments, and of several pictures each is answered for itself."""
+
+import base64
+import email
+import email.policy
+import io
+import zipfile
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from fake_service import BLUE, CONTRACT, RED, WHITE, RedSession, draw_halves, open_client, post, save
+from PIL import Image
+
+from model.errors import NotAcceptable
+from model.formats.encoders import decode_panoptic_png
+from model.network_io import RawOutputs
+from service.responses.media_types import negotiate_media_type
+from service.responses.schemas import (
+    BatchResponse,
+    FeatureCollection,
+    HuggingFaceMask,
+    MultiTaskResponse,
+    Problem,
+    SegmentationResponse,
+)
+
+HALVES = save(draw_halves())
+BLUES = save(draw_halves(BLUE, WHITE))
+LETTER = b"no picture"
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(max_batch_size=4) as each:
+        yield each
+
+
+async def ask(client: httpx.AsyncClient, accept: str, content: bytes = HALVES, **params: Any) -> httpx.Response:
+    return await post(client, content, headers={"Accept": accept}, params=params)
+
+
+async def post_files(
+    client: httpx.AsyncClient, contents: list[bytes], accept: str = "application/json", **params: Any
+) -> httpx.Response:
+    files = [("file", (f"{number}.png", content)) for number, content in enumerate(contents)]
+    return await client.post("/v1/segment", files=files, headers={"Accept": accept}, params=params)
+
+
+def read_parts(answer: httpx.Response) -> list[email.message.EmailMessage]:
+    """The parts of a multipart answer, as Python's own mail reader takes them."""
+    head = b"Content-Type: " + answer.headers["content-type"].encode() + b"\r\n\r\n"
+    message = email.message_from_bytes(head + answer.content, policy=email.policy.HTTP)
+    assert not message.defects
+    return list(message.iter_parts())
+
+
+def get_content(part: email.message.EmailMessage) -> bytes:
+    content = part.get_payload(decode=True)
+    assert isinstance(content, bytes)
+    return content
+
+
+async def test_polygons_are_the_borders_of_the_masks(client: httpx.AsyncClient) -> None:
+    answer = await ask(client, "application/geo+json")
+    assert answer.headers["content-type"] == "application/geo+json"
+    collection = FeatureCollection.model_validate_json(answer.content)
+    thing, stuff = collection.features
+    assert thing.geometry.coordinates == [[[(0, 0), (28, 0), (28, 28), (0, 28), (0, 0)]]]
+    assert (thing.properties.category, stuff.properties.category, stuff.properties.area) == ("tomato", None, 784)
+
+
+async def test_a_png_of_clusters_is_asked_for_by_its_profile(client: httpx.AsyncClient) -> None:
+    answer = await ask(client, 'image/png;profile="clusters"', task="semantic")
+    picture = Image.open(io.BytesIO(answer.content))
+    assert (answer.headers["content-type"], picture.mode) == ('image/png;profile="clusters"', "L")
+    assert [picture.getpixel((10, 10)), picture.getpixel((40, 10))] == [1, 3]
+
+
+async def test_npz_holds_the_label_map(client: httpx.AsyncClient) -> None:
+    with np.load(io.BytesIO((await ask(client, "application/x-npz")).content)) as arrays:
+        assert arrays["label_map"][0, [0, 55]].tolist() == [1, 2]
+        assert arrays["scores"][0] == pytest.approx(0.9)
+
+
+async def test_hugging_faces_answer_is_a_list_of_labelled_masks(client: httpx.AsyncClient) -> None:
+    answer = await ask(client, "application/vnd.hf.image-segmentation+json", subtask="panoptic")
+    labels = [HuggingFaceMask.model_validate(each).label for each in answer.json()]
+    assert labels == ["tomato", "LABEL_3"]
+
+
+async def test_several_tasks_come_from_one_run_of_the_network() -> None:
+    runs = []
+
+    class CountingSession(RedSession):
+        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+            runs.append(len(pixels))
+            return super().run(pixels, sizes)
+
+    async with open_client(lambda: (CONTRACT, CountingSession())) as client:
+        warm_up = len(runs)
+        answer = await ask(client, "", task="panoptic,instance,semantic")
+    assert len(runs) == warm_up + 1
+    tasks = MultiTaskResponse.model_validate_json(answer.content)
+    assert [(each.task, len(each.segments_info)) for each in tasks.answers] == [
+        ("panoptic", 2),
+        ("instance", 1),
+        ("semantic", 2),
+    ]
+
+
+async def test_several_tasks_are_no_single_png(client: httpx.AsyncClient) -> None:
+    answer = await ask(client, "image/png", task="panoptic,instance")
+    problem = Problem.model_validate_json(answer.content)
+    assert problem.status == 406
+    assert "several pictures or tasks: we speak application/json, application/zip, multipart/mixed" in problem.detail
+
+
+async def test_classes_leave_the_rest_out(client: httpx.AsyncClient) -> None:
+    for classes, clusters in (("tomato", [1]), ("3", [3]), ("3,tomato", [1, 3]), ("2", [])):
+        answer = SegmentationResponse.model_validate_json((await ask(client, "", classes=classes)).content)
+        assert [each.cluster for each in answer.segments_info] == clusters
+    problem = Problem.model_validate_json((await ask(client, "", classes="potato")).content)
+    assert (problem.status, "did you mean 'tomato'" in problem.detail) == (422, True)
+
+
+async def test_a_longest_side_makes_the_whole_answer_smaller(client: httpx.AsyncClient) -> None:
+    large = save(draw_halves().resize((560, 280)))
+    answer = SegmentationResponse.model_validate_json((await ask(client, "", large, max_side=140)).content)
+    assert (answer.image.width, answer.image.height) == (140, 70)
+    assert (answer.image.original_width, answer.image.original_height) == (560, 280)
+    assert [each.bbox for each in answer.segments_info] == [(0, 0, 70, 70), (70, 0, 70, 70)]
+    overlay = Image.open(io.BytesIO((await ask(client, "image/jpeg", large, max_side=140)).content))
+    assert overlay.size == (140, 70)
+    untouched = SegmentationResponse.model_validate_json((await ask(client, "", large, max_side=561)).content)
+    assert untouched.image.width == 560
+
+
+async def test_a_batch_answers_each_picture_for_itself(client: httpx.AsyncClient) -> None:
+    answer = await post_files(client, [HALVES, LETTER, BLUES], task="instance", threshold="0.1")
+    assert answer.status_code == 207
+    batch = BatchResponse.model_validate_json(answer.content)
+    assert [(each.index, each.name, each.status) for each in batch.items] == [
+        (0, "0.png", 200),
+        (1, "1.png", 422),
+        (2, "2.png", 200),
+    ]
+    clusters = [
+        [each.cluster for each in item.answer.segments_info]
+        for item in batch.items
+        if isinstance(item.answer, SegmentationResponse)
+    ]
+    assert clusters == [[1], [2]]
+    assert batch.items[1].problem
+    assert batch.items[1].problem.type == "urn:useg:problem:image-unreadable"
+    assert batch.items[1].problem.instance == f"urn:useg:request:{answer.headers['x-request-id']}"
+
+
+async def test_a_batch_without_a_failure_is_200(client: httpx.AsyncClient) -> None:
+    answer = await post_files(client, [HALVES] * 9, task="semantic,panoptic")
+    batch = BatchResponse.model_validate_json(answer.content)
+    assert (answer.status_code, len(batch.items)) == (200, 9)
+    assert all(isinstance(item.answer, MultiTaskResponse) for item in batch.items)
+    stages = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
+    assert stages == ["read", "decode", "queue", "infer", "merge", "encode"]
+
+
+async def test_a_picture_on_which_the_network_fails_fails_alone() -> None:
+    class PickySession(RedSession):
+        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+            if any(each[2].mean() > 200 > each[0].mean() for each in pixels):
+                raise RuntimeError("the secret of the backend")
+            return super().run(pixels, sizes)
+
+    poison = save(Image.new("RGB", (56, 56), BLUE))
+    async with open_client(lambda: (CONTRACT, PickySession()), max_batch_size=4) as client:
+        answer = await post_files(client, [HALVES, HALVES, poison, HALVES])
+    assert [item.status for item in BatchResponse.model_validate_json(answer.content).items] == [200, 200, 500, 200]
+    assert "secret" not in answer.text
+
+
+async def test_a_batch_that_came_too_late_as_a_whole_fails_as_one() -> None:
+    async with open_client() as client:
+        files = [("file", (f"{number}.png", HALVES)) for number in range(2)]
+        answer = await client.post("/v1/segment", files=files, headers={"X-Request-Timeout-Ms": "1"})
+    assert (answer.status_code, Problem.model_validate_json(answer.content).status) == (504, 504)
+
+
+async def test_a_zip_is_a_coco_panoptic_data_set(client: httpx.AsyncClient) -> None:
+    answer = await post_files(client, [HALVES, LETTER, BLUES], "application/zip", task="panoptic,semantic")
+    assert (answer.status_code, answer.headers["content-type"]) == (207, "application/zip")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        data = orjson.loads(archive.read("panoptic.json"))
+        assert [(each["id"], each["file_name"], each["width"]) for each in data["images"]] == [
+            (1, "0.png", 56),
+            (3, "2.png", 56),
+        ]
+        categories = {each["id"] for each in data["categories"]}
+        for annotation in data["annotations"]:
+            labels = decode_panoptic_png(archive.read(f"panoptic/{annotation['file_name']}"))
+            drawn = {int(each): int((labels == each).sum()) for each in np.unique(labels) if each}
+            assert {each["id"]: each["area"] for each in annotation["segments_info"]} == drawn
+            assert {each["category_id"] for each in annotation["segments_info"]} <= categories
+        names = set(archive.namelist())
+        assert {"semantic.json", "semantic/000003.json", "panoptic/000001.png", "items.json"} <= names
+        assert not {name for name in names if "000002" in name}
+        assert orjson.loads(archive.read("items.json"))[1]["problem"]["status"] == 422
+
+
+async def test_a_single_picture_in_a_zip_has_the_parts_that_were_asked_for(client: httpx.AsyncClient) -> None:
+    everything = "json,polygons,png,clusters,overlay,npz,huggingface"
+    answer = await ask(client, "application/zip", parts=everything)
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        endings = {name.partition("000001")[2] for name in archive.namelist() if "000001" in name}
+    assert endings == {
+        ".json", ".geojson", ".png", ".clusters.png", ".overlay.jpg", ".npz", ".huggingface.json"
+    }  # fmt: skip
+    broken = await ask(client, "application/zip", LETTER)
+    assert Problem.model_validate_json(broken.content).status == broken.status_code == 422
+
+
+async def test_multipart_has_a_status_with_every_part(client: httpx.AsyncClient) -> None:
+    answer = await post_files(client, [HALVES, LETTER], "multipart/mixed")
+    parts = read_parts(answer)
+    assert [(part["X-Item"], part["X-Status"], part.get_content_type()) for part in parts] == [
+        ("0", "200", "application/json"),
+        ("0", "200", "image/png"),
+        ("1", "422", "application/problem+json"),
+    ]
+    assert parts[1].get_filename() == "000001-panoptic.png"
+    segments = SegmentationResponse.model_validate_json(get_content(parts[0])).segments_info
+    labels = decode_panoptic_png(get_content(parts[1]))
+    assert [int((labels == each.id).sum()) for each in segments] == [each.area for each in segments]
+
+
+def encode(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+async def test_base64_in_json_is_a_picture_with_its_parameters(client: httpx.AsyncClient) -> None:
+    for text in (encode(HALVES), "data:image/png;base64," + encode(HALVES)):
+        body = {"inputs": text, "parameters": {"task": "instance", "classes": ["tomato"], "max_side": 32}}
+        answer = SegmentationResponse.model_validate_json((await client.post("/v1/segment", json=body)).content)
+        assert (answer.task, answer.image.width, len(answer.segments_info)) == ("instance", 32, 1)
+
+
+async def test_a_list_of_base64_is_a_batch_even_of_one(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/segment", json={"inputs": [encode(HALVES)]})
+    (item,) = BatchResponse.model_validate_json(answer.content).items
+    assert (item.name, item.status) == (None, 200)
+
+
+@pytest.mark.parametrize(
+    ("body", "slug", "words"),
+    [
+        (b"{", "option-invalid", "no JSON"),
+        (b"[1]", "option-invalid", "object of"),
+        (b'{"inputs": 5}', "option-invalid", "base64 or a list"),
+        (b'{"inputs": []}', "option-invalid", "base64 or a list"),
+        (b'{"inputs": "&&&&"}', "option-invalid", "no base64"),
+        (b'{"inputs": "aGk=", "options": {}}', "option-invalid", '"parameters"'),
+        (b'{"inputs": "aGk=", "parameters": {"tsak": 1}}', "option-invalid", "did you mean 'task'"),
+        (b'{"inputs": "aGk="}', "image-unreadable", "2 bytes"),
+        (b'{"inputs": "https://example.org/a.jpg"}', "url-refused", "nothing is fetched"),
+        (b'{"inputs": ' + b"[" * 2000 + b"]" * 2000 + b"}", "option-invalid", "JSON"),
+        (orjson.dumps({"inputs": ["aGk="] * 33}), "option-invalid", "at most 32"),
+    ],
+)
+async def test_a_wrong_json_body_is_refused_in_words(
+    client: httpx.AsyncClient, body: bytes, slug: str, words: str
+) -> None:
+    answer = await client.post("/v1/segment", content=body, headers={"Content-Type": "application/json"})
+    problem = Problem.model_validate_json(answer.content)
+    assert (answer.status_code, problem.type) == (422, f"urn:useg:problem:{slug}")
+    assert words in problem.detail
+
+
+async def test_thresholds_reach_the_merge(client: httpx.AsyncClient) -> None:
+    strict = await ask(client, "", save(draw_halves(RED, BLUE)), threshold=0.1, min_stuff_area=1)
+    clusters = [each.cluster for each in SegmentationResponse.model_validate_json(strict.content).segments_info]
+    assert clusters == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("accept", "media"),
+    [
+        ("", "application/json"),
+        ("*/*", "application/json"),
+        ("application/json", "application/json"),
+        ("image/png", "image/png"),
+        ("IMAGE/JPEG", "image/jpeg"),
+        ("image/*", "image/png"),
+        ("image/*, image/png;q=0", "image/jpeg"),
+        ("image/png;q=0.5, image/jpeg;q=0.9", "image/jpeg"),
+        ("image/png;q=0.5, */*;q=0.1", "image/png"),
+        ("text/html, application/xhtml+xml, image/avif, */*;q=0.8", "application/json"),
+        ('image/png;profile="coco-panoptic"', "image/png"),
+        ("application/json;q=oops, image/jpeg;q=0.001", "image/jpeg"),
+    ],
+)
+def test_the_best_liked_type_is_chosen(accept: str, media: str) -> None:
+    assert negotiate_media_type(accept) == media
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/*;q=0", "*/*;q=0", "image/webp", "*/*;q=nan", ";;;"])
+def test_nothing_liked_is_an_error_that_lists_what_there_is(accept: str) -> None:
+    with pytest.raises(NotAcceptable, match="we speak application/json, image/png, image/jpeg"):
+        negotiate_media_type(accept)

@@ -1,0 +1,240 @@
+"""Whatever file is sent, the answer has the right masks or is a 4xx with the one error body, never a 500."""
+
+import io
+import struct
+import zlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from fake_service import BLUE, RED, WHITE, draw_halves, open_client, post, save
+from PIL import Image
+
+from service.responses.schemas import Problem
+
+ORIENTATION = 0x0112
+LIMIT_BYTES = 100_000
+
+pytestmark = pytest.mark.anyio
+
+# Where the stored left half is seen, by EXIF orientation (EXIF 2.3, section 4.6.4): x, y, width, height.
+LEFT_SEEN_AT = {
+    1: [0, 0, 28, 28],
+    2: [28, 0, 28, 28],
+    3: [28, 0, 28, 28],
+    4: [0, 0, 28, 28],
+    5: [0, 0, 28, 28],
+    6: [0, 0, 28, 28],
+    7: [0, 28, 28, 28],
+    8: [0, 28, 28, 28],
+}
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[httpx.AsyncClient]:
+    async with open_client(max_body_bytes=LIMIT_BYTES) as each:
+        yield each
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def draw_png_header(width: int, height: int) -> bytes:
+    """A PNG that promises a size and holds no pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def draw_noise() -> bytes:
+    return save(Image.effect_noise((300, 200), 80).convert("RGB"), "JPEG")
+
+
+def turn(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def assert_problem(answer: httpx.Response, status: int, slug: str) -> Problem:
+    problem = Problem.model_validate_json(answer.content)
+    assert (answer.status_code, problem.status, problem.type) == (status, status, f"urn:useg:problem:{slug}")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert problem.instance == f"urn:useg:request:{answer.headers['x-request-id']}"
+    return problem
+
+
+def find_thing(answer: httpx.Response) -> dict[str, Any]:
+    """The one thing in a JSON answer."""
+    assert answer.status_code == 200, answer.text
+    (thing,) = [segment for segment in answer.json()["segments_info"] if segment["isthing"]]
+    return dict(thing)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "0 bytes"),
+        (b"Dear service,\nthis is a letter.\n", "no picture we read"),
+        (draw_noise()[:2000], "cut short"),
+        (draw_png_header(20, 20), "broken"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "no picture we read"),
+    ],
+    ids=["empty", "text", "truncated", "header alone", "postscript"],
+)
+async def test_bytes_that_are_no_whole_picture_are_unreadable(
+    client: httpx.AsyncClient, content: bytes, words: str
+) -> None:
+    assert words in assert_problem(await post(client, content), 422, "image-unreadable").detail
+
+
+async def test_a_bomb_is_refused_by_its_header(client: httpx.AsyncClient) -> None:
+    problem = assert_problem(await post(client, draw_png_header(20_000, 10_000)), 422, "too-many-pixels")
+    assert "50000000" in problem.detail
+
+
+async def test_one_pixel_is_a_picture(client: httpx.AsyncClient) -> None:
+    thing = find_thing(await post(client, save(Image.new("RGB", (1, 1), RED))))
+    assert (thing["area"], thing["bbox"]) == (1, [0, 0, 1, 1])
+    assert thing["segmentation"] == {"size": [1, 1], "counts": "01"}  # COCO: no pixel out, one in
+
+
+async def test_a_line_of_twenty_thousand_pixels_is_a_picture(client: httpx.AsyncClient) -> None:
+    thing = find_thing(await post(client, save(Image.new("RGB", (1, 20_000), RED))))
+    assert (thing["area"], thing["bbox"]) == (20_000, [0, 0, 1, 20_000])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+async def test_masks_lie_in_the_upright_picture(client: httpx.AsyncClient, orientation: int) -> None:
+    answer = await post(client, save(draw_halves(), "JPEG", exif=turn(orientation), quality=95))
+    image, thing = answer.json()["image"], find_thing(answer)
+    width, height = (56, 28) if orientation < 5 else (28, 56)
+    assert (image["width"], image["height"]) == (width, height)
+    assert image["orientation_applied"] is (orientation != 1)
+    assert thing["segmentation"]["size"] == [height, width]
+    assert (thing["bbox"], thing["area"]) == (LEFT_SEEN_AT[orientation], 28 * 28)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        save(draw_halves((0, 255, 255, 0), (0, 0, 0, 0), "CMYK"), "JPEG", quality=95),
+        save(draw_halves((*RED, 255), (*BLUE, 0), "RGBA")),
+        save(draw_halves((*RED, 255), (*BLUE, 0), "RGBA"), "WEBP", lossless=True),
+        save(draw_halves().quantize(4)),
+        save(draw_halves().quantize(4), "GIF"),
+        save(draw_halves(), "BMP"),
+        save(draw_halves(), "TIFF"),
+    ],
+    ids=["cmyk", "alpha", "webp alpha", "palette", "gif", "bmp", "tiff"],
+)
+async def test_every_kind_of_colour_becomes_the_colour_it_shows(client: httpx.AsyncClient, content: bytes) -> None:
+    thing = find_thing(await post(client, content))
+    assert (thing["bbox"], thing["area"]) == ([0, 0, 28, 28], 28 * 28)
+
+
+async def test_a_grey_picture_of_16_bits_is_all_stuff(client: httpx.AsyncClient) -> None:
+    answer = await post(client, save(Image.new("I;16", (56, 28), 40_000)))
+    (stuff,) = answer.json()["segments_info"]
+    assert (stuff["isthing"], stuff["cluster"], stuff["area"]) == (False, 3, 56 * 28)
+
+
+async def test_only_the_first_frame_of_an_animation_is_used_and_the_answer_says_so(client: httpx.AsyncClient) -> None:
+    frames = [draw_halves(WHITE, BLUE), draw_halves(BLUE, BLUE)]
+    content = save(draw_halves(), "GIF", save_all=True, append_images=frames)
+    answer = await post(client, content)
+    note = "only the first of 3 frames was segmented"
+    assert find_thing(answer)["bbox"] == [0, 0, 28, 28]
+    assert answer.json()["image"]["frames"] == 3
+    assert answer.json()["image"]["notes"] == [note]
+    picture = await post(client, content, headers={"Accept": "image/png"})
+    assert picture.headers["x-image-notes"] == note
+
+
+async def test_the_name_and_type_of_a_part_do_not_matter(client: httpx.AsyncClient) -> None:
+    files = {"file": ("letter.txt", save(draw_halves()), "text/plain")}
+    assert find_thing(await client.post("/v1/segment", files=files))["area"] == 28 * 28
+
+
+@pytest.mark.parametrize("media", ["image/jpeg", "application/octet-stream", "IMAGE/PNG; q=1"])
+async def test_a_picture_may_be_the_whole_body(client: httpx.AsyncClient, media: str) -> None:
+    content = save(draw_halves())
+    answer = await client.post("/v1/segment", content=content, headers={"Content-Type": media})
+    assert find_thing(answer)["area"] == 28 * 28
+
+
+@pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "application/xml", ""])
+async def test_another_type_of_body_is_unsupported_and_told_what_is(client: httpx.AsyncClient, media: str) -> None:
+    answer = await client.post("/v1/segment", content=save(draw_halves()), headers={"Content-Type": media})
+    assert "multipart/form-data" in assert_problem(answer, 415, "media-unsupported").detail
+
+
+async def test_a_compressed_body_is_unsupported(client: httpx.AsyncClient) -> None:
+    headers = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
+    assert_problem(await client.post("/v1/segment", content=b"x", headers=headers), 415, "media-unsupported")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"files": {"photo": ("a.png", b"x")}},
+        {"files": [("file", ("a.png", b"x")), ("photo", ("b.png", b"x"))]},
+        {"files": [("file", ("a.png", b"x"))] * 33},
+        {"files": {"file": (None, b"x")}},
+        {"files": {"file": ("a.png", b"x")}, "data": {"task": "instance"}},
+        {"content": b"nonsense", "headers": {"Content-Type": "multipart/form-data; boundary=abc"}},
+        {"content": b"nonsense", "headers": {"Content-Type": "multipart/form-data"}},
+        {"content": b"--abc\r\nContent-Disp", "headers": {"Content-Type": "multipart/form-data; boundary=abc"}},
+    ],
+    ids=[
+        "other field",
+        "file and other",
+        "too many",
+        "no file",
+        "option in form",
+        "no form",
+        "no boundary",
+        "cut form",
+    ],
+)
+async def test_a_form_of_anything_but_a_few_files_is_refused(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
+    answer = await client.post("/v1/segment", **form)
+    assert "'file'" in assert_problem(answer, 422, "option-invalid").detail
+
+
+async def stream(size: int) -> AsyncIterator[bytes]:
+    """A body in chunks, which therefore announces no length."""
+    for _ in range(size // 1000):
+        yield bytes(1000)
+
+
+@pytest.mark.parametrize("media", ["image/jpeg", "multipart/form-data; boundary=abc"])
+async def test_a_body_over_the_limit_is_too_large_by_its_announced_length(
+    client: httpx.AsyncClient, media: str
+) -> None:
+    answer = await client.post("/v1/segment", content=bytes(LIMIT_BYTES + 1), headers={"Content-Type": media})
+    assert f"the body has {LIMIT_BYTES + 1} bytes" in assert_problem(answer, 413, "image-too-large").detail
+
+
+async def test_a_body_over_the_limit_is_too_large_without_an_announced_length(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/segment", content=stream(2 * LIMIT_BYTES), headers={"Content-Type": "image/jpeg"})
+    assert "the body has more than" in assert_problem(answer, 413, "image-too-large").detail
+
+
+async def test_a_form_over_the_limit_is_too_large_without_an_announced_length(client: httpx.AsyncClient) -> None:
+    async def form() -> AsyncIterator[bytes]:
+        yield b'--abc\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
+        async for chunk in stream(2 * LIMIT_BYTES):
+            yield chunk
+
+    headers = {"Content-Type": "multipart/form-data; boundary=abc"}
+    assert_problem(await client.post("/v1/segment", content=form(), headers=headers), 413, "image-too-large")
+
+
+async def test_a_picture_of_exactly_the_limit_is_read(client: httpx.AsyncClient) -> None:
+    content = io.BytesIO(save(draw_halves(), "BMP"))
+    content.seek(LIMIT_BYTES - 1)
+    content.write(b"\0")
+    answer = await client.post("/v1/segment", content=content.getvalue(), headers={"Content-Type": "image/bmp"})
+    assert find_thing(answer)["area"] == 28 * 28

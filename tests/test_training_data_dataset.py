@@ -1,0 +1,154 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from model.errors import LabelStoreError
+from model.formats.encoders import decode_panoptic_png
+from training.data.dataset import PseudoLabelDataset
+from training.data.panoptic_labels import CHUNK_SIZE, ImageLabel, ImageRecords, PanopticLabel, plan_chunks, remove_stale
+from training.data.photos import PhotoFile
+
+LIMIT_S = 120
+
+
+def make_photo(name: str) -> PhotoFile:
+    return PhotoFile(path=Path(name), name=name, digest=f"digest of {name}", height=2, width=3)
+
+
+def make_label(scores: list[float] | None = None) -> ImageLabel:
+    """Two thing masks that overlap in one pixel, the second on top, and a row of stuff."""
+    masks = np.array([[[1, 1, 0], [0, 0, 0]], [[0, 1, 1], [0, 0, 0]]], bool)
+    label_map = np.array([[1, 2, 2], [5, 5, 5]], np.int32)
+    labelled = PanopticLabel(label_map=label_map, categories={1: 4, 2: 3, 5: 9})
+    return ImageLabel(panoptic=labelled, masks=masks, things=[4, 3], scores=scores)
+
+
+def test_a_shard_tells_merged_segments_and_whole_masks(tmp_path: Path) -> None:
+    (shard,) = plan_chunks([make_photo("a/b.jpg")], {})
+    shard.write(tmp_path, iter([make_label()]))
+    (record,) = shard.read(tmp_path)
+    assert record.file_name == f"{shard.name}/a/b.jpg.png"
+    label_map = decode_panoptic_png((tmp_path / record.file_name).read_bytes())
+    assert label_map.tolist() == [[1, 2, 2], [5, 5, 5]]
+    assert [(each["id"], each["area"], each["bbox"]) for each in record.segments] == [
+        (1, 1, [0, 0, 1, 1]),
+        (2, 2, [1, 0, 2, 1]),
+        (5, 3, [0, 1, 3, 1]),
+    ]
+    assert [(each["category_id"], each["area"]) for each in record.instances] == [(4, 2), (3, 2)]
+    assert "score" not in record.instances[0]
+
+
+def test_scores_come_along_where_there_are_any(tmp_path: Path) -> None:
+    (shard,) = plan_chunks([make_photo("a.jpg")], {})
+    shard.write(tmp_path, iter([make_label([0.5, 0.25])]))
+    assert [each["score"] for record in shard.read(tmp_path) for each in record.instances] == [0.5, 0.25]
+
+
+def test_masks_tell_whether_the_label_holds_them_where_some_are_left_out(tmp_path: Path) -> None:
+    (shard,) = plan_chunks([make_photo("a.jpg")], {})
+    shard.write(tmp_path, iter([replace(make_label([0.5, 0.25]), is_in_panoptic=[True, False])]))
+    assert [each["painted"] for record in shard.read(tmp_path) for each in record.instances] == [1, 0]
+
+
+def test_another_photo_or_another_cause_gives_a_shard_another_name() -> None:
+    photos = [make_photo(f"{index}.jpg") for index in range(CHUNK_SIZE + 1)]
+    first, second = plan_chunks(photos, {"maskcut_n": 3})
+    assert (len(first.photos), len(second.photos)) == (CHUNK_SIZE, 1)
+    assert plan_chunks(photos, {"maskcut_n": 3}) == [first, second]
+    assert plan_chunks(photos, {"maskcut_n": 4})[0].name != first.name
+    swapped = plan_chunks([make_photo("other.jpg"), *photos[1:]], {"maskcut_n": 3})
+    assert [swapped[0].name == first.name, swapped[1].name == second.name] == [False, True]
+
+
+def test_a_shard_whose_labelling_fails_is_not_there(tmp_path: Path) -> None:
+    (shard,) = plan_chunks([make_photo("a.jpg"), make_photo("b.jpg")], {})
+    with pytest.raises(ValueError, match="shorter"):
+        shard.write(tmp_path, iter([make_label()]))
+    assert not shard.is_complete(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(LabelStoreError, match="no record"):
+        list(shard.read(tmp_path))
+
+
+def test_what_killed_runs_left_is_swept_and_the_rest_kept(tmp_path: Path) -> None:
+    (shard,) = plan_chunks([make_photo("a.jpg")], {})
+    shard.write(tmp_path, iter([make_label()]))
+    (tmp_path / ".0123.tmp" / "part").mkdir(parents=True)
+    remove_stale(tmp_path, [shard])
+    assert [entry.name for entry in tmp_path.iterdir()] == [shard.name]
+    assert len(list(ImageRecords(folder=tmp_path, shards=[shard]))) == 1
+
+
+def test_pycocotools_reads_the_unmerged_masks_and_the_index_agrees_with_its_pictures(
+    tiny_store: PseudoLabelDataset,
+) -> None:
+    instances = COCO(tiny_store.folder / "instances.json")
+    panoptic = json.loads((tiny_store.folder / "panoptic.json").read_text())
+    assert instances.getImgIds() == [image["id"] for image in panoptic["images"]]
+    assert instances.getCatIds() == [1, 2, 3]
+    assert len(instances.anns) > 0
+    for annotation in instances.anns.values():
+        mask = instances.annToMask(annotation)
+        image = instances.imgs[annotation["image_id"]]
+        assert mask.shape == (image["height"], image["width"])
+        assert annotation["area"] == mask.sum() > 0
+        rows, columns = np.nonzero(mask)
+        left, top, width, height = annotation["bbox"]
+        assert (left, top) == (columns.min(), rows.min())
+        assert (left + width - 1, top + height - 1) == (columns.max(), rows.max())
+    for annotation in panoptic["annotations"]:
+        path = tiny_store.folder / "panoptic" / annotation["file_name"]
+        ids = np.unique(decode_panoptic_png(path.read_bytes()))
+        assert set(ids.tolist()) - {0} == {segment["id"] for segment in annotation["segments_info"]}
+
+
+def draw_photos(folder: Path, count: int) -> Path:
+    """Squares of several colours, no two photos the same."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        image = generator.integers(0, 60, (48, 64, 3)).astype(np.uint8)
+        top, left = generator.integers(4, 20, 2)
+        image[top : top + 20, left : left + 24] = generator.integers(90, 255, 3)
+        cv2.imwrite(str(folder / f"{index:03}.png"), image)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["masks/*.npz", "panoptic/[0-9a-f]*/shard.json"])
+def test_a_killed_run_loses_one_shard_at_most_and_the_next_one_finishes(
+    tmp_path: Path, tiny_encoder: Path, moment: str
+) -> None:
+    photos = draw_photos(tmp_path / "photos", count=4 * CHUNK_SIZE)
+    store, whole = PseudoLabelDataset(tmp_path / "store"), PseudoLabelDataset(tmp_path / "whole")
+    options = {"--side-px": 56, "--maskcut-n": 2, "--threshold": 0.6, "--pca-dim": 6, "--thing-clusters": 3,
+               "--stuff-clusters": 4, "--encoder": tiny_encoder, "--features": tmp_path / "features"}  # fmt: skip
+    command = [sys.executable, "-m", "training", "label", str(photos)]
+    command += [str(word) for pair in options.items() for word in pair]
+    subprocess.run([*command, "--out", whole.folder], check=True, capture_output=True, timeout=LIMIT_S)
+    command += ["--out", str(store.folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while not any(store.folder.glob(moment)):
+            assert process.poll() is None
+            time.sleep(0)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=LIMIT_S)
+    assert process.returncode == -signal.SIGKILL
+    survivors = {path: path.stat().st_mtime_ns for path in store.folder.glob(moment)}
+    assert not (store.folder / "panoptic.json").exists()
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert {path: path.stat().st_mtime_ns for path in survivors} == survivors
+    assert {path.name for path in store.shards.iterdir()} == {path.name for path in whole.shards.iterdir()}
+    for name in ("panoptic.json", "instances.json"):
+        assert (store.folder / name).read_bytes() == (whole.folder / name).read_bytes()

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import UInt8
+
+from model.errors import ConfigError
+from model.formats.rle import encode_mask
+from training.data.dataset import PseudoLabelDataset, read_label_map
+from training.detector_labels import build_detector_labels
+from training.evaluation.predictors import ClusterMap, ImagePrediction, PredictedObject
+
+
+class HalvesDetector:
+    """Finds the left half of every photo, surely, and nearly the same again, less surely."""
+
+    title = "halves"
+    thing_clusters = 1
+    stuff_clusters = 0
+
+    def __init__(self, digest: str = "ab" * 32) -> None:
+        self.digest = digest
+
+    def answer(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
+        nothing = ClusterMap(label_map=np.zeros(image.shape[:2], np.int32), clusters={})
+        detections = []
+        for score, end in ((0.9, 32), (0.6, 36), (0.2, 64)):
+            mask = np.zeros(image.shape[:2], bool)
+            mask[:, :end] = True
+            detections.append(PredictedObject(cluster=1, score=score, outline=encode_mask(mask, 0, 0, mask.shape)))
+        return ImagePrediction(panoptic=nothing, semantic=nothing, detections=tuple(detections))
+
+
+def test_sure_detections_are_drawn_over_stuff_and_all_are_kept(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
+    out = PseudoLabelDataset(tmp_path / "store")
+    report = build_detector_labels(HalvesDetector(), tiny_store, out, tiny_store.features)
+    assert (report.photos, report.masks) == (8, 24)
+    for photo in out.read_photos():
+        masks = out.read_instances()[photo.digest]
+        assert [(mask["score"], mask["painted"]) for mask in masks] == [(0.9, 1), (0.6, 0), (0.2, 0)]
+        label_map = read_label_map(photo.label)
+        things = {each: cluster for each, cluster in photo.categories.items() if cluster <= 3}
+        assert list(things.values()) == [masks[0]["category_id"]]
+        assert np.array_equal(label_map == next(iter(things)), np.arange(64)[None].repeat(len(label_map), 0) < 32)
+
+
+def test_the_store_says_whose_masks_it_holds_and_is_no_other_detectors(
+    tmp_path: Path, tiny_store: PseudoLabelDataset
+) -> None:
+    out = PseudoLabelDataset(tmp_path / "store")
+    build_detector_labels(HalvesDetector(), tiny_store, out, tiny_store.features)
+    assert (out.read_config().proposals, out.read_config().detector) == ("detector", "ab" * 32)
+    assert out.codebook.read_bytes() == tiny_store.codebook.read_bytes()
+    with pytest.raises(ConfigError, match="detector differ"):
+        build_detector_labels(HalvesDetector("cd" * 32), tiny_store, out, tiny_store.features)
+
+
+def test_another_least_score_draws_others(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
+    out = PseudoLabelDataset(tmp_path / "store")
+    build_detector_labels(HalvesDetector(), tiny_store, out, tiny_store.features, least_score=0.95)
+    assert all(cluster > 3 for photo in out.read_photos() for cluster in photo.categories.values())

@@ -1,0 +1,239 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.errors import ConfigError
+from training.data.label_config import STEGO_PRESETS, CorrelationTerm, StegoConfig
+from training.data.photos import PhotoFile
+from training.pseudo_labels.stego import (
+    ClusterProbe,
+    CorrelationLosses,
+    FeatureBatch,
+    SampleCoords,
+    StegoHead,
+    TrainedStego,
+    correlation_loss,
+    correlation_losses,
+    crop_tokens,
+    nearest_neighbors,
+    sample_coords,
+    sample_features,
+    sample_shuffle,
+    train_stego,
+)
+
+TOLERANCE = 1e-6  # the golden's own: a recomputation in float64 differs by 2e-8
+SMALL, SHIPPED = STEGO_PRESETS["small"], STEGO_PRESETS["shipped"]
+REFERENCE = {
+    "cocostuff27_vit_base": STEGO_PRESETS["base"],
+    "cocostuff27_vit_small_1_31_22": SMALL,
+    "cocostuff27_vit_small_10_3": STEGO_PRESETS["small-10-3"],
+    "cityscapes_10_3": STEGO_PRESETS["cityscapes"],
+    "iaroa_default": SHIPPED,
+    "variant_no_pointwise": replace(SHIPPED, is_centred=False),
+    "variant_no_zero_clamp": replace(SHIPPED, is_clamped=False),
+    "variant_stabalize": replace(SHIPPED, is_capped=True),
+}
+
+
+def load(golden: Path) -> dict[str, Tensor]:
+    with np.load(golden / "stego" / "stego.npz") as stored:
+        return {name: torch.from_numpy(stored[name]) for name in stored}
+
+
+def correlate_stored(stored: dict[str, Tensor], config: StegoConfig) -> tuple[CorrelationLosses, Tensor, Tensor]:
+    codes, near_codes = (stored[name].clone().requires_grad_() for name in ("code", "code_pos"))
+    losses = correlation_losses(
+        FeatureBatch(features=stored["feats"], codes=codes),
+        FeatureBatch(features=stored["feats_pos"], codes=near_codes),
+        SampleCoords(first=stored["coords1"], second=stored["coords2"]),
+        stored["neg_perms"],
+        config,
+    )
+    return losses, codes, near_codes
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", REFERENCE)
+def test_losses_and_gradients_are_the_reference_s(golden: Path, name: str) -> None:
+    expected = json.loads((golden / "stego" / "expected.json").read_text())[name]
+    losses, codes, near_codes = correlate_stored(load(golden), REFERENCE[name])
+    total = losses.weigh(REFERENCE[name])
+    assert losses.itself.item() == pytest.approx(expected["pos_intra_loss"], abs=TOLERANCE)
+    assert losses.neighbour.item() == pytest.approx(expected["pos_inter_loss"], abs=TOLERANCE)
+    assert losses.stranger.item() == pytest.approx(expected["neg_inter_loss"], abs=TOLERANCE)
+    assert total.item() == pytest.approx(expected["total"], abs=TOLERANCE)
+    gradient, near_gradient = torch.autograd.grad(total, [codes, near_codes])
+    assert gradient.norm().item() == pytest.approx(expected["grad_code_norm"], abs=TOLERANCE)
+    assert near_gradient.norm().item() == pytest.approx(expected["grad_code_pos_norm"], abs=TOLERANCE)
+
+
+@pytest.mark.golden
+def test_the_gradient_is_the_reference_s_in_every_code(golden: Path) -> None:
+    stored = load(golden)
+    losses, codes, near_codes = correlate_stored(stored, SMALL)
+    gradient, near_gradient = torch.autograd.grad(losses.weigh(SMALL), [codes, near_codes])
+    assert (gradient - stored["grad_code"]).abs().max() < TOLERANCE
+    assert (near_gradient - stored["grad_code_pos"]).abs().max() < TOLERANCE
+
+
+@pytest.mark.golden
+def test_the_probe_is_the_reference_s(golden: Path) -> None:
+    stored = load(golden)
+    expected = json.loads((golden / "stego" / "expected.json").read_text())["cluster_probe"]
+    probe = ClusterProbe(27, 10)
+    probe.centroids.data.copy_(stored["probe_clusters"])
+    loss = probe(stored["probe_codes"])
+    assert loss.item() == pytest.approx(expected["loss_hard"], abs=TOLERANCE)
+    (gradient,) = torch.autograd.grad(loss, [probe.centroids])
+    assert (gradient - stored["probe_grad_clusters"]).abs().max() < TOLERANCE
+    cosines = probe.compare(stored["probe_codes"])
+    assert torch.equal(cosines.argmax(1), stored["probe_assign"].long())
+    assert torch.allclose((2 * cosines).log_softmax(1), stored["probe_logprob_alpha2"], atol=TOLERANCE)
+
+
+def test_like_features_pull_codes_together_and_unlike_ones_push_them_apart() -> None:
+    # Two points whose features are orthogonal, seen at the corners: cosines are 1 and 0, the shift lies between.
+    features = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+    corners = torch.tensor([[[[-1.0, 0.0]], [[1.0, 0.0]]]])
+    config = replace(SMALL, is_centred=False)
+
+    def loss(codes: list[list[float]]) -> float:
+        pictures = FeatureBatch(features=features, codes=torch.tensor(codes)[None, :, None]).look(corners)
+        return correlation_loss(pictures, pictures, CorrelationTerm(weight=1.0, shift=0.25), config).item()
+
+    assert loss([[1.0, 0.0], [0.0, 1.0]]) == pytest.approx(-(0.75 + 0.75) / 4)
+    assert loss([[1.0, 1.0], [0.0, 0.0]]) == pytest.approx(-(0.75 + 0.75 - 0.25 - 0.25) / 4)
+
+
+def test_corners_are_the_centres_of_the_outermost_cells_and_x_comes_first() -> None:
+    maps = torch.arange(6.0).reshape(1, 1, 2, 3)
+    points = torch.tensor([[[[-1.0, -1.0], [1.0, -1.0]], [[-1.0, 1.0], [0.0, 0.0]]]])
+    assert sample_features(maps, points)[0, 0].T.tolist() == [[0.0, 2.0], [3.0, 2.5]]
+
+
+def test_nobody_is_a_stranger_to_himself() -> None:
+    torch.manual_seed(0)
+    for _ in range(50):
+        order = sample_shuffle(5)
+        assert (order != torch.arange(5)).all()
+        assert set(order.tolist()) <= set(range(5))
+
+
+def test_points_lie_inside_the_picture() -> None:
+    points = sample_coords(3, 11)
+    for each in (points.first, points.second):
+        assert each.shape == (3, 11, 11, 2)
+        assert -1.0 <= each.min() < -0.9 < 0.9 < each.max() <= 1.0
+
+
+def test_the_probe_does_not_move_the_codes_and_the_head_drops_nothing_when_it_is_used() -> None:
+    torch.manual_seed(0)
+    head, probe = StegoHead(6, 4, dropout=0.5), ClusterProbe(3, 4)
+    features = torch.randn(2, 6, 5, 5)
+    probe(head(features)).backward()
+    assert all(parameter.grad is None for parameter in head.parameters())
+    assert probe.centroids.grad is not None
+    assert not torch.equal(head(features), head(features))
+    head.eval()
+    assert torch.equal(head(features), head(features))
+
+
+TINY = STEGO_PRESETS["tiny"]
+PHOTOS = [PhotoFile(path=Path(str(i)), name=str(i), digest=str(i), height=8, width=8) for i in range(4)]
+
+
+def read_tokens(photo: PhotoFile) -> np.ndarray:
+    """Left and right halves of two kinds, with a little noise of the photo's own."""
+    tokens = np.random.default_rng(int(photo.name)).normal(0, 0.1, (8, 8, 12)).astype(np.float32)
+    tokens[:, :4, 0] += 3
+    tokens[:, 4:, 1] += 3
+    return tokens
+
+
+def train(checkpoint: Path, *, steps: int, seed: int = 0) -> TrainedStego:
+    config = replace(TINY, steps=steps, checkpoint_every=3)
+    return train_stego(PHOTOS, read_tokens, 2, config, seed, checkpoint)
+
+
+def list_weights(stego: TrainedStego) -> list[torch.Tensor]:
+    return [*stego.head.state_dict().values(), torch.from_numpy(stego.centroids)]
+
+
+def test_crops_are_the_four_corners_and_the_middle_in_half_the_size() -> None:
+    tokens = np.arange(24).reshape(4, 6, 1)
+    assert [crop_tokens(tokens, place)[0, 0, 0] for place in range(5)] == [0, 3, 12, 15, 7]
+    assert crop_tokens(tokens, 4)[..., 0].tolist() == [[7, 8, 9], [13, 14, 15]]
+    assert crop_tokens(tokens[:1, :1], 3).shape == (1, 1, 1)
+
+
+def test_neighbours_are_the_nearest_others_by_angle() -> None:
+    angles = np.radians([0, 1, 3, 90, 92])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32) * [[1], [9], [1], [1], [5]]
+    assert nearest_neighbors(vectors.astype(np.float32), 1)[:, 0].tolist() == [1, 0, 1, 4, 3]
+    assert nearest_neighbors(vectors.astype(np.float32), 2)[0].tolist() == [1, 2]
+
+
+def test_nobody_is_his_own_neighbour_even_among_twins() -> None:
+    neighbours = nearest_neighbors(np.ones((9, 3), np.float32), 4)
+    assert all(place not in row for place, row in enumerate(neighbours.tolist()))
+    with pytest.raises(ConfigError, match="9 crops have no 9 neighbours"):
+        nearest_neighbors(np.ones((9, 3), np.float32), 9)
+
+
+def test_training_makes_codes_alike_within_a_kind_and_unlike_between_kinds(tmp_path: Path) -> None:
+    tokens = torch.from_numpy(read_tokens(PHOTOS[0])).permute(2, 0, 1)[None]
+
+    def measure(steps: int) -> tuple[float, float]:
+        head = train(tmp_path / f"{steps}.safetensors", steps=steps).head
+        codes = torch.nn.functional.normalize(head(tokens)[0].flatten(1), dim=0)
+        left = torch.arange(64) % 8 < 4
+        cosines = codes.T @ codes
+        return cosines[left][:, left].mean().item(), cosines[left][:, ~left].mean().item()
+
+    untrained, trained = measure(1), measure(150)
+    assert trained[0] > 0.95
+    assert trained[1] < min(0.5, untrained[1])
+
+
+def test_the_probe_s_centroids_move_towards_the_codes(tmp_path: Path) -> None:
+    tokens = torch.from_numpy(read_tokens(PHOTOS[1])).permute(2, 0, 1)[None]
+
+    def measure(steps: int) -> float:
+        stego = train(tmp_path / f"{steps}.safetensors", steps=steps)
+        assert np.linalg.norm(stego.centroids, axis=1) == pytest.approx(1.0, abs=1e-5)
+        codes = torch.nn.functional.normalize(stego.head(tokens)[0].flatten(1), dim=0).T.numpy()
+        return float((codes @ stego.centroids.T).max(1).mean())
+
+    assert measure(150) > measure(1) + 0.1
+
+
+def test_training_goes_on_where_it_was_and_ends_where_it_would_have(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole.safetensors", steps=5)
+
+    class Killed(Exception):
+        pass
+
+    reads = 0
+
+    def read_and_die(photo: PhotoFile) -> np.ndarray:
+        nonlocal reads
+        reads += 1
+        if reads > 1 + len(PHOTOS) + 4 * 4:  # the first, the neighbours, and four steps of two pairs
+            raise Killed
+        return read_tokens(photo)
+
+    config = replace(TINY, steps=5, checkpoint_every=3)
+    checkpoint = tmp_path / "cut.safetensors"
+    with pytest.raises(Killed):
+        train_stego(PHOTOS, read_and_die, 2, config, 0, checkpoint)
+    resumed = train_stego(PHOTOS, read_tokens, 2, config, 0, checkpoint)
+    for one, other in zip(list_weights(whole), list_weights(resumed), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ConfigError, match="other settings"):
+        train(checkpoint, steps=5, seed=1)
