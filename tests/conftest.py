@@ -48,8 +48,8 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """Stored outputs of the reference implementations."""
-    return find_folder("USEG_GOLDEN", "shared/golden")
+    """Stored outputs of the reference implementations: tests/golden, or the folder that USEG_GOLDEN names."""
+    return Path(os.environ.get("USEG_GOLDEN", REPOSITORY / "tests" / "golden"))
 
 
 @pytest.fixture(scope="session")
