@@ -111,7 +111,7 @@ def test_a_zoomed_round_is_as_steady_as_a_plain_one_and_is_another_store(
     assert asdict(teaching.steadiness) == pytest.approx(asdict(plain.steadiness), nan_ok=True)
     assert report.steadiness == teaching.steadiness
     assert (out.folder / "instances.json").read_bytes() != (second.folder / "instances.json").read_bytes()
-    with pytest.raises(ConfigError, match="relabelled differ"):
+    with pytest.raises(ConfigError, match="teacher_hash differ"):
         relabel(sure_run, tiny_store, tiny_store.features, out, PLAN)
 
 

@@ -105,10 +105,10 @@ def relabel(
         steadiness=known.steadiness if known else TtaConsistency(flip=0.0, scale=0.0, covered=0.0),
     )
     if out is not None:
-        predict_views = " zoomed" if plan.zooms else ""
+        suffix = " zoomed" if plan.zooms else ""
         out.lock_config(
             replace(
-                config, teacher_hash=f"{teaching.weights} at {teaching.share:g} on {teaching.labels}{predict_views}"
+                config, teacher_hash=f"{teaching.weights} at {teaching.share:g} on {teaching.labels}{suffix}"
             )
         )
     photos = store.read_photos()
