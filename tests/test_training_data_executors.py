@@ -154,7 +154,7 @@ def test_processes_end_with_the_one_that_began_them(tmp_path: Path, kind: signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from test_training_engines import Sleeper
+from test_training_data_executors import Sleeper
 from training.process_engine import MultiprocessExecutor
 if __name__ == "__main__":
     MultiprocessExecutor(2, 1).run(Sleeper(Path({str(tmp_path)!r})), "sleep", [[1], [2], [3]])

@@ -89,7 +89,7 @@ def test_token_layer_and_length_are_options(tmp_path: Path, tiny_encoder: Path) 
         "patch": {"crop_token": "patch"},
         "early": {"crop_layer": 1},
         "from the end": {"crop_layer": -3},
-        "unit": {"crop_normalised": True},
+        "unit": {"crop_l2_normalize": True},
     }.items():
         describer = CropEmbedder(encoder, replace(CONFIG, **change), tmp_path / "vectors")  # type: ignore[arg-type]
         assert describer.is_spherical == (name == "unit")

@@ -109,7 +109,7 @@ def test_what_only_the_codebook_needs_may_change_until_there_is_one(
     store = PseudoLabelDataset(tmp_path / "store")
     with pytest.raises(ConfigError, match="ask for fewer"):
         label_photos(scan, replace(config, thing_clusters=99), store, store.features)
-    with pytest.raises(ConfigError, match="cuts differ"):
+    with pytest.raises(ConfigError, match="maskcut_n differ"):
         store.lock_config(replace(config, maskcut_n=1))
     assert label_photos(scan, config, store, store.features).photos == 8
 
@@ -140,7 +140,7 @@ def test_a_folder_of_other_things_is_not_taken_for_a_store(
         ({"side_px": 54}, "multiple of 4"),
         ({"maskcut_n": 0}, "maskcut_n"),
         ({"threshold": 1.5}, "threshold"),
-        ({"most_inside": 1.5}, "most_inside"),
+        ({"max_stuff_in_things": 1.5}, "max_stuff_in_things"),
         ({"merge": "best"}, "published, improved"),
         ({"stuff": "maps"}, "folder of stuff maps"),
         ({"stuff": "maps", "maps": "m", "stuff_crf": True}, "maps have none"),

@@ -92,7 +92,7 @@ def test_the_probe_is_the_reference_s(golden: Path) -> None:
     assert loss.item() == pytest.approx(expected["loss_hard"], abs=TOLERANCE)
     (gradient,) = torch.autograd.grad(loss, [probe.centroids])
     assert (gradient - stored["probe_grad_clusters"]).abs().max() < TOLERANCE
-    cosines = probe.compare(stored["probe_codes"])
+    cosines = probe.similarities(stored["probe_codes"])
     assert torch.equal(cosines.argmax(1), stored["probe_assign"].long())
     assert torch.allclose((2 * cosines).log_softmax(1), stored["probe_logprob_alpha2"], atol=TOLERANCE)
 

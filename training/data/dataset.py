@@ -78,7 +78,7 @@ class PseudoLabelConfig(CodebookConfig, MaskDiscoveryConfig):
         if self.merge not in STUFF_MERGE_RULES:
             raise ConfigError(f"merge must be one of {', '.join(STUFF_MERGE_RULES)}, got {self.merge!r}")
         if not 0.0 <= self.max_stuff_in_things <= 1.0:
-            raise ConfigError(f"most_inside must lie in 0..1, got {self.max_stuff_in_things}")
+            raise ConfigError(f"max_stuff_in_things must lie in 0..1, got {self.max_stuff_in_things}")
         if self.stuff_crf and self.stuff == "maps":
             raise ConfigError("a dense CRF on stuff needs similarities, and maps have none: leave it out")
         if bool(self.detector) != (self.proposals == "detector"):

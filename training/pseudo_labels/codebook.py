@@ -66,7 +66,7 @@ class Codebook:
     def _list_arrays(self) -> dict[str, np.ndarray]:
         facts = {"format_version": FORMAT_VERSION, **asdict(self.config)}
         names = ["mean", "projection", "things", "stuff", "inside"]
-        names += ["parts", "salient", "least_scores"] if len(self.parts) else []
+        names += ["parts", "salient", "score_thresholds"] if len(self.parts) else []
         arrays = {each: getattr(self, each) for each in names}
         arrays |= {_HEAD + name: array for name, array in self.head.items()}
         arrays |= {_PROJECTIONS + name: array for name, array in asdict(self.views).items()} if self.views else {}

@@ -47,9 +47,9 @@ class ClusterProbe(nn.Module):
 
     def forward(self, codes: Float[Tensor, "B D h w"]) -> Float[Tensor, ""]:
         """Minus the mean cosine between a code and its nearest centroid."""
-        return -self.correlation_loss(codes.detach()).amax(1).mean()
+        return -self.similarities(codes.detach()).amax(1).mean()
 
-    def correlation_loss(self, codes: Float[Tensor, "B D h w"]) -> Float[Tensor, "B S h w"]:
+    def similarities(self, codes: Float[Tensor, "B D h w"]) -> Float[Tensor, "B S h w"]:
         """Cosines."""
         centroids = functional.normalize(self.centroids, dim=1)
         return torch.einsum("bdhw,sd->bshw", functional.normalize(codes, dim=1), centroids)
