@@ -61,7 +61,7 @@ class Settings:
     port: int = 8000
     """TCP port, 0..65535; 0 takes a free one."""
     max_batch_size: int = 1
-    """Most pictures in one run of the network, 1 or more; on a CPU more than 1 only adds waiting (LOG.md)."""
+    """Most pictures in one run of the network, 1 or more; on a CPU more than 1 only adds waiting (docs/experiments)."""
     max_queue_delay_ms: float = 2.0
     """Longest wait for a batch to fill, in milliseconds, 0 or more."""
     queue: int = 64

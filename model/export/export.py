@@ -44,7 +44,7 @@ PAPER_INPUT_SIZES = tuple(
 )
 """For a short side of 800 px: photos lie 0.99 times as large as at the paper's 800 to 1,333 px, on as many pixels."""
 TRANSFORMER_THRESHOLDS = Thresholds(mask=0.4, part=0.25)
-"""Of a mask transformer, which draws a little small, and at times several objects as one; see LOG.md."""
+"""Of a mask transformer, which draws a little small, and at times several objects as one; see docs/experiments."""
 _SCENES_PER_SIZE = 2
 
 

@@ -47,7 +47,7 @@ class AccuracyThresholds:
     """What is refused below.
 
     The bundled artifact in int8 measured 0.923 and 0.897 on 100 photos, and of 4,000 draws of 50 of them one in a
-    thousand lay below 0.839 and 0.853; a broken network measured 0.23 and 0.002 (LOG.md).
+    thousand lay below 0.839 and 0.853; a broken network measured 0.23 and 0.002 (docs/experiments).
     """
 
     clusters_equal: float = 0.8

@@ -36,7 +36,7 @@ def fiedler_vector(is_near: Bool[np.ndarray, "P P"]) -> Float[np.ndarray, "P"]:
     """The second smallest generalised eigenvector of a binary graph, of unit length, its largest entry positive.
 
     (D - W) x = l D x is solved as the second largest eigenvector of D^-1/2 W D^-1/2, the first being known, by Lanczos
-    iteration; LOG.md has the measured agreement with a dense solver, and the time.
+    iteration; docs/experiments has the measured agreement with a dense solver, and the time.
     """
     precision = np.float32 if len(is_near) > _LARGE else np.float64
     edges = is_near.astype(precision)
