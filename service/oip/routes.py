@@ -43,14 +43,14 @@ async def server_metadata(request: Request) -> Response:
 @router.get("/health/live")
 async def health_live() -> Response:
     """Whether the process answers at all."""
-    return JSONResponse({"health_live": True})
+    return JSONResponse({"live": True})
 
 
 @router.get("/health/ready", responses=NOT_READY)
 async def health_ready(request: Request) -> Response:
     """Whether pictures are taken; 503 if not."""
     is_ready = _is_ready(request)
-    return JSONResponse({"health_ready": is_ready}, 200 if is_ready else 503)
+    return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 
 async def model_statistics(request: Request) -> Response:
@@ -101,7 +101,7 @@ async def model_ready(request: Request) -> Response:
         _get_pipeline(request)
     except NotReady:
         is_ready = False
-    return JSONResponse({"name": request.path_params["name"], "health_ready": is_ready}, 200 if is_ready else 503)
+    return JSONResponse({"name": request.path_params["name"], "ready": is_ready}, 200 if is_ready else 503)
 
 
 @router.post("/repository/index", responses=document_errors(503))
