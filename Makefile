@@ -6,30 +6,33 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve retrain test test-slow lint audit clean
+.PHONY: help serve retrain test test-slow lint audit clean
 
-serve: $(VENV)/.service
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+serve: $(VENV)/.service  ## serve the bundled model on http://127.0.0.1:8000
 	@ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 exec $(BIN)/useg-serve
 
-retrain: $(VENV)/.dev  # PHOTOS=folder [REGISTRY=folder] [RETRAIN="--activate --truth SET"]
-	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/retrain.sh $(PHOTOS) $(REGISTRY) $(RETRAIN)
+retrain: $(VENV)/.dev  ## photos to a new version: PHOTOS=folder [REGISTRY=folder] [RETRAIN="--activate"]
+	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/retrain.sh "$(PHOTOS)" $(if $(REGISTRY),"$(REGISTRY)") $(RETRAIN)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev  ## run the tests, under 5 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal  # two processes beat two threads
 
-test-slow: $(VENV)/.dev  # exports, killed runs, whole command lines: what `make test` leaves out
+test-slow: $(VENV)/.dev  ## run the tests that `make test` leaves out: exports, killed runs, command lines
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-audit: $(BIN)/python  # asks PyPI which of the pinned versions have known holes
+audit: $(BIN)/python  ## ask PyPI which of the pinned versions have known vulnerabilities
 	$(PIP) pip-audit
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-clean:
+clean:  ## remove the environment
 	rm -rf $(VENV)
 
 $(BIN)/python:
