@@ -1,7 +1,7 @@
-"""Every error useg raises on purpose.
+"""Every error that useg raises on purpose.
 
 UsegError
-├─ InputError            the caller's fault
+├─ InputError             a request or argument that no retry can fix
 │  ├─ ImageTooLarge
 │  │  └─ TooManyPixels
 │  ├─ InvalidImage
@@ -13,95 +13,95 @@ UsegError
 │  ├─ ClusterNotFound
 │  ├─ PreconditionFailed
 │  ├─ Unauthorized
-│  ├─ Forbidden
+│  ├─ PermissionDenied
 │  ├─ ModelNotFound
 │  └─ RegistryConflict
-├─ Busy                  the queue is full: come back later
-│  └─ RateLimited        this caller asked too often
-├─ NotReady              the service is not warm, or is being restarted
-│  └─ Draining           it is going away
+├─ QueueFull              retry later
+│  └─ RateLimited
+├─ NotReady
+│  └─ ShuttingDown
 ├─ DeadlineExceeded
-├─ ArtifactError         refused at load
+├─ ArtifactError          an artifact that is not loaded
 │  ├─ ContractMismatch
 │  ├─ ParityError
-│  └─ InvalidSignature
-├─ InferenceError        a network that failed on a picture, or gave numbers that are none
-├─ InvalidCategoryNames            names of clusters that cannot be read, kept or applied
-├─ LabelStoreError       a label file that does not hold what it says
-├─ CheckpointError       weights that do not fit the network they were given for
-├─ TrainingError         a fit that cannot go on
-├─ RegistryError         a registry's folder that does not hold what it should
-└─ ConfigError           options that contradict each other or do not exist
-   └─ BackendUnavailable a backend that this machine does not have
+│  └─ SignatureError
+├─ InferenceError
+├─ InvalidCategoryNames
+├─ LabelStoreError
+├─ CheckpointError
+├─ TrainingError
+├─ RegistryError
+└─ ConfigError
+   └─ BackendUnavailable
 """
 
 
 class UsegError(Exception):
-    """The message says what was given, what was expected and what to do, on one line."""
+    """Base class. The message is one line: what was given, what was expected and what to do."""
 
 
 class InputError(UsegError):
-    """The caller sent something that no retry will mend."""
+    """Invalid input: the same request fails again."""
 
 
 class ImageTooLarge(InputError):
-    """More bytes or pixels than the stated limit."""
+    """An image or request body above its size limit."""
 
 
 class TooManyPixels(ImageTooLarge):
-    """A header that promises more pixels than the stated limit; nothing was decoded."""
+    """An image whose header declares more pixels than the limit; nothing was decoded."""
 
 
 class InvalidImage(InputError):
-    """Bytes that are not a whole picture in a format we read."""
+    """Bytes that are not a complete image in a supported format."""
 
 
 class UnsupportedMediaType(InputError):
-    """A request body or a wished answer in a media type we do not speak."""
+    """A request body in a media type that is not supported."""
 
 
 class NotAcceptable(UnsupportedMediaType):
-    """None of the media types that the caller accepts is one we answer in."""
+    """None of the media types in the client's Accept header is available."""
 
 
 class InvalidParameter(InputError):
-    """A parameter outside its range, unknown or missing."""
+    """A parameter that is unknown, missing or out of range."""
 
 
 class UrlInputUnsupported(InputError):
-    """An address where a picture was expected: the service fetches nothing."""
+    """A URL in place of an image: the service does not download images."""
 
 
 class HeadersTooLarge(InputError):
-    """More headers, or longer ones, than the stated limit."""
+    """Request headers above the limit in number or size."""
 
 
 class ClusterNotFound(InputError):
-    """A cluster that the model does not have."""
+    """A cluster id that the model does not have."""
 
 
 class PreconditionFailed(InputError):
-    """A change to a revision that is no longer the last."""
+    """An update of a revision that is no longer the latest."""
 
 
 class Unauthorized(InputError):
-    """No API key, or one that is not known."""
+    """A missing or unknown API key."""
 
 
 class PermissionDenied(InputError):
-    """A caller who is known, or need not be, and may not do this."""
+    """A client that may not do what it requests."""
 
 
 class ModelNotFound(InputError):
-    """A model, or a version of one, that there is not."""
+    """A model or model version that does not exist."""
 
 
 class RegistryConflict(InputError):
-    """A change that does not fit what the registry holds."""
+    """A change that contradicts the state of the registry."""
 
 
 class QueueFull(UsegError):
-    """The bounded queue is full; `retry_after_s` is computed from its depth and recent service times."""
+    """The request queue is full; `retry_after_s` is estimated from its length and recent inference times."""
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message)
@@ -109,64 +109,64 @@ class QueueFull(UsegError):
 
 
 class RateLimited(QueueFull):
-    """This caller asked more often than it may; others are served."""
+    """This client exceeded its rate limit."""
 
 
 class NotReady(UsegError):
-    """The model is still warming up, or is being restarted."""
+    """The model is still loading, or is being restarted."""
 
 
 class ShuttingDown(NotReady):
-    """The service finishes what it has, and takes no more."""
+    """The service finishes the requests it has and accepts no more."""
 
 
 class DeadlineExceeded(UsegError):
-    """The answer would come after the caller's time limit."""
+    """The response cannot be ready before the request's deadline."""
 
 
 class ArtifactError(UsegError):
-    """An artifact with a file missing, changed or wrong; nothing of it is loaded."""
+    """An artifact with a missing, changed or invalid file."""
 
 
 class ContractMismatch(ArtifactError):
-    """A contract of another version, or one that its network does not keep."""
+    """A contract with an unsupported format version or invalid content, or a network that differs from its contract."""
 
 
 class ParityError(ArtifactError):
-    """The same input gave different answers where one answer is promised."""
+    """Two sessions that must agree gave different outputs for the same input."""
 
 
-class InvalidSignature(ArtifactError):
-    """An artifact without a signature by one of the keys that are trusted."""
+class SignatureError(ArtifactError):
+    """An artifact without a signature by a trusted key."""
 
 
 class InferenceError(UsegError):
-    """A network that failed on a picture, or gave numbers that are none."""
+    """A network that failed on an image, or returned values that are not finite."""
 
 
 class InvalidCategoryNames(UsegError):
-    """Names of clusters that cannot be read, kept or applied; what was there is left as it was."""
+    """Names of clusters that cannot be read, written or applied; the stored names are unchanged."""
 
 
 class LabelStoreError(UsegError):
-    """A label store that is missing, incomplete or inconsistent."""
+    """A dataset of pseudo-labels that is missing, incomplete or inconsistent."""
 
 
 class CheckpointError(UsegError):
-    """Weights with missing, unexpected or misshapen tensors; the message names them."""
+    """Weights with missing, unexpected or wrongly shaped tensors; the message names them."""
 
 
 class TrainingError(UsegError):
-    """A fit that cannot go on, such as a loss that is not finite."""
+    """A training run that cannot continue, for example after a loss that is not finite."""
 
 
 class RegistryError(UsegError):
-    """A registry's folder that cannot be read or written, or holds something else."""
+    """A registry folder that cannot be read or written, or has unexpected content."""
 
 
 class ConfigError(UsegError):
-    """Options that do not exist or contradict each other."""
+    """Options that are unknown, out of range or contradictory."""
 
 
 class BackendUnavailable(ConfigError):
-    """A backend that this machine, or what is installed on it, does not have; the message says what to install."""
+    """A backend that is not installed or not supported on this machine; the message says what to install."""

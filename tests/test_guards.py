@@ -92,10 +92,8 @@ def stack(*names: str) -> dict[str, set[str]]:
 
 FLOORS = {
     "model": {
-        **stack("networks", "checkpoints", "backends", "export"),
-        "registry": set(),
-        "formats": set(),
-        "postprocessing": set(),
+        **stack("postprocessing", "formats", "networks", "checkpoints", "backends", "export"),
+        "registry": {"postprocessing"},
     },
     "training": {
         **stack("data", "trainer", "pseudo_labels", "evaluation"),

@@ -41,7 +41,7 @@ OTHER = replace(CONTRACT, version="4", files={"network.onnx": "cd" * 32})
 EDIT_IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from test_model_glossary import CONTRACT, rename
+from test_model_category_names import CONTRACT, rename
 for edit in range(4):
     rename(Path(sys.argv[1]), int(sys.argv[2]), f"{sys.argv[2]} {edit}")
 """

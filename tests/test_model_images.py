@@ -368,7 +368,7 @@ PAPER = [
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "canvas", "size"),
+    ("height", "width", "input_size", "size"),
     [
         (480, 640, (800, 1088), (800, 1068)),  # 4 : 3 is 1066.7 wide; 4 divides 1068
         (640, 480, (1088, 800), (1068, 800)),

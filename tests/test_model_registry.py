@@ -159,7 +159,7 @@ def test_unknown_models_and_versions_are_told_with_what_there_is(registry: Regis
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from model.registry import registry
+from model.registry import versions as registry
 
 def die(source, target):
     Path(target).write_bytes(b"half")

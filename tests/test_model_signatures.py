@@ -8,7 +8,7 @@ import pytest
 from fake_registry import make_registry, write_artifact
 
 from model.contract import CONTRACT_FILE
-from model.errors import ConfigError, InvalidSignature, RegistryConflict
+from model.errors import ConfigError, RegistryConflict, SignatureError
 from model.registry.signatures import (
     SIGNATURE_FILE,
     TrustedKey,
@@ -44,17 +44,17 @@ def test_one_by_another_key_or_under_another_contract_does_not(tmp_path: Path, a
     trusted = trust(tmp_path, "alice")
     create_signing_key(tmp_path / "eve", "alice")
     sign_artifact(artifact, tmp_path / "eve", "alice")
-    with pytest.raises(InvalidSignature, match="not trusted"):
+    with pytest.raises(SignatureError, match="not trusted"):
         verify_signature(artifact, trusted)
     sign_artifact(artifact, tmp_path / "alice", "alice")
     contract = artifact / CONTRACT_FILE
     contract.write_text(contract.read_text().replace("tomato", "potato"))
-    with pytest.raises(InvalidSignature, match="of another contract"):
+    with pytest.raises(SignatureError, match="of another contract"):
         verify_signature(artifact, trusted)
 
 
 def test_an_artifact_without_a_signature_is_refused(tmp_path: Path, artifact: Path) -> None:
-    with pytest.raises(InvalidSignature, match="is not signed"):
+    with pytest.raises(SignatureError, match="is not signed"):
         verify_signature(artifact, trust(tmp_path, "alice"))
 
 
@@ -63,7 +63,7 @@ def test_an_artifact_without_a_signature_is_refused(tmp_path: Path, artifact: Pa
 )
 def test_a_file_that_is_no_signature_is_refused(tmp_path: Path, artifact: Path, content: bytes) -> None:
     (artifact / SIGNATURE_FILE).write_bytes(content)
-    with pytest.raises(InvalidSignature):
+    with pytest.raises(SignatureError):
         verify_signature(artifact, trust(tmp_path, "alice"))
 
 
@@ -72,7 +72,7 @@ def test_a_signature_of_the_wrong_length_is_refused(tmp_path: Path, artifact: Pa
     sign_artifact(artifact, tmp_path / "alice", "alice")
     content = json.loads((artifact / SIGNATURE_FILE).read_text())
     (artifact / SIGNATURE_FILE).write_text(json.dumps(content | {"signature": "AAAA"}))
-    with pytest.raises(InvalidSignature):
+    with pytest.raises(SignatureError):
         verify_signature(artifact, trusted)
 
 

@@ -6,7 +6,7 @@ import pytest
 from fake_registry import NAME, make_registry, open_artifact, write_artifact
 
 from model.contract import Contract
-from model.errors import ArtifactError, InvalidSignature, RegistryError
+from model.errors import ArtifactError, RegistryError, SignatureError
 from model.registry.signatures import create_signing_key, sign_artifact
 from model.registry.versions import Registry
 from service.rollout.model_repository import SingleModelSource
@@ -30,7 +30,7 @@ def test_what_nobody_trusted_has_signed_is_not_opened(tmp_path: Path) -> None:
     artifact = write_artifact(tmp_path / "artifact", "1")
     (tmp_path / "trusted").write_text(create_signing_key(tmp_path / "key", "alice"))
     opener = make_artifact_loader(Settings(trusted_keys_file=tmp_path / "trusted"))
-    with pytest.raises(InvalidSignature, match="is not signed"):
+    with pytest.raises(SignatureError, match="is not signed"):
         opener(artifact)
     sign_artifact(artifact, tmp_path / "key", "alice")
     with pytest.raises(ArtifactError, match="refused by ONNX Runtime"):  # signed: its network is what is wrong now

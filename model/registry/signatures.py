@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model.contract import CONTRACT_FILE
-from model.errors import ArtifactError, BackendUnavailable, ConfigError
+from model.errors import ArtifactError, BackendUnavailable, ConfigError, SignatureError
 from model.files import atomic_write
 
 SIGNATURE_FILE = "contract.sig"
@@ -86,7 +86,7 @@ def read_trusted_keys(path: Path) -> tuple[TrustedKey, ...]:
 
 
 def verify_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
-    """The name of the trusted key that signed the contract. Raises InvalidSignature if none did."""
+    """The name of the trusted key that signed the contract. Raises SignatureError if none did."""
     ed25519, _ = _load_cryptography()
     from cryptography.exceptions import InvalidSignature
 
@@ -94,19 +94,19 @@ def verify_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
     try:
         content: Any = json.loads(path.read_bytes())
         if (content["format_version"], content["algorithm"]) != (FORMAT_VERSION, "ed25519"):
-            raise InvalidSignature(f"{path} is of another format, this release reads ed25519 in version 1")
+            raise SignatureError(f"{path} is of another format, this release reads ed25519 in version 1")
         signature = base64.b64decode(content["signature"], validate=True)
     except FileNotFoundError as error:
-        raise InvalidSignature(f"{artifact} is not signed, and signatures are required") from error
+        raise SignatureError(f"{artifact} is not signed, and signatures are required") from error
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise InvalidSignature(f"{path} is no signature: {error!r}") from error
+        raise SignatureError(f"{path} is no signature: {error!r}") from error
     for key in trusted:
         try:
             ed25519.Ed25519PublicKey.from_public_bytes(key.public).verify(signature, _CONTEXT + _read(artifact))
         except InvalidSignature:
             continue
         return key.name
-    raise InvalidSignature(f"{path} is of another contract, or by a key that is not trusted")
+    raise SignatureError(f"{path} is of another contract, or by a key that is not trusted")
 
 
 def _read(artifact: Path) -> bytes:
