@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Builds the TensorRT engine of an artifact for this machine's GPU, where useg-serve --backend tensorrt looks for it.
+# Builds the TensorRT engine of an artifact for this machine's GPU, in the folder where `useg serve --backend tensorrt`
+# looks for it.
 # Usage: deploy/engine.sh [--fp16] [--engines DIR] [--tensorrt VERSION] ARTIFACT
-#   --fp16      the artifact was exported with --precision fp16: layers keep the types that it gives them
-#   --engines   the folder of all engines (~/.cache/useg/engines)
-#   --tensorrt  TensorRT's version, instead of what its library says
-# Needs trtexec, nvidia-smi, and a python with useg[service-gpu] and onnx (PYTHON, or python3).
+#   --fp16      required for an artifact exported with --precision fp16: layers keep the types in its graph
+#   --engines   folder of all engines (default: ~/.cache/useg/engines)
+#   --tensorrt  version of TensorRT, for example 101303 (default: read from its library)
+# Requires trtexec, nvidia-smi, and a Python with useg[service-gpu] and onnx ($PYTHON, default: python3).
 set -euo pipefail
 
 fail() {
@@ -13,10 +14,10 @@ fail() {
 }
 
 usage="usage: deploy/engine.sh [--fp16] [--engines DIR] [--tensorrt VERSION] ARTIFACT"
-asked=fp32 engines="" version="" artifact=""
+precision=fp32 engines="" version="" artifact=""
 while (($#)); do
   case $1 in
-    --fp16) asked=fp16 ;;
+    --fp16) precision=fp16 ;;
     --engines) engines=${2:?$usage} && shift ;;
     --tensorrt) version=${2:?$usage} && shift ;;
     -*) echo "$usage" >&2 && exit 2 ;;
@@ -28,38 +29,39 @@ done
 python=${PYTHON:-python3}
 command -v trtexec >/dev/null || fail "trtexec was not found: install TensorRT 10, or run this in NVIDIA's TensorRT image"
 
-# The service computes folder and shapes with the same functions.
-plan=$("$python" - "$artifact" "$asked" "$engines" "$version" <<'PYTHON'
+# The service computes the folder and the shapes with the same functions.
+plan=$("$python" - "$artifact" "$precision" "$engines" "$version" <<'PYTHON'
 import sys
 from pathlib import Path
 
 from model.contract import read_contract
-from model.backends.tensorrt import find_engines, inspect_machine, name_folder
+from model.backends.tensorrt import default_engine_cache, detect_engine_key, engine_folder
 from model.errors import UsegError
-from model.backends.providers import make_profile, render_shapes
+from model.backends.onnx_runtime import format_shapes, make_optimization_profile
 
-artifact, asked, engines, version = sys.argv[1:]
+artifact, requested, engines, version = sys.argv[1:]
 try:
     contract = read_contract(Path(artifact))
     precision = contract.precision
-    if (precision == "fp16") != (asked == "fp16"):
-        sys.exit(f"engine.sh: {artifact} computes in {precision}: --fp16 goes with export's --precision fp16 alone")
-    folder = name_folder(Path(engines) if engines else find_engines(), contract, inspect_machine(version), precision)
+    if (precision == "fp16") != (requested == "fp16"):
+        sys.exit(f"engine.sh: {artifact} computes in {precision}: give --fp16 only for an artifact of precision fp16")
+    cache = Path(engines) if engines else default_engine_cache()
+    folder = engine_folder(cache, contract, detect_engine_key(version), precision)
 except UsegError as error:
     sys.exit(f"engine.sh: {error}")
-profile = make_profile(contract)
-print(folder, *(render_shapes(shapes) for shapes in (profile.least, profile.best, profile.most)), sep="\n")
+profile = make_optimization_profile(contract)
+print(folder, *(format_shapes(shapes) for shapes in (profile.min, profile.opt, profile.max)), sep="\n")
 PYTHON
 )
-{ read -r folder && read -r least && read -r best && read -r most; } <<<"$plan"
+{ read -r folder && read -r min && read -r opt && read -r max; } <<<"$plan"
 
 mkdir -p "$folder"
 types=--noTF32
-[[ $asked == fp32 ]] || types=--stronglyTyped
+[[ $precision == fp32 ]] || types=--stronglyTyped
 trtexec --onnx="$artifact/network.onnx" --saveEngine="$folder/network.engine.part" "$types" --skipInference \
-  --minShapes="$least" --optShapes="$best" --maxShapes="$most" --timingCacheFile="$folder/timing.cache" >&2 ||
+  --minShapes="$min" --optShapes="$opt" --maxShapes="$max" --timingCacheFile="$folder/timing.cache" >&2 ||
   fail "trtexec failed: see above"
 mv "$folder/network.engine.part" "$folder/network.engine"
-"$python" -c 'import sys; from pathlib import Path; from model.backends.tensorrt import wrap_engine
-wrap_engine(Path(sys.argv[1]) / "network.onnx", Path(sys.argv[2]))' "$artifact" "$folder"
+"$python" -c 'import sys; from pathlib import Path; from model.backends.tensorrt import make_ep_context_model
+make_ep_context_model(Path(sys.argv[1]) / "network.onnx", Path(sys.argv[2]))' "$artifact" "$folder"
 echo "$folder/network.engine"

@@ -73,7 +73,7 @@ def test_fp32_is_not_rounded_to_tf32_on_a_gpu() -> None:
 
 
 def test_a_build_without_the_backend_is_told_with_what_to_install() -> None:
-    with pytest.raises(BackendUnavailable, match=r"backend cuda: .* with CPUExecutionProvider alone: .*service-gpu"):
+    with pytest.raises(BackendUnavailable, match=r"backend cuda: .* has CPUExecutionProvider alone: .*service-gpu"):
         require_provider_available("cuda", ["CPUExecutionProvider"])
     require_provider_available("cuda", ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"])
 

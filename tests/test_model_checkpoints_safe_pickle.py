@@ -115,7 +115,7 @@ def test_a_pickle_that_calls_something_is_refused_by_name_and_runs_nothing(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (FAMILIES["u2seg"], "it names (copy_?reg._reconstructor|model.checkpoints.detectron2.Family)"),
+        (FAMILIES["u2seg"], "it names (copy_?reg._reconstructor|model.checkpoints.detectron2.CheckpointFamily)"),
         (np.array([{}, None]), "its arrays hold 'O8': expected plain numbers"),
         (np.array(["text"]), "its arrays hold 'U4'"),
         (np.zeros(2, [("a", "f4")]), "its arrays hold 'V4'"),

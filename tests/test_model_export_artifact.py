@@ -53,7 +53,7 @@ def test_a_cascade_takes_several_canvases_in_one_graph(tiny_cascade_artifact: Pa
         assert min(answer.scores.max() for answer in answers) > 0.3
 
 
-@pytest.mark.parametrize("canvas", [InputSize(height_px=60, width_px=96), InputSize(height_px=0, width_px=32)])
+@pytest.mark.parametrize("input_size", [InputSize(height_px=60, width_px=96), InputSize(height_px=0, width_px=32)])
 def test_a_canvas_that_the_pyramid_cannot_halve_is_refused(
     tmp_path: Path, tiny_cascade_run: Path, input_size: InputSize
 ) -> None:

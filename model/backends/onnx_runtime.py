@@ -94,7 +94,7 @@ def list_tensorrt_providers(profile: OptimizationProfile, precision: Precision, 
 
 
 def require_provider_available(backend: OnnxBackend, available: Sequence[str]) -> None:
-    """Raise BackendUnavailable if this ONNX Runtime hasout the backend.
+    """Raise BackendUnavailable if this ONNX Runtime lacks the backend.
 
     Asked for it all the same, some versions would warn, some raise.
     """
