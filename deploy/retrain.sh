@@ -45,7 +45,7 @@ read -ra gate_options <<<"${GATE_OPTIONS:-}"
 
 find_active() { # the version that is served, if any
     [[ -d $registry ]] || return 0
-    useg-model registry list "$registry" | python3 -c '
+    useg registry list "$registry" | python3 -c '
 import json, sys
 found = {each["name"]: each["active"] for each in json.load(sys.stdin)["models"]}
 print(found.get(sys.argv[1]) or "")' "$model"
@@ -169,7 +169,7 @@ describe_carried() { # in one line
 import json, sys
 told = json.load(open(sys.argv[1]))
 lost = ", ".join(told["lost"]) or "none"
-print(told["carried"], "of", len(told["clusters"]), "clusters seen get a name; names that find no cluster:", lost)' "$1"
+print(told["transferred"], "of", len(told["clusters"]), "clusters seen get a name; names that find no cluster:", lost)' "$1"
 }
 
 keep_config
@@ -184,20 +184,20 @@ stage fit "labels to weights, from $origin; losses in $run/run/curves.png" fit
 weights=$run/run labels=$run/store
 ((rounds == 0)) || train_self
 stage export "weights to an artifact, which must answer as they do" \
-    useg-model export "$weights" --out "$artifact" --name "$model" --version "$version" --photos "$photos" \
+    useg export "$weights" --out "$artifact" --name "$model" --version "$version" --photos "$photos" \
     "${export_options[@]}"
-stage reference "what its answers look like, to tell drift by" useg-model reference "$artifact" --photos "$photos"
+stage reference "what its answers look like, to tell drift by" useg drift-reference "$artifact" --photos "$photos"
 if [[ -n $truth ]]; then
     stage match "labelled pictures to names for clusters" \
         useg-train match "$artifact" --truth "$truth" "${truth_options[@]}" --out "$run/names.json"
-    stage name "those names into the artifact" useg-model name "$artifact" "$run/names.json"
+    stage name "those names into the artifact" useg names apply "$artifact" "$run/names.json"
     stage eval "scores, each half of the set naming the other's clusters; $run/report/report.html" \
         useg-train eval "$artifact" --truth "$truth" "${truth_options[@]}" --out "$run/report"
 fi
 if [[ -n $active ]]; then
     what=${truth:+names that people gave} what=${what:-all names, there being no labelled set}
     stage carry "$what, from version $active by agreement on the photos" \
-        useg-model carry "$served" "$artifact" --photos "$photos" --out "$run/carried.json" ${truth:+--given} \
+        useg names transfer "$served" "$artifact" --photos "$photos" --out "$run/carried.json" ${truth:+--user-names-only} \
         "${carry_options[@]}"
     tell carry "$(describe_carried "$run/carry.json"); each in $run/carry.json"
     stage before "version $active on some photos, $run/before.jpg" \
@@ -221,14 +221,14 @@ else
 fi
 
 [[ -d $registry/$model/$version ]] ||
-    stage add "into the registry" useg-model registry add "$registry" "$artifact" --model "$model" --version "$version"
+    stage add "into the registry" useg registry add "$registry" "$artifact" --model "$model" --version "$version"
 [[ -z $active ]] ||
     stage import "the carried names beside it" \
-        useg-model glossary import "$registry/$model/$version" "$run/carried.json"
+        useg names apply "$registry/$model/$version" "$run/carried.json"
 why=(--model "$model" --reason "retrained from $(basename "$photos")")
 case $role in
-    activate) stage activate "served from now on" useg-model registry activate "$registry" "$version" "${why[@]}" ;;
+    activate) stage activate "served from now on" useg registry activate "$registry" "$version" "${why[@]}" ;;
     canary) stage canary "served to $share of the callers" \
-        useg-model registry canary "$registry" "$version" --share "$share" "${why[@]}" ;;
+        useg registry canary "$registry" "$version" --traffic-fraction "$share" "${why[@]}" ;;
 esac
-finish "version $version is in the registry; \`useg-model registry\` can activate it, or what was there before" 0
+finish "version $version is in the registry; \`useg registry\` can activate it, or what was there before" 0

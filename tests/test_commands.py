@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from model import __main__ as model_main
 from service import cli as service_main
 from training import __main__ as training_main
 from training.data.dataset import PseudoLabelDataset, read_label_map
@@ -39,7 +38,7 @@ def run(package: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def expect_error(ended: subprocess.CompletedProcess[str], *words: str) -> None:
     last = ended.stderr.strip().splitlines()[-1]
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert last.startswith(("useg-train: ", "useg-model: "))
+    assert last.startswith(("useg-train: ", "useg: "))
     assert all(word in last for word in words), last
     assert "Traceback" not in ended.stderr
 
@@ -60,7 +59,7 @@ def test_photos_become_labels_a_run_an_artifact_and_masks(tmp_path: Path, tiny_e
     assert fitted.returncode == 0, fitted.stderr
     assert json.loads(fitted.stdout)["step"] == 4
 
-    exported = run("model", "export", result, "--out", artifact, "--photos", photos, "--score", 0)
+    exported = run("model", "export", result, "--out", artifact, "--photos", photos, "--score-threshold", 0)
     assert exported.returncode == 0, exported.stderr
 
     checked = run("model", "check", artifact)
@@ -140,7 +139,7 @@ def test_an_artifact_in_int8_is_checked_shown_and_scored(tmp_path: Path, tiny_ar
     content["thresholds"]["stuff_area"] = 0.2  # small stuff, after four steps of training, is noise in any precision
     (source / "contract.json").write_text(json.dumps(content))
 
-    quantised = run("model", "quantise", source, "--photos", photos, "--out", out, "--count", 40)
+    quantised = run("model", "quantize", source, "--photos", photos, "--out", out, "--max-photos", 40)
     assert quantised.returncode == 0, quantised.stderr
     assert json.loads(quantised.stdout)["fidelity"]["photos"] == 50
 
@@ -177,14 +176,14 @@ def test_a_published_checkpoint_becomes_a_run_or_one_line(tmp_path: Path) -> Non
     source, out = tmp_path / "cups.ckpt", tmp_path / "run"
     weights = load_file(tiny.write_cascade_run(tmp_path / "drawn") / "weights.safetensors")
     torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in weights.items()}}, source)
-    imported = run("model", "import", source, "--as", "cups", "--clusters", 3, "--out", out)
+    imported = run("model", "import", source, "--format", "cups", "--clusters", 3, "--out", out)
     assert imported.returncode == 0, imported.stderr
     report = json.loads(imported.stdout)
     assert (report["shape"]["thing_clusters"], report["checkpoint"]["family"]) == (3, "CUPS")
     files = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def refuse(source: Path, *words: str, family: str = "cups", clusters: int = 3) -> None:
-        command = ("model", "import", source, "--as", family, "--clusters", clusters, "--out", out)
+        command = ("model", "import", source, "--format", family, "--clusters", clusters, "--out", out)
         expect_error(run(*command), source.name, *words)
 
     refuse(source, "3 thing clusters, not 800", clusters=800)
@@ -199,7 +198,7 @@ def test_a_published_checkpoint_becomes_a_run_or_one_line(tmp_path: Path) -> Non
 
 def test_an_encoder_is_imported_to_a_file_that_labelling_takes(tmp_path: Path, tiny_encoder: Path) -> None:
     out = tmp_path / "encoder.safetensors"
-    imported = run("model", "import", tiny_encoder.as_uri(), "--as", "encoder", "--out", out)
+    imported = run("model", "import", tiny_encoder.as_uri(), "--format", "encoder", "--out", out)
     assert imported.returncode == 0, imported.stderr
     assert json.loads(imported.stdout)["kind"] == "vision transformer"
     assert load_file(out).keys() == load_file(tiny_encoder).keys()
@@ -285,8 +284,8 @@ def test_a_contact_sheet_shows_a_store(tmp_path: Path, tiny_store: PseudoLabelDa
 
 def test_wrong_usage_ends_with_status_2(tiny_store: PseudoLabelDataset, tmp_path: Path) -> None:
     assert run("model", "segmnt").returncode == 2
-    assert "--clusters is required" in run("model", "import", "a.pth", "--as", "u2seg", "--out", tmp_path).stderr
-    command = ("model", "import", "a.pth", "--out", tmp_path, "--clusters", 3, "--as")
+    assert "--clusters is required" in run("model", "import", "a.pth", "--format", "u2seg", "--out", tmp_path).stderr
+    command = ("model", "import", "a.pth", "--out", tmp_path, "--clusters", 3, "--format")
     assert [run(*command, family).returncode for family in ("encoder", "u2segg")] == [2, 2]
     assert run("training", "fit").returncode == 2
     assert run("training", "--threads", "0", "fit", tiny_store.folder, "--out", tmp_path / "run").returncode == 2
@@ -305,18 +304,6 @@ COMPARISON = (
     "--vote-stuff-iou"
 )
 SURFACE = {
-    ("model",): "--threads import export check name glossary carry reference quantise segment bench "
-    "registry sign new-key",
-    ("model", "import"): "--as --clusters --out",
-    ("model", "export"): "--out --name --version --photos --score --part --precision --canvas",
-    ("model", "check"): "--backend",
-    ("model", "name"): "",
-    ("model", "glossary"): "list set export import undo",
-    ("model", "carry"): "--photos --out --count --share --margin --pictures --given",
-    ("model", "reference"): "--photos --count --backend",
-    ("model", "bench"): "--backend --batch --rounds --peak-tflops",
-    ("model", "quantise"): "--photos --out --count",
-    ("model", "segment"): "--backend --out --task",
     ("training",): "--threads label fit finetune relabel rounds recluster compose show match name gate compare eval",
     (
         "training",
@@ -342,17 +329,6 @@ SURFACE = {
     "--drift --out",
     ("training", "compare"): f"{COMPARISON} --with",
     ("training", "eval"): f"{COMPARISON} --names --same-set --engine --workers --shard --out",
-    ("model", "registry"): "list add activate shadow canary promote rollback remove",
-    ("model", "registry", "list"): "",
-    ("model", "registry", "add"): "--model --version --by",
-    ("model", "registry", "activate"): "--model --by --reason",
-    ("model", "registry", "shadow"): "--share --model --by --reason",
-    ("model", "registry", "canary"): "--share --model --by --reason",
-    ("model", "registry", "promote"): "--model --by --reason",
-    ("model", "registry", "rollback"): "--model --by --reason",
-    ("model", "registry", "remove"): "--model --by --reason",
-    ("model", "sign"): "--key --name",
-    ("model", "new-key"): "--name",
     (
         "service",
     ): "--artifact --category-names-file --registry --default-model --trusted-keys-file --registry-poll-interval-s
@@ -368,7 +344,6 @@ SURFACE = {
 
 
 PARSERS = {
-    "model": model_main.build_parser,
     "training": training_main.build_parser,
     "service": service_main.make_parser,
 }

@@ -55,11 +55,11 @@ def test_threads_that_ask_at_once_get_their_own_answers(tiny_artifact: Path) -> 
 
 
 def test_where_openvino_is_missing_one_line_says_what_to_install(tiny_artifact: Path) -> None:
-    code = "import sys; sys.modules['openvino'] = None; from model.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['openvino'] = None; from model.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "check", str(tiny_artifact), "--backend", "openvino"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == "useg-model: backend openvino: openvino is not installed: install useg[openvino]\n"
+    assert ended.stderr == "useg: backend openvino: openvino is not installed: install useg[openvino]\n"
 
 
 WATCH = """

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from model.__main__ import main
+from model.cli import main
 from model.contract import read_contract
 from training.__main__ import main as train
 
@@ -30,14 +30,14 @@ def test_names_are_given_listed_undone_exported_and_imported(
     tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in artifact.iterdir()}
-    assert call(capsys, "glossary", "set", artifact, 2, "disc")["given"] == {"2": "disc"}
-    call(capsys, "glossary", "set", artifact, 5, "wall")
-    assert call(capsys, "glossary", "list", artifact)["clusters"] == {"2": "disc", "5": "wall"}
-    exported = call(capsys, "glossary", "export", artifact, "--out", tmp_path / "names.json")
-    assert (exported["revision"], exported["named"]) == (2, 2)
-    assert call(capsys, "glossary", "undo", artifact)["given"] == {"2": "disc"}
-    assert call(capsys, "glossary", "undo", artifact, "--revision", 1)["given"] == {}
-    assert call(capsys, "glossary", "import", artifact, tmp_path / "names.json")["given"] == {"2": "disc", "5": "wall"}
+    assert call(capsys, "names", "set", artifact, 2, "disc")["given"] == {"2": "disc"}
+    call(capsys, "names", "set", artifact, 5, "wall")
+    assert call(capsys, "names", "show", artifact)["clusters"] == {"2": "disc", "5": "wall"}
+    exported = call(capsys, "names", "show", artifact, "--out", tmp_path / "names.json")
+    assert (exported["revision"], exported["given"]) == (2, {"2": "disc", "5": "wall"})
+    assert call(capsys, "names", "undo", artifact)["given"] == {"2": "disc"}
+    assert call(capsys, "names", "undo", artifact, "--revision", 1)["given"] == {}
+    assert call(capsys, "names", "apply", artifact, tmp_path / "names.json")["given"] == {"2": "disc", "5": "wall"}
     assert {path.name: path.read_bytes() for path in artifact.iterdir()} == before
     assert (tmp_path / "artifact.names.json").is_file()
 
@@ -48,13 +48,13 @@ def test_names_are_given_listed_undone_exported_and_imported(
         (("set", "8", "disc"), "clusters [8], tiny 3 has 1..7"),
         (("set", "1", "two\nlines"), "printable"),
         (("undo",), "no edit"),
-        (("import", "absent.json"), "absent.json cannot be read"),
+        (("apply", "absent.json"), "absent.json cannot be read"),
     ],
 )
 def test_what_cannot_be_named_is_told_in_one_line(
     artifact: Path, arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["glossary", arguments[0], str(artifact), *arguments[1:]]) == 1
+    assert main(["names", arguments[0], str(artifact), *arguments[1:]]) == 1
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
@@ -64,24 +64,24 @@ def test_an_artifact_carries_its_names_to_itself_cluster_by_cluster(
     tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for cluster in CLUSTERS:
-        call(capsys, "glossary", "set", artifact, cluster, f"class {cluster}")
+        call(capsys, "names", "set", artifact, cluster, f"class {cluster}")
     out = tmp_path / "carried.json"
-    told = call(capsys, "carry", artifact, artifact, "--photos", tiny_photos, "--pictures", 1, "--out", out)
+    told = call(capsys, "names", "transfer", artifact, artifact, "--photos", tiny_photos, "--pictures", 1, "--out", out)
     assert [(each["category"], each["share"]) for each in told["clusters"]] == [
         (f"class {each['cluster']}", 1.0) for each in told["clusters"]
     ]
-    assert told["carried"] == len(told["clusters"]) > 1
+    assert told["transferred"] == len(told["clusters"]) > 1
     seen = {f"class {each['cluster']}" for each in told["clusters"]}
     assert set(told["lost"]) == {f"class {cluster}" for cluster in CLUSTERS} - seen
     copy = shutil.copytree(artifact, tmp_path / "copy")
-    assert set(call(capsys, "glossary", "import", copy, out)["given"].values()) == seen
+    assert set(call(capsys, "names", "apply", copy, out)["given"].values()) == seen
 
 
 def test_a_photo_that_is_segmented_shows_the_given_names(
     tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for cluster in CLUSTERS:
-        call(capsys, "glossary", "set", artifact, cluster, f"class {cluster}")
+        call(capsys, "names", "set", artifact, cluster, f"class {cluster}")
     photo = tiny_photos / "0.png"
     segments = call(capsys, "segment", artifact, photo, "--out", tmp_path / "out.png")["segments_info"]
     assert segments

@@ -1,149 +1,184 @@
-"""`useg-model registry`, `sign` and `new-key`: what is served, changed from the command line."""
+"""`useg registry`, `useg sign` and `useg create-signing-key`."""
 
-import argparse
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.types import PositiveFloat
 
 from model.errors import ConfigError
 from model.registry.deployment import DeploymentState
-from model.registry.signatures import create_signing_key, sign_artifact
+from model.registry.signatures import create_signing_key as write_signing_key
+from model.registry.signatures import sign_artifact
 from model.registry.versions import Registry
 
 _SHOWN_EVENTS = 10
-_BY = "useg-model"
 
-Change = Callable[[Registry, str, argparse.Namespace], DeploymentState]
+app = App(name="registry", help="Manage the versions of models that a service serves.")
 
-
-def add_registry(parser: argparse.ArgumentParser) -> None:
-    """The subcommands of `registry`."""
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    listed = commands.add_parser("list", help="models, versions and what is served")
-    listed.add_argument("registry", type=Path, metavar="REGISTRY")
-    listed.set_defaults(work=_run_list)
-    _add_add(commands.add_parser("add", help="copy an artifact in as a new version; nothing is served by that"))
-    for name, (help_text, has_version, change) in _CHANGES.items():
-        _add_change(commands.add_parser(name, help=help_text), name, has_version, change)
+RegistryFolder = Annotated[Path, Parameter(name="REGISTRY", help="Folder of the registry.")]
+Version = Annotated[str, Parameter(name="VERSION", help="Version of the model.")]
+Model = Annotated[str | None, Parameter(help="Name of the model; required if the registry has several.")]
+Author = Annotated[str, Parameter(help="Who makes the change, for the history.")]
+Reason = Annotated[str, Parameter(help="Why, for the history.")]
 
 
-def add_signing(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`sign` and `new-key`."""
-    _add_sign(commands.add_parser("sign", help="sign an artifact, for services that ask for it"))
-    _add_new_key(commands.add_parser("new-key", help="make a key to sign with"))
+@app.command(name="list")
+def list_models(registry: RegistryFolder, /) -> dict[str, Any]:
+    """List models, their versions and which of them are served."""
+    opened = Registry(registry)
+    return {"models": [_describe(opened, name, opened.read_state(name)) for name in opened.list_models()]}
 
 
-def describe_state(
-    registry: Registry, model: str, state: DeploymentState, events: int = _SHOWN_EVENTS
+@app.command
+def add(
+    registry: RegistryFolder,
+    artifact: Path,
+    /,
+    *,
+    model: str | None = None,
+    version: str | None = None,
+    author: Author = "useg",
 ) -> dict[str, Any]:
-    """A model as JSON, its history as far as the last `events`."""
-    content = asdict(state)
-    history = content.pop("history")[-events:]
-    return {"name": model, "versions": list(registry.list_versions(model)), **content, "history": history}
+    """Copy an artifact into the registry as a new version, which is not served yet.
 
-
-def _add_add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("registry", type=Path, metavar="REGISTRY", help="made if it is not there")
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
-    parser.add_argument("--model", help="the model's name (default: the artifact's own)")
-    parser.add_argument("--version", help="its version (default: the artifact's own)")
-    parser.add_argument("--by", default=_BY, help="who does it, for the history (%(default)s)")
-    parser.set_defaults(work=_run_add)
-
-
-def _add_change(parser: argparse.ArgumentParser, name: str, has_version: bool, change: Change) -> None:
-    parser.add_argument("registry", type=Path, metavar="REGISTRY")
-    if has_version:
-        parser.add_argument("version", metavar="VERSION")
-    if name in ("canary", "shadow"):
-        whose = "callers" if name == "canary" else "pictures"
-        parser.add_argument("--share", type=float, default=0.1, help=f"of the {whose}, above 0 to 1 (%(default)s)")
-    parser.add_argument("--model", help="needed where there are several")
-    parser.add_argument("--by", default=_BY, help="who does it, for the history (%(default)s)")
-    parser.add_argument("--reason", default="", help="why, for the history")
-    parser.set_defaults(work=partial(_run_change, change))
-
-
-def _add_sign(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="a signature is written beside its contract")
-    parser.add_argument("--key", type=Path, required=True, metavar="FILE", help="as `useg-model new-key` made it")
-    parser.add_argument("--name", default="", help="what the key is called, for people")
-    parser.set_defaults(work=_run_sign)
-
-
-def _add_new_key(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("key", type=Path, metavar="FILE", help="the private key; keep it to yourself")
-    parser.add_argument("--name", default="useg", help="what the key is called (%(default)s)")
-    parser.set_defaults(work=_run_new_key)
-
-
-def _run_list(options: argparse.Namespace) -> dict[str, Any]:
-    registry = Registry(options.registry)
-    return {
-        "models": [describe_state(registry, name, registry.read_state(name)) for name in registry.list_models()],
-    }
-
-
-def _run_add(options: argparse.Namespace) -> dict[str, Any]:
-    registry = Registry(options.registry)
-    contract = registry.add(options.artifact, model=options.model, version=options.version, by=options.by)
-    folder = registry.find_version(contract.name, contract.version)
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact.
+    model
+        Name of the model (default: that of the artifact).
+    version
+        Version of the model (default: that of the artifact).
+    """
+    opened = Registry(registry)
+    contract = opened.add(artifact, model=model, version=version, by=author)
+    folder = opened.find_version(contract.name, contract.version)
     return {"model": contract.name, "version": contract.version, "artifact": str(folder)}
 
 
-def _run_change(change: Change, options: argparse.Namespace) -> dict[str, Any]:
-    registry = Registry(options.registry)
-    model = _find_model(registry, options.model)
-    return describe_state(registry, model, change(registry, model, options), events=1)
+@app.command
+def activate(
+    registry: RegistryFolder, version: Version, /, *, model: Model = None, author: Author = "useg", reason: Reason = ""
+) -> dict[str, Any]:
+    """Serve a version to all requests."""
+    opened, name = _open(registry, model)
+    return _describe(opened, name, opened.activate(name, version, by=author, reason=reason), events=1)
 
 
-def _run_sign(options: argparse.Namespace) -> dict[str, Any]:
-    sign_artifact(options.artifact, options.key, options.name)
-    return {"artifact": str(options.artifact), "signed": True}
+@app.command
+def canary(
+    registry: RegistryFolder,
+    version: Version,
+    /,
+    *,
+    traffic_fraction: PositiveFloat = 0.1,
+    model: Model = None,
+    author: Author = "useg",
+    reason: Reason = "",
+) -> dict[str, Any]:
+    """Serve a version to a fraction of the clients.
+
+    Parameters
+    ----------
+    traffic_fraction
+        Fraction of the clients, above 0, at most 1.
+    """
+    opened, name = _open(registry, model)
+    state = opened.deploy_as(name, "canary", version, traffic_fraction, by=author, reason=reason)
+    return _describe(opened, name, state, events=1)
 
 
-def _run_new_key(options: argparse.Namespace) -> dict[str, Any]:
-    return {"key": str(options.key), "line for trusted_keys": create_signing_key(options.key, options.name)}
+@app.command
+def shadow(
+    registry: RegistryFolder,
+    version: Version,
+    /,
+    *,
+    traffic_fraction: PositiveFloat = 0.1,
+    model: Model = None,
+    author: Author = "useg",
+    reason: Reason = "",
+) -> dict[str, Any]:
+    """Run a version on a copy of a fraction of the images; its results are only measured.
+
+    Parameters
+    ----------
+    traffic_fraction
+        Fraction of the images, above 0, at most 1.
+    """
+    opened, name = _open(registry, model)
+    state = opened.deploy_as(name, "shadow", version, traffic_fraction, by=author, reason=reason)
+    return _describe(opened, name, state, events=1)
 
 
-def _find_model(registry: Registry, given: str | None) -> str:
+@app.command
+def promote(
+    registry: RegistryFolder, /, *, model: Model = None, author: Author = "useg", reason: Reason = ""
+) -> dict[str, Any]:
+    """Serve the canary to all requests."""
+    opened, name = _open(registry, model)
+    return _describe(opened, name, opened.promote(name, by=author, reason=reason), events=1)
+
+
+@app.command
+def rollback(
+    registry: RegistryFolder, /, *, model: Model = None, author: Author = "useg", reason: Reason = ""
+) -> dict[str, Any]:
+    """Stop the canary or the shadow; without either, serve the previous version again."""
+    opened, name = _open(registry, model)
+    return _describe(opened, name, opened.roll_back(name, by=author, reason=reason), events=1)
+
+
+@app.command
+def remove(
+    registry: RegistryFolder, version: Version, /, *, model: Model = None, author: Author = "useg", reason: Reason = ""
+) -> dict[str, Any]:
+    """Delete a version that is not served."""
+    opened, name = _open(registry, model)
+    return _describe(opened, name, opened.remove(name, version, by=author, reason=reason), events=1)
+
+
+def sign(artifact: Path, /, *, key: Path, name: str = "") -> dict[str, Any]:
+    """Sign an artifact, for services that require signatures.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact; the signature is written next to its contract.
+    key
+        Private key, as `useg create-signing-key` writes it.
+    name
+        Name of the key, for people.
+    """
+    sign_artifact(artifact, key, name)
+    return {"artifact": str(artifact), "signed": True}
+
+
+def create_signing_key(key: Path, /, *, name: str = "useg") -> dict[str, Any]:
+    """Create a key pair to sign artifacts; needs the extra `signing`.
+
+    Parameters
+    ----------
+    key
+        File to write the private key to.
+    name
+        Name of the key, in the line of the public key.
+    """
+    return {"key": str(key), "trusted_keys_line": write_signing_key(key, name)}
+
+
+def _open(folder: Path, model: str | None) -> tuple[Registry, str]:
+    """Return the registry and the model that is meant."""
+    registry = Registry(folder)
     models = registry.list_models()
-    if given is None and len(models) != 1:
-        raise ConfigError(f"{registry.folder} holds {', '.join(models) or 'no model'}: say --model")
-    return models[0] if given is None else given
+    if model is None and len(models) != 1:
+        raise ConfigError(f"{folder} holds {', '.join(models) or 'no model'}: give --model")
+    return registry, models[0] if model is None else model
 
 
-def _activate(registry: Registry, model: str, options: argparse.Namespace) -> DeploymentState:
-    return registry.activate(model, options.version, by=options.by, reason=options.reason)
-
-
-def _shadow(registry: Registry, model: str, options: argparse.Namespace) -> DeploymentState:
-    return registry.deploy_as(model, "shadow", options.version, options.share, by=options.by, reason=options.reason)
-
-
-def _canary(registry: Registry, model: str, options: argparse.Namespace) -> DeploymentState:
-    return registry.deploy_as(model, "canary", options.version, options.share, by=options.by, reason=options.reason)
-
-
-def _promote(registry: Registry, model: str, options: argparse.Namespace) -> DeploymentState:
-    return registry.promote(model, by=options.by, reason=options.reason)
-
-
-def _roll_back(registry: Registry, model: str, options: argparse.Namespace) -> DeploymentState:
-    return registry.roll_back(model, by=options.by, reason=options.reason)
-
-
-def _remove(registry: Registry, model: str, options: argparse.Namespace) -> DeploymentState:
-    return registry.remove(model, options.version, by=options.by, reason=options.reason)
-
-
-_CHANGES: dict[str, tuple[str, bool, Change]] = {
-    "activate": ("a version answers from now on", True, _activate),
-    "shadow": ("a version is run beside the active one on a share of the pictures; nobody hears of it", True, _shadow),
-    "canary": ("a version answers a share of the callers", True, _canary),
-    "promote": ("the canary answers everybody", False, _promote),
-    "rollback": ("end the trial, or go back to the version before", False, _roll_back),
-    "remove": ("delete a version that is not served", True, _remove),
-}
+def _describe(registry: Registry, model: str, state: DeploymentState, events: int = _SHOWN_EVENTS) -> dict[str, Any]:
+    content = asdict(state)
+    history = content.pop("history")[-events:]
+    return {"name": model, "versions": list(registry.list_versions(model)), **content, "history": history}

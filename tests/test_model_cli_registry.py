@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fake_registry import write_artifact
 
-from model.__main__ import main
+from model.cli import main
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def test_a_version_goes_all_the_way_and_back(
     added = run(capsys, "registry", "add", registry, artifact)
     assert added == {"model": "fake", "version": "1", "artifact": str(registry / "fake" / "1")}
     run(capsys, "registry", "add", registry, artifact, "--version", "2")
-    assert run(capsys, "registry", "activate", registry, "1", "--by", "alice", "--reason", "first")["active"] == "1"
-    canary = run(capsys, "registry", "canary", registry, "2", "--share", "0.25")
+    assert run(capsys, "registry", "activate", registry, "1", "--author", "alice", "--reason", "first")["active"] == "1"
+    canary = run(capsys, "registry", "canary", registry, "2", "--traffic-fraction", "0.25")
     assert canary["canary"] == {"version": "2", "share": 0.25}
     assert run(capsys, "registry", "shadow", registry, "2")["shadow"] == {"version": "2", "share": 0.1}
     run(capsys, "registry", "canary", registry, "2")
@@ -57,14 +57,14 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, artifact: Path, capsys: p
     assert "nothing to try another one against" in fail(capsys, "registry", "canary", registry, "1")
     assert "no version '9'" in fail(capsys, "registry", "activate", registry, "9")
     run(capsys, "registry", "add", registry, artifact, "--model", "other")
-    assert "holds fake, other: say --model" in fail(capsys, "registry", "activate", registry, "1")
+    assert "holds fake, other: give --model" in fail(capsys, "registry", "activate", registry, "1")
     assert run(capsys, "registry", "activate", registry, "1", "--model", "other")["name"] == "other"
 
 
 def test_a_key_is_made_and_signs(tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("cryptography", reason="useg[signing] is not installed")
-    made = run(capsys, "new-key", tmp_path / "key", "--name", "alice")
-    assert made["line for trusted_keys"].startswith("alice:")
+    made = run(capsys, "create-signing-key", tmp_path / "key", "--name", "alice")
+    assert made["trusted_keys_line"].startswith("alice:")
     assert run(capsys, "sign", artifact, "--key", tmp_path / "key")["signed"] is True
     assert (artifact / "contract.sig").is_file()
-    assert "never overwritten" in fail(capsys, "new-key", tmp_path / "key")
+    assert "never overwritten" in fail(capsys, "create-signing-key", tmp_path / "key")

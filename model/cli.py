@@ -1,0 +1,111 @@
+"""The `useg` command line: lists every subcommand and imports its module when it is used."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from model.errors import UsegError
+
+SKIPPED = "skipped"
+"""Key under which a command's result lists the inputs it left out; the exit status is then 3."""
+REJECTED = "rejected"
+"""Key under which a command's result lists why a check failed; the exit status is then 4."""
+
+_COMMANDS = {
+    "Train": {
+        "label": ("training.cli.pseudo_labels:label", "Make panoptic pseudo-labels for a folder of photos."),
+        "visualize": ("training.cli.pseudo_labels:visualize", "Draw pseudo-labels over their photos, as one image."),
+        "train": ("training.cli.train:train", "Train a network on pseudo-labels."),
+        "self-train": ("training.cli.train:self_train", "Make new pseudo-labels with a trained network."),
+        "finetune": ("training.cli.train:finetune", "Fine-tune a run or an artifact on an annotated dataset."),
+        "recluster": ("training.cli.train:recluster", "Replace the thing clusters of a run without training it."),
+        "labels-from-detector": (
+            "training.cli.train:labels_from_detector",
+            "Combine a detector's masks with the stuff of existing pseudo-labels.",
+        ),
+    },
+    "Evaluate": {
+        "eval": ("training.cli.evaluate:evaluate", "Evaluate a run, an artifact or pseudo-labels on a dataset."),
+        "compare": ("training.cli.evaluate:compare", "Compare two of these on the same images, with intervals."),
+        "match": ("training.cli.evaluate:match", "Map clusters to the classes of a dataset."),
+        "gate": ("training.cli.evaluate:gate", "Check whether an artifact may replace another."),
+    },
+    "Artifacts": {
+        "import": ("model.commands.artifacts:import_checkpoint", "Convert a published checkpoint to a run."),
+        "export": ("model.commands.artifacts:export", "Export a run as an artifact, and check that both agree."),
+        "check": ("model.commands.artifacts:check", "Load an artifact and compare its reference outputs."),
+        "quantize": ("model.commands.artifacts:quantize", "Quantize an artifact to int8 for OpenVINO."),
+        "bench": ("model.commands.artifacts:bench", "Measure the latency and throughput of an artifact."),
+        "segment": ("model.commands.artifacts:segment", "Segment a photo."),
+        "drift-reference": (
+            "model.commands.artifacts:drift_reference",
+            "Store output statistics that later outputs are compared with.",
+        ),
+        "names": ("model.commands.names:app", "Show and change the names of clusters."),
+    },
+    "Serve": {
+        "serve": ("service.cli:serve", "Serve an artifact or a registry over HTTP."),
+        "create-api-key": ("service.cli:create_api_key", "Create an API key for the service."),
+        "registry": ("model.commands.registry:app", "Manage the versions of models that a service serves."),
+        "sign": ("model.commands.registry:sign", "Sign an artifact."),
+        "create-signing-key": ("model.commands.registry:create_signing_key", "Create a key pair to sign artifacts."),
+    },
+}
+"""Subcommands by group: where each is defined, and its line in `useg --help`."""
+
+
+def build_app() -> App:
+    """Return the application with all subcommands, none of them imported yet."""
+    app = App(
+        name="useg",
+        help="Unsupervised panoptic segmentation: label, train, evaluate, export and serve.",
+        help_format="plaintext",
+        result_action="return_value",
+        default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
+    )
+    for group, commands in _COMMANDS.items():
+        ordered = Group.create_ordered(group)
+        for name, (path, summary) in commands.items():
+            app.command(path, name=name, help=summary, group=ordered)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand, print its result as JSON, and return the exit status.
+
+    0: done. 1: an error, reported on one line. 2: wrong usage. 3: done, but some inputs were left out.
+    4: rejected by a check. 130: interrupted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("training", "model.export"):  # these run for minutes or hours
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        result = build_app()(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _report(" ".join(str(error).split()), 2)
+    except (UsegError, OSError) as error:
+        return _report(str(error), 1)
+    except ImportError as error:
+        missing = error.__cause__ or error
+        return _report(f"{missing}: install the packages of this command, for example `pip install 'useg[train]'`", 1)
+    except KeyboardInterrupt:
+        return _report("interrupted", 130)
+    return _print_result(result)
+
+
+def _print_result(result: dict[str, Any] | None) -> int:
+    if result is None:
+        return 0
+    print(json.dumps(result, indent=2))
+    if reasons := result.get(REJECTED):
+        return _report(f"rejected: {'; '.join(reasons)}", 4)
+    return 3 if result.get(SKIPPED) else 0
+
+
+def _report(message: str, status: int) -> int:
+    print(f"useg: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,295 @@
+"""Subcommands that make, check and run artifacts."""
+
+import contextlib
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import CycloptsError, Parameter
+from cyclopts.types import PositiveFloat, PositiveInt
+
+from model.backends.session import Backend
+from model.contract import FloatPrecision, InputSize, Task
+from model.errors import ConfigError
+
+_MAX_PARITY_PHOTOS = 4
+
+
+def import_checkpoint(
+    source: str,
+    /,
+    *,
+    format: Literal["u2seg", "cutler", "cups", "encoder"],
+    out: Path,
+    clusters: PositiveInt | None = None,
+) -> dict[str, Any]:
+    """Convert a published checkpoint to a run that `useg export` takes, or an encoder to safetensors.
+
+    Parameters
+    ----------
+    source
+        Path or URL of the checkpoint (.pth, .pkl, .ckpt or .safetensors).
+    format
+        What the checkpoint is: a detectron2 model of U2Seg, CutLER or CUPS, or a self-supervised encoder (DINO,
+        DINOv2, a ResNet-50).
+    out
+        Folder of the new run; for an encoder, a .safetensors file.
+    clusters
+        Number of thing clusters of the model. Required for all formats but encoder.
+    """
+    if (format == "encoder") == (clusters is not None):
+        raise CycloptsError(msg="--clusters is required, except with --format encoder")
+    if clusters is None:
+        from model.checkpoints.dino import import_encoder
+
+        return {"encoder": str(out), **asdict(import_encoder(source, out))}
+    from model.checkpoints.detectron2 import import_cascade
+
+    run = import_cascade(source, format, clusters, out)
+    return {"run": str(out), "shape": asdict(run.shape), **run.provenance}
+
+
+def export(
+    run: Path,
+    /,
+    *,
+    out: Path,
+    name: str = "useg",
+    version: str = "1",
+    photos: Path | None = None,
+    score_threshold: float | None = None,
+    min_component_area: float | None = None,
+    precision: FloatPrecision = "fp16-stored",
+    input_sizes: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    threads: PositiveInt = 2,
+) -> dict[str, Any]:
+    """Export a run as an artifact: an ONNX graph, its contract and reference outputs.
+
+    Fails unless ONNX Runtime gives the outputs of torch, alone and in batches.
+
+    Parameters
+    ----------
+    run
+        Folder of a training run or of an imported checkpoint.
+    out
+        Folder of the new artifact.
+    name
+        Name of the model.
+    version
+        Version of the model.
+    photos
+        Folder of photos for the parity check, next to drawn scenes.
+    score_threshold
+        Minimum score of a detection, 0 to 1 (default: what suits the network).
+    min_component_area
+        Drop connected components of a mask below this fraction of the largest; 0 keeps masks whole (default: what
+        suits the network).
+    precision
+        Precision of weights and arithmetic. `fp16-stored` and `int8-stored` store smaller weights and compute in fp32.
+    input_sizes
+        Input sizes of a panoptic cascade, as HEIGHTxWIDTH, multiples of 32 (default: those of the run, or five).
+    threads
+        CPU threads.
+    """
+    import torch  # not installed with the service
+
+    from model.export.export import ExportConfig, export_run
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
+    torch.set_num_threads(threads)
+    config = ExportConfig(
+        name=name,
+        version=version,
+        precision=precision,
+        score=score_threshold,
+        part=min_component_area,
+        input_sizes=tuple(_parse_input_size(text) for text in input_sizes),
+    )
+    contract = export_run(run, out, config, _read_photos(photos))
+    return {"artifact": str(out), "files": contract.files, "parity": contract.provenance["parity"]}
+
+
+def check(artifact: Path, /, *, backend: Backend = "cpu", threads: PositiveInt = 2) -> dict[str, Any]:
+    """Load an artifact and compare its outputs with its reference outputs.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact.
+    backend
+        What runs the network.
+    threads
+        CPU threads.
+    """
+    from model.backends.loader import load_session
+    from model.backends.session import HotSwapSession
+
+    contract, session = load_session(artifact, backend=backend, threads=threads)
+    if isinstance(session, HotSwapSession):
+        session.wait_ready()
+    return {"name": contract.name, "version": contract.version, "backend": session.backend, "golden": "matched"}
+
+
+def quantize(
+    artifact: Path, /, *, photos: Path, out: Path, max_photos: PositiveInt = 100, threads: PositiveInt = 2
+) -> dict[str, Any]:
+    """Quantize an artifact to int8 weights and activations, for OpenVINO on a CPU.
+
+    Fails if the int8 network segments photos too differently.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact.
+    photos
+        Folder of photos like those to be segmented later.
+    out
+        Folder of the new artifact.
+    max_photos
+        Maximum number of photos to calibrate on.
+    threads
+        CPU threads.
+    """
+    from model.export.quantize import QuantizeConfig, quantize_artifact
+
+    contract = quantize_artifact(artifact, photos, out, QuantizeConfig(count=max_photos, threads=threads))
+    return {"artifact": str(out), "files": contract.files, **contract.provenance["quantisation"]}
+
+
+def bench(
+    artifact: Path,
+    /,
+    *,
+    backend: Backend = "cpu",
+    batch_sizes: tuple[PositiveInt, ...] = (1, 2, 3, 5, 8),
+    rounds: PositiveInt = 5,
+    peak_tflops: PositiveFloat | None = None,
+    threads: PositiveInt = 2,
+) -> dict[str, Any]:
+    """Measure how fast an artifact runs, next to the same weights in torch.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact.
+    backend
+        What runs the network.
+    batch_sizes
+        Batch sizes to time.
+    rounds
+        Timed runs of each batch size.
+    peak_tflops
+        Peak performance of the hardware in TFLOP/s, to report the fraction that is reached.
+    threads
+        CPU threads.
+    """
+    from model.export.bench import BenchConfig, run_bench
+
+    config = BenchConfig(backend=backend, batches=batch_sizes, rounds=rounds, threads=threads, peak_tflops=peak_tflops)
+    return run_bench(artifact, config)
+
+
+def segment(
+    artifact: Path,
+    photo: Path,
+    /,
+    *,
+    out: Path,
+    task: Task = "panoptic",
+    backend: Backend = "cpu",
+    threads: PositiveInt = 2,
+) -> dict[str, Any]:
+    """Segment a photo, and write the masks or an overlay.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact.
+    photo
+        JPEG, PNG, WebP, GIF, BMP or TIFF file.
+    out
+        File to write: .png for COCO's panoptic format, .jpg for an overlay of the segments over the photo.
+    task
+        Kind of segmentation.
+    backend
+        What runs the network.
+    threads
+        CPU threads.
+    """
+    import numpy as np
+
+    from model.backends.loader import load_session
+    from model.files import atomic_write
+    from model.formats.encoders import encode_overlay, encode_panoptic_png, to_segments_info
+    from model.images import letterbox_image, read_image
+    from model.postprocessing.panoptic import postprocess
+    from model.registry.category_names import names_path, read_names
+
+    image = read_image(photo).image
+    contract, session = load_session(artifact, backend=backend, threads=threads)
+    contract = read_names(names_path(artifact), contract).apply(contract)
+    pixels, letterbox = letterbox_image(image, contract.input_sizes, contract.stride_px)
+    outputs = session.run(pixels[None], np.array([letterbox.size]))[0]
+    segmentation = postprocess(outputs, letterbox, contract, task, contract.thresholds)
+    is_overlay = out.suffix.lower() in (".jpg", ".jpeg")
+    content = encode_overlay(image, segmentation) if is_overlay else encode_panoptic_png(segmentation.label_map)
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(content)
+    return {"task": task, "segments_info": to_segments_info(segmentation, contract)}
+
+
+def drift_reference(
+    artifact: Path,
+    /,
+    *,
+    photos: Path,
+    max_photos: PositiveInt = 200,
+    backend: Backend = "cpu",
+    threads: PositiveInt = 2,
+) -> dict[str, Any]:
+    """Store statistics of an artifact's outputs in its contract; services and `useg gate` detect drift from them.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact; its contract is rewritten.
+    photos
+        Folder of photos like those to be segmented later.
+    max_photos
+        Maximum number of photos to segment.
+    backend
+        What runs the network.
+    threads
+        CPU threads.
+    """
+    from model.export.predictor import write_drift_reference
+
+    contract = write_drift_reference(artifact, photos, max_photos, backend, threads)
+    counts = {name: list(histogram.counts) for name, histogram in contract.reference.items()}
+    return {"artifact": str(artifact), "drift_reference": counts}
+
+
+def _read_photos(folder: Path | None) -> list[Any]:
+    """Read the first few images below a folder, skipping files that are not images."""
+    from model.errors import InputError
+    from model.images import read_image
+
+    if folder is None:
+        return []
+    images: list[Any] = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with contextlib.suppress(InputError):
+            images.append(read_image(path).image)
+        if len(images) == _MAX_PARITY_PHOTOS:
+            return images
+    if not images:
+        raise ConfigError(f"{folder} has no readable photo: give --photos another folder")
+    return images
+
+
+def _parse_input_size(text: str) -> InputSize:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise ConfigError(f"--input-sizes takes HEIGHTxWIDTH, such as 800x1088, got {text!r}")
+    return InputSize(height_px=int(height), width_px=int(width))

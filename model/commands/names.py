@@ -1,0 +1,188 @@
+"""`useg names`: show and change the names of an artifact's clusters."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+from cyclopts.types import PositiveInt
+
+from model.contract import read_contract
+from model.errors import InvalidCategoryNames
+from model.files import atomic_write
+from model.registry.category_names import CategoryNames, check_clusters, edit_names, names_path, parse_names, read_names
+from model.registry.name_transfer import (
+    TransferThresholds,
+    count_overlap,
+    keep_user_names,
+    propose_names,
+    transfer_names,
+)
+
+_AUTHOR = "useg"
+
+app = App(name="names", help="Show and change the names of clusters.")
+
+
+@app.command
+def show(artifact: Path, /, *, file: Path | None = None, out: Path | None = None) -> dict[str, Any]:
+    """Show the name of every cluster that has one.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact.
+    file
+        File of the names (default: ARTIFACT.names.json).
+    out
+        File to write all names to, with their history; `useg names apply` reads it.
+    """
+    names = read_names(_path(artifact, file), read_contract(artifact))
+    if out is not None:
+        _write(names, out)
+    return _describe(artifact, file, names)
+
+
+@app.command(name="set")
+def set_name(
+    artifact: Path, cluster: int, name: str, /, *, file: Path | None = None, author: str = _AUTHOR
+) -> dict[str, Any]:
+    """Name a cluster.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact.
+    cluster
+        Id of the cluster, from 1.
+    name
+        The name; an empty one restores the name in the artifact's contract.
+    file
+        File of the names (default: ARTIFACT.names.json).
+    author
+        Who makes the change, for the history.
+    """
+    contract = read_contract(artifact)
+    check_clusters({cluster: None}, contract)
+    names = edit_names(_path(artifact, file), contract, lambda old: old.rename({cluster: name}, author))
+    return _describe(artifact, file, names)
+
+
+@app.command
+def undo(
+    artifact: Path, /, *, revision: PositiveInt | None = None, file: Path | None = None, author: str = _AUTHOR
+) -> dict[str, Any]:
+    """Undo a change.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact.
+    revision
+        Revision of the change (default: the last one).
+    file
+        File of the names (default: ARTIFACT.names.json).
+    author
+        Who makes the change, for the history.
+    """
+    names = edit_names(_path(artifact, file), read_contract(artifact), lambda old: old.undo(author, revision))
+    return _describe(artifact, file, names)
+
+
+@app.command
+def apply(artifact: Path, names: Path, /, *, file: Path | None = None, author: str = _AUTHOR) -> dict[str, Any]:
+    """Replace all names by those of a file, as one change.
+
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact.
+    names
+        File written by `useg match`, `useg names transfer` or `useg names show --out`.
+    file
+        File of the names (default: ARTIFACT.names.json).
+    author
+        Who makes the change, for the history.
+    """
+    contract = read_contract(artifact)
+    try:
+        content = names.read_bytes()
+    except OSError as error:
+        raise InvalidCategoryNames(f"{names} cannot be read: {error.strerror}") from error
+    given = parse_names(content, contract, str(names))
+    applied = edit_names(_path(artifact, file), contract, lambda old: old.replace_all(given.names, author))
+    return _describe(artifact, file, applied)
+
+
+@app.command
+def transfer(
+    old: Path,
+    new: Path,
+    /,
+    *,
+    photos: Path,
+    out: Path,
+    max_photos: PositiveInt = 200,
+    thresholds: Annotated[TransferThresholds, Parameter(name="*")] = TransferThresholds(),  # noqa: B008
+    user_names_only: bool = False,
+    threads: PositiveInt = 2,
+) -> dict[str, Any]:
+    """Propose names for an artifact from those of an earlier version.
+
+    Both artifacts segment the same photos; a name goes to the new cluster that covers the same pixels.
+
+    Parameters
+    ----------
+    old
+        Artifact that has names.
+    new
+        Artifact that needs names.
+    photos
+        Folder of photos to segment.
+    out
+        File to write the proposed names to; `useg names apply` reads it.
+    max_photos
+        Maximum number of photos to segment.
+    user_names_only
+        Transfer only names given by users, not those of the old artifact's contract.
+    threads
+        CPU threads.
+    """
+    from model.export.predictor import load_artifact_predictor, sample_photos
+
+    before, after = (load_artifact_predictor(folder, threads=threads) for folder in (old, new))
+    names = read_names(names_path(old), before.contract)
+    named = keep_user_names(before.contract, names) if user_names_only else names.apply(before.contract)
+    pairs = ((before.segment(each.image), after.segment(each.image)) for each in sample_photos(photos, max_photos))
+    proposals = propose_names(count_overlap(pairs, named, after.contract), named, after.contract, thresholds)
+    transferred = transfer_names(proposals, named, after.contract)
+    _write(transferred, out)
+    return {
+        "names": str(out),
+        "from": f"{named.name} {named.version}",
+        "to": f"{after.contract.name} {after.contract.version}",
+        "transferred": len(transferred.names),
+        "lost": sorted(
+            {each.name for each in named.categories.values()} - {each.category for each in transferred.names.values()}
+        ),
+        "clusters": [asdict(each) for each in proposals],
+    }
+
+
+def _path(artifact: Path, file: Path | None) -> Path:
+    return file or names_path(artifact)
+
+
+def _write(names: CategoryNames, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(names.to_json(), encoding="utf-8")
+
+
+def _describe(artifact: Path, file: Path | None, names: CategoryNames) -> dict[str, Any]:
+    categories = names.apply(read_contract(artifact)).categories
+    return {
+        "file": str(_path(artifact, file)),
+        "revision": names.revision,
+        "given": {cluster: name.category for cluster, name in names.names.items()},
+        "clusters": {cluster: category.name for cluster, category in categories.items()},
+    }
