@@ -39,8 +39,8 @@ USER 65532:65532
 EXPOSE 8000
 HEALTHCHECK --start-period=30s --interval=10s --timeout=3s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
-# Refuses to start without API keys (USEG_API_KEY_FILE, USEG_KEYS), unless USEG_ALLOW_UNAUTHENTICATED=true says that whoever reaches it may ask.
-ENTRYPOINT ["useg-serve"]
+# Refuses to start without API keys (USEG_API_KEY_FILE, USEG_API_KEYS), unless USEG_ALLOW_UNAUTHENTICATED=true says that whoever reaches it may ask.
+ENTRYPOINT ["useg", "serve"]
 
 # ---- train
 FROM ${PYTHON_IMAGE} AS train-venv
@@ -116,7 +116,7 @@ USER 65532:65532
 EXPOSE 8000
 HEALTHCHECK --start-period=120s --interval=10s --timeout=3s \
   CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
-ENTRYPOINT ["useg-serve"]
+ENTRYPOINT ["useg", "serve"]
 
 # ---- What is built where no target is given.
 FROM service

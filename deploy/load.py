@@ -26,14 +26,15 @@ _FAKE = """
 import sys, time
 sys.path[:0] = [{tests!r}, {root!r}]
 from fake_service import CONTRACT, RedSession
-from service.cli import main
+from service.cli import run
+from service.settings import read_settings
 
 class SleepySession(RedSession):
     def run(self, pixels, sizes):
         time.sleep({run_s} * len(pixels))
         return super().run(pixels, sizes)
 
-sys.exit(main(sys.argv[1:], opener=lambda: (CONTRACT, SleepySession())))
+run(read_settings(), load_model=lambda: (CONTRACT, SleepySession()))
 """
 
 

@@ -54,7 +54,7 @@ def create_app(
         make_version_source(settings, telemetry, opener, open_artifact), telemetry, settings.default_model
     )
     sink = make_span_exporter(settings.otlp_endpoint)
-    keyring = load_api_keys(settings.api_key_file, settings.keys)
+    keyring = load_api_keys(settings.api_key_file, settings.api_keys)
     administrators = load_api_keys(settings.admin_api_key_file, settings.admin_api_keys)
     app = _make_api()
     app.state.parts = AppState(

@@ -1,44 +1,105 @@
-"""The end of a service: nobody new is invited, whoever came is answered, and then it is over."""
+"""Runs the HTTP server: sockets, the port for health and metrics, graceful shutdown."""
 
 import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import FrameType
 
+import cv2
 import uvicorn
+from fastapi import FastAPI
 
+from model.errors import ConfigError, UsegError
+from service.app import create_app
+from service.inference.loaded_model import ModelLoader
+from service.middleware.auth import AdminPortApp
+from service.middleware.client_timeouts import make_uvicorn_config
+from service.rollout.controller import ArtifactLoader
 from service.rollout.model_repository import ModelRepository
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's, but for signals, which `graceful_shutdown` takes."""
+    """uvicorn's server without its signal handlers; `graceful_shutdown` installs ours."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def graceful_shutdown(server: uvicorn.Server, model_repository: ModelRepository, delay_s: float) -> Iterator[None]:
-    """While inside, SIGTERM and SIGINT end the server; whatever it has taken is finished.
+def run_server(
+    settings: Settings,
+    on_ready: Callable[[str], None],
+    *,
+    load_model: ModelLoader | None = None,
+    load_artifact: ArtifactLoader | None = None,
+) -> None:
+    """Serve until a signal arrives; `on_ready` gets the base URL once requests are accepted.
 
-    SIGTERM comes from whoever also sends the requests elsewhere: for `delay_s` the service says that it is not ready
-    and still answers. SIGINT comes from a person, who does not wait. A second signal waits for nobody.
+    `load_model` and `load_artifact` are those of `create_app`.
+    Raises UsegError if the address is not available or the artifact cannot be loaded.
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _exit)
+    cv2.setNumThreads(1)  # images are decoded in parallel: threads within one decoder only compete
+    with contextlib.closing(bind(settings.host, settings.port)) as listener:
+        app = create_app(settings, opener=load_model, open_artifact=load_artifact)
+        asyncio.run(serve_app(app, settings, listener, on_ready))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises ConfigError if the address is not available."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+async def serve_app(app: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
+    """Serve `app` until a signal arrives. Raises UsegError if the artifact cannot be loaded."""
+    repository: ModelRepository = app.state.parts.model_repository
+    timeouts = {"client_timeout_s": settings.client_timeout_s, "finish_s": settings.graceful_shutdown_timeout_s}
+    server = Server(make_uvicorn_config(app, **timeouts))
+    announcement = asyncio.create_task(_announce(repository, server, listener, on_ready))
+    async with _serve_admin_port(app, settings):
+        with graceful_shutdown(server, repository, settings.shutdown_delay_s):
+            await server.serve(sockets=[listener])
+    announcement.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await announcement
+
+
+@contextlib.contextmanager
+def graceful_shutdown(server: uvicorn.Server, repository: ModelRepository, delay_s: float) -> Iterator[None]:
+    """While inside, SIGTERM and SIGINT shut the server down and in-flight requests are finished.
+
+    After SIGTERM, readiness fails for `delay_s` while requests are still accepted, so that load balancers can react.
+    SIGINT skips that delay. A second signal stops the server at once.
     """
     loop = asyncio.get_running_loop()
     tasks: list[asyncio.Task[None]] = []
 
-    def leave(delay_s: float) -> None:
-        if model_repository.is_draining:
+    async def shut_down(delay_s: float) -> None:
+        logger.info("shutting down: readiness is failing; new connections stop in %g s", delay_s)
+        repository.drain()
+        await asyncio.sleep(delay_s)
+        server.should_exit = True
+
+    def on_signal(delay_s: float) -> None:
+        if repository.is_draining:
             server.force_exit = server.should_exit = True
         else:
-            tasks.append(asyncio.create_task(_shut_down(server, model_repository, delay_s)))
+            tasks.append(asyncio.create_task(shut_down(delay_s)))
 
-    loop.add_signal_handler(signal.SIGTERM, leave, delay_s)
-    loop.add_signal_handler(signal.SIGINT, leave, 0.0)
+    loop.add_signal_handler(signal.SIGTERM, on_signal, delay_s)
+    loop.add_signal_handler(signal.SIGINT, on_signal, 0.0)
     try:
         yield
     finally:
@@ -48,8 +109,38 @@ def graceful_shutdown(server: uvicorn.Server, model_repository: ModelRepository,
             task.cancel()
 
 
-async def _shut_down(server: uvicorn.Server, model_repository: ModelRepository, delay_s: float) -> None:
-    logger.info("leaving: not ready from now on, no new connections in %g s", delay_s)
-    model_repository.drain()
-    await asyncio.sleep(delay_s)
-    server.should_exit = True
+async def _announce(
+    repository: ModelRepository, server: uvicorn.Server, listener: socket.socket, on_ready: Callable[[str], None]
+) -> None:
+    """Report the base URL once a model is ready; stop the server and raise if its artifact cannot be loaded."""
+    try:
+        await repository.settle()
+    except UsegError:
+        server.should_exit = True
+        raise
+    host, port = listener.getsockname()[:2]
+    on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+
+@contextlib.asynccontextmanager
+async def _serve_admin_port(app: FastAPI, settings: Settings) -> AsyncIterator[None]:
+    """Serve health and metrics on their own port, if there is one, until the main port is closed."""
+    if settings.admin_port < 0:
+        yield
+        return
+    config = make_uvicorn_config(AdminPortApp(app), client_timeout_s=settings.client_timeout_s, finish_s=1.0)
+    config.lifespan = "off"
+    server = Server(config)
+    with contextlib.closing(bind(settings.host, settings.admin_port)) as listener:
+        logger.info("health and metrics on port %d", listener.getsockname()[1])
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await serving
+
+
+def _exit(_signal: int, _frame: FrameType | None) -> None:
+    """Exit at once: before `graceful_shutdown` handles signals there is nothing to finish."""
+    sys.exit(0)

@@ -1,202 +1,161 @@
-"""What an operator may choose, from `USEG_*` variables: the only file that reads the environment."""
+"""Settings of the service, from `USEG_*` environment variables and the flags of `useg serve`."""
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from ipaddress import ip_address
-from math import inf
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Literal
 
-from model.backends.session import BACKENDS, Backend
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.backends.session import Backend
 from model.errors import ConfigError
 from model.images import MAX_IMAGE_PIXELS
 from model.validation import did_you_mean
 
 PREFIX = "USEG_"
 _MAX_PORT = 65_535
-_MOST_PIXELS = 89_000_000
-_TRUTHS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+_PILLOW_MAX_PIXELS = 89_000_000
+
 LogFormat = Literal["text", "json"]
-LOG_FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
-_NO_FLAGS: Mapping[str, str] = MappingProxyType({})
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 def find_bundled_artifact() -> Path:
-    """The artifact that comes with the `model` package."""
+    """Return the directory of the artifact that comes with the `model` package."""
     return Path(str(files("model"))) / "default"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How one process serves one artifact; the variable of a field is its name in capitals after `USEG_`."""
+class Settings(BaseModel):
+    """Settings of one server process; the variable of a field is `USEG_` and its name in capitals."""
 
-    artifact: Path = field(default_factory=find_bundled_artifact)
-    """Directory of the artifact."""
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    artifact: Path = Field(default_factory=find_bundled_artifact)
+    """Directory of the artifact to serve."""
     category_names_file: Path | None = None
-    """Where the names that people give to its clusters are kept; None for ARTIFACT.names.json, beside it."""
+    """File of the category names that users set; default: ARTIFACT.names.json, next to the artifact."""
     registry: Path | None = None
-    """Directory of a registry, whose models are served in the place of the artifact; None for the artifact."""
+    """Directory of a model registry; its models are served instead of `artifact`."""
     default_model: str | None = None
-    """The registry's model that answers where none is named; needed where there are several."""
+    """Model of the registry that answers requests which name none; required if there are several models."""
     trusted_keys_file: Path | None = None
-    """File of the public keys of those whose artifacts are served, NAME:KEY a line; None asks for no signature."""
-    registry_poll_interval_s: float = 1.0
-    """Time between two looks at the registry, in seconds, above 0."""
-    rollback_window_s: float = 120.0
-    """How long a version that is no longer active is kept warm and its successor watched, in seconds, 0 or more."""
-    canary_max_latency_ratio: float = 3.0
-    """How many times as long as the active version a new one may take, alone and under load (p95); 1 or more."""
-    canary_max_psi: float = 0.35
-    """How much further than the active version's, as a stability index, a new one's answers may be from its reference;
-    above 0."""
-    canary_max_error_rate: float = 0.05
-    """Largest share of pictures, 0..1, on which a new version may fail where another does not."""
+    """File of public keys, NAME:KEY per line; artifacts that none of them signed are rejected."""
+    registry_poll_interval_s: Seconds = 1.0
+    """Seconds between two reads of the registry."""
+    rollback_window_s: NonNegative = 120.0
+    """Seconds for which a replaced version stays loaded and its successor is compared with it."""
+    canary_max_latency_ratio: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = 3.0
+    """Maximum latency of a new version relative to the active one, before rollout and under load (p95)."""
+    canary_max_psi: Seconds = 0.35
+    """Maximum output drift (population stability index) of a new version beyond that of the active one."""
+    canary_max_error_rate: Fraction = 0.05
+    """Maximum fraction of images, 0..1, on which a new version fails and another version does not."""
     backend: Backend = "cpu"
-    """What runs the network; one that this machine does not have is refused, not replaced."""
-    host: str = "127.0.0.1"
+    """Backend that runs the network; if it is unavailable, the service does not start."""
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every IPv4 interface."""
-    port: int = 8000
-    """TCP port, 0..65535; 0 takes a free one."""
-    max_batch_size: int = 1
-    """Most pictures in one run of the network, 1 or more; on a CPU more than 1 only adds waiting (docs/experiments)."""
-    max_queue_delay_ms: float = 2.0
-    """Longest wait for a batch to fill, in milliseconds, 0 or more."""
-    queue: int = 64
-    """Most pictures that wait for the network, 1 or more; beyond it requests are turned away."""
-    max_queue_wait_s: float = 5.0
-    """Longest wait for the network that is expected when a picture comes, in seconds, above 0; beyond it, too."""
-    max_body_bytes: int = 32 * 1024 * 1024
-    """Largest request body, in bytes, 1 or more."""
-    limit_pixels: int = MAX_IMAGE_PIXELS
-    """Largest picture, in pixels, 1 to 89,000,000 (Pillow's own guard); read from its header, before any decoding."""
-    threads: int = 2
-    """Threads that ONNX Runtime computes with, 1 or more; as many decode and encode pictures."""
-    request_timeout_s: float = 30.0
-    """Longest time from a request's first byte to its answer, in seconds, above 0; a request may shorten it."""
-    max_batch_pixels: int = 16_777_216
-    """Most pixels of canvas in one run of the network, 1 or more; one picture always runs."""
-    client_timeout_s: float = 10.0
-    """Longest pause in sending a request or taking in an answer, in seconds, above 0."""
-    inference_timeout_s: float = 60.0
-    """Longest run of the network, in seconds, above 0; after it the network is started again."""
-    shutdown_delay_s: float = 1.0
-    """Time between not being ready and taking no more connections, once SIGTERM came, in seconds, 0 or more."""
-    graceful_shutdown_timeout_s: float = 30.0
-    """Longest time to finish what was taken before that, in seconds, above 0."""
+    port: Annotated[int, Field(ge=0, le=_MAX_PORT)] = 8000
+    """TCP port; 0 selects a free one."""
+    admin_port: Annotated[int, Field(ge=-1, le=_MAX_PORT)] = -1
+    """TCP port that serves health and metrics without authentication; 0 selects a free one, -1 disables it."""
     api_key_file: Path | None = None
-    """File of API keys, NAME:SHA256[:REQUESTS_PER_SECOND[:BURST]] a line; `useg-serve --new-key NAME` makes one."""
-    keys: str = ""
-    """The same, separated by commas."""
+    """File of API keys, NAME:SHA256[:REQUESTS_PER_SECOND[:BURST]] per line; see `useg create-api-key`."""
+    api_keys: str = ""
+    """API keys in the same format, separated by commas."""
     admin_api_key_file: Path | None = None
-    """File of the API keys, in the same form, of those who may change what is served; such a key is also a caller's."""
+    """File of API keys that may also change what is served, in the same format."""
     admin_api_keys: str = ""
-    """The same, separated by commas."""
+    """API keys that may also change what is served, separated by commas."""
     allow_unauthenticated: bool = False
-    """Whether a service without keys may listen on other addresses than this machine's own."""
-    rate_limit_rps: float = 0.0
-    """Requests a second on average of one key, or of one address where there are no keys; 0 is no limit."""
-    burst: int = 20
-    """Requests at once within that rate, 1 or more."""
-    admin_port: int = -1
-    """TCP port on which health and metrics are answered, too, without a key; 0 takes a free one, -1 has none."""
-    otlp_endpoint: str = ""
-    """OpenTelemetry collector that spans go to, such as http://localhost:4318; empty for none. Needs extra `otel`."""
-    trace_sample_ratio: float = 1.0
-    """Share of the requests outside a caller's trace whose spans are sent, 0..1."""
+    """Listen on other addresses than localhost without API keys."""
+    rate_limit_rps: NonNegative = 0.0
+    """Requests per second of one API key, or of one address if there are no keys; 0 is unlimited."""
+    rate_limit_burst: Count = 20
+    """Requests at once within that rate."""
+    max_batch_size: Count = 1
+    """Maximum images in one run of the network; on a CPU more than 1 only adds waiting."""
+    max_queue_delay_ms: NonNegative = 2.0
+    """Maximum milliseconds that a batch waits to fill."""
+    max_batch_pixels: Count = 16_777_216
+    """Maximum input pixels in one run of the network; a single image always runs."""
+    max_queue_size: Count = 64
+    """Maximum images that wait for the network; further requests are rejected with 503."""
+    max_queue_wait_s: Seconds = 5.0
+    """Maximum expected wait for the network in seconds; a request that would wait longer is rejected with 503."""
+    max_body_bytes: Count = 32 * 1024 * 1024
+    """Maximum size of a request body in bytes."""
+    max_image_pixels: Annotated[int, Field(ge=1, le=_PILLOW_MAX_PIXELS)] = MAX_IMAGE_PIXELS
+    """Maximum pixels of an image, at most 89,000,000; checked in its header, before it is decoded."""
+    intra_op_threads: Count = 2
+    """Threads of ONNX Runtime; as many threads decode and encode images."""
+    request_timeout_s: Seconds = 30.0
+    """Maximum seconds from the start of a request to its response; a request may ask for less."""
+    client_timeout_s: Seconds = 10.0
+    """Maximum seconds that a client may pause while it sends a request or reads a response."""
+    inference_timeout_s: Seconds = 60.0
+    """Maximum seconds of one run of the network; then its thread and session are replaced."""
+    shutdown_delay_s: NonNegative = 1.0
+    """Seconds after SIGTERM during which readiness fails and connections are still accepted."""
+    graceful_shutdown_timeout_s: Seconds = 30.0
+    """Maximum seconds after that to finish in-flight requests."""
+    otlp_endpoint: Annotated[str, Field(pattern="^(https?://.+)?$")] = ""
+    """OpenTelemetry collector (OTLP over HTTP), such as http://localhost:4318; needs the extra `otel`."""
+    trace_sample_ratio: Fraction = 1.0
+    """Fraction of requests that are traced, 0..1; a request with a `traceparent` header follows its caller."""
     log_format: LogFormat = "text"
-    """Log lines for people, or in JSON."""
+    """Format of log lines on stderr."""
 
-    def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        for name in (
-            "max_batch_size",
-            "queue",
-            "max_body_bytes",
-            "limit_pixels",
-            "max_batch_pixels",
-            "threads",
-            "burst",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "request_timeout_s",
-            "max_queue_wait_s",
-            "client_timeout_s",
-            "inference_timeout_s",
-            "graceful_shutdown_timeout_s",
-            "registry_poll_interval_s",
-            "canary_max_psi",
-        ):
-            if not 0.0 < getattr(self, name) < inf:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("max_queue_delay_ms", "shutdown_delay_s", "rate_limit_rps", "rollback_window_s"):
-            if not 0.0 <= getattr(self, name) < inf:
-                raise ConfigError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.limit_pixels > _MOST_PIXELS:
-            raise ConfigError(f"limit_pixels must be at most {_MOST_PIXELS}, got {self.limit_pixels}")
-        for name in ("trace_sample_ratio", "canary_max_error_rate"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-        if not 1.0 <= self.canary_max_latency_ratio < inf:
-            raise ConfigError(f"candidate_slowest must be 1 or more, got {self.canary_max_latency_ratio}")
-        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
-            raise ConfigError(f"otlp_endpoint must begin with http:// or https://, got {self.otlp_endpoint!r}")
-        if self.log_format not in LOG_FORMATS:
-            raise ConfigError(f"log_format must be one of {', '.join(LOG_FORMATS)}, got {self.log_format!r}")
-        self._check_addresses()
-
-    def _check_addresses(self) -> None:
-        if not 0 <= self.port <= _MAX_PORT:
-            raise ConfigError(f"port must lie in 0..{_MAX_PORT}, got {self.port}")
-        if not -1 <= self.admin_port <= _MAX_PORT:
-            raise ConfigError(f"admin_port must lie in -1..{_MAX_PORT}, got {self.admin_port}")
-        if not self.host:
-            raise ConfigError("host must be an address to listen on, got an empty one")
-        if not (self.api_key_file or self.keys or self.allow_unauthenticated or is_loopback(self.host)):
-            raise ConfigError(
-                f"refusing to listen on {self.host} without authentication: set api_key_file, or allow_unauthenticated to run open"
+    @model_validator(mode="after")
+    def _require_authentication(self) -> "Settings":
+        if not (self.api_key_file or self.api_keys or self.allow_unauthenticated or is_loopback(self.host)):
+            raise ValueError(
+                f"refusing to listen on {self.host} without authentication: "
+                "set api_key_file, or allow_unauthenticated to run without"
             )
+        return self
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches the address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def read_settings(environment: Mapping[str, str] = os.environ, *, flags: Mapping[str, str] = _NO_FLAGS) -> Settings:
-    """The settings of `environment`, those in `flags` (field name to text) before them.
+def check_variable_names(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise ConfigError, with a near match, for a `USEG_*` variable that is not a setting."""
+    known = [name.upper() for name in Settings.model_fields]
+    for variable in environment:
+        name = variable.removeprefix(PREFIX)
+        if variable.startswith(PREFIX) and name not in known:
+            hint = did_you_mean(name, known, f"; known are {', '.join(map(PREFIX.__add__, known))}", PREFIX.__add__)
+            raise ConfigError(f"unknown setting {variable}{hint}")
 
-    Raises ConfigError for a `USEG_*` variable that does not exist, with a near match, and for a value that is no good.
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings in `environment`, for servers that are not started by `useg serve`.
+
+    Raises ConfigError for an unknown `USEG_*` variable or an invalid value.
     """
-    known = {PREFIX + entry.name.upper(): entry for entry in fields(Settings)}
-    given = {name: text for name, text in environment.items() if name.startswith(PREFIX)}
-    given |= {PREFIX + name.upper(): text for name, text in flags.items()}
-    for name in given:
-        if name not in known:
-            words = [each.removeprefix(PREFIX) for each in known]
-            hint = did_you_mean(name.removeprefix(PREFIX), words, f"; known are {', '.join(known)}", PREFIX.__add__)
-            raise ConfigError(f"unknown setting {name}{hint}")
-    return Settings(**{known[name].name: _parse(name, text, known[name].type) for name, text in given.items()})
-
-
-def _parse(name: str, text: str, kind: Any) -> Any:
-    """The value of a setting: `kind` is a field's type, which text turns into by calling it; words stay words."""
-    if get_origin(kind) is Literal:
-        return text
-    if kind is bool:
-        if text.lower() not in _TRUTHS:
-            raise ConfigError(f"{name} must be one of {', '.join(_TRUTHS)}, got {text!r}")
-        return _TRUTHS[text.lower()]
-    kind = next(iter(get_args(kind)), kind)  # what may be None is given by its first type
+    check_variable_names(environment)
+    names = {PREFIX + name.upper(): name for name in Settings.model_fields}
     try:
-        return kind(text)
-    except ValueError as error:
-        raise ConfigError(f"{name} must be of type {kind.__name__}, got {text!r}") from error
+        return Settings.model_validate({names[name]: text for name, text in environment.items() if name in names})
+    except ValidationError as error:
+        raise ConfigError(describe_errors(error)) from error
+
+
+def describe_errors(error: ValidationError) -> str:
+    """Return the messages of a pydantic error on one line, each with the name of its setting."""
+    messages = []
+    for each in error.errors():
+        name = ".".join(map(str, each["loc"]))
+        message = each["msg"].removeprefix("Value error, ")
+        messages.append(f"{name}: {message}, got {each['input']!r}" if name else message)
+    return "; ".join(messages)

@@ -14,10 +14,9 @@ from model.backends.session import Session
 from model.contract import Contract
 from model.network_io import RawOutputs
 from service.app import create_app
-from service.cli import bind
 from service.inference.loaded_model import ModelLoader
 from service.middleware.client_timeouts import make_uvicorn_config
-from service.server import Server
+from service.server import Server, bind
 from service.settings import Settings
 
 WAIT_S = 10.0
@@ -51,7 +50,7 @@ async def listen(opener: ModelLoader = open_fake, **settings: Any) -> AsyncItera
     """Host and port of a service on a real socket."""
     chosen = Settings(port=0, **settings)
     app = create_app(chosen, opener=opener)
-    with bind(chosen) as listener:
+    with bind(chosen.host, chosen.port) as listener:
         server = Server(make_uvicorn_config(app, client_timeout_s=chosen.client_timeout_s, finish_s=1.0))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await asyncio.wait_for(app.state.parts.model_repository.settle(), WAIT_S)

@@ -83,7 +83,7 @@ async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Pat
     waiting = dict(list_queries(board))
     assert len(waiting) >= len(list_panels(board)) > 20
     async with (
-        listen(open_described, queue=4) as (host, port),
+        listen(open_described, max_queue_size=4) as (host, port),
         scrape(tmp_path, f"{host}:{port}") as prometheus,
         httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=WAIT_S) as service,
     ):

@@ -52,7 +52,7 @@ async def test_a_page_of_another_site_and_what_comes_through_a_proxy_are_strange
         assert await change(client, **headers) == (403, "forbidden")
 
 
-@pytest.mark.parametrize("settings", [{"host": "0.0.0.0", "allow_unauthenticated": True}, {"keys": make_line("alice")}])
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0", "allow_unauthenticated": True}, {"api_keys": make_line("alice")}])
 async def test_without_administrators_keys_nobody_else_is_one(settings: dict[str, object]) -> None:
     async with open_client(**settings) as client:
         assert await change(client, **bear("alice")) == (403, "forbidden")
@@ -67,7 +67,7 @@ async def test_an_administrators_key_is_needed_where_there_are_some() -> None:
 
 
 async def test_a_callers_key_is_not_enough_and_an_administrators_is_a_callers_too() -> None:
-    async with open_client(keys=make_line("alice"), admin_api_keys=make_line("root")) as client:
+    async with open_client(api_keys=make_line("alice"), admin_api_keys=make_line("root")) as client:
         assert await change(client) == (401, "unauthorized")
         assert await change(client, **bear("alice")) == (403, "forbidden")
         assert await change(client, **bear("root")) == (409, "registry-conflict")
@@ -78,5 +78,5 @@ async def test_a_callers_key_is_not_enough_and_an_administrators_is_a_callers_to
 
 async def test_a_caller_and_an_administrator_have_two_names() -> None:
     with pytest.raises(ConfigError, match="two API keys have one name"):
-        async with open_client(keys=make_line("alice"), admin_api_keys=make_line("alice")):
+        async with open_client(api_keys=make_line("alice"), admin_api_keys=make_line("alice")):
             pass

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with open_client(keys=KEYS) as each:
+    async with open_client(api_keys=KEYS) as each:
         yield each
 
 
@@ -62,7 +62,7 @@ async def test_a_key_has_its_own_rate_and_the_others_do_not_feel_it(client: http
 
 
 async def test_without_keys_the_rate_is_that_of_an_address() -> None:
-    async with open_client(rate_limit_rps=0.001, burst=1) as client:
+    async with open_client(rate_limit_rps=0.001, rate_limit_burst=1) as client:
         assert [(await post(client, HALVES)).status_code for _ in range(2)] == [200, 429]
 
 

@@ -214,7 +214,7 @@ async def test_names_of_another_network_stay_where_they_are(file: Path) -> None:
 
 async def test_only_administrators_change_names(file: Path) -> None:
     (user, user_line), (boss, boss_line) = generate_api_key("user"), generate_api_key("boss")
-    async with open_client(category_names_file=file, keys=user_line, admin_api_keys=boss_line) as client:
+    async with open_client(category_names_file=file, api_keys=user_line, admin_api_keys=boss_line) as client:
         for method, path in (("PUT", RED), ("DELETE", RED), ("PUT", NAMES), ("POST", f"{NAMES}/undo")):
             assert (await client.request(method, path)).status_code == 401
             asked = await client.request(method, path, headers={"X-API-Key": user})

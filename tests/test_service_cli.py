@@ -1,4 +1,4 @@
-"""The command: what it prints, how it ends, and that it starts without the training stack."""
+"""`useg serve` and `useg create-api-key`: output, exit status, signals, and no import of the training stack."""
 
 import hashlib
 import json
@@ -12,105 +12,93 @@ from pathlib import Path
 import httpx
 import pytest
 from fake_service import draw_halves, save
+from serve_fake import TIMEOUT_S, read_address, start_fake_server
 
 from model.errors import ConfigError
-from service.cli import bind, main
-from service.settings import Settings
+from service.server import bind
 
-WAIT_S = 30
 ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("USEG_")}
-SERVE_FAKE = (
-    f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    "from fake_service import open_fake; from service.cli import main\n"
-    "sys.exit(main(sys.argv[1:], opener=open_fake))"
-)
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service", *arguments]
     environment = {**ENVIRONMENT, **variables}
-    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False)
 
 
-def test_a_missing_artifact_ends_it_with_one_line(tmp_path: Path) -> None:
-    ended = run("--port", "0", "--artifact", str(tmp_path))
-    told = [line for line in ended.stderr.splitlines() if line.startswith("useg-serve: ")]
-    assert (ended.returncode, ended.stdout, len(told)) == (1, "", 1)
-    assert "contract.json" in told[0]
+def test_serve_reports_a_missing_artifact_in_one_line(tmp_path: Path) -> None:
+    ended = run("serve", "--port", "0", "--artifact", str(tmp_path))
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("useg: ")]
+    assert (ended.returncode, ended.stdout, len(errors)) == (1, "", 1)
+    assert "contract.json" in errors[0]
     assert "Traceback" not in ended.stderr
 
 
-def test_a_wrong_setting_ends_it_with_one_line() -> None:
-    ended = run(USEG_PROT="80")
+def test_serve_suggests_the_setting_that_a_misspelt_variable_meant() -> None:
+    ended = run("serve", USEG_PROT="80")
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == "useg-serve: unknown setting USEG_PROT, did you mean USEG_PORT?\n"
+    assert ended.stderr == "useg: unknown setting USEG_PROT, did you mean USEG_PORT?\n"
 
 
-def test_wrong_usage_ends_it_with_status_2() -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--prot", "80"])
-    assert ended.value.code == 2
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--prot", "80"), "Did you mean --port?"),
+        (("--port", "70000"), "port: Input should be less than or equal to 65535"),
+        (("--host", "0.0.0.0"), "refusing to listen on 0.0.0.0 without authentication"),
+    ],
+)
+def test_serve_rejects_an_invalid_option_in_one_line(arguments: tuple[str, ...], words: str) -> None:
+    ended = run("serve", *arguments)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert words in ended.stderr
 
 
-def test_a_port_in_use_is_told_by_its_number() -> None:
+def test_a_port_in_use_is_reported_by_its_number() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port}: "):
-            bind(Settings(port=port))
+            bind("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_it_says_where_it_is_answers_and_leaves_quietly(end: signal.Signals) -> None:
-    command = [sys.executable, "-c", SERVE_FAKE, "--port", "0", "--shutdown-delay-s", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
+def test_the_server_prints_its_address_answers_and_exits_with_0_after_a_signal(end: signal.Signals) -> None:
+    with start_fake_server(shutdown_delay_s=0) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            address = process.stdout.readline().removeprefix("useg is ready: ").strip()
+            address = read_address(process)
             curl = process.stdout.readline().strip()
-            answer = httpx.post(curl.split()[-1], files={"file": save(draw_halves())}, timeout=WAIT_S)
+            response = httpx.post(curl.split()[-1], files={"file": save(draw_halves())}, timeout=TIMEOUT_S)
         finally:
             process.send_signal(end)
-        assert process.wait(WAIT_S) == 0
+        assert process.wait(TIMEOUT_S) == 0
         assert curl == f"curl -F file=@photo.jpg {address}v1/segment"
-        assert answer.json()["segments_info"][0]["area"] == 28 * 28
+        assert response.json()["segments_info"][0]["area"] == 28 * 28
         assert "Traceback" not in process.stderr.read()
 
 
-def test_a_terminated_service_is_not_ready_answers_what_comes_and_leaves_with_0() -> None:
-    command = [sys.executable, "-c", SERVE_FAKE, "--port", "0", "--shutdown-delay-s", "1.5", "--log-format", "json"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    ) as process:
-        assert process.stdout is not None
+def test_after_sigterm_readiness_fails_and_requests_are_still_answered() -> None:
+    with start_fake_server(shutdown_delay_s=1.5, log_format="json") as process:
         assert process.stderr is not None
-        address = process.stdout.readline().removeprefix("useg is ready: ").strip()
-        with httpx.Client(base_url=address, timeout=WAIT_S) as client:
+        with httpx.Client(base_url=read_address(process), timeout=TIMEOUT_S) as client:
             assert client.get("readyz").status_code == 200
             process.send_signal(signal.SIGTERM)
             while (ready := client.get("readyz")).status_code == 200:
                 pass
             assert ready.json()["type"] == "urn:useg:problem:draining"
-            answer = client.post("v1/segment", files={"file": save(draw_halves())})
-        assert process.wait(WAIT_S) == 0
-        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            response = client.post("v1/segment", files={"file": save(draw_halves())})
+        assert process.wait(TIMEOUT_S) == 0
+        assert (response.status_code, response.headers["connection"]) == (200, "close")
         lines = [json.loads(line) for line in process.stderr.read().splitlines()]
-    (told,) = [line for line in lines if line.get("route") == "/v1/segment"]
-    assert (told["status"], told["request_id"]) == (200, answer.headers["x-request-id"])
-    assert told["trace_id"] in answer.headers["traceparent"]
+    (logged,) = [line for line in lines if line.get("route") == "/v1/segment"]
+    assert (logged["status"], logged["request_id"]) == (200, response.headers["x-request-id"])
 
 
-def test_health_and_metrics_may_have_a_port_of_their_own_without_a_key() -> None:
-    command = [sys.executable, "-c", SERVE_FAKE, "--port", "0", "--admin-port", "0", "--log-format", "json"]
-    environment = {**ENVIRONMENT, "USEG_KEYS": f"alice:{'0' * 64}"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
+def test_the_admin_port_serves_health_and_metrics_without_a_key() -> None:
+    with start_fake_server(admin_port=0, log_format="json", api_keys=f"alice:{'0' * 64}") as process:
         assert process.stderr is not None
-        address = process.stdout.readline().removeprefix("useg is ready: ").strip()
+        address = read_address(process)
         line = next(line for line in process.stderr if "health and metrics on port" in line)
         admin = f"http://127.0.0.1:{json.loads(line)['message'].split()[-1]}"
         statuses = [
@@ -120,22 +108,16 @@ def test_health_and_metrics_may_have_a_port_of_their_own_without_a_key() -> None
         assert [httpx.get(address + path).status_code for path in ("livez", "metrics")] == [200, 401]
         process.send_signal(signal.SIGINT)
         process.stderr.read()
-        assert process.wait(WAIT_S) == 0
+        assert process.wait(TIMEOUT_S) == 0
 
 
-def test_other_machines_are_not_served_without_keys_unless_that_is_meant() -> None:
-    ended = run("--host", "0.0.0.0", "--port", "0")
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith("useg-serve: whoever reaches 0.0.0.0 could use the service")
+def test_create_api_key_prints_a_key_and_its_line() -> None:
+    created = json.loads(run("create-api-key", "alice").stdout)
+    digest = hashlib.sha256(created["key"].encode()).hexdigest()
+    assert created["line"] == f"alice:{digest}"
 
 
-def test_a_new_key_is_printed_with_its_line() -> None:
-    key, line = run("--new-key", "alice").stdout.splitlines()
-    digest = hashlib.sha256(key.removeprefix("key:  ").encode()).hexdigest()
-    assert line == f"line: alice:{digest}"
-
-
-def test_the_service_starts_without_torch() -> None:
+def test_the_service_imports_neither_torch_nor_training() -> None:
     code = "import sys, service.app, service.cli; print(sorted({'torch', 'training'} & set(sys.modules)))"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S, check=True)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     assert ended.stdout == "[]\n"

@@ -34,7 +34,7 @@ def open_described() -> tuple[Contract, Session]:
 
 
 async def serve(addresses: list[str], is_ready: threading.Event, is_over: threading.Event) -> None:
-    async with listen(open_described, queue=2, canary_max_psi=0.42) as (host, port):
+    async with listen(open_described, max_queue_size=2, canary_max_psi=0.42) as (host, port):
         addresses.append(f"http://{host}:{port}")
         is_ready.set()
         await asyncio.to_thread(is_over.wait)

@@ -1,9 +1,7 @@
 """A service that is killed while people name clusters: what was acknowledged is there, and no file is torn."""
 
-import os
 import random
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +10,13 @@ from pathlib import Path
 import httpx
 import pytest
 from fake_service import CONTRACT
+from serve_fake import read_address, start_fake_server
 
 from model.registry.category_names import read_names
 
 WAIT_S = 60
 ROUNDS = 8
 CLUSTERS = (1, 2, 3)
-SERVE_FAKE = (
-    f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    "from fake_service import open_fake; from service.cli import main\n"
-    "sys.exit(main(sys.argv[1:], opener=open_fake))"
-)
-ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.startswith("USEG_")}
 
 
 class Editor:
@@ -60,13 +53,9 @@ class Editor:
 @contextmanager
 def serve(names: Path) -> Iterator[str]:
     """The address of a service, which is killed in the end."""
-    command = [sys.executable, "-c", SERVE_FAKE, "--port", "0", "--category-names-file", str(names)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
-    ) as process:
-        assert process.stdout is not None
+    with start_fake_server(stderr=subprocess.DEVNULL, category_names_file=names) as process:
         try:
-            yield process.stdout.readline().removeprefix("useg is ready: ").strip()
+            yield read_address(process)
         finally:
             process.kill()
 

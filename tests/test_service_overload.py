@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_more_requests_than_places_are_busy_and_the_others_are_answered() -> None:
     session = GatedSession()
-    async with open_client(session.open, queue=1, max_batch_size=1) as client:
+    async with open_client(session.open, max_queue_size=1, max_batch_size=1) as client:
         first = asyncio.create_task(post(client, HALVES))
         await wait_for(session.is_inside)
         others = [asyncio.create_task(post(client, HALVES)) for _ in range(3)]
@@ -106,7 +106,7 @@ class GatedAnswers(GatedSession):
 
 async def test_senders_that_hang_up_before_the_decoder_or_after_the_network_are_dropped_there() -> None:
     session = GatedAnswers()
-    async with listen(session.open, max_batch_size=1, threads=1) as (host, port):
+    async with listen(session.open, max_batch_size=1, intra_op_threads=1) as (host, port):
         _, first = await asyncio.open_connection(host, port)
         first.write(make_request(HALVES))
         await wait_for(session.is_inside)

@@ -142,7 +142,7 @@ async def test_a_bad_candidate_is_refused_and_the_old_version_stays(tmp_path: Pa
         await case.activate("2")
         assert await case.ask() == "1"
         status = case.follower.describe()
-        assert (status.active, status.serving, case.read_last()) == ("1", "1", ("refuse", "2", "useg-serve"))
+        assert (status.active, status.serving, case.read_last()) == ("1", "1", ("refuse", "2", "useg serve"))
         assert words in status.history[-1].reason
         assert words in (status.versions[1].reason or "")
         labels = {"model": NAME, "version": "2", "state": "refused"}
@@ -197,7 +197,7 @@ async def test_failures_of_a_new_version_are_not_felt_and_take_it_back(tmp_path:
         await case.follower.step()
         assert case.list_roles() == {"1": "active", "2": "refused"}
         assert case.follower.describe().active == "1"
-        assert case.read_last() == ("rollback", "2", "useg-serve")
+        assert case.read_last() == ("rollback", "2", "useg serve")
         assert "errors: 3 of 3 pictures failed" in case.registry.read_state(NAME).history[-1].reason
 
 

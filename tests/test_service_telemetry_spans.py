@@ -10,8 +10,6 @@ from fake_service import draw_halves, open_client, post, save
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from model.errors import ConfigError
-from service.settings import read_settings
 from service.telemetry.tracing import make_span_exporter
 
 pytestmark = pytest.mark.anyio
@@ -96,9 +94,3 @@ async def test_a_collector_that_is_away_costs_no_answer() -> None:
 
 def test_without_an_address_there_is_no_sink() -> None:
     assert make_span_exporter("") is None
-
-
-@pytest.mark.parametrize(("name", "text"), [("otlp_endpoint", "localhost:4318"), ("trace_sample_ratio", "1.5")])
-def test_a_wrong_setting_is_told(name: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=name):
-        read_settings({}, flags={name: text})

@@ -90,7 +90,7 @@ class Pipeline:
             telemetry,
             max_batch_size=settings.max_batch_size,
             max_queue_delay_ms=settings.max_queue_delay_ms,
-            capacity=settings.queue,
+            capacity=settings.max_queue_size,
             max_batch_pixels=settings.max_batch_pixels,
             max_queue_wait_s=settings.max_queue_wait_s,
             inference_timeout_s=settings.inference_timeout_s,
@@ -98,14 +98,16 @@ class Pipeline:
         )
         self._telemetry = telemetry
         self.drift = DriftMonitor(contract, telemetry)
-        self._limit_pixels = settings.limit_pixels
-        self._threads = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="codec")
+        self._limit_pixels = settings.max_image_pixels
+        self._threads = ThreadPoolExecutor(max_workers=settings.intra_op_threads, thread_name_prefix="codec")
         self._places = AdmissionController(
-            settings.queue + settings.max_batch_size, self.engine.make_busy, SharedGauge(telemetry.requests_in_flight)
+            settings.max_queue_size + settings.max_batch_size,
+            self.engine.make_busy,
+            SharedGauge(telemetry.requests_in_flight),
         )
-        self._turns = settings.threads + settings.max_batch_size
+        self._turns = settings.intra_op_threads + settings.max_batch_size
         self._capacity = SharedGauge(telemetry.queue_capacity)
-        self._capacity.set(settings.queue)
+        self._capacity.set(settings.max_queue_size)
         self.track = RecentOutcomes()
         self.tally = VersionStats(contract.name, contract.version)
         telemetry.expect(contract)

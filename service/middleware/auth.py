@@ -49,7 +49,7 @@ class AuthMiddleware:
         if len(scope["headers"]) > _MAX_HEADERS:
             raise HeadersTooLarge(f"{len(scope['headers'])} headers, at most {_MAX_HEADERS} are taken: send fewer")
         client = scope.get("client") or ("unknown", 0)
-        owner, rate_per_s, burst = client[0], self._settings.rate_limit_rps, self._settings.burst
+        owner, rate_per_s, burst = client[0], self._settings.rate_limit_rps, self._settings.rate_limit_burst
         if self._keyring and not is_public(scope["path"]):
             key = self._keyring.require(read_api_key(Headers(scope=scope)))
             owner = key.name

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 ArtifactLoader = Callable[[Path], tuple[Contract, Session]]
 """Gives the checked artifact of a folder, or raises UsegError; called off the event loop."""
 
-AUTHOR = "useg-serve"
+AUTHOR = "useg serve"
 
 
 class RolloutController:

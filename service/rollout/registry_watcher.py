@@ -128,7 +128,7 @@ def make_version_source(
 
 def make_artifact_loader(settings: Settings) -> ArtifactLoader:
     """Opens what is in a folder as the settings say; where keys are trusted, what one of them signed alone."""
-    open_folder = partial(load_session, backend=settings.backend, threads=settings.threads)
+    open_folder = partial(load_session, backend=settings.backend, threads=settings.intra_op_threads)
     if settings.trusted_keys_file is None:
         return open_folder
     trusted = read_trusted_keys(settings.trusted_keys_file)

@@ -12,7 +12,7 @@ from service.state import get_state
 
 LOCAL = "local"
 """What the history calls who needed no key."""
-_ADMIN_KEY_HINT = "set admin_key_file (`useg-serve --new-key NAME` makes a key and its line)"
+_ADMIN_KEY_HINT = "set admin_api_key_file (`useg create-api-key NAME` makes a key and its line)"
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 """What a proxy adds, behind which a request from this machine may come from anywhere."""
 _SAME_ORIGIN = ("same-origin", "none")
@@ -35,7 +35,7 @@ def require_administrator(request: Request) -> str:
 
 def requires_api_key(settings: Settings) -> bool:
     """Whether callers need a key."""
-    return bool(settings.api_key_file or settings.keys)
+    return bool(settings.api_key_file or settings.api_keys)
 
 
 def _require_admin_key(request: Request) -> str:
