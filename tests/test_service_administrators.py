@@ -52,7 +52,9 @@ async def test_a_page_of_another_site_and_what_comes_through_a_proxy_are_strange
         assert await change(client, **headers) == (403, "forbidden")
 
 
-@pytest.mark.parametrize("settings", [{"host": "0.0.0.0", "allow_unauthenticated": True}, {"api_keys": make_line("alice")}])
+@pytest.mark.parametrize(
+    "settings", [{"host": "0.0.0.0", "allow_unauthenticated": True}, {"api_keys": make_line("alice")}]
+)
 async def test_without_administrators_keys_nobody_else_is_one(settings: dict[str, object]) -> None:
     async with open_client(**settings) as client:
         assert await change(client, **bear("alice")) == (403, "forbidden")

@@ -33,7 +33,7 @@ async def test_metrics_name_the_backend_that_answers_now() -> None:
     async with open_client(lambda: open_handover(is_allowed, opened)) as client:
         assert 'seg_model_info{backend="fake"' in (await client.get("/metrics")).text
         is_allowed.set()
-        opened[0].settle(WAIT_S)
+        opened[0].wait_ready(WAIT_S)
         text = (await client.get("/metrics")).text
         assert 'seg_model_info{backend="faster"' in text
         assert 'backend="fake"' not in text
@@ -44,7 +44,7 @@ async def test_a_session_that_is_still_built_when_the_service_stops_is_dropped()
     opened: list[HotSwapSession] = []
     async with open_client(lambda: open_handover(is_allowed, opened)):
         pass
-    opened[0].settle(WAIT_S)  # closed: returns though nothing was built
+    opened[0].wait_ready(WAIT_S)  # closed: returns though nothing was built
     is_allowed.set()
     for thread in threading.enumerate():
         if thread.name == "handover":
