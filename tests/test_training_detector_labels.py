@@ -21,13 +21,13 @@ class HalvesDetector:
     def __init__(self, digest: str = "ab" * 32) -> None:
         self.digest = digest
 
-    def answer(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
+    def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
         nothing = ClusterMap(label_map=np.zeros(image.shape[:2], np.int32), clusters={})
         detections = []
         for score, end in ((0.9, 32), (0.6, 36), (0.2, 64)):
             mask = np.zeros(image.shape[:2], bool)
             mask[:, :end] = True
-            detections.append(PredictedObject(cluster=1, score=score, outline=encode_mask(mask, 0, 0, mask.shape)))
+            detections.append(PredictedObject(cluster=1, score=score, rle=encode_mask(mask, 0, 0, mask.shape)))
         return ImagePrediction(panoptic=nothing, semantic=nothing, detections=tuple(detections))
 
 

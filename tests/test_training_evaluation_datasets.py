@@ -1,4 +1,4 @@
-"""Each published layout as a tiny copy, drawn by hand."""
+"""Reading labelled datasets: a tiny copy of each published layout, drawn by hand."""
 
 from pathlib import Path
 
@@ -41,31 +41,35 @@ def draw_coco_panoptic(folder: Path) -> Path:
     return folder
 
 
-def test_coco_panoptic_by_supercategory_or_with_every_thing_by_itself(tmp_path: Path) -> None:
+def test_coco_panoptic_has_supercategories_or_every_thing_by_itself(tmp_path: Path) -> None:
     folder = draw_coco_panoptic(tmp_path)
-    truth = DatasetSpec(folder=folder, layout="coco").read()
-    assert (truth.kind, truth.taxonomy.names, truth.taxonomy.things) == ("panoptic", ("animal", "person", "wall"), 2)
-    labels = truth.images[0].annotation.read(4, 6)
+    dataset = DatasetSpec(folder=folder, format="coco").read()
+    assert (dataset.kind, dataset.taxonomy.names, dataset.taxonomy.num_things) == (
+        "panoptic",
+        ("animal", "person", "wall"),
+        2,
+    )
+    labels = dataset.images[0].annotation.read(4, 6)
     assert labels.segments == {70: 0, 800: 0, 9000: 2}
     assert labels.crowds == {800}
     assert [(each.category, each.area, each.is_crowd, each.bbox) for each in labels.objects] == [
         (0, 6.0, False, (0.0, 0.0, 3.0, 2.0)),
         (0, 6.0, True, (3.0, 0.0, 3.0, 2.0)),
     ]
-    fine = DatasetSpec(folder=folder, layout="coco", protocol="things-and-supercategories").read()
-    assert (fine.taxonomy.names, fine.taxonomy.things) == (("person", "cat", "dog", "wall"), 3)
+    fine = DatasetSpec(folder=folder, format="coco", classes="things-and-supercategories").read()
+    assert (fine.taxonomy.names, fine.taxonomy.num_things) == (("person", "cat", "dog", "wall"), 3)
     assert fine.images[0].annotation.read(4, 6).segments == {70: 2, 800: 1, 9000: 3}
 
 
-def test_coco_itself_has_80_things_and_15_kinds_of_stuff(shared: Path) -> None:
+def test_coco_itself_has_80_things_and_15_stuff_categories(shared: Path) -> None:
     folder = shared / "coco_dev_panoptic"
-    assert (len((truth := DatasetSpec(folder=folder).read()).taxonomy.names), truth.taxonomy.things) == (27, 12)
-    fine = DatasetSpec(folder=folder, protocol="things-and-supercategories").read().taxonomy
-    assert (len(fine.names), fine.things, fine.names[0], fine.names[79]) == (95, 80, "person", "toothbrush")
-    assert fine.names[80:] == truth.taxonomy.names[12:]
+    assert (len((dataset := DatasetSpec(folder=folder).read()).taxonomy.names), dataset.taxonomy.num_things) == (27, 12)
+    fine = DatasetSpec(folder=folder, classes="things-and-supercategories").read().taxonomy
+    assert (len(fine.names), fine.num_things, fine.names[0], fine.names[79]) == (95, 80, "person", "toothbrush")
+    assert fine.names[80:] == dataset.taxonomy.names[12:]
 
 
-def test_coco_instances_come_as_polygons_counts_or_text_and_a_picture_may_have_none(tmp_path: Path) -> None:
+def test_coco_instances_are_read_from_polygons_and_rle_and_an_image_may_have_none(tmp_path: Path) -> None:
     for number in (3, 5):
         drawn.write_photo(tmp_path / "val2017" / f"{number}.jpg", seed=number)
     polygon = {"id": 1, "image_id": 5, "category_id": 17, "iscrowd": 0, "segmentation": [[0, 0, 3, 0, 3, 2, 0, 2]],
@@ -83,52 +87,57 @@ def test_coco_instances_come_as_polygons_counts_or_text_and_a_picture_may_have_n
         "categories": COCO_CATEGORIES[:3],
     }
     drawn.write_json(tmp_path / "annotations" / "instances_val2017.json", content)
-    truth = DatasetSpec(folder=tmp_path, layout="coco-instances").read()
-    assert (truth.kind, truth.taxonomy.names, [each.image_id for each in truth.images]) == (
+    dataset = DatasetSpec(folder=tmp_path, format="coco-instances").read()
+    assert (dataset.kind, dataset.taxonomy.names, [each.image_id for each in dataset.images]) == (
         "masks", ("person", "cat", "dog"), [3, 5],
     )  # fmt: skip
-    assert truth.images[0].annotation.read(4, 6).objects == ()
-    first, second = truth.images[1].annotation.read(4, 6).objects
+    assert dataset.images[0].annotation.read(4, 6).objects == ()
+    first, second = dataset.images[1].annotation.read(4, 6).objects
     assert (first.category, first.area, first.bbox, coco.area(first.rle)) == (1, 5.5, (0, 0, 3, 2), 6)
     # 20 pixels down the first five columns of four are empty: the last column remains.
     assert (second.category, second.area, second.bbox, second.is_crowd) == (0, 4.0, (5.0, 0.0, 1.0, 4.0), True)
 
 
-def test_coco_stuff_maps_fine_classes_to_27_and_is_cropped(tmp_path: Path) -> None:
+def test_coco_stuff_is_mapped_to_27_classes_and_cropped(tmp_path: Path) -> None:
     drawn.write_photo(tmp_path / "images" / "val2017" / "1.jpg")
     drawn.write_plane(tmp_path / "annotations" / "val2017" / "1.png", drawn.quarter(0, 181, fill=255))
-    truth = DatasetSpec(folder=tmp_path, layout="coco-stuff").read()
-    assert (truth.kind, len(truth.taxonomy.names), truth.taxonomy.things, truth.crop_px) == ("semantic", 27, 12, 320)
-    labels = truth.images[0].annotation.read(4, 6)
-    assert {truth.taxonomy.names[place] for place in labels.segments.values()} == {"person", "solid"}
+    dataset = DatasetSpec(folder=tmp_path, format="coco-stuff").read()
+    assert (dataset.kind, len(dataset.taxonomy.names), dataset.taxonomy.num_things, dataset.crop_px) == (
+        "semantic",
+        27,
+        12,
+        320,
+    )
+    labels = dataset.images[0].annotation.read(4, 6)
+    assert {dataset.taxonomy.names[index] for index in labels.segments.values()} == {"person", "solid"}
     assert labels.label_map is not None
     assert labels.label_map.tolist() == [[10, 10, 10, 25, 25, 25]] * 2 + [[0] * 6] * 2
 
 
-def test_every_one_of_coco_stuffs_182_values_has_one_of_the_27_classes() -> None:
-    assert sorted(COCO_STUFF_27.index) == list(range(182))
+def test_each_of_the_182_values_of_coco_stuff_has_one_of_the_27_classes() -> None:
+    assert sorted(COCO_STUFF_27.source_to_index) == list(range(182))
 
 
-def test_the_central_square_is_cut_once_the_short_side_has_its_length() -> None:
+def test_the_center_crop_follows_the_scaling_of_the_shorter_side() -> None:
     plane = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
     assert crop_center(plane, 2).tolist() == [[2, 3], [6, 7]]
     assert crop_center(plane, 4).tolist() == [[2, 2, 3, 3]] * 2 + [[6, 6, 7, 7]] * 2
 
 
-def test_cityscapes_numbers_objects_and_groups(tmp_path: Path) -> None:
+def test_cityscapes_things_without_an_instance_number_are_crowds(tmp_path: Path) -> None:
     drawn.write_photo(tmp_path / "leftImg8bit" / "val" / "ulm" / "ulm_000000_000019_leftImg8bit.png")
     plane = drawn.quarter(26_001, 26, fill=7)
     plane[3, :3] = 29  # caravan: not evaluated
     drawn.write_plane(tmp_path / "gtFine" / "val" / "ulm" / "ulm_000000_000019_gtFine_instanceIds.png", plane)
-    truth = DatasetSpec(folder=tmp_path, layout="cityscapes").read()
-    assert (len(truth.taxonomy.names), truth.taxonomy.things, truth.taxonomy.names[8]) == (19, 8, "road")
-    labels = truth.images[0].annotation.read(4, 6)
+    dataset = DatasetSpec(folder=tmp_path, format="cityscapes").read()
+    assert (len(dataset.taxonomy.names), dataset.taxonomy.num_things, dataset.taxonomy.names[8]) == (19, 8, "road")
+    labels = dataset.images[0].annotation.read(4, 6)
     assert labels.segments == {7: 8, 26: 2, 26_001: 2}
     assert labels.crowds == {26}
     assert [(each.area, each.is_crowd) for each in labels.objects] == [(6.0, True), (6.0, False)]
 
 
-def test_voc_masks_take_their_class_from_the_other_picture_and_leave_the_border_out(tmp_path: Path) -> None:
+def test_voc_masks_take_their_class_from_the_class_png_and_exclude_the_border(tmp_path: Path) -> None:
     drawn.write_photo(tmp_path / "JPEGImages" / "2007_000032.jpg")
     objects = drawn.quarter(1, 2, fill=0)
     objects[0, 2] = 255
@@ -137,9 +146,9 @@ def test_voc_masks_take_their_class_from_the_other_picture_and_leave_the_border_
     drawn.write_palette(tmp_path / "SegmentationClass" / "2007_000032.png", classes)
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000032\n")
-    truth = DatasetSpec(folder=tmp_path, layout="voc-masks").read()
-    found = truth.images[0].annotation.read(4, 6).objects
-    assert [(truth.taxonomy.names[each.category], each.area) for each in found] == [("cat", 5.0), ("person", 6.0)]
+    dataset = DatasetSpec(folder=tmp_path, format="voc-masks").read()
+    found = dataset.images[0].annotation.read(4, 6).objects
+    assert [(dataset.taxonomy.names[each.category], each.area) for each in found] == [("cat", 5.0), ("person", 6.0)]
 
 
 VOC_XML = """<annotation><object><name>dog</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin>
@@ -155,36 +164,36 @@ def draw_voc_boxes(folder: Path, xml: str) -> Path:
     return folder
 
 
-def test_voc_boxes_hold_both_their_corners_and_difficult_ones_need_not_be_found(tmp_path: Path) -> None:
-    truth = DatasetSpec(folder=draw_voc_boxes(tmp_path, VOC_XML), layout="voc-boxes", split="trainval").read()
-    assert truth.kind == "boxes"
-    dog, person = truth.images[0].annotation.read(4, 6).objects
+def test_voc_boxes_include_both_corners_and_difficult_objects_are_crowds(tmp_path: Path) -> None:
+    dataset = DatasetSpec(folder=draw_voc_boxes(tmp_path, VOC_XML), format="voc-boxes", split="trainval").read()
+    assert dataset.kind == "boxes"
+    dog, person = dataset.images[0].annotation.read(4, 6).objects
     assert (dog.bbox, dog.area, dog.is_crowd, dog.rle) == ((0.0, 1.0, 3.0, 3.0), 9.0, False, None)
     assert (person.bbox, person.is_crowd) == ((3.0, 0.0, 1.0, 1.0), True)
 
 
-def test_voc_xml_with_an_unknown_class_is_refused_by_name(tmp_path: Path) -> None:
+def test_voc_xml_with_an_unknown_class_is_rejected_with_its_name(tmp_path: Path) -> None:
     folder = draw_voc_boxes(tmp_path, VOC_XML.replace("dog", "unicorn"))
-    truth = DatasetSpec(folder=folder, layout="voc-boxes", split="trainval").read()
-    with pytest.raises(LabelStoreError, match=r"000005\.xml is no VOC annotation: unknown class 'unicorn'"):
-        truth.images[0].annotation.read(4, 6)
+    dataset = DatasetSpec(folder=folder, format="voc-boxes", split="trainval").read()
+    with pytest.raises(LabelStoreError, match=r"000005\.xml is not a VOC annotation: unknown class 'unicorn'"):
+        dataset.images[0].annotation.read(4, 6)
 
 
 UVO_CATEGORIES = [{"id": 1, "name": "person"}, {"id": 2, "name": "other"}]
 
 
-def test_uvo_frames_leave_out_objects_called_other(tmp_path: Path) -> None:
+def test_uvo_frames_exclude_the_category_other(tmp_path: Path) -> None:
     drawn.write_photo(tmp_path / "uvo_videos_sparse_frames" / "abc" / "30.png")
     shape = {"size": [4, 6], "counts": [0, 4, 20]}
     entries = [{"id": each, "image_id": 1, "category_id": each, "segmentation": shape} for each in (1, 2)]
     content = {"images": [{"id": 1, "file_name": "abc/30.png"}], "annotations": entries, "categories": UVO_CATEGORIES}
     drawn.write_json(tmp_path / "FrameSet" / "UVO_frame_val.json", content)
-    truth = DatasetSpec(folder=tmp_path, layout="uvo").read()
-    assert truth.taxonomy.names == ("person",)
-    assert [(each.category, each.area) for each in truth.images[0].annotation.read(4, 6).objects] == [(0, 4.0)]
+    dataset = DatasetSpec(folder=tmp_path, format="uvo").read()
+    assert dataset.taxonomy.names == ("person",)
+    assert [(each.category, each.area) for each in dataset.images[0].annotation.read(4, 6).objects] == [(0, 4.0)]
 
 
-def test_uvo_videos_are_a_picture_a_frame_and_an_object_may_be_absent_from_one(tmp_path: Path) -> None:
+def test_uvo_videos_are_one_image_per_frame_and_an_object_may_be_absent_from_one(tmp_path: Path) -> None:
     for number in (0, 1):
         drawn.write_photo(tmp_path / "uvo_videos_dense_frames" / "abc" / f"{number}.png", seed=number)
     shape = {"size": [4, 6], "counts": [0, 8, 16]}
@@ -194,44 +203,44 @@ def test_uvo_videos_are_a_picture_a_frame_and_an_object_may_be_absent_from_one(t
         "categories": UVO_CATEGORIES,
     }
     drawn.write_json(tmp_path / "VideoDenseSet" / "UVO_video_val_dense.json", content)
-    truth = DatasetSpec(folder=tmp_path, layout="uvo-videos").read()
-    found = [each.annotation.read(4, 6).objects for each in truth.images]
+    dataset = DatasetSpec(folder=tmp_path, format="uvo-videos").read()
+    found = [each.annotation.read(4, 6).objects for each in dataset.images]
     assert [[each.area for each in objects] for objects in found] == [[], [8.0]]
 
 
 @pytest.mark.parametrize(
-    "layout", ["coco", "coco-instances", "coco-stuff", "cityscapes", "voc-masks", "uvo", "uvo-videos"]
+    "format", ["coco", "coco-instances", "coco-stuff", "cityscapes", "voc-masks", "uvo", "uvo-videos"]
 )
-def test_a_folder_of_another_layout_is_refused_by_its_name(tmp_path: Path, layout: str) -> None:
+def test_a_folder_in_another_format_is_rejected_with_its_name(tmp_path: Path, format: str) -> None:
     with pytest.raises(LabelStoreError, match=str(tmp_path)):
-        DatasetSpec(folder=tmp_path, layout=layout).read()  # type: ignore[arg-type]  # every one is a Layout
+        DatasetSpec(folder=tmp_path, format=format).read()
 
 
-def test_a_missing_label_is_named(tmp_path: Path) -> None:
+def test_a_missing_label_file_is_named(tmp_path: Path) -> None:
     folder = draw_coco_panoptic(tmp_path)
     (folder / "annotations" / "panoptic_val2017" / "000000000009.png").unlink()
     with pytest.raises(LabelStoreError, match=r"lacks 1 files: .*000000000009\.png"):
-        DatasetSpec(folder=folder, layout="coco").read()
+        DatasetSpec(folder=folder, format="coco").read()
 
 
-def test_a_label_of_another_size_than_its_photo_is_refused(tmp_path: Path) -> None:
-    truth = DatasetSpec(folder=draw_coco_panoptic(tmp_path), layout="coco").read()
-    with pytest.raises(LabelStoreError, match=r"000000000009\.png has the shape \(4, 6\), its photo \(5, 6\)"):
-        truth.images[0].annotation.read(5, 6)
+def test_a_label_of_another_size_than_its_image_is_rejected(tmp_path: Path) -> None:
+    dataset = DatasetSpec(folder=draw_coco_panoptic(tmp_path), format="coco").read()
+    with pytest.raises(LabelStoreError, match=r"000000000009\.png has shape \(4, 6\), its image \(5, 6\)"):
+        dataset.images[0].annotation.read(5, 6)
 
 
-def test_options_that_a_layout_has_no_use_for_are_refused(tmp_path: Path) -> None:
+def test_options_that_do_not_apply_to_a_format_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no splits, got 'val'"):
         DatasetSpec(folder=tmp_path, split="val")
-    with pytest.raises(ConfigError, match="has its own classes"):
-        DatasetSpec(folder=tmp_path, layout="uvo", protocol="things-and-supercategories")
+    with pytest.raises(ConfigError, match="has fixed classes"):
+        DatasetSpec(folder=tmp_path, format="uvo", classes="things-and-supercategories")
 
 
-def test_the_development_sets_hold_what_they_say(shared: Path) -> None:
-    truth = DatasetSpec(folder=shared / "coco_dev_instances", layout="instances").read()
-    assert (len(truth.images), truth.name, truth.taxonomy.title) == (
+def test_the_development_dataset_has_its_documented_size(shared: Path) -> None:
+    dataset = DatasetSpec(folder=shared / "coco_dev_instances", format="instances").read()
+    assert (len(dataset.images), dataset.name, dataset.taxonomy.title) == (
         160,
         "coco_dev_instances, instances",
         "80 things",
     )
-    assert sum(len(each.annotation.entries) for each in truth.images) == 1444  # type: ignore[attr-defined]
+    assert sum(len(each.annotation.entries) for each in dataset.images) == 1444  # type: ignore[attr-defined]

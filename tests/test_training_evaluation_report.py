@@ -1,4 +1,4 @@
-"""The report's page: one file that a browser shows as it is."""
+"""The HTML report: one file that a browser shows as it is."""
 
 import io
 from dataclasses import replace
@@ -7,29 +7,35 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_source import ToldSource, draw_scene, draw_set
+from fake_predictor import CAR, CAT, SKY, WALL, draw_dataset, predict_scenes
 from PIL import Image
 
 from training.evaluation.evaluate import evaluate
 from training.evaluation.evaluation_report import EvaluationReport
-from training.evaluation.gallery import GalleryItem, category_rgb, pick_examples, render_gallery
-from training.evaluation.html_report import render_html_report, write_html_report
-from training.evaluation.matching.class_mapping import MatchingConfig
+from training.evaluation.html_report import (
+    GalleryItem,
+    category_rgb,
+    pick_examples,
+    render_gallery,
+    render_html_report,
+    write_html_report,
+)
+from training.evaluation.matching.class_mapping import ClassMappingConfig
 
-CAT, CAR, WALL, SKY = 17, 3, 171, 187
+Rendered = tuple[EvaluationReport, list[GalleryItem]]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationReport, list[GalleryItem]]:
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     folder = tmp_path_factory.mktemp("drawn") / "<set> & co"
-    truth = draw_set(folder, [draw_scene(CAT, WALL), draw_scene(CAT, WALL), draw_scene(CAR, SKY), draw_scene(CAR, SKY)])
-    source = ToldSource(truth, [draw_scene(*each) for each in ((1, 3), (1, 3), (2, 4), (5, 3))])
-    report, fit = evaluate(source, truth, MatchingConfig(is_same_set=True))
-    return report, render_gallery(report.images, source, truth, fit)
+    dataset = draw_dataset(folder, [(CAT, WALL), (CAT, WALL), (CAR, SKY), (CAR, SKY)])
+    predictor = predict_scenes(dataset, [(1, 3), (1, 3), (2, 4), (5, 3)])
+    report, mapping = evaluate(predictor, dataset, ClassMappingConfig(allow_overlap=True))
+    return report, render_gallery(report.images, predictor, dataset, mapping)
 
 
 class Reader(HTMLParser):
-    """Collects text, open tags and addresses; fails on tags that do not close."""
+    """Collects text and addresses; fails on tags that are not closed."""
 
     VOID = frozenset({"meta", "img", "br"})
 
@@ -60,72 +66,71 @@ def read(html: str) -> Reader:
     return reader
 
 
-def test_the_page_needs_nothing_but_itself(made: tuple[EvaluationReport, list[GalleryItem]], tmp_path: Path) -> None:
-    write_html_report(*made, tmp_path)
+def test_the_report_has_no_external_resources(rendered: Rendered, tmp_path: Path) -> None:
+    write_html_report(*rendered, tmp_path)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     reader = read(html)
-    assert reader.addresses
+    assert len(reader.addresses) == 3 * 4
     assert all(address.startswith("data:image/jpeg;base64,") for address in reader.addresses)
     assert not any(word in html for word in ("<script", "http://", "https://", "@import", "url("))
 
 
-def test_names_from_outside_are_text_and_never_markup(made: tuple[EvaluationReport, list[GalleryItem]]) -> None:
-    report, gallery = made
-    assert "<set>" not in render_html_report(report, gallery)
-    assert any("<set> & co" in each for each in read(render_html_report(report, gallery)).text)
+def test_names_of_datasets_are_escaped(rendered: Rendered) -> None:
+    html = render_html_report(*rendered)
+    assert "<set>" not in html
+    assert any("<set> & co" in each for each in read(html).text)
 
 
-def test_every_figure_of_the_summary_is_on_the_page(made: tuple[EvaluationReport, list[GalleryItem]]) -> None:
-    report, gallery = made
-    text = " ".join(read(render_html_report(report, gallery)).text)
-    for figures in (report.summary.panoptic, report.summary.semantic, report.summary.semantic_things_as_one):
-        assert all(f"{each.value:.1f}" in text for each in figures.values())
+def test_every_metric_of_the_summary_is_in_the_report(rendered: Rendered) -> None:
+    summary = rendered[0].summary
+    text = " ".join(read(render_html_report(*rendered)).text)
+    for metrics in (summary.panoptic, summary.semantic, summary.semantic_merged_things):
+        assert all(f"{each.value:.1f}" in text for each in metrics.values())
+    for metrics in summary.instance.values():
+        assert all(f"{each.value:.1f}" in text for each in metrics.headline.values())
     for name in ("animal", "vehicle", "wall", "sky", "majority", "1.png", "4.png"):
         assert name in text
 
 
-def test_a_fit_on_the_scored_set_is_said_at_the_top(made: tuple[EvaluationReport, list[GalleryItem]]) -> None:
-    report, gallery = made
-    assert "Fitted on what is scored" in render_html_report(report, gallery)
-    honest = replace(report.summary, matching=replace(report.summary.matching, evaluated_on_fit_set=False))
-    assert "Fitted on what is scored" not in render_html_report(replace(report, summary=honest), gallery)
+def test_a_warning_says_that_the_mapping_was_fitted_on_the_evaluated_images(rendered: Rendered) -> None:
+    report, gallery = rendered
+    assert "Fitted on the evaluated images" in render_html_report(report, gallery)
+    cross_fitted = replace(report.summary, matching=replace(report.summary.matching, evaluated_on_fit_set=False))
+    html = render_html_report(replace(report, summary=cross_fitted), gallery)
+    assert "Fitted on the evaluated images" not in html
 
 
-def test_a_report_without_segments_or_objects_leaves_their_parts_out(
-    made: tuple[EvaluationReport, list[GalleryItem]],
-) -> None:
-    report, _ = made
+def test_a_report_without_segments_or_objects_omits_their_sections(rendered: Rendered) -> None:
+    report, _ = rendered
     html = render_html_report(replace(report, summary=replace(report.summary, panoptic={}, instance={})), [])
     read(html)
     assert "Panoptic quality" not in html
     assert "<h2>Objects</h2>" not in html
-    assert "<h2>Semantic</h2>" in html
+    assert "<h2>Semantic segmentation</h2>" in html
 
 
-def test_best_median_and_worst_are_chosen_once_each() -> None:
+def test_best_median_and_worst_images_are_picked_once_each() -> None:
     assert pick_examples([float(each) for each in range(20)]) == {
-        19: "best", 18: "best", 17: "best", 11: "median", 10: "median", 9: "median", 2: "worst", 1: "worst", 0: "worst",
+        19: "Best", 18: "Best", 17: "Best", 11: "Median", 10: "Median", 9: "Median", 2: "Worst", 1: "Worst", 0: "Worst",
     }  # fmt: skip
-    assert pick_examples([5.0, 9.0]) == {1: "best", 0: "best"}
+    assert pick_examples([5.0, 9.0]) == {1: "Best", 0: "Best"}
 
 
-def test_truth_and_answer_have_one_colour_a_category_and_grey_for_none(
-    made: tuple[EvaluationReport, list[GalleryItem]],
-) -> None:
-    _, gallery = made
+def test_ground_truth_and_prediction_have_the_same_colors_and_grey_for_no_category(rendered: Rendered) -> None:
+    _, gallery = rendered
     best, worst = gallery[0], gallery[-1]
-    assert best.figures.quality == 100.0
-    truth, answer = (open_picture(each) for each in (best.truth, best.answer))
-    # JPEG moves a colour by a few steps.
-    assert np.abs(truth[5, 5] - answer[5, 5]).max() < 12
-    assert [chip.name for chip in best.chips] == ["animal", "wall"]
-    assert worst.figures.file == "4.png"
-    assert {chip.name: chip.rgb for chip in worst.chips}["no category"] == category_rgb(-1) == (128, 128, 128)
-    spread = open_picture(worst.answer)[2:18, 2:18].mean((0, 1))
-    photo = open_picture(worst.photo)[2:18, 2:18].mean((0, 1))
-    assert spread == pytest.approx(0.6 * photo + 0.4 * 128, abs=6)  # nameless: pale grey over the photo
+    assert best.metrics.quality == 100.0
+    ground_truth, prediction = (decode(each) for each in (best.ground_truth, best.prediction))
+    # JPEG changes a color by a few steps.
+    assert np.abs(ground_truth[5, 5] - prediction[5, 5]).max() < 12
+    assert [entry.name for entry in best.legend] == ["animal", "wall"]
+    assert worst.metrics.file == "4.png"
+    assert {entry.name: entry.rgb for entry in worst.legend}["no category"] == category_rgb(-1) == (128, 128, 128)
+    drawn = decode(worst.prediction)[2:18, 2:18].mean((0, 1))
+    image = decode(worst.image)[2:18, 2:18].mean((0, 1))
+    assert drawn == pytest.approx(0.6 * image + 0.4 * 128, abs=6)  # unmapped: 40 % grey over the image
 
 
-def open_picture(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as picture:
-        return np.asarray(picture).astype(float)
+def decode(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image).astype(float)

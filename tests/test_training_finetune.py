@@ -19,7 +19,7 @@ from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.evaluate import evaluate
 from training.evaluation.image_results import hash_photo
-from training.evaluation.matching.class_mapping import MatchingConfig
+from training.evaluation.matching.class_mapping import ClassMappingConfig
 from training.evaluation.matching.mapping_file import read_mapping
 from training.evaluation.predictors import load_predictor
 from training.finetune import (
@@ -61,10 +61,10 @@ def test_a_run_is_taught_a_set_and_scored_on_what_it_did_not_see(tmp_path: Path,
 
     names = read_mapping(Path(report.names))
     source = load_predictor(tmp_path / "run", threads=1)
-    with pytest.raises(ConfigError, match="fitted on 2 of the 4 photos"):
-        evaluate(source, truth, MatchingConfig(names=names))
+    with pytest.raises(ConfigError, match="fitted on 2 of the 4 images"):
+        evaluate(source, truth, ClassMappingConfig(mapping=names))
     unseen = tuple(each for each in truth.images if names.fitted_on.count_overlap([hash_photo(each)]) == 0)
-    scored, _ = evaluate(source, replace(truth, images=unseen), MatchingConfig(names=names))
+    scored, _ = evaluate(source, replace(truth, images=unseen), ClassMappingConfig(mapping=names))
     assert scored.summary.images == 2
     assert not scored.summary.matching.evaluated_on_fit_set
 
@@ -172,7 +172,7 @@ def test_a_set_without_labels_for_every_pixel_is_refused(tmp_path: Path) -> None
     content = {"images": [{"id": 1, "file_name": "0.png", "height": 4, "width": 6}], "annotations": [box],
                "categories": [{"id": 17, "name": "cat", "supercategory": "animal"}]}  # fmt: skip
     (tmp_path / "instances.json").write_text(json.dumps(content))
-    truth = DatasetSpec(folder=tmp_path, layout="instances").read()
+    truth = DatasetSpec(folder=tmp_path, format="instances").read()
     with pytest.raises(ConfigError, match="knows masks alone"):
         sample_images(truth, 1.0, 0)
 
@@ -181,6 +181,6 @@ def test_given_names_know_their_photos(tmp_path: Path, truth: GroundTruthDataset
     store = PseudoLabelDataset(tmp_path / "store")
     photos = write_ground_truth_labels(truth, truth.images[:2], tiny_encoder, tiny.SIDE_PX, store)
     names = ground_truth_mapping(truth, store, "ab")
-    assert names.make_table().tolist() == [-1, 0, 1]
+    assert names.to_table().tolist() == [-1, 0, 1]
     assert [category.name for category in names.categories] == ["animal", "wall"]
     assert names.fitted_on.count_overlap([photo.digest for photo in photos]) == 2

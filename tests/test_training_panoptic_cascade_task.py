@@ -18,7 +18,7 @@ from training.data.dataset import PseudoLabelDataset
 from training.data.features import compute_features
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.evaluate import evaluate
-from training.evaluation.matching.class_mapping import MatchingConfig
+from training.evaluation.matching.class_mapping import ClassMappingConfig
 from training.evaluation.predictors import load_predictor
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
@@ -236,8 +236,8 @@ def test_another_recipe_in_the_same_run_is_refused(tiny_store: PseudoLabelDatase
 
 def test_a_fitted_cascade_is_scored_like_any_run_on_the_square_it_was_made_for(fitted: Path, tiny_truth: Path) -> None:
     assert read_run_info(fitted).side_px == 64
-    truth = DatasetSpec(folder=tiny_truth, layout="panoptic", split=None, protocol="supercategories").read()
-    report, _ = evaluate(load_predictor(fitted, threads=1), truth, MatchingConfig(method="majority"))
+    truth = DatasetSpec(folder=tiny_truth).read()
+    report, _ = evaluate(load_predictor(fitted, threads=1), truth, ClassMappingConfig())
     assert report.summary.images == 4
 
 

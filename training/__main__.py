@@ -7,15 +7,10 @@ from collections.abc import Sequence
 
 from model.command import positive, run_command
 from training.commands import (
-    compare,
     compose,
-    eval,
     finetune,
     fit,
-    gate,
     label,
-    match,
-    name,
     recluster,
     relabel,
     rounds,
@@ -31,11 +26,6 @@ COMMANDS = {
     "recluster": ("other thing clusters for a run, without a fit", recluster),
     "compose": ("a detector's masks over a store's stuff: the paper's baselines", compose),
     "show": ("pseudo-labels to a contact sheet", show),
-    "match": ("labelled pictures to names for clusters", match),
-    "name": ("a few labelled regions to names for clusters", name),
-    "gate": ("may an artifact take the place of another?", gate),
-    "compare": ("two runs, artifacts or stores on the same labelled pictures", compare),
-    "eval": ("a run, an artifact or a store held against labelled pictures", eval),
 }
 
 

@@ -139,8 +139,8 @@ class _DetectorLabeler:
     def label(self, photo: PhotoFile) -> ImageLabel:
         """The panoptic label of one photo, in its own size."""
         view = self.material.view(photo)
-        found = self.detector.answer(read_image(photo.path).image, photo.digest).detections
-        masks = np.array([decode_rle(each.outline) for each in found], bool)
+        found = self.detector.predict(read_image(photo.path).image, photo.digest).detections
+        masks = np.array([decode_rle(each.rle) for each in found], bool)
         masks = masks.reshape(-1, photo.height, photo.width)
         scores = np.array([each.score for each in found])
         covered = np.array([view.cover(mask) for mask in masks]).reshape(-1, *view.cut(view.maps[0]).shape[:2])

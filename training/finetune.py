@@ -144,8 +144,8 @@ def write_ground_truth_labels(
         encoder_hash=hash_file(encoder),
         side_px=side_px,
         proposals="annotations",
-        thing_clusters=truth.taxonomy.things,
-        stuff_clusters=len(truth.taxonomy.names) - truth.taxonomy.things,
+        thing_clusters=truth.taxonomy.num_things,
+        stuff_clusters=len(truth.taxonomy.names) - truth.taxonomy.num_things,
         note=f"{len(photos)} pictures of {truth.name}, labelled by people",
     )
     store.lock_config(config)
@@ -165,11 +165,11 @@ def ground_truth_mapping(truth: GroundTruthDataset, store: PseudoLabelDataset, s
     return ClusterMapping(
         source=source,
         method="given",
-        thresholds=None,
+        matching=None,
         fitted_on=fingerprint_photos(truth.name, [photo.digest for photo in store.read_photos()]),
-        thing_clusters=truth.taxonomy.things,
-        stuff_clusters=len(names) - truth.taxonomy.things,
-        things=truth.taxonomy.things,
+        thing_clusters=truth.taxonomy.num_things,
+        stuff_clusters=len(names) - truth.taxonomy.num_things,
+        num_things=truth.taxonomy.num_things,
         categories=tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1)),
         clusters={
             number: ClusterAssignment(category=number, purity=1.0, support=0) for number in range(1, len(names) + 1)

@@ -59,7 +59,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     config = replace(config, photos_hash=hash_photos(scan.photos))
     features = options.features or store.features
     engine = open_engine(options)
-    with threadpool_limits(1, user_api="blas"):  # NumPy's BLAS threads and torch's fight for the cores, see docs/experiments
+    with threadpool_limits(
+        1, user_api="blas"
+    ):  # NumPy's BLAS threads and torch's fight for the cores, see docs/experiments
         return asdict(label_photos(scan, config, store, features.resolve(), book, engine=engine, part=part))
 
 

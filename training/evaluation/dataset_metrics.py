@@ -1,4 +1,4 @@
-"""Comparisons and namings to figures."""
+"""Metrics of a dataset, from the results of its images and the mapping of clusters to categories."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,10 +8,22 @@ from jaxtyping import Float
 
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.evaluation_report import ClassMetrics, ClusterMetrics, ImageMetrics, InstanceMetrics
-from training.evaluation.image_results import ImageResult, count_cooccurrences, to_coco_annotations, to_coco_results
+from training.evaluation.image_results import ImageResult
 from training.evaluation.matching.class_mapping import CrossFittedMapping
-from training.evaluation.matching.cluster_matching import LabelSpaces, VoteThresholds, pairwise_xywh_iou
-from training.evaluation.metrics.average_precision import HEADLINE_METRICS, CocoBatch, CocoEvaluator, IouType
+from training.evaluation.matching.cluster_matching import (
+    LabelSpaces,
+    MatchingConfig,
+    count_cooccurrences,
+    pairwise_xywh_iou,
+)
+from training.evaluation.metrics.average_precision import (
+    HEADLINE_METRICS,
+    CocoBatch,
+    CocoEvaluator,
+    IouType,
+    to_coco_annotations,
+    to_coco_results,
+)
 from training.evaluation.metrics.bootstrap import (
     ConfidenceInterval,
     MetricFunction,
@@ -20,214 +32,215 @@ from training.evaluation.metrics.bootstrap import (
     to_percent,
     weighted_sums,
 )
+from training.evaluation.metrics.miou import SemanticCounts, count_semantic, iou_per_class, semantic_quality
 from training.evaluation.metrics.pq import (
     PanopticCounts,
-    SemanticCounts,
     count_panoptic,
-    count_semantic,
     count_unmapped,
-    iou_per_class,
     panoptic_quality,
     panoptic_quality_per_class,
-    semantic_quality,
 )
 from training.evaluation.overlap import map_predicted, merge_things
 
 Weights = Float[np.ndarray, "D N"]
-_BATCH = 64
-"""Pictures whose masks are in memory at a time."""
+_BATCH_SIZE = 64
+"""Images whose masks are in memory at a time."""
 
 
 def count_panoptic_all(
-    comparisons: Sequence[ImageResult], fit: CrossFittedMapping, spaces: LabelSpaces
+    results: Sequence[ImageResult], mapping: CrossFittedMapping, spaces: LabelSpaces
 ) -> PanopticCounts:
-    """Panoptic counts of each picture, each under its own naming."""
+    """Return the panoptic counts of each image, each under its own mapping."""
     counts = []
-    for place, each in enumerate(comparisons):
-        assert each.panoptic is not None, "the truth knows no segments"
-        table = fit.of(place).panoptic
-        named = count_panoptic(map_predicted(each.panoptic, table, spaces.things), spaces.categories)
-        counts.append(replace(named, unnamed=count_unmapped(each.panoptic, table, spaces.categories)))
+    for position, result in enumerate(results):
+        assert result.panoptic is not None, "the dataset has no segments"
+        table = mapping.for_image(position).panoptic
+        mapped = map_predicted(result.panoptic, table, spaces.num_things)
+        unmapped = count_unmapped(result.panoptic, table, spaces.num_categories)
+        counts.append(replace(count_panoptic(mapped, spaces.num_categories), unmapped=unmapped))
     return stack_counts(counts)
 
 
 def count_semantic_all(
-    comparisons: Sequence[ImageResult], fit: CrossFittedMapping, spaces: LabelSpaces, *, things_as_one: bool = False
+    results: Sequence[ImageResult], mapping: CrossFittedMapping, spaces: LabelSpaces, *, merged_things: bool = False
 ) -> SemanticCounts:
-    """Semantic counts of each picture, each under its own naming."""
+    """Return the semantic counts of each image, each under its own mapping; optionally with all things as one class."""
+    num_categories = spaces.num_categories - spaces.num_things + 1 if merged_things else spaces.num_categories
     counts = []
-    for place, each in enumerate(comparisons):
-        assert each.semantic is not None, "the truth knows no regions"
-        overlap = map_predicted(each.semantic, fit.of(place).semantic, spaces.things)
-        if things_as_one:
-            overlap = merge_things(overlap, spaces.things)
-        counts.append(
-            count_semantic(overlap, spaces.categories - spaces.things + 1 if things_as_one else spaces.categories)
-        )
+    for position, result in enumerate(results):
+        assert result.semantic is not None, "the dataset has no semantic labels"
+        overlap = map_predicted(result.semantic, mapping.for_image(position).semantic, spaces.num_things)
+        if merged_things:
+            overlap = merge_things(overlap, spaces.num_things)
+        counts.append(count_semantic(overlap, num_categories))
     return stack_counts(counts)
 
 
-def panoptic_metrics(counts: PanopticCounts, things: int) -> dict[str, ConfidenceInterval]:
-    """What `make_panoptic_metric` measures, with intervals."""
-    return bootstrap(len(counts.iou), make_panoptic_metric(counts, things))
+def panoptic_metrics(counts: PanopticCounts, num_things: int) -> dict[str, ConfidenceInterval]:
+    """Return the metrics of `make_panoptic_metric` with intervals."""
+    return bootstrap(len(counts.iou), make_panoptic_metric(counts, num_things))
 
 
-def make_panoptic_metric(counts: PanopticCounts, things: int) -> MetricFunction:
-    """PQ, SQ and RQ of everything, of things and of stuff, and all three with unmatched clusters for free."""
+def make_panoptic_metric(counts: PanopticCounts, num_things: int) -> MetricFunction:
+    """Compute PQ, SQ and RQ of all categories, things, stuff, and of all with unmapped segments ignored."""
 
-    def measure(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
+    def compute(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
         summed = weighted_sums(counts, weights)
-        figures = panoptic_quality(summed)
-        for name, chosen in (("things", slice(0, things)), ("stuff", slice(things, None))):
-            figures |= {f"{key}_{name}": value for key, value in panoptic_quality(summed, chosen).items()}
-        return figures | {f"{key}_lenient": value for key, value in panoptic_quality(summed, lenient=True).items()}
+        metrics = panoptic_quality(summed)
+        for name, categories in (("things", slice(0, num_things)), ("stuff", slice(num_things, None))):
+            metrics |= {f"{key}_{name}": value for key, value in panoptic_quality(summed, categories).items()}
+        ignoring = panoptic_quality(summed, ignore_unmapped=True)
+        return metrics | {f"{key}_ignore_unmapped": value for key, value in ignoring.items()}
 
-    return measure
-
-
-def semantic_metrics(counts: SemanticCounts, things: int | None) -> dict[str, ConfidenceInterval]:
-    """What `make_semantic_metric` measures, with intervals."""
-    return bootstrap(len(counts.right), make_semantic_metric(counts, things))
+    return compute
 
 
-def make_semantic_metric(counts: SemanticCounts, things: int | None) -> MetricFunction:
-    """Mean IoU and accuracy, strict and lenient; with `things` also the mean over the stuff categories."""
+def semantic_metrics(counts: SemanticCounts, num_things: int | None) -> dict[str, ConfidenceInterval]:
+    """Return the metrics of `make_semantic_metric` with intervals."""
+    return bootstrap(len(counts.intersection), make_semantic_metric(counts, num_things))
 
-    def measure(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
+
+def make_semantic_metric(counts: SemanticCounts, num_things: int | None) -> MetricFunction:
+    """Compute mean IoU and accuracy, with and without unmapped pixels; given `num_things`, also the mean of stuff."""
+
+    def compute(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
         summed = weighted_sums(counts, weights)
-        figures = semantic_quality(summed)
-        if things is not None:
-            figures["miou_stuff"] = semantic_quality(summed, slice(things, None))["miou"]
-        return figures | {f"{key}_lenient": value for key, value in semantic_quality(summed, lenient=True).items()}
+        metrics = semantic_quality(summed)
+        if num_things is not None:
+            metrics["miou_stuff"] = semantic_quality(summed, slice(num_things, None))["miou"]
+        ignoring = semantic_quality(summed, ignore_unmapped=True)
+        return metrics | {f"{key}_ignore_unmapped": value for key, value in ignoring.items()}
 
-    return measure
+    return compute
 
 
 def instance_metrics(
-    comparisons: Sequence[ImageResult], fit: CrossFittedMapping, truth: GroundTruthDataset
+    results: Sequence[ImageResult], mapping: CrossFittedMapping, dataset: GroundTruthDataset
 ) -> tuple[dict[str, InstanceMetrics], dict[int, float]]:
-    """Figures with all categories as one and by name, of boxes and of masks; and the AP of each category.
+    """Return the metrics of boxes and masks, class-agnostic and by category, and the AP of each category in 0..1.
 
-    The latter is of masks where the truth has them.
+    The AP of a category is that of masks, or of boxes if only boxes are labelled.
     """
-    if truth.kind == "semantic":
+    if dataset.kind == "semantic":
         return {}, {}
-    shapes: tuple[IouType, ...] = ("bbox",) if truth.kind == "boxes" else ("bbox", "segm")
-    figures, precisions = {}, {}
-    for shape in shapes:
+    iou_types: tuple[IouType, ...] = ("bbox",) if dataset.kind == "boxes" else ("bbox", "segm")
+    metrics, ap_per_category = {}, {}
+    for iou_type in iou_types:
         for is_named in (False, True):
-            scorer = make_coco_evaluator(comparisons, fit, truth, shape, is_named=is_named)
-            key = f"{'named' if is_named else 'agnostic'}_{'box' if shape == 'bbox' else 'mask'}"
-            values = scorer.summarise()
-            others = {
-                name: value and to_percent(value) for name, value in values.items() if name not in HEADLINE_METRICS
-            }
-            headline = bootstrap(len(comparisons), scorer.measure)
-            figures[key] = InstanceMetrics(headline=headline, others=others)
+            evaluator = make_coco_evaluator(results, mapping, dataset, iou_type, is_named=is_named)
+            values = evaluator.summarize()
+            key = f"{'named' if is_named else 'agnostic'}_{'box' if iou_type == 'bbox' else 'mask'}"
+            metrics[key] = InstanceMetrics(
+                headline=bootstrap(len(results), evaluator.weighted_metrics),
+                others={
+                    name: value and to_percent(value) for name, value in values.items() if name not in HEADLINE_METRICS
+                },
+            )
             if is_named:
-                precisions = scorer.list_categories()
-    return figures, precisions
+                ap_per_category = evaluator.ap_per_category()
+    return metrics, ap_per_category
 
 
 def make_coco_evaluator(
-    comparisons: Sequence[ImageResult],
-    fit: CrossFittedMapping,
-    truth: GroundTruthDataset,
-    shape: IouType,
+    results: Sequence[ImageResult],
+    mapping: CrossFittedMapping,
+    dataset: GroundTruthDataset,
+    iou_type: IouType,
     *,
     is_named: bool,
 ) -> CocoEvaluator:
-    """What scores the objects of these pictures, with all categories as one or by name."""
-    names = len(truth.taxonomy.names)
-    categories = np.arange(names) if is_named else np.zeros(names, np.int64)
+    """Match the objects of these images, by category if `is_named`, else with all categories as one."""
+    num_categories = len(dataset.taxonomy.names)
+    categories = np.arange(num_categories) if is_named else np.zeros(num_categories, np.int64)
 
-    def describe(start: int) -> CocoBatch:
-        known, found, sizes = [], [], {}
-        for place, each in enumerate(comparisons[start : start + _BATCH], start):
-            table = fit.of(place).panoptic
-            known += to_coco_annotations(each, categories)
-            found += to_coco_results(each, table if is_named else np.zeros(len(table), np.int64), shape)
-            sizes[each.image_id] = each.size
-        return CocoBatch(truth=known, results=found, sizes=sizes)
+    def make_batch(start: int) -> CocoBatch:
+        annotations, detections, sizes = [], [], {}
+        for position, result in enumerate(results[start : start + _BATCH_SIZE], start):
+            table = mapping.for_image(position).panoptic
+            annotations += to_coco_annotations(result, categories)
+            detections += to_coco_results(result, table if is_named else np.zeros(len(table), np.int64), iou_type)
+            sizes[result.image_id] = result.size
+        return CocoBatch(annotations=annotations, detections=detections, sizes=sizes)
 
-    batches = map(describe, range(0, len(comparisons), _BATCH))
-    return CocoEvaluator(batches, range(names) if is_named else [0], shape)
+    batches = map(make_batch, range(0, len(results), _BATCH_SIZE))
+    return CocoEvaluator(batches, range(num_categories) if is_named else [0], iou_type)
 
 
 def class_metrics(
-    truth: GroundTruthDataset,
+    dataset: GroundTruthDataset,
     panoptic: PanopticCounts | None,
     semantic: SemanticCounts | None,
-    precisions: dict[int, float],
+    ap_per_category: dict[int, float],
 ) -> tuple[ClassMetrics, ...]:
-    """Each category over the whole set."""
-    segments = panoptic_quality_per_class(weighted_sums(panoptic, np.ones(len(panoptic.iou)))) if panoptic else None
-    regions = weighted_sums(semantic, np.ones(len(semantic.right))) if semantic else None
-    overlaps = iou_per_class(regions) if regions else None
+    """Return the metrics of each category over all images."""
+    quality = panoptic_quality_per_class(weighted_sums(panoptic, np.ones(len(panoptic.iou)))) if panoptic else None
+    pixels = weighted_sums(semantic, np.ones(len(semantic.intersection))) if semantic else None
+    iou = iou_per_class(pixels) if pixels else None
     return tuple(
         ClassMetrics(
             name=name,
-            is_thing=truth.taxonomy.is_thing(place),
+            is_thing=dataset.taxonomy.is_thing(index),
             **{
-                key: to_percent(segments[key][place]) if segments and segments["weight"][place] > 0 else None
+                key: to_percent(quality[key][index]) if quality and quality["weight"][index] > 0 else None
                 for key in ("pq", "sq", "rq")
             },
-            iou=to_percent(overlaps[place]) if regions and overlaps is not None and regions.true[place] > 0 else None,
-            ap=to_percent(precisions[place]) if place in precisions else None,
+            iou=to_percent(iou[index]) if pixels and iou is not None and pixels.ground_truth[index] > 0 else None,
+            ap=to_percent(ap_per_category[index]) if index in ap_per_category else None,
         )
-        for place, name in enumerate(truth.taxonomy.names)
+        for index, name in enumerate(dataset.taxonomy.names)
     )
 
 
 def cluster_metrics(
-    comparisons: Sequence[ImageResult],
-    fit: CrossFittedMapping,
+    results: Sequence[ImageResult],
+    mapping: CrossFittedMapping,
     spaces: LabelSpaces,
-    truth: GroundTruthDataset,
-    thresholds: VoteThresholds,
+    dataset: GroundTruthDataset,
+    matching: MatchingConfig,
 ) -> tuple[ClusterMetrics, ...]:
-    """What each cluster met on the whole set, and what it was called."""
-    tables = count_cooccurrences(comparisons, spaces, thresholds)
-    table = {"panoptic": tables.panoptic, "semantic": tables.semantic}.get(truth.kind, tables.votes)
-    return tuple(
-        ClusterMetrics(
+    """Return the category of each cluster and the evidence for it over all images."""
+    all_counts = count_cooccurrences(results, spaces, matching)
+    counts = {"panoptic": all_counts.panoptic, "semantic": all_counts.semantic}.get(dataset.kind, all_counts.votes)
+    names = dataset.taxonomy.names
+
+    def describe(cluster: int) -> ClusterMetrics:
+        support = int(counts[cluster].sum())
+        indices = [int(each.panoptic[cluster]) for each in mapping.mappings]
+        return ClusterMetrics(
             cluster=cluster,
             is_thing=cluster <= spaces.thing_clusters,
-            support=int(table[cluster].sum()),
-            purity=round(float(table[cluster].max(initial=0) / max(1, table[cluster].sum())), 4),
-            categories=tuple(
-                truth.taxonomy.names[place] if (place := int(naming.panoptic[cluster])) >= 0 else None
-                for naming in fit.namings
-            ),
+            support=support,
+            purity=round(float(counts[cluster].max(initial=0) / max(1, support)), 4),
+            categories=tuple(names[index] if index >= 0 else None for index in indices),
         )
-        for cluster in range(1, len(table))
-    )
+
+    return tuple(describe(cluster) for cluster in range(1, len(counts)))
 
 
 def image_metrics(
-    comparisons: Sequence[ImageResult],
-    truth: GroundTruthDataset,
+    results: Sequence[ImageResult],
+    dataset: GroundTruthDataset,
     panoptic: PanopticCounts | None,
     semantic: SemanticCounts | None,
 ) -> tuple[ImageMetrics, ...]:
-    """How good each picture is by itself."""
+    """Return the quality of the prediction for each image."""
     if panoptic:
-        errors = (panoptic.wrong + panoptic.unnamed + panoptic.missed).sum(1) / 2
-        qualities = panoptic.iou.sum(1) / np.maximum(panoptic.matched.sum(1) + errors, 0.5)
+        errors = (panoptic.fp + panoptic.unmapped + panoptic.fn).sum(1) / 2
+        qualities = panoptic.iou.sum(1) / np.maximum(panoptic.tp.sum(1) + errors, 0.5)
     elif semantic:
-        qualities = semantic.right.sum(1) / np.maximum(semantic.true.sum(1), 1)
+        qualities = semantic.intersection.sum(1) / np.maximum(semantic.ground_truth.sum(1), 1)
     else:
-        qualities = np.array([_measure_recall(each) for each in comparisons])
+        qualities = np.array([_mean_best_iou(result) for result in results])
     return tuple(
-        ImageMetrics(image_id=each.image_id, file=picture.path.name, quality=to_percent(quality))
-        for each, picture, quality in zip(comparisons, truth.images, qualities, strict=True)
+        ImageMetrics(image_id=result.image_id, file=image.path.name, quality=to_percent(quality))
+        for result, image, quality in zip(results, dataset.images, qualities, strict=True)
     )
 
 
-def _measure_recall(each: ImageResult) -> float:
-    """The mean over the objects of their best box IoU with a detection."""
-    true = np.array([found.bbox for found in each.objects if not found.is_crowd], np.float64).reshape(-1, 4)
-    boxes = np.array([found.outline.bbox for found in each.detections], np.float64).reshape(-1, 4)
-    if not len(true) or not len(boxes):
+def _mean_best_iou(result: ImageResult) -> float:
+    """Return the mean over the objects of their best box IoU with a detection."""
+    labelled = np.array([each.bbox for each in result.objects if not each.is_crowd], np.float64).reshape(-1, 4)
+    detected = np.array([each.rle.bbox for each in result.detections], np.float64).reshape(-1, 4)
+    if not len(labelled) or not len(detected):
         return 0.0
-    return float(pairwise_xywh_iou(true, boxes).max(1).mean())
+    return float(pairwise_xywh_iou(labelled, detected).max(1).mean())

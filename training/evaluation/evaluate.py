@@ -1,4 +1,4 @@
-"""A source of answers held against labelled pictures: one pass, then everything from what it counted."""
+"""Evaluates a predictor on a labelled dataset: one pass over the images, then all metrics from the results."""
 
 import hashlib
 import json
@@ -29,154 +29,150 @@ from training.evaluation.image_results import (
     evaluate_all,
     evaluate_image,
     hash_photo,
-    label_spaces,
     write_image_results,
 )
 from training.evaluation.matching.class_mapping import (
+    ClassMappingConfig,
     CrossFittedMapping,
-    MatchingConfig,
     check_mapping,
     fit_cluster_mapping,
     list_unmatched,
     map_clusters,
 )
+from training.evaluation.matching.cluster_matching import label_spaces
 from training.evaluation.matching.mapping_file import ClusterMapping, fingerprint_photos
 from training.evaluation.predictors import MIN_SCORE, Predictor, load_predictor
 
 PROTOCOL = (
-    "Things are matched among things and stuff among stuff. A segment of an unmatched cluster is a false positive of "
-    "the category that it covers most, and its pixels are wrong; lenient figures let it go free, as the papers do. "
-    "True and predicted stuff is one segment a category. Objects: pycocotools, detections scored "
-    f"{MIN_SCORE} and better; detections of unmatched clusters cannot find a named object."
+    "Things are matched among things and stuff among stuff. A segment of a cluster without a category is a false "
+    "positive of the category that it covers most, and its pixels are errors; metrics that ignore unmapped clusters "
+    "do not count it, as in the papers. Labelled and predicted stuff is one segment per category. Objects: "
+    f"pycocotools, detections with a score of at least {MIN_SCORE}; detections without a category match no object of "
+    "the metrics by category."
 )
+RESULTS_VERSION = 2
+"""Of the files of image results."""
+_HASH_DIGITS = 16
+_PREDICTOR_SUFFIXES = (".json", ".npz", ".onnx", ".safetensors")
+"""Files of a predictor's folder that its predictions depend on."""
 
 
-def fit_mapping(source: Predictor, truth: GroundTruthDataset, plan: MatchingConfig) -> ClusterMapping:
-    """Names for the source's clusters, fitted on the whole set."""
-    return fit_cluster_mapping(evaluate_all(source, truth), truth, label_spaces(source, truth), plan, source.digest)
+def fit_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig) -> ClusterMapping:
+    """Fit a mapping of the predictor's clusters to categories on the whole dataset."""
+    results = evaluate_all(predictor, dataset)
+    return fit_cluster_mapping(results, dataset, label_spaces(predictor, dataset), config, predictor.digest)
 
 
-def check_matching(source: Predictor, truth: GroundTruthDataset, plan: MatchingConfig) -> None:
-    """Raise ConfigError, before the long pass, if the plan's names do not fit, or have seen these photos."""
-    if plan.names is not None:
-        digests = [hash_photo(each) for each in truth.images]
-        check_mapping(plan.names, label_spaces(source, truth), truth.taxonomy, digests, is_same_set=plan.is_same_set)
+def check_mapping_config(predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig) -> None:
+    """Raise ConfigError if the given mapping does not fit, or was fitted on these images: before the long pass."""
+    if config.mapping is not None:
+        spaces = label_spaces(predictor, dataset)
+        digests = [hash_photo(image) for image in dataset.images]
+        check_mapping(config.mapping, spaces, dataset.taxonomy, digests, allow_overlap=config.allow_overlap)
 
 
 def evaluate(
-    source: Predictor, truth: GroundTruthDataset, plan: MatchingConfig
+    predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
 ) -> tuple[EvaluationReport, CrossFittedMapping]:
-    """Every metric that the set allows, and the class mappings behind them.
-
-    Raises what `check_matching` and `compute_report` raise.
-    """
-    check_matching(source, truth, plan)
-    return compute_report(evaluate_all(source, truth), source, truth, plan)
+    """Evaluate in this process. Raises what `check_mapping_config` and `compute_report` raise."""
+    check_mapping_config(predictor, dataset, config)
+    return compute_report(evaluate_all(predictor, dataset), predictor, dataset, config)
 
 
 def compute_report(
-    comparisons: Sequence[ImageResult], source: Predictor, truth: GroundTruthDataset, plan: MatchingConfig
+    results: Sequence[ImageResult], predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
 ) -> tuple[EvaluationReport, CrossFittedMapping]:
-    """The same from comparisons that were made before."""
-    spaces = label_spaces(source, truth)
-    fit = map_clusters(comparisons, truth, spaces, plan)
-    panoptic = count_panoptic_all(comparisons, fit, spaces) if truth.kind == "panoptic" else None
-    has_regions = truth.kind in ("panoptic", "semantic")
-    semantic = count_semantic_all(comparisons, fit, spaces) if has_regions else None
-    gathered = count_semantic_all(comparisons, fit, spaces, things_as_one=True) if has_regions else None
-    instance, precisions = instance_metrics(comparisons, fit, truth)
+    """Return all metrics that the dataset's labels allow, and the mapping behind them."""
+    spaces = label_spaces(predictor, dataset)
+    mapping = map_clusters(results, dataset, spaces, config)
+    panoptic = count_panoptic_all(results, mapping, spaces) if dataset.kind == "panoptic" else None
+    is_dense = dataset.kind in ("panoptic", "semantic")
+    semantic = count_semantic_all(results, mapping, spaces) if is_dense else None
+    merged = count_semantic_all(results, mapping, spaces, merged_things=True) if is_dense else None
+    instance, ap_per_category = instance_metrics(results, mapping, dataset)
     summary = EvaluationSummary(
-        source=source.title,
-        source_sha256=source.digest,
-        truth=truth.name,
-        classes=truth.taxonomy.title,
-        images=len(comparisons),
-        photos_sha256=fingerprint_photos(truth.name, [each.digest for each in comparisons]).sha256,
+        predictor=predictor.title,
+        predictor_sha256=predictor.digest,
+        dataset=dataset.name,
+        classes=dataset.taxonomy.title,
+        images=len(results),
+        images_sha256=fingerprint_photos(dataset.name, [result.digest for result in results]).sha256,
         protocol=PROTOCOL,
-        matching=_describe_matching(comparisons, fit),
-        panoptic=panoptic_metrics(panoptic, spaces.things) if panoptic else {},
-        semantic=semantic_metrics(semantic, spaces.things) if semantic else {},
-        semantic_things_as_one=semantic_metrics(gathered, None) if gathered else {},
+        matching=_summarize_matching(results, mapping),
+        panoptic=panoptic_metrics(panoptic, spaces.num_things) if panoptic else {},
+        semantic=semantic_metrics(semantic, spaces.num_things) if semantic else {},
+        semantic_merged_things=semantic_metrics(merged, None) if merged else {},
         instance=instance,
     )
     report = EvaluationReport(
         summary=summary,
-        classes=class_metrics(truth, panoptic, semantic, precisions),
-        clusters=cluster_metrics(comparisons, fit, spaces, truth, plan.thresholds),
-        images=image_metrics(comparisons, truth, panoptic, semantic),
+        classes=class_metrics(dataset, panoptic, semantic, ap_per_category),
+        clusters=cluster_metrics(results, mapping, spaces, dataset, config.matching),
+        images=image_metrics(results, dataset, panoptic, semantic),
     )
-    return report, fit
+    return report, mapping
 
 
-def _describe_matching(comparisons: Sequence[ImageResult], fit: CrossFittedMapping) -> MatchingSummary:
+def _summarize_matching(results: Sequence[ImageResult], mapping: CrossFittedMapping) -> MatchingSummary:
     return MatchingSummary(
-        method=fit.method,
-        fitted_on=fit.fitted_on,
-        evaluated_on_fit_set=fit.evaluated_on_fit_set,
-        clusters=len(fit.namings[0].panoptic) - 1,
-        unmatched_clusters=len(list_unmatched(comparisons, fit)),
+        method=mapping.method,
+        fitted_on=mapping.fitted_on,
+        evaluated_on_fit_set=mapping.evaluated_on_fit_set,
+        clusters=len(mapping.mappings[0].panoptic) - 1,
+        unmatched_clusters=len(list_unmatched(results, mapping)),
     )
-
-
-FORMAT_VERSION = 1
-_HASH_DIGITS = 16
-_TELLING = (".json", ".npz", ".onnx", ".safetensors")
-"""Files of a source that its answers depend on."""
-
-Stage = Literal["evaluate"]
-Group = Sequence[GroundTruthImage]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationWorker:
-    """Everything is on disk: whoever has the same goes on with it, in another process or on another machine."""
+    """Evaluates groups of images and stores the results: a later run, in any process or machine, reuses them."""
 
-    source: Path
-    """A run, an artifact or a store."""
+    predictor_folder: Path
+    """A run, an artifact or pseudo-labels."""
     threads: int
-    truth: GroundTruthDataset
-    """The set without its pictures, which come in groups."""
-    folder: Path
-    """Of the files of comparisons."""
-    unit: ClassVar[str] = "picture"
+    dataset: GroundTruthDataset
+    """The dataset without its images, which are passed in groups."""
+    results_folder: Path
+    unit: ClassVar[str] = "image"
 
-    def work(self, stage: Stage, images: Group) -> Iterator[int]:
-        """Hold the source against these pictures, unless that was done before; gives how many are done."""
-        path = self.place(images)
+    def work(self, stage: Literal["evaluate"], images: Sequence[GroundTruthImage]) -> Iterator[int]:
+        """Evaluate these images unless their results exist; yields the numbers of images that are done."""
+        path = self.result_path(images)
         if path.is_file():
             yield len(images)
             return
-        comparisons: list[ImageResult] = []
-        for each in images:
-            comparisons.append(evaluate_image(each, self.truth, self.opened))
+        results: list[ImageResult] = []
+        for image in images:
+            results.append(evaluate_image(image, self.dataset, self.predictor))
             yield 1
-        write_image_results(path, comparisons)
+        write_image_results(path, results)
 
-    def place(self, images: Group) -> Path:
-        """The file of these pictures, written or not; its name is the hash of all that it depends on."""
-        files = [path.stat() for each in images for path in (each.path, *each.annotation.files)]
+    def result_path(self, images: Sequence[GroundTruthImage]) -> Path:
+        """Return the file for the results of these images; its name is a hash of everything they depend on."""
+        files = [path.stat() for image in images for path in (image.path, *image.annotation.files)]
         content = [
-            FORMAT_VERSION, self.made_from, MIN_SCORE, repr(self.truth), [repr(each) for each in images],
-            [(each.st_size, each.st_mtime_ns) for each in files],
+            RESULTS_VERSION, self.predictor_hash, MIN_SCORE, repr(self.dataset), [repr(image) for image in images],
+            [(stat.st_size, stat.st_mtime_ns) for stat in files],
         ]  # fmt: skip
         name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:_HASH_DIGITS]
-        return self.folder / f"{name}.json"
+        return self.results_folder / f"{name}.json"
 
     @cached_property
-    def opened(self) -> Predictor:
-        return load_predictor(self.source, threads=self.threads)
+    def predictor(self) -> Predictor:
+        return load_predictor(self.predictor_folder, threads=self.threads)
 
     @cached_property
-    def made_from(self) -> str:
-        """One hash over the files of the source."""
-        files = sorted(path for path in self.source.iterdir() if path.suffix in _TELLING)
+    def predictor_hash(self) -> str:
+        """One hash over the files of the predictor."""
+        files = sorted(path for path in self.predictor_folder.iterdir() if path.suffix in _PREDICTOR_SUFFIXES)
         return hashlib.sha256("".join(map(hash_file, files)).encode()).hexdigest()
 
 
-def evaluate_images(
-    examiner: EvaluationWorker, images: Sequence[GroundTruthImage], engine: Executor, part: JobShard = ALL_SHARDS
+def evaluate_in_parallel(
+    worker: EvaluationWorker, images: Sequence[GroundTruthImage], executor: Executor, shard: JobShard = ALL_SHARDS
 ) -> StoredImageResults:
-    """Every picture of the set in its order, or every so many of a part's groups."""
-    groups = part.choose([images[start : start + IMAGES_PER_FILE] for start in range(0, len(images), IMAGES_PER_FILE)])
-    engine.run(examiner, "evaluate", groups)
-    return StoredImageResults(files=[examiner.place(each) for each in groups], places=range(sum(map(len, groups))))
+    """Evaluate the images, or the groups of one shard, and return their results in order."""
+    groups = shard.choose([images[start : start + IMAGES_PER_FILE] for start in range(0, len(images), IMAGES_PER_FILE)])
+    executor.run(worker, "evaluate", groups)
+    files = [worker.result_path(group) for group in groups]
+    return StoredImageResults(files=files, positions=range(sum(map(len, groups))))

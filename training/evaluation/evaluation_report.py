@@ -1,4 +1,4 @@
-"""What an evaluation says, as data."""
+"""The report of an evaluation as data: all metrics of a predictor on a dataset."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 from model.files import atomic_write
 from training.evaluation.metrics.bootstrap import ConfidenceInterval
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REPORT_FILE = "report.json"
 
 
@@ -18,7 +18,7 @@ class MatchingSummary:
     method: str
     fitted_on: str
     evaluated_on_fit_set: bool
-    """True makes every figure with categories in it an upper bound."""
+    """If true, every metric by category is an upper bound."""
     clusters: int
     unmatched_clusters: int
     """Clusters that were predicted and have no category."""
@@ -26,39 +26,39 @@ class MatchingSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceMetrics:
-    """pycocotools' figures in percent."""
+    """pycocotools' metrics in percent."""
 
     headline: dict[str, ConfidenceInterval]
     """AP, AP50, AP75, AR100."""
     others: dict[str, float | None]
-    """AR1, AR10, and by size; None where there is no object to find."""
+    """AR1, AR10, and by object size; None where there are no objects."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSummary:
-    """All figures over the whole set, in percent, with 95 % bootstrap intervals over the pictures."""
+    """The metrics over all images, in percent, with 95 % bootstrap intervals over images."""
 
-    source: str
-    source_sha256: str
-    truth: str
+    predictor: str
+    predictor_sha256: str
+    dataset: str
     classes: str
     images: int
-    photos_sha256: str
+    images_sha256: str
     protocol: str
     matching: MatchingSummary
     panoptic: dict[str, ConfidenceInterval]
-    """Empty where the truth knows no segments; `_lenient`: segments of unmatched clusters cost nothing."""
+    """Empty if the dataset has no segments; `_ignore_unmapped`: segments without a category are no errors."""
     semantic: dict[str, ConfidenceInterval]
-    """`_lenient`: pixels of unmatched clusters do not count."""
-    semantic_things_as_one: dict[str, ConfidenceInterval]
-    """All things one class beside the stuff: 16 classes on COCO."""
+    """`_ignore_unmapped`: pixels without a predicted category do not count."""
+    semantic_merged_things: dict[str, ConfidenceInterval]
+    """All things as one class beside the stuff categories: 16 classes on COCO."""
     instance: dict[str, InstanceMetrics]
-    """By `agnostic` (all categories as one) or `named`, and `box` or `mask`."""
+    """By `agnostic` (all categories as one) or `named`, and `box` or `mask`: `agnostic_mask`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMetrics:
-    """One category, in percent; None where it does not occur or is not measured."""
+    """Metrics of one category, in percent; None if it does not occur or is not measured."""
 
     name: str
     is_thing: bool
@@ -67,36 +67,36 @@ class ClassMetrics:
     rq: float | None = None
     iou: float | None = None
     ap: float | None = None
-    """Of masks, or of boxes where only they are known."""
+    """Of masks, or of boxes if only boxes are labelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterMetrics:
-    """One cluster."""
+    """The category of one cluster, and the evidence for it over all images."""
 
     cluster: int
     is_thing: bool
     support: int
-    """True pixels, or votes, in all."""
+    """Ground-truth pixels, or votes."""
     purity: float
-    """In 0..1: the part of them that is of the category most met."""
+    """Fraction of them that belong to the most frequent category, 0..1."""
     categories: tuple[str | None, ...]
-    """Its category in each fit."""
+    """Its category in each fold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageMetrics:
-    """One picture."""
+    """Quality of the prediction for one image."""
 
     image_id: int
     file: str
     quality: float
-    """In percent: its own PQ over all segments, its pixel accuracy, or its objects' mean best box IoU."""
+    """In percent: PQ over all its segments, its pixel accuracy, or the mean over its objects of the best box IoU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """The summary and what lies behind it."""
+    """The summary, and details by category, cluster and image."""
 
     summary: EvaluationSummary
     classes: tuple[ClassMetrics, ...]
@@ -104,7 +104,7 @@ class EvaluationReport:
     images: tuple[ImageMetrics, ...]
 
     def write(self, folder: Path) -> None:
-        """`report.json`."""
+        """Write `report.json`."""
+        content = {"format_version": FORMAT_VERSION, **asdict(self)}
         with atomic_write(folder / REPORT_FILE) as sibling:
-            content = {"format_version": FORMAT_VERSION, **asdict(self)}
             sibling.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

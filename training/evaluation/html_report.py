@@ -1,21 +1,44 @@
-"""The report as one HTML file that needs nothing else: no script, no network."""
+"""The evaluation report as one HTML file without scripts or external resources."""
 
+import io
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from jaxtyping import Int32, UInt8
+from PIL import Image
+from pycocotools import mask as coco
 
 from model.files import atomic_write
-from training.evaluation.evaluation_report import ClassMetrics, ClusterMetrics, EvaluationReport, EvaluationSummary
-from training.evaluation.gallery import GalleryItem, category_rgb
+from model.formats.encoders import segment_color
+from model.formats.rle import decode_rle
+from model.images import read_image
+from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage, GroundTruthLabels
+from training.evaluation.evaluation_report import ClassMetrics, EvaluationReport, EvaluationSummary, ImageMetrics
+from training.evaluation.image_results import hash_photo
+from training.evaluation.matching.class_mapping import ClassMapping, CrossFittedMapping
 from training.evaluation.metrics.bootstrap import ConfidenceInterval
-from training.evaluation.page_style import STYLE
+from training.evaluation.overlap import ids_to_positions
+from training.evaluation.predictors import ImagePrediction, Predictor
 
 HTML_REPORT_FILE = "report.html"
-_RANKS = {"best": "Best", "median": "Median", "worst": "Worst"}
+EXAMPLES_PER_RANK = 3
+_RANKS = ("Best", "Median", "Worst")
+_UNMAPPED_RGB = (128, 128, 128)
+_BORDER_RGB = (245, 245, 245)
+_BOX_PX = 3
+_MIN_DRAWN_SCORE = 0.3
+"""Minimum score of a detection that is drawn if only objects are labelled."""
+_MAX_SIDE_PX = 420
+_JPEG_QUALITY = 82
+_CLASS_TITLES = {"pq": "PQ", "iou": "IoU", "ap": "AP"}
 _INSTANCE_ROWS = {
-    "agnostic_mask": "masks, all categories as one",
-    "agnostic_box": "boxes, all categories as one",
+    "agnostic_mask": "masks, class-agnostic",
+    "agnostic_box": "boxes, class-agnostic",
     "named_mask": "masks, by category",
     "named_box": "boxes, by category",
 }
@@ -25,244 +48,204 @@ _INSTANCE_COLUMNS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class LegendEntry:
+    """A color and its category."""
+
+    name: str
+    rgb: tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryItem:
+    """One image of the gallery, as JPEG files."""
+
+    rank: str
+    metrics: ImageMetrics
+    image: bytes
+    ground_truth: bytes
+    prediction: bytes
+    legend: tuple[LegendEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CategoryMap:
+    """A label map and the category index of each segment, -1 for none."""
+
+    label_map: Int32[np.ndarray, "H W"]
+    categories: dict[int, int]
+
+
 def write_html_report(report: EvaluationReport, gallery: Sequence[GalleryItem], folder: Path) -> None:
-    """`report.html`."""
+    """Write `report.html`."""
     with atomic_write(folder / HTML_REPORT_FILE) as sibling:
         sibling.write_text(render_html_report(report, gallery), encoding="utf-8")
 
 
 def render_html_report(report: EvaluationReport, gallery: Sequence[GalleryItem]) -> str:
-    """The whole page."""
-    summary = report.summary
-    body = [
-        _render_head(summary),
-        _render_tiles(summary),
-        _render_panoptic(summary),
-        _render_semantic(summary),
-        _render_instances(summary),
-        _render_classes(report.classes),
-        _render_gallery(gallery),
-        _render_matching(report),
-        _render_protocol(summary),
+    """Return the HTML of the report."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.ChainableUndefined,  # metrics that a dataset does not have
+    )
+    environment.filters["base64"] = lambda content: b64encode(content).decode("ascii")
+    class_keys = [key for key in _CLASS_TITLES if any(getattr(metrics, key) is not None for metrics in report.classes)][
+        :2
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(summary.source)} on {escape(summary.truth)}</title><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(filter(None, body))
-        + "\n</body></html>\n"
+    by_rank = [(rank, [item for item in gallery if item.rank == rank]) for rank in _RANKS]
+    return environment.get_template(HTML_REPORT_FILE).render(
+        summary=report.summary,
+        headlines=_list_headlines(report.summary),
+        instance_rows=_INSTANCE_ROWS,
+        instance_columns=_INSTANCE_COLUMNS,
+        class_titles=[_CLASS_TITLES[key] for key in class_keys],
+        class_groups=_group_classes(report.classes, class_keys),
+        gallery=[(rank, items) for rank, items in by_rank if items],
+        clusters=sorted(report.clusters, key=lambda each: (-each.support, each.cluster)),
     )
 
 
-def _render_head(summary: EvaluationSummary) -> str:
-    alarm = (
-        '<p class="alarm"><b>Fitted on what is scored.</b> Clusters got their categories from photos that are among '
-        "the scored ones: every figure with categories in it is an upper bound, not a result.</p>"
-        if summary.matching.evaluated_on_fit_set
-        else ""
-    )
-    return (
-        f"<h1>{escape(summary.source)}</h1>"
-        f'<p class="facts">on {summary.images:,} pictures of {escape(summary.truth)} · {escape(summary.classes)}</p>'
-        + alarm
-    )
-
-
-def _render_tiles(summary: EvaluationSummary) -> str:
-    tiles = [(title, summary.panoptic.get(key)) for title, key in (("Panoptic quality", "pq"),)]
-    tiles += [
+def _list_headlines(summary: EvaluationSummary) -> list[tuple[str, ConfidenceInterval]]:
+    metrics = [
+        ("Panoptic quality", summary.panoptic.get("pq")),
         ("Semantic, mean IoU", summary.semantic.get("miou")),
         ("Semantic, pixel accuracy", summary.semantic.get("accuracy")),
     ]
-    for key, name in (("agnostic_mask", "Objects, mask"), ("agnostic_box", "Objects, box")):
+    for key, title in (("agnostic_mask", "Objects, mask"), ("agnostic_box", "Objects, box")):
         if key in summary.instance:
             headline = summary.instance[key].headline
-            tiles += [(f"{name} AP", headline["ap"]), (f"{name} AR100", headline["ar100"])]
+            metrics += [(f"{title} AP", headline["ap"]), (f"{title} AR100", headline["ar100"])]
             break
-    shown = "".join(_render_tile(title, interval) for title, interval in tiles if interval)
-    return (
-        f'<div class="tiles">{shown}</div><p class="muted"><br>All figures in percent. The band on each scale is the '
-        "95 % bootstrap interval over the pictures (1,000 resamples).</p>"
-    )
+    return [(title, interval) for title, interval in metrics if interval]
 
 
-def _render_tile(title: str, interval: ConfidenceInterval) -> str:
-    return (
-        f'<div class="tile"><span>{escape(title)}</span><b>{interval.value:.1f}</b>'
-        f"<span>{interval.low:.1f}&thinsp;&ndash;&thinsp;{interval.high:.1f}</span>"
-        f'<div class="scale"><i style="left:{interval.low}%;width:{interval.high - interval.low:.2f}%"></i>'
-        f'<u style="left:{interval.value}%"></u></div></div>'
-    )
-
-
-def _render_panoptic(summary: EvaluationSummary) -> str:
-    if not summary.panoptic:
-        return ""
-    rows = [
-        ("all classes", ""),
-        ("things", "_things"),
-        ("stuff", "_stuff"),
-        ("lenient: unmatched for free", "_lenient"),
-    ]
-    cells = [
-        [escape(name), *(_render_bar_cell(summary.panoptic[f"{key}{end}"]) for key in ("pq", "sq", "rq"))]
-        for name, end in rows
-    ]
-    return (
-        "<h2>Panoptic quality and its parts</h2><p class=muted>PQ = SQ &times; RQ for each class: how well found "
-        "segments fit, times how many were found. The means over classes do not multiply.</p>"
-        + _render_table(["", "PQ", "SQ, fit", "RQ, found"], cells)
-    )
-
-
-def _render_semantic(summary: EvaluationSummary) -> str:
-    if not summary.semantic:
-        return ""
-    rows = []
-    for title, figures in (
-        (summary.classes, summary.semantic),
-        ("all things as one class, beside the stuff", summary.semantic_things_as_one),
-    ):
-        for name, end in (("", ""), (", lenient", "_lenient")):
-            cells = [_render_cell(figures.get(f"{key}{end}")) for key in ("miou", "accuracy")]
-            stuff = _render_cell(figures["miou_stuff"]) if f"miou_stuff{end}" in figures else ""
-            rows.append([escape(title + name), cells[0], stuff, cells[1]])
-    return "<h2>Semantic</h2>" + _render_table(["", "mean IoU", "of stuff alone", "pixel accuracy"], rows)
-
-
-def _render_instances(summary: EvaluationSummary) -> str:
-    rows = []
-    for key, title in _INSTANCE_ROWS.items():
-        if figures := summary.instance.get(key):
-            cells = [
-                _render_cell(figures.headline[name]) if name in figures.headline else _format(figures.others[name])
-                for name in _INSTANCE_COLUMNS
-            ]
-            rows.append([title, *cells])
-    return "<h2>Objects</h2>" + _render_table(["", *_INSTANCE_COLUMNS.values()], rows) if rows else ""
-
-
-def _render_classes(classes: Sequence[ClassMetrics]) -> str:
-    parts = []
-    keys = [key for key in ("pq", "iou", "ap") if any(getattr(each, key) is not None for each in classes)]
+def _group_classes(classes: Sequence[ClassMetrics], keys: list[str]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return things and stuff, best first, with a color and the values of `keys`."""
+    groups = []
     for title, is_thing in (("Things", True), ("Stuff", False)):
-        chosen = [
-            (place, each)
-            for place, each in enumerate(classes)
-            if each.is_thing == is_thing and any(getattr(each, key) is not None for key in keys)
+        rows = [
+            {"name": metrics.name, "rgb": category_rgb(index), "values": [getattr(metrics, key) for key in keys]}
+            for index, metrics in enumerate(classes)
+            if metrics.is_thing == is_thing and any(getattr(metrics, key) is not None for key in keys)
         ]
-        if chosen:
-            first = keys[0]
-            chosen.sort(key=lambda entry: (-(getattr(entry[1], first) or 0.0), entry[1].name))
-            rows = "".join(_render_class(place, each, keys[:2]) for place, each in chosen)
-            parts.append(f"<h3>{title}</h3><div class=classes>{rows}</div>")
-    names = {"pq": "PQ", "iou": "IoU", "ap": "AP"}
-    marks = "".join(
-        f'<span class="key{" pale" if place else ""}"></span>{names[key]}' for place, key in enumerate(keys[:2])
-    )
-    return f"<h2>By class</h2><p class=muted>{marks}</p>" + "".join(parts) if parts else ""
+        if rows:
+            groups.append((title, sorted(rows, key=lambda row: (-(row["values"][0] or 0.0), row["name"]))))
+    return groups
 
 
-def _render_class(place: int, each: ClassMetrics, keys: Sequence[str]) -> str:
-    bars = "".join(
-        f'<div class="bar{" pale" if number else ""}"><i style="width:{getattr(each, key) or 0}%"></i></div>'
-        f"<em>{_format(getattr(each, key))}</em>"
-        for number, key in enumerate(keys)
-    )
-    chip = _render_chip(category_rgb(place))
-    return f'<div class="class"><span title="{escape(each.name)}">{chip}{escape(each.name)}</span>{bars}</div>'
+def pick_examples(qualities: Sequence[float]) -> dict[int, str]:
+    """Return the positions of the best, the median and the worst images, in that order, with their rank."""
+    order = np.argsort([-quality for quality in qualities], kind="stable").tolist()
+    middle = max(0, (len(order) - EXAMPLES_PER_RANK) // 2)
+    groups = (order[:EXAMPLES_PER_RANK], order[middle : middle + EXAMPLES_PER_RANK], order[-EXAMPLES_PER_RANK:])
+    examples: dict[int, str] = {}
+    for rank, positions in zip(_RANKS, groups, strict=True):
+        for position in positions:
+            examples.setdefault(position, rank)
+    return examples
 
 
-def _render_gallery(gallery: Sequence[GalleryItem]) -> str:
-    if not gallery:
-        return ""
-    parts = [
-        "<h2>Photos</h2><p class=muted>Ranked by each photo's own quality. A colour is a category, the same in truth "
-        "and answer.</p>"
-    ]
-    for rank, title in _RANKS.items():
-        if chosen := [each for each in gallery if each.rank == rank]:
-            parts.append(
-                f"<h3>{title}</h3><div class=heads><span>photo</span><span>truth</span><span>answer</span></div>"
-            )
-            parts += [_render_exhibit(each) for each in chosen]
-    return "".join(parts)
-
-
-def _render_exhibit(each: GalleryItem) -> str:
-    pictures = "".join(
-        f'<img alt="{name}" src="data:image/jpeg;base64,{b64encode(content).decode("ascii")}">'
-        for name, content in (("photo", each.photo), ("truth", each.truth), ("answer", each.answer))
-    )
-    chips = "".join(f"<span>{_render_chip(chip.rgb)}{escape(chip.name)}</span>" for chip in each.chips)
-    title = f"<span class=muted>{escape(each.figures.file)}: {each.figures.quality:.1f}</span>"
-    return f'<figure class="exhibit"><div>{pictures}</div><figcaption>{title}{chips}</figcaption></figure>'
-
-
-def _render_matching(report: EvaluationReport) -> str:
-    facts = report.summary.matching
-    rows = [
-        [
-            f"{each.cluster}",
-            "thing" if each.is_thing else "stuff",
-            " / ".join(dict.fromkeys(escape(name) if name else "<i>none</i>" for name in each.categories)),
-            f'<div class="bar"><i style="width:{100 * each.purity:.1f}%"></i></div>{100 * each.purity:.0f}',
-            f"{each.support:,}",
-        ]
-        for each in sorted(report.clusters, key=_sort_cluster)
-    ]
-    return (
-        "<h2>Clusters and categories</h2>"
-        f"<p>Matched by <b>{escape(facts.method)}</b>, fitted on {escape(facts.fitted_on)}. {facts.unmatched_clusters} "
-        f"of {facts.clusters} clusters were predicted without having a category.</p>"
-        f"<details><summary>All {facts.clusters} clusters, those that met most first</summary>"
-        + _render_table(
-            ["cluster", "kind", "category in each fit", "share of the category most met", "pixels or votes"],
-            rows,
-            words=3,
+def render_gallery(
+    metrics: Sequence[ImageMetrics], predictor: Predictor, dataset: GroundTruthDataset, mapping: CrossFittedMapping
+) -> list[GalleryItem]:
+    """Draw example images; runs the predictor on them again, since results keep no pixel arrays."""
+    examples = pick_examples([each.quality for each in metrics])
+    return [
+        _draw_example(
+            dataset.images[position], rank, metrics[position], predictor, dataset, mapping.for_image(position)
         )
-        + "</details>"
+        for position, rank in examples.items()
+    ]
+
+
+def _draw_example(
+    image: GroundTruthImage,
+    rank: str,
+    metrics: ImageMetrics,
+    predictor: Predictor,
+    dataset: GroundTruthDataset,
+    mapping: ClassMapping,
+) -> GalleryItem:
+    decoded = read_image(image.path)
+    labels = image.annotation.read(decoded.height, decoded.width)
+    ground_truth = _map_ground_truth(labels, decoded.height, decoded.width)
+    prediction = _map_prediction(predictor.predict(decoded.image, hash_photo(image)), dataset, mapping)
+    present = sorted({index for each in (ground_truth, prediction) for index in each.categories.values()})
+    names = {-1: "no category", **dict(enumerate(dataset.taxonomy.names))}
+    return GalleryItem(
+        rank=rank,
+        metrics=metrics,
+        image=_encode_jpeg(decoded.image),
+        ground_truth=_encode_jpeg(_draw_categories(decoded.image, ground_truth, dataset)),
+        prediction=_encode_jpeg(_draw_categories(decoded.image, prediction, dataset)),
+        legend=tuple(LegendEntry(name=names[index], rgb=category_rgb(index)) for index in present),
     )
 
 
-def _sort_cluster(each: ClusterMetrics) -> tuple[int, int]:
-    return -each.support, each.cluster
+def _map_ground_truth(labels: GroundTruthLabels, height: int, width: int) -> _CategoryMap:
+    if labels.label_map is not None:
+        return _CategoryMap(label_map=labels.label_map, categories=labels.segments)
+    label_map = np.zeros((height, width), np.int32)
+    for number, labelled in enumerate(labels.objects, start=1):
+        if labelled.rle is not None:
+            label_map[coco.decode(labelled.rle).astype(bool)] = number
+        else:
+            _draw_box(label_map, labelled.bbox, number)
+    categories = {number: labelled.category for number, labelled in enumerate(labels.objects, start=1)}
+    return _CategoryMap(label_map=label_map, categories=categories)
 
 
-def _render_protocol(summary: EvaluationSummary) -> str:
-    return (
-        f"<h2>Protocol</h2><p>{escape(summary.protocol)}</p><p class=muted>"
-        f"Source sha256 <code>{escape(summary.source_sha256)}</code><br>"
-        f"Photos sha256 <code>{escape(summary.photos_sha256)}</code></p>"
-    )
+def _map_prediction(prediction: ImagePrediction, dataset: GroundTruthDataset, mapping: ClassMapping) -> _CategoryMap:
+    if dataset.kind in ("panoptic", "semantic"):
+        is_panoptic = dataset.kind == "panoptic"
+        cluster_map = prediction.panoptic if is_panoptic else prediction.semantic
+        table = mapping.panoptic if is_panoptic else mapping.semantic
+        categories = {segment: int(table[cluster]) for segment, cluster in cluster_map.clusters.items()}
+        return _CategoryMap(label_map=cluster_map.label_map, categories=categories)
+    label_map = np.zeros_like(prediction.panoptic.label_map)
+    kept = [detection for detection in prediction.detections if detection.score >= _MIN_DRAWN_SCORE]
+    for number, detection in reversed(list(enumerate(kept, start=1))):
+        if dataset.kind == "boxes":
+            _draw_box(label_map, detection.rle.bbox, number)
+        else:
+            label_map[decode_rle(detection.rle)] = number
+    categories = {number: int(mapping.panoptic[detection.cluster]) for number, detection in enumerate(kept, start=1)}
+    return _CategoryMap(label_map=label_map, categories=categories)
 
 
-def _render_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
-    """Cells are HTML; the head is text. The first `words` columns hold words, the others figures."""
-    marks = [" class=left" if place < words else "" for place in range(len(head))]
-    first = "".join(f"<th{mark}>{escape(cell)}</th>" for mark, cell in zip(marks, head, strict=True))
-    rest = "".join(
-        "<tr>" + "".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{first}</tr></thead><tbody>{rest}</tbody></table></div>'
+def _draw_categories(
+    image: UInt8[np.ndarray, "H W 3"], category_map: _CategoryMap, dataset: GroundTruthDataset
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Blend the color of each category over the image, things more strongly, with a line between segments."""
+    positions = ids_to_positions(category_map.label_map, category_map.categories)
+    categories = list(category_map.categories.values())
+    colors = np.array([(0, 0, 0), *(category_rgb(index) for index in categories)], np.float32)
+    opacities = [0.0, *(0.62 if dataset.taxonomy.is_thing(index) else 0.4 for index in categories)]
+    drawn = image + np.array(opacities, np.float32)[positions][..., None] * (colors[positions] - image)
+    drawn[:, 1:][positions[:, 1:] != positions[:, :-1]] = _BORDER_RGB
+    drawn[1:][positions[1:] != positions[:-1]] = _BORDER_RGB
+    rounded: UInt8[np.ndarray, "H W 3"] = drawn.round().astype(np.uint8)
+    return rounded
 
 
-def _render_cell(interval: ConfidenceInterval | None) -> str:
-    if interval is None:
-        return "&ndash;"
-    return f"{interval.value:.1f}<small>{interval.low:.1f}&thinsp;&ndash;&thinsp;{interval.high:.1f}</small>"
+def _draw_box(label_map: Int32[np.ndarray, "H W"], bbox: Sequence[float], number: int) -> None:
+    left, top, width, height = (round(each) for each in bbox)
+    window = label_map[max(top, 0) : top + height, max(left, 0) : left + width]
+    for edge in (window[:_BOX_PX], window[-_BOX_PX:], window[:, :_BOX_PX], window[:, -_BOX_PX:]):
+        edge[:] = number
 
 
-def _render_bar_cell(interval: ConfidenceInterval) -> str:
-    return f'<div class="bar"><i style="width:{interval.value}%"></i></div>{interval.value:.1f}<small>' + (
-        f"{interval.low:.1f}&thinsp;&ndash;&thinsp;{interval.high:.1f}</small>"
-    )
+def category_rgb(index: int) -> tuple[int, int, int]:
+    """Return the color of a category index, grey for -1; neighboring indices differ much in hue."""
+    return _UNMAPPED_RGB if index < 0 else segment_color(index + 1, is_thing=True)
 
 
-def _render_chip(rgb: tuple[int, int, int]) -> str:
-    return f'<span class="chip" style="background:rgb{rgb}"></span>'
-
-
-def _format(value: float | None) -> str:
-    return "&ndash;" if value is None else f"{value:.1f}"
+def _encode_jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """Encode a small version of the image."""
+    preview = Image.fromarray(image)
+    preview.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
+    stream = io.BytesIO()
+    preview.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Two sources and the same pictures: is one better, or was it the pictures?"""
+"""Compares two predictors on the same images by paired bootstrap."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,9 @@ from training.evaluation.dataset_metrics import (
     make_semantic_metric,
 )
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
-from training.evaluation.image_results import evaluate_all, label_spaces
-from training.evaluation.matching.class_mapping import MatchingConfig, map_clusters
+from training.evaluation.image_results import evaluate_all
+from training.evaluation.matching.class_mapping import ClassMappingConfig, map_clusters
+from training.evaluation.matching.cluster_matching import label_spaces
 from training.evaluation.metrics.average_precision import HEADLINE_METRICS, IouType
 from training.evaluation.metrics.bootstrap import ConfidenceInterval, MetricFunction, bootstrap, to_percent
 from training.evaluation.predictors import Predictor
@@ -24,54 +25,61 @@ TITLES = {
     "pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "miou": "mIoU", "accuracy": "accuracy",
     **{name: name.upper() for name in HEADLINE_METRICS},
 }  # fmt: skip
-"""The figures that are compared, and what they are called."""
+"""The metrics that are compared, and their titles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricDifference:
-    """One figure of both, in percent, and what the first has more, with its 95 % interval."""
+    """One metric of both predictors, in percent, and new minus baseline with its 95 % interval."""
 
     new: float
-    old: float
-    more: ConfidenceInterval
+    baseline: float
+    difference: ConfidenceInterval
 
 
 def compare_predictors(
-    new: tuple[Predictor, MatchingConfig], old: tuple[Predictor, MatchingConfig], truth: GroundTruthDataset
+    new: tuple[Predictor, ClassMappingConfig],
+    baseline: tuple[Predictor, ClassMappingConfig],
+    dataset: GroundTruthDataset,
 ) -> dict[str, MetricDifference]:
-    """Every headline figure; each resampled set holds the same pictures for both."""
-    later, earlier = (make_headline_metric(source, truth, plan) for source, plan in (new, old))
-    whole = np.ones((1, len(truth.images)))
-    after, before = later(whole), earlier(whole)
+    """Return the difference of every headline metric, by title; each resample has the same images for both."""
+    new_metric, baseline_metric = (make_headline_metric(*each, dataset) for each in (new, baseline))
+    weights = np.ones((1, len(dataset.images)))
+    new_values, baseline_values = new_metric(weights), baseline_metric(weights)
+    differences = bootstrap(len(dataset.images), difference_metric(new_metric, baseline_metric))
     return {
-        name: MetricDifference(new=to_percent(after[name][0]), old=to_percent(before[name][0]), more=found)
-        for name, found in bootstrap(len(truth.images), difference_metric(later, earlier)).items()
+        name: MetricDifference(
+            new=to_percent(new_values[name][0]), baseline=to_percent(baseline_values[name][0]), difference=difference
+        )
+        for name, difference in differences.items()
     }
 
 
-def difference_metric(later: MetricFunction, earlier: MetricFunction) -> MetricFunction:
-    """How much more the first is, figure by figure."""
+def difference_metric(new: MetricFunction, baseline: MetricFunction) -> MetricFunction:
+    """Compute new minus baseline for each metric."""
 
-    def differ(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
-        after, before = later(weights), earlier(weights)
-        return {name: after[name] - before[name] for name in after}
+    def compute(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
+        new_values, baseline_values = new(weights), baseline(weights)
+        return {name: value - baseline_values[name] for name, value in new_values.items()}
 
-    return differ
+    return compute
 
 
-def make_headline_metric(source: Predictor, truth: GroundTruthDataset, plan: MatchingConfig) -> MetricFunction:
-    """The headline figures of a source where pictures count so often; one pass over the photos."""
-    comparisons = evaluate_all(source, truth)
-    spaces = label_spaces(source, truth)
-    fit = map_clusters(comparisons, truth, spaces, plan)
-    measures: list[MetricFunction] = []
-    if truth.kind == "panoptic":
-        measures.append(make_panoptic_metric(count_panoptic_all(comparisons, fit, spaces), spaces.things))
-    if truth.kind in ("panoptic", "semantic"):
-        measures.append(make_semantic_metric(count_semantic_all(comparisons, fit, spaces), None))
-    if truth.kind != "semantic":
-        shape: IouType = "bbox" if truth.kind == "boxes" else "segm"
-        measures.append(make_coco_evaluator(comparisons, fit, truth, shape, is_named=False).measure)
+def make_headline_metric(
+    predictor: Predictor, config: ClassMappingConfig, dataset: GroundTruthDataset
+) -> MetricFunction:
+    """Evaluate the predictor on all images and return the headline metrics as a function of image weights."""
+    results = evaluate_all(predictor, dataset)
+    spaces = label_spaces(predictor, dataset)
+    mapping = map_clusters(results, dataset, spaces, config)
+    metrics: list[MetricFunction] = []
+    if dataset.kind == "panoptic":
+        metrics.append(make_panoptic_metric(count_panoptic_all(results, mapping, spaces), spaces.num_things))
+    if dataset.kind in ("panoptic", "semantic"):
+        metrics.append(make_semantic_metric(count_semantic_all(results, mapping, spaces), None))
+    if dataset.kind != "semantic":
+        iou_type: IouType = "bbox" if dataset.kind == "boxes" else "segm"
+        metrics.append(make_coco_evaluator(results, mapping, dataset, iou_type, is_named=False).weighted_metrics)
     return lambda weights: {
-        TITLES[name]: each for measure in measures for name, each in measure(weights).items() if name in TITLES
+        TITLES[name]: value for metric in metrics for name, value in metric(weights).items() if name in TITLES
     }

@@ -1,4 +1,4 @@
-"""Whatever makes clusters, asked about one photo: an artifact, a run, or the pseudo-labels of a store."""
+"""Predictors: an artifact, a run or pseudo-labels, behind one interface that returns clusters for an image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ from model.postprocessing.panoptic import Segment, Segmentation, postprocess
 from training.data.dataset import CONFIG_FILE, LabeledPhoto, PseudoLabelDataset, read_label_map
 
 MIN_SCORE = 0.01
-"""Of a detection, for average precision: it ranks what the panoptic map would drop."""
-_RUN_FILE = "run.json"  # as model.checkpoints.runs has it, which needs torch
+"""Detections with lower scores are left out of average precision; the panoptic map has a higher threshold."""
+_RUN_FILE = "run.json"  # equals model.checkpoints.runs.RUN_FILE, whose import needs torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +34,16 @@ class ClusterMap:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedObject:
-    """One object with its whole mask."""
+    """One detection with its complete mask, which may overlap others."""
 
     cluster: int
     score: float
-    outline: Rle
+    rle: Rle
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePrediction:
-    """What was said about one photo, in its own size."""
+    """The prediction for one image, in the size of the image."""
 
     panoptic: ClusterMap
     semantic: ClusterMap
@@ -51,38 +51,38 @@ class ImagePrediction:
 
 
 class Predictor(Protocol):
-    """Something that answers."""
+    """Predicts the clusters of an image."""
 
     title: str
     digest: str
-    """A hash of what made the clusters."""
+    """Hash of what defines the clusters: the weights, or the codebook."""
     thing_clusters: int
     stuff_clusters: int
 
-    def answer(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
-        """Raises LabelStoreError if only stored photos are known and this is none of them."""
+    def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
+        """Raises LabelStoreError if the predictor only knows stored photos and this is not one of them."""
         ...
 
 
 def load_predictor(folder: Path, *, threads: int) -> Predictor:
-    """What lies in the folder, told by the file that each kind is written last with.
+    """Load an artifact, a run or pseudo-labels, recognised by the file that each writes last.
 
-    Raises ConfigError if it is none of the three, and what they raise if they are broken.
+    Raises ConfigError if the folder is not exactly one of the three, and the errors of their loaders.
     """
-    openers: dict[str, Callable[[], Predictor]] = {
-        CONTRACT_FILE: lambda: _open_artifact(folder, threads),
-        _RUN_FILE: lambda: _open_run(folder, threads),
+    loaders: dict[str, Callable[[], Predictor]] = {
+        CONTRACT_FILE: lambda: _load_artifact(folder, threads),
+        _RUN_FILE: lambda: _load_run(folder, threads),
         CONFIG_FILE: lambda: PseudoLabelPredictor(PseudoLabelDataset(folder)),
     }
-    found = [name for name in openers if (folder / name).is_file()]
+    found = [name for name in loaders if (folder / name).is_file()]
     if len(found) != 1:
-        held = " and ".join(found) or f"none of {', '.join(openers)}"
-        raise ConfigError(f"{folder} holds {held}: give a run, an artifact or a label store")
-    return openers[found[0]]()
+        content = " and ".join(found) or f"none of {', '.join(loaders)}"
+        raise ConfigError(f"{folder} contains {content}: expected a run, an artifact or pseudo-labels")
+    return loaders[found[0]]()
 
 
 class ModelPredictor:
-    """An artifact, or a network in torch."""
+    """Predictions of an artifact, or of a run in torch."""
 
     def __init__(self, contract: Contract, session: Session, digest: str) -> None:
         self.title = f"{contract.name} {contract.version} on {session.backend}"
@@ -92,71 +92,69 @@ class ModelPredictor:
         self._contract = contract
         self._session = session
 
-    def answer(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
+    def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
         contract = self._contract
-        pixels, placement = letterbox_image(image, contract.input_sizes, contract.stride_px)
-        raw = self._session.run(pixels[None], np.array([placement.size]))[0]
+        pixels, letterbox = letterbox_image(image, contract.input_sizes, contract.stride_px)
+        outputs = self._session.run(pixels[None], np.array([letterbox.size]))[0]
 
-        def read(task: Task) -> ClusterMap:
-            answer = postprocess(raw, placement, contract, task, contract.thresholds)
-            return _list_clusters(answer)
+        def segment(task: Task) -> ClusterMap:
+            return _to_cluster_map(postprocess(outputs, letterbox, contract, task, contract.thresholds))
 
-        ranked = postprocess(raw, placement, contract, "instance", replace(contract.thresholds, score=MIN_SCORE))
+        low_threshold = replace(contract.thresholds, score=MIN_SCORE)
+        instances = postprocess(outputs, letterbox, contract, "instance", low_threshold)
         return ImagePrediction(
-            panoptic=read("panoptic"), semantic=read("semantic"), detections=_list_detections(ranked)
+            panoptic=segment("panoptic"), semantic=segment("semantic"), detections=_to_objects(instances)
         )
 
 
 class PseudoLabelPredictor:
-    """Pseudo-labels, scored like a model's answers; objects without a score are equally sure."""
+    """Pseudo-labels as predictions; objects without a score have score 1."""
 
-    def __init__(self, store: PseudoLabelDataset) -> None:
-        config = store.read_config()
-        self.title = f"label store {store.folder.name}"
-        self.digest = hash_file(store.codebook)
+    def __init__(self, labels: PseudoLabelDataset) -> None:
+        config = labels.read_config()
+        self.title = f"pseudo-labels {labels.folder.name}"
+        self.digest = hash_file(labels.codebook)
         self.thing_clusters = config.thing_clusters
         self.stuff_clusters = config.stuff_clusters
-        self._photos: dict[str, LabeledPhoto] = {photo.digest: photo for photo in store.read_photos()}
-        self._masks = store.read_instances()
-        self._folder = store.folder
+        self._photos: dict[str, LabeledPhoto] = {photo.digest: photo for photo in labels.read_photos()}
+        self._instances = labels.read_instances()
+        self._folder = labels.folder
 
-    def answer(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
+    def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
         photo = self._photos.get(photo_digest)
         if photo is None:
             raise LabelStoreError(
-                f"{self._folder} has no label for the photo {photo_digest:.12}…: label all photos of the set"
+                f"{self._folder} has no label for the photo {photo_digest:.12}…: label all photos of the dataset"
             )
-        label_map = read_label_map(photo.label)
         segments = tuple(
-            Segment(id=each, cluster=cluster, is_thing=cluster <= self.thing_clusters, score=1.0)
-            for each, cluster in photo.categories.items()
+            Segment(id=segment, cluster=cluster, is_thing=cluster <= self.thing_clusters, score=1.0)
+            for segment, cluster in photo.categories.items()
         )
-        everything = Segmentation(label_map=label_map, segments=segments)
-        clusters = _list_clusters(everything)
-        detections = tuple(_read_detection(mask) for mask in self._masks[photo_digest])
-        return ImagePrediction(panoptic=clusters, semantic=clusters, detections=detections)
+        cluster_map = _to_cluster_map(Segmentation(label_map=read_label_map(photo.label), segments=segments))
+        detections = tuple(_parse_instance(entry) for entry in self._instances[photo_digest])
+        return ImagePrediction(panoptic=cluster_map, semantic=cluster_map, detections=detections)
 
 
-def _read_detection(mask: dict[str, Any]) -> PredictedObject:
-    """An entry of COCO's instances JSON."""
-    height, width = mask["segmentation"]["size"]
-    x, y, box_width, box_height = mask["bbox"]
-    outline = Rle(
+def _parse_instance(entry: dict[str, Any]) -> PredictedObject:
+    """Convert an annotation of COCO's instance format."""
+    height, width = entry["segmentation"]["size"]
+    x, y, box_width, box_height = entry["bbox"]
+    rle = Rle(
         size=(height, width),
-        counts=mask["segmentation"]["counts"],
-        area=mask["area"],
+        counts=entry["segmentation"]["counts"],
+        area=entry["area"],
         bbox=(x, y, box_width, box_height),
     )
-    return PredictedObject(cluster=mask["category_id"], score=mask.get("score", 1.0), outline=outline)
+    return PredictedObject(cluster=entry["category_id"], score=entry.get("score", 1.0), rle=rle)
 
 
-def _open_artifact(folder: Path, threads: int) -> Predictor:
+def _load_artifact(folder: Path, threads: int) -> Predictor:
     backend: Backend = "openvino" if read_contract(folder).precision == "int8" else "cpu"
     contract, session = load_session(folder, backend=backend, threads=threads)
     return ModelPredictor(contract, session, contract.files[contract.network_files[-1]])
 
 
-def _open_run(folder: Path, threads: int) -> Predictor:
+def _load_run(folder: Path, threads: int) -> Predictor:
     import torch
 
     from model.backends.torch_session import TorchSession
@@ -164,18 +162,18 @@ def _open_run(folder: Path, threads: int) -> Predictor:
     from model.export.export import ExportConfig, make_contract
 
     torch.set_num_threads(threads)
-    card, network = load_run(folder)
-    contract = make_contract(card, network, ExportConfig(name=f"run {folder.name}", version=f"step {card.step}"))
-    return ModelPredictor(contract, TorchSession(network), hash_file(folder / WEIGHT_FILES[card.network]))
+    config, network = load_run(folder)
+    contract = make_contract(config, network, ExportConfig(name=f"run {folder.name}", version=f"step {config.step}"))
+    return ModelPredictor(contract, TorchSession(network), hash_file(folder / WEIGHT_FILES[config.network]))
 
 
-def _list_clusters(answer: Segmentation) -> ClusterMap:
-    label_map = answer.label_map.astype(np.int32)
-    return ClusterMap(label_map=label_map, clusters={each.id: each.cluster for each in answer.segments})
+def _to_cluster_map(segmentation: Segmentation) -> ClusterMap:
+    clusters = {segment.id: segment.cluster for segment in segmentation.segments}
+    return ClusterMap(label_map=segmentation.label_map.astype(np.int32), clusters=clusters)
 
 
-def _list_detections(answer: Segmentation) -> tuple[PredictedObject, ...]:
+def _to_objects(segmentation: Segmentation) -> tuple[PredictedObject, ...]:
     return tuple(
-        PredictedObject(cluster=segment.cluster, score=segment.score, outline=outline)
-        for segment, outline in zip(answer.segments, encode_rles(answer), strict=True)
+        PredictedObject(cluster=segment.cluster, score=segment.score, rle=rle)
+        for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True)
     )

@@ -107,9 +107,7 @@ def relabel(
     if out is not None:
         suffix = " zoomed" if plan.zooms else ""
         out.lock_config(
-            replace(
-                config, teacher_hash=f"{teaching.weights} at {teaching.share:g} on {teaching.labels}{suffix}"
-            )
+            replace(config, teacher_hash=f"{teaching.weights} at {teaching.share:g} on {teaching.labels}{suffix}")
         )
     photos = store.read_photos()
     cache = open_cache(features, config.encoder_hash, config.side_px)

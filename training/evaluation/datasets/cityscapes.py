@@ -1,4 +1,4 @@
-"""Cityscapes as it is published."""
+"""Cityscapes in its published layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,14 @@ from training.evaluation.datasets.ground_truth import (
 )
 from training.evaluation.datasets.taxonomy import CITYSCAPES
 
-_PHOTO = "_leftImg8bit.png"
-_LABEL = "_gtFine_instanceIds.png"
-_INSTANCES_FROM = 1000
+_PHOTO_SUFFIX = "_leftImg8bit.png"
+_LABEL_SUFFIX = "_gtFine_instanceIds.png"
+_MIN_INSTANCE_ID = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class CityscapesAnnotation:
-    """Cityscapes' instance picture: label id, or 1000 times it plus a number for a single object."""
+    """`instanceIds` PNG: the label id, or 1000 * label id + instance number for a single object."""
 
     path: Path
 
@@ -32,29 +32,34 @@ class CityscapesAnnotation:
         return (self.path,)
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        """A thing without a number is a group (cityscapesScripts, createPanopticImgs.py)."""
-        plane = read_label_png(self.path)
-        require_size(self.path, plane, height, width)
+        """Things without an instance number are crowds (cityscapesScripts, createPanopticImgs.py)."""
+        label_map = read_label_png(self.path)
+        require_size(self.path, label_map, height, width)
         segments, crowds = {}, set()
-        for value in np.unique(plane).tolist():
-            label = value // _INSTANCES_FROM if value >= _INSTANCES_FROM else value
-            if label in CITYSCAPES.index:
-                segments[value] = CITYSCAPES.index[label]
-                if CITYSCAPES.is_thing(segments[value]) and value < _INSTANCES_FROM:
+        for value in np.unique(label_map).tolist():
+            label = value // _MIN_INSTANCE_ID if value >= _MIN_INSTANCE_ID else value
+            if label in CITYSCAPES.source_to_index:
+                segments[value] = CITYSCAPES.source_to_index[label]
+                if CITYSCAPES.is_thing(segments[value]) and value < _MIN_INSTANCE_ID:
                     crowds.add(value)
-        return labels_from_segments(plane, segments, frozenset(crowds), CITYSCAPES.things)
+        return labels_from_segments(label_map, segments, frozenset(crowds), CITYSCAPES.num_things)
 
 
 def read_cityscapes(folder: Path, split: str) -> GroundTruthDataset:
-    """`leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`, `gtFine/SPLIT/CITY/*_gtFine_instanceIds.png`."""
-    photos = sorted((folder / "leftImg8bit" / split).glob(f"*/*{_PHOTO}"))
-    labels = [folder / "gtFine" / split / each.parent.name / each.name.replace(_PHOTO, _LABEL) for each in photos]
-    pictures = tuple(
-        GroundTruthImage(image_id=number, path=photo, annotation=CityscapesAnnotation(path=label))
-        for number, (photo, label) in enumerate(zip(photos, labels, strict=True), start=1)
+    """Read `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `gtFine/SPLIT/CITY/*_gtFine_instanceIds.png`."""
+    photos = sorted((folder / "leftImg8bit" / split).glob(f"*/*{_PHOTO_SUFFIX}"))
+    labels = folder / "gtFine" / split
+    images = tuple(
+        GroundTruthImage(
+            image_id=image_id,
+            path=photo,
+            annotation=CityscapesAnnotation(
+                path=labels / photo.parent.name / photo.name.replace(_PHOTO_SUFFIX, _LABEL_SUFFIX)
+            ),
+        )
+        for image_id, photo in enumerate(photos, start=1)
     )
-    truth = GroundTruthDataset(
-        name=f"{folder.resolve().name}, {split}", kind="panoptic", taxonomy=CITYSCAPES, images=pictures
-    )
-    require_files(folder, truth)
-    return truth
+    name = f"{folder.resolve().name}, {split}"
+    dataset = GroundTruthDataset(name=name, kind="panoptic", taxonomy=CITYSCAPES, images=images)
+    require_files(folder, dataset)
+    return dataset

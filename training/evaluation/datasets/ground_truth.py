@@ -1,4 +1,4 @@
-"""Labelled pictures: what results are held against, never trained on."""
+"""Labelled datasets for evaluation: images, their ground truth, and COCO's panoptic format."""
 
 import json
 from dataclasses import dataclass, replace
@@ -12,58 +12,57 @@ from pycocotools import mask as coco
 
 from model.errors import LabelStoreError
 from model.images import resize_labels
-from training.choices import ClassGrouping as Classes
 from training.data.dataset import read_label_map
-from training.evaluation.datasets.taxonomy import Taxonomy, build_taxonomy
+from training.evaluation.datasets.taxonomy import ClassGrouping, Taxonomy, build_taxonomy
 
-PANOPTIC_FILE = "panoptic.json"
+PANOPTIC_INDEX_FILE = "panoptic.json"
 AnnotationKind = Literal["panoptic", "semantic", "masks", "boxes"]
-"""What a set knows: everything, a class for every pixel, objects with masks, or objects with boxes alone."""
+"""What is labelled: segments of all pixels, a class for each pixel, objects with masks, or objects with boxes only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthObject:
-    """An object of a labelled picture."""
+    """A labelled object of an image."""
 
     category: int
-    """Its place in the taxonomy."""
+    """Category index in the taxonomy."""
     bbox: tuple[float, float, float, float]
-    """x, y, width, height."""
+    """x, y, width, height in pixels."""
     area: float
     is_crowd: bool
-    """A group, or an object that need not be found."""
+    """A group of objects, or an object marked as difficult: a missed one is not an error."""
     rle: dict[str, Any] | None
-    """In COCO's words; None where only its box is known."""
+    """Mask as COCO's compressed RLE; None if only the box is labelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthLabels:
-    """What is known of one picture."""
+    """The labels of one image."""
 
     label_map: Int32[np.ndarray, "H W"] | None
-    """Segment ids; those not in `segments` are void. None where only objects are known."""
+    """Segment ids; ids that are not in `segments` are void. None if only objects are labelled."""
     segments: dict[int, int]
-    """Segment id to the place of its category in the taxonomy."""
+    """Category index by segment id."""
     crowds: frozenset[int]
     objects: tuple[GroundTruthObject, ...]
 
 
 class Annotation(Protocol):
-    """The label of one picture on disk."""
+    """The labels of one image on disk."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What must be there."""
+        """Files that must exist."""
         ...
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        """Raises LabelStoreError unless it is a label for a picture of this size."""
+        """Raises LabelStoreError unless the label is valid for an image of this size."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthImage:
-    """One labelled picture."""
+    """One labelled image."""
 
     image_id: int
     path: Path
@@ -72,25 +71,25 @@ class GroundTruthImage:
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthDataset:
-    """A labelled set."""
+    """A labelled dataset."""
 
     name: str
-    """The folder, and the split of a published set."""
+    """Name of the folder, and the split of a published dataset."""
     kind: AnnotationKind
     taxonomy: Taxonomy
     images: tuple[GroundTruthImage, ...]
     crop_px: int | None = None
-    """Scores are taken on the central square of this side, once the short side has been scaled to it."""
+    """Semantic metrics are computed on a central square of this side, after scaling the shorter side to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticAnnotation:
-    """Segments of COCO's panoptic format."""
+    """Segments in COCO's panoptic format."""
 
     path: Path
     segments: dict[int, int]
     crowds: frozenset[int]
-    things: int
+    num_things: int
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -99,23 +98,23 @@ class PanopticAnnotation:
     def read(self, height: int, width: int) -> GroundTruthLabels:
         label_map = read_label_map(self.path)
         require_size(self.path, label_map, height, width)
-        return labels_from_segments(label_map, self.segments, self.crowds, self.things)
+        return labels_from_segments(label_map, self.segments, self.crowds, self.num_things)
 
 
 def labels_from_segments(
-    label_map: Int32[np.ndarray, "H W"], segments: dict[int, int], crowds: frozenset[int], things: int
+    label_map: Int32[np.ndarray, "H W"], segments: dict[int, int], crowds: frozenset[int], num_things: int
 ) -> GroundTruthLabels:
-    """Labels whose objects are the things of the label map that have a pixel."""
+    """Return labels whose objects are the things of the label map that have at least one pixel."""
     objects = []
     for segment, category in segments.items():
         mask = label_map == segment
-        if category < things and mask.any():
+        if category < num_things and mask.any():
             objects.append(object_from_mask(mask, category, is_crowd=segment in crowds))
     return GroundTruthLabels(label_map=label_map, segments=segments, crowds=crowds, objects=tuple(objects))
 
 
 def object_from_mask(mask: Bool[np.ndarray, "H W"], category: int, *, is_crowd: bool) -> GroundTruthObject:
-    """The object that a mask shows."""
+    """Return the object with this mask."""
     rle = coco.encode(np.asfortranarray(mask.view(np.uint8)))
     left, top, width, height = coco.toBbox(rle).tolist()
     return GroundTruthObject(
@@ -123,84 +122,84 @@ def object_from_mask(mask: Bool[np.ndarray, "H W"], category: int, *, is_crowd: 
     )
 
 
-def read_panoptic_folder(folder: Path, protocol: Classes = "supercategories") -> GroundTruthDataset:
-    """Our own layout: `panoptic.json` as COCO has it, the photos in `images/`, the PNGs in `panoptic/`."""
-    truth = read_panoptic_dataset(folder, folder / PANOPTIC_FILE, folder / "images", folder / "panoptic", protocol)
-    return replace(truth, name=folder.resolve().name)
+def read_panoptic_folder(folder: Path, grouping: ClassGrouping) -> GroundTruthDataset:
+    """Read our own layout: `panoptic.json` in COCO's format, photos in `images/`, PNGs in `panoptic/`."""
+    index = folder / PANOPTIC_INDEX_FILE
+    dataset = read_panoptic_dataset(folder, index, folder / "images", folder / "panoptic", grouping)
+    return replace(dataset, name=folder.resolve().name)
 
 
 def read_panoptic_dataset(
-    folder: Path, index: Path, photos: Path, labels: Path, protocol: Classes
+    folder: Path, index: Path, photos: Path, labels: Path, grouping: ClassGrouping
 ) -> GroundTruthDataset:
-    """A set in COCO's panoptic format.
+    """Read a dataset in COCO's panoptic format.
 
-    Raises LabelStoreError if something is missing or does not fit together.
+    Raises LabelStoreError if something is missing or inconsistent.
     """
     try:
         content = json.loads(index.read_bytes())
         files = {image["id"]: image["file_name"] for image in content["images"]}
-        taxonomy = build_taxonomy(content["categories"], protocol)
-        pictures = tuple(
+        taxonomy = build_taxonomy(content["categories"], grouping)
+        images = tuple(
             GroundTruthImage(
                 image_id=annotation["image_id"],
                 path=photos / files[annotation["image_id"]],
-                annotation=_read_segments(annotation, labels, taxonomy),
+                annotation=_parse_annotation(annotation, labels, taxonomy),
             )
             for annotation in sorted(content["annotations"], key=lambda each: int(each["image_id"]))
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LabelStoreError(f"{folder} is no labelled set in COCO's panoptic format: {error!r}") from error
-    truth = GroundTruthDataset(
-        name=f"{folder.resolve().name}, {index.stem}", kind="panoptic", taxonomy=taxonomy, images=pictures
-    )
-    require_files(folder, truth)
-    return truth
+        raise LabelStoreError(f"{folder} is not a dataset in COCO's panoptic format: {error!r}") from error
+    name = f"{folder.resolve().name}, {index.stem}"
+    dataset = GroundTruthDataset(name=name, kind="panoptic", taxonomy=taxonomy, images=images)
+    require_files(folder, dataset)
+    return dataset
 
 
-def _read_segments(annotation: dict[str, Any], labels: Path, taxonomy: Taxonomy) -> PanopticAnnotation:
+def _parse_annotation(annotation: dict[str, Any], labels: Path, taxonomy: Taxonomy) -> PanopticAnnotation:
     entries = annotation["segments_info"]
-    if strangers := {each["category_id"] for each in entries} - set(taxonomy.index):
-        raise ValueError(f"categories {sorted(strangers)} are not listed")
+    if unknown := {entry["category_id"] for entry in entries} - set(taxonomy.source_to_index):
+        raise ValueError(f"categories {sorted(unknown)} are not listed")
     return PanopticAnnotation(
         path=labels / annotation["file_name"],
-        segments={each["id"]: taxonomy.index[each["category_id"]] for each in entries},
-        crowds=frozenset(each["id"] for each in entries if each.get("iscrowd")),
-        things=taxonomy.things,
+        segments={entry["id"]: taxonomy.source_to_index[entry["category_id"]] for entry in entries},
+        crowds=frozenset(entry["id"] for entry in entries if entry.get("iscrowd")),
+        num_things=taxonomy.num_things,
     )
 
 
-def require_files(folder: Path, truth: GroundTruthDataset) -> None:
-    """Raise LabelStoreError, naming a few, if photos or labels are missing, or there is none."""
-    files = [path for each in truth.images for path in (each.path, *each.annotation.files)]
+def require_files(folder: Path, dataset: GroundTruthDataset) -> None:
+    """Raise LabelStoreError if there are no images, or if image or label files are missing (naming up to three)."""
+    files = [path for image in dataset.images for path in (image.path, *image.annotation.files)]
     if not files:
-        raise LabelStoreError(f"{folder} holds no labelled picture")
+        raise LabelStoreError(f"{folder} contains no labelled image")
     if missing := [str(path) for path in files if not path.is_file()]:
         raise LabelStoreError(f"{folder} lacks {len(missing)} files: {', '.join(missing[:3])}")
 
 
 def require_size(path: Path, label_map: np.ndarray, height: int, width: int) -> None:
-    """Raise LabelStoreError unless the label has its photo's size."""
+    """Raise LabelStoreError unless the label has the size of its image."""
     if label_map.shape != (height, width):
-        raise LabelStoreError(f"{path} has the shape {label_map.shape}, its photo {height, width}")
+        raise LabelStoreError(f"{path} has shape {label_map.shape}, its image {height, width}")
 
 
 def read_label_png(path: Path) -> Int32[np.ndarray, "H W"]:
-    """The values of a one-channel PNG, 8 or 16 bits; palette pictures give their indices.
+    """Read a one-channel PNG of 8 or 16 bits; a palette PNG gives its indices.
 
-    Raises LabelStoreError if it is missing or broken.
+    Raises LabelStoreError if the file is missing or broken.
     """
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            plane = np.array(picture)
+        with Image.open(path, formats=("PNG",)) as image:
+            label_map = np.array(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise LabelStoreError(f"{path} is no label picture: {error}") from error
-    if plane.ndim != 2:
-        raise LabelStoreError(f"{path} has {plane.shape[2]} channels, expected one")
-    return plane.astype(np.int32)
+        raise LabelStoreError(f"{path} is not a label PNG: {error}") from error
+    if label_map.ndim != 2:
+        raise LabelStoreError(f"{path} has {label_map.shape[2]} channels, expected one")
+    return label_map.astype(np.int32)
 
 
 def crop_center(label_map: Int32[np.ndarray, "H W"], side_px: int) -> Int32[np.ndarray, "S S"]:
-    """The central square once the short side is `side_px`, each pixel taking the nearest label."""
+    """Scale the shorter side to `side_px` (nearest neighbour) and return the central square."""
     height, width = label_map.shape
     scale = side_px / min(height, width)
     target = (max(side_px, round(width * scale)), max(side_px, round(height * scale)))

@@ -1,64 +1,62 @@
-"""The categories that a labelled set is scored with, and what each data set's own numbers become among them."""
+"""Taxonomies: the categories of a labelled dataset, and how the dataset's own ids map to them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from training.choices import ClassGrouping
+ClassGrouping = Literal["supercategories", "things-and-supercategories"]
+"""Classes of a dataset in COCO's panoptic format: things and stuff by supercategory (COCO: 12 and 15), or every thing
+category by itself and stuff by supercategory (COCO: 80 and 15, the panoptic classes of U2Seg)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Taxonomy:
-    """Named categories, things first."""
+    """Named categories, things first. A category index is a position in `names`."""
 
     title: str
     names: tuple[str, ...]
-    things: int
-    """The first so many of `names` are things."""
-    index: dict[int, int]
-    """The data set's own category number to a place in `names`; numbers that it lacks are void."""
+    num_things: int
+    """The first `num_things` of `names` are things."""
+    source_to_index: dict[int, int]
+    """Category index by the dataset's own category id; ids that are not listed are void."""
     groups: tuple[str, ...] = ()
-    """The supercategory of each of `names`, where the set gives them and they are not the names."""
+    """Supercategory of each of `names`, where the dataset has them and `names` are not supercategories already."""
 
-    def is_thing(self, place: int) -> bool:
-        return place < self.things
+    def is_thing(self, index: int) -> bool:
+        return index < self.num_things
 
 
-def build_taxonomy(categories: Iterable[dict[str, Any]], protocol: ClassGrouping) -> Taxonomy:
-    """Categories in the words of COCO's panoptic JSON, as the protocol takes them.
-
-    `supercategories`: things and stuff by supercategory (COCO: 12 and 15). `things-and-supercategories`: every thing
-    by itself and stuff by supercategory (COCO: 80 and 15, U2Seg's panoptic classes).
-    """
+def build_taxonomy(categories: Iterable[dict[str, Any]], grouping: ClassGrouping) -> Taxonomy:
+    """Return the taxonomy of `categories` in COCO's panoptic format."""
     keys: dict[int, tuple[bool, int, str]] = {}
-    for each in categories:
-        group = each.get("supercategory") or each["name"]
-        if each["isthing"] and protocol == "things-and-supercategories":
-            keys[each["id"]] = (False, each["id"], each["name"])
+    for category in categories:
+        group = category.get("supercategory") or category["name"]
+        if category["isthing"] and grouping == "things-and-supercategories":
+            keys[category["id"]] = (False, category["id"], category["name"])
         else:
-            keys[each["id"]] = (not each["isthing"], 0, group)
+            keys[category["id"]] = (not category["isthing"], 0, group)
     order = sorted(set(keys.values()))
-    things = sum(not is_stuff for is_stuff, _, _ in order)
+    num_things = sum(not is_stuff for is_stuff, _, _ in order)
     return Taxonomy(
-        title=f"{len(order)} classes ({things} things, {len(order) - things} stuff)",
+        title=f"{len(order)} classes ({num_things} things, {len(order) - num_things} stuff)",
         names=tuple(name for _, _, name in order),
-        things=things,
-        index={number: order.index(key) for number, key in keys.items()},
+        num_things=num_things,
+        source_to_index={source: order.index(key) for source, key in keys.items()},
     )
 
 
 def build_thing_taxonomy(categories: Iterable[dict[str, Any]], *, without: tuple[str, ...] = ()) -> Taxonomy:
-    """Categories of an instance set, each by itself; those whose name begins with one of `without` are left out."""
+    """Return the taxonomy of an instance dataset; categories whose name starts with one of `without` are left out."""
     kept = sorted(
-        (each["id"], each["name"], each.get("supercategory") or each["name"])
-        for each in categories
-        if not each["name"].lower().startswith(without)
+        (category["id"], category["name"], category.get("supercategory") or category["name"])
+        for category in categories
+        if not category["name"].lower().startswith(without)
     )
     return Taxonomy(
         title=f"{len(kept)} things",
         names=tuple(name for _, name, _ in kept),
-        things=len(kept),
-        index={number: place for place, (number, _, _) in enumerate(kept)},
+        num_things=len(kept),
+        source_to_index={source: index for index, (source, _, _) in enumerate(kept)},
         groups=tuple(group for _, _, group in kept),
     )
 
@@ -73,10 +71,10 @@ _CITYSCAPES_STUFF = {
 CITYSCAPES = Taxonomy(
     title="Cityscapes, 19 classes (8 things, 11 stuff)",
     names=(*_CITYSCAPES_THINGS.values(), *_CITYSCAPES_STUFF.values()),
-    things=len(_CITYSCAPES_THINGS),
-    index={number: place for place, number in enumerate([*_CITYSCAPES_THINGS, *_CITYSCAPES_STUFF])},
+    num_things=len(_CITYSCAPES_THINGS),
+    source_to_index={source: index for index, source in enumerate([*_CITYSCAPES_THINGS, *_CITYSCAPES_STUFF])},
 )
-"""By label id; the other ids are not evaluated (cityscapesScripts, helpers/labels.py)."""
+"""Source ids are Cityscapes' label ids; other ids are not evaluated (cityscapesScripts, helpers/labels.py)."""
 
 _VOC_NAMES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -85,10 +83,10 @@ _VOC_NAMES = (
 VOC = Taxonomy(
     title="PASCAL VOC, 20 things",
     names=_VOC_NAMES,
-    things=len(_VOC_NAMES),
-    index={number: number - 1 for number in range(1, len(_VOC_NAMES) + 1)},
+    num_things=len(_VOC_NAMES),
+    source_to_index={source: source - 1 for source in range(1, len(_VOC_NAMES) + 1)},
 )
-"""By the colour index of the class pictures; 0 is background and 255 the border."""
+"""Source ids are the palette indices of `SegmentationClass`; 0 is background and 255 the border."""
 
 _COCO_STUFF_27: dict[str, tuple[int, ...]] = {
     "electronic": (*range(71, 77),),
@@ -122,7 +120,7 @@ _COCO_STUFF_27: dict[str, tuple[int, ...]] = {
 COCO_STUFF_27 = Taxonomy(
     title="COCO-Stuff, 27 classes (12 things, 15 stuff)",
     names=tuple(_COCO_STUFF_27),
-    things=12,
-    index={number: place for place, numbers in enumerate(_COCO_STUFF_27.values()) for number in numbers},
+    num_things=12,
+    source_to_index={source: index for index, sources in enumerate(_COCO_STUFF_27.values()) for source in sources},
 )
-"""By the values of COCO-Stuff-164k's pictures, 0..181; 255 is void (STEGO, src/data.py)."""
+"""Source ids are the pixel values of COCO-Stuff-164k, 0..181; 255 is void (STEGO, src/data.py)."""

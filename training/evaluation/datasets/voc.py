@@ -1,4 +1,4 @@
-"""PASCAL VOC as it is published."""
+"""PASCAL VOC in its published layout."""
 
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _BORDER = 255
 
 @dataclass(frozen=True, kw_only=True)
 class VocMaskAnnotation:
-    """VOC's object picture beside its class picture; the border between them is no object's."""
+    """`SegmentationObject` and `SegmentationClass` PNGs; the border around objects belongs to no object."""
 
     objects: Path
     classes: Path
@@ -34,24 +34,24 @@ class VocMaskAnnotation:
         return (self.objects, self.classes)
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        numbers, classes = read_label_png(self.objects), read_label_png(self.classes)
-        require_size(self.objects, numbers, height, width)
-        require_size(self.classes, classes, height, width)
-        found = []
-        for value in np.unique(numbers).tolist():
+        object_map, class_map = read_label_png(self.objects), read_label_png(self.classes)
+        require_size(self.objects, object_map, height, width)
+        require_size(self.classes, class_map, height, width)
+        objects = []
+        for value in np.unique(object_map).tolist():
             if value in (0, _BORDER):
                 continue
-            mask = numbers == value
-            label = int(np.bincount(classes[mask]).argmax())
-            if label not in VOC.index:
-                raise LabelStoreError(f"{self.classes}: object {value} has the class {label}")
-            found.append(object_from_mask(mask, VOC.index[label], is_crowd=False))
-        return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=tuple(found))
+            mask = object_map == value
+            label = int(np.bincount(class_map[mask]).argmax())
+            if label not in VOC.source_to_index:
+                raise LabelStoreError(f"{self.classes}: object {value} has the unknown class {label}")
+            objects.append(object_from_mask(mask, VOC.source_to_index[label], is_crowd=False))
+        return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=tuple(objects))
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocBoxAnnotation:
-    """VOC's XML; its corners are pixels counted from 1, both inside."""
+    """VOC's XML. Corners are pixels counted from 1, both inside the box."""
 
     path: Path
 
@@ -60,49 +60,47 @@ class VocBoxAnnotation:
         return (self.path,)
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        """Objects marked difficult need not be found."""
+        """Objects marked as difficult become crowds."""
         try:
-            found = [_read_box(each) for each in ElementTree.parse(self.path).getroot().iter("object")]
+            objects = [_parse_object(entry) for entry in ElementTree.parse(self.path).getroot().iter("object")]
         except (OSError, ElementTree.ParseError, ValueError) as error:
-            raise LabelStoreError(f"{self.path} is no VOC annotation: {error}") from error
-        return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=tuple(found))
+            raise LabelStoreError(f"{self.path} is not a VOC annotation: {error}") from error
+        return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=tuple(objects))
 
 
 def read_voc_masks(folder: Path, split: str) -> GroundTruthDataset:
-    """`JPEGImages`, `SegmentationObject`, `SegmentationClass`, the split in `ImageSets/Segmentation`."""
-    pictures = tuple(
+    """Read `JPEGImages`, `SegmentationObject`, `SegmentationClass`; the split from `ImageSets/Segmentation`."""
+    images = tuple(
         GroundTruthImage(
-            image_id=number,
-            path=folder / "JPEGImages" / f"{name}.jpg",
+            image_id=image_id,
+            path=folder / "JPEGImages" / f"{stem}.jpg",
             annotation=VocMaskAnnotation(
-                objects=folder / "SegmentationObject" / f"{name}.png",
-                classes=folder / "SegmentationClass" / f"{name}.png",
+                objects=folder / "SegmentationObject" / f"{stem}.png",
+                classes=folder / "SegmentationClass" / f"{stem}.png",
             ),
         )
-        for number, name in enumerate(_read_split(folder, "Segmentation", split), start=1)
+        for image_id, stem in enumerate(_read_split(folder, "Segmentation", split), start=1)
     )
-    truth = GroundTruthDataset(
-        name=f"{folder.resolve().name}, {split}, masks", kind="masks", taxonomy=VOC, images=pictures
-    )
-    require_files(folder, truth)
-    return truth
+    name = f"{folder.resolve().name}, {split}, masks"
+    dataset = GroundTruthDataset(name=name, kind="masks", taxonomy=VOC, images=images)
+    require_files(folder, dataset)
+    return dataset
 
 
 def read_voc_boxes(folder: Path, split: str) -> GroundTruthDataset:
-    """`JPEGImages`, `Annotations`, the split in `ImageSets/Main`: many more pictures than have masks."""
-    pictures = tuple(
+    """Read `JPEGImages` and `Annotations`; the split from `ImageSets/Main`, which has more images than the masks."""
+    images = tuple(
         GroundTruthImage(
-            image_id=number,
-            path=folder / "JPEGImages" / f"{name}.jpg",
-            annotation=VocBoxAnnotation(path=folder / "Annotations" / f"{name}.xml"),
+            image_id=image_id,
+            path=folder / "JPEGImages" / f"{stem}.jpg",
+            annotation=VocBoxAnnotation(path=folder / "Annotations" / f"{stem}.xml"),
         )
-        for number, name in enumerate(_read_split(folder, "Main", split), start=1)
+        for image_id, stem in enumerate(_read_split(folder, "Main", split), start=1)
     )
-    truth = GroundTruthDataset(
-        name=f"{folder.resolve().name}, {split}, boxes", kind="boxes", taxonomy=VOC, images=pictures
-    )
-    require_files(folder, truth)
-    return truth
+    name = f"{folder.resolve().name}, {split}, boxes"
+    dataset = GroundTruthDataset(name=name, kind="boxes", taxonomy=VOC, images=images)
+    require_files(folder, dataset)
+    return dataset
 
 
 def _read_split(folder: Path, task: str, split: str) -> list[str]:
@@ -110,10 +108,10 @@ def _read_split(folder: Path, task: str, split: str) -> list[str]:
     try:
         return sorted(path.read_text(encoding="ascii").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise LabelStoreError(f"{folder} is no VOC folder: {path} cannot be read ({error})") from error
+        raise LabelStoreError(f"{folder} is not a VOC folder: cannot read {path} ({error})") from error
 
 
-def _read_box(entry: ElementTree.Element) -> GroundTruthObject:
+def _parse_object(entry: ElementTree.Element) -> GroundTruthObject:
     name = entry.findtext("name", "").strip()
     if name not in VOC.names:
         raise ValueError(f"unknown class {name!r}")

@@ -1,4 +1,4 @@
-"""Labelled pictures that help to name clusters and are not scored, whatever their set's own layout and classes."""
+"""Auxiliary images: labelled images of another dataset that help to match clusters and are not evaluated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,95 +16,107 @@ from training.evaluation.datasets.ground_truth import (
     GroundTruthObject,
 )
 from training.evaluation.datasets.taxonomy import Taxonomy
-from training.evaluation.image_results import CooccurrenceCounts, count_cooccurrences, evaluate_all, label_spaces
-from training.evaluation.matching.cluster_matching import VoteThresholds
+from training.evaluation.image_results import evaluate_all
+from training.evaluation.matching.cluster_matching import (
+    CooccurrenceCounts,
+    MatchingConfig,
+    count_cooccurrences,
+    label_spaces,
+)
 from training.evaluation.predictors import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuxiliaryCounts:
-    """What they say."""
+    """Co-occurrence counts of auxiliary images, in the categories of the evaluated dataset."""
 
-    truth: str
-    """The name of their set."""
+    dataset: str
+    """Name of their dataset."""
     digests: tuple[str, ...]
-    """The sha256 of each photo's file."""
-    tables: CooccurrenceCounts
+    """sha256 of each image file."""
+    counts: CooccurrenceCounts
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatedAnnotation:
-    """A label in the categories of another set; where it is a list of objects, they are painted, small over large."""
+    """A label in the categories of another dataset. Lists of objects become a label map, small objects on top."""
 
     annotation: Annotation
-    places: dict[int, int]
-    """Of categories in the other set's taxonomy, by their place in its own; those that it lacks become void."""
+    categories: dict[int, int]
+    """Category index in the other taxonomy by category index in its own; categories that are not listed become void."""
 
     @property
     def files(self) -> tuple[Path, ...]:
         return self.annotation.files
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        known = self.annotation.read(height, width)
+        labels = self.annotation.read(height, width)
         objects = tuple(
-            replace(each, category=self.places[each.category]) for each in known.objects if each.category in self.places
+            replace(each, category=self.categories[each.category])
+            for each in labels.objects
+            if each.category in self.categories
         )
-        if known.label_map is None:
-            segments = {number: each.category for number, each in enumerate(objects, start=1)}
-            crowds = frozenset(number for number, each in enumerate(objects, start=1) if each.is_crowd)
+        if labels.label_map is None:
             return GroundTruthLabels(
-                label_map=_paint(objects, height, width), segments=segments, crowds=crowds, objects=objects
+                label_map=_draw(objects, height, width),
+                segments={segment: each.category for segment, each in enumerate(objects, start=1)},
+                crowds=frozenset(segment for segment, each in enumerate(objects, start=1) if each.is_crowd),
+                objects=objects,
             )
-        segments = {segment: self.places[place] for segment, place in known.segments.items() if place in self.places}
-        return replace(known, segments=segments, objects=objects)
+        segments = {
+            segment: self.categories[index] for segment, index in labels.segments.items() if index in self.categories
+        }
+        return replace(labels, segments=segments, objects=objects)
 
 
 def count_auxiliary(
-    source: Predictor, witnesses: GroundTruthDataset, truth: GroundTruthDataset, thresholds: VoteThresholds
+    predictor: Predictor, auxiliary: GroundTruthDataset, dataset: GroundTruthDataset, config: MatchingConfig
 ) -> AuxiliaryCounts:
-    """Hold the source against every picture of a set, counted in the categories of `truth`.
+    """Evaluate every auxiliary image and count co-occurrences in the categories of `dataset`.
 
-    Raises ConfigError if the sets share no category.
+    Raises ConfigError if the datasets share no category.
     """
-    translated = translate_dataset(witnesses, truth.taxonomy)
-    comparisons = evaluate_all(source, translated, "witnesses")
-    tables = count_cooccurrences(comparisons, label_spaces(source, truth), thresholds)
-    if translated.kind != "panoptic":  # things are laid alike in both maps
-        tables = replace(tables, panoptic=tables.semantic)
-    return AuxiliaryCounts(truth=witnesses.name, digests=tuple(each.digest for each in comparisons), tables=tables)
+    translated = translate_dataset(auxiliary, dataset.taxonomy)
+    results = evaluate_all(predictor, translated, "auxiliary images")
+    counts = count_cooccurrences(results, label_spaces(predictor, dataset), config)
+    if translated.kind != "panoptic":  # the semantic map has the same things as the panoptic map
+        counts = replace(counts, panoptic=counts.semantic)
+    digests = tuple(result.digest for result in results)
+    return AuxiliaryCounts(dataset=auxiliary.name, digests=digests, counts=counts)
 
 
-def translate_dataset(truth: GroundTruthDataset, taxonomy: Taxonomy) -> GroundTruthDataset:
-    """The set in other categories: a category goes to that of its name, else to that of its group's name.
+def translate_dataset(dataset: GroundTruthDataset, taxonomy: Taxonomy) -> GroundTruthDataset:
+    """Return the dataset in other categories: each becomes the category of its name, or of its supercategory's name.
 
-    Things stay things and stuff stays stuff. Raises ConfigError if none has a place, or no shape is known of objects.
+    Things stay things and stuff stays stuff. Raises ConfigError if no category is shared, or if objects have only
+    boxes.
     """
-    if truth.kind == "boxes":
-        raise ConfigError(f"{truth.name} knows objects by their boxes alone: pictures that help to name need masks")
-    own = truth.taxonomy
+    if dataset.kind == "boxes":
+        raise ConfigError(f"{dataset.name} has only boxes: auxiliary images need masks")
+    own = dataset.taxonomy
     groups = own.groups or own.names
-    places = {
-        place: found
-        for place, names in enumerate(zip(own.names, groups, strict=True))
-        if (found := _find(names, taxonomy, is_thing=own.is_thing(place))) is not None
+    categories = {
+        index: found
+        for index, names in enumerate(zip(own.names, groups, strict=True))
+        if (found := _find_category(names, taxonomy, is_thing=own.is_thing(index))) is not None
     }
-    if not places:
-        raise ConfigError(f"{truth.name} and the scored set have no category in common")
-    pictures = tuple(
-        replace(each, annotation=TranslatedAnnotation(annotation=each.annotation, places=places))
-        for each in truth.images
+    if not categories:
+        raise ConfigError(f"{dataset.name} and the evaluated dataset have no category in common")
+    images = tuple(
+        replace(image, annotation=TranslatedAnnotation(annotation=image.annotation, categories=categories))
+        for image in dataset.images
     )
-    return replace(truth, taxonomy=taxonomy, images=pictures)
+    return replace(dataset, taxonomy=taxonomy, images=images)
 
 
-def _find(names: Sequence[str], taxonomy: Taxonomy, *, is_thing: bool) -> int | None:
-    """The place of the first of these names that the taxonomy has."""
-    known = {name: place for place, name in enumerate(taxonomy.names) if taxonomy.is_thing(place) == is_thing}
+def _find_category(names: Sequence[str], taxonomy: Taxonomy, *, is_thing: bool) -> int | None:
+    """Return the category index of the first of these names that the taxonomy has."""
+    known = {name: index for index, name in enumerate(taxonomy.names) if taxonomy.is_thing(index) == is_thing}
     return next((known[name] for name in names if name in known), None)
 
 
-def _paint(objects: Sequence[GroundTruthObject], height: int, width: int) -> Int32[np.ndarray, "H W"]:
-    plane = np.zeros((height, width), np.int32)
-    for number in sorted(range(len(objects)), key=lambda place: -objects[place].area):
-        plane[coco.decode(objects[number].rle).astype(bool)] = number + 1
-    return plane
+def _draw(objects: Sequence[GroundTruthObject], height: int, width: int) -> Int32[np.ndarray, "H W"]:
+    label_map = np.zeros((height, width), np.int32)
+    for position in sorted(range(len(objects)), key=lambda index: -objects[index].area):
+        label_map[coco.decode(objects[position].rle).astype(bool)] = position + 1
+    return label_map

@@ -1,4 +1,4 @@
-"""Which category each cluster is scored as, and that it was decided on other pictures."""
+"""Decides which category each cluster counts as, from images other than those that are evaluated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,216 +7,225 @@ import numpy as np
 from jaxtyping import Int
 
 from model.errors import ConfigError, LabelStoreError
-from training.choices import MappingMethod, MatchingMethod
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.datasets.taxonomy import Taxonomy
-from training.evaluation.image_results import CooccurrenceCounts, ImageResult, count_cooccurrences
+from training.evaluation.image_results import ImageResult
 from training.evaluation.matching.auxiliary_set import AuxiliaryCounts
-from training.evaluation.matching.cluster_matching import UNMATCHED, LabelSpaces, VoteThresholds, match
-from training.evaluation.matching.mapping_file import ClusterMapping, fingerprint_photos, make_cluster_mapping
+from training.evaluation.matching.cluster_matching import (
+    UNMATCHED,
+    CooccurrenceCounts,
+    LabelSpaces,
+    MatchingConfig,
+    MatchingMethod,
+    count_cooccurrences,
+    match_clusters,
+)
+from training.evaluation.matching.mapping_file import (
+    ClusterMapping,
+    MappingMethod,
+    fingerprint_photos,
+    make_cluster_mapping,
+)
 
 _FOLDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingConfig:
-    """How clusters get their categories."""
+class ClassMappingConfig:
+    """How clusters get their categories, and from which images."""
 
-    method: MatchingMethod = "majority"
-    thresholds: VoteThresholds = field(default_factory=VoteThresholds)
-    """Of the paper's votes."""
-    names: ClusterMapping | None = None
-    """Fitted before; None: fit on the set itself, each half on the other."""
-    witnesses: AuxiliaryCounts | None = None
-    """Pictures that are not scored and help to name; they count with those of the set."""
-    is_same_set: bool = False
-    """Allow what was fitted to be scored: with names, that they saw these photos; without, one fit on everything."""
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    mapping: ClusterMapping | None = None
+    """A mapping that was fitted before; None: cross-fit, each half of the images with the mapping of the other half."""
+    auxiliary: AuxiliaryCounts | None = None
+    """Counts of images that are not evaluated, added to those of the dataset."""
+    allow_overlap: bool = False
+    """Allow evaluation on images that `mapping` was fitted on; without `mapping`, fit one mapping on all images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMapping:
-    """Cluster to category."""
+    """Category index of each cluster."""
 
     panoptic: Int[np.ndarray, "N"]
-    """For the panoptic map and for objects."""
+    """For panoptic maps and objects."""
     semantic: Int[np.ndarray, "N"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossFittedMapping:
-    """Namings, and what they rest on."""
+    """The mapping of each image, and what it was fitted on."""
 
-    namings: tuple[ClassMapping, ...]
-    """One, or one a fold."""
+    mappings: tuple[ClassMapping, ...]
+    """One, or one per fold."""
     folds: tuple[int, ...]
-    """The naming of each picture."""
+    """For each image, the position of its mapping in `mappings`."""
     method: MappingMethod
     fitted_on: str
-    """In words."""
+    """Description for the report."""
     evaluated_on_fit_set: bool
-    """True makes every figure with categories in it an upper bound."""
+    """If true, every metric by category is an upper bound."""
 
-    def of(self, picture: int) -> ClassMapping:
-        return self.namings[self.folds[picture]]
+    def for_image(self, position: int) -> ClassMapping:
+        return self.mappings[self.folds[position]]
 
 
 def map_clusters(
-    comparisons: Sequence[ImageResult], truth: GroundTruthDataset, spaces: LabelSpaces, plan: MatchingConfig
+    results: Sequence[ImageResult], dataset: GroundTruthDataset, spaces: LabelSpaces, config: ClassMappingConfig
 ) -> CrossFittedMapping:
-    """A naming for every picture.
+    """Return a mapping for every image.
 
-    Raises ConfigError if the names are for other clusters or categories, or have seen one of the pictures and
-    `is_same_set` does not allow that; LabelStoreError if there are too few pictures for two folds.
+    Raises ConfigError if the given mapping is for other clusters or categories, or was fitted on one of the images
+    and `allow_overlap` is false; LabelStoreError if there are too few images for two folds.
     """
-    if plan.names is not None:
-        return _take_names(comparisons, truth, spaces, plan.names, is_same_set=plan.is_same_set)
-    if plan.is_same_set:
-        tables = _count(comparisons, spaces, plan)
+    if config.mapping is not None:
+        return _apply_mapping(results, dataset, spaces, config.mapping, allow_overlap=config.allow_overlap)
+    method = config.matching.method
+    if config.allow_overlap:
+        counts = _count(results, spaces, config)
         return CrossFittedMapping(
-            namings=(fit_class_mapping(tables, spaces, truth.kind, plan.method),),
-            folds=(0,) * len(comparisons),
-            method=plan.method,
-            fitted_on="the scored set itself: every figure with categories in it is an upper bound" + _credit(plan),
+            mappings=(fit_class_mapping(counts, spaces, dataset.kind, method),),
+            folds=(0,) * len(results),
+            method=method,
+            fitted_on="the evaluated images: every metric by category is an upper bound" + _describe_auxiliary(config),
             evaluated_on_fit_set=True,
         )
-    if len(comparisons) < _FOLDS:
-        raise LabelStoreError(
-            f"the set holds {len(comparisons)} pictures: clusters are matched on others than are scored"
-        )
-    _check_witnesses(comparisons, plan)
-    halves = [_count(comparisons[1 - fold :: _FOLDS], spaces, plan) for fold in range(_FOLDS)]
+    if len(results) < _FOLDS:
+        raise LabelStoreError(f"cross-fitting needs at least {_FOLDS} images, the dataset has {len(results)}")
+    _check_auxiliary(results, config)
+    fold_counts = [_count(results[1 - fold :: _FOLDS], spaces, config) for fold in range(_FOLDS)]
     return CrossFittedMapping(
-        namings=tuple(fit_class_mapping(tables, spaces, truth.kind, plan.method) for tables in halves),
-        folds=tuple(place % _FOLDS for place in range(len(comparisons))),
-        method=plan.method,
-        fitted_on="the even pictures for the odd ones and the other way round" + _credit(plan),
+        mappings=tuple(fit_class_mapping(counts, spaces, dataset.kind, method) for counts in fold_counts),
+        folds=tuple(position % _FOLDS for position in range(len(results))),
+        method=method,
+        fitted_on="the even images for the odd ones and vice versa" + _describe_auxiliary(config),
         evaluated_on_fit_set=False,
     )
 
 
 def fit_class_mapping(
-    tables: CooccurrenceCounts, spaces: LabelSpaces, kind: AnnotationKind, method: MatchingMethod
+    counts: CooccurrenceCounts, spaces: LabelSpaces, kind: AnnotationKind, method: MatchingMethod
 ) -> ClassMapping:
-    """Each map by the pixels of its own, or everything by votes where the method or the truth has nothing else."""
+    """Match each map by its own pixels, or both by votes if the method says so or only objects are labelled."""
     if method == "votes" or kind in ("masks", "boxes"):
-        voted = match(tables.votes, spaces, method)
-        return ClassMapping(panoptic=voted, semantic=voted)
-    semantic = match(tables.semantic, spaces, method)
-    return ClassMapping(
-        panoptic=match(tables.panoptic, spaces, method) if kind == "panoptic" else semantic, semantic=semantic
-    )
+        matched = match_clusters(counts.votes, spaces, method)
+        return ClassMapping(panoptic=matched, semantic=matched)
+    semantic = match_clusters(counts.semantic, spaces, method)
+    panoptic = match_clusters(counts.panoptic, spaces, method) if kind == "panoptic" else semantic
+    return ClassMapping(panoptic=panoptic, semantic=semantic)
 
 
 def fit_cluster_mapping(
-    comparisons: Sequence[ImageResult],
-    truth: GroundTruthDataset,
+    results: Sequence[ImageResult],
+    dataset: GroundTruthDataset,
     spaces: LabelSpaces,
-    plan: MatchingConfig,
+    config: ClassMappingConfig,
     source: str,
 ) -> ClusterMapping:
-    """Names fitted on all of these pictures, to be applied to others."""
-    _check_witnesses(comparisons, plan)
-    tables = _count(comparisons, spaces, plan)
-    digests = [each.digest for each in comparisons]
-    title = truth.name
-    if plan.witnesses is not None:
-        digests += plan.witnesses.digests
-        title = f"{title}; {plan.witnesses.truth}"
-    is_voted = plan.method == "votes" or truth.kind in ("masks", "boxes")
-    table = tables.votes if is_voted else tables.panoptic if truth.kind == "panoptic" else tables.semantic
+    """Fit a mapping on all of these images, to be applied to others."""
+    _check_auxiliary(results, config)
+    counts = _count(results, spaces, config)
+    digests = [result.digest for result in results]
+    name = dataset.name
+    if config.auxiliary is not None:
+        digests += config.auxiliary.digests
+        name = f"{name}; {config.auxiliary.dataset}"
+    is_voted = config.matching.method == "votes" or dataset.kind in ("masks", "boxes")
+    chosen = counts.votes if is_voted else counts.panoptic if dataset.kind == "panoptic" else counts.semantic
     return make_cluster_mapping(
-        table,
-        match(table, spaces, plan.method),
+        chosen,
+        match_clusters(chosen, spaces, config.matching.method),
         source=source,
-        method=plan.method,
-        thresholds=plan.thresholds if is_voted else None,
-        fitted_on=fingerprint_photos(title, digests),
+        matching=config.matching,
+        fitted_on=fingerprint_photos(name, digests),
         spaces=spaces,
-        taxonomy=truth.taxonomy,
-    )
-
-
-def _count(comparisons: Sequence[ImageResult], spaces: LabelSpaces, plan: MatchingConfig) -> CooccurrenceCounts:
-    """All meetings in these pictures, and in those of the witnesses."""
-    tables = count_cooccurrences(comparisons, spaces, plan.thresholds)
-    return tables + plan.witnesses.tables if plan.witnesses else tables
-
-
-def _credit(plan: MatchingConfig) -> str:
-    return f", with {len(plan.witnesses.digests)} pictures of {plan.witnesses.truth}" if plan.witnesses else ""
-
-
-def _check_witnesses(comparisons: Sequence[ImageResult], plan: MatchingConfig) -> None:
-    """Raise ConfigError if one of them is among these pictures."""
-    shared = len({each.digest for each in comparisons} & set(plan.witnesses.digests)) if plan.witnesses else 0
-    if shared:
-        raise ConfigError(f"{shared} of the pictures that help to name are pictures of the set itself: leave them out")
-
-
-def _take_names(
-    comparisons: Sequence[ImageResult],
-    truth: GroundTruthDataset,
-    spaces: LabelSpaces,
-    names: ClusterMapping,
-    *,
-    is_same_set: bool,
-) -> CrossFittedMapping:
-    shared = check_mapping(
-        names, spaces, truth.taxonomy, [each.digest for each in comparisons], is_same_set=is_same_set
-    )
-    table = names.make_table()
-    origin = f"{names.fitted_on.images} pictures of {names.fitted_on.truth}, sha256 {names.fitted_on.sha256}"
-    return CrossFittedMapping(
-        namings=(ClassMapping(panoptic=table, semantic=table),),
-        folds=(0,) * len(comparisons),
-        method=names.method,
-        fitted_on=origin + (f"; {shared} of the scored pictures are among them" if shared else ""),
-        evaluated_on_fit_set=shared > 0,
+        taxonomy=dataset.taxonomy,
     )
 
 
 def check_mapping(
-    names: ClusterMapping, spaces: LabelSpaces, taxonomy: Taxonomy, digests: Sequence[str], *, is_same_set: bool
+    mapping: ClusterMapping, spaces: LabelSpaces, taxonomy: Taxonomy, digests: Sequence[str], *, allow_overlap: bool
 ) -> int:
-    """How many of the photos with these hashes the names have seen.
+    """Return on how many of the images with these hashes the mapping was fitted.
 
-    Raises ConfigError if that is any and not allowed, or if the names are for other clusters or categories.
+    Raises ConfigError if that is not 0 and not allowed, or if the mapping is for other clusters or categories.
     """
-    _check_spaces(names, spaces, taxonomy)
-    shared = names.fitted_on.count_overlap(digests)
-    if shared and not is_same_set:
+    _check_spaces(mapping, spaces, taxonomy)
+    overlap = mapping.fitted_on.count_overlap(digests)
+    if overlap and not allow_overlap:
         raise ConfigError(
-            f"the names were fitted on {shared} of the {len(digests)} photos that they are to be scored on: fit them "
-            "on another set, or give --same-set and say so"
+            f"the mapping was fitted on {overlap} of the {len(digests)} images to evaluate: fit it on another dataset, "
+            "or give --allow-train-test-overlap and say so with the results"
         )
-    return shared
+    return overlap
 
 
-def _check_spaces(names: ClusterMapping, spaces: LabelSpaces, taxonomy: Taxonomy) -> None:
-    given = names.thing_clusters, names.stuff_clusters
+def list_unmatched(results: Sequence[ImageResult], mapping: CrossFittedMapping) -> set[int]:
+    """Return the clusters that were predicted in an image and have no category there."""
+    unmatched: set[int] = set()
+    for position, result in enumerate(results):
+        if result.panoptic is not None:
+            predicted = set(result.panoptic.predicted.tolist())
+        elif result.semantic is not None:
+            predicted = set(result.semantic.predicted.tolist())
+        else:
+            predicted = {detection.cluster for detection in result.detections}
+        table = mapping.for_image(position).panoptic
+        unmatched |= {cluster for cluster in predicted if table[cluster] == UNMATCHED}
+    return unmatched
+
+
+def _count(results: Sequence[ImageResult], spaces: LabelSpaces, config: ClassMappingConfig) -> CooccurrenceCounts:
+    """Count the co-occurrences in these images and in the auxiliary images."""
+    counts = count_cooccurrences(results, spaces, config.matching)
+    return counts + config.auxiliary.counts if config.auxiliary else counts
+
+
+def _describe_auxiliary(config: ClassMappingConfig) -> str:
+    auxiliary = config.auxiliary
+    return f", with {len(auxiliary.digests)} images of {auxiliary.dataset}" if auxiliary else ""
+
+
+def _check_auxiliary(results: Sequence[ImageResult], config: ClassMappingConfig) -> None:
+    """Raise ConfigError if an auxiliary image is one of these images."""
+    auxiliary = set(config.auxiliary.digests) if config.auxiliary else set()
+    if shared := len({result.digest for result in results} & auxiliary):
+        raise ConfigError(f"{shared} auxiliary images are images of the dataset itself: remove them")
+
+
+def _apply_mapping(
+    results: Sequence[ImageResult],
+    dataset: GroundTruthDataset,
+    spaces: LabelSpaces,
+    mapping: ClusterMapping,
+    *,
+    allow_overlap: bool,
+) -> CrossFittedMapping:
+    digests = [result.digest for result in results]
+    overlap = check_mapping(mapping, spaces, dataset.taxonomy, digests, allow_overlap=allow_overlap)
+    table = mapping.to_table()
+    fitted_on = mapping.fitted_on
+    origin = f"{fitted_on.images} images of {fitted_on.dataset}, sha256 {fitted_on.sha256}"
+    return CrossFittedMapping(
+        mappings=(ClassMapping(panoptic=table, semantic=table),),
+        folds=(0,) * len(results),
+        method=mapping.method,
+        fitted_on=origin + (f"; {overlap} of the evaluated images are among them" if overlap else ""),
+        evaluated_on_fit_set=overlap > 0,
+    )
+
+
+def _check_spaces(mapping: ClusterMapping, spaces: LabelSpaces, taxonomy: Taxonomy) -> None:
+    given = mapping.thing_clusters, mapping.stuff_clusters
     if given != (spaces.thing_clusters, spaces.stuff_clusters):
         raise ConfigError(
-            f"the names are for {given[0]} thing and {given[1]} stuff clusters, there are {spaces.thing_clusters} and "
-            f"{spaces.stuff_clusters}: run `useg-train match` for this source"
+            f"the mapping is for {given[0]} thing and {given[1]} stuff clusters, expected {spaces.thing_clusters} and "
+            f"{spaces.stuff_clusters}: run `useg match` for this predictor"
         )
-    listed = tuple(category.name for category in names.categories)
-    if (listed, names.things) != (taxonomy.names, taxonomy.things):
-        strangers = sorted(set(listed) ^ set(taxonomy.names))
+    names = tuple(category.name for category in mapping.categories)
+    if (names, mapping.num_things) != (taxonomy.names, taxonomy.num_things):
+        differing = sorted(set(names) ^ set(taxonomy.names))
         raise ConfigError(
-            f"the names are for {len(listed)} categories, the set has {len(taxonomy.names)}"
-            f" ({', '.join(strangers[:3]) or 'in another order'}): fit them with the same layout and protocol"
+            f"the mapping is for {len(names)} categories, the dataset has {len(taxonomy.names)} "
+            f"({', '.join(differing[:3]) or 'in another order'}): fit it with the same --format and --classes"
         )
-
-
-def list_unmatched(comparisons: Sequence[ImageResult], fit: CrossFittedMapping) -> set[int]:
-    """Clusters that were predicted in a picture and have no category there."""
-    unmatched: set[int] = set()
-    for place, each in enumerate(comparisons):
-        naming = fit.of(place)
-        used = set() if each.panoptic is None else set(each.panoptic.predicted.tolist())
-        if each.panoptic is None and each.semantic is not None:
-            used |= set(each.semantic.predicted.tolist())
-        if each.semantic is None:
-            used |= {found.cluster for found in each.detections}
-        unmatched |= {cluster for cluster in used if naming.panoptic[cluster] == UNMATCHED}
-    return unmatched

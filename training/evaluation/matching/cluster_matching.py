@@ -1,142 +1,202 @@
-"""Clusters to categories, from tables of how often they met; tables of several sets or processes add up."""
+"""Matches clusters to categories from co-occurrence counts; counts of several datasets or processes add up."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Annotated, Literal, assert_never
 
 import numpy as np
+from cyclopts import Parameter
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from model.errors import ConfigError
-from training.choices import MatchingMethod
+from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.image_results import ImageResult
 from training.evaluation.overlap import OverlapMatrix
+from training.evaluation.predictors import Predictor
 
 UNMATCHED = -1
+MatchingMethod = Literal["majority", "hungarian", "cups", "votes"]
+"""See `match_clusters`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """How clusters get their categories. The thresholds of `votes` are U2Seg's for COCO and 800 clusters."""
+
+    method: Annotated[MatchingMethod, Parameter(name="--matching")] = "majority"
+    """How clusters are matched to categories: each to the category with which it shares most pixels (majority); one to
+    one (hungarian); one to one, the remaining clusters by majority (cups); by U2Seg's votes (votes)."""
+    min_score: Annotated[float, Parameter(name="--match-min-score")] = 0.4
+    """Votes: minimum score of a detection, 0..1."""
+    min_iou: Annotated[float, Parameter(name="--match-min-iou")] = 0.6
+    """Votes: box IoU that a detection and an object must exceed, 0..1."""
+    min_stuff_iou: Annotated[float, Parameter(name="--match-min-stuff-iou")] = 0.15
+    """Votes: IoU that a predicted and a labelled stuff region must exceed, 0..1."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_score", "min_iou", "min_stuff_iou"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} must be in 0..1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpaces:
-    """What is matched with what: things only with things, stuff only with stuff, as in CUPS' evaluation.
+    """The clusters and categories to match: things only with things, stuff only with stuff, as in CUPS.
 
-    Clusters are counted as in a contract, from 1 and things first; categories from 0 and things first.
+    Clusters are numbered as in a contract, from 1 and things first; category indices from 0 and things first.
     """
 
     thing_clusters: int
     stuff_clusters: int
-    things: int
-    categories: int
+    num_things: int
+    num_categories: int
 
-    def make_table(self) -> Int[np.ndarray, "N C"]:
-        """A table of nothing; row 0 belongs to no cluster."""
-        return np.zeros((self.thing_clusters + self.stuff_clusters + 1, self.categories), np.int64)
+    def zero_counts(self) -> Int[np.ndarray, "N C"]:
+        """Return counts of zero by cluster and category index; row 0 is unused."""
+        return np.zeros((self.thing_clusters + self.stuff_clusters + 1, self.num_categories), np.int64)
 
     @property
     def blocks(self) -> tuple[tuple[slice, slice], ...]:
-        """The rows and columns of things, and those of stuff."""
-        things = slice(1, self.thing_clusters + 1), slice(0, self.things)
-        return things, (slice(self.thing_clusters + 1, None), slice(self.things, None))
+        """Rows and columns of things, and of stuff."""
+        things = slice(1, self.thing_clusters + 1), slice(0, self.num_things)
+        return things, (slice(self.thing_clusters + 1, None), slice(self.num_things, None))
 
 
 @dataclass(frozen=True, kw_only=True)
-class VoteThresholds:
-    """When the paper's rule lets a prediction vote; all lie in 0..1. The paper's own for COCO and 800 clusters."""
+class CooccurrenceCounts:
+    """How often clusters and categories co-occur, by cluster and category index."""
 
-    score: float = 0.4
-    """Detections scored below do not vote."""
-    iou: float = 0.6
-    """Least box IoU of a detection with a true object, exclusive."""
-    stuff_iou: float = 0.15
-    """Least IoU of a predicted with a true stuff region, exclusive."""
+    panoptic: Int[np.ndarray, "N C"]
+    """Shared pixels of the panoptic map."""
+    semantic: Int[np.ndarray, "N C"]
+    """Shared pixels of the semantic map."""
+    votes: Int[np.ndarray, "N C"]
+    """Votes by U2Seg's rule."""
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"vote threshold {name} must lie in 0..1, got {value}")
+    def __add__(self, other: "CooccurrenceCounts") -> "CooccurrenceCounts":
+        return CooccurrenceCounts(
+            panoptic=self.panoptic + other.panoptic,
+            semantic=self.semantic + other.semantic,
+            votes=self.votes + other.votes,
+        )
 
 
-def match(table: Int[np.ndarray, "N C"], spaces: LabelSpaces, method: MatchingMethod) -> Int[np.ndarray, "N"]:
-    """The category of each cluster; UNMATCHED for one that met none in the table, or was left over.
+def label_spaces(predictor: Predictor, dataset: GroundTruthDataset) -> LabelSpaces:
+    """Return the clusters of the predictor and the categories of the dataset."""
+    return LabelSpaces(
+        thing_clusters=predictor.thing_clusters,
+        stuff_clusters=predictor.stuff_clusters,
+        num_things=dataset.taxonomy.num_things,
+        num_categories=len(dataset.taxonomy.names),
+    )
 
-    `majority` and `votes`: each cluster takes the category that it met most, many to one. They differ in their tables:
-    shared pixels, or the paper's votes. `assignment`: one to one, the linear assignment that shares most; the clusters
-    left over have no category. `cups`: that assignment, the rest by majority (CUPS, panoptic_quality.py; unlike there,
-    semantic maps keep things and stuff apart, too, and a cluster that met nothing has no category).
+
+def match_clusters(counts: Int[np.ndarray, "N C"], spaces: LabelSpaces, method: MatchingMethod) -> Int[np.ndarray, "N"]:
+    """Return the category index of each cluster; UNMATCHED if it co-occurs with none, or is left over.
+
+    `majority`, `votes`: each cluster takes the category with the highest count, many to one; they differ in the
+    counts they are given. `hungarian`: the one-to-one assignment with the highest sum; other clusters are left over.
+    `cups`: that assignment, the others by majority (CUPS, panoptic_quality.py; unlike there, things and stuff are
+    separate in semantic maps too, and a cluster that co-occurs with nothing gets no category).
     """
-    matched = np.full(len(table), UNMATCHED, np.int64)
+    matched = np.full(len(counts), UNMATCHED, np.int64)
     for rows, columns in spaces.blocks:
-        block = table[rows, columns]
-        found = match_block(block, method)
-        matched[rows] = np.where(found == UNMATCHED, UNMATCHED, found + (columns.start or 0))
+        block = match_block(counts[rows, columns], method)
+        matched[rows] = np.where(block == UNMATCHED, UNMATCHED, block + (columns.start or 0))
     return matched
 
 
-def match_block(block: Int[np.ndarray, "N C"], method: MatchingMethod) -> Int[np.ndarray, "N"]:
-    """The column of each row, UNMATCHED for a row of zeros or one left over; ties go to the first column."""
-    matched = np.full(len(block), UNMATCHED, np.int64)
-    if not block.size:
+def match_block(counts: Int[np.ndarray, "N C"], method: MatchingMethod) -> Int[np.ndarray, "N"]:
+    """Return the column of each row; UNMATCHED for rows of zeros or left over; ties go to the first column."""
+    matched = np.full(len(counts), UNMATCHED, np.int64)
+    if not counts.size:
         return matched
-    majority = np.where(block.any(1), block.argmax(1), UNMATCHED)
+    majority = np.where(counts.any(1), counts.argmax(1), UNMATCHED)
     match method:
         case "majority" | "votes":
             return majority
-        case "assignment" | "cups":
-            rows, columns = linear_sum_assignment(block, maximize=True)
-            matched[rows] = np.where(block[rows, columns] > 0, columns, UNMATCHED)
+        case "hungarian" | "cups":
+            from scipy.optimize import linear_sum_assignment  # takes 0.7 s, more than the rest of this package
+
+            rows, columns = linear_sum_assignment(counts, maximize=True)
+            matched[rows] = np.where(counts[rows, columns] > 0, columns, UNMATCHED)
             return np.where(matched == UNMATCHED, majority, matched) if method == "cups" else matched
         case _:
             assert_never(method)
 
 
+def count_cooccurrences(
+    results: Sequence[ImageResult], spaces: LabelSpaces, config: MatchingConfig
+) -> CooccurrenceCounts:
+    """Count the co-occurrences in these images."""
+    votes = spaces.zero_counts()
+    for result in results:
+        if result.semantic is not None:
+            votes += count_stuff_votes(result.semantic, spaces, config)
+        if result.objects and result.detections:
+            votes += count_thing_votes(
+                np.array([detection.cluster for detection in result.detections]),
+                np.array([detection.score for detection in result.detections]),
+                np.array([detection.rle.bbox for detection in result.detections], np.float64),
+                np.array([labelled.category for labelled in result.objects]),
+                np.array([labelled.bbox for labelled in result.objects], np.float64),
+                spaces,
+                config,
+            )
+    return CooccurrenceCounts(
+        panoptic=count_shared_pixels((each.panoptic for each in results if each.panoptic is not None), spaces),
+        semantic=count_shared_pixels((each.semantic for each in results if each.semantic is not None), spaces),
+        votes=votes,
+    )
+
+
 def count_shared_pixels(overlaps: Iterable[OverlapMatrix], spaces: LabelSpaces) -> Int[np.ndarray, "N C"]:
-    """Pixels shared by each cluster and each category; crowds do not count."""
-    table = spaces.make_table()
+    """Count the pixels shared by each cluster and each category, without crowds."""
+    counts = spaces.zero_counts()
     for overlap in overlaps:
-        voters = ~overlap.is_crowd
-        shared = overlap.pixels[1:, 1:][:, voters]
+        counted = ~overlap.is_crowd
+        shared = overlap.pixels[1:, 1:][:, counted]
         for row, cluster in enumerate(overlap.predicted):
-            np.add.at(table[cluster], overlap.true[voters], shared[row])
-    return table
+            np.add.at(counts[cluster], overlap.ground_truth[counted], shared[row])
+    return counts
 
 
-def count_stuff_votes(
-    overlap: OverlapMatrix, spaces: LabelSpaces, thresholds: VoteThresholds
-) -> Int[np.ndarray, "N C"]:
-    """One vote for each pair of a stuff cluster and a stuff category whose regions agree in this picture.
+def count_stuff_votes(overlap: OverlapMatrix, spaces: LabelSpaces, config: MatchingConfig) -> Int[np.ndarray, "N C"]:
+    """Count one vote for each pair of a stuff cluster and a stuff category whose regions in this image agree.
 
-    U2Seg, sem_seg_evaluation.py. The overlap has one segment a cluster and one a stuff category.
+    U2Seg, sem_seg_evaluation.py. The overlap has one segment per cluster and one per stuff category.
     """
-    table = spaces.make_table()
+    votes = spaces.zero_counts()
     shared = overlap.pixels[1:, 1:]
     union = overlap.pixels[1:].sum(1)[:, None] + overlap.pixels[:, 1:].sum(0)[None] - shared
-    is_stuff = (overlap.predicted[:, None] > spaces.thing_clusters) & (overlap.true[None] >= spaces.things)
-    for row, column in zip(*np.nonzero(is_stuff & (shared > thresholds.stuff_iou * union)), strict=True):
-        table[overlap.predicted[row], overlap.true[column]] += 1
-    return table
+    is_stuff = (overlap.predicted[:, None] > spaces.thing_clusters) & (overlap.ground_truth[None] >= spaces.num_things)
+    for row, column in zip(*np.nonzero(is_stuff & (shared > config.min_stuff_iou * union)), strict=True):
+        votes[overlap.predicted[row], overlap.ground_truth[column]] += 1
+    return votes
 
 
 def count_thing_votes(
     clusters: Int[np.ndarray, "P"],
     scores: Float[np.ndarray, "P"],
     boxes: Float[np.ndarray, "P 4"],
-    true: Int[np.ndarray, "T"],
-    true_boxes: Float[np.ndarray, "T 4"],
+    categories: Int[np.ndarray, "T"],
+    object_boxes: Float[np.ndarray, "T 4"],
     spaces: LabelSpaces,
-    thresholds: VoteThresholds,
+    config: MatchingConfig,
 ) -> Int[np.ndarray, "N C"]:
-    """One vote for each pair of a detection and a true object whose boxes (x, y, width, height) agree.
+    """Count one vote for each pair of a detection and an object whose boxes (x, y, width, height) agree.
 
-    U2Seg, appendix B and coco_evaluation.py: a detection may vote more than once, and groups vote like single objects.
+    U2Seg, appendix B and coco_evaluation.py: a detection may vote more than once, and crowds count as single objects.
     """
-    table = spaces.make_table()
-    agrees = (pairwise_xywh_iou(boxes, true_boxes) > thresholds.iou) & (scores >= thresholds.score)[:, None]
+    votes = spaces.zero_counts()
+    agrees = (pairwise_xywh_iou(boxes, object_boxes) > config.min_iou) & (scores >= config.min_score)[:, None]
     rows, columns = np.nonzero(agrees)
-    np.add.at(table, (clusters[rows], true[columns]), 1)
-    return table
+    np.add.at(votes, (clusters[rows], categories[columns]), 1)
+    return votes
 
 
 def pairwise_xywh_iou(first: Float[np.ndarray, "P 4"], second: Float[np.ndarray, "T 4"]) -> Float[np.ndarray, "P T"]:
-    """IoU of every pair of boxes given as x, y, width, height."""
+    """Return the IoU of every pair of boxes given as x, y, width, height."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum((first[:, :2] + first[:, 2:])[:, None], (second[:, :2] + second[:, 2:])[None])
     shared = np.prod(np.maximum(high - low, 0.0), axis=2)

@@ -1,160 +1,157 @@
-"""The file that names clusters: cluster to category, and what that was fitted on."""
+"""The mapping file that `useg match` writes: the category of each cluster, and the images it was fitted on."""
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
+from pydantic import ConfigDict, TypeAdapter
 
-from model.contract import Category, reject_unknown
+from model.contract import Category
 from model.errors import ConfigError
 from model.files import atomic_write
-from training.choices import MAPPING_METHODS, MappingMethod
 from training.evaluation.datasets.taxonomy import Taxonomy
-from training.evaluation.matching.cluster_matching import UNMATCHED, LabelSpaces, VoteThresholds
+from training.evaluation.matching.cluster_matching import UNMATCHED, LabelSpaces, MatchingConfig, MatchingMethod
 
-FORMAT_VERSION = 1
-_DIGITS = 16
-"""Of a photo's sha256: enough to know it again."""
+FORMAT_VERSION = 2
+_DIGEST_DIGITS = 16
+"""Digits of an image's sha256 that are stored: enough to recognise it."""
+MappingMethod = Literal[MatchingMethod, "prototypes", "given"]
+"""How a mapping was made: by matching, from the embeddings of labelled regions, or because clusters are categories."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedOn:
-    """The labelled set behind the names."""
+    """The labelled images that a mapping was fitted on."""
 
-    truth: str
-    """Its name."""
+    dataset: str
+    """Name of the dataset."""
     images: int
     sha256: str
-    """Over the hashes of all its photos."""
-    photos: tuple[str, ...]
-    """The first digits of each photo's sha256, sorted."""
+    """Hash over the hashes of all images."""
+    image_digests: tuple[str, ...]
+    """The first digits of each image's sha256, sorted."""
 
     def count_overlap(self, digests: Iterable[str]) -> int:
-        """How many of the photos with these hashes are among them."""
-        return len(set(self.photos) & {each[:_DIGITS] for each in digests})
+        """Return how many of the images with these sha256 are among them."""
+        return len(set(self.image_digests) & {digest[:_DIGEST_DIGITS] for digest in digests})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterAssignment:
-    """One cluster's category, and on what it rests."""
+    """The category of one cluster, and the evidence for it."""
 
     category: int | None
-    """An id of `categories`; None if the cluster met none."""
+    """An id of `categories`; None if the cluster has no category."""
     purity: float
-    """Of what the cluster met, in 0..1, the part that was this category's."""
+    """Fraction of the cluster's counts that belong to its category, 0..1; for `prototypes` their cosine similarity."""
     support: int
-    """Pixels, or votes, in all."""
+    """Sum of the cluster's counts: pixels or votes; for `prototypes` the number of the category's regions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterMapping:
-    """Names for the clusters of one source."""
+    """Categories for the clusters of one predictor."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     source: str
-    """The hash of whatever made the clusters: an artifact, a run or a codebook."""
+    """Hash of what defines the clusters: the weights, or the codebook."""
     method: MappingMethod
-    thresholds: VoteThresholds | None
-    """Of the votes; None where pixels were counted."""
+    matching: MatchingConfig | None
+    """Settings of the matching; None for `prototypes` and `given`."""
     fitted_on: FittedOn
     thing_clusters: int
     stuff_clusters: int
-    things: int
-    """The first so many categories are things."""
+    num_things: int
+    """The first `num_things` categories are things."""
     categories: tuple[Category, ...]
     clusters: dict[int, ClusterAssignment]
 
-    def make_table(self) -> Int[np.ndarray, "N"]:
-        """Cluster to the place of its category, UNMATCHED for one without; entry 0 is unused."""
-        places = {category.id: place for place, category in enumerate(self.categories)}
+    def __post_init__(self) -> None:
+        known = {None, *(category.id for category in self.categories)}
+        wrong = sorted(cluster for cluster, found in self.clusters.items() if found.category not in known)
+        if wrong or not set(self.clusters) <= set(range(1, self.thing_clusters + self.stuff_clusters + 1)):
+            raise ValueError(f"clusters {wrong[:5] or sorted(self.clusters)[:5]} do not fit its categories or counts")
+
+    def to_table(self) -> Int[np.ndarray, "N"]:
+        """Return the category index of each cluster, UNMATCHED for none; entry 0 is unused."""
+        indices = {category.id: index for index, category in enumerate(self.categories)}
         table = np.full(self.thing_clusters + self.stuff_clusters + 1, UNMATCHED, np.int64)
-        for cluster, found in self.clusters.items():
-            if found.category is not None:
-                table[cluster] = places[found.category]
+        for cluster, assignment in self.clusters.items():
+            if assignment.category is not None:
+                table[cluster] = indices[assignment.category]
         return table
 
+    def count_matched(self) -> int:
+        """Return how many clusters have a category."""
+        return sum(assignment.category is not None for assignment in self.clusters.values())
+
     def write(self, path: Path) -> None:
-        """As JSON."""
+        """Write the mapping as JSON."""
+        content = {"format_version": FORMAT_VERSION, **_MAPPING.dump_python(self, mode="json")}
         with atomic_write(path) as sibling:
-            content = {"format_version": FORMAT_VERSION, **asdict(self)}
             sibling.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def fingerprint_photos(truth: str, digests: Sequence[str]) -> FittedOn:
-    """A set by the sha256 of each of its photos."""
+_MAPPING = TypeAdapter(ClusterMapping)
+
+
+def fingerprint_photos(dataset: str, digests: Sequence[str]) -> FittedOn:
+    """Describe images by their sha256; their order does not matter."""
     joined = sha256("\n".join(sorted(digests)).encode()).hexdigest()
-    photos = tuple(sorted(each[:_DIGITS] for each in digests))
-    return FittedOn(truth=truth, images=len(photos), sha256=joined, photos=photos)
+    short = tuple(sorted(digest[:_DIGEST_DIGITS] for digest in digests))
+    return FittedOn(dataset=dataset, images=len(short), sha256=joined, image_digests=short)
+
+
+def list_categories(taxonomy: Taxonomy) -> tuple[Category, ...]:
+    """Return the categories of a taxonomy with ids from 1."""
+    return tuple(Category(id=number, name=name) for number, name in enumerate(taxonomy.names, start=1))
 
 
 def make_cluster_mapping(
-    table: Int[np.ndarray, "N C"],
+    counts: Int[np.ndarray, "N C"],
     matched: Int[np.ndarray, "N"],
     *,
     source: str,
-    method: MappingMethod,
-    thresholds: VoteThresholds | None,
+    matching: MatchingConfig,
     fitted_on: FittedOn,
     spaces: LabelSpaces,
     taxonomy: Taxonomy,
 ) -> ClusterMapping:
-    """Names from a table of meetings and what was matched in it; categories are numbered from 1."""
-    clusters = {
-        cluster: ClusterAssignment(
-            category=int(matched[cluster]) + 1 if matched[cluster] != UNMATCHED else None,
-            purity=round(float(table[cluster, matched[cluster]] / max(1, table[cluster].sum())), 4)
-            if matched[cluster] != UNMATCHED
-            else 0.0,
-            support=int(table[cluster].sum()),
-        )
-        for cluster in range(1, len(table))
-    }
+    """Make a mapping from co-occurrence counts and the category indices that were matched from them."""
+
+    def assign(cluster: int) -> ClusterAssignment:
+        index, support = int(matched[cluster]), int(counts[cluster].sum())
+        if index == UNMATCHED:
+            return ClusterAssignment(category=None, purity=0.0, support=support)
+        purity = round(float(counts[cluster, index] / max(1, support)), 4)
+        return ClusterAssignment(category=index + 1, purity=purity, support=support)
+
     return ClusterMapping(
         source=source,
-        method=method,
-        thresholds=thresholds,
+        method=matching.method,
+        matching=matching,
         fitted_on=fitted_on,
         thing_clusters=spaces.thing_clusters,
         stuff_clusters=spaces.stuff_clusters,
-        things=spaces.things,
-        categories=tuple(Category(id=number, name=name) for number, name in enumerate(taxonomy.names, start=1)),
-        clusters=clusters,
+        num_things=spaces.num_things,
+        categories=list_categories(taxonomy),
+        clusters={cluster: assign(cluster) for cluster in range(1, len(counts))},
     )
 
 
 def read_mapping(path: Path) -> ClusterMapping:
-    """Raises ConfigError, naming the file, if it holds no names that this version understands."""
+    """Raises ConfigError if the file is not a mapping of this version."""
     try:
         content = json.loads(path.read_bytes())
         version = content.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise ValueError(f"format version {version}, this release reads {FORMAT_VERSION}")
-        reject_unknown(content, ClusterMapping)
-        return _parse(content)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
-        raise ConfigError(f"{path} is no file of names: {error}") from error
-
-
-def _parse(content: dict[str, Any]) -> ClusterMapping:
-    thresholds = content.pop("thresholds")
-    fitted_on = content.pop("fitted_on")
-    categories = tuple(Category(**each) for each in content.pop("categories"))
-    clusters = {int(cluster): ClusterAssignment(**found) for cluster, found in content.pop("clusters").items()}
-    names = ClusterMapping(
-        thresholds=VoteThresholds(**thresholds) if thresholds else None,
-        fitted_on=FittedOn(**{**fitted_on, "photos": tuple(fitted_on["photos"])}),
-        categories=categories,
-        clusters=clusters,
-        **content,
-    )
-    if names.method not in MAPPING_METHODS:
-        raise ValueError(f"unknown method {names.method!r}")
-    known = {category.id for category in categories}
-    wrong = [c for c, found in clusters.items() if found.category is not None and found.category not in known]
-    if wrong or not set(clusters) <= set(range(1, names.thing_clusters + names.stuff_clusters + 1)):
-        raise ValueError(f"clusters {sorted(wrong or clusters)[:5]} do not fit its categories or counts")
-    return names
+            raise ValueError(f"format version {version}, expected {FORMAT_VERSION}: run `useg match` again")
+        return _MAPPING.validate_python(content)
+    except (OSError, ValueError, TypeError, AttributeError, ConfigError) as error:
+        raise ConfigError(f"{path} is not a mapping file: {error}") from error

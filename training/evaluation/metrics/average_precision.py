@@ -1,4 +1,4 @@
-"""COCO's average precision and recall, with boxes or masks, for one class or for many."""
+"""COCO's average precision and recall for boxes or masks, class-agnostic or by category, with bootstrap weights."""
 
 import contextlib
 import io
@@ -11,66 +11,102 @@ from jaxtyping import Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from training.evaluation.image_results import ImageResult
+
 IouType = Literal["bbox", "segm"]
-_Matches = dict[str, np.ndarray] | None
-"""pycocotools' words for the detections of a category in a picture; None where there is nothing of it."""
+_ImageMatches = dict[str, np.ndarray] | None
+"""Matches of one category in one image, with the keys of COCOeval.evalImgs; None if it has no object or detection."""
 STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium",
          "ar_large")  # fmt: skip
-"""pycocotools' twelve figures, in its order."""
+"""pycocotools' twelve metrics, in its order."""
 HEADLINE_METRICS = ("ap", "ap50", "ap75", "ar100")
-"""Those with an interval."""
-_DETECTIONS = 100
-_ELEMENTS = 4_000_000
+"""Metrics that get a confidence interval."""
+_MAX_DETECTIONS = 100
+_MAX_ARRAY_ELEMENTS = 4_000_000
 """Of one array of a bootstrap: 32 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Ranking:
-    """All detections of one category, best first, as far as a bootstrap needs them."""
+    """All detections of one category, best score first."""
 
     images: Int[np.ndarray, "D"]
-    """Place of each detection's picture."""
+    """Position of each detection's image."""
     hits: tuple[Int[np.ndarray, "H"], ...]
-    """At each IoU threshold the ranks of the detections that found an object."""
+    """For each IoU threshold, the ranks of the true positives."""
     ignored: tuple[Int[np.ndarray, "I"], ...]
-    """And the ranks of those that count neither way: they lie on a group."""
+    """For each IoU threshold, the ranks of detections on a crowd, which are neither true nor false positives."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CocoBatch:
-    """Some pictures' objects and detections: annotations without ids in COCO's words, with an area."""
+    """Annotations and detections of some images in COCO's format, without ids."""
 
-    truth: Sequence[dict[str, Any]]
-    results: Sequence[dict[str, Any]]
+    annotations: Sequence[dict[str, Any]]
+    detections: Sequence[dict[str, Any]]
     sizes: dict[int, tuple[int, int]]
     """Height, width by image id."""
 
 
-class CocoEvaluator:
-    """Detections held against true objects, by pycocotools."""
+def to_coco_annotations(result: ImageResult, categories: Int[np.ndarray, "C"]) -> list[dict[str, Any]]:
+    """Return the ground-truth objects of an image as COCO annotations, with category ids looked up in `categories`."""
+    return [
+        {
+            "image_id": result.image_id,
+            "category_id": int(categories[labelled.category]),
+            "area": labelled.area,
+            "bbox": list(labelled.bbox),
+            "iscrowd": int(labelled.is_crowd),
+            **({"segmentation": labelled.rle} if labelled.rle else {}),
+        }
+        for labelled in result.objects
+    ]
 
-    def __init__(self, batches: Iterable[CocoBatch], categories: Sequence[int], shape: IouType) -> None:
-        """All pictures in the order of their ids, some at a time: no more than a batch's masks are ever in memory."""
-        self._evaluation = COCOeval(iouType=shape)
+
+def to_coco_results(result: ImageResult, categories: Int[np.ndarray, "N"], iou_type: IouType) -> list[dict[str, Any]]:
+    """Return the detections of an image as COCO results, with the category of each cluster looked up in `categories`.
+
+    Clusters without a category are left out. The area is the box's or the mask's, as pycocotools has it.
+    """
+    return [
+        {
+            "image_id": result.image_id,
+            "category_id": int(categories[detection.cluster]),
+            "score": detection.score,
+            "bbox": list(detection.rle.bbox),
+            "area": detection.rle.area if iou_type == "segm" else detection.rle.bbox[2] * detection.rle.bbox[3],
+            "segmentation": {"size": list(detection.rle.size), "counts": detection.rle.counts},
+        }
+        for detection in result.detections
+        if categories[detection.cluster] >= 0
+    ]
+
+
+class CocoEvaluator:
+    """Matches detections with annotations by pycocotools, then computes metrics from the matches."""
+
+    def __init__(self, batches: Iterable[CocoBatch], categories: Sequence[int], iou_type: IouType) -> None:
+        """Takes all images in the order of their ids, in batches: only one batch of masks is in memory at a time."""
+        self._evaluation = COCOeval(iouType=iou_type)
         self._parameters = self._evaluation.params
         self._parameters.catIds = sorted(categories)
-        areas = len(self._parameters.areaRng)
-        matched: list[list[_Matches]] = [[] for _ in range(len(categories) * areas)]
-        images: list[int] = []
-        for each in batches:
-            found = _match(each, self._parameters.catIds, shape)
-            count = len(each.sizes)
-            for place, gathered in enumerate(matched):
-                gathered += found[place * count : (place + 1) * count]
-            images += sorted(each.sizes)
-        # What `evaluate` would have left of all pictures at once.
-        self._parameters.imgIds = images
-        self._evaluation.evalImgs = [each for gathered in matched for each in gathered]
+        num_areas = len(self._parameters.areaRng)
+        matches: list[list[_ImageMatches]] = [[] for _ in range(len(categories) * num_areas)]
+        image_ids: list[int] = []
+        for batch in batches:
+            found = _match(batch, self._parameters.catIds, iou_type)
+            count = len(batch.sizes)
+            for position, collected in enumerate(matches):
+                collected += found[position * count : (position + 1) * count]
+            image_ids += sorted(batch.sizes)
+        # The state that COCOeval.evaluate would leave if it saw all images at once.
+        self._parameters.imgIds = image_ids
+        self._evaluation.evalImgs = [match for collected in matches for match in collected]
         self._evaluation._paramsEval = self._parameters
-        self._categories = matched[::areas]
+        self._by_category = matches[::num_areas]
 
-    def summarise(self) -> dict[str, float | None]:
-        """The twelve figures in 0..1, computed by pycocotools; None where there is no object to find."""
+    def summarize(self) -> dict[str, float | None]:
+        """Return pycocotools' twelve metrics in 0..1; None where there are no objects."""
         with contextlib.redirect_stdout(io.StringIO()):
             self._evaluation.accumulate()
             self._evaluation.summarize()
@@ -78,84 +114,86 @@ class CocoEvaluator:
             name: None if value < 0 else float(value) for name, value in zip(STATS, self._evaluation.stats, strict=True)
         }
 
-    def list_categories(self) -> dict[int, float]:
-        """AP of each category that has an object to find, in 0..1; after `summarise`."""
+    def ap_per_category(self) -> dict[int, float]:
+        """Return the AP in 0..1 of each category that has an object. Call `summarize` first."""
         precision = self._evaluation.eval["precision"][:, :, :, 0, -1]
-        means = {number: precision[:, :, place] for place, number in enumerate(self._parameters.catIds)}
-        return {number: float(each.mean()) for number, each in means.items() if (each > -1).all()}
+        by_category = {category: precision[:, :, position] for position, category in enumerate(self._parameters.catIds)}
+        return {category: float(each.mean()) for category, each in by_category.items() if (each > -1).all()}
 
-    def measure(self, weights: Float[np.ndarray, "D N"]) -> dict[str, Float[np.ndarray, "D"]]:
-        """AP, AP50, AP75 and AR100 where pictures, in the order of their ids, count so often; undefined is 0."""
-        thresholds = len(self._parameters.iouThrs)
-        precision, recall = (np.zeros((thresholds, len(weights))) for _ in range(2))
-        counted = np.zeros(len(weights))
-        for results in self._categories:
-            objects = weights @ np.array([(~each["gtIgnore"].astype(bool)).sum() if each else 0 for each in results])
-            counted += objects > 0
-            if ranking := _rank(results):
-                size = max(1, _ELEMENTS // len(ranking.images))
+    def weighted_metrics(self, weights: Float[np.ndarray, "D N"]) -> dict[str, Float[np.ndarray, "D"]]:
+        """Return HEADLINE_METRICS for weighted images (in the order of their ids); undefined metrics are 0."""
+        num_thresholds = len(self._parameters.iouThrs)
+        precision, recall = (np.zeros((num_thresholds, len(weights))) for _ in range(2))
+        num_categories = np.zeros(len(weights))
+        for matches in self._by_category:
+            objects = weights @ np.array([(~each["gtIgnore"].astype(bool)).sum() if each else 0 for each in matches])
+            num_categories += objects > 0
+            if ranking := _rank(matches):
+                size = max(1, _MAX_ARRAY_ELEMENTS // len(ranking.images))
                 for rows in (slice(first, first + size) for first in range(0, len(weights), size)):
-                    pieces = _average(ranking, objects[rows], weights[rows], self._parameters.recThrs)
-                    precision[:, rows] += pieces[0]
-                    recall[:, rows] += pieces[1]
-        floor = np.maximum(counted, 1)
-        at = {round(float(each), 2): place for place, each in enumerate(self._parameters.iouThrs)}
+                    values = _average_precision(ranking, objects[rows], weights[rows], self._parameters.recThrs)
+                    precision[:, rows] += values[0]
+                    recall[:, rows] += values[1]
+        divisor = np.maximum(num_categories, 1)
+        row_of = {round(float(iou), 2): row for row, iou in enumerate(self._parameters.iouThrs)}
         return {
-            "ap": precision.mean(0) / floor,
-            "ap50": precision[at[0.5]] / floor,
-            "ap75": precision[at[0.75]] / floor,
-            "ar100": recall.mean(0) / floor,
+            "ap": precision.mean(0) / divisor,
+            "ap50": precision[row_of[0.5]] / divisor,
+            "ap75": precision[row_of[0.75]] / divisor,
+            "ar100": recall.mean(0) / divisor,
         }
 
 
-def _match(pictures: CocoBatch, categories: list[int], shape: IouType) -> list[_Matches]:
-    """What pycocotools found, for each category, each range of areas and each picture; the part that figures need."""
-    images = [{"id": each, "height": height, "width": width} for each, (height, width) in pictures.sizes.items()]
+def _match(batch: CocoBatch, categories: list[int], iou_type: IouType) -> list[_ImageMatches]:
+    """Return pycocotools' matches by category, area range and image, reduced to the keys that the metrics need."""
+    images = [{"id": image_id, "height": height, "width": width} for image_id, (height, width) in batch.sizes.items()]
     with contextlib.redirect_stdout(io.StringIO()):
-        known, found = (_index(images, entries, categories) for entries in (pictures.truth, pictures.results))
-        evaluation = COCOeval(known, found, shape)
+        annotations, detections = (
+            _index(images, entries, categories) for entries in (batch.annotations, batch.detections)
+        )
+        evaluation = COCOeval(annotations, detections, iou_type)
         evaluation.evaluate()
     return [
-        each
+        match
         and {
-            "dtScores": np.array(each["dtScores"]),
-            "dtMatches": each["dtMatches"].astype(bool),
-            "dtIgnore": each["dtIgnore"].astype(bool),
-            "gtIgnore": each["gtIgnore"].astype(bool),
+            "dtScores": np.array(match["dtScores"]),
+            "dtMatches": match["dtMatches"].astype(bool),
+            "dtIgnore": match["dtIgnore"].astype(bool),
+            "gtIgnore": match["gtIgnore"].astype(bool),
         }
-        for each in evaluation.evalImgs
+        for match in evaluation.evalImgs
     ]
 
 
-def _rank(results: list[_Matches]) -> _Ranking | None:
-    """Detections in pycocotools' order; None if there are none."""
-    found = [(place, each) for place, each in enumerate(results) if each and len(each["dtScores"])]
+def _rank(matches: list[_ImageMatches]) -> _Ranking | None:
+    """Rank the detections in pycocotools' order; None if there are none."""
+    found = [(position, match) for position, match in enumerate(matches) if match and len(match["dtScores"])]
     if not found:
         return None
-    scores = np.concatenate([np.asarray(each["dtScores"])[:_DETECTIONS] for _, each in found])
-    images = np.concatenate([np.full(len(each["dtScores"][:_DETECTIONS]), place) for place, each in found])
+    scores = np.concatenate([np.asarray(match["dtScores"])[:_MAX_DETECTIONS] for _, match in found])
+    images = np.concatenate([np.full(len(match["dtScores"][:_MAX_DETECTIONS]), position) for position, match in found])
     order = np.argsort(-scores, kind="mergesort")
-    hit, ignored = (
-        np.concatenate([each[key][:, :_DETECTIONS] for _, each in found], axis=1)[:, order].astype(bool)
+    is_hit, is_ignored = (
+        np.concatenate([match[key][:, :_MAX_DETECTIONS] for _, match in found], axis=1)[:, order].astype(bool)
         for key in ("dtMatches", "dtIgnore")
     )
     return _Ranking(
         images=images[order],
-        hits=tuple(np.flatnonzero(row) for row in hit & ~ignored),
-        ignored=tuple(np.flatnonzero(row) for row in ignored),
+        hits=tuple(np.flatnonzero(row) for row in is_hit & ~is_ignored),
+        ignored=tuple(np.flatnonzero(row) for row in is_ignored),
     )
 
 
-def _average(
+def _average_precision(
     ranking: _Ranking,
     objects: Float[np.ndarray, "D"],
     weights: Float[np.ndarray, "D N"],
-    levels: Float[np.ndarray, "R"],
+    recall_levels: Float[np.ndarray, "R"],
 ) -> tuple[Float[np.ndarray, "T D"], Float[np.ndarray, "T D"]]:
-    """Average precision and greatest recall at each threshold for each row of weights, 0 where there is no object."""
+    """Return average precision and maximum recall by threshold and row of weights; 0 where there are no objects."""
     precision, recall = (np.zeros((len(ranking.hits), len(weights))) for _ in range(2))
     seen = np.cumsum(weights[:, ranking.images], axis=1)
-    for place, (hits, ignored) in enumerate(zip(ranking.hits, ranking.ignored, strict=True)):
+    for row, (hits, ignored) in enumerate(zip(ranking.hits, ranking.ignored, strict=True)):
         if not len(hits):
             continue
         counted = seen[:, hits]
@@ -163,33 +201,37 @@ def _average(
             skipped = np.cumsum(weights[:, ranking.images[ignored]], axis=1)
             before = np.searchsorted(ignored, hits)
             counted = counted - np.where(before > 0, skipped[:, before - 1], 0.0)
-        right = np.cumsum(weights[:, ranking.images[hits]], axis=1)
-        reached = right / np.maximum(objects, 1.0)[:, None]
-        precision[place] = _interpolate(reached, right / np.maximum(counted, 1.0), levels) * (objects > 0)
-        recall[place] = reached[:, -1] * (objects > 0)
+        tp = np.cumsum(weights[:, ranking.images[hits]], axis=1)
+        reached = tp / np.maximum(objects, 1.0)[:, None]
+        precision[row] = _interpolate(reached, tp / np.maximum(counted, 1.0), recall_levels) * (objects > 0)
+        recall[row] = reached[:, -1] * (objects > 0)
     return precision, recall
 
 
 def _interpolate(
-    recall: Float[np.ndarray, "D H"], precision: Float[np.ndarray, "D H"], levels: Float[np.ndarray, "R"]
+    recall: Float[np.ndarray, "D H"], precision: Float[np.ndarray, "D H"], recall_levels: Float[np.ndarray, "R"]
 ) -> Float[np.ndarray, "D"]:
-    """Mean over the levels of the best precision from where recall reaches them.
+    """Return the mean over the levels of the maximum precision at that recall or higher.
 
-    The hits alone are looked at: between two of them precision only falls.
+    Only true positives are considered, because precision falls between two of them.
     """
     count = recall.shape[1]
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     rows = np.arange(len(recall))[:, None]
-    found = np.searchsorted((recall + 2 * rows).ravel(), (levels + 2 * rows).ravel(), side="left")
-    places = found.reshape(len(recall), len(levels)) - rows * count
-    best = envelope[rows, places.clip(max=count - 1)] * (places < count)
-    mean: Float[np.ndarray, "D"] = best.sum(1) / len(levels)
+    found = np.searchsorted((recall + 2 * rows).ravel(), (recall_levels + 2 * rows).ravel(), side="left")
+    positions = found.reshape(len(recall), len(recall_levels)) - rows * count
+    best = envelope[rows, positions.clip(max=count - 1)] * (positions < count)
+    mean: Float[np.ndarray, "D"] = best.sum(1) / len(recall_levels)
     return mean
 
 
 def _index(images: list[dict[str, Any]], entries: Sequence[dict[str, Any]], categories: list[int]) -> COCO:
     index = COCO()
-    numbered = [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(entries, start=1)]
-    index.dataset = {"images": images, "annotations": numbered, "categories": [{"id": each} for each in categories]}
+    annotations = [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(entries, start=1)]
+    index.dataset = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": category} for category in categories],
+    }
     index.createIndex()
     return index

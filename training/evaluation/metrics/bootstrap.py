@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap over pictures."""
+"""Confidence intervals of metrics by bootstrap over images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -10,12 +10,12 @@ from jaxtyping import Float
 RESAMPLES = 1000
 Counts = TypeVar("Counts")
 MetricFunction = Callable[[Float[np.ndarray, "D N"]], dict[str, Float[np.ndarray, "D"]]]
-"""How often each picture counts, a row a draw, to each figure in 0..1 for every draw."""
+"""Takes how often each image counts, one row per resample; returns each metric (0..1) for every resample."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceInterval:
-    """A figure in percent with its 95 % bootstrap interval over pictures."""
+    """A metric in percent with its 95 % bootstrap interval over images."""
 
     value: float
     low: float
@@ -23,32 +23,32 @@ class ConfidenceInterval:
 
 
 def bootstrap(
-    count: int, measure: MetricFunction, *, draws: int = RESAMPLES, seed: int = 0
+    count: int, metrics: MetricFunction, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, ConfidenceInterval]:
-    """Each figure over all pictures, and between which values 95 % of resampled sets have it; in percent."""
+    """Return each metric over all `count` images with its 95 % percentile interval, in percent."""
     generator = np.random.default_rng(seed)
-    drawn = [np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(draws)]
-    values, spread = measure(np.ones((1, count))), measure(np.array(drawn, np.float64))
+    drawn = [np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(resamples)]
+    values, samples = metrics(np.ones((1, count))), metrics(np.array(drawn, np.float64))
     intervals = {}
-    for key, value in values.items():
-        low, high = np.percentile(spread[key], [2.5, 97.5])
-        intervals[key] = ConfidenceInterval(value=to_percent(value[0]), low=to_percent(low), high=to_percent(high))
+    for name, value in values.items():
+        low, high = np.percentile(samples[name], [2.5, 97.5])
+        intervals[name] = ConfidenceInterval(value=to_percent(value[0]), low=to_percent(low), high=to_percent(high))
     return intervals
 
 
-def to_percent(share: float) -> float:
-    """In percent, as reports show it."""
-    return round(100 * float(share), 2)
+def to_percent(value: float) -> float:
+    """Return a fraction in percent with two decimals."""
+    return round(100.0 * float(value), 2)
 
 
 def stack_counts(counts: Sequence[Counts]) -> Counts:
-    """A dataclass of arrays whose first axis runs over the given ones."""
+    """Stack dataclasses of arrays along a new first axis."""
     first = counts[0]
     names = [entry.name for entry in fields(first)]  # type: ignore[arg-type]  # every use is a dataclass
     return type(first)(**{name: np.stack([getattr(each, name) for each in counts]) for name in names})
 
 
 def weighted_sums(counts: Counts, weights: Float[np.ndarray, "D N"]) -> Counts:
-    """Sums over the first axis of each array, once for each row of weights."""
+    """Return the weighted sums over the first axis of each array, one for each row of weights."""
     names = [entry.name for entry in fields(counts)]  # type: ignore[arg-type]  # every use is a dataclass
     return type(counts)(**{name: weights @ getattr(counts, name) for name in names})

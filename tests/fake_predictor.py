@@ -1,0 +1,88 @@
+"""A predictor with predefined predictions, and small datasets that are drawn here."""
+
+from pathlib import Path
+
+import labelled_sets as drawn
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from model.formats.encoders import encode_rles
+from model.postprocessing.masks import pack_mask
+from model.postprocessing.panoptic import Segment, Segmentation
+from training.evaluation.datasets.dataset_spec import DatasetSpec
+from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.image_results import hash_photo
+from training.evaluation.predictors import ClusterMap, ImagePrediction, PredictedObject
+
+SIDE = 40
+CAT, CAR, WALL, SKY = 17, 3, 171, 187
+"""Category ids of COCO, for the scenes of a dataset."""
+CATEGORIES = [
+    {"id": CAT, "name": "cat", "supercategory": "animal", "isthing": 1},
+    {"id": CAR, "name": "car", "supercategory": "vehicle", "isthing": 1},
+    {"id": WALL, "name": "wall-brick", "supercategory": "wall", "isthing": 0},
+    {"id": SKY, "name": "sky-other", "supercategory": "sky", "isthing": 0},
+]
+ANIMAL_INDEX, VEHICLE_INDEX, SKY_INDEX, WALL_INDEX = range(4)
+"""Category indices of the supercategories, things first."""
+
+
+class FakePredictor:
+    """Predicts a given map of clusters for each image; two thing clusters and three stuff clusters."""
+
+    title = "fake"
+    digest = "d" * 64
+    thing_clusters = 2
+    stuff_clusters = 3
+
+    def __init__(
+        self, dataset: GroundTruthDataset, maps: list[Int[np.ndarray, "H W"]], scores: list[float] | None = None
+    ) -> None:
+        digests = [hash_photo(image) for image in dataset.images]
+        self._maps = dict(zip(digests, maps, strict=True))
+        self._scores = dict(zip(digests, scores or [0.9] * len(maps), strict=True))
+        self.calls = 0
+
+    def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
+        """Each cluster's region is one segment, and one detection if it is a thing."""
+        self.calls += 1
+        label_map = self._maps[photo_digest].astype(np.int32)
+        clusters = ClusterMap(
+            label_map=label_map, clusters={int(each): int(each) for each in np.unique(label_map) if each}
+        )
+        things = [each for each in clusters.clusters if each <= self.thing_clusters]
+        score = self._scores[photo_digest]
+        segments = tuple(Segment(id=each, cluster=each, is_thing=True, score=score) for each in things)
+        masks = tuple(mask for each in things if (mask := pack_mask(label_map == each)))
+        rles = encode_rles(Segmentation(label_map=label_map, segments=segments, masks=masks)) if things else []
+        detections = tuple(
+            PredictedObject(cluster=each, score=score, rle=rle) for each, rle in zip(things, rles, strict=True)
+        )
+        return ImagePrediction(panoptic=clusters, semantic=clusters, detections=detections)
+
+
+def predict_scenes(dataset: GroundTruthDataset, clusters: list[tuple[int, int]]) -> FakePredictor:
+    """A predictor of one scene per image, given as the clusters of its thing and its stuff."""
+    return FakePredictor(dataset, [draw_scene(thing, stuff) for thing, stuff in clusters])
+
+
+def draw_scene(thing: int, stuff: int) -> Int[np.ndarray, "H W"]:
+    """A square of 20 pixels in a corner, and what is around it."""
+    scene = np.full((SIDE, SIDE), stuff)
+    scene[:20, :20] = thing
+    return scene
+
+
+def draw_dataset(folder: Path, scenes: list[tuple[int, int]], *, seed: int = 0) -> GroundTruthDataset:
+    """A labelled dataset in our own layout; a scene is given as the COCO ids of its thing and its stuff."""
+    annotations = []
+    for number, (thing, stuff) in enumerate(scenes, start=1):
+        scene = draw_scene(thing, stuff)
+        drawn.write_photo(folder / "images" / f"{number}.png", seed=seed + number, height=SIDE, width=SIDE)
+        drawn.write_panoptic_png(folder / "panoptic" / f"{number}.png", scene)
+        segments = [{"id": int(each), "category_id": int(each)} for each in np.unique(scene) if each]
+        annotations.append({"image_id": number, "file_name": f"{number}.png", "segments_info": segments})
+    images = [{"id": number, "file_name": f"{number}.png"} for number in range(1, len(scenes) + 1)]
+    content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    drawn.write_json(folder / "panoptic.json", content)
+    return DatasetSpec(folder=folder).read()

@@ -1,0 +1,283 @@
+"""Metrics and their bootstrap intervals, against panopticapi and pycocotools."""
+
+import contextlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from model.formats.encoders import decode_panoptic_png
+from training.evaluation.metrics.average_precision import CocoBatch, CocoEvaluator, IouType
+from training.evaluation.metrics.bootstrap import bootstrap, stack_counts, weighted_sums
+from training.evaluation.metrics.miou import count_semantic, iou_per_class, semantic_quality
+from training.evaluation.metrics.pq import (
+    count_panoptic,
+    count_unmapped,
+    panoptic_quality,
+    panoptic_quality_per_class,
+)
+from training.evaluation.overlap import compute_overlap, map_predicted
+
+THREE = np.array([[1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 0, 0]], np.int32)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("name", ["synthetic", "coco"])
+def test_panoptic_quality_equals_panopticapis(golden: Path, name: str) -> None:
+    folder = golden / "panoptic_pq" / name
+    ground_truth, prediction, expected = (
+        json.loads((folder / file).read_text()) for file in ("gt.json", "pred.json", "expected.json")
+    )
+    categories = {category["id"]: index for index, category in enumerate(ground_truth["categories"])}
+    things = np.array([category["isthing"] for category in ground_truth["categories"]], bool)
+    predictions = {annotation["image_id"]: annotation for annotation in prediction["annotations"]}
+    counts = []
+    for annotation in ground_truth["annotations"]:
+        predicted = predictions[annotation["image_id"]]
+        overlap = compute_overlap(
+            decode_panoptic_png((folder / "pred" / predicted["file_name"]).read_bytes()),
+            {segment["id"]: categories[segment["category_id"]] for segment in predicted["segments_info"]},
+            decode_panoptic_png((folder / "gt" / annotation["file_name"]).read_bytes()),
+            {segment["id"]: categories[segment["category_id"]] for segment in annotation["segments_info"]},
+            frozenset(segment["id"] for segment in annotation["segments_info"] if segment["iscrowd"]),
+        )
+        counts.append(count_panoptic(overlap, len(categories)))
+    summed = weighted_sums(stack_counts(counts), np.ones(len(counts)))
+    for key, chosen in (("all", slice(None)), ("things", things), ("stuff", ~things)):
+        scores = panoptic_quality(summed, chosen)  # type: ignore[arg-type]  # a boolean index chooses like a slice
+        # The reference sums the same fractions in another order.
+        assert scores == pytest.approx({name: expected[key][name] for name in ("pq", "sq", "rq")}, abs=1e-12)
+    per_class = panoptic_quality_per_class(summed)
+    for category_id, metrics in expected["per_class"].items():
+        index = categories[int(category_id)]
+        assert {key: per_class[key][index] for key in metrics} == pytest.approx(metrics, abs=1e-12)
+
+
+def test_a_match_needs_an_iou_above_one_half() -> None:
+    ground_truth = np.array([[1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2]], np.int32)
+    predicted = np.array([[1, 1, 1, 1, 3, 3], [2, 2, 2, 3, 3, 3]], np.int32)
+    counts = count_panoptic(compute_overlap(predicted, {1: 0, 2: 0, 3: 1}, ground_truth, {1: 0, 2: 0}), 2)
+    assert counts.iou.tolist() == [pytest.approx(4 / 6), 0.0]  # the second has exactly a half
+    assert (counts.tp.tolist(), counts.fp.tolist(), counts.fn.tolist()) == ([1, 0], [1, 1], [1, 0])
+    # PQ of category 0: 2/3 of 1 + 1/2 + 1/2; category 1 occurs because of its false positive.
+    assert panoptic_quality(counts)["pq"] == pytest.approx((4 / 6 / 2 + 0) / 2)
+
+
+def test_an_unmapped_cluster_is_a_false_positive_unless_ignored() -> None:
+    overlap = compute_overlap(THREE, {1: 1, 2: 2, 3: 3}, THREE, {1: 0, 2: 1})
+    table = np.array([-1, 0, -1, -1])
+    mapped = count_panoptic(map_predicted(overlap, table, merged_from=9), 2)
+    counts = replace(mapped, unmapped=count_unmapped(overlap, table, 2))
+    assert counts.unmapped.tolist() == [0.0, 1.0]  # cluster 2 lies on category 1, cluster 3 on void
+    assert panoptic_quality_per_class(counts)["pq"].tolist() == [1.0, 0.0]
+    assert panoptic_quality_per_class(counts)["weight"].tolist() == [1.0, 1.0]
+    assert panoptic_quality_per_class(counts, ignore_unmapped=True)["weight"].tolist() == [1.0, 0.5]
+
+
+def test_semantic_metrics_computed_by_hand() -> None:
+    predicted = np.array([[1, 1, 2, 0]], np.int32)
+    ground_truth = np.array([[1, 1, 1, 2]], np.int32)
+    counts = count_semantic(compute_overlap(predicted, {1: 0, 2: 1}, ground_truth, {1: 0, 2: 1}), 2)
+    # Category 0: 2 of 3 pixels; category 1: none of 2, its only pixel being void.
+    assert iou_per_class(counts).tolist() == pytest.approx([2 / 3, 0.0])
+    assert semantic_quality(counts) == pytest.approx({"miou": (2 / 3 + 0) / 2, "accuracy": 0.5})
+    assert semantic_quality(counts, slice(0, 1))["miou"] == pytest.approx(2 / 3)
+    # Without the unmapped pixel, category 1 does not occur.
+    assert semantic_quality(counts, ignore_unmapped=True) == pytest.approx({"miou": 2 / 3, "accuracy": 2 / 3})
+
+
+def test_pixel_counts_of_two_parts_of_a_dataset_add_up() -> None:
+    first = count_semantic(compute_overlap(THREE, {1: 0, 2: 1}, THREE, {1: 0, 3: 1}), 2)
+    second = count_semantic(compute_overlap(THREE.copy(), {1: 1}, THREE, {1: 0, 2: 1}), 2)
+    whole = weighted_sums(stack_counts([first, second]), np.ones(2))
+    assert whole.ground_truth.tolist() == (first.ground_truth + second.ground_truth).tolist() == [8.0, 6.0]
+    assert weighted_sums(stack_counts([first, second]), np.array([[2.0, 0.0]])).ground_truth.tolist() == [[8.0, 4.0]]
+
+
+STATS = {
+    "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large", "AR1": "ar1",
+    "AR10": "ar10", "AR100": "ar100", "ARs": "ar_small", "ARm": "ar_medium", "ARl": "ar_large",
+}  # fmt: skip
+
+
+def load_golden(golden: Path, iou_type: IouType, *, is_agnostic: bool) -> CocoEvaluator:
+    folder = golden / "coco_eval"
+    ground_truth = json.loads((folder / "gt.json").read_text())
+    results = json.loads((folder / f"results_{iou_type}.json").read_text())
+    annotations = [{**each, "category_id": 1} if is_agnostic else each for each in ground_truth["annotations"]]
+    detections = [with_area(each) | ({"category_id": 1} if is_agnostic else {}) for each in results]
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    return make_evaluator(annotations, detections, sizes, iou_type)
+
+
+def make_evaluator(
+    annotations: list[dict[str, Any]],
+    detections: list[dict[str, Any]],
+    sizes: dict[int, tuple[int, int]],
+    iou_type: IouType,
+    batch: int = 5,
+) -> CocoEvaluator:
+    """In batches of `batch` images."""
+    order = sorted(sizes)
+
+    def choose(entries: list[dict[str, Any]], images: list[int]) -> list[dict[str, Any]]:
+        return [each for each in entries if each["image_id"] in images]
+
+    groups = [order[start : start + batch] for start in range(0, len(order), batch)]
+    batches = (
+        CocoBatch(
+            annotations=choose(annotations, group),
+            detections=choose(detections, group),
+            sizes={image: sizes[image] for image in group},
+        )
+        for group in groups
+    )
+    return CocoEvaluator(batches, sorted({each["category_id"] for each in [*annotations, *detections]}), iou_type)
+
+
+def with_area(result: dict[str, Any]) -> dict[str, Any]:
+    if "bbox" in result:
+        return {**result, "area": result["bbox"][2] * result["bbox"][3]}
+    return {
+        **result,
+        "area": float(coco.area(result["segmentation"])),
+        "bbox": coco.toBbox(result["segmentation"]).tolist(),
+    }
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("is_agnostic", [False, True])
+def test_all_twelve_metrics_equal_pycocotools(golden: Path, iou_type: IouType, is_agnostic: bool) -> None:
+    key = f"{iou_type}_class_{'agnostic' if is_agnostic else 'aware'}"
+    expected = json.loads((golden / "coco_eval" / "expected.json").read_text())[key]
+    evaluator = load_golden(golden, iou_type, is_agnostic=is_agnostic)
+    metrics = evaluator.summarize()
+    expected_metrics = {STATS[name]: None if value < 0 else value for name, value in expected["stats"].items()}
+    assert metrics == pytest.approx(expected_metrics, abs=1e-12)
+    if not is_agnostic:
+        per_category = {int(name): value for name, value in expected["AP_per_category"].items() if value >= 0}
+        assert evaluator.ap_per_category() == pytest.approx(per_category, abs=1e-12)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("is_agnostic", [False, True])
+def test_weighted_metrics_with_equal_weights_equal_pycocotools(
+    golden: Path, iou_type: IouType, is_agnostic: bool
+) -> None:
+    evaluator = load_golden(golden, iou_type, is_agnostic=is_agnostic)
+    metrics = evaluator.summarize()
+    weighted = evaluator.weighted_metrics(np.ones((3, 24)))
+    for name in ("ap", "ap50", "ap75", "ar100"):
+        assert weighted[name] == pytest.approx([metrics[name]] * 3, abs=1e-12)
+
+
+@pytest.mark.golden
+def test_an_image_of_weight_two_counts_like_two_copies(golden: Path) -> None:
+    folder = golden / "coco_eval"
+    ground_truth = json.loads((folder / "gt.json").read_text())
+    results = json.loads((folder / "results_bbox.json").read_text())
+    weights = np.random.default_rng(3).integers(0, 3, size=24)
+    order = sorted(image["id"] for image in ground_truth["images"])
+    images, annotations, detections = [], [], []
+    for number, count in zip(order, weights, strict=True):
+        for copy in range(count):
+            new = 10_000_000 * (copy + 1) + number
+            images.append({"id": new, "height": 480, "width": 640})
+            annotations += [
+                {**each, "image_id": new} for each in ground_truth["annotations"] if each["image_id"] == number
+            ]
+            detections += [{**each, "image_id": new} for each in results if each["image_id"] == number]
+    with contextlib.redirect_stdout(io.StringIO()):
+        index = COCO()
+        index.dataset = {
+            "images": images,
+            "annotations": [{**each, "id": number} for number, each in enumerate(annotations, start=1)],
+            "categories": ground_truth["categories"],
+            "info": {},
+        }
+        index.createIndex()
+        evaluation = COCOeval(index, index.loadRes(detections), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    weighted = load_golden(golden, "bbox", is_agnostic=False).weighted_metrics(weights[None].astype(float))
+    names = {"ap": 0, "ap50": 1, "ap75": 2, "ar100": 8}
+    assert {name: weighted[name][0] for name in names} == pytest.approx(
+        {name: evaluation.stats[position] for name, position in names.items()}, abs=1e-12
+    )
+
+
+def square(image: int, left: int, side: int = 40) -> dict[str, Any]:
+    mask = np.zeros((60, 120), np.uint8, order="F")
+    mask[10 : 10 + side, left : left + side] = 1
+    rle = coco.encode(mask)
+    return {
+        "image_id": image,
+        "category_id": 1,
+        "segmentation": rle,
+        "area": side * side,
+        "bbox": [left, 10, side, side],
+    }
+
+
+def test_a_perfect_mask_has_ap_one_and_a_missed_image_halves_the_recall() -> None:
+    sizes = {7: (60, 120), 9: (60, 120)}
+    evaluator = make_evaluator([square(7, 10), square(9, 10)], [{**square(7, 10), "score": 0.4}], sizes, "segm")
+    weighted = evaluator.weighted_metrics(np.array([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0]]))
+    assert weighted["ar100"].tolist() == pytest.approx([1.0, 0.5, 0.0])
+    assert weighted["ap"].tolist() == pytest.approx([1.0, 51 / 101, 0.0])  # recall 0, 0.01 .. 0.5 is reached
+    assert evaluator.summarize()["ap_small"] is None  # 1,600 pixels are a medium object
+
+
+def test_a_detection_on_a_crowd_is_neither_true_nor_false_positive() -> None:
+    crowd = {**square(1, 60, side=50), "iscrowd": 1}
+    results = [{**square(1, 60), "score": 0.9}, {**square(1, 10), "score": 0.5}]
+    evaluator = make_evaluator([square(1, 10), crowd], results, {1: (60, 120)}, "segm")
+    assert evaluator.summarize()["ap"] == pytest.approx(1.0)
+    assert evaluator.weighted_metrics(np.ones((1, 1)))["ap"][0] == pytest.approx(1.0)
+
+
+def test_without_detections_every_metric_is_zero() -> None:
+    evaluator = make_evaluator([square(1, 10)], [], {1: (60, 120)}, "segm")
+    assert evaluator.summarize()["ar100"] == 0.0
+    assert evaluator.weighted_metrics(np.ones((2, 1)))["ap"].tolist() == [0.0, 0.0]
+
+
+def test_the_interval_of_equal_images_has_no_width() -> None:
+    values = np.full(20, 0.25)
+    interval = bootstrap(20, lambda weights: {"mean": weights @ values / weights.sum(1)})["mean"]
+    assert (interval.value, interval.low, interval.high) == (25.0, 25.0, 25.0)
+
+
+def test_the_interval_is_repeatable_and_as_wide_as_theory_says() -> None:
+    spread = np.linspace(0, 1, 100)
+    first, second = (
+        bootstrap(100, lambda weights: {"mean": weights @ spread / weights.sum(1)})["mean"] for _ in range(2)
+    )
+    assert first == second
+    assert first.value == 50.0
+    # The mean of 100 values of standard deviation 0.2916 has one of 2.916 points; 95 % lie within 1.96 of them.
+    # With 1,000 resamples the ends of the interval are accurate to about a tenth of that.
+    assert first.high - first.low == pytest.approx(2 * 1.96 * 2.916, rel=0.1)
+
+
+def test_every_resample_has_as_many_images_as_the_dataset() -> None:
+    seen = []
+
+    def count(weights: np.ndarray) -> dict[str, np.ndarray]:
+        seen.append(weights)
+        return {"count": weights.sum(1) / 7}
+
+    assert bootstrap(7, count, resamples=30)["count"].low == 100.0
+    assert [each.shape for each in seen] == [(1, 7), (30, 7)]
+    assert (seen[0] == 1).all()
+    assert len({tuple(row) for row in seen[1]}) > 20

@@ -1,0 +1,332 @@
+"""`useg eval`, `compare`, `match` and `gate`: the commands that use a labelled dataset."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from model.cli import REJECTED
+from model.errors import ConfigError
+from model.export.predictor import ArtifactPredictor, load_artifact_predictor, sample_photos
+from model.files import atomic_write
+from model.postprocessing.panoptic import Segmentation
+from training.cli.executors import ExecutorOptions
+from training.data.dataset import PseudoLabelDataset
+from training.data.executors import ALL_SHARDS, parse_shard
+from training.evaluation.datasets.dataset_spec import DatasetFormat, DatasetSpec
+from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.evaluate import (
+    EvaluationWorker,
+    check_mapping_config,
+    compute_report,
+    evaluate_in_parallel,
+    fit_mapping,
+)
+from training.evaluation.html_report import render_gallery, write_html_report
+from training.evaluation.matching.auxiliary_set import count_auxiliary
+from training.evaluation.matching.class_mapping import ClassMappingConfig
+from training.evaluation.matching.cluster_matching import MatchingConfig
+from training.evaluation.matching.mapping_file import ClusterMapping, read_mapping
+from training.evaluation.paired_comparison import compare_predictors
+from training.evaluation.predictors import Predictor, load_predictor
+from training.evaluation.promotion_gate import PromotionThresholds, check_drift, check_scores, check_similarity
+
+RESULTS_FOLDER = "image-results"
+_FLAT = Parameter(name="*")
+_LOCAL = ExecutorOptions()
+_DEFAULT_THRESHOLDS = PromotionThresholds()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliarySpec:
+    """Labelled images of another dataset that help to match clusters and are not evaluated."""
+
+    aux_dataset: Path
+    """Folder of an auxiliary dataset: its images help to match clusters and are not evaluated."""
+    aux_format: DatasetFormat = "instances"
+    """Layout of that folder."""
+    aux_labels: Path | None = None
+    """Pseudo-labels of the auxiliary images, if PREDICTOR is pseudo-labels."""
+
+
+def evaluate(
+    predictor: Path,
+    /,
+    *,
+    dataset: Annotated[DatasetSpec, _FLAT],
+    matching: Annotated[MatchingConfig | None, _FLAT] = None,
+    auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
+    mapping: Path | None = None,
+    allow_train_test_overlap: Annotated[bool, Parameter(negative="")] = False,
+    execution: Annotated[ExecutorOptions, _FLAT] = _LOCAL,
+    threads: int = 2,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run, an artifact or pseudo-labels on a labelled dataset.
+
+    Prints PQ, mIoU and AP with 95 % confidence intervals as JSON. Without --mapping, each half of the images is
+    evaluated with the categories that the other half gives to the clusters. With --out, the same command continues
+    after an interruption.
+
+    Parameters
+    ----------
+    predictor
+        Folder of a run, an artifact or pseudo-labels.
+    mapping
+        Mapping file of `useg match`, fitted on other images.
+    allow_train_test_overlap
+        Allow evaluation on the images that the mapping was fitted on; without --mapping, fit it on these images.
+        Metrics by category are then upper bounds, and the report says so.
+    threads
+        CPU threads per process.
+    out
+        Folder for report.json and report.html.
+    """
+    shard = parse_shard(execution.shard)
+    if not out and (shard != ALL_SHARDS or execution.executor == "ray"):
+        raise ConfigError("--shard and --executor ray store their results in a folder: give --out")
+    config = _mapping_config(matching, mapping, auxiliary, allow_overlap=allow_train_test_overlap)
+    labelled = dataset.read()
+    with _results_folder(out) as folder:
+        worker = EvaluationWorker(
+            predictor_folder=predictor.resolve(),
+            threads=threads,
+            dataset=replace(labelled, images=()),
+            results_folder=folder,
+        )
+        check_mapping_config(worker.predictor, labelled, config)
+        if shard == ALL_SHARDS:
+            config = _with_auxiliary(config, auxiliary, worker.predictor, labelled, threads)
+        results = evaluate_in_parallel(worker, labelled.images, execution.make_executor(threads), shard)
+        if shard != ALL_SHARDS:
+            return {"shard": str(shard), "images": len(results)}
+        report, class_mapping = compute_report(results, worker.predictor, labelled, config)
+        if out:
+            report.write(out)
+            gallery = render_gallery(report.images, worker.predictor, labelled, class_mapping)
+            write_html_report(report, gallery, out)
+            shutil.rmtree(folder)
+        return asdict(report.summary)
+
+
+def compare(
+    predictor: Path,
+    /,
+    *,
+    baseline: Path,
+    dataset: Annotated[DatasetSpec, _FLAT],
+    matching: Annotated[MatchingConfig | None, _FLAT] = None,
+    auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Compare two runs, artifacts or pseudo-labels on the same images by paired bootstrap.
+
+    Prints each metric of both, and the difference with its 95 % confidence interval, as JSON.
+
+    Parameters
+    ----------
+    predictor
+        Folder of a run, an artifact or pseudo-labels.
+    baseline
+        Folder of what it is compared with.
+    threads
+        CPU threads.
+    """
+    labelled = dataset.read()
+    config = _mapping_config(matching, None, auxiliary)
+
+    def load(folder: Path) -> tuple[Predictor, ClassMappingConfig]:
+        loaded = load_predictor(folder, threads=threads)
+        return loaded, _with_auxiliary(config, auxiliary, loaded, labelled, threads)
+
+    new, old = load(predictor), load(baseline)
+    differences = compare_predictors(new, old, labelled)
+    return {
+        "new": new[0].title,
+        "baseline": old[0].title,
+        "dataset": labelled.name,
+        "images": len(labelled.images),
+        "metrics": {name: asdict(difference) for name, difference in differences.items()},
+    }
+
+
+def match(
+    predictor: Path,
+    /,
+    *,
+    dataset: Annotated[DatasetSpec, _FLAT],
+    out: Path,
+    matching: Annotated[MatchingConfig | None, _FLAT] = None,
+    auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
+    regions: int | None = None,
+    seed: int = 0,
+    features: Path | None = None,
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Give clusters the categories of a labelled dataset: writes a mapping file.
+
+    By default the predictor segments every image, and clusters are matched with the categories they overlap. With
+    --regions N, the clusters of pseudo-labels are matched with the embeddings of N labelled regions instead: enough
+    when few images are labelled.
+
+    Parameters
+    ----------
+    predictor
+        Folder of a run, an artifact or pseudo-labels.
+    out
+        Mapping file to write (JSON), for `useg eval --mapping` and `useg names apply`.
+    regions
+        Number of labelled regions to match with (PREDICTOR must be pseudo-labels). The matching options do not apply.
+    seed
+        Seed of the sample of regions.
+    features
+        Feature cache for --regions (default: PREDICTOR/features).
+    threads
+        CPU threads.
+    """
+    labelled = dataset.read()
+    if regions is not None:
+        if matching or auxiliary:
+            raise ConfigError("--regions matches by embeddings: leave out the matching and auxiliary options")
+        fitted = _match_by_regions(predictor, labelled, regions, seed, features, threads)
+    else:
+        loaded = load_predictor(predictor, threads=threads)
+        config = _with_auxiliary(_mapping_config(matching, None, auxiliary), auxiliary, loaded, labelled, threads)
+        fitted = fit_mapping(loaded, labelled, config)
+    fitted.write(out)
+    return {
+        "mapping": str(out),
+        "images": fitted.fitted_on.images,
+        "clusters": len(fitted.clusters),
+        "matched": fitted.count_matched(),
+        "method": fitted.method,
+    }
+
+
+def gate(
+    new: Path,
+    old: Path,
+    /,
+    *,
+    photos: Path | None = None,
+    drift_photos: Path | None = None,
+    max_photos: int = 200,
+    dataset: Annotated[DatasetSpec | None, _FLAT] = None,
+    thresholds: Annotated[PromotionThresholds, _FLAT] = _DEFAULT_THRESHOLDS,
+    threads: int = 2,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Check whether an artifact may replace another; exit status 4 with the reasons if not.
+
+    With --dataset, its metrics must not drop; else both artifacts must segment --photos similarly. With
+    --drift-photos, the new artifact's predictions must agree with its drift reference.
+
+    Parameters
+    ----------
+    new
+        Artifact to check.
+    old
+        Artifact that it is to replace.
+    photos
+        Folder of photos on which both artifacts are compared, if there is no --dataset.
+    drift_photos
+        Folder of photos that are not those of the drift reference, for example recent uploads; at least 200.
+    max_photos
+        Maximum number of photos to use of each folder.
+    threads
+        CPU threads.
+    out
+        JSON file for the result, also if the check fails.
+    """
+    if not dataset and not photos:
+        raise ConfigError("nothing to compare on: give --dataset or --photos")
+    if dataset:
+        new_predictor, old_predictor = (load_predictor(folder, threads=threads) for folder in (new, old))
+        checks = check_scores(new_predictor, old_predictor, dataset.read(), thresholds)
+    else:
+        assert photos is not None
+        new_artifact, old_artifact = (load_artifact_predictor(folder, threads=threads) for folder in (new, old))
+        checks = check_similarity(_segment_both(old_artifact, new_artifact, photos, max_photos), thresholds)
+    if drift_photos:
+        artifact = load_artifact_predictor(new, threads=threads)
+        sampled = (artifact.segment(photo.image) for photo in sample_photos(drift_photos, max_photos))
+        checks += check_drift(sampled, artifact.contract, thresholds)
+    reasons = [check.reason for check in checks if not check.is_passed]
+    result = {"passed": not reasons, "checks": [asdict(check) for check in checks], REJECTED: reasons}
+    if out:
+        with atomic_write(out) as sibling:
+            sibling.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _segment_both(
+    old: ArtifactPredictor, new: ArtifactPredictor, folder: Path, max_photos: int
+) -> Iterator[tuple[Segmentation, Segmentation]]:
+    for photo in sample_photos(folder, max_photos):
+        yield old.segment(photo.image), new.segment(photo.image)
+
+
+def _mapping_config(
+    matching: MatchingConfig | None,
+    mapping: Path | None,
+    auxiliary: AuxiliarySpec | None,
+    *,
+    allow_overlap: bool = False,
+) -> ClassMappingConfig:
+    if mapping and (matching or auxiliary):
+        raise ConfigError("--mapping is fitted already: give the matching and auxiliary options to `useg match`")
+    return ClassMappingConfig(
+        matching=matching or MatchingConfig(),
+        mapping=read_mapping(mapping) if mapping else None,
+        allow_overlap=allow_overlap,
+    )
+
+
+def _with_auxiliary(
+    config: ClassMappingConfig,
+    auxiliary: AuxiliarySpec | None,
+    predictor: Predictor,
+    dataset: GroundTruthDataset,
+    threads: int,
+) -> ClassMappingConfig:
+    """Run the predictor on the auxiliary images, if given, and add their counts to the configuration."""
+    if auxiliary is None:
+        return config
+    auxiliary_dataset = DatasetSpec(folder=auxiliary.aux_dataset, format=auxiliary.aux_format).read()
+    auxiliary_predictor = predictor
+    if auxiliary.aux_labels:
+        auxiliary_predictor = load_predictor(auxiliary.aux_labels, threads=threads)
+        if auxiliary_predictor.digest != predictor.digest:
+            raise ConfigError(f"{auxiliary.aux_labels} has other clusters: label both datasets with one codebook")
+    counts = count_auxiliary(auxiliary_predictor, auxiliary_dataset, dataset, config.matching)
+    return replace(config, auxiliary=counts)
+
+
+def _match_by_regions(
+    folder: Path, dataset: GroundTruthDataset, regions: int, seed: int, features: Path | None, threads: int
+) -> ClusterMapping:
+    import torch
+
+    from training.evaluation.matching.prototypes import match_by_regions
+
+    if regions < 1:
+        raise ConfigError(f"--regions must be positive, got {regions}")
+    torch.set_num_threads(threads)
+    labels = PseudoLabelDataset(folder)
+    return match_by_regions(labels, dataset, regions, seed, features or labels.features)
+
+
+@contextmanager
+def _results_folder(out: Path | None) -> Iterator[Path]:
+    """The folder of image results until the report is written: in `out`, so that a killed run can continue."""
+    if out:
+        yield (out / RESULTS_FOLDER).resolve()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
