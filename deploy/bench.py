@@ -144,7 +144,7 @@ async def read_lag(url: str) -> dict[str, float]:
     """The smallest bucket of the event loop's lag that holds 50 and 99 % of the samples, in milliseconds."""
     async with httpx.AsyncClient(base_url=url) as client:
         families = text_string_to_metric_families((await client.get("/metrics")).text)
-    (lag,) = [family for family in families if family.name == "seg_event_loop_lag_seconds"]
+    (lag,) = [family for family in families if family.name == "useg_event_loop_lag_seconds"]
     buckets = [(float(each.labels["le"]), each.value) for each in lag.samples if each.name.endswith("_bucket")]
     total = buckets[-1][1]
     return {

@@ -49,7 +49,7 @@ def create_app(
 ) -> FastAPI:
     """The service; `opener` gives its artifact, by default that of the settings, `open_artifact` one in a folder."""
     telemetry = Telemetry()
-    telemetry.canary_max_psi.set(settings.canary_max_psi)
+    telemetry.output_drift_limit.set(settings.canary_max_psi)
     fleet = ModelRepository(
         make_version_source(settings, telemetry, opener, open_artifact), telemetry, settings.default_model
     )

@@ -105,8 +105,8 @@ def test_the_autoscaler_reads_the_metric_that_the_adapter_makes(folder: Path) ->
     rule = read(folder / "prometheus/adapter.yaml")["rules"][0]
     assert rule["name"]["as"] == wanted
     assert set(re.findall(r"\bseg_\w+", rule["metricsQuery"] + rule["seriesQuery"])) == {
-        "seg_stage_duration_seconds_sum",
-        "seg_stage_duration_seconds_count",
+        "useg_stage_duration_seconds_sum",
+        "useg_stage_duration_seconds_count",
     }
 
 

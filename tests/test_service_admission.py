@@ -17,7 +17,7 @@ def make_places(capacity: int) -> AdmissionController:
     return AdmissionController(
         capacity,
         lambda: QueueFull("full", retry_after_s=3),
-        SharedGauge(Gauge("seg_inflight", "Places.", registry=None)),
+        SharedGauge(Gauge("useg_requests_in_flight", "Places.", registry=None)),
     )
 
 

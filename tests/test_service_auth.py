@@ -58,7 +58,7 @@ async def test_a_key_has_its_own_rate_and_the_others_do_not_feel_it(client: http
     assert (await post(client, HALVES, headers=ALICE)).status_code == 200
     assert (await client.get("/livez", headers=slow)).status_code == 200
     text = (await client.get("/metrics", headers=ALICE)).text
-    assert 'seg_rejected_total{reason="rate_limit"} 2.0' in text
+    assert 'useg_requests_rejected_total{reason="rate_limit"} 2.0' in text
 
 
 async def test_without_keys_the_rate_is_that_of_an_address() -> None:
@@ -101,25 +101,25 @@ async def test_the_metrics_are_well_formed(client: httpx.AsyncClient) -> None:
     }
     assert {name for name in families if name.startswith(("seg_", "http_"))} >= {
         "http_server_request_duration_seconds",
-        "seg_requests",
-        "seg_stage_duration_seconds",
-        "seg_queue_depth",
-        "seg_queue_capacity",
-        "seg_inflight",
-        "seg_batch_size",
-        "seg_batch_padding_ratio",
-        "seg_rejected",
-        "seg_cancelled",
-        "seg_poison_items",
-        "seg_image_pixels",
-        "seg_response_bytes",
-        "seg_segments_per_image",
-        "seg_void_fraction",
-        "seg_mean_score",
-        "seg_model_info",
-        "seg_model_load_seconds",
-        "seg_model_state",
-        "seg_event_loop_lag_seconds",
+        "useg_requests",
+        "useg_stage_duration_seconds",
+        "useg_queue_depth",
+        "useg_queue_capacity",
+        "useg_requests_in_flight",
+        "useg_batch_size",
+        "useg_batch_padding_ratio",
+        "useg_requests_rejected",
+        "useg_requests_cancelled",
+        "useg_inference_failures",
+        "useg_image_pixels",
+        "useg_response_bytes",
+        "useg_segments_per_image",
+        "useg_void_ratio",
+        "useg_mean_score",
+        "useg_model_info",
+        "useg_model_load_seconds",
+        "useg_model_state",
+        "useg_event_loop_lag_seconds",
     }
 
 

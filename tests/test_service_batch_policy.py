@@ -41,7 +41,7 @@ async def test_nothing_waiting_is_nothing_to_look_at() -> None:
 async def test_a_full_batch_goes_at_once_and_leaves_the_rest() -> None:
     queue = fill(*(wait() for _ in range(5)))
     batcher = make_batcher()
-    assert describe(batcher.choose(queue, 0.0)) == ("full", 4)
+    assert describe(batcher.choose(queue, 0.0)) == ("max_batch_size", 4)
     assert batcher.choose(queue, 0.0) == 2.0
 
 
@@ -49,7 +49,7 @@ async def test_a_batch_that_has_waited_goes_as_it_is() -> None:
     queue = fill(wait(submitted=1.0), wait(submitted=2.5))
     batcher = make_batcher()
     assert batcher.choose(queue, 2.5) == 0.5
-    assert describe(batcher.choose(queue, 3.0)) == ("delay", 2)
+    assert describe(batcher.choose(queue, 3.0)) == ("max_queue_delay", 2)
 
 
 async def test_a_deadline_releases_a_batch_while_there_is_time_for_its_run() -> None:
@@ -63,14 +63,14 @@ async def test_a_deadline_releases_a_batch_while_there_is_time_for_its_run() -> 
 async def test_near_the_end_nothing_is_waited_for() -> None:
     batcher = make_batcher()
     batcher.is_draining = True
-    assert describe(batcher.choose(fill(wait()), 0.0)) == ("drain", 1)
+    assert describe(batcher.choose(fill(wait()), 0.0)) == ("shutdown", 1)
 
 
 async def test_the_pixel_budget_makes_batches_of_large_canvases_smaller() -> None:
     batcher = make_batcher(max_batch_size=8, limit_pixels=900)
     assert [batcher.count_places(shape) for shape in (SMALL, LARGE, (3, 50, 50))] == [8, 2, 1]
     queue = fill(*(wait(shape=LARGE) for _ in range(3)))
-    assert describe(batcher.choose(queue, 0.0)) == ("full", 2)
+    assert describe(batcher.choose(queue, 0.0)) == ("max_batch_size", 2)
 
 
 async def test_of_two_canvases_the_urgent_one_goes_first_then_the_one_that_waited_longer() -> None:

@@ -247,7 +247,7 @@ async def test_of_sixteen_pictures_with_one_poison_fifteen_are_answered() -> Non
     assert str(answers.pop(10)) == "poison"
     assert answers == [*range(20, 35)]
     assert len(session.batches) == 9  # itself, and two halves at each of four levels
-    assert telemetry.registry.get_sample_value("seg_poison_items_total") == 1.0
+    assert telemetry.registry.get_sample_value("useg_inference_failures_total") == 1.0
 
 
 async def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_next_ones() -> None:
@@ -258,7 +258,7 @@ async def test_a_batch_too_large_for_memory_is_halved_and_so_are_the_next_ones()
         assert [len(batch) for batch in session.batches] == [8, 4, 2, 2, 4, 2, 2]
         assert await asyncio.gather(*begin(engine, 30, 31, 32)) == [30, 31, 32]
     assert [len(batch) for batch in session.batches[7:]] == [2, 1]
-    assert telemetry.registry.get_sample_value("seg_batch_retries_total", {"reason": "memory"}) == 3.0
+    assert telemetry.registry.get_sample_value("useg_batch_splits_total", {"reason": "memory"}) == 3.0
 
 
 async def test_one_picture_too_large_for_memory_may_come_back_later() -> None:
@@ -316,9 +316,9 @@ async def test_a_drain_releases_a_batch_that_waits_for_company() -> None:
         await asyncio.wait(tasks, timeout=SOON_S)
         engine.drain()
         assert await asyncio.gather(*tasks) == [2, 3]
-    labels = {"bucket": "2x2", "release_reason": "drain"}
-    assert telemetry.registry.get_sample_value("seg_batch_size_sum", labels) == 2.0
-    assert telemetry.registry.get_sample_value("seg_batch_padding_ratio_sum") == 0.0
+    labels = {"input_size": "2x2", "release_reason": "shutdown"}
+    assert telemetry.registry.get_sample_value("useg_batch_size_sum", labels) == 2.0
+    assert telemetry.registry.get_sample_value("useg_batch_padding_ratio_sum") == 0.0
 
 
 @pytest.mark.parametrize("colour", [DEADLY, HANGING])
@@ -340,7 +340,7 @@ async def test_a_dead_worker_is_noticed_and_replaced_and_those_who_wait_are_answ
         assert engine.is_alive
     session.hang.set()
     assert following.batches == [[2]]
-    assert telemetry.registry.get_sample_value("seg_worker_restarts_total", {"part": "worker"}) == 1.0
+    assert telemetry.registry.get_sample_value("useg_worker_restarts_total", {"part": "worker"}) == 1.0
 
 
 async def test_neighbours_of_a_picture_that_killed_the_worker_may_come_back() -> None:
@@ -357,7 +357,7 @@ async def test_a_loop_that_ends_is_started_again() -> None:
         assert engine._loop_task is not None
         engine._loop_task.cancel()
         assert await ask(engine, 2) == 2
-    assert telemetry.registry.get_sample_value("seg_worker_restarts_total", {"part": "loop"}) == 1.0
+    assert telemetry.registry.get_sample_value("useg_worker_restarts_total", {"part": "loop"}) == 1.0
 
 
 async def test_random_deaths_cancels_and_poison_hang_nobody() -> None:

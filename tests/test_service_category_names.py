@@ -232,7 +232,7 @@ async def test_edits_are_counted_and_logged_without_the_name(
     edit_names(file, CONTRACT, lambda old: old.rename({2: "sea"}, "another process"))
     await client.put(RED, json={"category": "pepper"})
     await client.put(RED, json={"category": "pepper"})
-    assert 'seg_name_edits_total{model="fake"} 1.0' in (await client.get("/metrics")).text
+    assert 'useg_category_name_edits_total{model="fake"} 1.0' in (await client.get("/metrics")).text
     assert caplog.messages == ["names of fake 1+test: revision 2 by local, clusters 1"]
 
 

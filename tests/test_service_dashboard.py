@@ -82,7 +82,7 @@ def test_a_request_shows_within_moments(page: Page, address: str) -> None:
     expect(row.get_by_role("cell").nth(0)).to_have_text("1")
     expect(row.get_by_role("cell").nth(1)).to_have_text(re.compile(r"^[\d.]+ m?s$"))
     expect(page.get_by_role("table", name="Time in each stage").get_by_role("row", name="infer")).to_be_visible()
-    expect(page.get_by_role("table", name="Batches").get_by_role("row", name="full")).to_contain_text("1.0")
+    expect(page.get_by_role("table", name="Batches").get_by_role("row", name="max_batch_size")).to_contain_text("1.0")
     expect(page.get_by_role("table", name="Versions")).to_contain_text("fake 1+test")
 
 

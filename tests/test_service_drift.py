@@ -41,7 +41,7 @@ def watch(answers: int) -> Telemetry:
 
 def read(telemetry: Telemetry, measure: str) -> float | None:
     labels = {"measure": measure, "model": CONTRACT.name, "version": CONTRACT.version}
-    return telemetry.registry.get_sample_value("seg_output_drift", labels)
+    return telemetry.registry.get_sample_value("useg_output_drift_psi", labels)
 
 
 def test_answers_like_the_reference_have_no_drift_and_others_have() -> None:

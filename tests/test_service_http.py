@@ -163,16 +163,16 @@ async def test_metrics_count_what_was_asked(client: httpx.AsyncClient) -> None:
     await client.request("BREW", "/livez")
     text = (await client.get("/metrics")).text
     for line in (
-        'seg_requests_total{model="fake",outcome="ok",task="panoptic",version="1+test"} 1.0',
-        'seg_requests_total{model="fake",outcome="bad_input",task="instance",version="1+test"} 1.0',
-        'http_server_request_duration_seconds_count{method="POST",route="/v1/segment",status="200"} 1.0',
-        'http_server_request_duration_seconds_count{method="GET",route="unmatched",status="404"} 1.0',
-        'http_server_request_duration_seconds_count{method="_OTHER",route="/livez",status="405"} 1.0',
-        'seg_stage_duration_seconds_count{stage="merge"} 1.0',
-        "seg_queue_depth 0.0",
-        'seg_batch_size_count{bucket="56x56",release_reason="full"} 1.0',
-        'seg_segments_per_image_sum{model="fake",version="1+test"} 2.0',
-        'seg_model_info{backend="fake",name="fake",precision="fp32",sha256="",version="1+test"} 1.0',
+        'useg_requests_total{model="fake",outcome="ok",task="panoptic",version="1+test"} 1.0',
+        'useg_requests_total{model="fake",outcome="client_error",task="instance",version="1+test"} 1.0',
+        'http_server_request_duration_seconds_count{http_request_method="POST",http_route="/v1/segment",http_response_status_code="200"} 1.0',
+        'http_server_request_duration_seconds_count{http_request_method="GET",http_route="unmatched",http_response_status_code="404"} 1.0',
+        'http_server_request_duration_seconds_count{http_request_method="_OTHER",http_route="/livez",http_response_status_code="405"} 1.0',
+        'useg_stage_duration_seconds_count{stage="merge"} 1.0',
+        "useg_queue_depth 0.0",
+        'useg_batch_size_count{input_size="56x56",release_reason="max_batch_size"} 1.0',
+        'useg_segments_per_image_sum{model="fake",version="1+test"} 2.0',
+        'useg_model_info{backend="fake",name="fake",precision="fp32",sha256="",version="1+test"} 1.0',
     ):
         assert line in text.splitlines()
 
@@ -192,7 +192,7 @@ async def test_the_service_lives_at_once_and_is_ready_once_its_artifact_is() -> 
         assert (early.status_code, "being opened" in early.json()["detail"]) == (503, True)
         rejected = await post(client, HALVES)
         assert (rejected.status_code, int(rejected.headers["retry-after"]) >= 1) == (503, True)
-        assert 'seg_rejected_total{reason="not_ready"} 1.0' in (await client.get("/metrics")).text
+        assert 'useg_requests_rejected_total{reason="not_ready"} 1.0' in (await client.get("/metrics")).text
         gate.set()
         await asyncio.wait_for(app.state.parts.model_repository.settle(), WAIT_S)
         ready = await client.get("/readyz")

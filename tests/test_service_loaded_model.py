@@ -31,11 +31,11 @@ async def test_metrics_name_the_backend_that_answers_now() -> None:
     is_allowed = threading.Event()
     opened: list[HotSwapSession] = []
     async with open_client(lambda: open_handover(is_allowed, opened)) as client:
-        assert 'seg_model_info{backend="fake"' in (await client.get("/metrics")).text
+        assert 'useg_model_info{backend="fake"' in (await client.get("/metrics")).text
         is_allowed.set()
         opened[0].wait_ready(WAIT_S)
         text = (await client.get("/metrics")).text
-        assert 'seg_model_info{backend="faster"' in text
+        assert 'useg_model_info{backend="faster"' in text
         assert 'backend="fake"' not in text
 
 

@@ -82,8 +82,8 @@ async def test_a_canary_is_tried_and_promoted_over_http(registry: Registry) -> N
         await client.post(f"/v1/models/{NAME}/shadow", json={"version": "1", "share": 0.5})
         assert (await see(client, "1", "shadow")).versions[0].share == 0.5
         text = (await client.get("/metrics")).text
-        assert f'seg_requests_total{{model="{NAME}",outcome="ok",task="panoptic",version="2"}} 1.0' in text
-        assert f'seg_version_state{{model="{NAME}",state="shadow",version="1"}} 1.0' in text
+        assert f'useg_requests_total{{model="{NAME}",outcome="ok",task="panoptic",version="2"}} 1.0' in text
+        assert f'useg_model_version_state{{model="{NAME}",state="shadow",version="1"}} 1.0' in text
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ async def test_statistics_and_answers_are_counted_for_each_version_alone(tmp_pat
             assert [each["version"] for each in stats] == versions
         lines = (await client.get("/metrics")).text.splitlines()
         for model, version, count in ((NAME, "1", 2), (NAME, "2", 0), ("other", "1", 1)):
-            assert f'seg_segments_per_image_count{{model="{model}",version="{version}"}} {count}.0' in lines
+            assert f'useg_segments_per_image_count{{model="{model}",version="{version}"}} {count}.0' in lines
 
 
 async def test_a_bad_first_version_leaves_the_service_alive_and_not_ready(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ async def test_a_bad_first_version_leaves_the_service_alive_and_not_ready(tmp_pa
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.post("/v1/segment", content=HALVES)).status_code == 503
         await asyncio.to_thread(registry.activate, NAME, "1", by="test")
-        assert "golden answers differ" in ((await see(client, "1", "refused")).versions[0].reason or "")
+        assert "golden answers differ" in ((await see(client, "1", "failed")).versions[0].reason or "")
         assert "was refused" in (await client.get("/readyz")).json()["detail"]
         await asyncio.to_thread(registry.activate, NAME, "2", by="test")
         await asyncio.wait_for(app.state.parts.model_repository.settle(), 10)

@@ -30,7 +30,7 @@ async def test_more_requests_than_places_are_busy_and_the_others_are_answered() 
         session.gate.set()
         assert (await first).status_code == 200
         assert sorted([(await each).status_code for each in others]) == [200, 503, 503]
-        assert 'seg_rejected_total{reason="queue_full"} 2.0' in (await client.get("/metrics")).text
+        assert 'useg_requests_rejected_total{reason="queue_full"} 2.0' in (await client.get("/metrics")).text
         assert (await post(client, HALVES)).status_code == 200
 
 
@@ -70,12 +70,12 @@ async def test_a_picture_whose_sender_hung_up_is_never_run() -> None:
         await wait_for(session.is_inside)
         _, second = await asyncio.open_connection(host, port)
         second.write(make_request(HALVES))
-        await see_metric(host, port, "seg_queue_depth 1.0")
+        await see_metric(host, port, "useg_queue_depth 1.0")
         for each in (first, second):
             each.close()
             await each.wait_closed()
-        await see_metric(host, port, 'seg_cancelled_total{stage="queue"} 1.0')
-        await see_metric(host, port, 'seg_cancelled_total{stage="infer"} 1.0')
+        await see_metric(host, port, 'useg_requests_cancelled_total{stage="queue"} 1.0')
+        await see_metric(host, port, 'useg_requests_cancelled_total{stage="infer"} 1.0')
         session.gate.set()
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
             assert (await post(client, HALVES)).status_code == 200
@@ -112,13 +112,13 @@ async def test_senders_that_hang_up_before_the_decoder_or_after_the_network_are_
         await wait_for(session.is_inside)
         _, second = await asyncio.open_connection(host, port)
         second.write(make_request(HALVES))
-        await see_metric(host, port, "seg_inflight 2.0")
+        await see_metric(host, port, "useg_requests_in_flight 2.0")
         for each in (first, second):
             each.close()
             await each.wait_closed()
-        await see_metric(host, port, 'seg_cancelled_total{stage="merge"} 1.0')
-        await see_metric(host, port, 'seg_cancelled_total{stage="decode"} 1.0')
-        await see_metric(host, port, "seg_inflight 0.0")
+        await see_metric(host, port, 'useg_requests_cancelled_total{stage="merge"} 1.0')
+        await see_metric(host, port, 'useg_requests_cancelled_total{stage="decode"} 1.0')
+        await see_metric(host, port, "useg_requests_in_flight 0.0")
         session.gate.set()
     assert session.pictures == 1  # the second was never decoded
 
@@ -130,7 +130,7 @@ async def test_a_sender_that_hangs_up_within_its_body_counts_as_cancelled() -> N
         await writer.drain()
         writer.close()
         await writer.wait_closed()
-        await see_metric(host, port, 'seg_cancelled_total{stage="read"} 1.0')
+        await see_metric(host, port, 'useg_requests_cancelled_total{stage="read"} 1.0')
 
 
 async def test_a_large_body_is_refused_over_a_socket_before_it_is_sent_whole() -> None:

@@ -68,7 +68,7 @@ async def test_a_registry_that_is_not_mounted_any_more_drops_no_model_that_answe
         await leader.look()
         assert leader.list_routers()[NAME].require().contract.version == "1"
         (status,) = leader.list_statuses()
-        assert [(each.version, each.state) for each in status.versions] == [("1", "orphaned")]
+        assert [(each.version, each.state) for each in status.versions] == [("1", "missing_from_registry")]
     assert caplog.text.count("all stays as it is") == 1
     await leader.stop()
 

@@ -88,7 +88,7 @@ async def test_a_new_version_answers_once_it_is_warm_and_the_old_one_until_then(
         assert await case.ask() == "1"
         case.registry.activate(NAME, "2", by="test")
         await case.follower.step()
-        assert case.list_roles() == {"1": "active", "2": "opening"}
+        assert case.list_roles() == {"1": "active", "2": "loading"}
         assert await case.ask() == "1"
         await case.settle()
         assert await case.ask() == "2"
@@ -102,11 +102,11 @@ async def test_the_old_version_is_kept_for_a_while_and_a_rollback_to_it_opens_no
         case.registry.roll_back(NAME, by="test")
         await case.follower.step()
         assert await case.ask() == "1"
-        assert case.list_roles() == {"1": "active", "2": "idle"}
+        assert case.list_roles() == {"1": "active", "2": "unloaded"}
     async with follow(tmp_path / "at once", {"1": "good", "2": "good"}, rollback_window_s=0.0) as case:
         await case.activate("1")
         await case.activate("2")
-        assert case.list_roles() == {"1": "idle", "2": "active"}
+        assert case.list_roles() == {"1": "unloaded", "2": "active"}
         case.registry.roll_back(NAME, by="test")
         await case.settle()
         assert await case.ask() == "1"
@@ -122,7 +122,7 @@ async def test_requests_under_way_end_with_the_version_they_began_with(tmp_path:
             assert route.pipeline.contract.version == "1"
             await route.pipeline.find(HALVES, SegmentParameters(), lambda _: None, claim, StageTimer(case.telemetry))
         await case.follower.step()
-        assert case.list_roles() == {"1": "idle", "2": "active"}
+        assert case.list_roles() == {"1": "unloaded", "2": "active"}
 
 
 async def test_a_version_that_is_closed_leaves_no_figure_of_its_answers_behind(tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ async def test_a_bad_candidate_is_refused_and_the_old_version_stays(tmp_path: Pa
         assert (status.active, status.serving, case.read_last()) == ("1", "1", ("refuse", "2", "useg serve"))
         assert words in status.history[-1].reason
         assert words in (status.versions[1].reason or "")
-        labels = {"model": NAME, "version": "2", "state": "refused"}
-        assert case.telemetry.registry.get_sample_value("seg_version_state", labels) == 1.0
-        assert case.telemetry.registry.get_sample_value("seg_rollbacks_total", {"model": NAME, "cause": "refused"}) == 1
+        labels = {"model": NAME, "version": "2", "state": "failed"}
+        assert case.telemetry.registry.get_sample_value("useg_model_version_state", labels) == 1.0
+        assert case.telemetry.registry.get_sample_value("useg_rollbacks_total", {"model": NAME, "cause": "load_failed"}) == 1
 
 
 @pytest.mark.parametrize("damage", ["truncated", "renamed"])
@@ -195,7 +195,7 @@ async def test_failures_of_a_new_version_are_not_felt_and_take_it_back(tmp_path:
         assert case.list_roles() == {"1": "standby", "2": "active"}  # it runs on what it is warmed with
         assert [await case.ask() for _ in range(3)] == ["1", "1", "1"]
         await case.follower.step()
-        assert case.list_roles() == {"1": "active", "2": "refused"}
+        assert case.list_roles() == {"1": "active", "2": "failed"}
         assert case.follower.describe().active == "1"
         assert case.read_last() == ("rollback", "2", "useg serve")
         assert "errors: 3 of 3 pictures failed" in case.registry.read_state(NAME).history[-1].reason
@@ -261,7 +261,7 @@ async def test_a_canary_that_fails_is_not_felt_and_ends(tmp_path: Path) -> None:
         assert [await case.ask() for _ in range(3)] == ["1", "1", "1"]
         await case.follower.step()
         assert case.registry.read_state(NAME).canary is None
-        assert case.list_roles() == {"1": "active", "2": "refused"}
+        assert case.list_roles() == {"1": "active", "2": "failed"}
 
 
 async def test_a_shadow_sees_pictures_and_nobody_hears_of_it(tmp_path: Path) -> None:
@@ -277,9 +277,9 @@ async def test_a_shadow_sees_pictures_and_nobody_hears_of_it(tmp_path: Path) -> 
             await shadow.settle()
         assert shadow.pipeline.track.failures == 3
         await case.follower.step()
-        assert (case.follower.router.shadow, case.list_roles()["2"]) == (None, "refused")
+        assert (case.follower.router.shadow, case.list_roles()["2"]) == (None, "failed")
         labels = {"model": NAME, "outcome": "failed"}
-        assert case.telemetry.registry.get_sample_value("seg_shadow_pictures_total", labels) == 3.0
+        assert case.telemetry.registry.get_sample_value("useg_shadow_images_total", labels) == 3.0
 
 
 async def test_a_picture_that_no_version_can_answer_counts_against_none(tmp_path: Path) -> None:
@@ -322,19 +322,19 @@ async def test_what_is_served_and_gone_from_the_registry_answers_on_and_is_told(
         assert await case.ask() == "2"
         status = case.follower.describe()
         assert (status.active, status.serving, status.revision) == ("2", "2", revision)
-        assert case.list_roles()["2"] == "orphaned"
-        assert read_state_metric(case, "2") == {"orphaned": 1.0}
+        assert case.list_roles()["2"] == "missing_from_registry"
+        assert read_state_metric(case, "2") == {"missing_from_registry": 1.0}
         assert caplog.text.count("2 answers, but the registry does not give it any more") == 1
         (tmp_path / "away").rename(path)
         await case.follower.step()
-        assert case.list_roles() == {"1": "idle", "2": "active"}
+        assert case.list_roles() == {"1": "unloaded", "2": "active"}
         assert read_state_metric(case, "2") == {"active": 1.0}
 
 
 async def test_a_version_that_was_removed_leaves_no_state_behind(tmp_path: Path) -> None:
     async with follow(tmp_path, {"1": "good", "2": "good"}) as case:
         await case.activate("2")
-        assert read_state_metric(case, "1") == {"idle": 1.0}
+        assert read_state_metric(case, "1") == {"unloaded": 1.0}
         case.registry.remove(NAME, "1", by="test")
         await case.follower.step()
         assert (case.list_roles(), read_state_metric(case, "1")) == ({"2": "active"}, {})

@@ -89,11 +89,11 @@ class BatchPolicy:
         delay_s = age_s + self._max_wait_s
         haste_s = left_s - _DEADLINE_FACTOR * self._run_s
         if count >= self.count_places(shape):
-            return "full", 0.0
+            return "max_batch_size", 0.0
         if self.is_draining:
-            return "drain", 0.0
+            return "shutdown", 0.0
         if delay_s <= 0.0:
-            return "delay", 0.0
+            return "max_queue_delay", 0.0
         if haste_s <= 0.0:
             return "deadline", 0.0
         return None, min(delay_s, haste_s)

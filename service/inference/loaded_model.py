@@ -92,9 +92,9 @@ class LoadedModel:
     @property
     def state(self) -> ModelState:
         if self._refusal:
-            return "refused"
+            return "failed"
         if not self._pipeline:
-            return "opening"
+            return "loading"
         return "ready" if self._pipeline.engine.is_alive else "restarting"
 
     def find(self) -> Pipeline | None:
@@ -115,7 +115,7 @@ class LoadedModel:
                 contract, session, self._settings, self._telemetry, reopen=self._reopen, glossary=self._glossary
             )
             await pipeline.start()
-            self._telemetry.model_load_seconds.set(time.perf_counter() - started)
+            self._telemetry.model_load_duration.set(time.perf_counter() - started)
             self._pipeline, self._session, self._contract = pipeline, session, contract
         self._is_settled.set()
 

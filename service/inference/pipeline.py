@@ -110,7 +110,7 @@ class Pipeline:
         self._capacity.set(settings.max_queue_size)
         self.track = RecentOutcomes()
         self.tally = VersionStats(contract.name, contract.version)
-        telemetry.expect(contract)
+        telemetry.init_series(contract)
 
     @property
     def contract(self) -> Contract:
@@ -130,7 +130,7 @@ class Pipeline:
         await self.engine.stop()
         await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
         self.drift.forget()
-        self._telemetry.forget(self.contract)
+        self._telemetry.remove_series(self.contract)
         self._capacity.set(0)
 
     @property

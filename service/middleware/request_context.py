@@ -41,9 +41,9 @@ class RequestMiddleware:
     ) -> None:
         self._app = app
         self._telemetry = telemetry
-        telemetry.request_seconds.labels("POST", SEGMENT_ROUTE, HTTPStatus.OK.value)  # from 0, as Telemetry.expect says
+        telemetry.http_request_duration.labels("POST", SEGMENT_ROUTE, HTTPStatus.OK.value)  # from 0, as Telemetry.init_series says
         for reason in _REJECTION_REASONS.values():
-            telemetry.rejected.labels(reason)
+            telemetry.requests_rejected.labels(reason)
         self._is_draining = is_draining
         self._find_tally = find_tally
         self._sink = sink
@@ -92,9 +92,9 @@ class RequestMiddleware:
 
     def _record(self, scope: Scope, status: int, seconds: float, sent_bytes: int) -> None:
         method, route, state = method_label(scope), route_template(scope), scope["state"]
-        self._telemetry.request_seconds.labels(method, route, status).observe(seconds)
+        self._telemetry.http_request_duration.labels(method, route, status).observe(seconds)
         if method == "POST" and (rejection := _REJECTION_REASONS.get(state.get("problem"))):
-            self._telemetry.rejected.labels(rejection).inc()
+            self._telemetry.requests_rejected.labels(rejection).inc()
         if method == "POST" and (route == SEGMENT_ROUTE or "stopwatch" in state):
             self._record_segmentation(state, status, seconds, sent_bytes)
         fields = {
@@ -119,11 +119,11 @@ class RequestMiddleware:
         if isinstance(tally, VersionStats):
             tally.take_request(outcome, seconds)
         if outcome == "ok":
-            self._telemetry.answer_seconds.labels(task).observe(seconds)
+            self._telemetry.request_duration.labels(task).observe(seconds)
             self._telemetry.response_bytes.observe(sent_bytes)
         if outcome == "cancelled":
             stopwatch = state.get("stopwatch")
-            self._telemetry.cancelled.labels(stopwatch.stage if isinstance(stopwatch, StageTimer) else "read").inc()
+            self._telemetry.requests_cancelled.labels(stopwatch.stage if isinstance(stopwatch, StageTimer) else "read").inc()
 
 
 def choose_request_id(given: str | None) -> str:

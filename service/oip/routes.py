@@ -26,8 +26,8 @@ _MODEL, _VERSION = "/models/{name}", "/models/{name}/versions/{version}"
 _FIXED = "this service holds the one artifact it was started with: nothing is loaded or unloaded on request"
 
 _LED = "versions come and go as the registry says: POST /v1/models/NAME/active, canary, shadow, promote or rollback"
-_OPEN = ("active", "canary", "shadow", "standby", "orphaned")
-_STATES = {"opening": "LOADING", **dict.fromkeys(_OPEN, "READY")}
+_OPEN = ("active", "canary", "shadow", "standby", "missing_from_registry")
+_STATES = {"loading": "LOADING", **dict.fromkeys(_OPEN, "READY")}
 """What Triton calls what a version is up to."""
 
 router = APIRouter(prefix=OIP_PREFIX, tags=["Open Inference Protocol v2"])
@@ -114,7 +114,7 @@ async def repository_index(request: Request) -> Response:
                 "name": model.name,
                 "version": each.version,
                 "state": _STATES.get(each.state, "UNAVAILABLE"),
-                "reason": each.reason or (each.state if each.state in ("idle", "refused") else ""),
+                "reason": each.reason or (each.state if each.state in ("unloaded", "failed") else ""),
             }
             for model in statuses
             for each in model.versions

@@ -7,7 +7,7 @@ import { Window } from "./window.js";
 
 const EVERY_MS = 2000;
 const KEPT = 150; // five minutes
-const ANSWERED = "seg_answer_duration_seconds_count";
+const ANSWERED = "useg_request_duration_seconds_count";
 
 const find = (id) => document.getElementById(id);
 const samples = [];
@@ -46,10 +46,10 @@ function show() {
 
 function describeState(metrics) {
   const models = metrics
-    .list("seg_model_info", {})
+    .list("useg_model_info", {})
     .map(({ labels }) => `${labels.name} ${labels.version} on ${labels.backend}`);
   const states = metrics
-    .list("seg_model_state")
+    .list("useg_model_state")
     .filter(({ value }) => value === 1)
     .map(({ labels }) => labels.state);
   return `${models.join(", ") || "No model"}: ${states.join(", ")}`;

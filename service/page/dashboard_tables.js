@@ -1,14 +1,14 @@
 import { formatS, formatShare } from "./figures.js";
 import { renderBar, renderTable } from "./tables.js";
 
-const ANSWERS = "seg_answer_duration_seconds";
-const STAGES = "seg_stage_duration_seconds";
+const ANSWERS = "useg_request_duration_seconds";
+const STAGES = "useg_stage_duration_seconds";
 const SHARES = [0.5, 0.95, 0.99];
 const QUANTILES = ["Median", "95 %", "99 %"];
 const MEASURES = [
-  ["segments", "Segments", "seg_segments_per_image", (mean) => mean.toFixed(1)],
-  ["void", "Void", "seg_void_fraction", formatShare],
-  ["score", "Score", "seg_mean_score", (mean) => mean.toFixed(2)],
+  ["segments", "Segments", "useg_segments_per_image", (mean) => mean.toFixed(1)],
+  ["void", "Void", "useg_void_ratio", formatShare],
+  ["score", "Score", "useg_mean_score", (mean) => mean.toFixed(2)],
 ];
 
 /** The tables, by the place where each belongs: what is so now, and what happened in the time that is told. */
@@ -46,29 +46,29 @@ function renderStages(told) {
 }
 
 function renderBatches(told) {
-  const rows = [...told.rises("seg_batch_size_count", "release_reason")]
+  const rows = [...told.rises("useg_batch_size_count", "release_reason")]
     .filter(([, count]) => count > 0)
     .map(([reason, count]) => [
       reason,
       String(count),
-      told.mean("seg_batch_size", { release_reason: reason }).toFixed(1),
+      told.mean("useg_batch_size", { release_reason: reason }).toFixed(1),
     ]);
   if (!rows.length) return ["No batch yet."];
   const padding = document.createElement("p");
-  padding.textContent = `${formatShare(told.mean("seg_batch_padding_ratio") ?? 0)} of their pixels show no picture.`;
+  padding.textContent = `${formatShare(told.mean("useg_batch_padding_ratio") ?? 0)} of their pixels show no picture.`;
   return [renderTable("Batches", ["Released by", "Batches", "Pictures in each"], rows), padding];
 }
 
 function renderFailures(told) {
-  const answered = [...told.rises("http_server_request_duration_seconds_count", "status")];
+  const answered = [...told.rises("http_server_request_duration_seconds_count", "http_response_status_code")];
   const rows = [
     ...answered.filter(([status]) => /^[45]/.test(status)).map(([status, count]) => [`Status ${status}`, count]),
-    ...[...told.rises("seg_rejected_total", "reason")].map(([reason, count]) => [`Turned away: ${reason}`, count]),
-    ...[...told.rises("seg_cancelled_total", "stage")].map(([stage, count]) => [`Hung up during: ${stage}`, count]),
-    ["Pictures that the network cannot take", told.rise("seg_poison_items_total")],
-    ["Batches that failed and were halved", told.rise("seg_batch_retries_total")],
-    ["Restarts of what runs the network", told.rise("seg_worker_restarts_total")],
-    ["Versions taken back", told.rise("seg_rollbacks_total")],
+    ...[...told.rises("useg_requests_rejected_total", "reason")].map(([reason, count]) => [`Turned away: ${reason}`, count]),
+    ...[...told.rises("useg_requests_cancelled_total", "stage")].map(([stage, count]) => [`Hung up during: ${stage}`, count]),
+    ["Pictures that the network cannot take", told.rise("useg_inference_failures_total")],
+    ["Batches that failed and were halved", told.rise("useg_batch_splits_total")],
+    ["Restarts of what runs the network", told.rise("useg_worker_restarts_total")],
+    ["Versions taken back", told.rise("useg_rollbacks_total")],
   ].filter(([, count]) => count > 0);
   const written = rows.map(([name, count]) => [name, String(count)]);
   return rows.length ? renderTable("Refusals and errors", ["What", "How often"], written) : "None.";
@@ -76,13 +76,13 @@ function renderFailures(told) {
 
 function renderAnswers(metrics, told) {
   const open = metrics
-    .list("seg_segments_per_image_count")
+    .list("useg_segments_per_image_count")
     .map(({ labels: { model, version } }) => ({ model, version }));
-  const limit = metrics.sum("seg_output_drift_limit");
+  const limit = metrics.sum("useg_output_drift_psi_limit");
   const rows = open.flatMap((which) =>
     MEASURES.map(([measure, name, metric, format]) => {
       const mean = told.mean(metric, which);
-      const [drift] = metrics.list("seg_output_drift", { measure, ...which });
+      const [drift] = metrics.list("useg_output_drift_psi", { measure, ...which });
       const bar = drift && renderBar(Math.min(1, drift.value), 1, drift.value.toFixed(2), limit);
       return [open.length > 1 ? `${name}, ${which.model} ${which.version}` : name, mean === null ? null : format(mean), bar];
     }),
@@ -91,8 +91,8 @@ function renderAnswers(metrics, told) {
 }
 
 function renderVersions(metrics) {
-  const roles = metrics.list("seg_version_state").filter(({ value }) => value === 1);
-  const answering = metrics.list("seg_model_info");
+  const roles = metrics.list("useg_model_version_state").filter(({ value }) => value === 1);
+  const answering = metrics.list("useg_model_info");
   const find = ({ model, version }) =>
     answering.find(({ labels }) => labels.name === model && labels.version === version)?.labels;
   const rows = roles.length

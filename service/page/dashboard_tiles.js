@@ -5,14 +5,14 @@ import { Window } from "./window.js";
 const POSTS = { method: "POST", route: /^\/v1\/segment$|^\/v2\/.*infer$/ };
 const FAILED = { ...POSTS, status: /^5/ };
 const REQUESTS = "http_server_request_duration_seconds_count";
-const ANSWERS = "seg_answer_duration_seconds";
+const ANSWERS = "useg_request_duration_seconds";
 const SHORTEST = 30; // a minute
-const LAG = "seg_event_loop_lag_seconds";
+const LAG = "useg_event_loop_lag_seconds";
 
 /** What is so at a moment: read from one look. */
 const GAUGES = [
-  { name: "Waiting", read: (metrics) => metrics.sum("seg_queue_depth"), format: String },
-  { name: "In flight", read: (metrics) => metrics.sum("seg_inflight"), format: String },
+  { name: "Waiting", read: (metrics) => metrics.sum("useg_queue_depth"), format: String },
+  { name: "In flight", read: (metrics) => metrics.sum("useg_requests_in_flight"), format: String },
   { name: "Memory", read: (metrics) => metrics.sum("process_resident_memory_bytes"), format: formatMb },
 ];
 
@@ -20,7 +20,7 @@ const GAUGES = [
 const COURSES = [
   {
     name: "Requests a second",
-    read: (window) => window.rate("seg_requests_total"),
+    read: (window) => window.rate("useg_requests_total"),
     format: formatTenths,
     isRate: true,
   },

@@ -28,9 +28,9 @@ export function watchHealth(panel, line, body) {
 function readSample(metrics) {
   return {
     at: performance.now(),
-    depth: metrics.sum("seg_queue_depth"),
-    capacity: metrics.sum("seg_queue_capacity"),
-    inflight: metrics.sum("seg_inflight"),
+    depth: metrics.sum("useg_queue_depth"),
+    capacity: metrics.sum("useg_queue_capacity"),
+    inflight: metrics.sum("useg_requests_in_flight"),
     answered: metrics.sum(`${DURATION}_count`, ROUTE),
     bins: metrics.bins(DURATION, ROUTE),
   };

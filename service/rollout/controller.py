@@ -105,7 +105,7 @@ class RolloutController:
 
     async def stop(self) -> None:
         """Close all versions."""
-        self._telemetry.show_versions(self.model, {})
+        self._telemetry.set_version_roles(self.model, {})
         for task in self.held.opening.values():
             task.cancel()
         await asyncio.gather(*self.held.opening.values(), return_exceptions=True)
@@ -157,10 +157,10 @@ class RolloutController:
             await self._require_speed(deployment.require())
             self.held.open[version] = deployment
         except UsegError as error:
-            await self._take_back(version, "refuse", "refused", str(error))
+            await self._take_back(version, "refuse", "load_failed", str(error))
         except Exception as error:  # a session may raise anything
             logger.exception("%s %s could not be tried", self.model, version)
-            await self._take_back(version, "refuse", "refused", f"{type(error).__name__}, see the log")
+            await self._take_back(version, "refuse", "load_failed", f"{type(error).__name__}, see the log")
         finally:
             self.held.opening.pop(version, None)
             if version not in self.held.open:
@@ -248,7 +248,7 @@ class RolloutController:
         self,
         version: str,
         action: Literal["rollback", "refuse"],
-        cause: Literal[RollbackCause, "refused"],
+        cause: Literal[RollbackCause, "load_failed"],
         reason: str,
     ) -> None:
         """Take a version out of the registry's state, so that no process serves it until somebody asks again."""
@@ -288,7 +288,7 @@ class RolloutController:
             logger.info("%s %s is no orphan any more", self.model, version)
         self._orphans = orphans
         roles = {each: version_role(held, self.router, each) for each in held.versions}
-        self._telemetry.show_versions(self.model, roles)
+        self._telemetry.set_version_roles(self.model, roles)
 
 
 def release_memory() -> None:

@@ -63,9 +63,9 @@ def version_role(held: ControllerState, router: TrafficRouter, version: str) -> 
     """What a version is up to in this process."""
     deployment = held.open.get(version)
     if version in held.orphans:
-        return "orphaned"
+        return "missing_from_registry"
     if deployment is None:
-        return "opening" if version in held.opening else "refused" if version in held.refused else "idle"
+        return "loading" if version in held.opening else "failed" if version in held.refused else "unloaded"
     if deployment is router.active:
         return "active"
     if deployment is router.canary:

@@ -83,7 +83,7 @@ class SingleModelSource:
         if not pipeline:
             return []
         version = pipeline.contract.version
-        status = VersionStatus(version=version, state="active" if self._deployment.find() else "opening")
+        status = VersionStatus(version=version, state="active" if self._deployment.find() else "loading")
         return [
             ModelHistory(
                 name=pipeline.contract.name,
@@ -163,12 +163,12 @@ class ModelRepository:
     def describe(self) -> None:
         """Tell the telemetry what answers now."""
         active = [rollout.active for rollout in self.list_routers().values() if rollout.active]
-        self._telemetry.show_models(facts for each in active if (facts := _describe(each)))
-        states: list[ModelState] = [each.state for each in active] or ["opening"]
-        self._telemetry.show_state("draining" if self.is_draining else min(states, key=_WORST_FIRST.index))
+        self._telemetry.set_models(facts for each in active if (facts := _describe(each)))
+        states: list[ModelState] = [each.state for each in active] or ["loading"]
+        self._telemetry.set_state("draining" if self.is_draining else min(states, key=_WORST_FIRST.index))
 
 
-_WORST_FIRST: tuple[ModelState, ...] = ("refused", "restarting", "opening", "ready")
+_WORST_FIRST: tuple[ModelState, ...] = ("failed", "restarting", "loading", "ready")
 
 
 def _describe(deployment: LoadedModel) -> ModelInfoLabels | None:

@@ -36,4 +36,4 @@ async def record_event_loop_lag(telemetry: Telemetry) -> None:
     while True:
         due = loop.time() + _LAG_PERIOD_S
         await asyncio.sleep(_LAG_PERIOD_S)
-        telemetry.loop_lag.observe(max(0.0, loop.time() - due))
+        telemetry.event_loop_lag.observe(max(0.0, loop.time() - due))

@@ -1,4 +1,4 @@
-"""What the service measures of itself, in Prometheus' terms."""
+"""Prometheus metrics of the service."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,39 +8,46 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from model.contract import TASKS, Contract
 
-Stage = Literal["read", "decode", "queue", "preprocess", "infer", "merge", "encode", "serialize"]
+Stage = Literal["read", "decode", "queue", "infer", "merge", "encode"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-Outcome = Literal["ok", "bad_input", "rejected", "deadline", "cancelled", "error"]
-ModelState = Literal["opening", "ready", "refused", "restarting", "draining"]
-MODEL_STATES: tuple[ModelState, ...] = ("opening", "ready", "refused", "restarting", "draining")
-VersionRole = Literal["opening", "active", "canary", "shadow", "standby", "refused", "idle", "orphaned"]
+Outcome = Literal["ok", "client_error", "rejected", "timeout", "cancelled", "error"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+ModelState = Literal["loading", "ready", "failed", "restarting", "draining"]
+MODEL_STATES: tuple[ModelState, ...] = get_args(ModelState)
+VersionRole = Literal[
+    "loading", "active", "canary", "shadow", "standby", "failed", "unloaded", "missing_from_registry"
+]
 VERSION_ROLES: tuple[VersionRole, ...] = get_args(VersionRole)
-ReleaseReason = Literal["full", "delay", "deadline", "drain"]
-"""What released a batch: it was full, its first item had waited long enough, a deadline pressed, or the end is near."""
-_ROLLBACK_CAUSES = ("refused", "errors", "latency", "drift")
+ReleaseReason = Literal["max_batch_size", "max_queue_delay", "deadline", "shutdown"]
+"""Why a batch was run: it is full, its first image has waited long enough, a deadline is close, or the server stops."""
+RELEASE_REASONS: tuple[ReleaseReason, ...] = get_args(ReleaseReason)
+RollbackCause = Literal["load_failed", "errors", "latency", "drift"]
+ROLLBACK_CAUSES: tuple[RollbackCause, ...] = get_args(RollbackCause)
 
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
 _STAGE_BUCKETS_S = tuple(0.0005 * 2**power for power in range(15))
 _LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
-_COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
-_TENTHS = tuple(tenth / 10 for tenth in range(11))
-_POWERS_OF_4 = tuple(4**power for power in range(5, 14))
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
+_COUNT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+_RATIO_BUCKETS = tuple(tenth / 10 for tenth in range(11))
+_SIZE_BUCKETS = tuple(4**power for power in range(5, 14))
+_VERSION = ("model", "version")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfoLabels:
-    """What answers."""
+    """Labels of `useg_model_info`."""
 
     name: str
     version: str
     sha256: str
-    """Of the network's file."""
+    """Hash of the network's file."""
     backend: str
     precision: str
 
 
 class SharedGauge:
-    """What one of several versions adds to a gauge."""
+    """The part of one loaded version in a gauge that sums over all of them."""
 
     def __init__(self, gauge: Gauge) -> None:
         self._gauge = gauge
@@ -52,172 +59,168 @@ class SharedGauge:
 
 
 class Telemetry:
-    """The metrics of one app, in a registry of its own."""
+    """The metrics of one app, in a Prometheus registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._shown: dict[str, frozenset[str]] = {}
+        self._roles: dict[str, frozenset[str]] = {}
         ProcessCollector(registry=self.registry)
-        self._count_requests()
-        self._count_batches()
-        self._describe_answers()
-        self._describe_model()
+        self._create_request_metrics()
+        self._create_batch_metrics()
+        self._create_output_metrics()
+        self._create_model_metrics()
 
     def render(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def observe_batch(
-        self, input_size: tuple[int, int], sizes: Sequence[tuple[int, int]], reason: ReleaseReason
+        self, input_size: tuple[int, int], image_sizes: Sequence[tuple[int, int]], reason: ReleaseReason
     ) -> None:
-        """Count a batch that is about to run; its canvas and its pictures as height, width."""
+        """Record a batch that is about to run; sizes are (height, width)."""
         height, width = input_size
-        self.batch_size.labels(f"{height}x{width}", reason).observe(len(sizes))
-        covered = sum(size[0] * size[1] for size in sizes)
-        self.batch_padding.observe(1.0 - covered / (height * width * len(sizes)))
+        self.batch_size.labels(f"{height}x{width}", reason).observe(len(image_sizes))
+        covered = sum(size[0] * size[1] for size in image_sizes)
+        self.batch_padding.observe(1.0 - covered / (height * width * len(image_sizes)))
 
-    def show_models(self, models: Iterable[ModelInfoLabels]) -> None:
-        """Say what answers from now on."""
-        self.model.clear()
+    def set_models(self, models: Iterable[ModelInfoLabels]) -> None:
+        """Replace the series of `useg_model_info`."""
+        self.model_info.clear()
         for each in models:
-            self.model.labels(**asdict(each)).set(1)
+            self.model_info.labels(**asdict(each)).set(1)
 
-    def show_versions(self, model: str, roles: Mapping[str, VersionRole]) -> None:
-        """Say what the versions of a model of a registry are up to; of others that it had, nothing more."""
-        for version in self._shown.get(model, frozenset()) - roles.keys():
+    def set_state(self, state: ModelState) -> None:
+        """Set the state of the process in `useg_model_state`."""
+        for each in MODEL_STATES:
+            self.model_state.labels(each).set(each == state)
+
+    def set_version_roles(self, model: str, roles: Mapping[str, VersionRole]) -> None:
+        """Set the roles of a model's versions; versions that are not in `roles` lose their series."""
+        for version in self._roles.get(model, frozenset()) - roles.keys():
             for each in VERSION_ROLES:
                 self.model_version_state.remove(model, version, each)
         for version, role in roles.items():
             for each in VERSION_ROLES:
                 self.model_version_state.labels(model, version, each).set(each == role)
-        self._shown[model] = frozenset(roles)
-        for cause in _ROLLBACK_CAUSES:
-            self.rollbacks.labels(model, cause)  # from 0, as in `expect`
+        self._roles[model] = frozenset(roles)
+        for cause in ROLLBACK_CAUSES:
+            self.rollbacks.labels(model, cause)
 
-    def expect(self, contract: Contract) -> None:
-        """Begin what will be counted of an artifact at 0: of a series that begins at 1, Prometheus sees no rise."""
+    def init_series(self, contract: Contract) -> None:
+        """Create the series of an artifact at 0: Prometheus sees no increase in a series that starts at 1."""
+        version = (contract.name, contract.version)
         for task in TASKS:
-            self.answer_seconds.labels(task)
-            for outcome in get_args(Outcome):
-                self.requests.labels(contract.name, contract.version, task, outcome)
-        for canvas in contract.input_sizes:
-            for reason in get_args(ReleaseReason):
-                self.batch_size.labels(f"{canvas.height_px}x{canvas.width_px}", reason)
-        for histogram in (self.segments, self.void, self.mean_score):
-            histogram.labels(contract.name, contract.version)
+            self.request_duration.labels(task)
+            for outcome in OUTCOMES:
+                self.requests.labels(*version, task, outcome)
+        for size in contract.input_sizes:
+            for reason in RELEASE_REASONS:
+                self.batch_size.labels(f"{size.height_px}x{size.width_px}", reason)
         for stage in STAGES:
-            self.stage_seconds.labels(stage)
+            self.stage_duration.labels(stage)
+        for histogram in self._output_histograms:
+            histogram.labels(*version)
 
-    def forget(self, contract: Contract) -> None:
-        """Tell nothing more of how an artifact's answers look: versions come and go, and Prometheus keeps what was."""
-        for histogram in (self.segments, self.void, self.mean_score):
+    def remove_series(self, contract: Contract) -> None:
+        """Remove the output statistics of an unloaded version; Prometheus keeps their history."""
+        for histogram in self._output_histograms:
             histogram.remove(contract.name, contract.version)
 
-    def show_state(self, state: ModelState) -> None:
-        """Say what the artifact is up to."""
-        for each in MODEL_STATES:
-            self.model_state.labels(each).set(each == state)
-
-    def _count_requests(self) -> None:
-        self.request_seconds = self._make_histogram(
+    def _create_request_metrics(self) -> None:
+        self.http_request_duration = self._histogram(
             "http_server_request_duration_seconds",
             "Duration of HTTP requests.",
             _REQUEST_BUCKETS_S,
-            "method",
-            "route",
-            "status",
+            "http_request_method",
+            "http_route",
+            "http_response_status_code",
         )
-        self.requests = self._make_counter(
-            "seg_requests", "Requests for a segmentation.", "model", "version", "task", "outcome"
+        self.requests = self._counter("useg_requests", "Segmentation requests.", *_VERSION, "task", "outcome")
+        self.request_duration = self._histogram(
+            "useg_request_duration_seconds", "Duration of successful requests.", _REQUEST_BUCKETS_S, "task"
         )
-        self.answer_seconds = self._make_histogram(
-            "seg_answer_duration_seconds",
-            "Time from a request to its answer, those alone that got one.",
-            _REQUEST_BUCKETS_S,
-            "task",
+        self.requests_rejected = self._counter("useg_requests_rejected", "Rejected requests.", "reason")
+        self.requests_cancelled = self._counter(
+            "useg_requests_cancelled", "Requests whose client disconnected, by the stage they were in.", "stage"
         )
-        self.rejected = self._make_counter("seg_rejected", "Requests turned away, by the reason.", "reason")
-        self.cancelled = self._make_counter("seg_cancelled", "Requests whose sender hung up, by the stage.", "stage")
-        self.stage_seconds = self._make_histogram(
-            "seg_stage_duration_seconds", "Time a picture spends in each stage.", _STAGE_BUCKETS_S, "stage"
+        self.stage_duration = self._histogram(
+            "useg_stage_duration_seconds", "Time that an image spends in a stage.", _STAGE_BUCKETS_S, "stage"
         )
-        self.loop_lag = self._make_histogram(
-            "seg_event_loop_lag_seconds", "How late the event loop wakes up.", _LAG_BUCKETS_S
+        self.event_loop_lag = self._histogram(
+            "useg_event_loop_lag_seconds", "Delay with which the event loop wakes up.", _LAG_BUCKETS_S
         )
 
-    def _count_batches(self) -> None:
-        self.queue_depth = self._make_gauge("seg_queue_depth", "Pictures that wait for the network.")
-        self.queue_capacity = self._make_gauge("seg_queue_capacity", "Most pictures that may wait for the network.")
-        self.requests_in_flight = self._make_gauge(
-            "seg_inflight", "Requests that were admitted and are not answered yet."
+    def _create_batch_metrics(self) -> None:
+        self.queue_depth = self._gauge("useg_queue_depth", "Images waiting for the network.")
+        self.queue_capacity = self._gauge("useg_queue_capacity", "Maximum images waiting for the network.")
+        self.requests_in_flight = self._gauge("useg_requests_in_flight", "Admitted requests without a response yet.")
+        self.batch_size = self._histogram(
+            "useg_batch_size", "Images per batch.", _BATCH_BUCKETS, "input_size", "release_reason"
         )
-        self.batch_size = self._make_histogram(
-            "seg_batch_size", "Pictures in a batch.", (1, 2, 4, 8, 16, 32), "bucket", "release_reason"
+        self.batch_padding = self._histogram(
+            "useg_batch_padding_ratio", "Fraction of a batch's pixels that are padding.", _RATIO_BUCKETS
         )
-        self.batch_padding = self._make_histogram(
-            "seg_batch_padding_ratio", "Share of a batch's pixels that show no picture.", _TENTHS
-        )
-        self.batch_splits = self._make_counter("seg_batch_retries", "Batches that failed and were halved.", "reason")
-        self.inference_failures = self._make_counter("seg_poison_items", "Pictures on which the network failed alone.")
-        self.worker_restarts = self._make_counter("seg_worker_restarts", "Deaths of what runs the network.", "part")
+        self.batch_splits = self._counter("useg_batch_splits", "Batches that failed and were split in two.", "reason")
+        self.inference_failures = self._counter("useg_inference_failures", "Images on which the network failed.")
+        self.worker_restarts = self._counter("useg_worker_restarts", "Restarts of the inference worker.", "part")
 
-    def _describe_answers(self) -> None:
-        self.image_pixels = self._make_histogram("seg_image_pixels", "Pixels of a picture.", _POWERS_OF_4)
-        self.response_bytes = self._make_histogram("seg_response_bytes", "Bytes of an answer.", _POWERS_OF_4)
-        which = ("model", "version")
-        self.segments = self._make_histogram("seg_segments_per_image", "Segments in an answer.", _COUNTS, *which)
-        self.void = self._make_histogram("seg_void_fraction", "Share of a picture in no segment.", _TENTHS, *which)
-        self.mean_score = self._make_histogram("seg_mean_score", "Mean score of the segments.", _TENTHS, *which)
-        self.output_drift = self._make_gauge(
-            "seg_output_drift",
-            "Population stability index of the last answers against the artifact's reference.",
+    def _create_output_metrics(self) -> None:
+        self.image_pixels = self._histogram("useg_image_pixels", "Pixels per image.", _SIZE_BUCKETS)
+        self.response_bytes = self._histogram("useg_response_bytes", "Bytes per response.", _SIZE_BUCKETS)
+        self.segments = self._histogram(
+            "useg_segments_per_image", "Segments per image.", _COUNT_BUCKETS, *_VERSION
+        )
+        self.void = self._histogram(
+            "useg_void_ratio", "Fraction of an image's pixels without a segment.", _RATIO_BUCKETS, *_VERSION
+        )
+        self.mean_score = self._histogram(
+            "useg_mean_score", "Mean score of an image's segments.", _RATIO_BUCKETS, *_VERSION
+        )
+        self._output_histograms = (self.segments, self.void, self.mean_score)
+        self.output_drift = self._gauge(
+            "useg_output_drift_psi",
+            "Population stability index of recent outputs against the artifact's reference.",
             "measure",
-            *which,
+            *_VERSION,
         )
-        self.canary_max_psi = self._make_gauge(
-            "seg_output_drift_limit", "The drift above which answers are other ones."
-        )
+        self.output_drift_limit = self._gauge("useg_output_drift_psi_limit", "Index above which outputs have drifted.")
 
-    def _describe_model(self) -> None:
-        self.model = self._make_gauge(
-            "seg_model_info", "1 for each artifact that answers.", "name", "version", "sha256", "backend", "precision"
+    def _create_model_metrics(self) -> None:
+        self.model_info = self._gauge(
+            "useg_model_info", "Served models.", "name", "version", "sha256", "backend", "precision"
         )
-        self.category_name_edits = self._make_counter("seg_name_edits", "Edits of clusters' names made here.", "model")
-        self.model_load_seconds = self._make_gauge("seg_model_load_seconds", "Time until the artifact was ready.")
-        self.model_state = self._make_gauge("seg_model_state", "1 for what the artifact is up to.", "state")
-        self.model_version_state = self._make_gauge(
-            "seg_version_state", "1 for what each version of a registry is up to.", "model", "version", "state"
+        self.model_load_duration = self._gauge("useg_model_load_seconds", "Time to load and warm up the last model.")
+        self.model_state = self._gauge("useg_model_state", "State of the served model (1 for the current one).", "state")
+        self.model_version_state = self._gauge(
+            "useg_model_version_state", "Role of each version in a registry (1 for the current one).", *_VERSION, "state"
         )
-        self.rollbacks = self._make_counter(
-            "seg_rollbacks", "Versions that the service took back or refused.", "model", "cause"
-        )
-        self.shadow_images = self._make_counter(
-            "seg_shadow_pictures", "Pictures that a shadow was to answer, too.", "model", "outcome"
-        )
-        self.show_state("opening")
+        self.rollbacks = self._counter("useg_rollbacks", "Versions rolled back or rejected.", "model", "cause")
+        self.shadow_images = self._counter("useg_shadow_images", "Images sent to a shadow version.", "model", "outcome")
+        self.category_name_edits = self._counter("useg_category_name_edits", "Edits of category names.", "model")
+        self.set_state("loading")
 
-    def _make_counter(self, name: str, text: str, *labels: str) -> Counter:
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def _make_gauge(self, name: str, text: str, *labels: str) -> Gauge:
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
-    def _make_histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
 
 def outcome_of_status(status: int) -> Outcome:
-    """What became of a request, by the status of its answer."""
+    """Return the outcome that a request with this response status counts as."""
     match status:
         case 429 | 503:
             return "rejected"
         case 504:
-            return "deadline"
+            return "timeout"
         case 499:
             return "cancelled"
         case _ if status < 400:
             return "ok"
         case _ if status < 500:
-            return "bad_input"
+            return "client_error"
         case _:
             return "error"

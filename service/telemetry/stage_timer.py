@@ -38,7 +38,7 @@ class StageTimer:
         ended_ns = time.time_ns() - int(ago_s * 1e9)
         self.laps.append(StageSpan(stage=stage, started_ns=ended_ns - int(seconds * 1e9), ended_ns=ended_ns))
         self._seconds[stage] = seconds
-        self._telemetry.stage_seconds.labels(stage).observe(seconds)
+        self._telemetry.stage_duration.labels(stage).observe(seconds)
         if self._tally:
             self._tally.take_stage(stage, seconds)
 
