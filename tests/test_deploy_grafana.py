@@ -21,7 +21,7 @@ from service.telemetry.version_stats import MIN_DRIFT_SAMPLES
 
 WAIT_S = 90.0
 PHOTO = save(draw_halves())
-WORDS = re.compile(r"\b(?:seg|http_server|process)_[a-z_]+\b")
+WORDS = re.compile(r"\b(?:useg|http_server|process)_[a-z_]+\b")
 
 pytestmark = pytest.mark.anyio
 

@@ -104,7 +104,7 @@ def test_the_autoscaler_reads_the_metric_that_the_adapter_makes(folder: Path) ->
     wanted = read(folder / "base/autoscaler.yaml")["spec"]["metrics"][0]["pods"]["metric"]["name"]
     rule = read(folder / "prometheus/adapter.yaml")["rules"][0]
     assert rule["name"]["as"] == wanted
-    assert set(re.findall(r"\bseg_\w+", rule["metricsQuery"] + rule["seriesQuery"])) == {
+    assert set(re.findall(r"\buseg_stage\w+", rule["metricsQuery"] + rule["seriesQuery"])) == {
         "useg_stage_duration_seconds_sum",
         "useg_stage_duration_seconds_count",
     }

@@ -76,4 +76,4 @@ async def test_only_answers_made_as_the_reference_was_are_compared(query: str, s
         for _ in range(MIN_DRIFT_SAMPLES):
             answer = await client.post(f"/v1/segment{query}", content=photo, headers={"Content-Type": "image/png"})
             assert answer.status_code == 200
-        assert (await client.get("/metrics")).text.count("\nseg_output_drift{") == series
+        assert (await client.get("/metrics")).text.count("\nuseg_output_drift_psi{") == series

@@ -165,9 +165,9 @@ async def test_metrics_count_what_was_asked(client: httpx.AsyncClient) -> None:
     for line in (
         'useg_requests_total{model="fake",outcome="ok",task="panoptic",version="1+test"} 1.0',
         'useg_requests_total{model="fake",outcome="client_error",task="instance",version="1+test"} 1.0',
-        'http_server_request_duration_seconds_count{http_request_method="POST",http_route="/v1/segment",http_response_status_code="200"} 1.0',
-        'http_server_request_duration_seconds_count{http_request_method="GET",http_route="unmatched",http_response_status_code="404"} 1.0',
-        'http_server_request_duration_seconds_count{http_request_method="_OTHER",http_route="/livez",http_response_status_code="405"} 1.0',
+        'http_server_request_duration_seconds_count{http_request_method="POST",http_response_status_code="200",http_route="/v1/segment"} 1.0',
+        'http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404",http_route="unmatched"} 1.0',
+        'http_server_request_duration_seconds_count{http_request_method="_OTHER",http_response_status_code="405",http_route="/livez"} 1.0',
         'useg_stage_duration_seconds_count{stage="merge"} 1.0',
         "useg_queue_depth 0.0",
         'useg_batch_size_count{input_size="56x56",release_reason="max_batch_size"} 1.0',

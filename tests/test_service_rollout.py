@@ -147,7 +147,10 @@ async def test_a_bad_candidate_is_refused_and_the_old_version_stays(tmp_path: Pa
         assert words in (status.versions[1].reason or "")
         labels = {"model": NAME, "version": "2", "state": "failed"}
         assert case.telemetry.registry.get_sample_value("useg_model_version_state", labels) == 1.0
-        assert case.telemetry.registry.get_sample_value("useg_rollbacks_total", {"model": NAME, "cause": "load_failed"}) == 1
+        assert (
+            case.telemetry.registry.get_sample_value("useg_rollbacks_total", {"model": NAME, "cause": "load_failed"})
+            == 1
+        )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "renamed"])

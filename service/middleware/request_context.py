@@ -41,7 +41,9 @@ class RequestMiddleware:
     ) -> None:
         self._app = app
         self._telemetry = telemetry
-        telemetry.http_request_duration.labels("POST", SEGMENT_ROUTE, HTTPStatus.OK.value)  # from 0, as Telemetry.init_series says
+        telemetry.http_request_duration.labels(
+            "POST", SEGMENT_ROUTE, HTTPStatus.OK.value
+        )  # from 0, as Telemetry.init_series says
         for reason in _REJECTION_REASONS.values():
             telemetry.requests_rejected.labels(reason)
         self._is_draining = is_draining
@@ -123,7 +125,9 @@ class RequestMiddleware:
             self._telemetry.response_bytes.observe(sent_bytes)
         if outcome == "cancelled":
             stopwatch = state.get("stopwatch")
-            self._telemetry.requests_cancelled.labels(stopwatch.stage if isinstance(stopwatch, StageTimer) else "read").inc()
+            self._telemetry.requests_cancelled.labels(
+                stopwatch.stage if isinstance(stopwatch, StageTimer) else "read"
+            ).inc()
 
 
 def choose_request_id(given: str | None) -> str:

@@ -14,9 +14,7 @@ Outcome = Literal["ok", "client_error", "rejected", "timeout", "cancelled", "err
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 ModelState = Literal["loading", "ready", "failed", "restarting", "draining"]
 MODEL_STATES: tuple[ModelState, ...] = get_args(ModelState)
-VersionRole = Literal[
-    "loading", "active", "canary", "shadow", "standby", "failed", "unloaded", "missing_from_registry"
-]
+VersionRole = Literal["loading", "active", "canary", "shadow", "standby", "failed", "unloaded", "missing_from_registry"]
 VERSION_ROLES: tuple[VersionRole, ...] = get_args(VersionRole)
 ReleaseReason = Literal["max_batch_size", "max_queue_delay", "deadline", "shutdown"]
 """Why a batch was run: it is full, its first image has waited long enough, a deadline is close, or the server stops."""
@@ -167,9 +165,7 @@ class Telemetry:
     def _create_output_metrics(self) -> None:
         self.image_pixels = self._histogram("useg_image_pixels", "Pixels per image.", _SIZE_BUCKETS)
         self.response_bytes = self._histogram("useg_response_bytes", "Bytes per response.", _SIZE_BUCKETS)
-        self.segments = self._histogram(
-            "useg_segments_per_image", "Segments per image.", _COUNT_BUCKETS, *_VERSION
-        )
+        self.segments = self._histogram("useg_segments_per_image", "Segments per image.", _COUNT_BUCKETS, *_VERSION)
         self.void = self._histogram(
             "useg_void_ratio", "Fraction of an image's pixels without a segment.", _RATIO_BUCKETS, *_VERSION
         )
@@ -190,9 +186,14 @@ class Telemetry:
             "useg_model_info", "Served models.", "name", "version", "sha256", "backend", "precision"
         )
         self.model_load_duration = self._gauge("useg_model_load_seconds", "Time to load and warm up the last model.")
-        self.model_state = self._gauge("useg_model_state", "State of the served model (1 for the current one).", "state")
+        self.model_state = self._gauge(
+            "useg_model_state", "State of the model (1 for the current one).", "state"
+        )
         self.model_version_state = self._gauge(
-            "useg_model_version_state", "Role of each version in a registry (1 for the current one).", *_VERSION, "state"
+            "useg_model_version_state",
+            "Role of each version (1 for the current one).",
+            *_VERSION,
+            "state",
         )
         self.rollbacks = self._counter("useg_rollbacks", "Versions rolled back or rejected.", "model", "cause")
         self.shadow_images = self._counter("useg_shadow_images", "Images sent to a shadow version.", "model", "outcome")
