@@ -58,19 +58,23 @@ _COMMANDS = {
 """Subcommands by group: where each is defined, and its line in `useg --help`."""
 
 
-def build_app() -> App:
-    """Return the application with all subcommands, none of them imported yet."""
+def build_app(invoked: str = "") -> App:
+    """Return the application with all subcommands, none of them imported yet.
+
+    The help of the `invoked` one comes from its docstring, that of the others is their line in `useg --help`.
+    """
     app = App(
         name="useg",
         help="Unsupervised panoptic segmentation: label, train, evaluate, export and serve.",
-        help_format="plaintext",
+        # Markdown joins the lines of a docstring, but its import would double the time of `useg --help`.
+        help_format="plaintext" if invoked.startswith("-") or not invoked else "markdown",
         result_action="return_value",
         default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
     )
     for group, commands in _COMMANDS.items():
         ordered = Group.create_ordered(group)
         for name, (path, summary) in commands.items():
-            app.command(path, name=name, help=summary, group=ordered)
+            app.command(path, name=name, help=None if name == invoked else summary, group=ordered)
     return app
 
 
@@ -84,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("training", "model.export"):  # these run for minutes or hours
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        result = build_app()(arguments, exit_on_error=False, print_error=False)
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        result = build_app(next(iter(given), ""))(given, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _report(" ".join(str(error).split()), 2)
     except (UsegError, OSError) as error:
