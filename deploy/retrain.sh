@@ -1,57 +1,66 @@
 #!/usr/bin/env bash
-# Photos to a version in a registry: labels, a fit, names, scores, a gate against the active version, and in it goes.
+# Retrains a model on photos and adds it to a registry: pseudo-labels, training, category names, evaluation, gate.
 #
 #   deploy/retrain.sh PHOTOS [REGISTRY] [OPTION]...
 #
-# --out RUNS        a folder for each try: config, log, curves, contact sheets before and after, each stage's result (runs)
-# --encoder FILE    DINO or DINOv2 weights, path or URL (the official DINOv2 ViT-S/14)
-# --model NAME      in the registry (useg)
-# --version V       of this try (that of the last one if it was stopped, else the next number)
-# --truth SET       labelled pictures, to name clusters by and to score; without, names are carried over by agreement
-# --rounds N        of self-training after the first fit (0); they end where one is no better than the last
-# --activate        serve it once it has passed; --canary SHARE: to that share of the callers; else it is only added
+# --out DIR          one folder per attempt: config, log, training curves, visualizations, result of each stage (runs)
+# --encoder FILE     DINO or DINOv2 weights, path or URL (the official DINOv2 ViT-S/14)
+# --model NAME       name in the registry (useg)
+# --version V        version of this attempt (that of an attempt that was stopped, else the next number)
+# --dataset DIR      labelled dataset that names the clusters and evaluates the version; without it, the names of the
+#                    active version are transferred
+# --drift-photos DIR at least 200 photos outside PHOTOS, for the gate's check against the drift reference
+# --rounds N         rounds of self-training after the first training (0); they end when a round is not better
+# --activate         serve the version once it passes the gate; --canary FRACTION: to that fraction of the clients;
+#                    without either it is only added
 #
-# REGISTRY is "registry" unless given. LABEL_OPTIONS, FIT_OPTIONS, RELABEL_OPTIONS (--zoom, …), EXPORT_OPTIONS,
-# TRUTH_OPTIONS (--layout, …), CARRY_OPTIONS and GATE_OPTIONS may hold options of those commands. Stopped at any
-# moment (Ctrl-C, or killed), the same command goes on. Exit status: 0 done, 4 refused by the gate, else that of the
-# command that failed.
+# REGISTRY is "registry" by default. LABEL_OPTIONS, TRAIN_OPTIONS, SELF_TRAIN_OPTIONS, EXPORT_OPTIONS, DATASET_OPTIONS
+# (--format, ...), TRANSFER_OPTIONS and GATE_OPTIONS hold more options of those commands; quote arguments with spaces.
+# After an interruption (Ctrl-C or kill), the same command continues. Exit status: 0 done, 4 rejected by the gate, else
+# that of the command that failed.
 set -euo pipefail
 
-usage() { sed -n '4,17p' "$0" >&2; exit 2; }
+usage() { sed -n '4,22p' "$0" >&2; exit 2; }
 fail() { echo "retrain: $1" >&2; exit 1; }
 
-photos="" registry="" out=runs model=useg version="" truth="" role=add share="" rounds=0
+photos="" registry="" out=runs model=useg version="" dataset="" drift_photos="" role=add fraction="" rounds=0
 encoder=https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth
 while (($#)); do
     case $1 in
-        --out | --encoder | --model | --version | --truth | --rounds) declare "${1#--}=${2:?$1 needs a value}" && shift ;;
+        --out | --encoder | --model | --version | --dataset | --rounds)
+            declare "${1#--}=${2:?$1 needs a value}" && shift ;;
+        --drift-photos) drift_photos=${2:?--drift-photos needs a folder} && shift ;;
         --activate) role=activate ;;
-        --canary) role=canary share=${2:?--canary needs a share} && shift ;;
+        --canary) role=canary fraction=${2:?--canary needs a fraction} && shift ;;
         -*) usage ;;
         *) if [[ -z $photos ]]; then photos=$1; elif [[ -z $registry ]]; then registry=$1; else usage; fi ;;
     esac
     shift
 done
 [[ -n $photos ]] || usage
-[[ -d $photos ]] || fail "$photos is no folder of photos"
+[[ -d $photos ]] || fail "$photos is not a folder of photos"
 registry=${registry:-registry}
-read -ra label_options <<<"${LABEL_OPTIONS:-}"
-read -ra fit_options <<<"${FIT_OPTIONS:-}"
-read -ra relabel_options <<<"${RELABEL_OPTIONS:-}"
-read -ra export_options <<<"${EXPORT_OPTIONS:-}"
-read -ra truth_options <<<"${TRUTH_OPTIONS:-}"
-read -ra carry_options <<<"${CARRY_OPTIONS:-}"
-read -ra gate_options <<<"${GATE_OPTIONS:-}"
 
-find_active() { # the version that is served, if any
+split() { # NAME TEXT: the words of TEXT, as a shell would split them, to the array NAME
+    mapfile -d '' -t "$1" < <(xargs -r printf '%s\0' <<<"$2")
+}
+split label_options "${LABEL_OPTIONS:-}"
+split train_options "${TRAIN_OPTIONS:-}"
+split self_train_options "${SELF_TRAIN_OPTIONS:-}"
+split export_options "${EXPORT_OPTIONS:-}"
+split dataset_options "${DATASET_OPTIONS:-}"
+split transfer_options "${TRANSFER_OPTIONS:-}"
+split gate_options "${GATE_OPTIONS:-}"
+
+find_active() { # the active version, if any
     [[ -d $registry ]] || return 0
     useg registry list "$registry" | python3 -c '
 import json, sys
-found = {each["name"]: each["active"] for each in json.load(sys.stdin)["models"]}
-print(found.get(sys.argv[1]) or "")' "$model"
+active = {model["name"]: model["active"] for model in json.load(sys.stdin)["models"]}
+print(active.get(sys.argv[1]) or "")' "$model"
 }
 
-choose_version() { # that of a try which was stopped, else one above all there are
+choose_version() { # that of an unfinished attempt, else the highest number + 1
     local folder last=0
     for folder in "$out/$model"/*/; do
         [[ ! -d $folder || -e $folder/done ]] || { basename "$folder"; return; }
@@ -65,170 +74,172 @@ choose_version() { # that of a try which was stopped, else one above all there a
 
 mkdir -p "$out/$model"
 exec 9>"$out/.lock"
-flock --nonblock 9 || fail "another one is at work in $out: wait for it, or give another --out"
+flock --nonblock 9 || fail "another retraining is running in $out: wait for it, or give another --out"
 active=$(find_active)
 version=${version:-$(choose_version)}
 run=$out/$model/$version artifact=$out/$model/$version/artifact served=$registry/$model/$active
 mkdir -p "$run"
 
-tell() { echo "retrain: $1: $2" | tee -a "$run/log.txt" >&2; } # STAGE TEXT
+log() { echo "retrain: $1: $2" | tee -a "$run/log.txt" >&2; } # STAGE TEXT
 
-stage() { # NAME REASON COMMAND...: its result to NAME.json, unless that is there
-    local name=$1 reason=$2 status=0
+stage() { # NAME TEXT COMMAND...: run it and store its result as NAME.json, unless that exists
+    local name=$1 text=$2 status=0
     shift 2
     if [[ -s $run/$name.json ]]; then
-        tell "$name" "skipped because done, see $run/$name.json"
+        log "$name" "skipped: done before, see $run/$name.json"
         return
     fi
-    tell "$name" "$reason"
+    log "$name" "$text"
     "$@" >"$run/.$name.json" 2> >(tee -ia "$run/log.txt" >&2) || status=$?
     case $status in
-        0 | 3) mv "$run/.$name.json" "$run/$name.json" ;; # 3: done, but photos were broken; the result lists them
-        130) tell "$name" "interrupted; the same command goes on" && exit 130 ;;
-        *) tell "$name" "failed with status $status; the same command tries again" && exit "$status" ;;
+        0 | 3) mv "$run/.$name.json" "$run/$name.json" ;; # 3: done without broken photos, which the result lists
+        130) log "$name" "interrupted; the same command continues" && exit 130 ;;
+        *) log "$name" "failed with status $status; the same command tries again" && exit "$status" ;;
     esac
 }
 
 finish() { # TEXT STATUS
     echo "$1" >"$run/done"
-    tell end "$1"
+    log end "$1"
     exit "$2"
 }
 
-keep_config() { # what a try was begun with, and what it starts from, are the same when it goes on
+keep_config() { # store the options and the active version, or require the stored ones when continuing
     local given
-    given=$(printf '%s\n' "photos=$(realpath "$photos")" "encoder=$encoder" "truth=$truth" \
-        "rounds=$rounds" "label=${LABEL_OPTIONS:-}" "fit=${FIT_OPTIONS:-}" "export=${EXPORT_OPTIONS:-}")
+    given=$(printf '%s\n' "photos=$(realpath "$photos")" "encoder=$encoder" "dataset=$dataset" \
+        "rounds=$rounds" "label=${LABEL_OPTIONS:-}" "train=${TRAIN_OPTIONS:-}" "export=${EXPORT_OPTIONS:-}")
     [[ -e $run/config.txt ]] || printf '%s\nstart=%s\n' "$given" "$active" >"$run/config.txt"
     [[ $(sed '$d' "$run/config.txt") == "$given" ]] ||
-        fail "$run was begun with other options, see its config.txt: give those, or another --version"
+        fail "$run was started with other options, see its config.txt: give those, or another --version"
     start=$(sed -n 's/^start=//p' "$run/config.txt")
 }
 
-fit() { # from the version that was active at the beginning, or from the encoder where that one does not fit
+train() { # from the version that was active at the start, or from the encoder if that version does not fit
     local from=() status=0
-    [[ -z $start || -e $run/from-encoder ]] || from=(--start "$registry/$model/$start")
-    useg-train fit "$run/store" --out "$run/run" --features "$out/features" "${from[@]}" "${fit_options[@]}" || status=$?
+    [[ -z $start || -e $run/from-encoder ]] || from=(--init-from "$registry/$model/$start")
+    useg train "$run/labels" --out "$run/run" --features "$out/features" "${from[@]}" "${train_options[@]}" || status=$?
     if [[ $status == 1 && ${#from[@]} -gt 0 && ! -e $run/run/checkpoint.safetensors ]]; then
         touch "$run/from-encoder"
-        echo "version $start is no start for it: it begins from the encoder" >&2
-        fit
+        echo "cannot start from version $start: starting from the encoder" >&2
+        train
     else
         return "$status"
     fi
 }
 
-score() { # ROUND: how good a run is, by truth or by how steady it is
-    if [[ -n $truth ]]; then
-        stage "score-$1" "how good round $1 is" useg-train eval "$weights" --truth "$truth" "${truth_options[@]}"
+score() { # ROUND: evaluate a run on the dataset, else by the consistency of its predictions
+    if [[ -n $dataset ]]; then
+        stage "score-$1" "evaluate round $1" useg eval "$weights" --dataset "$dataset" "${dataset_options[@]}"
     else
-        stage "score-$1" "how steady round $1 is" useg-train relabel "$weights" "$labels" --features "$out/features"
+        stage "score-$1" "consistency of round $1" useg self-train "$weights" "$labels" --features "$out/features"
     fi
-    scores+=("$run/score-$1.json")
 }
 
-is_better() { # ROUND: than the one before
+is_better() { # ROUND: whether it is better than the round before
     python3 -c '
 import json, sys
 before, after = (json.load(open(path)) for path in sys.argv[1:])
-def read(told): return told["panoptic"]["pq"] if told["panoptic"] else told["instance"]["agnostic_mask"]["headline"]["ap"]
+def score(result):
+    metrics = result["panoptic"] or result["instance"]["agnostic_mask"]["headline"]
+    return metrics["pq" if result["panoptic"] else "ap"]["value"]
 is_accepted = after.get("is_accepted")
-sys.exit(not (read(after)["value"] > read(before)["value"] if is_accepted is None else is_accepted))' \
+sys.exit(not (score(after) > score(before) if is_accepted is None else is_accepted))' \
         "$run/score-$(($1 - 1)).json" "$run/score-$1.json"
 }
 
-train_self() { # the rounds, each from the labels that the last one found
-    local round before scores=()
+self_train() { # the rounds, each with labels that the network of the round before predicts
+    local round before
     score 0
     for ((round = 1; round <= rounds; round++)); do
-        stage "relabel-$round" "what the network finds, as labels of round $round" useg-train relabel "$weights" \
-            "$labels" --out "$run/store-$round" --features "$out/features" ${truth:+--force} \
-            "${relabel_options[@]}"
-        before=$weights labels=$run/store-$round
-        stage "fit-$round" "labels to weights, from those of the last round" \
-            useg-train fit "$labels" --out "$run/run-$round" --start "$weights" --features "$out/features" \
-            "${fit_options[@]}"
+        stage "self-train-$round" "predictions of the network become the labels of round $round" useg self-train \
+            "$weights" "$labels" --out "$run/labels-$round" --features "$out/features" ${dataset:+--force} \
+            "${self_train_options[@]}"
+        before=$weights labels=$run/labels-$round
+        stage "train-$round" "train round $round from the weights of the round before" \
+            useg train "$labels" --out "$run/run-$round" --init-from "$weights" --features "$out/features" \
+            "${train_options[@]}"
         weights=$run/run-$round
         score "$round"
         if ! is_better "$round"; then
-            tell rounds "round $round is no better than the one before, which is taken"
+            log rounds "round $round is not better than the round before, which is used"
             weights=$before
             break
         fi
     done
-    stage rounds "the score of each round, $run/rounds.png" useg-train rounds "${scores[@]}" --out "$run"
 }
 
-examine() { # the gate; a refusal is a result, too
-    useg-train gate "$artifact" "$served" --photos "$photos" ${truth:+--truth "$truth" "${truth_options[@]}"} \
-        --out "$run/gate.json" "${gate_options[@]}"
+check_gate() {
+    useg gate "$artifact" "$served" --photos "$photos" ${dataset:+--dataset "$dataset" "${dataset_options[@]}"} \
+        ${drift_photos:+--drift-photos "$drift_photos"} --out "$run/gate.json" "${gate_options[@]}"
 }
 
-describe_carried() { # in one line
+describe_transfer() { # FILE: one line
     python3 -c '
 import json, sys
-told = json.load(open(sys.argv[1]))
-lost = ", ".join(told["lost"]) or "none"
-print(told["transferred"], "of", len(told["clusters"]), "clusters seen get a name; names that find no cluster:", lost)' "$1"
+result = json.load(open(sys.argv[1]))
+lost = ", ".join(result["lost"]) or "none"
+print(result["transferred"], "of", len(result["clusters"]), "clusters get a name; names without a cluster:", lost)' "$1"
 }
 
 keep_config
 origin=${start:+version $start} origin=${origin:-the encoder}
-yardstick=${truth:+scores on $truth} yardstick=${yardstick:-agreement and drift on the photos}
-tell begin "version $version of $model in $run, ${active:+against version $active, }from $photos"
+criterion=${dataset:+metrics on $dataset} criterion=${criterion:-similarity on the photos}
+log start "version $version of $model in $run, ${active:+to replace version $active, }from $photos"
 
-stage label "photos to pseudo-labels" \
-    useg-train label "$photos" --out "$run/store" --encoder "$encoder" --features "$out/features" "${label_options[@]}"
-stage sheet "a contact sheet of labels, $run/labels.jpg" useg-train show "$run/store" --out "$run/labels.jpg"
-stage fit "labels to weights, from $origin; losses in $run/run/curves.png" fit
-weights=$run/run labels=$run/store
-((rounds == 0)) || train_self
-stage export "weights to an artifact, which must answer as they do" \
+stage label "make pseudo-labels" \
+    useg label "$photos" --out "$run/labels" --encoder "$encoder" --features "$out/features" "${label_options[@]}"
+stage visualize "draw some pseudo-labels, $run/labels.jpg" useg visualize "$run/labels" --out "$run/labels.jpg"
+stage train "train, starting from $origin; losses in $run/run" train
+weights=$run/run labels=$run/labels
+((rounds == 0)) || self_train
+stage export "export an artifact and check that it predicts the same" \
     useg export "$weights" --out "$artifact" --name "$model" --version "$version" --photos "$photos" \
     "${export_options[@]}"
-stage reference "what its answers look like, to tell drift by" useg drift-reference "$artifact" --photos "$photos"
-if [[ -n $truth ]]; then
-    stage match "labelled pictures to names for clusters" \
-        useg-train match "$artifact" --truth "$truth" "${truth_options[@]}" --out "$run/names.json"
-    stage name "those names into the artifact" useg names apply "$artifact" "$run/names.json"
-    stage eval "scores, each half of the set naming the other's clusters; $run/report/report.html" \
-        useg-train eval "$artifact" --truth "$truth" "${truth_options[@]}" --out "$run/report"
+stage drift-reference "store statistics of its predictions, to detect drift later" \
+    useg drift-reference "$artifact" --photos "$photos"
+if [[ -n $dataset ]]; then
+    stage match "match clusters to the categories of $dataset" \
+        useg match "$artifact" --dataset "$dataset" "${dataset_options[@]}" --out "$run/mapping.json"
+    stage eval "evaluate with cross-fitted categories, $run/report/report.html" \
+        useg eval "$artifact" --dataset "$dataset" "${dataset_options[@]}" --out "$run/report"
 fi
 if [[ -n $active ]]; then
-    what=${truth:+names that people gave} what=${what:-all names, there being no labelled set}
-    stage carry "$what, from version $active by agreement on the photos" \
-        useg names transfer "$served" "$artifact" --photos "$photos" --out "$run/carried.json" ${truth:+--user-names-only} \
-        "${carry_options[@]}"
-    tell carry "$(describe_carried "$run/carry.json"); each in $run/carry.json"
-    stage before "version $active on some photos, $run/before.jpg" \
-        useg-train show "$served" --photos "$photos" --out "$run/before.jpg"
+    what=${dataset:+names that users gave} what=${what:-all names}
+    stage transfer "transfer $what from version $active, by overlap on the photos" \
+        useg names transfer "$served" "$artifact" --photos "$photos" --out "$run/names.json" \
+        ${dataset:+--user-names-only} "${transfer_options[@]}"
+    log transfer "$(describe_transfer "$run/transfer.json"); see $run/transfer.json"
+    stage before "draw predictions of version $active, $run/before.jpg" \
+        useg visualize "$served" --photos "$photos" --out "$run/before.jpg"
 fi
-stage after "version $version on the same, $run/after.jpg" \
-    useg-train show "$artifact" --photos "$photos" --out "$run/after.jpg"
+stage after "draw predictions of version $version, $run/after.jpg" \
+    useg visualize "$artifact" --photos "$photos" --out "$run/after.jpg"
 
 if [[ -z $active ]]; then
-    tell gate "passed: there is no active version to compare with"
+    log gate "passed: there is no active version to compare with"
 else
-    tell gate "held against version $active by $yardstick"
+    log gate "compare with version $active: $criterion${drift_photos:+, and drift on $drift_photos}"
     status=0
-    examine >/dev/null 2> >(tee -ia "$run/log.txt" >&2) || status=$?
+    check_gate >/dev/null 2> >(tee -ia "$run/log.txt" >&2) || status=$?
     case $status in
-        0) tell gate "passed, see $run/gate.json" ;;
-        4) finish "refused, version $active stays; --version $version and other GATE_OPTIONS ask again" 4 ;;
-        130) tell gate "interrupted; the same command goes on" && exit 130 ;;
-        *) tell gate "failed with status $status" && exit "$status" ;;
+        0) log gate "passed, see $run/gate.json" ;;
+        4) finish "rejected, version $active stays; try again with --version $version and other GATE_OPTIONS" 4 ;;
+        130) log gate "interrupted; the same command continues" && exit 130 ;;
+        *) log gate "failed with status $status" && exit "$status" ;;
     esac
 fi
 
 [[ -d $registry/$model/$version ]] ||
-    stage add "into the registry" useg registry add "$registry" "$artifact" --model "$model" --version "$version"
+    stage add "add it to the registry" useg registry add "$registry" "$artifact" --model "$model" --version "$version"
+[[ -z $dataset ]] ||
+    stage category-names "name the clusters" useg names apply "$registry/$model/$version" "$run/mapping.json"
 [[ -z $active ]] ||
-    stage import "the carried names beside it" \
-        useg names apply "$registry/$model/$version" "$run/carried.json"
+    stage user-names "add the names from version $active" \
+        useg names apply "$registry/$model/$version" "$run/names.json" ${dataset:+--merge}
 why=(--model "$model" --reason "retrained from $(basename "$photos")")
 case $role in
-    activate) stage activate "served from now on" useg registry activate "$registry" "$version" "${why[@]}" ;;
-    canary) stage canary "served to $share of the callers" \
-        useg registry canary "$registry" "$version" --traffic-fraction "$share" "${why[@]}" ;;
+    activate) stage activate "activate it" useg registry activate "$registry" "$version" "${why[@]}" ;;
+    canary) stage canary "route a fraction of $fraction of the clients to it" \
+        useg registry canary "$registry" "$version" --traffic-fraction "$fraction" "${why[@]}" ;;
 esac
-finish "version $version is in the registry; \`useg registry\` can activate it, or what was there before" 0
+finish "version $version is in the registry; \`useg registry\` activates it, or the version before" 0

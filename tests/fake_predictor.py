@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import labelled_sets as drawn
+import labelled_datasets as drawn
 import numpy as np
 from jaxtyping import Int, UInt8
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import labelled_sets as drawn
+import labelled_datasets as drawn
 import numpy as np
 import pytest
 from pycocotools import mask as coco
@@ -24,7 +24,7 @@ COCO_CATEGORIES = [
 def draw_coco_panoptic(folder: Path) -> Path:
     drawn.write_photo(folder / "val2017" / "000000000009.jpg")
     drawn.write_panoptic_png(
-        folder / "annotations" / "panoptic_val2017" / "000000000009.png", drawn.quarter(70, 800, fill=9000)
+        folder / "annotations" / "panoptic_val2017" / "000000000009.png", drawn.three_regions(70, 800, bottom=9000)
     )
     segments = [
         {"id": 70, "category_id": 18, "iscrowd": 0},
@@ -100,7 +100,7 @@ def test_coco_instances_are_read_from_polygons_and_rle_and_an_image_may_have_non
 
 def test_coco_stuff_is_mapped_to_27_classes_and_cropped(tmp_path: Path) -> None:
     drawn.write_photo(tmp_path / "images" / "val2017" / "1.jpg")
-    drawn.write_plane(tmp_path / "annotations" / "val2017" / "1.png", drawn.quarter(0, 181, fill=255))
+    drawn.write_label_png(tmp_path / "annotations" / "val2017" / "1.png", drawn.three_regions(0, 181, bottom=255))
     dataset = DatasetSpec(folder=tmp_path, format="coco-stuff").read()
     assert (dataset.kind, len(dataset.taxonomy.names), dataset.taxonomy.num_things, dataset.crop_px) == (
         "semantic",
@@ -126,9 +126,9 @@ def test_the_center_crop_follows_the_scaling_of_the_shorter_side() -> None:
 
 def test_cityscapes_things_without_an_instance_number_are_crowds(tmp_path: Path) -> None:
     drawn.write_photo(tmp_path / "leftImg8bit" / "val" / "ulm" / "ulm_000000_000019_leftImg8bit.png")
-    plane = drawn.quarter(26_001, 26, fill=7)
+    plane = drawn.three_regions(26_001, 26, bottom=7)
     plane[3, :3] = 29  # caravan: not evaluated
-    drawn.write_plane(tmp_path / "gtFine" / "val" / "ulm" / "ulm_000000_000019_gtFine_instanceIds.png", plane)
+    drawn.write_label_png(tmp_path / "gtFine" / "val" / "ulm" / "ulm_000000_000019_gtFine_instanceIds.png", plane)
     dataset = DatasetSpec(folder=tmp_path, format="cityscapes").read()
     assert (len(dataset.taxonomy.names), dataset.taxonomy.num_things, dataset.taxonomy.names[8]) == (19, 8, "road")
     labels = dataset.images[0].annotation.read(4, 6)
@@ -139,11 +139,11 @@ def test_cityscapes_things_without_an_instance_number_are_crowds(tmp_path: Path)
 
 def test_voc_masks_take_their_class_from_the_class_png_and_exclude_the_border(tmp_path: Path) -> None:
     drawn.write_photo(tmp_path / "JPEGImages" / "2007_000032.jpg")
-    objects = drawn.quarter(1, 2, fill=0)
+    objects = drawn.three_regions(1, 2, bottom=0)
     objects[0, 2] = 255
     classes = np.where(objects == 1, 8, np.where(objects == 2, 15, objects))
-    drawn.write_palette(tmp_path / "SegmentationObject" / "2007_000032.png", objects)
-    drawn.write_palette(tmp_path / "SegmentationClass" / "2007_000032.png", classes)
+    drawn.write_palette_png(tmp_path / "SegmentationObject" / "2007_000032.png", objects)
+    drawn.write_palette_png(tmp_path / "SegmentationClass" / "2007_000032.png", classes)
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000032\n")
     dataset = DatasetSpec(folder=tmp_path, format="voc-masks").read()

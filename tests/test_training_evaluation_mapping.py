@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import labelled_sets as drawn
+import labelled_datasets as drawn
 import numpy as np
 import pytest
 import tiny
