@@ -8,7 +8,7 @@
 # stego         the same masks over STEGO's stuff: see its semantic metrics
 # cutler-stego  the detector's masks over STEGO's stuff, without a universal network
 #
-# DATASET is a labelled dataset with its photos in DATASET/images. Finished parts in OUT are reused: systems share them.
+# DATASET is a labeled dataset with its photos in DATASET/images. Finished parts in OUT are reused: systems share them.
 # LABEL_OPTIONS and TRAIN_OPTIONS hold more options of `useg label` and `useg train`; quote arguments with spaces.
 set -euo pipefail
 

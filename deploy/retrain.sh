@@ -7,7 +7,7 @@
 # --encoder FILE     DINO or DINOv2 weights, path or URL (the official DINOv2 ViT-S/14)
 # --model NAME       name in the registry (useg)
 # --version V        version of this attempt (that of an attempt that was stopped, else the next number)
-# --dataset DIR      labelled dataset that names the clusters and evaluates the version; without it, the names of the
+# --dataset DIR      labeled dataset that names the clusters and evaluates the version; without it, the names of the
 #                    active version are transferred
 # --drift-photos DIR at least 200 photos outside PHOTOS, for the gate's check against the drift reference
 # --rounds N         rounds of self-training after the first training (0); they end when a round is not better

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import labelled_datasets as drawn
+import labeled_datasets as drawn
 import numpy as np
 from jaxtyping import Int, UInt8
 
@@ -74,7 +74,7 @@ def draw_scene(thing: int, stuff: int) -> Int[np.ndarray, "H W"]:
 
 
 def draw_dataset(folder: Path, scenes: list[tuple[int, int]], *, seed: int = 0) -> GroundTruthDataset:
-    """A labelled dataset in our own layout; a scene is given as the COCO ids of its thing and its stuff."""
+    """A labeled dataset in our own layout; a scene is given as the COCO ids of its thing and its stuff."""
     annotations = []
     for number, (thing, stuff) in enumerate(scenes, start=1):
         scene = draw_scene(thing, stuff)

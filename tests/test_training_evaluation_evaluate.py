@@ -15,7 +15,6 @@ from fake_predictor import (
     WALL,
     FakePredictor,
     draw_dataset,
-    draw_scene,
     predict_scenes,
 )
 
@@ -24,7 +23,7 @@ from model.images import read_image
 from training.data.dataset import PseudoLabelDataset, read_label_map
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset, GroundTruthLabels
 from training.evaluation.evaluate import compute_report, evaluate, fit_mapping
-from training.evaluation.image_results import evaluate_all, evaluate_image
+from training.evaluation.image_results import evaluate_image
 from training.evaluation.matching.class_mapping import ClassMappingConfig
 from training.evaluation.matching.cluster_matching import (
     MatchingConfig,
@@ -185,14 +184,6 @@ def test_one_to_one_matching_leaves_the_second_cluster_of_a_category_unmatched(d
     )
     assert (one_to_one.matching.unmatched_clusters, many_to_one.matching.unmatched_clusters) == (1, 0)
     assert one_to_one.panoptic["pq"].value < many_to_one.panoptic["pq"].value == 100.0
-
-
-def test_a_detection_below_the_threshold_does_not_vote(dataset: GroundTruthDataset) -> None:
-    predictor = FakePredictor(dataset, [draw_scene(1, 3)] * 4, scores=[0.9, 0.1, 0.9, 0.1])
-    results = evaluate_all(predictor, dataset)
-    counts = count_cooccurrences(results, label_spaces(predictor, dataset), MatchingConfig(min_score=0.4))
-    assert counts.votes[1].tolist() == [1, 1, 0, 0]
-    assert counts.votes[3, 2:].sum() == 4
 
 
 def test_results_of_two_processes_make_the_report_of_one(dataset: GroundTruthDataset) -> None:

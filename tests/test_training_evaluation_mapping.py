@@ -1,4 +1,4 @@
-"""Mapping files, auxiliary images, and matching by the embeddings of labelled regions."""
+"""Mapping files, auxiliary images, and matching by the embeddings of labeled regions."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import labelled_datasets as drawn
+import labeled_datasets as drawn
 import numpy as np
 import pytest
 import tiny
@@ -77,7 +77,7 @@ def test_a_mapping_is_read_as_it_was_written(tmp_path: Path, mapping: ClusterMap
     assert mapping.to_table().tolist() == [-1, 0, -1, 1]
 
 
-def test_photos_are_recognised_in_any_order() -> None:
+def test_photos_are_recognized_in_any_order() -> None:
     assert MAPPING.fitted_on.count_overlap(["b" * 64, "d" * 64]) == 1
     assert fingerprint_photos("set, val", DIGESTS[::-1]) == MAPPING.fitted_on
     assert fingerprint_photos("set, val", ["a" * 64]).sha256 != MAPPING.fitted_on.sha256
@@ -217,8 +217,8 @@ RIGHT, UP = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> GroundTruthDataset:
-    return DatasetSpec(folder=tiny.draw_truth(tmp_path / "labelled")).read()
+def labeled(tmp_path: Path) -> GroundTruthDataset:
+    return DatasetSpec(folder=tiny.draw_truth(tmp_path / "labeled")).read()
 
 
 def make_codebook(things: list[np.ndarray], stuff: list[np.ndarray]) -> Codebook:
@@ -256,25 +256,25 @@ def test_stuff_stays_unmatched_if_only_things_have_prototypes() -> None:
     assert [each.category for each in assignments.values()] == [1, None]
 
 
-def test_regions_are_sampled_from_categories_in_turn_once_per_image(labelled: GroundTruthDataset) -> None:
-    regions = sample_regions(labelled, 3, seed=0)
+def test_regions_are_sampled_from_categories_in_turn_once_per_image(labeled: GroundTruthDataset) -> None:
+    regions = sample_regions(labeled, 3, seed=0)
     assert [region.category for region in regions] == [0, 1, 0]
     assert regions[0].photo.digest != regions[2].photo.digest
     assert all(region.mask.any() for region in regions)
-    assert len(sample_regions(labelled, 100, seed=0)) == 8
+    assert len(sample_regions(labeled, 100, seed=0)) == 8
     with pytest.raises(ConfigError, match="has only boxes"):
-        sample_regions(replace(labelled, kind="boxes"), 3, seed=0)
+        sample_regions(replace(labeled, kind="boxes"), 3, seed=0)
 
 
 def test_the_clusters_of_pseudo_labels_are_matched_by_regions(
-    tmp_path: Path, labelled: GroundTruthDataset, tiny_store: PseudoLabelDataset
+    tmp_path: Path, labeled: GroundTruthDataset, tiny_store: PseudoLabelDataset
 ) -> None:
-    mapping = match_by_regions(tiny_store, labelled, 4, 0, tmp_path / "features")
+    mapping = match_by_regions(tiny_store, labeled, 4, 0, tmp_path / "features")
     assert (mapping.thing_clusters, mapping.stuff_clusters, mapping.method) == (3, 4, "prototypes")
     assert {mapping.clusters[each].category for each in (1, 2, 3)} <= {1, None}
     assert {mapping.clusters[each].category for each in (4, 5, 6, 7)} <= {2, None}
     assert any(assignment.category for assignment in mapping.clusters.values())
-    digests = {region.photo.digest for region in sample_regions(labelled, 4, 0)}
+    digests = {region.photo.digest for region in sample_regions(labeled, 4, 0)}
     assert mapping.fitted_on.images == len(digests) == mapping.fitted_on.count_overlap(digests)
 
 
@@ -287,20 +287,20 @@ def copy_with_stuff(labels: PseudoLabelDataset, folder: Path, stuff: str) -> Pse
 
 
 def test_clusters_of_region_stuff_are_matched_like_those_of_patches(
-    tmp_path: Path, labelled: GroundTruthDataset, tiny_store: PseudoLabelDataset
+    tmp_path: Path, labeled: GroundTruthDataset, tiny_store: PseudoLabelDataset
 ) -> None:
     regions, patches = (
-        match_by_regions(labels, labelled, 4, 0, tmp_path / "features")
+        match_by_regions(labels, labeled, 4, 0, tmp_path / "features")
         for labels in (copy_with_stuff(tiny_store, tmp_path / "regions", "regions"), tiny_store)
     )
     assert regions.clusters == patches.clusters
 
 
 def test_clusters_of_stego_cannot_be_matched_by_regions(
-    tmp_path: Path, labelled: GroundTruthDataset, tiny_store: PseudoLabelDataset
+    tmp_path: Path, labeled: GroundTruthDataset, tiny_store: PseudoLabelDataset
 ) -> None:
     with pytest.raises(ConfigError, match="stuff by regions or kmeans"):
-        match_by_regions(copy_with_stuff(tiny_store, tmp_path / "stego", "stego"), labelled, 4, 0, tmp_path)
+        match_by_regions(copy_with_stuff(tiny_store, tmp_path / "stego", "stego"), labeled, 4, 0, tmp_path)
 
 
 def test_patches_blended_with_their_own_region_keep_its_mean_direction() -> None:

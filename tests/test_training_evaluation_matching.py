@@ -124,14 +124,6 @@ def test_cups_matches_the_remaining_clusters_by_majority() -> None:
     assert match_block(more, "cups").tolist() == [1, 0, 1, 1, UNMATCHED]
 
 
-def test_counts_of_two_parts_of_a_dataset_add_up() -> None:
-    first = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 1, 3: 0})
-    second = compute_overlap(GROUND_TRUTH, {1: 1, 2: 2}, PREDICTED, {5: 0, 9: 1})
-    only_things = make_spaces(2, 0, 2, 2)
-    apart = count_shared_pixels([first], only_things) + count_shared_pixels([second], only_things)
-    assert np.array_equal(apart, count_shared_pixels([first, second], only_things))
-
-
 def test_a_detection_votes_for_every_object_that_its_box_overlaps_enough() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 4]], float)
     object_boxes = np.array([[0, 0, 10, 8], [0, 0, 10, 10], [50, 50, 10, 10]], float)

@@ -116,7 +116,7 @@ def test_best_median_and_worst_images_are_picked_once_each() -> None:
     assert pick_examples([5.0, 9.0]) == {1: "Best", 0: "Best"}
 
 
-def test_ground_truth_and_prediction_have_the_same_colors_and_grey_for_no_category(rendered: Rendered) -> None:
+def test_ground_truth_and_prediction_have_the_same_colors_and_gray_for_no_category(rendered: Rendered) -> None:
     _, gallery = rendered
     best, worst = gallery[0], gallery[-1]
     assert best.metrics.quality == 100.0
@@ -128,7 +128,7 @@ def test_ground_truth_and_prediction_have_the_same_colors_and_grey_for_no_catego
     assert {entry.name: entry.rgb for entry in worst.legend}["no category"] == category_rgb(-1) == (128, 128, 128)
     drawn = decode(worst.prediction)[2:18, 2:18].mean((0, 1))
     image = decode(worst.image)[2:18, 2:18].mean((0, 1))
-    assert drawn == pytest.approx(0.6 * image + 0.4 * 128, abs=6)  # unmapped: 40 % grey over the image
+    assert drawn == pytest.approx(0.6 * image + 0.4 * 128, abs=6)  # unmapped: 40 % gray over the image
 
 
 def decode(content: bytes) -> np.ndarray:

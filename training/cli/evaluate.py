@@ -1,4 +1,4 @@
-"""`useg eval`, `compare`, `match` and `gate`: the commands that use a labelled dataset."""
+"""`useg eval`, `compare`, `match` and `gate`: the commands that use a labeled dataset."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ _DEFAULT_THRESHOLDS = PromotionThresholds()
 
 @dataclass(frozen=True, kw_only=True)
 class AuxiliarySpec:
-    """Labelled images of another dataset that help to match clusters and are not evaluated."""
+    """Labeled images of another dataset that help to match clusters and are not evaluated."""
 
     aux_dataset: Path
     """Folder of an auxiliary dataset: its images help to match clusters and are not evaluated."""
@@ -68,7 +68,7 @@ def evaluate(
     threads: int = 2,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run, an artifact or pseudo-labels on a labelled dataset.
+    """Evaluate a run, an artifact or pseudo-labels on a labeled dataset.
 
     Prints PQ, mIoU and AP with 95 % confidence intervals as JSON. Without --mapping, each half of the images is
     evaluated with the categories that the other half gives to the clusters. With --out, the same command continues
@@ -92,24 +92,24 @@ def evaluate(
     if not out and (shard != ALL_SHARDS or execution.executor == "ray"):
         raise ConfigError("--shard and --executor ray store their results in a folder: give --out")
     config = _mapping_config(matching, mapping, auxiliary, allow_overlap=allow_train_test_overlap)
-    labelled = dataset.read()
+    labeled = dataset.read()
     with _results_folder(out) as folder:
         worker = EvaluationWorker(
             predictor_folder=predictor.resolve(),
             threads=threads,
-            dataset=replace(labelled, images=()),
+            dataset=replace(labeled, images=()),
             results_folder=folder,
         )
-        check_mapping_config(worker.predictor, labelled, config)
+        check_mapping_config(worker.predictor, labeled, config)
         if shard == ALL_SHARDS:
-            config = _with_auxiliary(config, auxiliary, worker.predictor, labelled, threads)
-        results = evaluate_in_parallel(worker, labelled.images, execution.make_executor(threads), shard)
+            config = _with_auxiliary(config, auxiliary, worker.predictor, labeled, threads)
+        results = evaluate_in_parallel(worker, labeled.images, execution.make_executor(threads), shard)
         if shard != ALL_SHARDS:
             return {"shard": str(shard), "images": len(results)}
-        report, class_mapping = compute_report(results, worker.predictor, labelled, config)
+        report, class_mapping = compute_report(results, worker.predictor, labeled, config)
         if out:
             report.write(out)
-            gallery = render_gallery(report.images, worker.predictor, labelled, class_mapping)
+            gallery = render_gallery(report.images, worker.predictor, labeled, class_mapping)
             write_html_report(report, gallery, out)
             shutil.rmtree(folder)
         return asdict(report.summary)
@@ -138,20 +138,20 @@ def compare(
     threads
         CPU threads.
     """
-    labelled = dataset.read()
+    labeled = dataset.read()
     config = _mapping_config(matching, None, auxiliary)
 
     def load(folder: Path) -> tuple[Predictor, ClassMappingConfig]:
         loaded = load_predictor(folder, threads=threads)
-        return loaded, _with_auxiliary(config, auxiliary, loaded, labelled, threads)
+        return loaded, _with_auxiliary(config, auxiliary, loaded, labeled, threads)
 
     new, old = load(predictor), load(baseline)
-    differences = compare_predictors(new, old, labelled)
+    differences = compare_predictors(new, old, labeled)
     return {
         "new": new[0].title,
         "baseline": old[0].title,
-        "dataset": labelled.name,
-        "images": len(labelled.images),
+        "dataset": labeled.name,
+        "images": len(labeled.images),
         "metrics": {name: asdict(difference) for name, difference in differences.items()},
     }
 
@@ -169,11 +169,11 @@ def match(
     features: Path | None = None,
     threads: int = 2,
 ) -> dict[str, Any]:
-    """Give clusters the categories of a labelled dataset: writes a mapping file.
+    """Give clusters the categories of a labeled dataset: writes a mapping file.
 
     By default the predictor segments every image, and clusters are matched with the categories they overlap. With
-    --regions N, the clusters of pseudo-labels are matched with the embeddings of N labelled regions instead: enough
-    when few images are labelled.
+    --regions N, the clusters of pseudo-labels are matched with the embeddings of N labeled regions instead: enough
+    when few images are labeled.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def match(
     out
         Mapping file to write (JSON), for `useg eval --mapping` and `useg names apply`.
     regions
-        Number of labelled regions to match with (PREDICTOR must be pseudo-labels). The matching options do not apply.
+        Number of labeled regions to match with (PREDICTOR must be pseudo-labels). The matching options do not apply.
     seed
         Seed of the sample of regions.
     features
@@ -190,15 +190,15 @@ def match(
     threads
         CPU threads.
     """
-    labelled = dataset.read()
+    labeled = dataset.read()
     if regions is not None:
         if matching or auxiliary:
             raise ConfigError("--regions matches by embeddings: leave out the matching and auxiliary options")
-        fitted = _match_by_regions(predictor, labelled, regions, seed, features, threads)
+        fitted = _match_by_regions(predictor, labeled, regions, seed, features, threads)
     else:
         loaded = load_predictor(predictor, threads=threads)
-        config = _with_auxiliary(_mapping_config(matching, None, auxiliary), auxiliary, loaded, labelled, threads)
-        fitted = fit_mapping(loaded, labelled, config)
+        config = _with_auxiliary(_mapping_config(matching, None, auxiliary), auxiliary, loaded, labeled, threads)
+        fitted = fit_mapping(loaded, labeled, config)
     fitted.write(out)
     return {
         "mapping": str(out),

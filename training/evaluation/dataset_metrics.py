@@ -119,7 +119,7 @@ def instance_metrics(
 ) -> tuple[dict[str, InstanceMetrics], dict[int, float]]:
     """Return the metrics of boxes and masks, class-agnostic and by category, and the AP of each category in 0..1.
 
-    The AP of a category is that of masks, or of boxes if only boxes are labelled.
+    The AP of a category is that of masks, or of boxes if only boxes are labeled.
     """
     if dataset.kind == "semantic":
         return {}, {}
@@ -239,8 +239,8 @@ def image_metrics(
 
 def _mean_best_iou(result: ImageResult) -> float:
     """Return the mean over the objects of their best box IoU with a detection."""
-    labelled = np.array([each.bbox for each in result.objects if not each.is_crowd], np.float64).reshape(-1, 4)
+    labeled = np.array([each.bbox for each in result.objects if not each.is_crowd], np.float64).reshape(-1, 4)
     detected = np.array([each.rle.bbox for each in result.detections], np.float64).reshape(-1, 4)
-    if not len(labelled) or not len(detected):
+    if not len(labeled) or not len(detected):
         return 0.0
-    return float(pairwise_xywh_iou(labelled, detected).max(1).mean())
+    return float(pairwise_xywh_iou(labeled, detected).max(1).mean())

@@ -1,4 +1,4 @@
-"""Evaluates a predictor on a labelled dataset: one pass over the images, then all metrics from the results."""
+"""Evaluates a predictor on a labeled dataset: one pass over the images, then all metrics from the results."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ from training.evaluation.predictors import MIN_SCORE, Predictor, load_predictor
 PROTOCOL = (
     "Things are matched among things and stuff among stuff. A segment of a cluster without a category is a false "
     "positive of the category that it covers most, and its pixels are errors; metrics that ignore unmapped clusters "
-    "do not count it, as in the papers. Labelled and predicted stuff is one segment per category. Objects: "
+    "do not count it, as in the papers. Labeled and predicted stuff is one segment per category. Objects: "
     f"pycocotools, detections with a score of at least {MIN_SCORE}; detections without a category match no object of "
     "the metrics by category."
 )

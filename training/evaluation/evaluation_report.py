@@ -67,7 +67,7 @@ class ClassMetrics:
     rq: float | None = None
     iou: float | None = None
     ap: float | None = None
-    """Of masks, or of boxes if only boxes are labelled."""
+    """Of masks, or of boxes if only boxes are labeled."""
 
 
 @dataclass(frozen=True, kw_only=True)

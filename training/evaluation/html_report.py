@@ -32,7 +32,7 @@ _UNMAPPED_RGB = (128, 128, 128)
 _BORDER_RGB = (245, 245, 245)
 _BOX_PX = 3
 _MIN_DRAWN_SCORE = 0.3
-"""Minimum score of a detection that is drawn if only objects are labelled."""
+"""Minimum score of a detection that is drawn if only objects are labeled."""
 _MAX_SIDE_PX = 420
 _JPEG_QUALITY = 82
 _CLASS_TITLES = {"pq": "PQ", "iou": "IoU", "ap": "AP"}
@@ -188,12 +188,12 @@ def _map_ground_truth(labels: GroundTruthLabels, height: int, width: int) -> _Ca
     if labels.label_map is not None:
         return _CategoryMap(label_map=labels.label_map, categories=labels.segments)
     label_map = np.zeros((height, width), np.int32)
-    for number, labelled in enumerate(labels.objects, start=1):
-        if labelled.rle is not None:
-            label_map[coco.decode(labelled.rle).astype(bool)] = number
+    for number, labeled in enumerate(labels.objects, start=1):
+        if labeled.rle is not None:
+            label_map[coco.decode(labeled.rle).astype(bool)] = number
         else:
-            _draw_box(label_map, labelled.bbox, number)
-    categories = {number: labelled.category for number, labelled in enumerate(labels.objects, start=1)}
+            _draw_box(label_map, labeled.bbox, number)
+    categories = {number: labeled.category for number, labeled in enumerate(labels.objects, start=1)}
     return _CategoryMap(label_map=label_map, categories=categories)
 
 
@@ -238,7 +238,7 @@ def _draw_box(label_map: Int32[np.ndarray, "H W"], bbox: Sequence[float], number
 
 
 def category_rgb(index: int) -> tuple[int, int, int]:
-    """Return the color of a category index, grey for -1; neighboring indices differ much in hue."""
+    """Return the color of a category index, gray for -1; neighboring indices differ much in hue."""
     return _UNMAPPED_RGB if index < 0 else segment_color(index + 1, is_thing=True)
 
 

@@ -38,10 +38,10 @@ class ImageResult:
     panoptic: OverlapMatrix | None
     """None if the dataset has no panoptic labels."""
     semantic: OverlapMatrix | None
-    """None if only objects are labelled."""
+    """None if only objects are labeled."""
     objects: tuple[GroundTruthObject, ...]
     detections: tuple[PredictedObject, ...]
-    """Empty if no objects are labelled."""
+    """Empty if no objects are labeled."""
 
 
 def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predictor: Predictor) -> ImageResult:

@@ -65,7 +65,7 @@ class Predictor(Protocol):
 
 
 def load_predictor(folder: Path, *, threads: int) -> Predictor:
-    """Load an artifact, a run or pseudo-labels, recognised by the file that each writes last.
+    """Load an artifact, a run or pseudo-labels, recognized by the file that each writes last.
 
     Raises ConfigError if the folder is not exactly one of the three, and the errors of their loaders.
     """

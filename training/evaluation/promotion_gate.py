@@ -1,4 +1,4 @@
-"""Checks whether a new version may replace an old one: by metrics on a labelled dataset, else by similarity."""
+"""Checks whether a new version may replace an old one: by metrics on a labeled dataset, else by similarity."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class PromotionThresholds:
     """Limits that a new version must keep."""
 
     max_score_drop: float = 1.0
-    """Maximum drop of a metric in percentage points, on a labelled dataset."""
+    """Maximum drop of a metric in percentage points, on a labeled dataset."""
     min_covering: float = 0.4
-    """Minimum mean segmentation covering of the two versions' segments, 0..1, without a labelled dataset."""
+    """Minimum mean segmentation covering of the two versions' segments, 0..1, without a labeled dataset."""
     max_segment_ratio: float = 2.0
-    """Maximum ratio between the mean numbers of segments, 1 or more, without a labelled dataset."""
+    """Maximum ratio between the mean numbers of segments, 1 or more, without a labeled dataset."""
     max_void_increase: float = 0.15
-    """Maximum increase of the mean void fraction, 0..1, without a labelled dataset."""
+    """Maximum increase of the mean void fraction, 0..1, without a labeled dataset."""
     max_psi: float = 0.25
     """Maximum population stability index between the new version's drift reference and --drift-photos, above 0."""
 

@@ -1,4 +1,4 @@
-"""Selects a labelled dataset by folder and format, as the command line does."""
+"""Selects a labeled dataset by folder and format, as the command line does."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,10 @@ _SPLIT = "val"
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """Which labelled dataset to read."""
+    """Which labeled dataset to read."""
 
     folder: Annotated[Path, Parameter(name="--dataset")]
-    """Folder of the labelled dataset."""
+    """Folder of the labeled dataset."""
     format: DatasetFormat = "panoptic"
     """Layout of the folder: our own (panoptic: panoptic.json, images/, panoptic/; instances: instances.json, images/),
     or that of a published dataset."""

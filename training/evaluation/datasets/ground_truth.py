@@ -1,4 +1,4 @@
-"""Labelled datasets for evaluation: images, their ground truth, and COCO's panoptic format."""
+"""Labeled datasets for evaluation: images, their ground truth, and COCO's panoptic format."""
 
 import json
 from dataclasses import dataclass, replace
@@ -17,12 +17,12 @@ from training.evaluation.datasets.taxonomy import ClassGrouping, Taxonomy, build
 
 PANOPTIC_INDEX_FILE = "panoptic.json"
 AnnotationKind = Literal["panoptic", "semantic", "masks", "boxes"]
-"""What is labelled: segments of all pixels, a class for each pixel, objects with masks, or objects with boxes only."""
+"""What is labeled: segments of all pixels, a class for each pixel, objects with masks, or objects with boxes only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthObject:
-    """A labelled object of an image."""
+    """A labeled object of an image."""
 
     category: int
     """Category index in the taxonomy."""
@@ -32,7 +32,7 @@ class GroundTruthObject:
     is_crowd: bool
     """A group of objects, or an object marked as difficult: a missed one is not an error."""
     rle: dict[str, Any] | None
-    """Mask as COCO's compressed RLE; None if only the box is labelled."""
+    """Mask as COCO's compressed RLE; None if only the box is labeled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class GroundTruthLabels:
     """The labels of one image."""
 
     label_map: Int32[np.ndarray, "H W"] | None
-    """Segment ids; ids that are not in `segments` are void. None if only objects are labelled."""
+    """Segment ids; ids that are not in `segments` are void. None if only objects are labeled."""
     segments: dict[int, int]
     """Category index by segment id."""
     crowds: frozenset[int]
@@ -62,7 +62,7 @@ class Annotation(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthImage:
-    """One labelled image."""
+    """One labeled image."""
 
     image_id: int
     path: Path
@@ -71,7 +71,7 @@ class GroundTruthImage:
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruthDataset:
-    """A labelled dataset."""
+    """A labeled dataset."""
 
     name: str
     """Name of the folder, and the split of a published dataset."""
@@ -172,7 +172,7 @@ def require_files(folder: Path, dataset: GroundTruthDataset) -> None:
     """Raise LabelStoreError if there are no images, or if image or label files are missing (naming up to three)."""
     files = [path for image in dataset.images for path in (image.path, *image.annotation.files)]
     if not files:
-        raise LabelStoreError(f"{folder} contains no labelled image")
+        raise LabelStoreError(f"{folder} contains no labeled image")
     if missing := [str(path) for path in files if not path.is_file()]:
         raise LabelStoreError(f"{folder} lacks {len(missing)} files: {', '.join(missing[:3])}")
 
@@ -199,7 +199,7 @@ def read_label_png(path: Path) -> Int32[np.ndarray, "H W"]:
 
 
 def crop_center(label_map: Int32[np.ndarray, "H W"], side_px: int) -> Int32[np.ndarray, "S S"]:
-    """Scale the shorter side to `side_px` (nearest neighbour) and return the central square."""
+    """Scale the shorter side to `side_px` (nearest neighbor) and return the central square."""
     height, width = label_map.shape
     scale = side_px / min(height, width)
     target = (max(side_px, round(width * scale)), max(side_px, round(height * scale)))

@@ -1,4 +1,4 @@
-"""Taxonomies: the categories of a labelled dataset, and how the dataset's own ids map to them."""
+"""Taxonomies: the categories of a labeled dataset, and how the dataset's own ids map to them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Auxiliary images: labelled images of another dataset that help to match clusters and are not evaluated."""
+"""Auxiliary images: labeled images of another dataset that help to match clusters and are not evaluated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -106,7 +106,7 @@ def map_clusters(
 def fit_class_mapping(
     counts: CooccurrenceCounts, spaces: LabelSpaces, kind: AnnotationKind, method: MatchingMethod
 ) -> ClassMapping:
-    """Match each map by its own pixels, or both by votes if the method says so or only objects are labelled."""
+    """Match each map by its own pixels, or both by votes if the method says so or only objects are labeled."""
     if method == "votes" or kind in ("masks", "boxes"):
         matched = match_clusters(counts.votes, spaces, method)
         return ClassMapping(panoptic=matched, semantic=matched)

@@ -31,7 +31,7 @@ class MatchingConfig:
     min_iou: Annotated[float, Parameter(name="--match-min-iou")] = 0.6
     """Votes: box IoU that a detection and an object must exceed, 0..1."""
     min_stuff_iou: Annotated[float, Parameter(name="--match-min-stuff-iou")] = 0.15
-    """Votes: IoU that a predicted and a labelled stuff region must exceed, 0..1."""
+    """Votes: IoU that a predicted and a labeled stuff region must exceed, 0..1."""
 
     def __post_init__(self) -> None:
         for name in ("min_score", "min_iou", "min_stuff_iou"):
@@ -138,8 +138,8 @@ def count_cooccurrences(
                 np.array([detection.cluster for detection in result.detections]),
                 np.array([detection.score for detection in result.detections]),
                 np.array([detection.rle.bbox for detection in result.detections], np.float64),
-                np.array([labelled.category for labelled in result.objects]),
-                np.array([labelled.bbox for labelled in result.objects], np.float64),
+                np.array([labeled.category for labeled in result.objects]),
+                np.array([labeled.bbox for labeled in result.objects], np.float64),
                 spaces,
                 config,
             )

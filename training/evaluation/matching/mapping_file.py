@@ -19,14 +19,14 @@ from training.evaluation.matching.cluster_matching import UNMATCHED, LabelSpaces
 
 FORMAT_VERSION = 2
 _DIGEST_DIGITS = 16
-"""Digits of an image's sha256 that are stored: enough to recognise it."""
+"""Digits of an image's sha256 that are stored: enough to recognize it."""
 MappingMethod = Literal[MatchingMethod, "prototypes", "given"]
-"""How a mapping was made: by matching, from the embeddings of labelled regions, or because clusters are categories."""
+"""How a mapping was made: by matching, from the embeddings of labeled regions, or because clusters are categories."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedOn:
-    """The labelled images that a mapping was fitted on."""
+    """The labeled images that a mapping was fitted on."""
 
     dataset: str
     """Name of the dataset."""

@@ -1,4 +1,4 @@
-"""Matches clusters to categories from a few labelled regions: each cluster takes the most similar category."""
+"""Matches clusters to categories from a few labeled regions: each cluster takes the most similar category."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ MIN_COSINE = 0.0
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """A labelled region of a photo."""
+    """A labeled region of a photo."""
 
     photo: PhotoFile
     category: int

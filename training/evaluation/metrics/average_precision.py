@@ -53,13 +53,13 @@ def to_coco_annotations(result: ImageResult, categories: Int[np.ndarray, "C"]) -
     return [
         {
             "image_id": result.image_id,
-            "category_id": int(categories[labelled.category]),
-            "area": labelled.area,
-            "bbox": list(labelled.bbox),
-            "iscrowd": int(labelled.is_crowd),
-            **({"segmentation": labelled.rle} if labelled.rle else {}),
+            "category_id": int(categories[labeled.category]),
+            "area": labeled.area,
+            "bbox": list(labeled.bbox),
+            "iscrowd": int(labeled.is_crowd),
+            **({"segmentation": labeled.rle} if labeled.rle else {}),
         }
-        for labelled in result.objects
+        for labeled in result.objects
     ]
 
 

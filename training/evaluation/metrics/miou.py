@@ -20,7 +20,7 @@ class SemanticCounts:
 
 
 def count_semantic(overlap: OverlapMatrix, num_categories: int) -> SemanticCounts:
-    """Count the pixels of one image; a prediction without a category is an error on every labelled pixel."""
+    """Count the pixels of one image; a prediction without a category is an error on every labeled pixel."""
     shared = overlap.pixels[1:, 1:]
     intersection, ground_truth, predicted, mapped = np.zeros((4, num_categories))
     rows, columns = np.nonzero(overlap.predicted[:, None] == overlap.ground_truth)

@@ -1,4 +1,4 @@
-"""Draws tiny labelled datasets in their published layouts."""
+"""Draws tiny labeled datasets in their published layouts."""
 
 import json
 from pathlib import Path
