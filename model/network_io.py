@@ -52,10 +52,10 @@ def io_shapes(contract: Contract) -> dict[str, Shape]:
     return {
         "pixels": [3, height, width],
         "sizes": [2],
-        "scores": [contract.detections],
-        "clusters": [contract.detections],
-        "boxes": [contract.detections, 4],
-        "masks": [contract.detections, *((side, side) if side else (rows, columns))],
+        "scores": [contract.max_detections],
+        "clusters": [contract.max_detections],
+        "boxes": [contract.max_detections, 4],
+        "masks": [contract.max_detections, *((side, side) if side else (rows, columns))],
         "semantic": [contract.stuff_clusters + 1, rows, columns],
     }
 

@@ -90,7 +90,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: PseudoLabelDa
 def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     """An exported artifact; not to be changed."""
     artifact = tmp_path_factory.mktemp("artifacts") / "artifact"
-    export_run(tiny_run, artifact, ExportConfig(name="tiny", version="3", score=0.0, part=0.0), [])
+    export_run(
+        tiny_run,
+        artifact,
+        ExportConfig(name="tiny", version="3", score_threshold=0.0, min_component_area_fraction=0.0),
+        [],
+    )
     return artifact
 
 
@@ -108,7 +113,7 @@ def tiny_cascade_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_cascade
     artifact = folder / "cascade-artifact"
     with FileLock(folder / "cascade-artifact.lock"):  # the export takes most of a minute
         if not artifact.exists():
-            config = ExportConfig(name="cascade", score=0.3, input_sizes=tiny.CANVASES)
+            config = ExportConfig(name="cascade", score_threshold=0.3, input_sizes=tiny.CANVASES)
             export_run(tiny_cascade_run, artifact, config, [])
     return artifact
 

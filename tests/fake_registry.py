@@ -68,5 +68,5 @@ def make_registry(folder: Path, kinds: dict[str, str], **changes: Any) -> Regist
     """A registry of those versions, none of them active."""
     registry = Registry(folder / "registry")
     for version, kind in kinds.items():
-        registry.add(write_artifact(folder / f"artifact-{version}", version, kind, **changes), by="test")
+        registry.add(write_artifact(folder / f"artifact-{version}", version, kind, **changes), author="test")
     return registry

@@ -26,7 +26,7 @@ CONTRACT = Contract(
     network="none",
     input_sizes=(InputSize.square(SIDE_PX),),
     stride_px=STRIDE_PX,
-    detections=2,
+    max_detections=2,
     thing_clusters=2,
     stuff_clusters=1,
     categories={1: Category(id=70, name="tomato")},

@@ -78,7 +78,7 @@ async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Pat
 
     def open_described() -> tuple[Contract, Session]:
         flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
-        return replace(CONTRACT, reference=flat), RedSession()
+        return replace(CONTRACT, drift_reference=flat), RedSession()
 
     waiting = dict(list_queries(board))
     assert len(waiting) >= len(list_panels(board)) > 20

@@ -81,7 +81,7 @@ def test_two_versions_from_photos_to_the_registry_one_interrupted_one_rejected_a
     assert "resumed runs/useg/1/run at step" in log
     assert retraining.read("runs/useg/1/train.json")["step"] == 8
     assert "gate: passed: there is no active version" in log
-    assert retraining.read("registry/useg/active.json")["active"] == "1"
+    assert retraining.read("registry/useg/deployment.json")["active"] == "1"
 
     served = folder / "registry" / "useg" / "1"
     for cluster in range(1, 8):  # any of them may be predicted
@@ -97,7 +97,7 @@ def test_two_versions_from_photos_to_the_registry_one_interrupted_one_rejected_a
     status, log = retraining.run(*again, GATE_OPTIONS=PASS_ALL, **options)
     assert status == 0, log
     assert "retrain: train: skipped: done before" in log
-    state = retraining.read("registry/useg/active.json")
+    state = retraining.read("registry/useg/deployment.json")
     canary = state["canary"]
     assert (state["active"], canary["version"], canary["traffic_fraction"]) == ("1", "2", 0.5)
     newer = folder / "registry" / "useg" / "2"
@@ -141,5 +141,5 @@ def test_a_missing_registry_is_seeded_once_with_the_bundled_model(tmp_path: Path
         )
         assert seeded.returncode == 0, seeded.stderr
     assert seeded.stderr.startswith("useg 1 is active in ")
-    state = json.loads((tmp_path / "new" / "registry" / "useg" / "active.json").read_bytes())
+    state = json.loads((tmp_path / "new" / "registry" / "useg" / "deployment.json").read_bytes())
     assert [event["action"] for event in state["history"]] == ["add", "activate"]

@@ -29,7 +29,7 @@ CONTRACT = Contract(
     network="none",
     input_sizes=(InputSize.square(448),),
     stride_px=4,
-    detections=2,
+    max_detections=2,
     thing_clusters=2,
     stuff_clusters=1,
 )
@@ -105,7 +105,7 @@ ENGINE_CONTRACT = Contract(
     network="none",
     input_sizes=(InputSize.square(56),),
     stride_px=4,
-    detections=2,
+    max_detections=2,
     thing_clusters=2,
     stuff_clusters=1,
     files={"network.onnx": "ab" * 32},

@@ -223,7 +223,7 @@ def test_a_missing_and_an_unexpected_weight_are_named(artifact: Path, contract: 
 
 
 def test_a_misshapen_weight_is_named_with_both_shapes(artifact: Path, contract: Contract) -> None:
-    settings = {**contract.settings, "decoder": {**contract.settings["decoder"], "queries": 7}}
+    settings = {**contract.network_config, "decoder": {**contract.network_config["decoder"], "queries": 7}}
     with pytest.raises(ArtifactError, match=r"misshapen decoder\.queries: \(1, \d+, \d+\) for \(1, 7, \d+\)"):
         load_torch_network(dataclasses.replace(contract, settings=settings), artifact)
 

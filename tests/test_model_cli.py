@@ -45,9 +45,9 @@ def test_names_are_given_listed_undone_exported_and_imported(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("set", "8", "disc"), "clusters [8], tiny 3 has 1..7"),
+        (("set", "8", "disc"), "unknown clusters [8]: tiny 3 has 1..7"),
         (("set", "1", "two\nlines"), "printable"),
-        (("undo",), "no edit"),
+        (("undo",), "no change"),
         (("apply", "absent.json"), "absent.json cannot be read"),
     ],
 )
@@ -66,8 +66,10 @@ def test_an_artifact_carries_its_names_to_itself_cluster_by_cluster(
     for cluster in CLUSTERS:
         call(capsys, "names", "set", artifact, cluster, f"class {cluster}")
     out = tmp_path / "carried.json"
-    told = call(capsys, "names", "transfer", artifact, artifact, "--photos", tiny_photos, "--pictures", 1, "--out", out)
-    assert [(each["category"], each["share"]) for each in told["clusters"]] == [
+    told = call(
+        capsys, "names", "transfer", artifact, artifact, "--photos", tiny_photos, "--min-images", 1, "--out", out
+    )
+    assert [(each["category_name"], each["overlap"]) for each in told["clusters"]] == [
         (f"class {each['cluster']}", 1.0) for each in told["clusters"]
     ]
     assert told["transferred"] == len(told["clusters"]) > 1
@@ -96,7 +98,9 @@ def test_a_version_passes_the_gate_before_itself_and_one_that_finds_nothing_does
     assert json.loads(capsys.readouterr().out)["passed"]
     blind = shutil.copytree(artifact, tmp_path / "blind")
     contract = read_contract(blind)
-    replace(contract, thresholds=replace(contract.thresholds, score=1.0, stuff_area=1.0)).write(blind)
+    replace(contract, thresholds=replace(contract.thresholds, score_threshold=1.0, min_stuff_area_fraction=1.0)).write(
+        blind
+    )
     arguments[1] = str(blind)
     assert train([*arguments, "--out", str(tmp_path / "gate.json")]) == 4
     told = capsys.readouterr()

@@ -36,25 +36,25 @@ def test_a_version_goes_all_the_way_and_back(
     run(capsys, "registry", "add", registry, artifact, "--version", "2")
     assert run(capsys, "registry", "activate", registry, "1", "--author", "alice", "--reason", "first")["active"] == "1"
     canary = run(capsys, "registry", "canary", registry, "2", "--traffic-fraction", "0.25")
-    assert canary["canary"] == {"version": "2", "share": 0.25}
-    assert run(capsys, "registry", "shadow", registry, "2")["shadow"] == {"version": "2", "share": 0.1}
+    assert canary["canary"] == {"version": "2", "traffic_fraction": 0.25}
+    assert run(capsys, "registry", "shadow", registry, "2")["shadow"] == {"version": "2", "traffic_fraction": 0.1}
     run(capsys, "registry", "canary", registry, "2")
     promoted = run(capsys, "registry", "promote", registry)
-    assert (promoted["active"], promoted["former"]) == ("2", ["1"])
+    assert (promoted["active"], promoted["previous_versions"]) == ("2", ["1"])
     back = run(capsys, "registry", "rollback", registry, "--reason", "odd answers")
     assert (back["active"], back["history"][0]["reason"]) == ("1", "odd answers")
     assert run(capsys, "registry", "remove", registry, "2")["versions"] == ["1"]
     (model,) = run(capsys, "registry", "list", registry)["models"]
     assert [event["action"] for event in model["history"]][-3:] == ["promote", "rollback", "remove"]
-    assert model["history"][2]["by"] == "alice"
+    assert model["history"][2]["author"] == "alice"
 
 
 def test_what_does_not_fit_is_one_line(tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     registry = tmp_path / "registry"
-    assert "is no registry" in fail(capsys, "registry", "list", registry)
+    assert "is not a registry" in fail(capsys, "registry", "list", registry)
     run(capsys, "registry", "add", registry, artifact)
     assert "give another version" in fail(capsys, "registry", "add", registry, artifact)
-    assert "nothing to try another one against" in fail(capsys, "registry", "canary", registry, "1")
+    assert "activate one before a canary" in fail(capsys, "registry", "canary", registry, "1")
     assert "no version '9'" in fail(capsys, "registry", "activate", registry, "9")
     run(capsys, "registry", "add", registry, artifact, "--model", "other")
     assert "holds fake, other: give --model" in fail(capsys, "registry", "activate", registry, "1")

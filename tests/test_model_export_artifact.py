@@ -97,15 +97,15 @@ def test_a_flipped_byte_or_a_missing_file_is_refused_by_name(tmp_path: Path, tin
 def test_a_newer_format_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     content = json.loads((artifact / "contract.json").read_text())
-    (artifact / "contract.json").write_text(json.dumps({**content, "format_version": 3}))
-    with pytest.raises(ContractMismatch, match="format version 3"):
+    (artifact / "contract.json").write_text(json.dumps({**content, "format_version": 4}))
+    with pytest.raises(ContractMismatch, match="format version 4"):
         load_session(artifact)
 
 
 def test_a_contract_that_its_network_does_not_keep_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     content = json.loads((artifact / "contract.json").read_text())
-    (artifact / "contract.json").write_text(json.dumps({**content, "detections": 9}))
+    (artifact / "contract.json").write_text(json.dumps({**content, "max_detections": 9}))
     with pytest.raises(ContractMismatch, match="its contract says"):
         load_session(artifact)
 

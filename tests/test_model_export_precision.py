@@ -170,7 +170,12 @@ def test_a_product_with_a_weight_that_fp16_cannot_hold_stays_fp32() -> None:
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
     artifact = tmp_path_factory.mktemp("bytes") / "artifact"
-    export_run(tiny_run, artifact, ExportConfig(precision="int8-stored", score=0.0, part=0.0), [])
+    export_run(
+        tiny_run,
+        artifact,
+        ExportConfig(precision="int8-stored", score_threshold=0.0, min_component_area_fraction=0.0),
+        [],
+    )
     return artifact
 
 

@@ -16,15 +16,15 @@ def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
 def test_the_contract_tells_how_answers_look_and_the_artifact_still_opens(artifact: Path, tiny_photos: Path) -> None:
     write_drift_reference(artifact, tiny_photos, 5, "cpu", 1)
     contract, _ = load_session(artifact, threads=1)
-    assert sorted(contract.reference) == ["score", "segments", "void"]
-    assert sum(contract.reference["segments"].counts) == 5
-    assert sum(contract.reference["void"].counts) == 5
+    assert sorted(contract.drift_reference) == ["score", "segments", "void"]
+    assert sum(contract.drift_reference["segments"].counts) == 5
+    assert sum(contract.drift_reference["void"].counts) == 5
 
 
 def test_the_same_photos_give_the_same_reference_and_others_replace_it(artifact: Path, tiny_photos: Path) -> None:
     first = write_drift_reference(artifact, tiny_photos, 5, "cpu", 1)
     assert write_drift_reference(artifact, tiny_photos, 5, "cpu", 1) == first
-    assert sum(write_drift_reference(artifact, tiny_photos, 100, "cpu", 1).reference["void"].counts) == 8
+    assert sum(write_drift_reference(artifact, tiny_photos, 100, "cpu", 1).drift_reference["void"].counts) == 8
 
 
 def test_a_folder_without_photos_leaves_the_artifact_as_it_was(tmp_path: Path, artifact: Path) -> None:

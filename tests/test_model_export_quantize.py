@@ -132,7 +132,12 @@ def refuse(artifact: Path, photos: Path, out: Path, said: str) -> None:
 @pytest.mark.slow
 def test_an_artifact_stored_in_int8_can_compute_in_it(tmp_path: Path, tiny_run: Path, photos: Path) -> None:
     stored, out = tmp_path / "stored", tmp_path / "out"
-    export_run(tiny_run, stored, ExportConfig(precision="int8-stored", score=0.0, part=0.0), [])
+    export_run(
+        tiny_run,
+        stored,
+        ExportConfig(precision="int8-stored", score_threshold=0.0, min_component_area_fraction=0.0),
+        [],
+    )
     contract = quantize_artifact(stored, photos, out, LOOSE)
     assert contract.precision == "int8"
     assert contract.provenance["quantisation"]["of"] == {"network.onnx": hash_file(stored / "network.onnx")}
@@ -156,8 +161,8 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, tiny_artifact: P
 
 
 CONTRACT = Contract(
-    name="a", version="1", network="n", input_sizes=(InputSize.square(8),), stride_px=1, detections=1, thing_clusters=3,
-    stuff_clusters=1, thresholds=Thresholds(score=0.3, stuff_area=0.0),
+    name="a", version="1", network="n", input_sizes=(InputSize.square(8),), stride_px=1, max_detections=1, thing_clusters=3,
+    stuff_clusters=1, thresholds=Thresholds(score_threshold=0.3, min_stuff_area_fraction=0.0),
 )  # fmt: skip
 PICTURE = InputImage(pixels=np.zeros((3, 8, 8), np.uint8), size=(8, 8))
 

@@ -24,14 +24,14 @@ OLD = Contract(
     network="none",
     input_sizes=(InputSize.square(64),),
     stride_px=4,
-    detections=1,
+    max_detections=1,
     thing_clusters=3,
     stuff_clusters=1,
     categories={1: DOG, 2: CAT, 4: SKY},
     files={"network.onnx": "old"},
 )
 NEW = replace(OLD, version="2", thing_clusters=2, stuff_clusters=2, categories={}, files={"network.onnx": "new"})
-ONE = TransferThresholds(pictures=1)
+ONE = TransferThresholds(min_images=1)
 
 
 def draw(rows: list[list[int]], contract: Contract) -> Segmentation:
@@ -52,34 +52,36 @@ def compare(old: list[list[int]], new: list[list[int]], rule: TransferThresholds
 
 def test_a_cluster_takes_the_name_that_it_lies_under() -> None:
     found = compare([[1, 1, 1, 4], [0, 2, 2, 2]], [[2, 2, 2, 3], [2, 1, 1, 1]])
-    assert (found[2].category, found[2].share, found[2].runner_up) == ("dog", 0.75, None)
-    assert (found[1].category, found[1].share, found[1].reason) == ("cat", 1.0, "clear")
-    assert found[3].category == "sky"
+    assert (found[2].category_name, found[2].overlap, found[2].runner_up) == ("dog", 0.75, None)
+    assert (found[1].category_name, found[1].overlap, found[1].reason) == ("cat", 1.0, "clear")
+    assert found[3].category_name == "sky"
 
 
 def test_old_clusters_of_one_name_count_together() -> None:
     contract = replace(OLD, categories={1: DOG, 3: DOG, 2: CAT})
     pair = draw([[1, 3, 2, 2, 3]], OLD), draw([[1, 1, 1, 1, 1]], NEW)
     (found,) = propose_names(count_overlap([pair], OLD, NEW), contract, NEW, ONE)
-    assert (found.category, found.share, found.runner_up, found.runner_up_share) == ("dog", 0.6, "cat", 0.4)
+    assert (found.category_name, found.overlap, found.runner_up, found.runner_up_overlap) == ("dog", 0.6, "cat", 0.4)
 
 
 def test_a_name_that_hardly_leads_or_has_too_little_is_told_and_not_carried() -> None:
     found = compare([[1] * 11 + [2] * 9], [[1] * 20])[1]
-    assert (found.category, found.best, found.reason) == (None, "dog", "leads by 10%, 20% are needed")
+    assert (found.category_name, found.best, found.reason) == (None, "dog", "leads by 10%, 20% are required")
     # the rest lies in void and under a cluster without a name
     found = compare([[1] * 8 + [2] * 1 + [0] * 6 + [3] * 5], [[1] * 20])[1]
-    assert found.reason == "40% of it lies under this name, 50% are needed"
+    assert found.reason == "40% of it had this name, 50% are required"
 
 
 def test_names_of_things_do_not_go_to_stuff() -> None:
     found = compare([[1, 1, 4, 4]], [[3, 3, 1, 1]])
-    assert {cluster: each.reason for cluster, each in found.items()} == dict.fromkeys((1, 3), "lies under no name")
+    assert {cluster: each.reason for cluster, each in found.items()} == dict.fromkeys(
+        (1, 3), "overlaps no named cluster"
+    )
 
 
 def test_what_few_pictures_show_is_not_carried_and_what_none_shows_is_not_told() -> None:
     found = compare([[1, 1]], [[1, 1]], TransferThresholds())
-    assert found[1].reason == "seen in 1 pictures, 3 are needed"
+    assert found[1].reason == "in 1 images, 3 are required"
     assert set(found) == {1}
 
 
@@ -87,18 +89,18 @@ def test_each_picture_counts_alike_whatever_its_size() -> None:
     large = draw([[1] * 30] * 30, OLD), draw([[1] * 30] * 30, NEW)
     small = [(draw([[2, 0]], OLD), draw([[1, 0]], NEW))] * 3
     agreement = count_overlap([large, *small], OLD, NEW)
-    assert agreement.shares[1, 1] == pytest.approx(1.0)
-    assert agreement.shares[2, 1] == pytest.approx(1.5)  # half of each of three pictures
-    assert agreement.pictures.tolist() == [3, 4, 0, 0, 0]
+    assert agreement.fractions[1, 1] == pytest.approx(1.0)
+    assert agreement.fractions[2, 1] == pytest.approx(1.5)  # half of each of three pictures
+    assert agreement.images.tolist() == [3, 4, 0, 0, 0]
 
 
 def test_carried_names_belong_to_the_new_network_and_tell_where_they_come_from() -> None:
     shares = np.zeros((5, 5))
     shares[1, 2] = shares[4, 3] = 1.0
-    agreement = ClusterOverlap(shares=shares, pictures=np.array([0, 0, 3, 3, 0]))
+    agreement = ClusterOverlap(fractions=shares, images=np.array([0, 0, 3, 3, 0]))
     carried = transfer_names(propose_names(agreement, OLD, NEW, TransferThresholds()), OLD, NEW)
-    assert {cluster: name.category for cluster, name in carried.names.items()} == {2: "dog", 3: "sky"}
-    assert carried.names[2].by == "carried over from small 1"
+    assert {cluster: name.category_name for cluster, name in carried.names.items()} == {2: "dog", 3: "sky"}
+    assert carried.names[2].author == "transferred from small 1"
     assert (carried.version, carried.network_sha256) == ("2", "new")
 
 
@@ -108,5 +110,5 @@ def test_names_that_people_gave_can_be_carried_alone() -> None:
 
 
 def test_a_share_beyond_1_is_refused() -> None:
-    with pytest.raises(ConfigError, match="share must lie in"):
-        TransferThresholds(share=1.5)
+    with pytest.raises(ConfigError, match="min_overlap must lie in"):
+        TransferThresholds(min_overlap=1.5)

@@ -243,14 +243,14 @@ def finish(raw: NetworkOutput, case: reference.Case, clusters: int) -> Segmentat
     )
     combine = case.card["combine"]
     thresholds = Thresholds(
-        score=combine["instances_confidence"],
-        overlap=combine["overlap_threshold"],
-        stuff_area=combine["stuff_area_limit"] / (height * width),
+        score_threshold=combine["instances_confidence"],
+        overlap_threshold=combine["overlap_threshold"],
+        min_stuff_area_fraction=combine["stuff_area_limit"] / (height * width),
     )
     canvas = InputSize(height_px=in_height, width_px=in_width)
     contract = Contract(
         name="a", version="1", network="panoptic_cascade", input_sizes=(canvas,), stride_px=1, box_mask_size=28,
-        detections=len(answer.scores), thing_clusters=clusters, stuff_clusters=len(logits) - 1,
+        max_detections=len(answer.scores), thing_clusters=clusters, stuff_clusters=len(logits) - 1,
     )  # fmt: skip
     placement = Letterbox(
         height=height, width=width, resized_height=in_height, resized_width=in_width, input_size=canvas, stride_px=1

@@ -14,13 +14,13 @@ from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, postprocess, select_clusters
 
 THINGS = 3
-KEEP_ALL = Thresholds(score=0.0, stuff_area=0.0)
+KEEP_ALL = Thresholds(score_threshold=0.0, min_stuff_area_fraction=0.0)
 
 
 def draw_contract(side_px: int = 8, stride_px: int = 1, stuff: int = 2, detections: int = 4) -> Contract:
     return Contract(
         name="a", version="1", network="n", input_sizes=(InputSize.square(side_px),), stride_px=stride_px,
-        detections=detections, thing_clusters=THINGS, stuff_clusters=stuff,
+        max_detections=detections, thing_clusters=THINGS, stuff_clusters=stuff,
     )  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_equal_scores_keep_the_networks_order() -> None:
 
 def test_the_score_threshold_keeps_what_reaches_it() -> None:
     raw = draw_raw([(0.5, 0, stripe(0, 2)), (0.4999, 1, stripe(4, 6))])
-    assert list_segments(segment(raw, "panoptic", Thresholds(score=0.5))) == [(1, 1, True)]
+    assert list_segments(segment(raw, "panoptic", Thresholds(score_threshold=0.5))) == [(1, 1, True)]
 
 
 def test_a_mask_half_covered_by_a_better_one_keeps_the_rest_and_one_covered_further_is_dropped() -> None:
@@ -96,7 +96,7 @@ def test_a_dropped_mask_covers_nobody() -> None:
 
 def test_a_hidden_mask_is_dropped_whatever_the_overlap_allowed() -> None:
     raw = draw_raw([(0.9, 0, stripe(0, 4)), (0.8, 1, stripe(1, 3))])
-    assert len(segment(raw, "panoptic", Thresholds(score=0.0, overlap=1.0)).segments) == 1
+    assert len(segment(raw, "panoptic", Thresholds(score_threshold=0.0, overlap_threshold=1.0)).segments) == 1
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
@@ -140,7 +140,7 @@ def test_stuff_fills_what_things_leave_and_things_without_a_mask_stay_void() -> 
 def test_stuff_smaller_than_its_share_of_the_picture_becomes_void() -> None:
     labels = np.zeros((8, 8), int)
     labels[0, :4], labels[7, :3] = 1, 2
-    answer = segment(draw_raw([], labels), "panoptic", Thresholds(stuff_area=4 / 64))
+    answer = segment(draw_raw([], labels), "panoptic", Thresholds(min_stuff_area_fraction=4 / 64))
     assert list_segments(answer) == [(1, THINGS + 1, False)]
     assert not answer.label_map[7].any()
 
@@ -149,7 +149,9 @@ def test_the_area_of_stuff_is_what_things_leave_of_it() -> None:
     labels = np.zeros((8, 8), int)
     labels[0, :4] = 1
     raw = draw_raw([(0.9, 0, stripe(0, 1))], labels)
-    assert [each.is_thing for each in segment(raw, "panoptic", Thresholds(stuff_area=4 / 64)).segments] == [True]
+    assert [
+        each.is_thing for each in segment(raw, "panoptic", Thresholds(min_stuff_area_fraction=4 / 64)).segments
+    ] == [True]
 
 
 def test_the_score_of_stuff_is_the_mean_probability_where_it_wins() -> None:
@@ -164,7 +166,7 @@ def test_semantic_puts_the_instances_of_a_cluster_in_one_segment() -> None:
     labels = np.zeros((8, 8), int)
     labels[7, 7] = 1
     raw = draw_raw([(0.9, 1, stripe(0, 1)), (0.8, 0, stripe(1, 3)), (0.5, 1, stripe(3, 6))], labels)
-    answer = segment(raw, "semantic", Thresholds(score=0.0, stuff_area=0.5))
+    answer = segment(raw, "semantic", Thresholds(score_threshold=0.0, min_stuff_area_fraction=0.5))
     assert list_segments(answer) == [(1, 1, True), (2, 2, True), (3, THINGS + 1, False)]
     assert answer.label_map[0].tolist() == [2, 1, 1, 2, 2, 2, 0, 0]
     assert answer.label_map[7, 7] == 3  # small stuff is kept
@@ -177,7 +179,7 @@ def test_semantic_fills_what_would_be_void_with_doubtful_objects_best_first() ->
     labels[0, 6:] = 1
     sure, doubtful, worse, hopeless = (0.9, 0, stripe(0, 2)), (0.5, 1, stripe(1, 4)), (0.3, 0, stripe(3, 7)), 0.1999
     raw = draw_raw([sure, doubtful, worse, (hopeless, 2, draw_mask(slice(0, 2), slice(0, 8)))], labels)
-    thresholds = Thresholds(score=0.8, stuff_area=0.0)
+    thresholds = Thresholds(score_threshold=0.8, min_stuff_area_fraction=0.0)
     answer = segment(raw, "semantic", thresholds)
     assert list_segments(answer) == [(1, 1, True), (2, 2, True), (3, THINGS + 1, False)]
     assert answer.label_map[0].tolist() == [1, 1, 2, 2, 1, 1, 3, 3]  # stuff stays stuff
@@ -189,9 +191,9 @@ def test_semantic_fills_what_would_be_void_with_doubtful_objects_best_first() ->
 
 def test_semantic_keeps_what_is_left_of_an_object_that_panoptic_drops() -> None:
     raw = draw_raw([(0.9, 0, stripe(0, 4)), (0.8, 1, stripe(1, 5))])
-    answer = segment(raw, "semantic", Thresholds(score=0.5))
+    answer = segment(raw, "semantic", Thresholds(score_threshold=0.5))
     assert answer.label_map[0].tolist() == [1, 1, 1, 1, 2, 0, 0, 0]
-    assert len(segment(raw, "panoptic", Thresholds(score=0.5)).segments) == 1
+    assert len(segment(raw, "panoptic", Thresholds(score_threshold=0.5)).segments) == 1
 
 
 def test_instances_keep_their_whole_masks_and_the_best_one_shows() -> None:
@@ -217,7 +219,9 @@ def test_a_detection_in_parts_becomes_one_segment_a_part_and_crumbs_are_dropped(
     mask = (
         draw_mask(slice(0, 2), slice(0, 5)) + draw_mask(slice(4, 6), slice(0, 2)) + draw_mask(slice(7, 8), slice(7, 8))
     )
-    answer = segment(draw_raw([(0.9, 0, mask)]), "panoptic", replace(KEEP_ALL, part=0.3))  # of 10, 4 and 1 cells
+    answer = segment(
+        draw_raw([(0.9, 0, mask)]), "panoptic", replace(KEEP_ALL, min_component_area_fraction=0.3)
+    )  # of 10, 4 and 1 cells
     assert [(each.id, each.cluster, each.score) for each in answer.segments] == [
         (1, 1, pytest.approx(0.9)),
         (2, 1, pytest.approx(0.9)),
@@ -229,11 +233,21 @@ def test_a_detection_in_parts_becomes_one_segment_a_part_and_crumbs_are_dropped(
 
 def test_parts_that_touch_at_a_corner_are_one() -> None:
     mask = draw_mask(slice(0, 2), slice(0, 2)) + draw_mask(slice(2, 4), slice(2, 4))
-    assert len(segment(draw_raw([(0.9, 0, mask)]), "instance", replace(KEEP_ALL, part=0.1)).segments) == 1
+    assert (
+        len(
+            segment(draw_raw([(0.9, 0, mask)]), "instance", replace(KEEP_ALL, min_component_area_fraction=0.1)).segments
+        )
+        == 1
+    )
 
 
 def test_an_empty_mask_has_no_parts() -> None:
-    assert segment(draw_raw([(0.9, 0, np.zeros((8, 8)))]), "instance", replace(KEEP_ALL, part=0.1)).segments == ()
+    assert (
+        segment(
+            draw_raw([(0.9, 0, np.zeros((8, 8)))]), "instance", replace(KEEP_ALL, min_component_area_fraction=0.1)
+        ).segments
+        == ()
+    )
 
 
 def test_what_the_network_sees_in_the_padding_is_ignored() -> None:
@@ -294,7 +308,7 @@ def test_the_parts_of_a_mask_in_its_box_become_detections_of_their_own() -> None
     raw = replace(draw_raw([(0.9, 0, mask)]), boxes=np.array([[0, 0, 28, 28]], np.float32))
     contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_size=28)
     placement = plan_letterbox(32, 32, [InputSize.square(32)], 4)
-    answer = postprocess(raw, placement, contract, "instance", replace(KEEP_ALL, part=0.5))
+    answer = postprocess(raw, placement, contract, "instance", replace(KEEP_ALL, min_component_area_fraction=0.5))
     assert [int((answer.label_map == each.id).sum()) for each in answer.segments] == [8 * 28, 8 * 28]
 
 
@@ -346,9 +360,9 @@ def test_the_merge_is_detectron2s(golden: Path) -> None:
     )
     contract = draw_contract(side_px=width, stuff=int(labels.max()), detections=count)
     thresholds = Thresholds(
-        score=expected["instances_confidence"],
-        overlap=expected["overlap_threshold"],
-        stuff_area=expected["stuff_area_limit"] / (height * width),
+        score_threshold=expected["instances_confidence"],
+        overlap_threshold=expected["overlap_threshold"],
+        min_stuff_area_fraction=expected["stuff_area_limit"] / (height * width),
     )
     answer = postprocess(
         raw, plan_letterbox(height, width, [InputSize.square(width)], 1), contract, "panoptic", thresholds
@@ -364,7 +378,7 @@ def test_the_merge_is_detectron2s(golden: Path) -> None:
 def test_a_detection_over_a_better_one_of_another_cluster_is_a_duplicate_if_asked(duplicate: float) -> None:
     better, same, other = stripe(0, 4), stripe(1, 4), stripe(3, 7)  # IoU with the first: 3/4 and 1/7
     raw = draw_raw([(0.9, 0, better), (0.8, 1, same), (0.7, 2, other)])
-    answer = segment(raw, "instance", replace(KEEP_ALL, duplicate=duplicate))
+    answer = segment(raw, "instance", replace(KEEP_ALL, duplicate_iou_threshold=duplicate))
     assert [each.cluster for each in answer.segments] == ([1, 3] if duplicate < 1.0 else [1, 2, 3])
 
 
@@ -372,7 +386,7 @@ def test_tasks_from_one_assembler_are_those_assembled_alone() -> None:
     labels = np.zeros((8, 8), int)
     labels[:, 4:], labels[7, :2] = 1, 2
     raw = draw_raw([(0.9, 0, stripe(0, 4)), (0.8, 0, stripe(3, 7))], labels)
-    thresholds = Thresholds(score=0.0, stuff_area=4 / 64)
+    thresholds = Thresholds(score_threshold=0.0, min_stuff_area_fraction=4 / 64)
     placement = plan_letterbox(8, 8, [InputSize.square(8)], 1)
     assemble_task = make_postprocessor(raw, placement, draw_contract(), thresholds)
     tasks: tuple[Task, ...] = ("semantic", "instance", "panoptic", "semantic")

@@ -15,7 +15,7 @@ import pytest
 from fake_registry import NAME, make_registry, write_artifact
 
 from model.contract import NETWORK_FILE, read_contract
-from model.errors import ArtifactError, ConfigError, ModelNotFound, RegistryConflict, RegistryError, UsegError
+from model.errors import ArtifactError, ConfigError, ModelNotFound, RegistryConflict, RegistryError
 from model.registry.deployment import (
     MAX_EVENTS,
     DeploymentEvent,
@@ -43,22 +43,22 @@ def test_an_added_version_is_a_whole_copy_under_its_name(tmp_path: Path, registr
 
 
 def test_a_version_can_be_added_under_another_name(tmp_path: Path, registry: Registry) -> None:
-    registry.add(tmp_path / "artifact-1", model="other", version="7+a", by="test")
+    registry.add(tmp_path / "artifact-1", model="other", version="7+a", author="test")
     contract = read_contract(registry.find_version("other", "7+a"))
     assert (contract.name, contract.version, contract.categories[1].name) == ("other", "7+a", "tomato")
 
 
 def test_versions_never_change(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(RegistryConflict, match="give another version"):
-        registry.add(tmp_path / "artifact-1", by="test")
+        registry.add(tmp_path / "artifact-1", author="test")
 
 
-@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "1.names.json", "active.json", "a b", "ü", "x" * 65])
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "1.names.json", "deployment.json", "a b", "ü", "x" * 65])
 def test_a_name_leads_nowhere_else(tmp_path: Path, registry: Registry, name: str) -> None:
-    with pytest.raises(ConfigError, match="is named by letters"):
-        registry.add(tmp_path / "artifact-1", model=name or " ", version="9", by="test")
-    with pytest.raises(ConfigError, match="is named by letters"):
-        registry.add(tmp_path / "artifact-1", version=name or " ", by="test")
+    with pytest.raises(ConfigError, match="has letters, digits"):
+        registry.add(tmp_path / "artifact-1", model=name or " ", version="9", author="test")
+    with pytest.raises(ConfigError, match="has letters, digits"):
+        registry.add(tmp_path / "artifact-1", version=name or " ", author="test")
     with pytest.raises(ModelNotFound):
         registry.find_version(NAME, name)
     with pytest.raises(ModelNotFound):
@@ -69,65 +69,65 @@ def test_a_damaged_artifact_is_not_taken_and_leaves_nothing(tmp_path: Path, regi
     broken = write_artifact(tmp_path / "broken", "3")
     (broken / NETWORK_FILE).write_bytes(b"goo")
     with pytest.raises(ArtifactError, match="was changed"):
-        registry.add(broken, by="test")
+        registry.add(broken, author="test")
     assert registry.list_versions(NAME) == ("1", "2")
     assert [each.name for each in (registry.folder / NAME).iterdir() if each.is_dir()] in (["1", "2"], ["2", "1"])
 
 
 def test_each_change_is_in_the_history_with_who_and_why(tmp_path: Path, registry: Registry) -> None:
     timed = Registry(registry.folder, clock=lambda: NOW)
-    timed.activate(NAME, "1", by="alice", reason="the first")
-    timed.deploy_as(NAME, "canary", "2", 0.25, by="bob")
-    state = timed.promote(NAME, by="bob", reason="it does well")
+    timed.activate(NAME, "1", author="alice", reason="the first")
+    timed.deploy_as(NAME, "canary", "2", 0.25, author="bob")
+    state = timed.promote(NAME, author="bob", reason="it does well")
     assert state == timed.read_state(NAME)
-    assert (state.active, state.former, state.revision) == ("2", ("1",), 5)
-    told = [(event.action, event.version, event.by, event.reason) for event in state.history[2:]]
+    assert (state.active, state.previous_versions, state.revision) == ("2", ("1",), 5)
+    told = [(event.action, event.version, event.author, event.reason) for event in state.history[2:]]
     assert told == [
         ("activate", "1", "alice", "the first"),
-        ("canary", "2", "bob", "a share of 0.25"),
+        ("canary", "2", "bob", "traffic fraction 0.25"),
         ("promote", "2", "bob", "it does well"),
     ]
-    assert state.history[-1].at == "2026-11-23T04:05:06+00:00"
-    state = timed.roll_back(NAME, by="alice", reason="no")
+    assert state.history[-1].timestamp == "2026-11-23T04:05:06+00:00"
+    state = timed.roll_back(NAME, author="alice", reason="no")
     assert (state.active, state.history[-1].action, state.history[-1].version) == ("1", "rollback", "2")
 
 
 def test_a_version_that_is_damaged_is_not_activated(registry: Registry) -> None:
     (registry.find_version(NAME, "2") / NETWORK_FILE).write_bytes(b"")
     with pytest.raises(ArtifactError, match="was changed"):
-        registry.activate(NAME, "2", by="test")
+        registry.activate(NAME, "2", author="test")
     assert registry.read_state(NAME).active is None
 
 
 def test_what_is_served_is_not_removed(registry: Registry) -> None:
-    registry.activate(NAME, "1", by="test")
+    registry.activate(NAME, "1", author="test")
     with pytest.raises(RegistryConflict, match="cannot be removed"):
-        registry.remove(NAME, "1", by="test")
-    registry.activate(NAME, "2", by="test")
-    state = registry.remove(NAME, "1", by="test")
-    assert (registry.list_versions(NAME), state.former) == (("2",), ())
-    with pytest.raises(RegistryConflict, match="no earlier version"):
-        registry.roll_back(NAME, by="test")
+        registry.remove(NAME, "1", author="test")
+    registry.activate(NAME, "2", author="test")
+    state = registry.remove(NAME, "1", author="test")
+    assert (registry.list_versions(NAME), state.previous_versions) == (("2",), ())
+    with pytest.raises(RegistryConflict, match="no previous version"):
+        registry.roll_back(NAME, author="test")
 
 
 def test_a_version_is_withdrawn_once_and_only_from_its_role(registry: Registry) -> None:
-    registry.activate(NAME, "1", by="test")
-    registry.activate(NAME, "2", by="test")
-    state = registry.quarantine(NAME, "2", "rollback", by="service", reason="drift")
+    registry.activate(NAME, "1", author="test")
+    registry.activate(NAME, "2", author="test")
+    state = registry.quarantine(NAME, "2", "rollback", author="service", reason="drift")
     assert (state.active, state.history[-1].reason) == ("1", "drift")
-    assert registry.quarantine(NAME, "2", "rollback", by="service", reason="drift") == state
-    refused = registry.quarantine(NAME, "1", "refuse", by="service", reason="wrong")  # nothing to go back to
+    assert registry.quarantine(NAME, "2", "rollback", author="service", reason="drift") == state
+    refused = registry.quarantine(NAME, "1", "reject", author="service", reason="wrong")  # nothing to go back to
     assert (refused.active, refused.revision) == ("1", state.revision + 1)
-    assert registry.quarantine(NAME, "1", "refuse", by="another", reason="wrong") == refused
+    assert registry.quarantine(NAME, "1", "reject", author="another", reason="wrong") == refused
 
 
 def test_changes_at_once_are_all_made(registry: Registry) -> None:
-    registry.activate(NAME, "1", by="test")
+    registry.activate(NAME, "1", author="test")
     before = registry.read_state(NAME).revision
 
     def change() -> None:
         for _ in range(5):
-            registry.deploy_as(NAME, "canary", "2", 0.5, by="test")
+            registry.deploy_as(NAME, "canary", "2", 0.5, author="test")
 
     threads = [threading.Thread(target=change) for _ in range(4)]
     for thread in threads:
@@ -137,22 +137,22 @@ def test_changes_at_once_are_all_made(registry: Registry) -> None:
     assert registry.read_state(NAME).revision == before + 20
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 1}', '{"format_version": 9}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 9}'])
 def test_a_state_that_cannot_be_read_is_an_error_and_stays(registry: Registry, text: str) -> None:
-    path = registry.folder / NAME / "active.json"
+    path = registry.folder / NAME / "deployment.json"
     path.write_text(text)
-    with pytest.raises(RegistryError, match=r"active\.json does not say"):
-        registry.activate(NAME, "1", by="test")
+    with pytest.raises(RegistryError, match=r"deployment\.json is not a valid"):
+        registry.activate(NAME, "1", author="test")
     assert path.read_text() == text
 
 
 def test_unknown_models_and_versions_are_told_with_what_there_is(registry: Registry) -> None:
     with pytest.raises(ModelNotFound, match="no model 'none': there is fake"):
-        registry.promote("none", by="test")
+        registry.promote("none", author="test")
     assert registry.list_models() == (NAME,)
     with pytest.raises(ModelNotFound, match="no version '3': there is 1, 2"):
-        registry.activate(NAME, "3", by="test")
-    with pytest.raises(RegistryError, match="is no registry"):
+        registry.activate(NAME, "3", author="test")
+    with pytest.raises(RegistryError, match="is not a registry"):
         Registry(registry.folder / "none").list_models()
 
 
@@ -166,7 +166,7 @@ def die(source, target):
     os.kill(os.getpid(), signal.SIGKILL)
 
 registry.shutil.copyfile = die
-registry.Registry(Path(sys.argv[1])).add(Path(sys.argv[2]), version="3", by="test")
+registry.Registry(Path(sys.argv[1])).add(Path(sys.argv[2]), version="3", author="test")
 """
 
 
@@ -178,7 +178,7 @@ def test_an_add_that_is_killed_leaves_the_registry_as_it_was(tmp_path: Path, reg
     left = [each.name for each in (registry.folder / NAME).iterdir() if each.is_dir() and each.name.startswith(".")]
     assert len(left) == 1
     assert (registry.list_versions(NAME), registry.read_state(NAME).revision) == (("1", "2"), 2)
-    registry.add(tmp_path / "artifact-1", version="3", by="test")
+    registry.add(tmp_path / "artifact-1", version="3", author="test")
     assert registry.list_versions(NAME) == ("1", "2", "3")
     assert not any(each.is_dir() and each.name.startswith(".") for each in (registry.folder / NAME).iterdir())
 
@@ -187,27 +187,26 @@ def test_an_add_that_is_killed_leaves_the_registry_as_it_was(tmp_path: Path, reg
 def test_a_registry_that_cannot_be_written_says_so(registry: Registry) -> None:
     (registry.folder / NAME).chmod(0o555)
     with pytest.raises(RegistryError, match="cannot be changed"):
-        registry.activate(NAME, "1", by="test")
+        registry.activate(NAME, "1", author="test")
 
 
 def test_the_file_is_json_that_people_can_read(registry: Registry) -> None:
-    registry.activate(NAME, "1", by="test")
-    content = json.loads((registry.folder / NAME / "active.json").read_text())
-    assert (content["format_version"], content["active"], content["canary"], content["shadow"]) == (1, "1", None, None)
-    assert DeploymentState(active="1").active == content["active"]
+    registry.activate(NAME, "1", author="test")
+    content = json.loads((registry.folder / NAME / "deployment.json").read_text())
+    assert (content["format_version"], content["active"], content["canary"], content["shadow"]) == (2, "1", None, None)
 
 
 def make_event(version: str = "1") -> DeploymentEvent:
     return DeploymentEvent(
-        at="2026-11-23T04:00:00+00:00", action="activate", version=version, by="alice", reason="why not"
+        timestamp="2026-11-23T04:00:00+00:00", action="activate", version=version, author="alice", reason="why not"
     )
 
 
 def test_each_activation_remembers_the_one_before() -> None:
     state = DeploymentState().activate("1").activate("2").activate("3")
-    assert (state.active, state.former) == ("3", ("1", "2"))
+    assert (state.active, state.previous_versions) == ("3", ("1", "2"))
     back = state.activate("1")
-    assert (back.active, back.former) == ("1", ("2", "3"))
+    assert (back.active, back.previous_versions) == ("1", ("2", "3"))
 
 
 def test_a_version_that_is_active_is_asked_for_again() -> None:
@@ -218,17 +217,17 @@ def test_a_version_that_is_active_is_asked_for_again() -> None:
 def test_rollbacks_go_back_one_by_one_and_never_forth() -> None:
     state = DeploymentState().activate("1").activate("2").activate("3")
     taken, state = state.roll_back()
-    assert (taken, state.active, state.former) == ("3", "2", ("1",))
+    assert (taken, state.active, state.previous_versions) == ("3", "2", ("1",))
     taken, state = state.roll_back()
-    assert (taken, state.active, state.former) == ("2", "1", ())
-    with pytest.raises(RegistryConflict, match="no earlier version"):
+    assert (taken, state.active, state.previous_versions) == ("2", "1", ())
+    with pytest.raises(RegistryConflict, match="no previous version"):
         state.roll_back()
 
 
 def test_a_rollback_ends_the_canary_first_then_the_shadow() -> None:
     state = DeploymentState().activate("1").activate("2")
-    state = state.deploy_as("shadow", TrafficSplit(version="3", share=0.1)).deploy_as(
-        "canary", TrafficSplit(version="4", share=0.2)
+    state = state.deploy_as("shadow", TrafficSplit(version="3", traffic_fraction=0.1)).deploy_as(
+        "canary", TrafficSplit(version="4", traffic_fraction=0.2)
     )
     assert state.versions_in_use == {"2", "3", "4"}
     taken, state = state.roll_back()
@@ -239,16 +238,18 @@ def test_a_rollback_ends_the_canary_first_then_the_shadow() -> None:
 
 
 def test_a_canary_that_is_promoted_is_one_no_more() -> None:
-    state = DeploymentState().activate("1").deploy_as("canary", TrafficSplit(version="2", share=1.0)).promote()
-    assert (state.active, state.former, state.canary) == ("2", ("1",), None)
+    state = (
+        DeploymentState().activate("1").deploy_as("canary", TrafficSplit(version="2", traffic_fraction=1.0)).promote()
+    )
+    assert (state.active, state.previous_versions, state.canary) == ("2", ("1",), None)
     with pytest.raises(RegistryConflict, match="no canary"):
         state.promote()
 
 
 def test_a_version_has_one_role_at_a_time() -> None:
-    state = DeploymentState().activate("1").deploy_as("shadow", TrafficSplit(version="2", share=0.5))
-    state = state.deploy_as("canary", TrafficSplit(version="2", share=0.1))
-    assert (state.shadow, state.canary) == (None, TrafficSplit(version="2", share=0.1))
+    state = DeploymentState().activate("1").deploy_as("shadow", TrafficSplit(version="2", traffic_fraction=0.5))
+    state = state.deploy_as("canary", TrafficSplit(version="2", traffic_fraction=0.1))
+    assert (state.shadow, state.canary) == (None, TrafficSplit(version="2", traffic_fraction=0.1))
     assert state.activate("2").canary is None
 
 
@@ -256,20 +257,20 @@ def test_a_version_has_one_role_at_a_time() -> None:
 def test_what_is_active_or_without_company_cannot_be_tried(version: str) -> None:
     with pytest.raises(RegistryConflict):
         DeploymentState(active="1" if version == "1" else None).deploy_as(
-            "canary", TrafficSplit(version=version, share=0.1)
+            "canary", TrafficSplit(version=version, traffic_fraction=0.1)
         )
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
 def test_a_share_lies_above_0_and_is_at_most_1(share: float) -> None:
-    with pytest.raises(RegistryConflict, match="share"):
-        TrafficSplit(version="1", share=share)
+    with pytest.raises(RegistryConflict, match="traffic fraction"):
+        TrafficSplit(version="1", traffic_fraction=share)
 
 
 def test_the_last_version_there_is_cannot_be_withdrawn() -> None:
     assert DeploymentState(active="1").quarantine("1").active == "1"
-    assert DeploymentState(active="2", former=("1",)).quarantine("2") == DeploymentState(active="1")
-    assert DeploymentState(active="2", former=("1",)).quarantine("1") == DeploymentState(active="2")
+    assert DeploymentState(active="2", previous_versions=("1",)).quarantine("2") == DeploymentState(active="1")
+    assert DeploymentState(active="2", previous_versions=("1",)).quarantine("1") == DeploymentState(active="2")
 
 
 def test_the_history_is_bounded_and_every_note_is_a_revision() -> None:
@@ -285,7 +286,7 @@ def test_json_gives_the_state_back() -> None:
         DeploymentState()
         .activate("1")
         .activate("2")
-        .deploy_as("canary", TrafficSplit(version="3", share=0.25))
+        .deploy_as("canary", TrafficSplit(version="3", traffic_fraction=0.25))
         .record(make_event("é"))
     )
     assert parse_state(serialize_state(state)) == state
@@ -294,19 +295,19 @@ def test_json_gives_the_state_back() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"format_version": 2},
+        {"format_version": 1},
         {"actve": "1"},
         {"active": 1},
-        {"former": "1"},
+        {"previous_versions": "1"},
         {"revision": "1"},
-        {"canary": {"version": "1", "share": 0}},
+        {"canary": {"version": "1", "traffic_fraction": 0}},
         {"canary": {"version": "1"}},
-        {"shadow": {"version": "1", "share": 0.1, "whim": 1}},
-        {"history": [{"at": "now"}]},
-        {"history": [{"at": "", "action": "explode", "version": "1", "by": "", "reason": ""}]},
+        {"shadow": {"version": "1", "traffic_fraction": 0.1, "whim": 1}},
+        {"history": [{"timestamp": "now"}]},
+        {"history": [{"timestamp": "", "action": "explode", "version": "1", "author": "", "reason": ""}]},
     ],
 )
 def test_anything_else_is_refused(changed: dict[str, Any]) -> None:
     content = json.loads(serialize_state(DeploymentState())) | changed
-    with pytest.raises((UsegError, ValueError, KeyError, TypeError)):
+    with pytest.raises((ConfigError, RegistryConflict)):
         parse_state(json.dumps(content))

@@ -105,7 +105,7 @@ def test_a_registry_takes_the_signature_along_and_does_not_rename_what_is_signed
     trusted = trust(tmp_path, "alice")
     sign_artifact(artifact, tmp_path / "alice", "alice")
     registry = make_registry(tmp_path, {})
-    registry.add(artifact, by="test")
+    registry.add(artifact, author="test")
     assert verify_signature(registry.find_version("fake", "1"), trusted) == "alice"
     with pytest.raises(RegistryConflict, match="sign it anew"):
-        registry.add(artifact, version="2", by="test")
+        registry.add(artifact, version="2", author="test")

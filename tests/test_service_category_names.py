@@ -119,7 +119,7 @@ async def test_an_edit_of_a_revision_that_has_passed_is_refused(client: httpx.As
         ("/v1/models/other/clusters/1", b'{"category": "dog"}', 404, "other"),
         (f"{RED}?version=2", b'{"category": "dog"}', 404, "answers with version 1+test, not with '2'"),
         ("/v1/models/fake/clusters/x", b'{"category": "dog"}', 422, "integer"),
-        (NAMES, b"{}", 422, "holds no names of clusters"),
+        (NAMES, b"{}", 422, "has no valid names"),
     ],
 )
 async def test_what_cannot_be_done_is_told_and_changes_nothing(
@@ -138,12 +138,12 @@ async def test_names_are_exported_and_imported_whole_and_an_edit_is_undone(clien
     await client.put("/v1/models/fake/clusters/2", json={"category": "sea"})
     imported = await client.put(NAMES, json=exported)
     assert imported.status_code == 200, imported.text
-    assert {cluster: each["category"] for cluster, each in imported.json()["names"].items()} == {"1": "pepper"}
+    assert {cluster: each["category_name"] for cluster, each in imported.json()["names"].items()} == {"1": "pepper"}
     assert imported.json()["revision"] == 4
     undone = (await client.post(f"{NAMES}/undo")).json()
-    assert {cluster: each["category"] for cluster, each in undone["names"].items()} == {"1": "chili", "2": "sea"}
+    assert {cluster: each["category_name"] for cluster, each in undone["names"].items()} == {"1": "chili", "2": "sea"}
     earlier = (await client.post(f"{NAMES}/undo", json={"revision": 2})).json()
-    assert earlier["names"]["1"]["category"] == "pepper"
+    assert earlier["names"]["1"]["category_name"] == "pepper"
     assert (await client.post(f"{NAMES}/undo", json={"revision": 99})).status_code == 422
 
 
@@ -199,7 +199,7 @@ async def test_a_damaged_file_is_told_and_not_overwritten(file: Path) -> None:
         assert await read_category(client) == "tomato"
         refused = await client.put(RED, json={"category": "pepper"})
     assert (refused.status_code, refused.json()["type"]) == (409, "urn:useg:problem:names-unusable")
-    assert "repair or remove it" in refused.json()["detail"]
+    assert "fix or delete it" in refused.json()["detail"]
     assert file.read_bytes() == b"{"
 
 
@@ -222,7 +222,7 @@ async def test_only_administrators_change_names(file: Path) -> None:
         named = await client.put(RED, json={"category": "pepper"}, headers={"X-API-Key": boss})
         assert named.json()["by"] == "boss"
         read = await client.get(NAMES, headers={"X-API-Key": user})
-    assert read.json()["names"]["1"]["category"] == "pepper"
+    assert read.json()["names"]["1"]["category_name"] == "pepper"
 
 
 async def test_edits_are_counted_and_logged_without_the_name(

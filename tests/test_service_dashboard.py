@@ -30,7 +30,7 @@ METRICS = r"""[
 
 def open_described() -> tuple[Contract, Session]:
     flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
-    return replace(CONTRACT, reference=flat), RedSession()
+    return replace(CONTRACT, drift_reference=flat), RedSession()
 
 
 async def serve(addresses: list[str], is_ready: threading.Event, is_over: threading.Event) -> None:

@@ -28,7 +28,7 @@ REFERENCE = {
     "score": make_reference("score", 0),
 }
 """As the answers below are, but for scores: those had been below 0.3."""
-DESCRIBED = replace(CONTRACT, reference=REFERENCE)
+DESCRIBED = replace(CONTRACT, drift_reference=REFERENCE)
 
 
 def watch(answers: int) -> Telemetry:

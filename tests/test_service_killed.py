@@ -87,7 +87,7 @@ def test_a_service_killed_again_and_again_loses_no_acknowledged_name(tmp_path: P
         written = read_names(file, CONTRACT)  # raises for a file that is torn
         for editor in editors:
             name = written.names.get(editor.cluster)
-            editor.check(name.category if name else None)
+            editor.check(name.category_name if name else None)
     with serve(file) as address:
         httpx.put(f"{address}v1/models/fake/clusters/1", json={"category": "tidy"}, timeout=WAIT_S)
     assert sorted(each.name for each in tmp_path.iterdir()) == [file.name, f"{file.name}.lock"]

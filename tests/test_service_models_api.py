@@ -37,7 +37,7 @@ async def open_registry(registry: Registry, **settings: Any) -> AsyncIterator[ht
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     made = make_registry(tmp_path, {"1": "good", "2": "good"})
-    made.activate(NAME, "1", by="test")
+    made.activate(NAME, "1", author="test")
     return made
 
 
@@ -112,8 +112,8 @@ async def test_a_change_that_does_not_fit_changes_nothing(
 
 
 async def test_several_models_answer_by_name(tmp_path: Path, registry: Registry) -> None:
-    registry.add(write_artifact(tmp_path / "other", "7"), model="other", by="test")
-    registry.activate("other", "7", by="test")
+    registry.add(write_artifact(tmp_path / "other", "7"), model="other", author="test")
+    registry.activate("other", "7", author="test")
     async with open_registry(registry) as client:
         for model, version in ((NAME, "1"), ("other", "7")):
             answer = await post(client, HALVES, params={"model": model})
@@ -131,8 +131,8 @@ async def test_several_models_answer_by_name(tmp_path: Path, registry: Registry)
 
 
 async def test_the_open_inference_protocol_knows_models_and_versions(tmp_path: Path, registry: Registry) -> None:
-    registry.add(write_artifact(tmp_path / "other", "7"), model="other", by="test")
-    registry.activate("other", "7", by="test")
+    registry.add(write_artifact(tmp_path / "other", "7"), model="other", author="test")
+    registry.activate("other", "7", author="test")
     async with open_registry(registry) as client:
         index = (await client.post("/v2/repository/index")).json()
         assert [(each["name"], each["version"], each["state"]) for each in index] == [
@@ -153,8 +153,8 @@ async def test_the_open_inference_protocol_knows_models_and_versions(tmp_path: P
 
 
 async def test_statistics_and_answers_are_counted_for_each_version_alone(tmp_path: Path, registry: Registry) -> None:
-    registry.add(write_artifact(tmp_path / "other", "1"), model="other", by="test")
-    registry.activate("other", "1", by="test")
+    registry.add(write_artifact(tmp_path / "other", "1"), model="other", author="test")
+    registry.activate("other", "1", author="test")
     async with open_registry(registry) as client:
         for picture in (HALVES, HALVES, b"no picture"):
             await post(client, picture, params={"model": NAME})
@@ -182,10 +182,10 @@ async def test_a_bad_first_version_leaves_the_service_alive_and_not_ready(tmp_pa
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url=LOCAL) as client:
         assert (await client.get("/readyz")).status_code == 503
         assert (await client.post("/v1/segment", content=HALVES)).status_code == 503
-        await asyncio.to_thread(registry.activate, NAME, "1", by="test")
+        await asyncio.to_thread(registry.activate, NAME, "1", author="test")
         assert "golden answers differ" in ((await see(client, "1", "failed")).versions[0].reason or "")
         assert "was refused" in (await client.get("/readyz")).json()["detail"]
-        await asyncio.to_thread(registry.activate, NAME, "2", by="test")
+        await asyncio.to_thread(registry.activate, NAME, "2", author="test")
         await asyncio.wait_for(app.state.parts.model_repository.settle(), 10)
         assert (await client.get("/readyz")).status_code == 200
 

@@ -61,7 +61,7 @@ def open_fake() -> tuple[Contract, TwoBoxes]:
         network="fake",
         input_sizes=(InputSize.square(64),),
         stride_px=4,
-        detections=2,
+        max_detections=2,
         thing_clusters=20,
         stuff_clusters=2,
         categories={21: Category(id=193, name="grass")},

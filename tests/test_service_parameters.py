@@ -95,12 +95,19 @@ def test_a_wrong_parameter_in_a_body_is_refused(body: dict[str, Any], words: str
 
 
 def test_thresholds_of_the_contract_stay_where_none_is_asked_for() -> None:
-    contracts = Thresholds(score=0.4, part=0.2)
+    contracts = Thresholds(score_threshold=0.4, min_component_area_fraction=0.2)
     assert SegmentParameters().adjust(contracts) == contracts
     chosen = SegmentParameters(
         threshold=0.1, mask_threshold=0.6, overlap_mask_area_threshold=0.75, min_stuff_area=0.0, agnostic_nms=True
     )
-    expected = Thresholds(score=0.1, mask=0.6, overlap=0.25, stuff_area=0.0, duplicate=0.5, part=0.2)
+    expected = Thresholds(
+        score_threshold=0.1,
+        mask_threshold=0.6,
+        overlap_threshold=0.25,
+        min_stuff_area_fraction=0.0,
+        duplicate_iou_threshold=0.5,
+        min_component_area_fraction=0.2,
+    )
     assert chosen.adjust(contracts) == expected
 
 

@@ -21,7 +21,7 @@ def test_a_registry_goes_before_the_artifact(tmp_path: Path) -> None:
     registry = make_registry(tmp_path, {"1": "good"})
     assert isinstance(make_version_source(Settings(registry=registry.folder), Telemetry()), RegistryWatcher)
     assert isinstance(make_version_source(Settings(), Telemetry()), SingleModelSource)
-    with pytest.raises(RegistryError, match="is no registry"):
+    with pytest.raises(RegistryError, match="is not a registry"):
         make_version_source(Settings(registry=tmp_path / "none"), Telemetry())
 
 
@@ -39,9 +39,9 @@ def test_what_nobody_trusted_has_signed_is_not_opened(tmp_path: Path) -> None:
 
 async def test_a_model_whose_step_fails_keeps_no_other_from_its_own(tmp_path: Path) -> None:
     registry = make_registry(tmp_path, {"1": "good"})
-    registry.activate(NAME, "1", by="test")
-    contract: Contract = registry.add(tmp_path / "artifact-1", model="alone", by="test")
-    registry.activate(contract.name, "1", by="test")
+    registry.activate(NAME, "1", author="test")
+    contract: Contract = registry.add(tmp_path / "artifact-1", model="alone", author="test")
+    registry.activate(contract.name, "1", author="test")
     leader = make_version_source(Settings(registry=registry.folder), Telemetry(), open_artifact=open_artifact)
     assert isinstance(leader, RegistryWatcher)
     await leader.look()
@@ -56,7 +56,7 @@ async def test_a_registry_that_is_not_mounted_any_more_drops_no_model_that_answe
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     registry = make_registry(tmp_path, {"1": "good"})
-    registry.activate(NAME, "1", by="test")
+    registry.activate(NAME, "1", author="test")
     leader = make_version_source(Settings(registry=registry.folder), Telemetry(), open_artifact=open_artifact)
     assert isinstance(leader, RegistryWatcher)
     while not leader.list_routers() or not leader.list_routers()[NAME].active:
@@ -91,8 +91,8 @@ async def test_a_model_that_comes_later_is_served_too(tmp_path: Path) -> None:
     await leader.look()
     assert leader.list_routers() == {}
     registry = Registry(folder)
-    registry.add(write_artifact(tmp_path / "artifact", "1"), by="test")
-    registry.activate(NAME, "1", by="test")
+    registry.add(write_artifact(tmp_path / "artifact", "1"), author="test")
+    registry.activate(NAME, "1", author="test")
     while not leader.list_routers() or not leader.list_routers()[NAME].active:
         await leader.look()
     assert leader.list_routers()[NAME].list_versions() == ["1"]

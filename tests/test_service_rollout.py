@@ -42,7 +42,7 @@ class Case:
             await self.follower.step()
 
     async def activate(self, version: str) -> None:
-        self.registry.activate(NAME, version, by="test")
+        self.registry.activate(NAME, version, author="test")
         await self.settle()
 
     async def ask(self, key: str = "", picture: bytes = HALVES) -> str:
@@ -86,7 +86,7 @@ async def test_a_new_version_answers_once_it_is_warm_and_the_old_one_until_then(
     async with follow(tmp_path, {"1": "good", "2": "good"}) as case:
         await case.activate("1")
         assert await case.ask() == "1"
-        case.registry.activate(NAME, "2", by="test")
+        case.registry.activate(NAME, "2", author="test")
         await case.follower.step()
         assert case.list_roles() == {"1": "active", "2": "loading"}
         assert await case.ask() == "1"
@@ -99,7 +99,7 @@ async def test_the_old_version_is_kept_for_a_while_and_a_rollback_to_it_opens_no
     async with follow(tmp_path, {"1": "good", "2": "good"}, rollback_window_s=3600.0) as case:
         await case.activate("1")
         await case.activate("2")
-        case.registry.roll_back(NAME, by="test")
+        case.registry.roll_back(NAME, author="test")
         await case.follower.step()
         assert await case.ask() == "1"
         assert case.list_roles() == {"1": "active", "2": "unloaded"}
@@ -107,7 +107,7 @@ async def test_the_old_version_is_kept_for_a_while_and_a_rollback_to_it_opens_no
         await case.activate("1")
         await case.activate("2")
         assert case.list_roles() == {"1": "unloaded", "2": "active"}
-        case.registry.roll_back(NAME, by="test")
+        case.registry.roll_back(NAME, author="test")
         await case.settle()
         assert await case.ask() == "1"
 
@@ -142,7 +142,7 @@ async def test_a_bad_candidate_is_refused_and_the_old_version_stays(tmp_path: Pa
         await case.activate("2")
         assert await case.ask() == "1"
         status = case.follower.describe()
-        assert (status.active, status.serving, case.read_last()) == ("1", "1", ("refuse", "2", "useg serve"))
+        assert (status.active, status.serving, case.read_last()) == ("1", "1", ("reject", "2", "useg serve"))
         assert words in status.history[-1].reason
         assert words in (status.versions[1].reason or "")
         labels = {"model": NAME, "version": "2", "state": "failed"}
@@ -157,7 +157,7 @@ async def test_a_bad_candidate_is_refused_and_the_old_version_stays(tmp_path: Pa
 async def test_a_candidate_that_was_damaged_on_disk_is_refused(tmp_path: Path, damage: str) -> None:
     async with follow(tmp_path, {"1": "good", "2": "good"}) as case:
         await case.activate("1")
-        case.registry.activate(NAME, "2", by="test")
+        case.registry.activate(NAME, "2", author="test")
         folder = case.registry.find_version(NAME, "2")
         if damage == "truncated":
             (folder / NETWORK_FILE).write_bytes(b"go")
@@ -218,7 +218,7 @@ async def test_a_version_that_was_taken_back_is_tried_again_when_somebody_asks(t
 
 
 async def test_answers_that_look_otherwise_take_a_version_back(tmp_path: Path) -> None:
-    changes = {"reference": {"segments": SEGMENTS}}
+    changes = {"drift_reference": {"segments": SEGMENTS}}
     async with follow(tmp_path, {"1": "good", "2": "blind"}, changes) as case:
         await case.activate("1")
         for _ in range(50):
@@ -245,13 +245,13 @@ async def test_the_version_before_answers_while_the_new_ones_network_is_started_
 async def test_a_canary_answers_its_callers_and_no_others(tmp_path: Path) -> None:
     async with follow(tmp_path, {"1": "good", "2": "good"}) as case:
         await case.activate("1")
-        case.registry.deploy_as(NAME, "canary", "2", 0.5, by="test")
+        case.registry.deploy_as(NAME, "canary", "2", 0.5, author="test")
         await case.settle()
         keys = [f"caller {number}" for number in range(40)]
         first = {key: await case.ask(key) for key in keys}
         assert {key: await case.ask(key) for key in keys} == first
         assert 10 <= sum(version == "2" for version in first.values()) <= 30
-        case.registry.promote(NAME, by="test")
+        case.registry.promote(NAME, author="test")
         await case.follower.step()
         assert {await case.ask(key) for key in keys} == {"2"}
 
@@ -259,7 +259,7 @@ async def test_a_canary_answers_its_callers_and_no_others(tmp_path: Path) -> Non
 async def test_a_canary_that_fails_is_not_felt_and_ends(tmp_path: Path) -> None:
     async with follow(tmp_path, {"1": "good", "2": "broken"}) as case:
         await case.activate("1")
-        case.registry.deploy_as(NAME, "canary", "2", 1.0, by="test")
+        case.registry.deploy_as(NAME, "canary", "2", 1.0, author="test")
         await case.settle()
         assert [await case.ask() for _ in range(3)] == ["1", "1", "1"]
         await case.follower.step()
@@ -270,7 +270,7 @@ async def test_a_canary_that_fails_is_not_felt_and_ends(tmp_path: Path) -> None:
 async def test_a_shadow_sees_pictures_and_nobody_hears_of_it(tmp_path: Path) -> None:
     async with follow(tmp_path, {"1": "good", "2": "broken"}) as case:
         await case.activate("1")
-        case.registry.deploy_as(NAME, "shadow", "2", 1.0, by="test")
+        case.registry.deploy_as(NAME, "shadow", "2", 1.0, author="test")
         await case.settle()
         shadow = case.follower.router.shadow
         assert shadow is not None
@@ -299,7 +299,7 @@ async def test_a_picture_that_no_version_can_answer_counts_against_none(tmp_path
 async def test_a_state_that_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
     async with follow(tmp_path, {"1": "good"}) as case:
         await case.activate("1")
-        (case.registry.folder / NAME / "active.json").write_text("{")
+        (case.registry.folder / NAME / "deployment.json").write_text("{")
         await case.follower.step()
         assert await case.ask() == "1"
 
@@ -310,7 +310,7 @@ def read_state_metric(case: Case, version: str) -> dict[str, float]:
     return {each.labels["state"]: each.value for each in samples if each.labels["version"] == version and each.value}
 
 
-@pytest.mark.parametrize("lost", [".", "2", "active.json"])
+@pytest.mark.parametrize("lost", [".", "2", "deployment.json"])
 async def test_what_is_served_and_gone_from_the_registry_answers_on_and_is_told(
     tmp_path: Path, lost: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -338,7 +338,7 @@ async def test_a_version_that_was_removed_leaves_no_state_behind(tmp_path: Path)
     async with follow(tmp_path, {"1": "good", "2": "good"}) as case:
         await case.activate("2")
         assert read_state_metric(case, "1") == {"unloaded": 1.0}
-        case.registry.remove(NAME, "1", by="test")
+        case.registry.remove(NAME, "1", author="test")
         await case.follower.step()
         assert (case.list_roles(), read_state_metric(case, "1")) == ({"2": "active"}, {})
 

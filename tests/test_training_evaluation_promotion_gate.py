@@ -24,7 +24,7 @@ CONTRACT = Contract(
     network="none",
     input_sizes=(InputSize.square(64),),
     stride_px=4,
-    detections=1,
+    max_detections=1,
     thing_clusters=9,
     stuff_clusters=0,
 )
@@ -78,7 +78,7 @@ def test_similarity_needs_photos() -> None:
 
 def test_drift_is_checked_against_the_reference_of_the_version() -> None:
     same, other = draw([1, 2, 3, 0]), draw([1, 2, 3, 4])
-    contract = replace(CONTRACT, reference=dict(build_histograms([output_statistics(same)] * 9)))
+    contract = replace(CONTRACT, drift_reference=dict(build_histograms([output_statistics(same)] * 9)))
     checks = {each.name: each for each in check_drift([same] * MIN_DRIFT_PHOTOS, contract, DEFAULT)}
     assert (checks["drift of void"].value, checks["drift of void"].is_passed) == (0.0, True)
     checks = {each.name: each for each in check_drift([other] * MIN_DRIFT_PHOTOS, contract, DEFAULT)}
@@ -87,7 +87,7 @@ def test_drift_is_checked_against_the_reference_of_the_version() -> None:
 
 
 def test_drift_needs_a_reference_and_enough_photos() -> None:
-    contract = replace(CONTRACT, reference=dict(build_histograms([output_statistics(draw([1]))] * 9)))
+    contract = replace(CONTRACT, drift_reference=dict(build_histograms([output_statistics(draw([1]))] * 9)))
     with pytest.raises(ConfigError, match="needs at least 200 readable photos, got 199"):
         check_drift([draw([1])] * (MIN_DRIFT_PHOTOS - 1), contract, DEFAULT)
     with pytest.raises(ConfigError, match="small 2 has no drift reference"):

@@ -156,7 +156,12 @@ def test_a_run_with_new_clusters_exports_as_any_other(
     tmp_path: Path, tiny_store: PseudoLabelDataset, embedding_run: Path
 ) -> None:
     recluster(embedding_run, tiny_store, tiny_store.features, tmp_path / "run", PLAN)
-    export_run(tmp_path / "run", tmp_path / "artifact", ExportConfig(name="tiny", version="1", score=0.0, part=0.0), [])
+    export_run(
+        tmp_path / "run",
+        tmp_path / "artifact",
+        ExportConfig(name="tiny", version="1", score_threshold=0.0, min_component_area_fraction=0.0),
+        [],
+    )
     contract, session = load_session(tmp_path / "artifact", backend="cpu", threads=1)
     assert contract.thing_clusters == 5
     pixels = torch.randint(0, 256, (1, 3, SIDE_PX, SIDE_PX), dtype=torch.uint8)

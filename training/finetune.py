@@ -69,7 +69,7 @@ def load_finetune_start(folder: Path, encoder: Path | None = None) -> FinetuneSt
         raise ConfigError(f"{folder} is an artifact: give the --encoder that it was made with ({origin.get('origin')})")
     if hash_file(encoder) != origin.get("sha256"):
         raise ConfigError(f"{encoder} is not the encoder of {folder}, whose sha256 is {origin.get('sha256')}")
-    made = parse_fields(contract.settings.get("decoder", {}), DecoderConfig)
+    made = parse_fields(contract.network_config.get("decoder", {}), DecoderConfig)
     shape = DecoderConfig(**made) if made else None
     return FinetuneStart(shape=_require_decoder(folder, contract.network, shape), encoder=encoder)
 

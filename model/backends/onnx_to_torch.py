@@ -87,7 +87,7 @@ def _shape_as(drawn: Tensor | None, values: Tensor) -> Tensor:
 
 def _make_network(contract: Contract) -> Network:
     """The untrained network of the contract's settings, for inference."""
-    settings = contract.settings
+    settings = contract.network_config
     match contract.network:
         case "mask_transformer":
             encoder = VisionTransformer(EncoderConfig(**parse_fields(settings["encoder"], EncoderConfig)))

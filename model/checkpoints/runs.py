@@ -9,13 +9,12 @@ from typing import Any, Literal, get_args, get_origin
 from safetensors.torch import save_file
 
 from model.checkpoints.state_dicts import load_encoder, load_strictly, read_state_dict
-from model.contract import reject_unknown
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write
 from model.networks.architecture import Network
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
-from model.validation import did_you_mean
+from model.validation import did_you_mean, reject_unknown_keys
 
 NetworkName = Literal["mask_transformer", "panoptic_cascade"]
 
@@ -69,7 +68,7 @@ def read_run_info(run: Path) -> RunInfo:
     path = run / RUN_FILE
     try:
         content = json.loads(path.read_bytes())
-        reject_unknown(content, RunInfo)
+        reject_unknown_keys(RunInfo, content)
         target = _CONFIG_TYPES[_parse_field("network", content["network"], NetworkName)]
         shape = target(**parse_fields(content.pop("shape"), target))
         return RunInfo(shape=shape, **parse_fields(content, RunInfo))
@@ -98,7 +97,7 @@ def parse_fields(content: dict[str, Any], target: type[Any]) -> dict[str, Any]:
 
     Raises ConfigError, with a near match, for an unknown key or choice, and TypeError for a value of another type.
     """
-    reject_unknown(content, target)
+    reject_unknown_keys(target, content)
     kinds = {entry.name: entry.type for entry in fields(target)}
     return {name: _parse_field(name, value, kinds[name]) for name, value in content.items()}
 

@@ -59,7 +59,7 @@ def export(
     version: str = "1",
     photos: Path | None = None,
     score_threshold: float | None = None,
-    min_component_area: float | None = None,
+    min_component_area_fraction: float | None = None,
     precision: FloatPrecision = "fp16-stored",
     input_sizes: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     threads: PositiveInt = 2,
@@ -82,7 +82,7 @@ def export(
         Folder of photos for the parity check, next to drawn scenes.
     score_threshold
         Minimum score of a detection, 0 to 1 (default: what suits the network).
-    min_component_area
+    min_component_area_fraction
         Drop connected components of a mask below this fraction of the largest; 0 keeps masks whole (default: what
         suits the network).
     precision
@@ -102,8 +102,8 @@ def export(
         name=name,
         version=version,
         precision=precision,
-        score=score_threshold,
-        part=min_component_area,
+        score_threshold=score_threshold,
+        min_component_area_fraction=min_component_area_fraction,
         input_sizes=tuple(_parse_input_size(text) for text in input_sizes),
     )
     contract = export_run(run, out, config, _read_photos(photos))
@@ -266,7 +266,7 @@ def drift_reference(
     from model.export.predictor import write_drift_reference
 
     contract = write_drift_reference(artifact, photos, max_photos, backend, threads)
-    counts = {name: list(histogram.counts) for name, histogram in contract.reference.items()}
+    counts = {name: list(histogram.counts) for name, histogram in contract.drift_reference.items()}
     return {"artifact": str(artifact), "drift_reference": counts}
 
 

@@ -10,7 +10,15 @@ from cyclopts.types import PositiveInt
 from model.contract import read_contract
 from model.errors import InvalidCategoryNames
 from model.files import atomic_write
-from model.registry.category_names import CategoryNames, check_clusters, edit_names, names_path, parse_names, read_names
+from model.registry.category_names import (
+    CategoryNames,
+    check_clusters,
+    edit_names,
+    names_path,
+    parse_mapping,
+    parse_names,
+    read_names,
+)
 from model.registry.name_transfer import (
     TransferThresholds,
     count_overlap,
@@ -63,7 +71,7 @@ def set_name(
         Who makes the change, for the history.
     """
     contract = read_contract(artifact)
-    check_clusters({cluster: None}, contract)
+    check_clusters([cluster], contract)
     names = edit_names(_path(artifact, file), contract, lambda old: old.rename({cluster: name}, author))
     return _describe(artifact, file, names)
 
@@ -109,7 +117,8 @@ def apply(artifact: Path, names: Path, /, *, file: Path | None = None, author: s
         content = names.read_bytes()
     except OSError as error:
         raise InvalidCategoryNames(f"{names} cannot be read: {error.strerror}") from error
-    given = parse_names(content, contract, str(names))
+    parse = parse_mapping if b'"method"' in content else parse_names
+    given = parse(content, contract, str(names))
     applied = edit_names(_path(artifact, file), contract, lambda old: old.replace_all(given.names, author))
     return _describe(artifact, file, applied)
 
@@ -163,7 +172,8 @@ def transfer(
         "to": f"{after.contract.name} {after.contract.version}",
         "transferred": len(transferred.names),
         "lost": sorted(
-            {each.name for each in named.categories.values()} - {each.category for each in transferred.names.values()}
+            {each.name for each in named.categories.values()}
+            - {each.category_name for each in transferred.names.values()}
         ),
         "clusters": [asdict(each) for each in proposals],
     }
@@ -183,6 +193,6 @@ def _describe(artifact: Path, file: Path | None, names: CategoryNames) -> dict[s
     return {
         "file": str(_path(artifact, file)),
         "revision": names.revision,
-        "given": {cluster: name.category for cluster, name in names.names.items()},
+        "given": {cluster: name.category_name for cluster, name in names.names.items()},
         "clusters": {cluster: category.name for cluster, category in categories.items()},
     }

@@ -53,7 +53,7 @@ def add(
         Version of the model (default: that of the artifact).
     """
     opened = Registry(registry)
-    contract = opened.add(artifact, model=model, version=version, by=author)
+    contract = opened.add(artifact, model=model, version=version, author=author)
     folder = opened.find_version(contract.name, contract.version)
     return {"model": contract.name, "version": contract.version, "artifact": str(folder)}
 
@@ -64,7 +64,7 @@ def activate(
 ) -> dict[str, Any]:
     """Serve a version to all requests."""
     opened, name = _open(registry, model)
-    return _describe(opened, name, opened.activate(name, version, by=author, reason=reason), events=1)
+    return _describe(opened, name, opened.activate(name, version, author=author, reason=reason), events=1)
 
 
 @app.command
@@ -86,7 +86,7 @@ def canary(
         Fraction of the clients, above 0, at most 1.
     """
     opened, name = _open(registry, model)
-    state = opened.deploy_as(name, "canary", version, traffic_fraction, by=author, reason=reason)
+    state = opened.deploy_as(name, "canary", version, traffic_fraction, author=author, reason=reason)
     return _describe(opened, name, state, events=1)
 
 
@@ -109,7 +109,7 @@ def shadow(
         Fraction of the images, above 0, at most 1.
     """
     opened, name = _open(registry, model)
-    state = opened.deploy_as(name, "shadow", version, traffic_fraction, by=author, reason=reason)
+    state = opened.deploy_as(name, "shadow", version, traffic_fraction, author=author, reason=reason)
     return _describe(opened, name, state, events=1)
 
 
@@ -119,7 +119,7 @@ def promote(
 ) -> dict[str, Any]:
     """Serve the canary to all requests."""
     opened, name = _open(registry, model)
-    return _describe(opened, name, opened.promote(name, by=author, reason=reason), events=1)
+    return _describe(opened, name, opened.promote(name, author=author, reason=reason), events=1)
 
 
 @app.command
@@ -128,7 +128,7 @@ def rollback(
 ) -> dict[str, Any]:
     """Stop the canary or the shadow; without either, serve the previous version again."""
     opened, name = _open(registry, model)
-    return _describe(opened, name, opened.roll_back(name, by=author, reason=reason), events=1)
+    return _describe(opened, name, opened.roll_back(name, author=author, reason=reason), events=1)
 
 
 @app.command
@@ -137,7 +137,7 @@ def remove(
 ) -> dict[str, Any]:
     """Delete a version that is not served."""
     opened, name = _open(registry, model)
-    return _describe(opened, name, opened.remove(name, version, by=author, reason=reason), events=1)
+    return _describe(opened, name, opened.remove(name, version, author=author, reason=reason), events=1)
 
 
 def sign(artifact: Path, /, *, key: Path, name: str = "") -> dict[str, Any]:

@@ -43,7 +43,7 @@ PAPER_INPUT_SIZES = tuple(
     for height, width in ((800, 1088), (1088, 800), (800, 800), (800, 1216), (1216, 800))
 )
 """For a short side of 800 px: photos lie 0.99 times as large as at the paper's 800 to 1,333 px, on as many pixels."""
-TRANSFORMER_THRESHOLDS = Thresholds(mask=0.4, part=0.25)
+TRANSFORMER_THRESHOLDS = Thresholds(mask_threshold=0.4, min_component_area_fraction=0.25)
 """Of a mask transformer, which draws a little small, and at times several objects as one; see docs/experiments."""
 _SCENES_PER_SIZE = 2
 
@@ -55,9 +55,9 @@ class ExportConfig:
     name: str = "useg"
     version: str = "1"
     precision: FloatPrecision = "fp16-stored"
-    score: float | None = None
+    score_threshold: float | None = None
     """Threshold; None: what suits the network."""
-    part: float | None = None
+    min_component_area_fraction: float | None = None
     """Threshold; None: what suits the network."""
     input_sizes: tuple[InputSize, ...] = ()
     """Of a panoptic cascade, none: the square it was made for, or the paper's; a mask transformer has its own."""
@@ -102,7 +102,11 @@ def make_contract(card: RunInfo, network: Network, config: ExportConfig) -> Cont
             contract = _make_transformer_contract(card, network, config)
         case PanopticCascade():
             contract = _make_cascade_contract(card, network, config)
-    chosen = {name: value for name in ("score", "part") if (value := getattr(config, name)) is not None}
+    chosen = {
+        name: value
+        for name in ("score_threshold", "min_component_area_fraction")
+        if (value := getattr(config, name)) is not None
+    }
     provenance = {**copy.deepcopy(card.provenance), "steps": card.step, "fit": card.fit}
     return replace(contract, thresholds=replace(contract.thresholds, **chosen), provenance=provenance)
 
@@ -115,11 +119,11 @@ def _make_transformer_contract(card: RunInfo, network: MaskTransformer, config: 
         network=card.network,
         input_sizes=(InputSize.square(shape.side_px),),
         stride_px=MASK_STRIDE_PX,
-        detections=shape.queries,
+        max_detections=shape.queries,
         thing_clusters=shape.thing_clusters,
         stuff_clusters=shape.stuff_clusters,
         precision=config.precision,
-        settings={"decoder": asdict(shape), "encoder": asdict(network.encoder.shape)},
+        network_config={"decoder": asdict(shape), "encoder": asdict(network.encoder.shape)},
         thresholds=TRANSFORMER_THRESHOLDS,
     )
 
@@ -139,13 +143,13 @@ def _make_cascade_contract(card: RunInfo, network: PanopticCascade, config: Expo
         network=card.network,
         input_sizes=canvases,
         stride_px=STAGE_STRIDES_PX[0],
-        detections=limits.detections.total,
+        max_detections=limits.detections.total,
         thing_clusters=shape.thing_clusters,
         stuff_clusters=shape.stuff_clusters,
         box_mask_size=MASK_SIZE,
         precision=config.precision,
-        settings={"shape": asdict(shape), "limits": asdict(limits)},
-        thresholds=Thresholds(score=0.5),  # detectron2's confidence when it combines
+        network_config={"shape": asdict(shape), "limits": asdict(limits)},
+        thresholds=Thresholds(score_threshold=0.5),  # detectron2's confidence when it combines
     )
 
 

@@ -81,6 +81,6 @@ def write_drift_reference(artifact: Path, photos: Path, most: int, backend: Back
     counted = build_histograms(
         output_statistics(segmenter.segment(photo.image)) for photo in sample_photos(photos, most)
     )
-    described = replace(segmenter.contract, reference={str(name): each for name, each in counted.items()})
+    described = replace(segmenter.contract, drift_reference={str(name): each for name, each in counted.items()})
     described.write(artifact)
     return described

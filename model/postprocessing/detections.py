@@ -64,7 +64,7 @@ def _list_soft_detections(
     parts = []
     for index in np.argsort(-raw.scores, kind="stable"):
         score = float(raw.scores[index])
-        if score < thresholds.score or not score > 0.0:  # NaN fails both ways round
+        if score < thresholds.score_threshold or not score > 0.0:  # NaN fails both ways round
             break
         if score >= below:
             continue
@@ -90,7 +90,7 @@ def _upsample_masks(
         enlargement = BilinearUpsampler(
             (letterbox.map_height, letterbox.map_width), (letterbox.height, letterbox.width)
         )
-        for cut in enlargement.threshold(np.stack([part.probabilities for part in parts]), thresholds.mask):
+        for cut in enlargement.threshold(np.stack([part.probabilities for part in parts]), thresholds.mask_threshold):
             yield pack_mask(cut.bits, top=cut.top, left=cut.left) if cut else None
 
 
@@ -98,14 +98,14 @@ def _paste(part: _SoftDetection, letterbox: Letterbox, thresholds: Thresholds) -
     limits = np.array([letterbox.width, letterbox.height] * 2)
     scale = limits / np.array([letterbox.resized_width, letterbox.resized_height] * 2)
     patch = paste_mask(part.probabilities, (part.box * scale).clip(0.0, limits), letterbox.height, letterbox.width)
-    return pack_mask(patch.probabilities > thresholds.mask, top=patch.top, left=patch.left)
+    return pack_mask(patch.probabilities > thresholds.mask_threshold, top=patch.top, left=patch.left)
 
 
 def split_components(probabilities: Float[np.ndarray, "h w"], thresholds: Thresholds) -> list[Float[np.ndarray, "h w"]]:
     """The mask once for each connected part that is large enough, largest first, the other parts taken out."""
-    if not thresholds.part:
+    if not thresholds.min_component_area_fraction:
         return [probabilities]
-    cells = (probabilities > thresholds.mask).astype(np.uint8)
+    cells = (probabilities > thresholds.mask_threshold).astype(np.uint8)
     left, top, width, height = cv2.boundingRect(cells)
     if not width:
         return []
@@ -114,12 +114,16 @@ def split_components(probabilities: Float[np.ndarray, "h w"], thresholds: Thresh
         return [probabilities]
     _, labels, stats, _ = cv2.connectedComponentsWithStats(cells, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
-    kept = [number for number in np.argsort(-areas, kind="stable") if areas[number] >= thresholds.part * areas.max()]
+    kept = [
+        number
+        for number in np.argsort(-areas, kind="stable")
+        if areas[number] >= thresholds.min_component_area_fraction * areas.max()
+    ]
     return [np.where((labels == 0) | (labels == number + 1), probabilities, np.float32(0.0)) for number in kept]
 
 
 def _is_duplicate(mask: PackedMask, better: list[Detection], thresholds: Thresholds) -> bool:
     """Whether a better detection, of whatever cluster, covers the same pixels."""
-    return thresholds.duplicate < 1.0 and any(
-        packed_mask_iou(mask, each.mask) > thresholds.duplicate for each in better
+    return thresholds.duplicate_iou_threshold < 1.0 and any(
+        packed_mask_iou(mask, each.mask) > thresholds.duplicate_iou_threshold for each in better
     )

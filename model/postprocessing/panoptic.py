@@ -62,9 +62,9 @@ def make_postprocessor(
     a share of the picture and not a number of pixels. Semantic: the same, all instances of a cluster in one segment,
     small stuff kept, and less sure instances where nothing else is. Instance: every detection with its whole mask.
     """
-    low = replace(thresholds, score=_SEMANTIC_SCORE_FACTOR * thresholds.score)
+    low = replace(thresholds, score_threshold=_SEMANTIC_SCORE_FACTOR * thresholds.score_threshold)
     find_sure = cache(lambda: decode_detections(raw, letterbox, contract, thresholds))
-    find_all = cache(lambda: extend_detections(raw, letterbox, contract, low, find_sure(), thresholds.score))
+    find_all = cache(lambda: extend_detections(raw, letterbox, contract, low, find_sure(), thresholds.score_threshold))
     read_surface = cache(lambda: _read_semantic(raw.semantic, letterbox))
 
     def start(detections: list[Detection]) -> Shaped[np.ndarray, "H W"]:
@@ -72,7 +72,7 @@ def make_postprocessor(
         return np.zeros((letterbox.height, letterbox.width), np.uint8 if is_small else np.int32)
 
     def merge(plane: Shaped[np.ndarray, "H W"], least_share: float) -> list[Segment]:
-        segments = _add_things(plane, find_sure(), thresholds.overlap)
+        segments = _add_things(plane, find_sure(), thresholds.overlap_threshold)
         return segments + _add_stuff(plane, read_surface(), contract, least_share, len(segments) + 1)
 
     def assemble_task(task: Task) -> Segmentation:
@@ -80,7 +80,7 @@ def make_postprocessor(
             case "instance":
                 return _merge_instances(find_sure(), start(find_sure()))
             case "panoptic":
-                segments = merge(plane := start(find_sure()), thresholds.stuff_area)
+                segments = merge(plane := start(find_sure()), thresholds.min_stuff_area_fraction)
                 return Segmentation(label_map=plane, segments=tuple(segments))
             case "semantic":
                 segments = merge(plane := start(find_all()), 0.0)

@@ -1,85 +1,85 @@
-"""What a registry says of one model: which version answers, which are tried, and how that came about."""
+"""Deployment of a model: which of its versions are served, and how that came about."""
 
-import json
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
-from model.contract import reject_unknown
-from model.errors import ConfigError, RegistryConflict
+from model.errors import RegistryConflict
+from model.validation import parse_versioned_json, to_versioned_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_EVENTS = 200
-"""In the history; older ones are forgotten."""
+"""Events in the history; older ones are removed."""
 _MAX_PREVIOUS = 20
 
-Action = Literal["add", "activate", "shadow", "canary", "promote", "rollback", "refuse", "remove"]
+Role = Literal["canary", "shadow"]
+Action = Literal["add", "activate", "shadow", "canary", "promote", "rollback", "reject", "remove"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentEvent:
-    """One line of the history."""
+    """An entry of the history."""
 
-    at: str
+    timestamp: str
     """ISO 8601, in UTC."""
     action: Action
     version: str | None
-    by: str
+    author: str
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficSplit:
-    """A version that answers a share of what comes."""
+    """A version that receives a fraction of the traffic."""
 
     version: str
-    share: float
+    traffic_fraction: float
     """Above 0, at most 1."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise RegistryConflict(f"a share must lie above 0 and be at most 1, got {self.share:g}")
+        if not 0.0 < self.traffic_fraction <= 1.0:
+            raise RegistryConflict(f"a traffic fraction is above 0 and at most 1, got {self.traffic_fraction:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentState:
-    """What is to be served. Changes make a new one, and raise RegistryConflict where they do not fit."""
+    """The versions to serve. Changes return a new state, and raise RegistryConflict if they contradict this one."""
 
     active: str | None = None
-    former: tuple[str, ...] = ()
-    """What was active before, the last last; a version that was rolled back from is not among them."""
+    previous_versions: tuple[str, ...] = ()
+    """Versions that were active before, the latest last, without those that were rolled back."""
     canary: TrafficSplit | None = None
-    """Answers a share of the callers."""
+    """Serves a fraction of the clients."""
     shadow: TrafficSplit | None = None
-    """Answers a share of the pictures, too, and nobody hears of it."""
+    """Runs on a copy of a fraction of the images; its results are only measured."""
     revision: int = 0
-    """Counts the changes."""
+    """Number of changes."""
     history: tuple[DeploymentEvent, ...] = ()
 
     @property
     def versions_in_use(self) -> frozenset[str]:
-        """The versions that are to be open."""
-        trials = (self.canary, self.shadow)
-        return frozenset({*([self.active] if self.active else []), *(each.version for each in trials if each)})
+        """Versions that must be loaded."""
+        splits = (self.canary, self.shadow)
+        return frozenset({*([self.active] if self.active else []), *(each.version for each in splits if each)})
 
     def activate(self, version: str) -> "DeploymentState":
-        """The version answers; if it was tried, that is over. One that is active already is asked for once more."""
+        """Return the state that serves the version to everybody; the active one stays available for a rollback."""
         if version == self.active:
             return self
-        former = [each for each in (*self.former, self.active) if each and each != version]
-        return replace(self.remove_split(version), active=version, former=tuple(former[-_MAX_PREVIOUS:]))
+        previous = [each for each in (*self.previous_versions, self.active) if each and each != version]
+        return replace(self.remove_split(version), active=version, previous_versions=tuple(previous[-_MAX_PREVIOUS:]))
 
-    def deploy_as(self, role: Literal["canary", "shadow"], trial: TrafficSplit) -> "DeploymentState":
-        """The version is tried beside the active one, in the place of another in that role."""
+    def deploy_as(self, role: Role, split: TrafficSplit) -> "DeploymentState":
+        """Return the state with the version as canary or shadow, in place of another in that role."""
         if self.active is None:
-            raise RegistryConflict("no version is active: there is nothing to try another one against")
-        if trial.version == self.active:
-            raise RegistryConflict(f"version {trial.version!r} is active already")
-        rest = self.remove_split(trial.version)
-        return replace(rest, canary=trial) if role == "canary" else replace(rest, shadow=trial)
+            raise RegistryConflict(f"no version is active: activate one before a {role}")
+        if split.version == self.active:
+            raise RegistryConflict(f"version {split.version!r} is active already")
+        state = self.remove_split(split.version)
+        return replace(state, canary=split) if role == "canary" else replace(state, shadow=split)
 
     def remove_split(self, version: str) -> "DeploymentState":
-        """The version is not tried any more, if it was."""
+        """Return the state without the version as canary or shadow."""
         return replace(
             self,
             canary=None if self.canary and self.canary.version == version else self.canary,
@@ -87,66 +87,40 @@ class DeploymentState:
         )
 
     def promote(self) -> "DeploymentState":
-        """The canary becomes active."""
+        """Return the state with the canary active."""
         if not self.canary:
             raise RegistryConflict("there is no canary to promote")
         return self.activate(self.canary.version)
 
     def roll_back(self) -> tuple[str, "DeploymentState"]:
-        """The version that is taken back, and what is without it.
+        """Return the version that is rolled back, and the state without it.
 
-        That is the canary if there is one, else the shadow, else the active version: then the one before is active.
+        That is the canary, else the shadow, else the active version, in whose place the previous one becomes active.
         """
-        if trial := self.canary or self.shadow:
-            return trial.version, self.remove_split(trial.version)
-        if not self.active or not self.former:
-            raise RegistryConflict("there is no earlier version to go back to")
+        if split := self.canary or self.shadow:
+            return split.version, self.remove_split(split.version)
+        if not self.active or not self.previous_versions:
+            raise RegistryConflict("there is no previous version to roll back to")
         return self.active, self.quarantine(self.active)
 
     def quarantine(self, version: str) -> "DeploymentState":
-        """Nothing of the version, whatever its role; an active one stays if none was before it."""
-        state = replace(self.remove_split(version), former=tuple(each for each in self.former if each != version))
-        if version == self.active and state.former:
-            state = replace(state, active=state.former[-1], former=state.former[:-1])
+        """Return the state without the version in any role; an active one stays if there is no previous one."""
+        previous = tuple(each for each in self.previous_versions if each != version)
+        state = replace(self.remove_split(version), previous_versions=previous)
+        if version == self.active and previous:
+            state = replace(state, active=previous[-1], previous_versions=previous[:-1])
         return state
 
     def record(self, event: DeploymentEvent) -> "DeploymentState":
-        """With one line more of history, and as the next revision."""
+        """Return the next revision, with the event in its history."""
         return replace(self, revision=self.revision + 1, history=(*self.history, event)[-MAX_EVENTS:])
 
 
 def serialize_state(state: DeploymentState) -> str:
-    """The state as JSON."""
-    return json.dumps({"format_version": FORMAT_VERSION, **asdict(state)}, indent=2, ensure_ascii=False) + "\n"
+    """Return the JSON that `parse_state` reads."""
+    return to_versioned_json(state, FORMAT_VERSION)
 
 
-def parse_state(text: str | bytes) -> DeploymentState:
-    """The state in JSON. Raises ValueError, KeyError, TypeError or UsegError for anything else."""
-    content: Any = json.loads(text)
-    if not isinstance(content, dict):
-        raise TypeError("expected a JSON object")
-    version = content.pop("format_version", None)
-    if version != FORMAT_VERSION:
-        raise ConfigError(f"format version {version}, this release reads {FORMAT_VERSION}")
-    reject_unknown(content, DeploymentState)
-    history = tuple(_parse_event(each) for each in content.pop("history"))
-    trials = {role: _parse_split(content.pop(role)) for role in ("canary", "shadow")}
-    active, former, revision = content["active"], content["former"], content["revision"]
-    names = [*former, *([] if active is None else [active])]
-    if not isinstance(former, list) or not all(isinstance(each, str) for each in names) or type(revision) is not int:
-        raise TypeError("active, former or revision is of another type")
-    return DeploymentState(active=active, former=tuple(former), revision=revision, history=history, **trials)
-
-
-def _parse_split(content: Any) -> TrafficSplit | None:
-    if content is None:
-        return None
-    reject_unknown(content, TrafficSplit)
-    return TrafficSplit(version=str(content["version"]), share=float(content["share"]))
-
-
-def _parse_event(content: Any) -> DeploymentEvent:
-    reject_unknown(content, DeploymentEvent)
-    if content["action"] not in ACTIONS:
-        raise ConfigError(f"no action is called {content['action']!r}")
-    return DeploymentEvent(**content)
+def parse_state(content: bytes | str) -> DeploymentState:
+    """Parse what `serialize_state` wrote. Raises ConfigError or RegistryConflict."""
+    return parse_versioned_json(DeploymentState, content, FORMAT_VERSION, ": add the versions to a new registry")

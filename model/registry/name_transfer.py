@@ -1,4 +1,4 @@
-"""Names of an artifact's clusters proposed for those of another, by how both cut up the same photos."""
+"""Transfer of cluster names between two artifacts, by how both segment the same photos."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,131 +15,138 @@ from model.registry.category_names import CategoryName, CategoryNames, empty_nam
 
 @dataclass(frozen=True, kw_only=True)
 class TransferThresholds:
-    """When a name is carried over; shares lie in 0..1."""
+    """When a name is transferred to a new cluster."""
 
-    share: float = 0.5
-    """Least part of the new cluster that lies under the name."""
-    margin: float = 0.2
-    """Least lead of that part over what lies under the next name."""
-    pictures: int = 3
-    """Least pictures that show the new cluster."""
+    min_overlap: float = 0.5
+    """Minimum fraction of the new cluster's pixels that had the name, 0 to 1."""
+    min_margin: float = 0.2
+    """Minimum difference to the fraction of the second most frequent name, 0 to 1."""
+    min_images: int = 3
+    """Minimum number of images that contain the new cluster."""
 
     def __post_init__(self) -> None:
-        for name in ("share", "margin"):
+        for name in ("min_overlap", "min_margin"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOverlap:
-    """Where clusters of two networks met; row and column 0 are void."""
+    """Co-occurrence of the clusters of two networks; row and column 0 are void."""
 
-    shares: Float[np.ndarray, "O+1 N+1"]
-    """What an old and a new cluster have in common, as a part of a picture, summed over the pictures."""
-    pictures: Int[np.ndarray, "N+1"]
-    """How many of them show each new cluster."""
+    fractions: Float[np.ndarray, "O+1 N+1"]
+    """Common pixels of an old and a new cluster as a fraction of the image, summed over images."""
+    images: Int[np.ndarray, "N+1"]
+    """Number of images that contain each new cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NameProposal:
-    """What may become of one new cluster's name."""
+    """The name that a new cluster may get."""
 
     cluster: int
-    category: str | None
-    """The name to carry over; None: none is clear."""
+    category_name: str | None
+    """The name to transfer; None if no name is clear enough."""
     best: str | None
-    """The name that most of it lies under, clear or not."""
-    share: float
-    """That part of it, in 0..1."""
+    """The most frequent name among its pixels."""
+    overlap: float
+    """Fraction of its pixels that had that name, 0..1."""
     runner_up: str | None
-    """What comes next; None: nothing with a name."""
-    runner_up_share: float
-    pictures: int
-    """That show it."""
+    """The second most frequent name."""
+    runner_up_overlap: float
+    images: int
+    """Number of images that contain the cluster."""
     reason: str
+    """Why the name is transferred or not."""
 
 
 def count_overlap(pairs: Iterable[tuple[Segmentation, Segmentation]], old: Contract, new: Contract) -> ClusterOverlap:
-    """Where clusters met in panoptic answers of an old and a new artifact, a pair a picture, both in its own size.
+    """Count co-occurrences in pairs of panoptic segmentations of an image, by an old and a new artifact.
 
-    Each picture counts alike, whatever its size.
+    All images have the same weight, whatever their size.
     """
     rows, columns = (each.thing_clusters + each.stuff_clusters + 1 for each in (old, new))
-    shares, pictures = np.zeros((rows, columns)), np.zeros(columns, np.int64)
+    fractions, images = np.zeros((rows, columns)), np.zeros(columns, np.int64)
     for first, second in pairs:
         before, after = _cluster_map(first), _cluster_map(second)
-        met = np.bincount((before * columns + after).ravel(), minlength=rows * columns).reshape(rows, columns)
-        shares += met / before.size
-        pictures += met.any(0)
-    return ClusterOverlap(shares=shares, pictures=pictures)
+        counts = np.bincount((before * columns + after).ravel(), minlength=rows * columns).reshape(rows, columns)
+        fractions += counts / before.size
+        images += counts.any(0)
+    return ClusterOverlap(fractions=fractions, images=images)
 
 
 def propose_names(
-    agreement: ClusterOverlap, old: Contract, new: Contract, rule: TransferThresholds
+    overlap: ClusterOverlap, old: Contract, new: Contract, thresholds: TransferThresholds
 ) -> list[NameProposal]:
-    """A proposal for each new cluster that was seen; `old` has the names to carry.
+    """Return a proposal for each new cluster that occurred; `old` has the names to transfer.
 
-    Names of things go to things and those of stuff to stuff. Old clusters of one name count together.
+    Names of things go to things only, names of stuff to stuff only. Old clusters of the same name count together.
     """
-    seen = np.flatnonzero(agreement.pictures[1:]) + 1
-    return [_propose_name(int(cluster), agreement, old, new, rule) for cluster in seen]
+    seen = np.flatnonzero(overlap.images[1:]) + 1
+    return [_propose_name(int(cluster), overlap, old, new, thresholds) for cluster in seen]
 
 
 def transfer_names(proposals: Iterable[NameProposal], old: Contract, new: Contract) -> CategoryNames:
-    """The clear proposals as names for the new artifact."""
-    at, by = datetime.now(UTC).isoformat(timespec="seconds"), f"carried over from {old.name} {old.version}"
-    names = {each.cluster: CategoryName(category=each.category, by=by, at=at) for each in proposals if each.category}
-    return empty_names(new).replace_all(names, by)
+    """Return the names of the proposals that are clear, for the new artifact."""
+    timestamp = datetime.now(UTC).isoformat(timespec="seconds")
+    author = f"transferred from {old.name} {old.version}"
+    names = {
+        each.cluster: CategoryName(category_name=each.category_name, author=author, timestamp=timestamp)
+        for each in proposals
+        if each.category_name
+    }
+    return empty_names(new).replace_all(names, author)
 
 
-def keep_user_names(contract: Contract, glossary: CategoryNames) -> Contract:
-    """The contract with nothing but the names that people gave."""
-    named = glossary.apply(contract)
-    return replace(named, categories={cluster: named.categories[cluster] for cluster in glossary.names})
+def keep_user_names(contract: Contract, names: CategoryNames) -> Contract:
+    """Return the contract with the names in `names` only, without its own."""
+    named = names.apply(contract)
+    return replace(named, categories={cluster: named.categories[cluster] for cluster in names.names})
 
 
 def _propose_name(
-    cluster: int, agreement: ClusterOverlap, old: Contract, new: Contract, rule: TransferThresholds
+    cluster: int, overlap: ClusterOverlap, old: Contract, new: Contract, thresholds: TransferThresholds
 ) -> NameProposal:
-    is_thing = new.is_thing(cluster)
-    column = agreement.shares[:, cluster] / agreement.shares[:, cluster].sum()
-    parts: dict[str, float] = {}
-    for each in range(1, len(column)):
-        if old.is_thing(each) == is_thing and each in old.categories:
-            parts[old.categories[each].name] = parts.get(old.categories[each].name, 0.0) + float(column[each])
-    ranked = sorted(((part, name) for name, part in parts.items() if part > 0.0), reverse=True)
-    (share, best), (second, runner_up) = [*((part, str(name)) for part, name in ranked), *[(0.0, None)] * 2][:2]
-    pictures = int(agreement.pictures[cluster])
-    reason = _rejection_reason(best, share, share - second, pictures, rule)
+    column = overlap.fractions[:, cluster] / overlap.fractions[:, cluster].sum()
+    by_name: dict[str, float] = {}
+    for old_cluster in range(1, len(column)):
+        if old.is_thing(old_cluster) == new.is_thing(cluster) and (category := old.categories.get(old_cluster)):
+            by_name[category.name] = by_name.get(category.name, 0.0) + float(column[old_cluster])
+    ranked = sorted(((fraction, name) for name, fraction in by_name.items() if fraction > 0.0), reverse=True)
+    (first, best), (second, runner_up) = [*((value, str(name)) for value, name in ranked), *[(0.0, None)] * 2][:2]
+    images = int(overlap.images[cluster])
+    rejection = _rejection_reason(best, first, first - second, images, thresholds)
     return NameProposal(
         cluster=cluster,
-        category=None if reason else best,
+        category_name=None if rejection else best,
         best=best,
-        share=round(share, 4),
+        overlap=round(first, 4),
         runner_up=runner_up,
-        runner_up_share=round(second, 4),
-        pictures=pictures,
-        reason=reason or "clear",
+        runner_up_overlap=round(second, 4),
+        images=images,
+        reason=rejection or "clear",
     )
 
 
-def _rejection_reason(best: str | None, share: float, lead: float, pictures: int, rule: TransferThresholds) -> str:
-    """Why a name is not carried over; empty if it is."""
+def _rejection_reason(
+    best: str | None, overlap: float, margin: float, images: int, thresholds: TransferThresholds
+) -> str:
+    """Return why a name is not transferred; empty if it is."""
     if best is None:
-        return "lies under no name"
-    if pictures < rule.pictures:
-        return f"seen in {pictures} pictures, {rule.pictures} are needed"
-    if share < rule.share:
-        return f"{share:.0%} of it lies under this name, {rule.share:.0%} are needed"
-    if lead < rule.margin:
-        return f"leads by {lead:.0%}, {rule.margin:.0%} are needed"
+        return "overlaps no named cluster"
+    if images < thresholds.min_images:
+        return f"in {images} images, {thresholds.min_images} are required"
+    if overlap < thresholds.min_overlap:
+        return f"{overlap:.0%} of it had this name, {thresholds.min_overlap:.0%} are required"
+    if margin < thresholds.min_margin:
+        return f"leads by {margin:.0%}, {thresholds.min_margin:.0%} are required"
     return ""
 
 
-def _cluster_map(answer: Segmentation) -> Int[np.ndarray, "H W"]:
-    """The cluster of each pixel, 0 for void."""
-    table = np.zeros(max((segment.id for segment in answer.segments), default=0) + 1, np.int64)
-    for segment in answer.segments:
+def _cluster_map(segmentation: Segmentation) -> Int[np.ndarray, "H W"]:
+    """Return the cluster of each pixel, 0 for void."""
+    table = np.zeros(max((segment.id for segment in segmentation.segments), default=0) + 1, np.int64)
+    for segment in segmentation.segments:
         table[segment.id] = segment.cluster
-    clusters: Int[np.ndarray, "H W"] = table[answer.label_map]
+    clusters: Int[np.ndarray, "H W"] = table[segmentation.label_map]
     return clusters

@@ -62,7 +62,7 @@ def sign_artifact(artifact: Path, key: Path, name: str) -> None:
     try:
         private = serialization.load_pem_private_key(key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{key} holds no private key, as `useg-model new-key` makes it: {error}") from error
+        raise ConfigError(f"{key} holds no private key, as `useg create-signing-key` makes it: {error}") from error
     if not isinstance(private, ed25519.Ed25519PrivateKey):
         raise ConfigError(f"{key} holds a key that is not of ed25519")
     signature = base64.b64encode(private.sign(_CONTEXT + _read(artifact))).decode()
@@ -81,7 +81,7 @@ def read_trusted_keys(path: Path) -> tuple[TrustedKey, ...]:
         _parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line and line[0] != "#"
     ]
     if not keys:
-        raise ConfigError(f"{path} holds no key: give lines of NAME:KEY, as `useg-model new-key` prints them")
+        raise ConfigError(f"{path} holds no key: give lines of NAME:KEY, as `useg create-signing-key` prints them")
     return tuple(keys)
 
 

@@ -1,4 +1,4 @@
-"""Models on disk, version by version: `MODEL/VERSION/` is an artifact, `MODEL/active.json` says what is served."""
+"""Versions of models on disk: `MODEL/VERSION/` is an artifact, `MODEL/deployment.json` says which ones are served."""
 
 import re
 import shutil
@@ -20,209 +20,210 @@ from model.registry.deployment import (
     Action,
     DeploymentEvent,
     DeploymentState,
+    Role,
     TrafficSplit,
     parse_state,
     serialize_state,
 )
 from model.registry.signatures import SIGNATURE_FILE
 
-DEPLOYMENT_FILE = "active.json"
-_RESERVED = (DEPLOYMENT_FILE, NAMES_SUFFIX)
-"""Ends of names that files beside the versions have."""
+DEPLOYMENT_FILE = "deployment.json"
+_RESERVED_SUFFIXES = (DEPLOYMENT_FILE, NAMES_SUFFIX)
+"""Of files next to the versions."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", re.ASCII)
 _LOCK_FILE = ".lock"
-_LOCK_S = 30.0
+_LOCK_TIMEOUT_S = 30.0
 
 
 def utc_now() -> datetime:
-    """The time in UTC."""
     return datetime.now(UTC)
 
 
 class Registry:
-    """A folder of models. Whoever reads sees a whole state; those who change it, in whatever process, take turns."""
+    """A folder of models. Readers always see a complete state; writers, in any process, take turns."""
 
     def __init__(self, folder: Path, clock: Callable[[], datetime] = utc_now) -> None:
         self.folder = folder
         self._clock = clock
 
     def list_models(self) -> tuple[str, ...]:
-        """The models by name. Raises RegistryError if the folder is none."""
+        """Return the names of the models, sorted. Raises RegistryError if the folder cannot be read."""
         try:
-            return tuple(sorted(each.name for each in self.folder.iterdir() if _is_named(each)))
+            return tuple(sorted(each.name for each in self.folder.iterdir() if _has_valid_name(each)))
         except OSError as error:
-            raise RegistryError(f"{self.folder} is no registry: {error.strerror}") from error
+            raise RegistryError(f"{self.folder} is not a registry: {error.strerror}") from error
 
     def list_versions(self, model: str) -> tuple[str, ...]:
-        """The versions of a model, those that were written last last."""
+        """Return the versions of a model, the latest last."""
         folder = self._find_model(model)
-        found = [each for each in folder.iterdir() if _is_named(each) and (each / CONTRACT_FILE).is_file()]
+        found = [each for each in folder.iterdir() if _has_valid_name(each) and (each / CONTRACT_FILE).is_file()]
         return tuple(each.name for each in sorted(found, key=lambda each: (each.stat().st_mtime_ns, each.name)))
 
     def find_version(self, model: str, version: str) -> Path:
-        """The artifact of a version. Raises ModelNotFound."""
+        """Return the artifact of a version. Raises ModelNotFound."""
         folder = self._find_model(model) / version
-        if folder.name != version or not _is_named(folder):
-            raise ModelNotFound(f"model {model!r} has no version {version!r}: there is {self._tell_versions(model)}")
+        if folder.name != version or not _has_valid_name(folder):
+            raise ModelNotFound(f"model {model!r} has no version {version!r}: there is {self._join_versions(model)}")
         return folder
 
     def names_path(self, model: str, version: str) -> Path:
-        """The file of the names that people give to the clusters of a version; neither need be there."""
+        """Return the path of a version's cluster names, which need not exist."""
         return names_path(self.folder / model / version)
 
     def read_state(self, model: str) -> DeploymentState:
-        """What is to be served of a model. Raises RegistryError if that cannot be read."""
+        """Return the deployment of a model. Raises RegistryError if it cannot be read."""
         path = self._find_model(model) / DEPLOYMENT_FILE
         try:
             return parse_state(path.read_bytes())
         except FileNotFoundError:
             return DeploymentState()
-        except (OSError, ValueError, KeyError, TypeError, UsegError) as error:
-            raise RegistryError(f"{path} does not say what is served: {error!r}") from error
+        except (OSError, UsegError) as error:
+            raise RegistryError(f"{path} is not a valid deployment: {error}") from error
 
-    def add(self, artifact: Path, *, model: str | None = None, version: str | None = None, by: str) -> Contract:
-        """Copy an artifact into the registry, whole or not at all, under its own name and version or under others.
+    def add(self, artifact: Path, *, model: str | None = None, version: str | None = None, author: str) -> Contract:
+        """Copy an artifact into the registry, under its own name and version or others; names of its clusters too.
 
-        Raises RegistryConflict if there is such a version: versions never change; and what `read_contract` raises.
+        Raises RegistryConflict if the version exists (versions never change), and what `read_contract` raises.
         """
         contract = read_contract(artifact)
         named = replace(contract, name=model or contract.name, version=version or contract.version)
         if named != contract and (artifact / SIGNATURE_FILE).exists():
-            raise RegistryConflict(f"{artifact} is signed as {contract.name} {contract.version}: sign it anew")
+            raise RegistryConflict(f"{artifact} is signed as {contract.name} {contract.version}: sign it again")
         folder = self.folder / check_name(named.name, "model")
         target = folder / check_name(named.version, "version")
         with self._lock(named.name):
             _remove_leftovers(folder)
             if target.exists():
-                raise RegistryConflict(f"{target} is there: give another version")
-            with atomic_directory(target) as sibling:
-                _copy(artifact, contract, sibling)
+                raise RegistryConflict(f"{target} exists: give another version")
+            with atomic_directory(target) as temporary:
+                _copy_artifact(artifact, contract, temporary)
                 if named != contract:
-                    named.write(sibling)
-                read_contract(sibling)
-            self._write(named.name, self.read_state(named.name), "add", named.version, by, "")
+                    named.write(temporary)
+                read_contract(temporary)
+            if (names := names_path(artifact)).is_file():
+                with atomic_write(names_path(target)) as file:
+                    shutil.copyfile(names, file)
+            self._write(named.name, self.read_state(named.name), "add", named.version, author, "")
         return named
 
-    def activate(self, model: str, version: str, *, by: str, reason: str = "") -> DeploymentState:
-        """From now on the version answers."""
+    def activate(self, model: str, version: str, *, author: str, reason: str = "") -> DeploymentState:
+        """Serve the version to everybody."""
         read_contract(self.find_version(model, version))
-        return self._change(model, lambda state: ("activate", version, state.activate(version)), by, reason)
+        return self._change(model, lambda state: ("activate", version, state.activate(version)), author, reason)
 
     def deploy_as(
-        self,
-        model: str,
-        role: Literal["canary", "shadow"],
-        version: str,
-        share: float,
-        *,
-        by: str,
-        reason: str = "",
+        self, model: str, role: Role, version: str, traffic_fraction: float, *, author: str, reason: str = ""
     ) -> DeploymentState:
-        """A version is tried: as canary on a share of the callers, as shadow on a share of the pictures, unheard."""
+        """Serve a version to a fraction of the clients (canary), or run it on a fraction of the images (shadow)."""
         read_contract(self.find_version(model, version))
-        trial = TrafficSplit(version=version, share=share)
-        reason = reason or f"a share of {share:g}"
-        return self._change(model, lambda state: (role, version, state.deploy_as(role, trial)), by, reason)
+        split = TrafficSplit(version=version, traffic_fraction=traffic_fraction)
+        reason = reason or f"traffic fraction {traffic_fraction:g}"
+        return self._change(model, lambda state: (role, version, state.deploy_as(role, split)), author, reason)
 
-    def promote(self, model: str, *, by: str, reason: str = "") -> DeploymentState:
-        """The canary becomes active."""
+    def promote(self, model: str, *, author: str, reason: str = "") -> DeploymentState:
+        """Serve the canary to everybody."""
 
         def change(state: DeploymentState) -> tuple[Action, str | None, DeploymentState]:
             promoted = state.promote()
             return "promote", promoted.active, promoted
 
-        return self._change(model, change, by, reason)
+        return self._change(model, change, author, reason)
 
-    def roll_back(self, model: str, *, by: str, reason: str = "") -> DeploymentState:
-        """Take back the last step: a trial ends, or the version before the active one answers again."""
-        return self._change(model, lambda state: ("rollback", *state.roll_back()), by, reason)
+    def roll_back(self, model: str, *, author: str, reason: str = "") -> DeploymentState:
+        """Stop the canary or the shadow; without either, serve the previous version again."""
+        return self._change(model, lambda state: ("rollback", *state.roll_back()), author, reason)
 
     def quarantine(
-        self, model: str, version: str, action: Literal["rollback", "refuse"], *, by: str, reason: str
+        self, model: str, version: str, action: Literal["rollback", "reject"], *, author: str, reason: str
     ) -> DeploymentState:
-        """Take a version that is no good out of its role, if it still has one: else nothing changes."""
+        """Remove a faulty version from its role. Nothing changes if it has none, or if that was recorded already."""
 
         def change(state: DeploymentState) -> tuple[Action, str | None, DeploymentState] | None:
-            withdrawn = state.quarantine(version)
-            noted = [event.action for event in state.history if event.version == version][-1:]
-            is_known = withdrawn == state and noted == [action]
-            return None if is_known or version not in state.versions_in_use else (action, version, withdrawn)
+            without = state.quarantine(version)
+            last = [event.action for event in state.history if event.version == version][-1:]
+            is_recorded = without == state and last == [action]
+            return None if is_recorded or version not in state.versions_in_use else (action, version, without)
 
-        return self._change(model, change, by, reason)
+        return self._change(model, change, author, reason)
 
-    def remove(self, model: str, version: str, *, by: str, reason: str = "") -> DeploymentState:
-        """Delete a version. Raises RegistryConflict for one that is served or tried."""
+    def remove(self, model: str, version: str, *, author: str, reason: str = "") -> DeploymentState:
+        """Delete a version. Raises RegistryConflict for one that is in use."""
         path = self.find_version(model, version)
 
         def change(state: DeploymentState) -> tuple[Action, str | None, DeploymentState]:
             if version in state.versions_in_use:
-                raise RegistryConflict(f"version {version!r} is active, or tried: it cannot be removed")
-            retired = Path(tempfile.mkdtemp(prefix=".removed.", dir=path.parent))
-            path.rename(retired / version)
-            shutil.rmtree(retired)
+                raise RegistryConflict(f"version {version!r} is active, a canary or a shadow: it cannot be removed")
+            trash = Path(tempfile.mkdtemp(prefix=".removed.", dir=path.parent))
+            path.rename(trash / version)
+            shutil.rmtree(trash)
             return "remove", version, state.quarantine(version)
 
-        return self._change(model, change, by, reason)
+        return self._change(model, change, author, reason)
 
     def _change(
         self,
         model: str,
         change: Callable[[DeploymentState], tuple[Action, str | None, DeploymentState] | None],
-        by: str,
+        author: str,
         reason: str,
     ) -> DeploymentState:
+        """Apply `change`, which returns an action, its version and the new state, or None to change nothing."""
         self._find_model(model)
         with self._lock(model):
-            before = self.read_state(model)
-            changed = change(before)
-            return before if changed is None else self._write(model, changed[2], changed[0], changed[1], by, reason)
+            state = self.read_state(model)
+            if (changed := change(state)) is None:
+                return state
+            action, version, new = changed
+            return self._write(model, new, action, version, author, reason)
 
     def _write(
-        self, model: str, state: DeploymentState, action: Action, version: str | None, by: str, reason: str
+        self, model: str, state: DeploymentState, action: Action, version: str | None, author: str, reason: str
     ) -> DeploymentState:
-        at = self._clock().isoformat(timespec="seconds")
-        noted = state.record(DeploymentEvent(at=at, action=action, version=version, by=by, reason=reason))
-        with atomic_write(self.folder / model / DEPLOYMENT_FILE) as sibling:
-            sibling.write_text(serialize_state(noted), encoding="utf-8")
-        return noted
+        timestamp = self._clock().isoformat(timespec="seconds")
+        event = DeploymentEvent(timestamp=timestamp, action=action, version=version, author=author, reason=reason)
+        recorded = state.record(event)
+        with atomic_write(self.folder / model / DEPLOYMENT_FILE) as temporary:
+            temporary.write_text(serialize_state(recorded), encoding="utf-8")
+        return recorded
 
     @contextmanager
     def _lock(self, model: str) -> Iterator[None]:
         folder = self.folder / model
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / _LOCK_FILE, timeout=_LOCK_S):
+            with FileLock(folder / _LOCK_FILE, timeout=_LOCK_TIMEOUT_S):
                 yield
         except Timeout as error:
-            raise RegistryError(f"{folder} is locked for more than {_LOCK_S:g} s by another change") from error
+            raise RegistryError(f"{folder} is locked by another change for more than {_LOCK_TIMEOUT_S:g} s") from error
         except OSError as error:
             raise RegistryError(f"{folder} cannot be changed: {error}") from error
 
     def _find_model(self, model: str) -> Path:
         folder = self.folder / model
-        if folder.name != model or not _is_named(folder):
+        if folder.name != model or not _has_valid_name(folder):
             known = ", ".join(self.list_models()) or "none yet"
-            raise ModelNotFound(f"{self.folder} holds no model {model!r}: there is {known}")
+            raise ModelNotFound(f"{self.folder} has no model {model!r}: there is {known}")
         return folder
 
-    def _tell_versions(self, model: str) -> str:
+    def _join_versions(self, model: str) -> str:
         return ", ".join(self.list_versions(model)) or "none yet"
 
 
 def check_name(text: str, what: str) -> str:
-    """The name of a model or a version. Raises ConfigError for one that could lead out of its folder."""
-    if not _NAME.fullmatch(text) or text.endswith(_RESERVED):
+    """Return the name of a model or version. Raises ConfigError for one that is not a plain file name."""
+    if not _NAME.fullmatch(text) or text.endswith(_RESERVED_SUFFIXES):
         raise ConfigError(
-            f"a {what} is named by letters, digits and . _ + -, beginning with one of the former: {text!r}"
+            f"the name of a {what} has letters, digits and . _ + -, and starts with a letter or digit: {text!r}"
         )
     return text
 
 
-def _is_named(folder: Path) -> bool:
-    return _NAME.fullmatch(folder.name) is not None and not folder.name.endswith(_RESERVED) and folder.is_dir()
+def _has_valid_name(folder: Path) -> bool:
+    is_valid = _NAME.fullmatch(folder.name) is not None and not folder.name.endswith(_RESERVED_SUFFIXES)
+    return is_valid and folder.is_dir()
 
 
-def _copy(artifact: Path, contract: Contract, folder: Path) -> None:
+def _copy_artifact(artifact: Path, contract: Contract, folder: Path) -> None:
     for name in (CONTRACT_FILE, *contract.files):
         shutil.copyfile(artifact / name, folder / name)
     if (artifact / SIGNATURE_FILE).exists():
@@ -230,7 +231,7 @@ def _copy(artifact: Path, contract: Contract, folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Delete what changes that were killed have left behind; to be called under the lock."""
+    """Delete temporary files of changes that were killed. The caller holds the lock."""
     for each in folder.glob(".*"):
         if each.is_dir():
             shutil.rmtree(each, ignore_errors=True)

@@ -71,7 +71,7 @@ class LiveCategoryNames:
         if edit:
             template = "names of %s %s: revision %d by %s, clusters %s"
             clusters = ", ".join(map(str, edit.after))
-            logger.info(template, self._own.name, self._own.version, edit.revision, edit.by, clusters)
+            logger.info(template, self._own.name, self._own.version, edit.revision, edit.author, clusters)
         return changed, edit
 
     def apply(self, glossary: CategoryNames) -> Contract:

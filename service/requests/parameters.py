@@ -51,11 +51,11 @@ class SegmentParameters:
         """The contract's thresholds, those chosen here in their places."""
         shown = self.overlap_mask_area_threshold
         chosen = {
-            "score": self.threshold,
-            "mask": self.mask_threshold,
-            "overlap": None if shown is None else 1.0 - shown,
-            "stuff_area": self.min_stuff_area,
-            "duplicate": CLASS_AGNOSTIC_NMS_IOU if self.agnostic_nms else None,
+            "score_threshold": self.threshold,
+            "mask_threshold": self.mask_threshold,
+            "overlap_threshold": None if shown is None else 1.0 - shown,
+            "min_stuff_area_fraction": self.min_stuff_area,
+            "duplicate_iou_threshold": CLASS_AGNOSTIC_NMS_IOU if self.agnostic_nms else None,
         }
         return replace(thresholds, **{name: value for name, value in chosen.items() if value is not None})
 

@@ -59,7 +59,7 @@ def collect_metrics(pipeline: Pipeline) -> VersionMetrics:
         failures=track.failures,
         p95_s=track.p95_s,
         seen=pipeline.drift.build_histograms(),
-        reference=pipeline.contract.reference,
+        reference=pipeline.contract.drift_reference,
     )
 
 

@@ -157,10 +157,10 @@ class RolloutController:
             await self._require_speed(deployment.require())
             self.held.open[version] = deployment
         except UsegError as error:
-            await self._take_back(version, "refuse", "load_failed", str(error))
+            await self._take_back(version, "reject", "load_failed", str(error))
         except Exception as error:  # a session may raise anything
             logger.exception("%s %s could not be tried", self.model, version)
-            await self._take_back(version, "refuse", "load_failed", f"{type(error).__name__}, see the log")
+            await self._take_back(version, "reject", "load_failed", f"{type(error).__name__}, see the log")
         finally:
             self.held.opening.pop(version, None)
             if version not in self.held.open:
@@ -187,7 +187,7 @@ class RolloutController:
         canary = self._find_trial(state.canary)
         if canary is not rollout.canary and canary and canary.pipeline:
             canary.pipeline.begin()
-        rollout.canary, rollout.canary_share = canary, state.canary.share if state.canary else 0.0
+        rollout.canary, rollout.canary_share = canary, state.canary.traffic_fraction if state.canary else 0.0
         self._place_shadow(state.shadow)
         rollout.obstacle = unready_reason(self.model, held)
 
@@ -197,7 +197,7 @@ class RolloutController:
         version = held.state.active or ""
         former = next((name for name, each in held.open.items() if each is before), None)
         held.standby = self.router.spare = None
-        if before and before.pipeline and former in held.state.former:
+        if before and before.pipeline and former in held.state.previous_versions:
             until = asyncio.get_running_loop().time() + self._settings.rollback_window_s
             held.standby = PreviousVersion(version=former, until=until, record=collect_metrics(before.pipeline))
             self.router.spare = before
@@ -217,9 +217,9 @@ class RolloutController:
             current = rollout.shadow = None
         if trial and pipeline and active and not current:
             pipeline.begin()
-            rollout.shadow = ShadowRunner(pipeline, active, trial.share, self._telemetry)
+            rollout.shadow = ShadowRunner(pipeline, active, trial.traffic_fraction, self._telemetry)
         if trial and rollout.shadow:
-            rollout.shadow.share = trial.share
+            rollout.shadow.share = trial.traffic_fraction
 
     def _find_trial(self, trial: TrafficSplit | None) -> LoadedModel | None:
         return self.held.open.get(trial.version) if trial else None
@@ -247,7 +247,7 @@ class RolloutController:
     async def _take_back(
         self,
         version: str,
-        action: Literal["rollback", "refuse"],
+        action: Literal["rollback", "reject"],
         cause: Literal[RollbackCause, "load_failed"],
         reason: str,
     ) -> None:
@@ -257,7 +257,7 @@ class RolloutController:
         held = self.held
         try:
             held.state = await asyncio.to_thread(
-                self._registry.quarantine, self.model, version, action, by=AUTHOR, reason=f"{cause}: {reason}"
+                self._registry.quarantine, self.model, version, action, author=AUTHOR, reason=f"{cause}: {reason}"
             )
         except UsegError as error:
             logger.error("the registry does not know of it: %s", error)

@@ -1,7 +1,7 @@
 """What one process holds of a model, and how that is told."""
 
 import asyncio
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from model.errors import RegistryError, UsegError
 from model.registry.deployment import DeploymentState
@@ -87,7 +87,7 @@ def model_status(registry: Registry, model: str, held: ControllerState, router: 
         state = read_registry_state(registry, model, held.state)
     except UsegError:
         state = held.state
-    shares = {each.version: each.share for each in (state.canary, state.shadow) if each}
+    shares = {each.version: each.traffic_fraction for each in (state.canary, state.shadow) if each}
     serving = router.active.pipeline if router.active else None
     return ModelHistory(
         name=model,
@@ -103,8 +103,13 @@ def model_status(registry: Registry, model: str, held: ControllerState, router: 
             )
             for each in held.versions
         ],
-        former=list(state.former),
-        history=[HistoryEvent(**asdict(each)) for each in state.history],
+        former=list(state.previous_versions),
+        history=[
+            HistoryEvent(
+                at=each.timestamp, action=each.action, version=each.version, by=each.author, reason=each.reason
+            )
+            for each in state.history
+        ],
     )
 
 
@@ -112,7 +117,7 @@ def unready_reason(model: str, held: ControllerState) -> str:
     """Why a model does not answer, where it does not."""
     active = held.state.active
     if active is None:
-        return f"no version of {model!r} is active: `useg-model registry activate`"
+        return f"no version of {model!r} is active: `useg registry activate`"
     if refusal := held.refused.get(active):
         return f"version {active!r} of {model!r} was refused: {refusal.reason}"
     return f"version {active!r} of {model!r} is being opened: try again in a moment"

@@ -133,7 +133,7 @@ class ModelRepository:
         if wanted is not None:
             raise ModelNotFound(f"no model of name {wanted!r}: there is {known}")
         if not rollouts:
-            raise NotReady("the registry holds no model yet: `useg-model registry add`, then `activate`")
+            raise NotReady("the registry holds no model yet: `useg registry add`, then `activate`")
         if len(rollouts) > 1:
             raise InvalidParameter(f"several models are served: say model=NAME, of {known}")
         return next(iter(rollouts.values()))

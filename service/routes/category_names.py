@@ -76,17 +76,18 @@ class ClusterList(_NamesSchema):
 class UserCategoryName(_NamesSchema):
     """A name that somebody gave."""
 
-    category: str
-    by: str
-    at: str
+    category_name: str
+    author: str
+    timestamp: str
+    category_id: int | None = None
 
 
 class CategoryNameEdit(_NamesSchema):
     """One change; clusters by number, null for a name that nobody gave."""
 
     revision: int
-    by: str
-    at: str
+    author: str
+    timestamp: str
     before: dict[int, UserCategoryName | None]
     after: dict[int, UserCategoryName | None]
 
@@ -112,8 +113,8 @@ def cluster_info(cluster: int, contract: Contract, glossary: CategoryNames) -> C
         category_id=category.id if category else None,
         category=category.name if category else None,
         origin="given" if given else "artifact" if category else None,
-        by=given.by if given else None,
-        at=given.at if given else None,
+        by=given.author if given else None,
+        at=given.timestamp if given else None,
     )
 
 
@@ -180,7 +181,7 @@ async def export_category_names(name: str, request: Request, response: Response)
     openapi_extra=_EDIT | describe_body({"$ref": f"#/components/schemas/{CategoryNamesDocument.__name__}"}),
 )
 async def import_category_names(name: str, request: Request, response: Response) -> CategoryNamesDocument:
-    """Put the names of an export, or of `useg-model carry`, in the place of all that were given. For administrators.
+    """Put the names of an export, or of `useg names transfer`, in the place of all that were given. For administrators.
 
     The history stays this model's own: one edit more, which can be undone.
     """

@@ -48,7 +48,7 @@ async def activate(name: str, request: Request) -> ModelHistory:
     """Have a version answer, once it is checked and warm; until then, the one before does. For administrators."""
     by = require_administrator(request)
     given = parse_body(await read_small_body(request), ActivationRequest)
-    return await _change(request, name, lambda each: each.activate(name, given.version, by=by, reason=given.reason))
+    return await _change(request, name, lambda each: each.activate(name, given.version, author=by, reason=given.reason))
 
 
 @router.post(
@@ -76,7 +76,7 @@ async def promote(name: str, request: Request) -> ModelHistory:
     """Have the canary answer everybody. For administrators."""
     by = require_administrator(request)
     given = parse_body(await read_small_body(request) or b"{}", ReasonBody)
-    return await _change(request, name, lambda each: each.promote(name, by=by, reason=given.reason))
+    return await _change(request, name, lambda each: each.promote(name, author=by, reason=given.reason))
 
 
 @router.post("/v1/models/{name}/rollback", responses=_CHANGING, openapi_extra=_REASON_BODY)
@@ -87,14 +87,16 @@ async def roll_back(name: str, request: Request) -> ModelHistory:
     """
     by = require_administrator(request)
     given = parse_body(await read_small_body(request) or b"{}", ReasonBody)
-    return await _change(request, name, lambda each: each.roll_back(name, by=by, reason=given.reason))
+    return await _change(request, name, lambda each: each.roll_back(name, author=by, reason=given.reason))
 
 
 async def _split_traffic(request: Request, name: str, role: Literal["canary", "shadow"]) -> ModelHistory:
     by = require_administrator(request)
     given = parse_body(await read_small_body(request), TrafficSplitRequest)
     return await _change(
-        request, name, lambda each: each.deploy_as(name, role, given.version, given.share, by=by, reason=given.reason)
+        request,
+        name,
+        lambda each: each.deploy_as(name, role, given.version, given.share, author=by, reason=given.reason),
     )
 
 

@@ -104,7 +104,9 @@ class DriftMonitor:
 
     def __init__(self, contract: Contract, telemetry: Telemetry) -> None:
         self._which = (contract.name, contract.version)
-        self._references = {name: contract.reference[name] for name in STATISTICS if name in contract.reference}
+        self._references = {
+            name: contract.drift_reference[name] for name in STATISTICS if name in contract.drift_reference
+        }
         self._gauge = telemetry.output_drift
         self._last: deque[Mapping[Statistic, float]] = deque(maxlen=DRIFT_WINDOW)
         self._seen = 0

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from model.contract import reject_unknown
 from model.errors import ConfigError, LabelStoreError
 from model.files import atomic_write
 from model.formats.encoders import decode_panoptic_png
 from model.networks.mask_transformer import MASK_STRIDE_PX
+from model.validation import reject_unknown_keys
 from training.choices import STUFF_MERGE_RULES, StuffMergeRule
 from training.data.label_config import CodebookConfig, MaskDiscoveryConfig
 from training.data.panoptic_labels import ImageRecord, ImageRecords
@@ -161,7 +161,7 @@ class PseudoLabelDataset:
             content = json.loads(path.read_bytes())
             if (version := content.pop("format_version", 1)) != FORMAT_VERSION:
                 raise ConfigError(f"its format is version {version}, not {FORMAT_VERSION}: label its photos anew")
-            reject_unknown(content, PseudoLabelConfig)
+            reject_unknown_keys(PseudoLabelConfig, content)
             return PseudoLabelConfig(**content)
         except (OSError, ValueError, TypeError, ConfigError) as error:
             raise LabelStoreError(f"{self.folder} is no label store that can be read: {error}") from error

@@ -100,7 +100,7 @@ class ModelPredictor:
         def segment(task: Task) -> ClusterMap:
             return _to_cluster_map(postprocess(outputs, letterbox, contract, task, contract.thresholds))
 
-        low_threshold = replace(contract.thresholds, score=MIN_SCORE)
+        low_threshold = replace(contract.thresholds, score_threshold=MIN_SCORE)
         instances = postprocess(outputs, letterbox, contract, "instance", low_threshold)
         return ImagePrediction(
             panoptic=segment("panoptic"), semantic=segment("semantic"), detections=_to_objects(instances)

@@ -129,7 +129,7 @@ def check_drift(
     The photos must not be those of the reference, which would always agree. Raises ConfigError if the contract has no
     reference, or if there are fewer than MIN_DRIFT_PHOTOS.
     """
-    if not contract.reference:
+    if not contract.drift_reference:
         raise ConfigError(f"{contract.name} {contract.version} has no drift reference: run `useg drift-reference`")
     statistics = [output_statistics(segmentation) for segmentation in segmentations]
     if len(statistics) < MIN_DRIFT_PHOTOS:
@@ -137,7 +137,7 @@ def check_drift(
     histograms = build_histograms(statistics)
     checks = []
     for name in STATISTICS:
-        reference, observed = contract.reference.get(name), histograms[name]
+        reference, observed = contract.drift_reference.get(name), histograms[name]
         if reference and min(sum(reference.counts), sum(observed.counts)) > 0:
             psi = population_stability_index(reference, observed)
             reason = f"population stability index of {name} is {psi:.2f}, maximum"

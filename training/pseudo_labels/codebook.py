@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
-from model.contract import reject_unknown
 from model.errors import ConfigError, LabelStoreError
 from model.files import atomic_write, hash_file, load_npz
 from model.images import Letterbox, read_image, resize_labels, resize_map
+from model.validation import reject_unknown_keys
 from training.data.label_config import MAX_OBJECTS, CodebookConfig
 from training.data.photos import PhotoFile
 from training.pseudo_labels.consensus import FeatureProjections
@@ -80,7 +80,7 @@ def load_codebook(path: Path) -> Codebook:
         facts: dict[str, Any] = json.loads(str(arrays.pop("facts")))
         if (version := facts.pop("format_version")) != FORMAT_VERSION:
             raise ValueError(f"its format is version {version}, not {FORMAT_VERSION}")
-        reject_unknown(facts, CodebookConfig)
+        reject_unknown_keys(CodebookConfig, facts)
         head, views = (_take(arrays, start) for start in (_HEAD, _PROJECTIONS))
         seen = FeatureProjections(**views) if views else None
         return Codebook(config=CodebookConfig(**facts), head=head, views=seen, **arrays)

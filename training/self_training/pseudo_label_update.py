@@ -107,7 +107,7 @@ class PseudoLabelUpdater:
 def _draw(found: MergedPredictions, letterbox: Letterbox) -> tuple[Bool[np.ndarray, "n H W"], Int[np.ndarray, "n"]]:
     """The masks that have a pixel, in the photo's size, and their places."""
     cells = [_cut(each, letterbox) for each in found.soft]
-    masks = [resize_map(each, letterbox.height, letterbox.width) > THRESHOLDS.mask for each in cells]
+    masks = [resize_map(each, letterbox.height, letterbox.width) > THRESHOLDS.mask_threshold for each in cells]
     kept = np.array([place for place, mask in enumerate(masks) if mask.any()], np.int64)
     return np.array([masks[place] for place in kept], bool).reshape(-1, letterbox.height, letterbox.width), kept
 

@@ -48,7 +48,7 @@ class ViewPredictions:
 
     @property
     def hard(self) -> Bool[np.ndarray, "N h w"]:
-        return self.soft > THRESHOLDS.mask
+        return self.soft > THRESHOLDS.mask_threshold
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,14 +84,14 @@ def merge_views(views: Sequence[ViewPredictions]) -> MergedPredictions:
     )
     origins = np.repeat(np.arange(len(finds)), [len(each.scores) for each in finds])
     trusted = np.where(origins < 2, scores, np.float32(_WINDOW) * scores)
-    hard = soft > THRESHOLDS.mask
+    hard = soft > THRESHOLDS.mask_threshold
     groups = _group(hard, trusted, origins)
     semantic, certainty = _read_semantic(views)
     masks = np.array([np.average(soft[each], axis=0, weights=scores[each]) for each in groups], np.float32)
     masks = masks.reshape(len(groups), *semantic.shape)
     agreed = [len(each) / _count_views(views, hard[each[0]]) for each in groups]
     sureness = np.array([trusted[each[0]] * (1 + share) / 2 for each, share in zip(groups, agreed, strict=True)])
-    sureness = _yield_to_rivals(sureness.astype(np.float32), masks > THRESHOLDS.mask)
+    sureness = _yield_to_rivals(sureness.astype(np.float32), masks > THRESHOLDS.mask_threshold)
     order = [place for place in np.argsort(-sureness, kind="stable") if sureness[place] >= LEAST_SCORE]
     clusters = np.array([(scores[each] @ chances[each]).argmax() + 1 for each in groups], np.int64)
     return MergedPredictions(
