@@ -1,7 +1,7 @@
 """Strict reading of JSON into dataclasses, with errors on one line."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -55,9 +55,10 @@ def parse(target: type[T], content: Any) -> T:
     """
     reject_unknown_keys(target, content)
     try:
-        return _make_adapter(target).validate_json(json.dumps(content), strict=True)
+        parsed: T = _make_adapter(target).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise ConfigError(_describe_first(error, target)) from error
+    return parsed
 
 
 def reject_unknown_keys(target: Any, content: Any) -> None:
@@ -82,7 +83,7 @@ def reject_unknown_keys(target: Any, content: Any) -> None:
 
 
 @cache
-def _make_adapter(target: type[T]) -> TypeAdapter[T]:
+def _make_adapter(target: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(target)
 
 

@@ -68,7 +68,7 @@ class Case:
 
     def read_last(self) -> tuple[str, str | None, str]:
         event = self.registry.read_state(NAME).history[-1]
-        return event.action, event.version, event.by
+        return event.action, event.version, event.author
 
 
 @asynccontextmanager

@@ -5,8 +5,7 @@ from typing import get_args
 import pytest
 from fake_service import CONTRACT
 
-from service.telemetry.metrics import RollbackCause
-from service.telemetry.metrics import Telemetry, outcome_of_status
+from service.telemetry.metrics import RollbackCause, Telemetry, outcome_of_status
 from service.telemetry.stage_timer import StageTimer
 
 
