@@ -11,10 +11,10 @@ from model.backends.loader import load_session
 from model.images import DecodedImage, Letterbox, decode_image, letterbox_image
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import make_postprocessor
-from service.requests.parameters import SegmentParameters
+from service.inference.pipeline import SegmentationResult
+from service.requests import SegmentOptions
 from service.responses.encoders import (
     ImageResponse,
-    SegmentationResult,
     compose_response,
     encode_result,
     image_warnings,
@@ -41,10 +41,10 @@ class Chain:
 
     def finish(self, prepared: Prepared, raw: RawOutputs) -> bytes:
         photo, _, placement = prepared
-        options, media = SegmentParameters(), "application/json"
+        options = SegmentOptions()
         answer = make_postprocessor(raw, placement, self.contract, self.contract.thresholds)("panoptic")
         size = (photo.height, photo.width)
-        found = SegmentationResult(photo=photo, original_size=size, segmentations=(("panoptic", answer),))
-        parts = encode_result(found, self.contract, options, media)
-        item = ImageResponse(name=None, size=size, parts=parts, notes=image_warnings(photo))
-        return compose_response([item], self.contract, media, is_batch=False).content
+        found = SegmentationResult(image=photo, original_size=size, segmentations=(("panoptic", answer),))
+        parts = encode_result(found, self.contract, options, "application/json")
+        item = ImageResponse(name=None, size=size, parts=parts, warnings=image_warnings(photo))
+        return compose_response([item], self.contract, "application/json", is_batch=False).content

@@ -17,7 +17,7 @@ from model.errors import ConfigError, UsegError
 from service.app import create_app
 from service.inference.loaded_model import ModelLoader
 from service.middleware.auth import AdminPortApp
-from service.middleware.client_timeouts import make_uvicorn_config
+from service.middleware.client_limits import make_uvicorn_config
 from service.rollout.controller import ArtifactLoader
 from service.rollout.model_repository import ModelRepository
 from service.settings import Settings
@@ -64,7 +64,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 async def serve_app(app: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
     """Serve `app` until a signal arrives. Raises UsegError if the artifact cannot be loaded."""
-    repository: ModelRepository = app.state.parts.model_repository
+    repository: ModelRepository = app.state.useg.model_repository
     timeouts = {"client_timeout_s": settings.client_timeout_s, "finish_s": settings.graceful_shutdown_timeout_s}
     server = Server(make_uvicorn_config(app, **timeouts))
     announcement = asyncio.create_task(_announce(repository, server, listener, on_ready))

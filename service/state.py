@@ -1,4 +1,4 @@
-"""What the routes work with."""
+"""Objects that the routes share."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,17 @@ from service.telemetry.tracing import SpanExporter
 
 @dataclass(frozen=True, kw_only=True)
 class AppState:
-    """One app's, as `app.state.parts`."""
+    """The state of one app, as `app.state.useg`."""
 
     settings: Settings
     model_repository: ModelRepository
     telemetry: Telemetry
-    administrators: ApiKeyStore
-    """The keys of those who may change what is served."""
+    admin_keys: ApiKeyStore
+    """Keys that may change what is served."""
     sink: SpanExporter | None = None
 
 
 def get_state(request: Request) -> AppState:
-    """The parts of the app that a request came to."""
-    parts: AppState = request.app.state.parts
-    return parts
+    """Return the state of the app that received a request."""
+    state: AppState = request.app.state.useg
+    return state

@@ -64,7 +64,7 @@ async def open_client(opener: ModelLoader = open_fake, **settings: Any) -> Async
     """A client of a service that is ready; what the app raises is raised here, so no answer hides it."""
     app = create_app(Settings(**settings), opener=opener)
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(app.state.parts.model_repository.settle(), 10)
+        await asyncio.wait_for(app.state.useg.model_repository.settle(), 10)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             yield client
 

@@ -15,7 +15,7 @@ from model.contract import Contract
 from model.network_io import RawOutputs
 from service.app import create_app
 from service.inference.loaded_model import ModelLoader
-from service.middleware.client_timeouts import make_uvicorn_config
+from service.middleware.client_limits import make_uvicorn_config
 from service.server import Server, bind
 from service.settings import Settings
 
@@ -53,7 +53,7 @@ async def listen(opener: ModelLoader = open_fake, **settings: Any) -> AsyncItera
     with bind(chosen.host, chosen.port) as listener:
         server = Server(make_uvicorn_config(app, client_timeout_s=chosen.client_timeout_s, finish_s=1.0))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.wait_for(app.state.parts.model_repository.settle(), WAIT_S)
+        await asyncio.wait_for(app.state.useg.model_repository.settle(), WAIT_S)
         host, port = listener.getsockname()
         try:
             yield host, port

@@ -49,7 +49,7 @@ async def test_where_nobody_else_reaches_the_service_no_key_is_needed() -> None:
 )
 async def test_a_page_of_another_site_and_what_comes_through_a_proxy_are_strangers(headers: dict[str, str]) -> None:
     async with open_client() as client:
-        assert await change(client, **headers) == (403, "forbidden")
+        assert await change(client, **headers) == (403, "permission-denied")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ async def test_a_page_of_another_site_and_what_comes_through_a_proxy_are_strange
 )
 async def test_without_administrators_keys_nobody_else_is_one(settings: dict[str, object]) -> None:
     async with open_client(**settings) as client:
-        assert await change(client, **bear("alice")) == (403, "forbidden")
+        assert await change(client, **bear("alice")) == (403, "permission-denied")
 
 
 async def test_an_administrators_key_is_needed_where_there_are_some() -> None:
@@ -71,7 +71,7 @@ async def test_an_administrators_key_is_needed_where_there_are_some() -> None:
 async def test_a_callers_key_is_not_enough_and_an_administrators_is_a_callers_too() -> None:
     async with open_client(api_keys=make_line("alice"), admin_api_keys=make_line("root")) as client:
         assert await change(client) == (401, "unauthorized")
-        assert await change(client, **bear("alice")) == (403, "forbidden")
+        assert await change(client, **bear("alice")) == (403, "permission-denied")
         assert await change(client, **bear("root")) == (409, "registry-conflict")
         assert (await client.get("/v1/models")).status_code == 401
         for name in ("alice", "root"):

@@ -7,7 +7,7 @@ from prometheus_client import Gauge
 
 from model.errors import QueueFull
 from service.inference.admission import AdmissionController
-from service.requests.context import RequestContext
+from service.requests import RequestContext
 from service.telemetry.metrics import SharedGauge
 
 pytestmark = pytest.mark.anyio

@@ -45,7 +45,7 @@ async def test_a_key_opens(client: httpx.AsyncClient, headers: dict[str, str]) -
 
 
 async def test_health_and_the_page_need_no_key(client: httpx.AsyncClient) -> None:
-    for path in ("/livez", "/readyz", "/", "/dashboard", "/page/style.css", "/openapi.json"):
+    for path in ("/livez", "/readyz", "/", "/dashboard", "/static/style.css", "/openapi.json"):
         assert (await client.get(path)).status_code == 200
 
 
@@ -99,7 +99,7 @@ async def test_the_metrics_are_well_formed(client: httpx.AsyncClient) -> None:
     families = {
         each.name: each for each in text_string_to_metric_families((await client.get("/metrics", headers=ALICE)).text)
     }
-    assert {name for name in families if name.startswith(("seg_", "http_"))} >= {
+    assert {name for name in families if name.startswith(("useg_", "http_"))} >= {
         "http_server_request_duration_seconds",
         "useg_requests",
         "useg_stage_duration_seconds",
@@ -183,40 +183,40 @@ def test_a_new_key_opens_with_the_line_that_comes_with_it() -> None:
 
 
 def test_a_burst_then_the_rate() -> None:
-    quotas = TokenBucketLimiter()
+    limiter = TokenBucketLimiter()
     for _ in range(3):
-        quotas.take("a", 0.5, 3, 100.0)
+        limiter.acquire("a", 0.5, 3, 100.0)
     with pytest.raises(RateLimited) as caught:
-        quotas.take("a", 0.5, 3, 100.0)
+        limiter.acquire("a", 0.5, 3, 100.0)
     assert caught.value.retry_after_s == 2
     with pytest.raises(RateLimited) as caught:
-        quotas.take("a", 0.5, 3, 101.5)
+        limiter.acquire("a", 0.5, 3, 101.5)
     assert caught.value.retry_after_s == 1
-    quotas.take("a", 0.5, 3, 102.0)
+    limiter.acquire("a", 0.5, 3, 102.0)
     with pytest.raises(RateLimited):
-        quotas.take("a", 0.5, 3, 102.0)
+        limiter.acquire("a", 0.5, 3, 102.0)
 
 
 def test_callers_are_counted_apart_and_idle_ones_fill_up_to_the_burst() -> None:
-    quotas = TokenBucketLimiter()
-    quotas.take("a", 1.0, 1, 0.0)
-    quotas.take("b", 1.0, 1, 0.0)
-    quotas.take("a", 1.0, 1, 1_000.0)
+    limiter = TokenBucketLimiter()
+    limiter.acquire("a", 1.0, 1, 0.0)
+    limiter.acquire("b", 1.0, 1, 0.0)
+    limiter.acquire("a", 1.0, 1, 1_000.0)
     with pytest.raises(RateLimited):
-        quotas.take("a", 1.0, 1, 1_000.0)
+        limiter.acquire("a", 1.0, 1, 1_000.0)
 
 
 def test_a_rate_of_zero_is_no_limit() -> None:
-    quotas = TokenBucketLimiter()
+    limiter = TokenBucketLimiter()
     for _ in range(1_000):
-        quotas.take("a", 0.0, 1, 0.0)
+        limiter.acquire("a", 0.0, 1, 0.0)
 
 
 def test_strangers_without_end_take_bounded_memory() -> None:
-    quotas = TokenBucketLimiter()
+    limiter = TokenBucketLimiter()
     for stranger in range(10_500):
-        quotas.take(str(stranger), 1.0, 1, 0.0)
-    assert len(quotas._buckets) == 10_000
-    quotas.take("0", 1.0, 1, 0.0)  # forgotten
+        limiter.acquire(str(stranger), 1.0, 1, 0.0)
+    assert len(limiter._buckets) == 10_000
+    limiter.acquire("0", 1.0, 1, 0.0)  # forgotten
     with pytest.raises(RateLimited):
-        quotas.take("10499", 1.0, 1, 0.0)
+        limiter.acquire("10499", 1.0, 1, 0.0)

@@ -9,7 +9,7 @@ from fake_service import draw_halves, open_client, post, save
 
 ANSWERS = {
     "read": (200, "application/json"),
-    "unreadable": (422, "urn:useg:problem:image-unreadable"),
+    "unreadable": (422, "urn:useg:problem:invalid-image"),
     "too many pixels": (422, "urn:useg:problem:too-many-pixels"),
 }
 MOST_GROWTH_KIB = 300 * 1024
@@ -40,14 +40,14 @@ async def test_a_compressed_body_is_refused_before_it_is_inflated(encoding: str)
     async with open_client() as client:
         bomb = gzip.compress(bytes(30_000_000))
         answer = await client.post("/v1/segment", content=bomb, headers=headers)
-    assert (answer.status_code, answer.json()["type"]) == (415, "urn:useg:problem:media-unsupported")
+    assert (answer.status_code, answer.json()["type"]) == (415, "urn:useg:problem:unsupported-media-type")
 
 
 async def test_a_tiff_of_more_pages_than_anybody_has_is_refused_without_counting_them() -> None:
     async with open_client() as client:
         answer = await post(client, draw_tiff_of_pages(20_000))
         assert (answer.status_code, answer.json()["type"]) == (413, "urn:useg:problem:image-too-large")
-        assert (await post(client, draw_tiff_of_pages(900))).json()["image"]["frames"] == 900
+        assert (await post(client, draw_tiff_of_pages(900))).json()["image"]["num_frames"] == 900
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ async def test_a_tiff_of_more_pages_than_anybody_has_is_refused_without_counting
 async def test_json_nested_without_end_is_refused(content: bytes) -> None:
     async with open_client() as client:
         answer = await client.post("/v1/segment", content=content, headers={"Content-Type": "application/json"})
-    assert (answer.status_code, answer.json()["type"]) == (422, "urn:useg:problem:option-invalid")
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:useg:problem:invalid-parameter")

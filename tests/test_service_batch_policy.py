@@ -5,7 +5,7 @@ import pytest
 
 from service.inference.batch_policy import BatchPolicy, ImageBatch
 from service.inference.queue import FairQueue, QueuedImage
-from service.requests.context import RequestContext
+from service.requests import RequestContext
 
 pytestmark = pytest.mark.anyio
 SMALL, LARGE = (3, 10, 10), (3, 20, 20)

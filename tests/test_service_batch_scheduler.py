@@ -13,7 +13,7 @@ from model.errors import DeadlineExceeded, InferenceError, NotReady, QueueFull
 from model.network_io import RawOutputs
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.worker import InferenceThreadDied
-from service.requests.context import RequestContext
+from service.requests import RequestContext
 from service.telemetry.metrics import Telemetry
 
 POISON, NAN, SHORT, DEADLY, HANGING = 13, 99, 77, 66, 55

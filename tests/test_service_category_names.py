@@ -45,97 +45,103 @@ async def ask(client: httpx.AsyncClient, accept: str = "application/json", **opt
 
 async def read_category(client: httpx.AsyncClient) -> str:
     segments = (await ask(client)).json()["segments_info"]
-    return str(next(each["category"] for each in segments if each["cluster"] == 1))
+    return str(next(each["category_name"] for each in segments if each["cluster_id"] == 1))
 
 
 async def test_a_name_is_in_every_later_answer_of_every_kind(client: httpx.AsyncClient) -> None:
     assert await read_category(client) == "tomato"
-    named = await client.put(RED, json={"category": " red pepper "})
+    named = await client.put(RED, json={"category_name": " red pepper "})
     assert named.status_code == 200, named.text
     facts = named.json()
-    assert facts.pop("at").endswith("+00:00")
+    assert facts.pop("timestamp").endswith("+00:00")
     assert facts == {
-        "cluster": 1, "isthing": True, "category_id": 71, "category": "red pepper", "origin": "given", "by": "local",
-        "revision": 1,
+        "cluster_id": 1, "isthing": True, "category_id": 71, "category_name": "red pepper", "origin": "user",
+        "author": "local", "revision": 1,
     }  # fmt: skip
     assert named.headers["ETag"] == '"1"'
     assert await read_category(client) == "red pepper"
     labelled = (await ask(client, "application/vnd.hf.image-segmentation+json")).json()
     assert "red pepper" in [each["label"] for each in labelled]
     features = (await ask(client, "application/geo+json")).json()["features"]
-    assert "red pepper" in [each["properties"]["category"] for each in features]
+    assert "red pepper" in [each["properties"]["category_name"] for each in features]
     arrays = np.load(io.BytesIO((await ask(client, "application/x-npz")).content))
     assert (arrays["categories"].tolist(), arrays["category_ids"].tolist()) == (["red pepper", ""], [71, -1])
     archive = zipfile.ZipFile(io.BytesIO((await ask(client, "application/zip")).content))
     categories = json.loads(archive.read("panoptic.json"))["categories"]
     assert {"id": 71, "name": "red pepper", "supercategory": "thing", "isthing": 1} in categories
     chosen = (await ask(client, params={"classes": "red pepper"})).json()["segments_info"]
-    assert [each["cluster"] for each in chosen] == [1]
+    assert [each["cluster_id"] for each in chosen] == [1]
 
 
 async def test_the_open_inference_protocol_tells_it_too(client: httpx.AsyncClient) -> None:
-    await client.put(RED, json={"category": "pepper"})
+    await client.put(RED, json={"category_name": "pepper"})
     picture = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [b64encode(save(draw_halves())).decode()]}
     answer = await client.post("/v2/models/fake/infer", json={"inputs": [picture]})
-    assert '"category":"pepper"' in json.loads(answer.text)["outputs"][0]["data"][0]
+    assert '"category_name":"pepper"' in json.loads(answer.text)["outputs"][0]["data"][0]
 
 
 async def test_an_empty_name_and_a_deleted_one_give_back_the_artifacts_own(client: httpx.AsyncClient) -> None:
-    await client.put(RED, json={"category": "pepper"})
+    await client.put(RED, json={"category_name": "pepper"})
     taken = await client.delete(RED)
-    assert (taken.json()["category"], taken.json()["origin"], taken.json()["revision"]) == ("tomato", "artifact", 2)
-    await client.put(RED, json={"category": "pepper"})
-    await client.put(RED, json={"category": ""})
+    assert (taken.json()["category_name"], taken.json()["origin"], taken.json()["revision"]) == (
+        "tomato",
+        "model",
+        2,
+    )
+    await client.put(RED, json={"category_name": "pepper"})
+    await client.put(RED, json={"category_name": ""})
     assert await read_category(client) == "tomato"
 
 
 async def test_all_clusters_are_listed_with_where_their_names_come_from(client: httpx.AsyncClient) -> None:
-    await client.put("/v1/models/fake/clusters/3", json={"category": "wall"})
+    await client.put("/v1/models/fake/clusters/3", json={"category_name": "wall"})
     listed = (await client.get("/v1/models/fake/clusters")).json()
     assert listed["model"] == {"name": "fake", "version": "1+test"}
     assert listed["revision"] == 1
-    facts = [(each["cluster"], each["isthing"], each["category"], each["origin"]) for each in listed["clusters"]]
-    assert facts == [(1, True, "tomato", "artifact"), (2, True, None, None), (3, False, "wall", "given")]
+    facts = [
+        (each["cluster_id"], each["isthing"], each["category_name"], each["origin"]) for each in listed["clusters"]
+    ]
+    assert facts == [(1, True, "tomato", "model"), (2, True, None, None), (3, False, "wall", "user")]
 
 
 async def test_an_edit_of_a_revision_that_has_passed_is_refused(client: httpx.AsyncClient) -> None:
-    await client.put(RED, json={"category": "one"}, headers={"If-Match": '"0"'})
-    late = await client.put(RED, json={"category": "two"}, headers={"If-Match": '"0"'})
-    assert (late.status_code, late.json()["type"]) == (412, "urn:useg:problem:revision-passed")
+    await client.put(RED, json={"category_name": "one"}, headers={"If-Match": '"0"'})
+    late = await client.put(RED, json={"category_name": "two"}, headers={"If-Match": '"0"'})
+    assert (late.status_code, late.json()["type"]) == (412, "urn:useg:problem:precondition-failed")
     assert await read_category(client) == "one"
-    assert (await client.put(RED, json={"category": "two"}, headers={"If-Match": "1"})).status_code == 200
-    assert (await client.put(RED, json={"category": "three"}, headers={"If-Match": "soon"})).status_code == 422
+    assert (await client.put(RED, json={"category_name": "two"}, headers={"If-Match": "1"})).status_code == 200
+    assert (await client.put(RED, json={"category_name": "three"}, headers={"If-Match": "soon"})).status_code == 422
 
 
 @pytest.mark.parametrize(
     ("path", "body", "status", "told"),
     [
-        (RED, b'{"category": "' + b"x" * 81 + b'"}', 422, "1 to 80 printable characters"),
-        (RED, b'{"category": 3}', 422, "category"),
-        (RED, b'{"category": "a", "colour": "b"}', 422, "colour"),
-        (RED, b"dog", 422, "the body is not what is expected here"),
-        (RED, b'"' + b"x" * 1_100_000 + b'"', 413, "at most 1048576 are taken"),
-        ("/v1/models/fake/clusters/4", b'{"category": "dog"}', 404, "no cluster 4: there are 1..3"),
-        ("/v1/models/other/clusters/1", b'{"category": "dog"}', 404, "other"),
-        (f"{RED}?version=2", b'{"category": "dog"}', 404, "answers with version 1+test, not with '2'"),
-        ("/v1/models/fake/clusters/x", b'{"category": "dog"}', 422, "integer"),
-        (NAMES, b"{}", 422, "has no valid names"),
+        (RED, b'{"category_name": "' + b"x" * 81 + b'"}', 422, "1 to 80 printable characters"),
+        (RED, b'{"category_name": 3}', 422, "category_name: Input should be a valid string"),
+        (RED, b'{"category_name": "a", "colour": "b"}', 422, "colour"),
+        (RED, b"dog", 422, "JSON decode error"),
+        (RED, b'"' + b"x" * 1_100_000 + b'"', 413, "the maximum is 1048576"),
+        ("/v1/models/fake/clusters/4", b'{"category_name": "dog"}', 404, "no cluster 4: there are 1..3"),
+        ("/v1/models/other/clusters/1", b'{"category_name": "dog"}', 404, "other"),
+        (f"{RED}?version=2", b'{"category_name": "dog"}', 404, "version '2' of fake is not loaded"),
+        ("/v1/models/fake/clusters/x", b'{"category_name": "dog"}', 422, "integer"),
+        (NAMES, b"{}", 422, "format_version: Field required"),
     ],
 )
 async def test_what_cannot_be_done_is_told_and_changes_nothing(
     client: httpx.AsyncClient, file: Path, path: str, body: bytes, status: int, told: str
 ) -> None:
-    answer = await client.put(path, content=body)
+    answer = await client.put(path, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == status
     assert told in answer.json()["detail"]
     assert not file.exists()
 
 
 async def test_names_are_exported_and_imported_whole_and_an_edit_is_undone(client: httpx.AsyncClient) -> None:
-    await client.put(RED, json={"category": "pepper"})
+    await client.put(RED, json={"category_name": "pepper"})
     exported = (await client.get(NAMES)).json()
-    await client.put(RED, json={"category": "chili"})
-    await client.put("/v1/models/fake/clusters/2", json={"category": "sea"})
+    await client.put(RED, json={"category_name": "chili"})
+    await client.put("/v1/models/fake/clusters/2", json={"category_name": "sea"})
     imported = await client.put(NAMES, json=exported)
     assert imported.status_code == 200, imported.text
     assert {cluster: each["category_name"] for cluster, each in imported.json()["names"].items()} == {"1": "pepper"}
@@ -149,7 +155,7 @@ async def test_names_are_exported_and_imported_whole_and_an_edit_is_undone(clien
 
 async def test_many_editors_at_once_lose_no_name(client: httpx.AsyncClient, file: Path) -> None:
     edits = [
-        client.put(f"/v1/models/fake/clusters/{1 + each % 3}", json={"category": f"n{each}"}) for each in range(12)
+        client.put(f"/v1/models/fake/clusters/{1 + each % 3}", json={"category_name": f"n{each}"}) for each in range(12)
     ]
     assert {answer.status_code for answer in await asyncio.gather(*edits)} == {200}
     glossary = read_names(file, CONTRACT)
@@ -159,7 +165,7 @@ async def test_many_editors_at_once_lose_no_name(client: httpx.AsyncClient, file
 
 async def test_names_outlive_the_service(file: Path) -> None:
     async with open_client(category_names_file=file) as client:
-        await client.put(RED, json={"category": "pepper"})
+        await client.put(RED, json={"category_name": "pepper"})
     async with open_client(category_names_file=file) as client:
         assert await read_category(client) == "pepper"
 
@@ -197,8 +203,8 @@ async def test_a_damaged_file_is_told_and_not_overwritten(file: Path) -> None:
     file.write_bytes(b"{")
     async with open_client(category_names_file=file) as client:
         assert await read_category(client) == "tomato"
-        refused = await client.put(RED, json={"category": "pepper"})
-    assert (refused.status_code, refused.json()["type"]) == (409, "urn:useg:problem:names-unusable")
+        refused = await client.put(RED, json={"category_name": "pepper"})
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:useg:problem:invalid-category-names")
     assert "fix or delete it" in refused.json()["detail"]
     assert file.read_bytes() == b"{"
 
@@ -208,7 +214,7 @@ async def test_names_of_another_network_stay_where_they_are(file: Path) -> None:
     file.write_text(other)
     async with open_client(category_names_file=file) as client:
         assert await read_category(client) == "tomato"
-        assert "another network" in (await client.put(RED, json={"category": "x"})).json()["detail"]
+        assert "another network" in (await client.put(RED, json={"category_name": "x"})).json()["detail"]
     assert file.read_text() == other
 
 
@@ -218,9 +224,9 @@ async def test_only_administrators_change_names(file: Path) -> None:
         for method, path in (("PUT", RED), ("DELETE", RED), ("PUT", NAMES), ("POST", f"{NAMES}/undo")):
             assert (await client.request(method, path)).status_code == 401
             asked = await client.request(method, path, headers={"X-API-Key": user})
-            assert (asked.status_code, asked.json()["type"]) == (403, "urn:useg:problem:forbidden")
-        named = await client.put(RED, json={"category": "pepper"}, headers={"X-API-Key": boss})
-        assert named.json()["by"] == "boss"
+            assert (asked.status_code, asked.json()["type"]) == (403, "urn:useg:problem:permission-denied")
+        named = await client.put(RED, json={"category_name": "pepper"}, headers={"X-API-Key": boss})
+        assert named.json()["author"] == "boss"
         read = await client.get(NAMES, headers={"X-API-Key": user})
     assert read.json()["names"]["1"]["category_name"] == "pepper"
 
@@ -230,17 +236,18 @@ async def test_edits_are_counted_and_logged_without_the_name(
 ) -> None:
     caplog.set_level("INFO", "service.inference.live_category_names")
     edit_names(file, CONTRACT, lambda old: old.rename({2: "sea"}, "another process"))
-    await client.put(RED, json={"category": "pepper"})
-    await client.put(RED, json={"category": "pepper"})
+    await client.put(RED, json={"category_name": "pepper"})
+    await client.put(RED, json={"category_name": "pepper"})
     assert 'useg_category_name_edits_total{model="fake"} 1.0' in (await client.get("/metrics")).text
     assert caplog.messages == ["names of fake 1+test: revision 2 by local, clusters 1"]
 
 
 async def test_the_interface_is_described(client: httpx.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
-    cluster = paths["/v1/models/{name}/clusters/{cluster}"]
+    cluster = paths["/v1/models/{name}/clusters/{cluster_id}"]
     assert set(cluster) == {"put", "delete"}
-    assert cluster["put"]["requestBody"]["content"]["application/json"]["schema"]["required"] == ["category"]
-    expected = {"200", "401", "403", "404", "409", "412", "413", "415", "422", "431", "500", "503", "504"}
+    schema = cluster["put"]["requestBody"]["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/CategoryNameBody"}
+    expected = {"200", "401", "403", "404", "409", "412", "413", "415", "422", "429", "431", "500", "503", "504"}
     assert set(cluster["put"]["responses"]) == expected
-    assert {each["name"] for each in cluster["put"]["parameters"]} == {"name", "cluster", "If-Match", "version"}
+    assert {each["name"] for each in cluster["put"]["parameters"]} == {"name", "cluster_id", "If-Match", "version"}

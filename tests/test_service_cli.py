@@ -86,7 +86,7 @@ def test_after_sigterm_readiness_fails_and_requests_are_still_answered() -> None
             process.send_signal(signal.SIGTERM)
             while (ready := client.get("readyz")).status_code == 200:
                 pass
-            assert ready.json()["type"] == "urn:useg:problem:draining"
+            assert ready.json()["type"] == "urn:useg:problem:shutting-down"
             response = client.post("v1/segment", files={"file": save(draw_halves())})
         assert process.wait(TIMEOUT_S) == 0
         assert (response.status_code, response.headers["connection"]) == (200, "close")

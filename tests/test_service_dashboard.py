@@ -81,19 +81,19 @@ def test_a_request_shows_within_moments(page: Page, address: str) -> None:
     row = page.get_by_role("table", name="Latency by task").get_by_role("row", name="semantic")
     expect(row.get_by_role("cell").nth(0)).to_have_text("1")
     expect(row.get_by_role("cell").nth(1)).to_have_text(re.compile(r"^[\d.]+ m?s$"))
-    expect(page.get_by_role("table", name="Time in each stage").get_by_role("row", name="infer")).to_be_visible()
+    expect(page.get_by_role("table", name="Time per stage").get_by_role("row", name="infer")).to_be_visible()
     expect(page.get_by_role("table", name="Batches").get_by_role("row", name="max_batch_size")).to_contain_text("1.0")
     expect(page.get_by_role("table", name="Versions")).to_contain_text("fake 1+test")
 
 
 def test_the_limit_of_drift_is_the_one_that_takes_versions_back(page: Page) -> None:
-    heads = page.get_by_role("table", name="Answers").get_by_role("columnheader")
+    heads = page.get_by_role("table", name="Model outputs").get_by_role("columnheader")
     expect(heads.nth(2)).to_have_text("Drift (limit 0.42)")
 
 
 def test_refusals_are_counted_by_their_reason(page: Page, address: str) -> None:
     assert ask(address, b"no picture") == 422
-    table = page.get_by_role("table", name="Refusals and errors")
+    table = page.get_by_role("table", name="Errors")
     expect(table.get_by_role("row", name="Status 422")).to_contain_text("1")
 
 
@@ -138,7 +138,9 @@ def test_nothing_is_wider_than_the_window(page: Page, width: int) -> None:
 
 def evaluate(page: Page, body: str) -> Any:
     """What a script gives that has the modules, and METRICS as `text`."""
-    modules = "{ Metrics, findQuantile, subtractBins } = await import(new URL('page/metrics.js', document.baseURI))"
+    modules = (
+        "{ Metrics, bucketQuantile, subtractBuckets } = await import(new URL('static/metrics.js', document.baseURI))"
+    )
     return page.evaluate(f"async () => {{ const {modules}; const metrics = new Metrics({METRICS}); return {body}; }}")
 
 
@@ -146,13 +148,13 @@ def test_metrics_are_summed_by_their_labels(page: Page) -> None:
     assert evaluate(page, "metrics.sum('seg_y_total')") == 103
     assert evaluate(page, "metrics.sum('seg_y_total', { route: /b$/ })") == 100
     assert evaluate(page, "metrics.list('seg_y_total')[0].labels") == {"route": "/a", "name": 'say "hi"'}
-    assert evaluate(page, "[...metrics.group('seg_y_total', 'route')]") == [["/a", 3], ["/b", 100]]
+    assert evaluate(page, "[...metrics.sumBy('seg_y_total', 'route')]") == [["/a", 3], ["/b", 100]]
     assert evaluate(page, "[metrics.sum('seg_z'), metrics.sum('seg_nothing')]") == [5, 0]
 
 
 def test_quantiles_lie_within_their_buckets(page: Page) -> None:
     # 2 of 8 answers within 0.1 s, 4 more within 0.5 s: the fourth lies half way between.
-    body = "[0.25, 0.5, 0.99].map((share) => findQuantile(share, metrics.bins('seg_x', { task: 'a' })))"
+    body = "[0.25, 0.5, 0.99].map((share) => bucketQuantile(share, metrics.buckets('seg_x', { task: 'a' })))"
     assert evaluate(page, body) == pytest.approx([0.1, 0.3, 0.5])
-    same = "findQuantile(0.5, subtractBins(metrics.bins('seg_x', { task: 'a' }), metrics.bins('seg_x', { task: 'a' })))"
-    assert evaluate(page, same) is None
+    buckets = "metrics.buckets('seg_x', { task: 'a' })"
+    assert evaluate(page, f"bucketQuantile(0.5, subtractBuckets({buckets}, {buckets}))") is None

@@ -17,7 +17,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield each
 
 
-@pytest.mark.parametrize("path", ["/", "/livez", "/metrics", "/none", "/page/style.css"])
+@pytest.mark.parametrize("path", ["/", "/livez", "/metrics", "/none", "/static/style.css"])
 async def test_every_answer_is_taken_for_what_it_says_and_framed_by_nobody(
     client: httpx.AsyncClient, path: str
 ) -> None:

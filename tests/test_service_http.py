@@ -42,18 +42,18 @@ async def test_a_picture_becomes_its_segments(client: httpx.AsyncClient) -> None
         "height": 28,
         "original_width": 56,
         "original_height": 28,
-        "frames": 1,
-        "frame_used": 0,
-        "orientation_applied": False,
-        "notes": [],
+        "num_frames": 1,
+        "frame_index": 0,
+        "exif_transposed": False,
+        "warnings": [],
     }
     assert content["model"] == {"name": "fake", "version": "1+test"}
     assert content["task"] == "panoptic"
     thing, stuff = content["segments_info"]
-    assert (thing["id"], thing["cluster"], thing["category_id"], thing["category"]) == (1, 1, 70, "tomato")
+    assert (thing["id"], thing["cluster_id"], thing["category_id"], thing["category_name"]) == (1, 1, 70, "tomato")
     assert (thing["isthing"], thing["bbox"], thing["area"]) == (True, [0, 0, 28, 28], 784)
     assert thing["score"] == pytest.approx(0.9)
-    assert (stuff["id"], stuff["cluster"], stuff["category_id"], stuff["category"]) == (2, 3, None, None)
+    assert (stuff["id"], stuff["cluster_id"], stuff["category_id"], stuff["category_name"]) == (2, 3, None, None)
     assert (stuff["isthing"], stuff["bbox"], stuff["area"]) == (False, [28, 0, 28, 28], 784)
     assert stuff["score"] == round(1 / (1 + np.exp(-5.0)), 4)
     mask = coco.decode(thing["segmentation"])
@@ -106,7 +106,7 @@ async def test_each_task_gives_its_own_segments(client: httpx.AsyncClient) -> No
     found = {}
     for task in ("panoptic", "instance", "semantic"):
         content = (await post(client, HALVES, params={"task": task})).json()
-        found[content["task"]] = [(each["cluster"], each["area"]) for each in content["segments_info"]]
+        found[content["task"]] = [(each["cluster_id"], each["area"]) for each in content["segments_info"]]
     assert found == {"panoptic": [(1, 784), (3, 784)], "instance": [(1, 784)], "semantic": [(1, 784), (3, 784)]}
 
 
@@ -114,7 +114,7 @@ async def test_a_lower_threshold_shows_weaker_things(client: httpx.AsyncClient) 
     content = save(draw_halves(RED, BLUE))
     for threshold, clusters in (("0.1", [1, 2]), ("0.3", [1]), ("0.95", [])):
         answer = await post(client, content, params={"task": "instance", "threshold": threshold})
-        assert [each["cluster"] for each in answer.json()["segments_info"]] == clusters
+        assert [each["cluster_id"] for each in answer.json()["segments_info"]] == clusters
 
 
 async def test_an_unknown_option_is_invalid_before_the_body_is_read(client: httpx.AsyncClient) -> None:
@@ -165,9 +165,12 @@ async def test_metrics_count_what_was_asked(client: httpx.AsyncClient) -> None:
     for line in (
         'useg_requests_total{model="fake",outcome="ok",task="panoptic",version="1+test"} 1.0',
         'useg_requests_total{model="fake",outcome="client_error",task="instance",version="1+test"} 1.0',
-        'http_server_request_duration_seconds_count{http_request_method="POST",http_response_status_code="200",http_route="/v1/segment"} 1.0',
-        'http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="404",http_route="unmatched"} 1.0',
-        'http_server_request_duration_seconds_count{http_request_method="_OTHER",http_response_status_code="405",http_route="/livez"} 1.0',
+        'http_server_request_duration_seconds_count{http_request_method="POST",'
+        'http_response_status_code="200",http_route="/v1/segment"} 1.0',
+        'http_server_request_duration_seconds_count{http_request_method="GET",'
+        'http_response_status_code="404",http_route="unmatched"} 1.0',
+        'http_server_request_duration_seconds_count{http_request_method="_OTHER",'
+        'http_response_status_code="405",http_route="/livez"} 1.0',
         'useg_stage_duration_seconds_count{stage="merge"} 1.0',
         "useg_queue_depth 0.0",
         'useg_batch_size_count{input_size="56x56",release_reason="max_batch_size"} 1.0',
@@ -194,7 +197,7 @@ async def test_the_service_lives_at_once_and_is_ready_once_its_artifact_is() -> 
         assert (rejected.status_code, int(rejected.headers["retry-after"]) >= 1) == (503, True)
         assert 'useg_requests_rejected_total{reason="not_ready"} 1.0' in (await client.get("/metrics")).text
         gate.set()
-        await asyncio.wait_for(app.state.parts.model_repository.settle(), WAIT_S)
+        await asyncio.wait_for(app.state.useg.model_repository.settle(), WAIT_S)
         ready = await client.get("/readyz")
         assert (ready.status_code, Readiness.model_validate_json(ready.content).model.name) == (200, "fake")
     assert (await httpx.AsyncClient(transport=transport, base_url="http://t").get("/readyz")).status_code == 503
@@ -209,7 +212,7 @@ async def test_a_refused_artifact_leaves_the_service_alive_and_never_ready(error
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         with pytest.raises(ArtifactError):
-            await asyncio.wait_for(app.state.parts.model_repository.settle(), WAIT_S)
+            await asyncio.wait_for(app.state.useg.model_repository.settle(), WAIT_S)
         answer = await client.get("/readyz")
         assert (answer.status_code, words in answer.json()["detail"]) == (503, True)
         assert (await client.get("/livez")).status_code == 200
@@ -221,7 +224,7 @@ async def test_pages_and_their_files_are_served_to_be_asked_about_each_time(
 ) -> None:
     page = await client.get(path)
     assert page.headers["content-type"].startswith("text/html")
-    names = re.findall(r'(?:src|href)="(page/[^"]+)"', page.text)
+    names = re.findall(r'(?:src|href)="((?:static|docs)/[^"]+)"', page.text)
     assert names
     types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
     for name in names:
@@ -229,5 +232,5 @@ async def test_pages_and_their_files_are_served_to_be_asked_about_each_time(
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith(types["." + name.rpartition(".")[2]])
         assert answer.headers["cache-control"] == "no-cache"
-    for path in ("/page/none.js", "/page/..%2fapp.py", "/page/", "/page/%00"):
+    for path in ("/static/none.js", "/static/..%2fapp.py", "/static/", "/static/%00"):
         assert (await client.get(path)).status_code == 404

@@ -62,7 +62,7 @@ def serve(names: Path) -> Iterator[str]:
 
 def read_categories(address: str) -> dict[int, str | None]:
     clusters = httpx.get(f"{address}v1/models/fake/clusters", timeout=WAIT_S).json()["clusters"]
-    return {each["cluster"]: each["category"] for each in clusters}
+    return {each["cluster_id"]: each["category_name"] for each in clusters}
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ async def open_registry(registry: Registry, **settings: Any) -> AsyncIterator[ht
     chosen = Settings(registry=registry.folder, registry_poll_interval_s=POLL_S, **settings)
     app = create_app(chosen, open_artifact=open_artifact)
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(app.state.parts.model_repository.settle(), 10)
+        await asyncio.wait_for(app.state.useg.model_repository.settle(), 10)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=LOCAL) as client:
             yield client
 
@@ -73,13 +73,13 @@ async def test_a_version_is_activated_and_rolled_back_over_http(registry: Regist
 
 async def test_a_canary_is_tried_and_promoted_over_http(registry: Registry) -> None:
     async with open_registry(registry) as client:
-        await client.post(f"/v1/models/{NAME}/canary", json={"version": "2", "share": 1.0})
+        await client.post(f"/v1/models/{NAME}/canary", json={"version": "2", "traffic_fraction": 1.0})
         status = await see(client, "2", "canary")
         assert status.versions[1].share == 1.0
         answer = await post(client, HALVES, headers={"X-Routing-Key": "anybody"})
         assert answer.json()["model"]["version"] == "2"
         assert (await client.post(f"/v1/models/{NAME}/promote", json={})).json()["active"] == "2"
-        await client.post(f"/v1/models/{NAME}/shadow", json={"version": "1", "share": 0.5})
+        await client.post(f"/v1/models/{NAME}/shadow", json={"version": "1", "traffic_fraction": 0.5})
         assert (await see(client, "1", "shadow")).versions[0].share == 0.5
         text = (await client.get("/metrics")).text
         assert f'useg_requests_total{{model="{NAME}",outcome="ok",task="panoptic",version="2"}} 1.0' in text
@@ -94,7 +94,7 @@ async def test_a_canary_is_tried_and_promoted_over_http(registry: Registry) -> N
         ("active", {"version": "1", "whim": 1}, 422),
         ("active", {"version": "9"}, 404),
         ("active", {"version": "../1"}, 404),
-        ("canary", {"version": "2", "share": 0}, 422),
+        ("canary", {"version": "2", "traffic_fraction": 0}, 422),
         ("canary", {"version": "1"}, 409),
         ("promote", {}, 409),
         ("rollback", {}, 409),
@@ -149,7 +149,7 @@ async def test_the_open_inference_protocol_knows_models_and_versions(tmp_path: P
         for path in (f"{NAME}/versions/3", "none"):
             assert (await client.get(f"/v2/models/{path}/ready")).status_code == 404
         refused = await client.post(f"/v2/repository/models/{NAME}/unload")
-        assert (refused.status_code, "as the registry says" in refused.json()["error"]) == (422, True)
+        assert (refused.status_code, "versions follow the registry" in refused.json()["error"]) == (422, True)
 
 
 async def test_statistics_and_answers_are_counted_for_each_version_alone(tmp_path: Path, registry: Registry) -> None:
@@ -186,7 +186,7 @@ async def test_a_bad_first_version_leaves_the_service_alive_and_not_ready(tmp_pa
         assert "golden answers differ" in ((await see(client, "1", "failed")).versions[0].reason or "")
         assert "was refused" in (await client.get("/readyz")).json()["detail"]
         await asyncio.to_thread(registry.activate, NAME, "2", author="test")
-        await asyncio.wait_for(app.state.parts.model_repository.settle(), 10)
+        await asyncio.wait_for(app.state.useg.model_repository.settle(), 10)
         assert (await client.get("/readyz")).status_code == 200
 
 
@@ -201,7 +201,7 @@ async def test_the_model_is_named_in_the_query_alone(registry: Registry) -> None
     async with open_registry(registry) as client:
         body = {"inputs": "aGk=", "parameters": {"model": NAME}}
         answer = await client.post("/v1/segment", json=body)
-        assert (answer.status_code, "before a body is read" in answer.json()["detail"]) == (422, True)
+        assert (answer.status_code, "unknown parameter 'model'" in answer.json()["detail"]) == (422, True)
 
 
 async def test_without_a_registry_there_is_one_version_and_no_history() -> None:
@@ -216,15 +216,15 @@ async def test_without_a_registry_there_is_one_version_and_no_history() -> None:
 async def test_names_of_clusters_stay_with_their_version_through_rollback_and_restart(registry: Registry) -> None:
     async def read_names(client: httpx.AsyncClient) -> tuple[str, str]:
         answer = (await post(client, HALVES)).json()
-        (name,) = {each["category"] for each in answer["segments_info"] if each["cluster"] == 1}
+        (name,) = {each["category_name"] for each in answer["segments_info"] if each["cluster_id"] == 1}
         return answer["model"]["version"], name
 
     path = f"/v1/models/{NAME}/clusters/1"
     async with open_registry(registry) as client:
-        assert (await client.put(path, json={"category": "pepper"})).status_code == 200
+        assert (await client.put(path, json={"category_name": "pepper"})).status_code == 200
         await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
         await see(client, "2", "active")
-        assert (await client.put(f"{path}?version=2", json={"category": "chili"})).status_code == 200
+        assert (await client.put(f"{path}?version=2", json={"category_name": "chili"})).status_code == 200
         assert await read_names(client) == ("2", "chili")
         await client.post(f"/v1/models/{NAME}/rollback")
         assert await read_names(client) == ("1", "pepper")

@@ -76,7 +76,7 @@ async def test_pictures_in_binary_are_answered_in_binary() -> None:
         assert result.get_response()["id"] == "66"
         assert (result.get_response()["model_name"], result.get_response()["model_version"]) == (MODEL, VERSION)
         answers = [SegmentationResponse.model_validate_json(each) for each in result.as_numpy("panoptic")]
-        assert [[each.cluster for each in answer.segments_info] for answer in answers] == [[1, 3], [2, 3]]
+        assert [[each.cluster_id for each in answer.segments_info] for answer in answers] == [[1, 3], [2, 3]]
 
     await ask(infer, max_batch_size=2)
 
@@ -103,12 +103,12 @@ async def test_outputs_are_those_asked_for_each_in_its_form() -> None:
 async def test_errors_come_in_the_protocols_words() -> None:
     def fail(client: InferenceServerClient) -> None:
         for model, pictures, options, words in (
-            (MODEL, [HALVES, LETTER], {}, "picture 1: 10 bytes that are no picture"),
+            (MODEL, [HALVES, LETTER], {}, "image 1: 10 bytes that are no picture"),
             ("another", [HALVES], {}, "no model of name 'another'"),
-            (MODEL, [HALVES], {"parameters": {"tsak": 1}}, "unknown query parameter 'tsak'"),
-            (MODEL, [HALVES], {"outputs": [InferRequestedOutput("depth")]}, "no output"),
+            (MODEL, [HALVES], {"parameters": {"tsak": 1}}, "unknown parameter 'tsak'"),
+            (MODEL, [HALVES], {"outputs": [InferRequestedOutput("depth")]}, "outputs.0.name"),
             (MODEL, [HALVES], {"outputs": [InferRequestedOutput("panoptic_ids", binary_data=False)]}, "binary data"),
-            (MODEL, [HALVES], {"timeout": 1}, "time limit"),
+            (MODEL, [HALVES], {"timeout": 1}, "request timeout"),
         ):
             with pytest.raises(InferenceServerException, match=words):
                 client.infer(model, [make_input(*pictures)], **options)
@@ -122,7 +122,7 @@ async def test_the_repository_lists_the_artifact_and_stays_as_it_is() -> None:
             {"name": MODEL, "version": VERSION, "state": "READY", "reason": ""}
         ]
         for change in (client.load_model, client.unload_model):
-            with pytest.raises(InferenceServerException, match="the one artifact it was started with"):
+            with pytest.raises(InferenceServerException, match="serves a single artifact"):
                 change(MODEL)
 
     await ask(look)
@@ -163,21 +163,21 @@ INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"{", "no JSON"),
-        (b"[]", "must be an object"),
-        ({"inputs": [], "id": "1"}, "the one tensor 'image'"),
-        ({"inputs": [INPUT, INPUT]}, "the one tensor"),
-        ({"inputs": [INPUT | {"data": ["!"]}]}, "no base64"),
-        ({"inputs": [INPUT | {"data": []}]}, "the shape \\[1\\] and 0 elements"),
-        ({"inputs": [INPUT | {"datatype": "FP32", "data": [1.0]}]}, "datatype BYTES"),
-        ({"inputs": [INPUT | {"shape": [-1], "data": ["aGk="]}]}, "the shape \\[-1\\]"),
-        ({"inputs": [INPUT | {"shape": [10**9], "data": ["aGk="]}]}, "1 to 32 pictures"),
-        ({"inputs": [INPUT | {"parameters": {"binary_data_size": 9}}]}, "binary_data_size is 9, 0 bytes follow"),
-        ({"inputs": [INPUT | {"data": ["https://example.org"]}]}, "nothing is fetched"),
-        ({"inputs": [INPUT | {"data": ["aGk="]}], "outputs": [{"name": "panoptic"}] * 2}, "one twice"),
-        ({"inputs": [INPUT | {"data": ["aGk="]}], "parameters": {"priority": -1}}, "priority must be a whole"),
-        ({"inputs": [INPUT | {"data": ["aGk="]}], "parameters": {"task": "instance"}}, "ask for outputs by name"),
-        ({"inputs": [INPUT | {"data": ["aGk="]}]}, "picture 0: 2 bytes"),
+        (b"{", "Invalid JSON"),
+        (b"[]", "Input should be an object"),
+        ({"inputs": [], "id": "1"}, "inputs: List should have at least 1 item"),
+        ({"inputs": [INPUT, INPUT]}, "at most 1 item"),
+        ({"inputs": [INPUT | {"data": ["!"]}]}, "invalid base64"),
+        ({"inputs": [INPUT | {"data": []}]}, "the shape \\[1\\] but 0 elements"),
+        ({"inputs": [INPUT | {"datatype": "FP32", "data": [1.0]}]}, "datatype: Input should be 'BYTES'"),
+        ({"inputs": [INPUT | {"shape": [-1], "data": ["aGk="]}]}, "shape.0: Input should be greater than 0"),
+        ({"inputs": [INPUT | {"shape": [10**9], "data": ["aGk="]}]}, "at most 32 images"),
+        ({"inputs": [INPUT | {"parameters": {"binary_data_size": 9}}]}, "binary_data_size is 9, but 0 bytes follow"),
+        ({"inputs": [INPUT | {"data": ["https://example.org"]}]}, "image URLs are not supported"),
+        ({"inputs": [INPUT | {"data": ["aGk="]}], "outputs": [{"name": "panoptic"}] * 2}, "requested twice"),
+        ({"inputs": [INPUT | {"data": ["aGk="]}], "parameters": {"priority": -1}}, "priority must be an integer"),
+        ({"inputs": [INPUT | {"data": ["aGk="]}], "parameters": {"task": "instance"}}, "request outputs by name"),
+        ({"inputs": [INPUT | {"data": ["aGk="]}]}, "image 0: 2 bytes"),
     ],
 )
 async def test_a_wrong_request_is_refused_in_words(http: httpx.AsyncClient, body: Any, words: str) -> None:
@@ -196,11 +196,11 @@ async def test_a_header_length_that_is_none_is_refused(http: httpx.AsyncClient, 
 
 
 @pytest.mark.parametrize("tail", [b"\x01", b"\xff\xff\xff\xff", b"\x05\0\0\0ab"])
-async def test_an_element_that_is_cut_short_is_refused(http: httpx.AsyncClient, tail: bytes) -> None:
+async def test_a_truncated_element_is_rejected(http: httpx.AsyncClient, tail: bytes) -> None:
     head = orjson.dumps({"inputs": [INPUT | {"parameters": {"binary_data_size": len(tail)}}]})
     headers = {LENGTH_HEADER: str(len(head))}
     answer = await http.post(f"/v2/models/{MODEL}/infer", content=head + tail, headers=headers)
-    assert (answer.status_code, "cut short" in answer.json()["error"]) == (422, True)
+    assert (answer.status_code, "truncated" in answer.json()["error"]) == (422, True)
 
 
 async def test_base64_in_json_is_answered_in_json(http: httpx.AsyncClient) -> None:

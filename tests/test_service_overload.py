@@ -25,7 +25,7 @@ async def test_more_requests_than_places_are_busy_and_the_others_are_answered() 
         await wait_for(session.is_inside)
         others = [asyncio.create_task(post(client, HALVES)) for _ in range(3)]
         for answer in [await each for each in itertools.islice(asyncio.as_completed(others), 2)]:
-            assert (answer.status_code, answer.json()["type"]) == (503, "urn:useg:problem:busy")
+            assert (answer.status_code, answer.json()["type"]) == (503, "urn:useg:problem:queue-full")
             assert int(answer.headers["retry-after"]) >= 1
         session.gate.set()
         assert (await first).status_code == 200
@@ -39,7 +39,7 @@ async def test_an_answer_that_takes_too_long_is_504() -> None:
     async with open_client(session.open, request_timeout_s=0.2) as client:
         answer = await post(client, HALVES)
         session.gate.set()
-        assert (answer.status_code, answer.json()["type"]) == (504, "urn:useg:problem:deadline-passed")
+        assert (answer.status_code, answer.json()["type"]) == (504, "urn:useg:problem:deadline-exceeded")
 
 
 async def test_a_body_that_does_not_arrive_is_504() -> None:

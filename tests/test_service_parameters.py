@@ -1,104 +1,110 @@
-"""Options are read strictly, and a wrong one is answered with what was meant."""
+"""Parameters are validated strictly, and an invalid one is reported with what is expected."""
 
 import asyncio
+import json
 from typing import Any
 
-import httpx
 import pytest
 from fake_service import CONTRACT, draw_halves, open_client, post, save
+from fastapi.exceptions import RequestValidationError
 from live_service import GatedSession
-from starlette.datastructures import QueryParams
-from starlette.requests import Request
+from pydantic import ValidationError
 
 from model.contract import Thresholds
 from model.errors import InvalidParameter
-from service.requests.context import RequestContext, parse_request_context
-from service.requests.parameters import SegmentParameters, parse_parameters
+from service.requests import SegmentOptions, parse_json_body
+
+HALVES = save(draw_halves())
+pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
     ("query", "options"),
     [
-        ("", SegmentParameters(tasks=("panoptic",), threshold=None)),
-        ("task=semantic", SegmentParameters(tasks=("semantic",))),
-        ("task=semantic,panoptic&task=semantic", SegmentParameters(tasks=("semantic", "panoptic"))),
-        ("subtask=instance", SegmentParameters(tasks=("instance",))),
-        ("threshold=0.25&task=instance", SegmentParameters(tasks=("instance",), threshold=0.25)),
-        ("threshold=0", SegmentParameters(threshold=0.0)),
-        ("threshold=1.0", SegmentParameters(threshold=1.0)),
-        ("mask_threshold=0.7&min_stuff_area=0.1", SegmentParameters(mask_threshold=0.7, min_stuff_area=0.1)),
-        ("overlap_mask_area_threshold=0.8", SegmentParameters(overlap_mask_area_threshold=0.8)),
-        ("classes=tomato,3&classes=brick wall", SegmentParameters(classes=("tomato", "3", "brick wall"))),
-        ("max_side=640&agnostic_nms=true", SegmentParameters(max_side=640, agnostic_nms=True)),
-        ("parts=npz,overlay", SegmentParameters(parts=("npz", "overlay"))),
+        ("", {"task": ["panoptic"], "threshold": None}),
+        ("task=semantic,panoptic&task=semantic", {"task": ["semantic", "panoptic"]}),
+        ("threshold=0.25&task=instance", {"task": ["instance"], "threshold": 0.25}),
+        ("threshold=0&mask_threshold=1.0", {"threshold": 0.0, "mask_threshold": 1.0}),
+        ("classes=tomato, 3&classes=brick wall", {"classes": ["tomato", "3", "brick wall"]}),
+        ("longest_edge=640&agnostic_nms=true", {"longest_edge": 640, "agnostic_nms": True}),
+        ("formats=npz,overlay", {"formats": ["npz", "overlay"]}),
     ],
 )
-def test_known_options_are_read(query: str, options: SegmentParameters) -> None:
-    assert parse_parameters(QueryParams(query)) == options
+def test_query_parameters_are_parsed(query: str, options: dict[str, Any]) -> None:
+    given: dict[str, Any] = {}
+    for pair in filter(None, query.split("&")):
+        name, value = pair.split("=")
+        is_list = name in ("task", "classes", "formats")  # FastAPI collects repeated parameters of these
+        given[name] = [*given.get(name, []), value] if is_list else value
+    parsed = SegmentOptions.model_validate(given).model_dump(mode="json")
+    assert {name: parsed[name] for name in options} == options
 
 
 @pytest.mark.parametrize(
-    ("query", "words"),
+    ("query", "message"),
     [
-        ("tasks=semantic", "unknown query parameter 'tasks', did you mean 'task'"),
-        ("colour=red", "known are task, threshold, mask_threshold"),
-        ("task=panoptik", "did you mean 'panoptic'. known are panoptic, instance, semantic"),
-        ("task=", "unknown task ''"),
-        ("task=,instance", "empty entry"),
-        ("task=instance&subtask=semantic", "given twice, once under its other name"),
-        ("threshold=0.1&threshold=0.2", "2 times"),
-        ("threshold=1.1", "in 0..1, got '1.1'"),
-        ("threshold=-0.1", "in 0..1"),
-        ("threshold=nan", "in 0..1"),
-        ("threshold=", "in 0..1"),
-        ("threshold=1e-1", "in 0..1"),
-        ("mask_threshold=2", "mask_threshold must be a decimal number in 0..1"),
-        ("max_side=31", "whole number in 32..65500, got '31'"),
-        ("max_side=99999", "in 32..65500"),
-        ("max_side=64.0", "whole number"),
-        ("agnostic_nms=yes", "true or false, got 'yes'"),
-        ("classes=", "empty entry"),
-        ("model=", "a name of 1 to 64 characters"),
-        ("model=a&model=b", "2 times"),
-        ("parts=pgn", "unknown part 'pgn', did you mean 'png'"),
+        ("tasks=semantic", "unknown parameter 'tasks', did you mean 'task'"),
+        ("xyz=red", "known are task, subtask, threshold, mask_threshold"),
+        ("task=panoptik", "should be 'panoptic', 'instance' or 'semantic'"),
+        ("task=", "should be 'panoptic'"),
+        ("task=instance&subtask=semantic", "'subtask' is an alias of 'task'"),
+        ("threshold=1.1", "threshold: Input should be less than or equal to 1"),
+        ("threshold=-0.1", "greater than or equal to 0"),
+        ("threshold=nan", "finite number"),
+        ("threshold=", "valid number"),
+        ("longest_edge=31", "longest_edge: Input should be greater than or equal to 32"),
+        ("longest_edge=99999", "less than or equal to 65500"),
+        ("longest_edge=64.5", "valid integer"),
+        ("agnostic_nms=maybe", "valid boolean"),
+        ("classes=a,,b", "at least 1 character"),
+        ("classes=potato", "unknown class 'potato'"),
+        ("model=", "at least 1 character"),
+        ("formats=pgn", "should be 'json', 'geojson', 'png'"),
     ],
 )
-def test_a_wrong_option_is_refused_with_what_would_be_right(query: str, words: str) -> None:
-    with pytest.raises(InvalidParameter, match=words):
-        parse_parameters(QueryParams(query))
-
-
-def test_parameters_of_a_body_join_those_of_the_query_in_their_own_types() -> None:
-    body: dict[str, Any] = {"threshold": 0.25, "max_side": 64, "agnostic_nms": True, "classes": ["tomato", 3]}
-    assert parse_parameters(QueryParams("task=instance"), body) == SegmentParameters(
-        tasks=("instance",), threshold=0.25, max_side=64, agnostic_nms=True, classes=("tomato", "3")
-    )
+async def test_an_invalid_query_parameter_is_reported(query: str, message: str) -> None:
+    async with open_client() as client:
+        response = await client.post(f"/v1/segment?{query}", files={"file": ("a.png", HALVES)})
+    assert (response.status_code, response.json()["type"]) == (422, "urn:useg:problem:invalid-parameter")
+    assert message in response.json()["detail"]
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    "parameters",
     [
-        ({"task": "semantic"}, "unknown task|given twice|2 times"),
-        ({"threshold": True}, "in 0..1, got True"),
-        ({"threshold": float("nan")}, "in 0..1, got nan"),
-        ({"max_side": 64.0}, "whole number"),
-        ({"agnostic_nms": 1}, "true or false, got 1"),
-        ({"mask_threshold": None}, "got None"),
-        ({"classes": []}, "1 to 1000 entries, got 0"),
-        ({"parts": [{}]}, "unknown part"),
+        {"threshold": 1.5},
+        {"longest_edge": 64.5},
+        {"classes": []},
+        {"formats": [{}]},
+        {"model": "fake"},
+        {"task": ["instance", "depth"]},
     ],
 )
-def test_a_wrong_parameter_in_a_body_is_refused(body: dict[str, Any], words: str) -> None:
-    query = QueryParams("subtask=instance")
-    with pytest.raises(InvalidParameter, match=words):
-        parse_parameters(query, body)
+def test_an_invalid_parameter_in_a_json_body_is_rejected(parameters: dict[str, Any]) -> None:
+    body = json.dumps({"inputs": "aGk=", "parameters": parameters}).encode()
+    with pytest.raises(RequestValidationError):
+        parse_json_body(body)
 
 
-def test_thresholds_of_the_contract_stay_where_none_is_asked_for() -> None:
-    contracts = Thresholds(score_threshold=0.4, min_component_area_fraction=0.2)
-    assert SegmentParameters().adjust(contracts) == contracts
-    chosen = SegmentParameters(
-        threshold=0.1, mask_threshold=0.6, overlap_mask_area_threshold=0.75, min_stuff_area=0.0, agnostic_nms=True
+def test_options_of_a_body_are_merged_with_those_of_the_query() -> None:
+    query = SegmentOptions(threshold=0.25)
+    body = SegmentOptions.model_validate({"task": "instance", "classes": ["tomato", 3]})
+    assert query.merge(body) == SegmentOptions(threshold=0.25, task=("instance",), classes=("tomato", "3"))
+    with pytest.raises(InvalidParameter, match="'threshold' is set in the query and in the body"):
+        query.merge(SegmentOptions(threshold=0.1))
+    with pytest.raises(RequestValidationError):
+        body.merge(SegmentOptions(subtask="semantic"))
+
+
+def test_the_models_thresholds_apply_unless_the_request_sets_them() -> None:
+    thresholds = Thresholds(score_threshold=0.4, min_component_area_fraction=0.2)
+    assert SegmentOptions().override(thresholds) == thresholds
+    options = SegmentOptions(
+        threshold=0.1,
+        mask_threshold=0.6,
+        overlap_mask_area_threshold=0.75,
+        min_stuff_area_fraction=0.0,
+        agnostic_nms=True,
     )
     expected = Thresholds(
         score_threshold=0.1,
@@ -108,57 +114,47 @@ def test_thresholds_of_the_contract_stay_where_none_is_asked_for() -> None:
         duplicate_iou_threshold=0.5,
         min_component_area_fraction=0.2,
     )
-    assert chosen.adjust(contracts) == expected
+    assert options.override(thresholds) == expected
 
 
-def test_classes_are_found_by_cluster_number_or_by_category_name() -> None:
-    assert SegmentParameters().find_clusters(CONTRACT) is None
-    assert SegmentParameters(classes=("tomato", "3")).find_clusters(CONTRACT) == {1, 3}
+def test_classes_are_cluster_ids_or_category_names() -> None:
+    assert SegmentOptions().find_clusters(CONTRACT) is None
+    assert SegmentOptions(classes=("tomato", "3")).find_clusters(CONTRACT) == {1, 3}
     with pytest.raises(InvalidParameter, match="unknown class 'tomatoe', did you mean 'tomato'"):
-        SegmentParameters(classes=("tomatoe",)).find_clusters(CONTRACT)
-    with pytest.raises(InvalidParameter, match=r"clusters are 1\.\.3"):
-        SegmentParameters(classes=("4",)).find_clusters(CONTRACT)
+        SegmentOptions(classes=("tomatoe",)).find_clusters(CONTRACT)
+    with pytest.raises(InvalidParameter, match=r"cluster id 1\.\.3"):
+        SegmentOptions(classes=("4",)).find_clusters(CONTRACT)
 
 
-HALVES = save(draw_halves())
-pytestmark = pytest.mark.anyio
+def test_options_reject_unknown_names() -> None:
+    with pytest.raises(ValidationError, match="did you mean 'formats'"):
+        SegmentOptions.model_validate({"format": "json"})
 
 
-def read(headers: dict[str, str], limit_s: float = 30.0) -> tuple[RequestContext, float]:
-    """The claim, and the seconds it has."""
-    raw = [(name.lower().encode(), text.encode()) for name, text in headers.items()]
-    scope = {"type": "http", "headers": raw, "state": {"owner": "alice"}}
-    claim = parse_request_context(Request(scope), limit_s)
-    return claim, claim.deadline - asyncio.get_running_loop().time()
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-Request-Timeout-Ms", "0"),
+        ("X-Request-Timeout-Ms", "-1"),
+        ("X-Request-Timeout-Ms", "soon"),
+        ("X-Request-Timeout-Ms", "4000000000"),
+        ("X-Request-Priority", "0"),
+        ("X-Request-Priority", "4"),
+        ("X-Request-Priority", "1.5"),
+    ],
+)
+async def test_an_invalid_header_is_reported_by_its_name(name: str, value: str) -> None:
+    async with open_client() as client:
+        response = await post(client, HALVES, headers={name: value})
+    assert (response.status_code, response.json()["detail"].partition(":")[0]) == (422, name)
 
 
-async def test_without_headers_it_is_the_services_limit_and_an_ordinary_picture() -> None:
-    claim, left_s = read({})
-    assert (claim.owner, claim.priority) == ("alice", 2)
-    assert left_s == pytest.approx(30.0, abs=1.0)  # the clock runs on between the two readings
-
-
-async def test_a_caller_may_shorten_its_time_and_not_lengthen_it() -> None:
-    assert read({"X-Request-Timeout-Ms": "2000"})[1] == pytest.approx(2.0, abs=0.5)
-    assert read({"X-Request-Timeout-Ms": "900000"})[1] == pytest.approx(30.0, abs=1.0)
-    assert read({"X-Request-Priority": "1"})[0].priority == 1
-
-
-@pytest.mark.parametrize("name", ["X-Request-Timeout-Ms", "X-Request-Priority"])
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "soon", "", "4000000000"])
-async def test_what_is_no_number_in_range_is_invalid(name: str, text: str) -> None:
-    with pytest.raises(InvalidParameter, match=name):
-        read({name: text})
-
-
-async def test_a_priority_out_of_range_is_invalid() -> None:
-    with pytest.raises(InvalidParameter, match="1 \\(first\\) to 3, got 4"):
-        read({"X-Request-Priority": "4"})
-
-
-async def test_an_answer_after_the_callers_own_deadline_is_504() -> None:
+async def test_a_client_may_shorten_the_timeout_but_not_extend_it() -> None:
     session = GatedSession()
-    async with open_client(session.open) as client:
-        answer: httpx.Response = await post(client, HALVES, headers={"X-Request-Timeout-Ms": "50"})
+    async with open_client(session.open, request_timeout_s=0.2) as client:
+        for timeout_ms in ("50", "900000"):
+            started = asyncio.get_running_loop().time()
+            response = await post(client, HALVES, headers={"X-Request-Timeout-Ms": timeout_ms})
+            assert (response.status_code, response.json()["type"]) == (504, "urn:useg:problem:deadline-exceeded")
+            assert asyncio.get_running_loop().time() - started < 10.0
         session.gate.set()
-        assert (answer.status_code, answer.json()["type"]) == (504, "urn:useg:problem:deadline-passed")

@@ -47,18 +47,18 @@ def test_slugs_tell_kinds_apart() -> None:
     ("error", "status", "slug"),
     [
         (ImageTooLarge("x"), 413, "image-too-large"),
-        (InvalidImage("x"), 422, "image-unreadable"),
-        (InvalidParameter("x"), 422, "option-invalid"),
-        (UnsupportedMediaType("x"), 415, "media-unsupported"),
-        (NotAcceptable("x"), 406, "answer-unsupported"),
-        (QueueFull("x", retry_after_s=3), 503, "busy"),
+        (InvalidImage("x"), 422, "invalid-image"),
+        (InvalidParameter("x"), 422, "invalid-parameter"),
+        (UnsupportedMediaType("x"), 415, "unsupported-media-type"),
+        (NotAcceptable("x"), 406, "not-acceptable"),
+        (QueueFull("x", retry_after_s=3), 503, "queue-full"),
         (NotReady("x"), 503, "not-ready"),
-        (DeadlineExceeded("x"), 504, "deadline-passed"),
+        (DeadlineExceeded("x"), 504, "deadline-exceeded"),
         (ConfigError("x"), 500, "internal"),
         (ContractMismatch("x"), 500, "internal"),
         (HTTPException(404), 404, "not-found"),
         (HTTPException(405), 405, "method-not-allowed"),
-        (RequestValidationError([]), 422, "option-invalid"),
+        (RequestValidationError([]), 422, "invalid-parameter"),
         (ZeroDivisionError("x"), 500, "internal"),
     ],
 )
@@ -71,8 +71,8 @@ def test_the_body_says_what_happened_and_to_which_request() -> None:
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
     assert orjson.loads(answer.body) == {
-        "type": "urn:useg:problem:image-unreadable",
-        "title": "The image cannot be read",
+        "type": "urn:useg:problem:invalid-image",
+        "title": "The image cannot be decoded",
         "status": 422,
         "detail": "no picture: send one",
         "instance": "urn:useg:request:abc",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.inference.queue import FairQueue, QueuedImage
-from service.requests.context import RequestContext
+from service.requests import RequestContext
 
 pytestmark = pytest.mark.anyio
 SQUARE, WIDE = (3, 2, 2), (3, 2, 4)

@@ -18,7 +18,7 @@ from PIL import Image
 from model.errors import NotAcceptable
 from model.formats.encoders import decode_panoptic_png
 from model.network_io import RawOutputs
-from service.responses.media_types import negotiate_media_type
+from service.responses.encoders import negotiate_media_type
 from service.responses.schemas import (
     BatchResponse,
     FeatureCollection,
@@ -72,7 +72,11 @@ async def test_polygons_are_the_borders_of_the_masks(client: httpx.AsyncClient) 
     collection = FeatureCollection.model_validate_json(answer.content)
     thing, stuff = collection.features
     assert thing.geometry.coordinates == [[[(0, 0), (28, 0), (28, 28), (0, 28), (0, 0)]]]
-    assert (thing.properties.category, stuff.properties.category, stuff.properties.area) == ("tomato", None, 784)
+    assert (thing.properties.category_name, stuff.properties.category_name, stuff.properties.area) == (
+        "tomato",
+        None,
+        784,
+    )
 
 
 async def test_a_png_of_clusters_is_asked_for_by_its_profile(client: httpx.AsyncClient) -> None:
@@ -107,7 +111,7 @@ async def test_several_tasks_come_from_one_run_of_the_network() -> None:
         answer = await ask(client, "", task="panoptic,instance,semantic")
     assert len(runs) == warm_up + 1
     tasks = MultiTaskResponse.model_validate_json(answer.content)
-    assert [(each.task, len(each.segments_info)) for each in tasks.answers] == [
+    assert [(each.task, len(each.segments_info)) for each in tasks.results] == [
         ("panoptic", 2),
         ("instance", 1),
         ("semantic", 2),
@@ -118,26 +122,29 @@ async def test_several_tasks_are_no_single_png(client: httpx.AsyncClient) -> Non
     answer = await ask(client, "image/png", task="panoptic,instance")
     problem = Problem.model_validate_json(answer.content)
     assert problem.status == 406
-    assert "several pictures or tasks: we speak application/json, application/zip, multipart/mixed" in problem.detail
+    assert (
+        "of several images or tasks matches 'Accept: image/png': supported are application/json, application/zip"
+        in problem.detail
+    )
 
 
 async def test_classes_leave_the_rest_out(client: httpx.AsyncClient) -> None:
     for classes, clusters in (("tomato", [1]), ("3", [3]), ("3,tomato", [1, 3]), ("2", [])):
         answer = SegmentationResponse.model_validate_json((await ask(client, "", classes=classes)).content)
-        assert [each.cluster for each in answer.segments_info] == clusters
+        assert [each.cluster_id for each in answer.segments_info] == clusters
     problem = Problem.model_validate_json((await ask(client, "", classes="potato")).content)
     assert (problem.status, "did you mean 'tomato'" in problem.detail) == (422, True)
 
 
 async def test_a_longest_side_makes_the_whole_answer_smaller(client: httpx.AsyncClient) -> None:
     large = save(draw_halves().resize((560, 280)))
-    answer = SegmentationResponse.model_validate_json((await ask(client, "", large, max_side=140)).content)
+    answer = SegmentationResponse.model_validate_json((await ask(client, "", large, longest_edge=140)).content)
     assert (answer.image.width, answer.image.height) == (140, 70)
     assert (answer.image.original_width, answer.image.original_height) == (560, 280)
     assert [each.bbox for each in answer.segments_info] == [(0, 0, 70, 70), (70, 0, 70, 70)]
-    overlay = Image.open(io.BytesIO((await ask(client, "image/jpeg", large, max_side=140)).content))
+    overlay = Image.open(io.BytesIO((await ask(client, "image/jpeg", large, longest_edge=140)).content))
     assert overlay.size == (140, 70)
-    untouched = SegmentationResponse.model_validate_json((await ask(client, "", large, max_side=561)).content)
+    untouched = SegmentationResponse.model_validate_json((await ask(client, "", large, longest_edge=561)).content)
     assert untouched.image.width == 560
 
 
@@ -145,27 +152,27 @@ async def test_a_batch_answers_each_picture_for_itself(client: httpx.AsyncClient
     answer = await post_files(client, [HALVES, LETTER, BLUES], task="instance", threshold="0.1")
     assert answer.status_code == 207
     batch = BatchResponse.model_validate_json(answer.content)
-    assert [(each.index, each.name, each.status) for each in batch.items] == [
+    assert [(each.index, each.name, each.status) for each in batch.results] == [
         (0, "0.png", 200),
         (1, "1.png", 422),
         (2, "2.png", 200),
     ]
     clusters = [
-        [each.cluster for each in item.answer.segments_info]
-        for item in batch.items
-        if isinstance(item.answer, SegmentationResponse)
+        [each.cluster_id for each in item.result.segments_info]
+        for item in batch.results
+        if isinstance(item.result, SegmentationResponse)
     ]
     assert clusters == [[1], [2]]
-    assert batch.items[1].problem
-    assert batch.items[1].problem.type == "urn:useg:problem:image-unreadable"
-    assert batch.items[1].problem.instance == f"urn:useg:request:{answer.headers['x-request-id']}"
+    assert batch.results[1].error
+    assert batch.results[1].error.type == "urn:useg:problem:invalid-image"
+    assert batch.results[1].error.instance == f"urn:useg:request:{answer.headers['x-request-id']}"
 
 
 async def test_a_batch_without_a_failure_is_200(client: httpx.AsyncClient) -> None:
     answer = await post_files(client, [HALVES] * 9, task="semantic,panoptic")
     batch = BatchResponse.model_validate_json(answer.content)
-    assert (answer.status_code, len(batch.items)) == (200, 9)
-    assert all(isinstance(item.answer, MultiTaskResponse) for item in batch.items)
+    assert (answer.status_code, len(batch.results)) == (200, 9)
+    assert all(isinstance(item.result, MultiTaskResponse) for item in batch.results)
     stages = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
     assert stages == ["read", "decode", "queue", "infer", "merge", "encode"]
 
@@ -180,7 +187,7 @@ async def test_a_picture_on_which_the_network_fails_fails_alone() -> None:
     poison = save(Image.new("RGB", (56, 56), BLUE))
     async with open_client(lambda: (CONTRACT, PickySession()), max_batch_size=4) as client:
         answer = await post_files(client, [HALVES, HALVES, poison, HALVES])
-    assert [item.status for item in BatchResponse.model_validate_json(answer.content).items] == [200, 200, 500, 200]
+    assert [item.status for item in BatchResponse.model_validate_json(answer.content).results] == [200, 200, 500, 200]
     assert "secret" not in answer.text
 
 
@@ -208,14 +215,14 @@ async def test_a_zip_is_a_coco_panoptic_data_set(client: httpx.AsyncClient) -> N
             assert {each["id"]: each["area"] for each in annotation["segments_info"]} == drawn
             assert {each["category_id"] for each in annotation["segments_info"]} <= categories
         names = set(archive.namelist())
-        assert {"semantic.json", "semantic/000003.json", "panoptic/000001.png", "items.json"} <= names
+        assert {"semantic.json", "semantic/000003.json", "panoptic/000001.png", "results.json"} <= names
         assert not {name for name in names if "000002" in name}
-        assert orjson.loads(archive.read("items.json"))[1]["problem"]["status"] == 422
+        assert orjson.loads(archive.read("results.json"))[1]["error"]["status"] == 422
 
 
 async def test_a_single_picture_in_a_zip_has_the_parts_that_were_asked_for(client: httpx.AsyncClient) -> None:
-    everything = "json,polygons,png,clusters,overlay,npz,huggingface"
-    answer = await ask(client, "application/zip", parts=everything)
+    everything = "json,geojson,png,clusters,overlay,npz,huggingface"
+    answer = await ask(client, "application/zip", formats=everything)
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         endings = {name.partition("000001")[2] for name in archive.namelist() if "000001" in name}
     assert endings == {
@@ -228,7 +235,7 @@ async def test_a_single_picture_in_a_zip_has_the_parts_that_were_asked_for(clien
 async def test_multipart_has_a_status_with_every_part(client: httpx.AsyncClient) -> None:
     answer = await post_files(client, [HALVES, LETTER], "multipart/mixed")
     parts = read_parts(answer)
-    assert [(part["X-Item"], part["X-Status"], part.get_content_type()) for part in parts] == [
+    assert [(part["X-Item-Index"], part["X-Item-Status"], part.get_content_type()) for part in parts] == [
         ("0", "200", "application/json"),
         ("0", "200", "image/png"),
         ("1", "422", "application/problem+json"),
@@ -245,31 +252,31 @@ def encode(content: bytes) -> str:
 
 async def test_base64_in_json_is_a_picture_with_its_parameters(client: httpx.AsyncClient) -> None:
     for text in (encode(HALVES), "data:image/png;base64," + encode(HALVES)):
-        body = {"inputs": text, "parameters": {"task": "instance", "classes": ["tomato"], "max_side": 32}}
+        body = {"inputs": text, "parameters": {"task": "instance", "classes": ["tomato"], "longest_edge": 32}}
         answer = SegmentationResponse.model_validate_json((await client.post("/v1/segment", json=body)).content)
         assert (answer.task, answer.image.width, len(answer.segments_info)) == ("instance", 32, 1)
 
 
 async def test_a_list_of_base64_is_a_batch_even_of_one(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/segment", json={"inputs": [encode(HALVES)]})
-    (item,) = BatchResponse.model_validate_json(answer.content).items
+    (item,) = BatchResponse.model_validate_json(answer.content).results
     assert (item.name, item.status) == (None, 200)
 
 
 @pytest.mark.parametrize(
     ("body", "slug", "words"),
     [
-        (b"{", "option-invalid", "no JSON"),
-        (b"[1]", "option-invalid", "object of"),
-        (b'{"inputs": 5}', "option-invalid", "base64 or a list"),
-        (b'{"inputs": []}', "option-invalid", "base64 or a list"),
-        (b'{"inputs": "&&&&"}', "option-invalid", "no base64"),
-        (b'{"inputs": "aGk=", "options": {}}', "option-invalid", '"parameters"'),
-        (b'{"inputs": "aGk=", "parameters": {"tsak": 1}}', "option-invalid", "did you mean 'task'"),
-        (b'{"inputs": "aGk="}', "image-unreadable", "2 bytes"),
-        (b'{"inputs": "https://example.org/a.jpg"}', "url-refused", "nothing is fetched"),
-        (b'{"inputs": ' + b"[" * 2000 + b"]" * 2000 + b"}", "option-invalid", "JSON"),
-        (orjson.dumps({"inputs": ["aGk="] * 33}), "option-invalid", "at most 32"),
+        (b"{", "invalid-parameter", "Invalid JSON"),
+        (b"[1]", "invalid-parameter", "object"),
+        (b'{"inputs": 5}', "invalid-parameter", "inputs.str: Input should be a valid string"),
+        (b'{"inputs": []}', "invalid-parameter", "at least 1 item"),
+        (b'{"inputs": "&&&&"}', "invalid-parameter", "invalid base64"),
+        (b'{"inputs": "aGk=", "options": {}}', "invalid-parameter", "options: Extra inputs"),
+        (b'{"inputs": "aGk=", "parameters": {"tsak": 1}}', "invalid-parameter", "did you mean 'task'"),
+        (b'{"inputs": "aGk="}', "invalid-image", "2 bytes"),
+        (b'{"inputs": "https://example.org/a.jpg"}', "url-input-unsupported", "image URLs are not supported"),
+        (b'{"inputs": ' + b"[" * 2000 + b"]" * 2000 + b"}", "invalid-parameter", "Invalid JSON"),
+        (orjson.dumps({"inputs": ["aGk="] * 33}), "invalid-parameter", "at most 32 items"),
     ],
 )
 async def test_a_wrong_json_body_is_refused_in_words(
@@ -282,8 +289,8 @@ async def test_a_wrong_json_body_is_refused_in_words(
 
 
 async def test_thresholds_reach_the_merge(client: httpx.AsyncClient) -> None:
-    strict = await ask(client, "", save(draw_halves(RED, BLUE)), threshold=0.1, min_stuff_area=1)
-    clusters = [each.cluster for each in SegmentationResponse.model_validate_json(strict.content).segments_info]
+    strict = await ask(client, "", save(draw_halves(RED, BLUE)), threshold=0.1, min_stuff_area_fraction=1)
+    clusters = [each.cluster_id for each in SegmentationResponse.model_validate_json(strict.content).segments_info]
     assert clusters == [1, 2]
 
 
@@ -310,5 +317,5 @@ def test_the_best_liked_type_is_chosen(accept: str, media: str) -> None:
 
 @pytest.mark.parametrize("accept", ["text/html", "application/*;q=0", "*/*;q=0", "image/webp", "*/*;q=nan", ";;;"])
 def test_nothing_liked_is_an_error_that_lists_what_there_is(accept: str) -> None:
-    with pytest.raises(NotAcceptable, match="we speak application/json, image/png, image/jpeg"):
+    with pytest.raises(NotAcceptable, match="supported are application/json, image/png, image/jpeg"):
         negotiate_media_type(accept)

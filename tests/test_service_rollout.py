@@ -14,8 +14,7 @@ from model.contract import NETWORK_FILE
 from model.errors import RegistryError
 from model.registry.versions import Registry
 from service.inference.pipeline import Pipeline
-from service.requests.context import RequestContext
-from service.requests.parameters import SegmentParameters
+from service.requests import RequestContext, SegmentOptions
 from service.rollout.controller import RolloutController
 from service.rollout.router import Route
 from service.settings import Settings
@@ -50,7 +49,7 @@ class Case:
         claim = RequestContext(deadline=asyncio.get_running_loop().time() + 30.0)
 
         async def find(pipeline: Pipeline, claim: RequestContext) -> str:
-            await pipeline.find(picture, SegmentParameters(), lambda _: None, claim, StageTimer(self.telemetry))
+            await pipeline.run(picture, SegmentOptions(), lambda _: None, claim, StageTimer(self.telemetry))
             return pipeline.contract.version
 
         with self.follower.router.admit(claim, key) as route:
@@ -120,7 +119,7 @@ async def test_requests_under_way_end_with_the_version_they_began_with(tmp_path:
             await case.activate("2")
             assert case.list_roles() == {"1": "standby", "2": "active"}  # not closed: somebody is with it
             assert route.pipeline.contract.version == "1"
-            await route.pipeline.find(HALVES, SegmentParameters(), lambda _: None, claim, StageTimer(case.telemetry))
+            await route.pipeline.run(HALVES, SegmentOptions(), lambda _: None, claim, StageTimer(case.telemetry))
         await case.follower.step()
         assert case.list_roles() == {"1": "unloaded", "2": "active"}
 

@@ -86,7 +86,7 @@ def find_thing(answer: httpx.Response) -> dict[str, Any]:
 async def test_bytes_that_are_no_whole_picture_are_unreadable(
     client: httpx.AsyncClient, content: bytes, words: str
 ) -> None:
-    assert words in assert_problem(await post(client, content), 422, "image-unreadable").detail
+    assert words in assert_problem(await post(client, content), 422, "invalid-image").detail
 
 
 async def test_a_bomb_is_refused_by_its_header(client: httpx.AsyncClient) -> None:
@@ -111,7 +111,7 @@ async def test_masks_lie_in_the_upright_picture(client: httpx.AsyncClient, orien
     image, thing = answer.json()["image"], find_thing(answer)
     width, height = (56, 28) if orientation < 5 else (28, 56)
     assert (image["width"], image["height"]) == (width, height)
-    assert image["orientation_applied"] is (orientation != 1)
+    assert image["exif_transposed"] is (orientation != 1)
     assert thing["segmentation"]["size"] == [height, width]
     assert (thing["bbox"], thing["area"]) == (LEFT_SEEN_AT[orientation], 28 * 28)
 
@@ -137,7 +137,7 @@ async def test_every_kind_of_colour_becomes_the_colour_it_shows(client: httpx.As
 async def test_a_grey_picture_of_16_bits_is_all_stuff(client: httpx.AsyncClient) -> None:
     answer = await post(client, save(Image.new("I;16", (56, 28), 40_000)))
     (stuff,) = answer.json()["segments_info"]
-    assert (stuff["isthing"], stuff["cluster"], stuff["area"]) == (False, 3, 56 * 28)
+    assert (stuff["isthing"], stuff["cluster_id"], stuff["area"]) == (False, 3, 56 * 28)
 
 
 async def test_only_the_first_frame_of_an_animation_is_used_and_the_answer_says_so(client: httpx.AsyncClient) -> None:
@@ -146,10 +146,10 @@ async def test_only_the_first_frame_of_an_animation_is_used_and_the_answer_says_
     answer = await post(client, content)
     note = "only the first of 3 frames was segmented"
     assert find_thing(answer)["bbox"] == [0, 0, 28, 28]
-    assert answer.json()["image"]["frames"] == 3
-    assert answer.json()["image"]["notes"] == [note]
+    assert answer.json()["image"]["num_frames"] == 3
+    assert answer.json()["image"]["warnings"] == [note]
     picture = await post(client, content, headers={"Accept": "image/png"})
-    assert picture.headers["x-image-notes"] == note
+    assert picture.headers["x-image-warnings"] == note
 
 
 async def test_the_name_and_type_of_a_part_do_not_matter(client: httpx.AsyncClient) -> None:
@@ -167,12 +167,12 @@ async def test_a_picture_may_be_the_whole_body(client: httpx.AsyncClient, media:
 @pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "application/xml", ""])
 async def test_another_type_of_body_is_unsupported_and_told_what_is(client: httpx.AsyncClient, media: str) -> None:
     answer = await client.post("/v1/segment", content=save(draw_halves()), headers={"Content-Type": media})
-    assert "multipart/form-data" in assert_problem(answer, 415, "media-unsupported").detail
+    assert "multipart/form-data" in assert_problem(answer, 415, "unsupported-media-type").detail
 
 
 async def test_a_compressed_body_is_unsupported(client: httpx.AsyncClient) -> None:
     headers = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
-    assert_problem(await client.post("/v1/segment", content=b"x", headers=headers), 415, "media-unsupported")
+    assert_problem(await client.post("/v1/segment", content=b"x", headers=headers), 415, "unsupported-media-type")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ async def test_a_compressed_body_is_unsupported(client: httpx.AsyncClient) -> No
 )
 async def test_a_form_of_anything_but_a_few_files_is_refused(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
     answer = await client.post("/v1/segment", **form)
-    assert "'file'" in assert_problem(answer, 422, "option-invalid").detail
+    assert "'file'" in assert_problem(answer, 422, "invalid-parameter").detail
 
 
 async def stream(size: int) -> AsyncIterator[bytes]:

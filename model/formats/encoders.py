@@ -72,9 +72,9 @@ def _segment_properties(segment: Segment, outline: Rle, contract: Contract) -> d
     category = contract.categories.get(segment.cluster)
     return {
         "id": segment.id,
-        "cluster": segment.cluster,
+        "cluster_id": segment.cluster,
         "category_id": category.id if category else None,
-        "category": category.name if category else None,
+        "category_name": category.name if category else None,
         "isthing": segment.is_thing,
         "score": round(segment.score, 4),
         "area": outline.area,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from model.errors import QueueFull
-from service.requests.context import RequestContext
+from service.requests import RequestContext
 from service.telemetry.metrics import SharedGauge
 
 

@@ -15,7 +15,7 @@ from model.network_io import RawOutputs
 from service.inference.batch_policy import BatchPolicy, ImageBatch
 from service.inference.queue import FairQueue, InferenceResult, QueuedImage, make_deadline_error
 from service.inference.worker import InferenceThread, InferenceThreadDied
-from service.requests.context import RequestContext
+from service.requests import RequestContext
 from service.telemetry.metrics import SharedGauge, Telemetry
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -14,38 +14,22 @@ import numpy as np
 from jaxtyping import UInt8
 
 from model.backends.session import Session
-from model.contract import Contract
-from model.errors import DeadlineExceeded, InputError, NotReady, QueueFull
+from model.contract import Contract, Task
 from model.images import DecodedImage, Letterbox, decode_image, letterbox_image, limit_size
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, select_clusters
 from service.inference.admission import AdmissionController
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.live_category_names import LiveCategoryNames
-from service.requests.body import Upload, Uploads
-from service.requests.context import LOWEST_PRIORITY, RequestContext
-from service.requests.parameters import SegmentParameters
-from service.responses.encoders import (
-    EncodedResponse,
-    ImageResponse,
-    ResponsePart,
-    SegmentationResult,
-    compose_response,
-    encode_result,
-    image_warnings,
-)
-from service.responses.media_types import MediaType
-from service.responses.problems import make_problem
+from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
 from service.settings import Settings
 from service.telemetry.metrics import SharedGauge, Telemetry
 from service.telemetry.stage_timer import StageTimer
 from service.telemetry.version_stats import DriftMonitor, RecentOutcomes, VersionStats
 
 T = TypeVar("T")
-Encoder = Callable[[SegmentationResult], tuple[ResponsePart, ...]]
 _TIMED_RUN_TIMEOUT_S = 60.0
 """Longest wait for a run that is timed."""
-_NOT_STARTED = (QueueFull, NotReady, DeadlineExceeded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +45,15 @@ class _DecodedImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentRequest:
-    """What a request wants to know."""
+class SegmentationResult:
+    """An image and its segments."""
 
-    uploads: Uploads
-    options: SegmentParameters
-    media: MediaType
-    request_id: str
+    image: DecodedImage
+    """In the size of the result."""
+    original_size: tuple[int, int]
+    """Height and width of the file after EXIF rotation."""
+    segmentations: tuple[tuple[Task, Segmentation], ...]
+    """One for each task, in the order of the request."""
 
 
 class Pipeline:
@@ -105,7 +91,7 @@ class Pipeline:
             self.engine.make_busy,
             SharedGauge(telemetry.requests_in_flight),
         )
-        self._turns = settings.intra_op_threads + settings.max_batch_size
+        self.max_concurrent_images = settings.intra_op_threads + settings.max_batch_size
         self._capacity = SharedGauge(telemetry.queue_capacity)
         self._capacity.set(settings.max_queue_size)
         self.track = RecentOutcomes()
@@ -157,85 +143,40 @@ class Pipeline:
         self.engine.require_place(claim)
         return self._places.admit(claim)
 
-    async def segment(
-        self, asked: SegmentRequest, claim: RequestContext, stopwatch: StageTimer, *, is_final: bool = True
-    ) -> EncodedResponse:
-        """The answer to the pictures of a request.
-
-        Raises any InputError of a single picture, and all that the engine raises; in a batch, each fails for itself.
-        Where another version is asked next, and the answer is not `is_final`, a batch fails as one for what is not the
-        caller's fault.
-        """
-        contract, options, uploads = self.contract, asked.options, asked.uploads
-        options.find_clusters(contract)
-        encode = partial(encode_result, contract=contract, options=options, media=asked.media)
-        if uploads.is_batch:
-            results = await self._segment_each(uploads.files, options, encode, claim, stopwatch)
-            _require_some(results, is_final)
-            items = [_make_item(*each, asked.request_id) for each in zip(uploads.files, results, strict=True)]
-        else:
-            items = [await self._segment_one(uploads.files[0], options, encode, claim, stopwatch)]
-        return await self._offload(partial(compose_response, items, contract, asked.media, is_batch=uploads.is_batch))
-
-    async def find(
+    async def run(
         self,
         content: bytes,
-        options: SegmentParameters,
+        options: SegmentOptions,
         encode: Callable[[SegmentationResult], T],
         claim: RequestContext,
         stopwatch: StageTimer,
     ) -> T:
-        """What `encode` makes, on a thread, of what was found in a picture. Raises as `segment` does for one."""
+        """Decode, infer and postprocess one image, and return `encode(result)`, which runs on a codec thread.
+
+        Raises InputError for an invalid image or option, and what the scheduler raises.
+        """
         started = time.perf_counter()
         with stopwatch.follow(self.tally) as own:
             own.enter("decode")
-            prepared = await self._offload(partial(self._prepare, content, options, own))
+            prepared = await self.offload(partial(self._prepare, content, options, own))
             own.enter("queue")
             inference = await self.engine.submit(prepared.pixels, prepared.size, claim, partial(own.enter, "infer"))
             own.add("queue", inference.queue_s, ago_s=inference.infer_s)
             own.add("infer", inference.infer_s)
             own.enter("merge")
-            result = await self._offload(partial(self._finish, prepared, inference.raw, options, encode, own))
+            result = await self.offload(partial(self._finish, prepared, inference.raw, options, encode, own))
         self.track.take(time.perf_counter() - started)
         return result
 
-    async def _segment_one(
-        self, upload: Upload, options: SegmentParameters, encode: Encoder, claim: RequestContext, stopwatch: StageTimer
-    ) -> ImageResponse:
-        def make_item(found: SegmentationResult) -> ImageResponse:
-            size = (found.photo.height, found.photo.width)
-            return ImageResponse(name=upload.name, size=size, parts=encode(found), notes=image_warnings(found.photo))
-
-        return await self.find(upload.content, options, make_item, claim, stopwatch)
-
-    async def _segment_each(
-        self,
-        uploads: Sequence[Upload],
-        options: SegmentParameters,
-        encode: Encoder,
-        claim: RequestContext,
-        stopwatch: StageTimer,
-    ) -> list[ImageResponse | Exception]:
-        """What became of each picture; a few at a time, so that one request leaves room for others."""
-        turns = asyncio.Semaphore(self._turns)
-
-        async def segment_one(upload: Upload) -> ImageResponse | Exception:
-            async with turns:
-                try:
-                    return await self._segment_one(upload, options, encode, claim, stopwatch)
-                except Exception as error:  # whatever it was, its neighbours are answered
-                    return error
-
-        return list(await asyncio.gather(*(segment_one(upload) for upload in uploads)))
-
-    async def _offload(self, work: Callable[[], T]) -> T:
+    async def offload(self, work: Callable[[], T]) -> T:
+        """Run `work` on a codec thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _prepare(self, content: bytes, options: SegmentParameters, stopwatch: StageTimer) -> _DecodedImage:
+    def _prepare(self, content: bytes, options: SegmentOptions, stopwatch: StageTimer) -> _DecodedImage:
         with stopwatch.time("decode"):
             photo = decode_image(content, max_image_pixels=self._limit_pixels)
             pixels, placement = letterbox_image(photo.image, self.contract.input_sizes, self.contract.stride_px)
-            shown = limit_size(photo, options.max_side or max(photo.height, photo.width))
+            shown = limit_size(photo, options.longest_edge or max(photo.height, photo.width))
         self._telemetry.image_pixels.observe(photo.height * photo.width)
         return _DecodedImage(
             photo=shown,
@@ -249,13 +190,13 @@ class Pipeline:
         self,
         prepared: _DecodedImage,
         raw: RawOutputs,
-        options: SegmentParameters,
+        options: SegmentOptions,
         encode: Callable[[SegmentationResult], T],
         stopwatch: StageTimer,
     ) -> T:
         contract = self.contract
         clusters = options.find_clusters(contract)
-        thresholds = options.adjust(contract.thresholds)
+        thresholds = options.override(contract.thresholds)
         with stopwatch.time("merge"):
             assemble = make_postprocessor(raw, prepared.letterbox, contract, thresholds)
             answers = [(task, assemble(task)) for task in options.tasks]
@@ -267,7 +208,7 @@ class Pipeline:
         with stopwatch.time("encode"):
             return encode(
                 SegmentationResult(
-                    photo=prepared.photo, original_size=prepared.original_size, segmentations=tuple(answers)
+                    image=prepared.photo, original_size=prepared.original_size, segmentations=tuple(answers)
                 )
             )
 
@@ -281,22 +222,3 @@ class Pipeline:
         if answer.segments:
             mean = sum(segment.score for segment in answer.segments) / len(answer.segments)
             self._telemetry.mean_score.labels(*which).observe(mean)
-
-
-def _require_some(results: Sequence[ImageResponse | Exception], is_final: bool) -> None:
-    """Raise the first error if no picture was even tried for want of room or time: that is the request's own fate.
-
-    Where the answer is not final, any error that is not the caller's is.
-    """
-    errors = [each for each in results if isinstance(each, Exception)]
-    if len(errors) == len(results) and all(isinstance(each, _NOT_STARTED) for each in errors):
-        raise errors[0]
-    faults = [each for each in errors if not isinstance(each, InputError)]
-    if faults and not is_final:
-        raise faults[0]
-
-
-def _make_item(upload: Upload, result: ImageResponse | Exception, request_id: str) -> ImageResponse:
-    if isinstance(result, Exception):
-        return ImageResponse(name=upload.name, problem=make_problem(result, request_id))
-    return result

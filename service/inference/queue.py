@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from model.errors import DeadlineExceeded
 from model.network_io import RawOutputs
-from service.requests.context import RequestContext
+from service.requests import RequestContext
 
 Shape = tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""The outermost layer of the service: ids for every request, its measurement, and an answer to any error."""
+"""The outermost middleware: request ids, security headers, metrics, the access log, and the response to any error."""
 
 import logging
 import re
@@ -10,7 +10,13 @@ from http import HTTPStatus
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.responses.problems import CLIENT_CLOSED_REQUEST, PROBLEM_TYPES, find_problem_type, make_error_response
+from service.responses.problems import (
+    CLIENT_CLOSED_REQUEST,
+    PROBLEM_TYPES,
+    find_problem_type,
+    make_error_response,
+    unwrap_error,
+)
 from service.telemetry.metrics import Telemetry, outcome_of_status
 from service.telemetry.stage_timer import StageTimer
 from service.telemetry.tracing import RequestSpan, SpanExporter, begin_trace
@@ -23,11 +29,40 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
 _REJECTION_REASONS = {kind.slug: kind.rejection for kind in PROBLEM_TYPES.values() if kind.rejection}
 
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+"""Headers of every response."""
+
+
+def make_page_csp(scripts: str = "", styles: str = "") -> str:
+    """Return the `Content-Security-Policy` of a page: its own files, and what `scripts` and `styles` allow."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src 'self' {scripts}".strip(),
+            f"style-src 'self' {styles}".strip(),
+            "img-src 'self' blob: data:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+
+
+_PAGE_CSP = make_page_csp()
+
 
 class RequestMiddleware:
-    """Pure ASGI middleware.
+    """Pure ASGI middleware, and the only place that turns an exception into a response.
 
-    Not Starlette's BaseHTTPMiddleware, behind which an endpoint does not hear that its client hung up.
+    Starlette's BaseHTTPMiddleware would hide from an endpoint that its client disconnected.
     """
 
     def __init__(
@@ -35,19 +70,17 @@ class RequestMiddleware:
         app: ASGIApp,
         telemetry: Telemetry,
         is_draining: Callable[[], bool] = lambda: False,
-        find_tally: Callable[[], VersionStats | None] = lambda: None,
+        find_stats: Callable[[], VersionStats | None] = lambda: None,
         sink: SpanExporter | None = None,
         trace_sample_ratio: float = 1.0,
     ) -> None:
         self._app = app
         self._telemetry = telemetry
-        telemetry.http_request_duration.labels(
-            "POST", SEGMENT_ROUTE, HTTPStatus.OK.value
-        )  # from 0, as Telemetry.init_series says
+        telemetry.http_request_duration.labels("POST", SEGMENT_ROUTE, HTTPStatus.OK.value)
         for reason in _REJECTION_REASONS.values():
             telemetry.requests_rejected.labels(reason)
         self._is_draining = is_draining
-        self._find_tally = find_tally
+        self._find_stats = find_stats
         self._sink = sink
         self._trace_share = trace_sample_ratio if sink else 0.0
 
@@ -61,43 +94,44 @@ class RequestMiddleware:
         started, started_ns = time.perf_counter(), time.time_ns()
         status = sent_bytes = 0
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status, sent_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._mark(scope, MutableHeaders(scope=message))
+                self._add_headers(scope, MutableHeaders(scope=message))
             sent_bytes += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self._app(scope, receive, send_marked)
-        except Exception as error:  # whatever it was, the caller gets the one error body
+            await self._app(scope, receive, send_with_headers)
+        except Exception as raised:  # of any kind
             if status:
                 raise
+            error = unwrap_error(raised)
             state["problem"] = find_problem_type(error).slug
-            await make_error_response(error, state["request_id"], scope["path"])(scope, receive, send_marked)
+            await make_error_response(error, state["request_id"], scope["path"])(scope, receive, send_with_headers)
         finally:
             self._record(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - started, sent_bytes)
             if self._sink and state["trace"].is_sampled:
                 self._sink.send(make_span(scope, status or CLIENT_CLOSED_REQUEST, started_ns))
 
-    def _mark(self, scope: Scope, headers: MutableHeaders) -> None:
-        """Add what every answer has."""
+    def _add_headers(self, scope: Scope, headers: MutableHeaders) -> None:
+        """Add the headers of every response."""
         headers["X-Request-ID"] = scope["state"]["request_id"]
         headers["traceparent"] = scope["state"]["trace"].render()
         for name, text in SECURITY_HEADERS.items():
             headers[name] = text
         if headers.get("content-type", "").startswith("text/html"):
-            headers["Content-Security-Policy"] = PAGE_CSP
+            headers.setdefault("Content-Security-Policy", _PAGE_CSP)
         if self._is_draining():
-            headers["Connection"] = "close"  # a client that keeps its connection would lose it within a request
+            headers["Connection"] = "close"  # a kept connection would be closed during a later request
 
     def _record(self, scope: Scope, status: int, seconds: float, sent_bytes: int) -> None:
         method, route, state = method_label(scope), route_template(scope), scope["state"]
         self._telemetry.http_request_duration.labels(method, route, status).observe(seconds)
         if method == "POST" and (rejection := _REJECTION_REASONS.get(state.get("problem"))):
             self._telemetry.requests_rejected.labels(rejection).inc()
-        if method == "POST" and (route == SEGMENT_ROUTE or "stopwatch" in state):
+        if method == "POST" and (route == SEGMENT_ROUTE or "timer" in state):
             self._record_segmentation(state, status, seconds, sent_bytes)
         fields = {
             "method": method,
@@ -115,30 +149,28 @@ class RequestMiddleware:
 
     def _record_segmentation(self, state: dict[str, object], status: int, seconds: float, sent_bytes: int) -> None:
         task, outcome = str(state.get("task", "unknown")), outcome_of_status(status)
-        tally = state["tally"] if "tally" in state else self._find_tally()
-        which = (tally.model, tally.version) if isinstance(tally, VersionStats) else ("none", "none")
+        stats = state["version_stats"] if "version_stats" in state else self._find_stats()
+        which = (stats.model, stats.version) if isinstance(stats, VersionStats) else ("none", "none")
         self._telemetry.requests.labels(*which, task, outcome).inc()
-        if isinstance(tally, VersionStats):
-            tally.take_request(outcome, seconds)
+        if isinstance(stats, VersionStats):
+            stats.take_request(outcome, seconds)
         if outcome == "ok":
             self._telemetry.request_duration.labels(task).observe(seconds)
             self._telemetry.response_bytes.observe(sent_bytes)
         if outcome == "cancelled":
-            stopwatch = state.get("stopwatch")
-            self._telemetry.requests_cancelled.labels(
-                stopwatch.stage if isinstance(stopwatch, StageTimer) else "read"
-            ).inc()
+            timer = state.get("timer")
+            self._telemetry.requests_cancelled.labels(timer.stage if isinstance(timer, StageTimer) else "read").inc()
 
 
 def choose_request_id(given: str | None) -> str:
-    """The caller's id where it is short and plain, else a new one."""
+    """Return the client's id if it is short and plain, else a new one."""
     return given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
 
 def make_span(scope: Scope, status: int, started_ns: int) -> RequestSpan:
-    """What a collector of traces is told, in OpenTelemetry's terms; neither the path nor the query, nor who asked."""
+    """Return the span of a request, without path, query and client."""
     method, route, state = method_label(scope), route_template(scope), scope["state"]
-    stopwatch = state.get("stopwatch")
+    timer = state.get("timer")
     return RequestSpan(
         name=f"{method} {route}",
         trace=state["trace"],
@@ -152,40 +184,15 @@ def make_span(scope: Scope, status: int, started_ns: int) -> RequestSpan:
             **({"useg.task": str(state["task"])} if "task" in state else {}),
         },
         is_failure=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
-        laps=tuple(stopwatch.laps) if isinstance(stopwatch, StageTimer) else (),
+        laps=tuple(timer.laps) if isinstance(timer, StageTimer) else (),
     )
 
 
 def method_label(scope: Scope) -> str:
-    """The method, of a bounded number of them."""
+    """Return the method as a metric label with a bounded number of values."""
     return scope["method"] if scope["method"] in _METHODS else "_OTHER"
 
 
 def route_template(scope: Scope) -> str:
-    """The template of the route that was taken, never the path itself: that one has no bounds."""
+    """Return the template of the matched route, since the number of paths is not bounded."""
     return getattr(scope.get("route"), "path", "unmatched")
-
-
-SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-}
-"""With every answer."""
-
-PAGE_CSP = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' blob: data:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
-"""The `Content-Security-Policy` of pages: scripts and styles come from files of ours, never from the page itself."""

@@ -1,231 +1,248 @@
-"""The Open Inference Protocol v2 under /v2: the same artifact for clients of Triton, KServe and their like."""
+"""The Open Inference Protocol v2 under `/v2`, for clients of Triton, KServe and others."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from model.errors import InvalidParameter, NotReady
 from service.inference.pipeline import Pipeline
 from service.oip.inference import infer_images, parse_infer_parameters, read_infer_request, version_statistics
-from service.oip.schemas import INFER_BODY, INFER_ERRORS, INFER_RESPONSES, MODEL_ERRORS, NOT_READY, document_errors
-from service.oip.tensors import INPUT, LENGTH_HEADER, OUTPUTS
-from service.requests.context import RequestContext, cancel_on_disconnect, get_routing_key, parse_request_context
-from service.responses.problems import OIP_PREFIX
+from service.oip.schemas import (
+    INPUT_NAME,
+    OUTPUTS,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ModelReady,
+    ModelStatistics,
+    OipError,
+    RepositoryEntry,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    TensorMetadata,
+    TritonModelConfig,
+    TritonTensor,
+)
+from service.oip.tensors import LENGTH_HEADER, list_outputs
+from service.requests import RequestContext, cancel_on_disconnect, parse_request_context
+from service.responses.problems import OIP_PREFIX, Responses
 from service.rollout.router import Route, TrafficRouter
+from service.routes.dependencies import API_KEY
 from service.state import get_state
 from service.telemetry.stage_timer import StageTimer
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
-_MODEL, _VERSION = "/models/{name}", "/models/{name}/versions/{version}"
-_FIXED = "this service holds the one artifact it was started with: nothing is loaded or unloaded on request"
+_NO_REGISTRY = "this server serves a single artifact: models are not loaded or unloaded on request"
+_HAS_REGISTRY = "versions follow the registry: POST /v1/models/NAME/active, canary, shadow, promote or rollback"
+_LOADED_STATES = ("active", "canary", "shadow", "standby", "missing_from_registry")
+_TRITON_TYPES: dict[str, Literal["TYPE_STRING", "TYPE_INT32"]] = {"BYTES": "TYPE_STRING", "INT32": "TYPE_INT32"}
+_BINARY = {"schema": {"type": "string", "format": "binary", "description": "JSON, then tensors."}}
 
-_LED = "versions come and go as the registry says: POST /v1/models/NAME/active, canary, shadow, promote or rollback"
-_OPEN = ("active", "canary", "shadow", "standby", "missing_from_registry")
-_STATES = {"loading": "LOADING", **dict.fromkeys(_OPEN, "READY")}
-"""What Triton calls what a version is up to."""
 
-router = APIRouter(prefix=OIP_PREFIX, tags=["Open Inference Protocol v2"])
+def _errors(*statuses: int) -> Responses:
+    return {status: {"model": OipError} for status in statuses}
+
+
+_INFER_RESPONSES: Responses = {
+    200: {
+        "model": InferResponse,
+        "headers": {LENGTH_HEADER: {"description": "Bytes of JSON before the tensors.", "schema": {"type": "integer"}}},
+        "content": {"application/octet-stream": _BINARY},
+    },
+    **_errors(400, 404, 413, 415, 422, 429, 500, 503, 504),
+}
+_INFER_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}},
+            "application/octet-stream": _BINARY,
+        },
+    }
+}
+
+health_router = APIRouter(prefix=OIP_PREFIX, tags=["Open Inference Protocol v2"], responses=_errors(431))
+router = APIRouter(
+    prefix=OIP_PREFIX, tags=["Open Inference Protocol v2"], dependencies=API_KEY, responses=_errors(401, 431)
+)
+
+
+@health_router.get("/health/live")
+async def health_live() -> ServerLive:
+    """Report that the process responds."""
+    return ServerLive(live=True)
+
+
+@health_router.get("/health/ready", responses={503: {"model": ServerReady}})
+async def health_ready(request: Request, response: Response) -> ServerReady:
+    """Report whether images are accepted; 503 if not."""
+    try:
+        get_state(request).model_repository.require_ready()
+    except NotReady:
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+        return ServerReady(ready=False)
+    return ServerReady(ready=True)
 
 
 @router.get("")
 @router.get("/", include_in_schema=False)
-async def server_metadata(request: Request) -> Response:
-    """Name, version and extensions of the server."""
-    return JSONResponse({"name": "useg", "version": request.app.version, "extensions": list(EXTENSIONS)})
+async def server_metadata(request: Request) -> ServerMetadata:
+    """Return name, version and extensions of the server."""
+    return ServerMetadata(name="useg", version=request.app.version, extensions=list(EXTENSIONS))
 
 
-@router.get("/health/live")
-async def health_live() -> Response:
-    """Whether the process answers at all."""
-    return JSONResponse({"live": True})
+@router.get("/models/stats", responses=_errors(404, 503))
+@router.get("/models/{name}/stats", responses=_errors(404, 422, 503))
+@router.get("/models/{name}/versions/{version}/stats", responses=_errors(404, 422, 503))
+async def model_statistics(request: Request, name: str | None = None, version: str | None = None) -> ModelStatistics:
+    """Return the statistics of a version, of all loaded versions of a model, or of all models."""
+    if name is None:
+        routers = list(get_state(request).model_repository.list_routers().values())
+        pipelines = [pipeline for router in routers for pipeline in router.list_pipelines()]
+    elif version is None:
+        pipelines = _get_router(request, name).list_pipelines()
+    else:
+        pipelines = [_get_pipeline(request, name, version)]
+    return ModelStatistics(model_stats=[version_statistics(pipeline) for pipeline in pipelines])
 
 
-@router.get("/health/ready", responses=NOT_READY)
-async def health_ready(request: Request) -> Response:
-    """Whether pictures are taken; 503 if not."""
-    is_ready = _is_ready(request)
-    return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
-
-
-async def model_statistics(request: Request) -> Response:
-    """How often and how long each version worked, in the terms of the statistics extension.
-
-    Of all versions that are open, where the path names none; of all models, where it names no model either.
-    """
-    return JSONResponse({"model_stats": [version_statistics(each) for each in _list_pipelines(request)]})
-
-
-async def model_metadata(request: Request) -> Response:
-    """Inputs and outputs of the model; -1 is any length."""
-    contract = _get_pipeline(request).contract
-    outputs = [{"name": each, "datatype": kind, "shape": shape} for each, (kind, shape) in OUTPUTS.items()]
-    return JSONResponse(
-        {
-            "name": contract.name,
-            "versions": _get_router(request).list_versions(),
-            "platform": "onnx_onnxv1",
-            "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
-            "outputs": outputs,
-        }
+@router.get("/models/{name}", responses=_errors(404, 422, 503))
+@router.get("/models/{name}/versions/{version}", responses=_errors(404, 422, 503))
+async def model_metadata(request: Request, name: str, version: str | None = None) -> ModelMetadata:
+    """Return inputs and outputs of a model; -1 is any length."""
+    contract = _get_pipeline(request, name, version).contract
+    return ModelMetadata(
+        name=contract.name,
+        versions=_get_router(request, name).list_versions(),
+        platform="onnx_onnxv1",
+        inputs=[TensorMetadata(name=INPUT_NAME, datatype="BYTES", shape=[-1])],
+        outputs=[TensorMetadata(name=each, datatype=kind, shape=shape) for each, (kind, shape) in OUTPUTS.items()],
     )
 
 
-async def model_config(request: Request) -> Response:
-    """The same in the terms of Triton's model configuration; pictures are batched here, whatever requests hold."""
-    contract = _get_pipeline(request).contract
-    types = {"BYTES": "TYPE_STRING", "INT32": "TYPE_INT32"}
-    outputs = [{"name": each, "data_type": types[kind], "dims": shape} for each, (kind, shape) in OUTPUTS.items()]
-    inputs = [{"name": INPUT, "data_type": "TYPE_STRING", "dims": [-1]}]
-    return JSONResponse(
-        {
-            "name": contract.name,
-            "platform": "onnxruntime_onnx",
-            "backend": "useg",
-            "max_batch_size": 0,
-            "input": inputs,
-            "output": outputs,
-        }
+@router.get("/models/{name}/config", responses=_errors(404, 422, 503))
+@router.get("/models/{name}/versions/{version}/config", responses=_errors(404, 422, 503))
+async def model_config(request: Request, name: str, version: str | None = None) -> TritonModelConfig:
+    """Return Triton's configuration of a model."""
+    contract = _get_pipeline(request, name, version).contract
+    return TritonModelConfig(
+        name=contract.name,
+        platform="onnxruntime_onnx",
+        backend="useg",
+        max_batch_size=0,
+        input=[TritonTensor(name=INPUT_NAME, data_type="TYPE_STRING", dims=[-1])],
+        output=[
+            TritonTensor(name=each, data_type=_TRITON_TYPES[kind], dims=shape)
+            for each, (kind, shape) in OUTPUTS.items()
+        ],
     )
 
 
-async def model_ready(request: Request) -> Response:
-    """Whether the model takes pictures; 503 if not."""
+@router.get("/models/{name}/ready", responses={**_errors(404, 422), 503: {"model": ModelReady}})
+@router.get("/models/{name}/versions/{version}/ready", responses={**_errors(404, 422), 503: {"model": ModelReady}})
+async def model_ready(request: Request, response: Response, name: str, version: str | None = None) -> ModelReady:
+    """Report whether a model accepts images; 503 if not."""
     is_ready = not get_state(request).model_repository.is_draining
     try:
-        _get_pipeline(request)
+        _get_pipeline(request, name, version)
     except NotReady:
         is_ready = False
-    return JSONResponse({"name": request.path_params["name"], "ready": is_ready}, 200 if is_ready else 503)
+    if not is_ready:
+        response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    return ModelReady(name=name, ready=is_ready)
 
 
-@router.post("/repository/index", responses=document_errors(503))
-async def repository_index(request: Request) -> Response:
-    """The models that there are, with all their versions: none until one is ready."""
+@router.post("/repository/index", responses=_errors(429, 503))
+async def repository_index(request: Request) -> list[RepositoryEntry]:
+    """List all models with all their versions."""
     statuses = await asyncio.to_thread(get_state(request).model_repository.leader.list_statuses)
-    return JSONResponse(
-        [
-            {
-                "name": model.name,
-                "version": each.version,
-                "state": _STATES.get(each.state, "UNAVAILABLE"),
-                "reason": each.reason or (each.state if each.state in ("unloaded", "failed") else ""),
-            }
-            for model in statuses
-            for each in model.versions
-        ]
-    )
+    return [
+        RepositoryEntry(
+            name=model.name,
+            version=each.version,
+            state="READY" if each.state in _LOADED_STATES else "LOADING" if each.state == "loading" else "UNAVAILABLE",
+            reason=each.reason or (each.state if each.state in ("unloaded", "failed") else ""),
+        )
+        for model in statuses
+        for each in model.versions
+    ]
 
 
-async def reject_repository_change(request: Request) -> Response:
-    """Refused: an artifact is given at the start."""
-    _get_pipeline(request)
+@router.post("/repository/models/{name}/load", responses=_errors(404, 422, 429, 503))
+@router.post("/repository/models/{name}/unload", responses=_errors(404, 422, 429, 503))
+async def reject_repository_change(request: Request, name: str) -> Response:
+    """Not supported: the response says how to change what is served."""
+    _get_pipeline(request, name, None)
     has_registry = get_state(request).model_repository.leader.registry is not None
-    raise InvalidParameter(_LED if has_registry else _FIXED)
+    raise InvalidParameter(_HAS_REGISTRY if has_registry else _NO_REGISTRY)
 
 
-async def infer(request: Request) -> Response:
-    """The segments of the pictures in the tensor `image`, each an encoded file: raw in binary, base64 in JSON.
+@router.post("/models/{name}/infer", responses=_INFER_RESPONSES, openapi_extra=_INFER_BODY, response_class=Response)
+@router.post(
+    "/models/{name}/versions/{version}/infer",
+    responses=_INFER_RESPONSES,
+    openapi_extra=_INFER_BODY,
+    response_class=Response,
+)
+async def infer(
+    request: Request,
+    context: Annotated[RequestContext, Depends(parse_request_context)],
+    name: str,
+    version: str | None = None,
+) -> Response:
+    """Segment the images of the tensor `image`.
 
-    Outputs `panoptic` (the default), `instance` and `semantic` hold for each picture the JSON of /v1/segment;
-    `panoptic_ids`, in binary alone and for pictures of one size, holds the ids of their pixels. Parameters are those of
-    /v1/segment without `task`, and of the extension schedule_policy `priority` and `timeout` in microseconds.
+    The outputs `panoptic` (the default), `instance` and `semantic` hold the JSON of `/v1/segment` for each image;
+    `panoptic_ids`, binary only and for images of one size, holds the segment ids of their pixels.
     """
-    parts = get_state(request)
-    claim = parse_request_context(request, parts.settings.request_timeout_s)
-    rollout = _get_router(request)
-    request.state.tally = rollout.tally
-    version = request.path_params.get("version")
-    admitted = rollout.admit(claim, get_routing_key(request)) if version is None else _admit(request, claim)
-    request.state.stopwatch = stopwatch = StageTimer(parts.telemetry)
+    state = get_state(request)
+    router = _get_router(request, name)
+    timer = StageTimer(state.telemetry)
+    request.state.version_stats, request.state.timer = router.tally, timer
+    admitted = (
+        router.admit(context, context.routing_key)
+        if version is None
+        else _admit_version(_get_pipeline(request, name, version), context)
+    )
     with admitted as route:
-        with stopwatch.time("read"):
-            wanted = await read_infer_request(request, claim.deadline)
-        claim, options = parse_infer_parameters(wanted, claim)
+        with timer.time("read"):
+            infer_request, images = await read_infer_request(request, context.deadline)
+        outputs = list_outputs(infer_request)
+        own_context, options = parse_infer_parameters(infer_request, outputs, context)
 
-        async def ask(pipeline: Pipeline, claim: RequestContext) -> tuple[bytes, int | None]:
-            request.state.tally = pipeline.tally
-            return await infer_images(pipeline, wanted, options, claim, stopwatch)
+        async def run(pipeline: Pipeline, context: RequestContext) -> tuple[bytes, int | None]:
+            request.state.version_stats = pipeline.tally
+            return await infer_images(pipeline, images, outputs, options, context, timer, infer_request.id)
 
-        content, length = await cancel_on_disconnect(request, replace(route, claim=claim).answer(ask), claim.deadline)
-    rollout.mirror(wanted.pictures)
-    headers = {"Server-Timing": stopwatch.render()} | ({} if length is None else {LENGTH_HEADER: str(length)})
-    return Response(content, 200, headers, "application/json" if length is None else "application/octet-stream")
-
-
-def _is_ready(request: Request) -> bool:
-    fleet = get_state(request).model_repository
-    try:
-        fleet.require_ready()
-    except NotReady:
-        return False
-    return True
+        work = replace(route, claim=own_context).answer(run)
+        content, json_length = await cancel_on_disconnect(request, work, own_context.deadline)
+    router.mirror(images)
+    headers = {"Server-Timing": timer.render()}
+    if json_length is None:
+        return Response(content, HTTPStatus.OK, headers, "application/json")
+    return Response(content, HTTPStatus.OK, headers | {LENGTH_HEADER: str(json_length)}, "application/octet-stream")
 
 
-def _get_router(request: Request) -> TrafficRouter:
-    """The model that the path means. Raises ModelNotFound, and NotReady while there is none."""
-    return get_state(request).model_repository.find(request.path_params.get("name"))
+def _get_router(request: Request, name: str) -> TrafficRouter:
+    return get_state(request).model_repository.find(name)
 
 
-def _get_pipeline(request: Request) -> Pipeline:
-    """The version that the path means, the active one where it says none. Raises ModelNotFound and NotReady."""
-    rollout, version = _get_router(request), request.path_params.get("version")
-    active = rollout.require()
-    return active if version is None else rollout.find_version(version)
-
-
-def _list_pipelines(request: Request) -> list[Pipeline]:
-    """Those that the path means. Raises as `_get_pipeline`."""
-    if "version" in request.path_params:
-        return [_get_pipeline(request)]
-    every = get_state(request).model_repository.list_routers().values()
-    rollouts = [_get_router(request)] if "name" in request.path_params else every
-    return [each for rollout in rollouts for each in rollout.list_pipelines()]
+def _get_pipeline(request: Request, name: str, version: str | None) -> Pipeline:
+    """Return a version, by default the active one. Raises ModelNotFound, and NotReady if no version is active."""
+    router = _get_router(request, name)
+    active = router.require()
+    return active if version is None else router.find_version(version)
 
 
 @contextmanager
-def _admit(request: Request, claim: RequestContext) -> Iterator[Route]:
-    """A place with the version that the path means, and with no other."""
-    pipeline = _get_pipeline(request)
-    with pipeline.admit(claim):
-        yield Route(pipeline=pipeline, spare=None, claim=claim)
-
-
-def _add_route(path: str, handler: Callable[[Request], Awaitable[Response]], method: str) -> None:
-    parameters = [
-        {"name": name, "in": "path", "required": True, "description": text, "schema": {"type": "string"}}
-        for name, text in (("name", "The model's name."), ("version", "Its version."))
-        if f"{{{name}}}" in path
-    ]
-    extra: dict[str, Any] = {"parameters": parameters}
-    if handler is infer:
-        extra |= {"requestBody": INFER_BODY}
-    if handler is infer:
-        responses = INFER_RESPONSES | INFER_ERRORS
-    else:
-        responses = MODEL_ERRORS | (document_errors(422) if method == "POST" else {})
-    router.add_api_route(path, handler, methods=[method], openapi_extra=extra, responses=responses)
-
-
-def _add_model_routes() -> None:
-    """The routes of a model, each with and without its version."""
-    _add_route("/models/stats", model_statistics, "GET")
-    for end, handler, method in (
-        ("", model_metadata, "GET"),
-        ("/config", model_config, "GET"),
-        ("/ready", model_ready, "GET"),
-        ("/stats", model_statistics, "GET"),
-        ("/infer", infer, "POST"),
-    ):
-        _add_route(_MODEL + end, handler, method)
-        _add_route(_VERSION + end, handler, method)
-    for verb in ("load", "unload"):
-        _add_route(f"/repository{_MODEL}/{verb}", reject_repository_change, "POST")
-
-
-_add_model_routes()
+def _admit_version(pipeline: Pipeline, context: RequestContext) -> Iterator[Route]:
+    with pipeline.admit(context):
+        yield Route(pipeline=pipeline, spare=None, claim=context)

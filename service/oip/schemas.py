@@ -1,109 +1,195 @@
-"""What OpenAPI says of the Open Inference Protocol's routes."""
+"""Messages of the Open Inference Protocol v2 (REST) and of its Triton extensions."""
 
-from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from service.oip.tensors import INPUT, LENGTH_HEADER, OUTPUTS
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-Responses = dict[int | str, dict[str, Any]]
-
-_BINARY = {"type": "string", "format": "binary"}
-_LENGTH = {LENGTH_HEADER: {"description": "Bytes of JSON before the tensors.", "schema": {"type": "integer"}}}
-_TENSOR = {
-    "type": "object",
-    "required": ["name", "datatype", "shape"],
-    "properties": {
-        "name": {"type": "string"},
-        "datatype": {"type": "string", "enum": ["BYTES", "INT32"]},
-        "shape": {"type": "array", "items": {"type": "integer"}},
-        "parameters": {"type": "object"},
-        "data": {"type": "array", "items": {"type": "string"}},
-    },
+INPUT_NAME = "image"
+IDS_OUTPUT = "panoptic_ids"
+OutputName = Literal["panoptic", "instance", "semantic", "panoptic_ids"]
+Datatype = Literal["BYTES", "INT32"]
+OUTPUTS: dict[OutputName, tuple[Datatype, list[int]]] = {
+    "panoptic": ("BYTES", [-1]),
+    "instance": ("BYTES", [-1]),
+    "semantic": ("BYTES", [-1]),
+    "panoptic_ids": ("INT32", [-1, -1, -1]),
 }
-_REQUESTED_OUTPUT = {
-    "type": "object",
-    "required": ["name"],
-    "properties": {"name": {"type": "string", "enum": list(OUTPUTS)}, "parameters": {"type": "object"}},
-}
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-
-NOT_READY: Responses = {
-    503: {
-        "description": "Not ready.",
-        "content": {
-            "application/json": {
-                "schema": {"type": "object", "required": ["ready"], "properties": {"ready": {"type": "boolean"}}},
-                "example": {"ready": False},
-            }
-        },
-    }
-}
+"""Datatype and shape of each output: the JSON of `/v1/segment` for each image, or the segment ids of the pixels."""
 
 
-def document_errors(*statuses: int) -> Responses:
-    """The documented error answers of a route, in the protocol's one form."""
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {
-                "application/json": {"schema": _ERROR, "example": {"error": f"{HTTPStatus(status).phrase.lower()}: …"}}
-            },
-        }
-        for status in statuses
-    }
+class _Message(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-MODEL_ERRORS = document_errors(404, 503)
-INFER_ERRORS = document_errors(400, 404, 413, 415, 422, 500, 503, 504)
+class _Request(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
-INFER_BODY: dict[str, Any] = {
-    "required": True,
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["inputs"],
-                "properties": {
-                    "id": {"type": "string"},
-                    "parameters": {"type": "object"},
-                    "inputs": {"type": "array", "items": _TENSOR, "minItems": 1, "maxItems": 1},
-                    "outputs": {"type": "array", "items": _REQUESTED_OUTPUT},
-                },
-            },
-            "example": {
-                "id": "42",
-                "parameters": {"threshold": 0.4},
-                "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [1], "data": ["iVBORw0KGgo…"]}],
-                "outputs": [{"name": "panoptic"}],
-            },
-        },
-        "application/octet-stream": {"schema": {**_BINARY, "description": "JSON, then tensors."}},
-    },
-}
-INFER_RESPONSES: Responses = {
-    200: {
-        "description": "The outputs that were asked for; tensors in binary follow the JSON.",
-        "headers": _LENGTH,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["model_name", "outputs"],
-                    "properties": {
-                        "model_name": {"type": "string"},
-                        "model_version": {"type": "string"},
-                        "id": {"type": "string"},
-                        "outputs": {"type": "array", "items": _TENSOR},
-                    },
-                },
-                "example": {
-                    "model_name": "useg-vits14",
-                    "model_version": "1",
-                    "id": "42",
-                    "outputs": [{"name": "panoptic", "datatype": "BYTES", "shape": [1], "data": ["{…}"]}],
-                },
-            },
-            "application/octet-stream": {"schema": {**_BINARY, "description": "JSON, then tensors."}},
-        },
-    }
-}
+
+class ServerMetadata(_Message):
+    """The server and the protocol extensions that it supports."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ServerLive(_Message):
+    """Whether the process responds."""
+
+    live: bool
+
+
+class ServerReady(_Message):
+    """Whether images are accepted."""
+
+    ready: bool
+
+
+class ModelReady(_Message):
+    """Whether a model accepts images."""
+
+    name: str
+    ready: bool
+
+
+class TensorMetadata(_Message):
+    """Name, type and shape of a tensor; -1 is any length."""
+
+    name: str
+    datatype: Datatype
+    shape: list[int]
+
+
+class ModelMetadata(_Message):
+    """Inputs and outputs of a model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class TritonTensor(_Message):
+    """A tensor in Triton's model configuration."""
+
+    name: str
+    data_type: Literal["TYPE_STRING", "TYPE_INT32"]
+    dims: list[int]
+
+
+class TritonModelConfig(_Message):
+    """Triton's model configuration."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int
+    """0: a request has no batch axis; the server itself batches images of several requests."""
+    input: list[TritonTensor]
+    output: list[TritonTensor]
+
+
+class RepositoryEntry(_Message):
+    """A version in the model repository."""
+
+    name: str
+    version: str
+    state: Literal["LOADING", "READY", "UNAVAILABLE"]
+    reason: str
+
+
+class DurationStatistic(_Message):
+    """How often something happened and how long it took in total."""
+
+    count: int
+    ns: int
+
+
+class InferenceStatistics(_Message):
+    """Requests, and stages of images."""
+
+    success: DurationStatistic
+    fail: DurationStatistic
+    queue: DurationStatistic
+    compute_input: DurationStatistic
+    compute_infer: DurationStatistic
+    compute_output: DurationStatistic
+    cache_hit: DurationStatistic
+    cache_miss: DurationStatistic
+
+
+class VersionStatistics(_Message):
+    """Statistics of a version since it was loaded."""
+
+    name: str
+    version: str
+    last_inference: int
+    """Milliseconds since 1970; 0 for never."""
+    inference_count: int
+    """Images."""
+    execution_count: int
+    """Batches."""
+    inference_stats: InferenceStatistics
+    batch_stats: list[Any]
+
+
+class ModelStatistics(_Message):
+    """Statistics of all loaded versions."""
+
+    model_stats: list[VersionStatistics]
+
+
+class InferInput(_Request):
+    """The images of a request, each an encoded file: raw in binary, base64 in JSON."""
+
+    name: Literal["image"]
+    datatype: Literal["BYTES"]
+    shape: Annotated[list[PositiveInt], Field(min_length=1)]
+    parameters: dict[str, Any] = {}
+    """`binary_data_size`: bytes of this tensor after the JSON."""
+    data: list[Any] | None = None
+    """Base64 texts, flat or nested."""
+
+
+class InferOutputRequest(_Request):
+    """A requested output."""
+
+    name: OutputName
+    parameters: dict[str, Any] = {}
+    """`binary_data`: whether the output follows the JSON."""
+
+
+class InferRequest(_Request):
+    """An inference request. Parameters are the options of `/v1/segment` except `task`, and `priority`, `timeout` (µs)
+    and `binary_data_output`."""
+
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    inputs: Annotated[list[InferInput], Field(min_length=1, max_length=1)]
+    outputs: list[InferOutputRequest] = []
+
+
+class InferOutput(_Message):
+    """An output tensor: for each image the JSON response of `/v1/segment`, or the segment ids of its pixels."""
+
+    name: OutputName
+    datatype: Datatype
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+    data: list[str] | None = None
+
+
+class InferResponse(_Message):
+    """The requested outputs."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[InferOutput]
+
+
+class OipError(_Message):
+    """Any error."""
+
+    error: str

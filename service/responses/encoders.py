@@ -1,16 +1,18 @@
-"""One picture's segments as bytes, in every type that we answer in."""
+"""Response formats: content negotiation, the formats of one image, and responses with several results."""
 
 import io
+import re
 import uuid
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal, get_args
 
 import orjson
 
 from model.contract import Contract, Task
+from model.errors import NotAcceptable
 from model.formats.coco import list_coco_categories, to_coco_annotation
 from model.formats.encoders import (
     encode_cluster_png,
@@ -23,128 +25,217 @@ from model.formats.encoders import (
 )
 from model.images import DecodedImage
 from model.postprocessing.panoptic import Segmentation
-from service.requests.parameters import FormatName, SegmentParameters
-from service.responses.media_types import MediaType
+from service.inference.pipeline import SegmentationResult
+from service.requests import FormatName, SegmentOptions
 from service.responses.problems import PROBLEM_MEDIA_TYPE
 
+MediaType = Literal[
+    "application/json",
+    "image/png",
+    "image/jpeg",
+    "application/geo+json",
+    'image/png;profile="clusters"',
+    "application/x-npz",
+    "application/vnd.hf.image-segmentation+json",
+    "application/zip",
+    "multipart/mixed",
+]
+MEDIA_TYPES: tuple[MediaType, ...] = get_args(MediaType)
+"""Media types of a single result; the first is the default, and the earlier of equal quality is chosen."""
+MULTI_RESULT_MEDIA_TYPES: tuple[MediaType, ...] = ("application/json", "application/zip", "multipart/mixed")
+"""Media types of several images or tasks."""
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedResponse:
-    """What is sent, but for the headers that every answer has."""
+_DEFAULT_PROFILES = {"image/png": "coco-panoptic"}
+_QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?", re.ASCII)
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest time in a zip file: equal results are equal bytes."""
 
-    content: bytes
-    media: str
-    notes: tuple[str, ...] = ()
-    """What the caller should know about how the picture was read; plain ASCII."""
-    status: int = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentationResult:
-    """A picture and what was found in it."""
-
-    photo: DecodedImage
-    """In the size of the answer."""
-    original_size: tuple[int, int]
-    """Height and width of the picture as it came, upright."""
-    segmentations: tuple[tuple[Task, Segmentation], ...]
-    """One for each task, in the order they were asked for."""
+_FORMATS: dict[FormatName, tuple[str, str]] = {
+    "json": ("application/json", ".json"),
+    "geojson": ("application/geo+json", ".geojson"),
+    "png": ("image/png", ".png"),
+    "clusters": ('image/png;profile="clusters"', ".clusters.png"),
+    "overlay": ("image/jpeg", ".overlay.jpg"),
+    "npz": ("application/x-npz", ".npz"),
+    "huggingface": ("application/vnd.hf.image-segmentation+json", ".huggingface.json"),
+}
+"""Media type and file suffix of each format."""
+_FORMAT_OF_MEDIA_TYPE = {media_type: name for name, (media_type, _) in _FORMATS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResponsePart:
-    """One file of an answer."""
+    """One file of a response."""
 
     content: bytes
-    media: str
+    media_type: str
     suffix: str
     task: Task | None
-    """None for one that covers them all."""
+    """None for a file that covers all tasks."""
     annotation: dict[str, Any] | None = None
-    """Of a panoptic PNG for a data set, COCO's; the place and name of the file are still to come."""
+    """COCO annotation of a panoptic PNG in a zip file; image id and file name are set when the zip is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageResponse:
+    """The response for one image: its files, or the problem."""
+
+    name: str | None
+    """File name that the client sent."""
+    size: tuple[int, int] = (0, 0)
+    """Height and width of the result."""
+    parts: tuple[ResponsePart, ...] = ()
+    warnings: tuple[str, ...] = ()
+    problem: dict[str, Any] | None = None
+
+    @property
+    def status(self) -> int:
+        return int(self.problem["status"]) if self.problem else HTTPStatus.OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedResponse:
+    """Body and status of a response."""
+
+    content: bytes
+    media_type: str
+    warnings: tuple[str, ...] = ()
+    """ASCII texts for `X-Image-Warnings`."""
+    status: int = HTTPStatus.OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MediaRange:
+    """An entry of an `Accept` header."""
+
+    name: str
+    profile: str | None
+    quality: float
+
+    def specificity(self, name: str, profile: str | None) -> int:
+        """Return how specifically the range matches a media type, 0 for no match."""
+        if self.profile is not None:
+            return 4 if (self.name, self.profile) == (name, profile) else 0
+        return {name: 3, f"{name.split('/')[0]}/*": 2, "*/*": 1}.get(self.name, 0)
+
+
+def negotiate_media_type(accept: str, *, is_multiple: bool = False) -> MediaType:
+    """Return the best media type for an `Accept` header (RFC 9110, section 12.5.1).
+
+    Only the parameters `q` and `profile` are used; a range with a malformed `q` is not acceptable.
+    Raises NotAcceptable if nothing matches.
+    """
+    offered = MULTI_RESULT_MEDIA_TYPES if is_multiple else MEDIA_TYPES
+    if not accept.strip():
+        return offered[0]
+    ranges = [_parse_media_range(text) for text in accept.split(",") if text.strip()]
+    best = max(offered, key=lambda media_type: _quality(media_type, ranges))
+    if _quality(best, ranges) <= 0.0:
+        subject = " of several images or tasks" if is_multiple else ""
+        raise NotAcceptable(f"no response{subject} matches 'Accept: {accept}': supported are {', '.join(offered)}")
+    return best
 
 
 def encode_result(
-    found: SegmentationResult, contract: Contract, options: SegmentParameters, media: MediaType
+    result: SegmentationResult, contract: Contract, options: SegmentOptions, media_type: MediaType
 ) -> tuple[ResponsePart, ...]:
-    """The files of an answer in a type; one, unless the type is an archive's."""
-    if media == "application/json":
-        content = orjson.dumps(result_to_json(found, contract))
-        return (ResponsePart(content=content, media=media, suffix=".json", task=None),)
-    names = (_FORMAT_OF_MEDIA_TYPE[media],) if media in _FORMAT_OF_MEDIA_TYPE else options.parts
+    """Return the files for one image: one, unless the media type is an archive."""
+    if media_type == "application/json":
+        content = orjson.dumps(result_to_json(result, contract))
+        return (ResponsePart(content=content, media_type=media_type, suffix=".json", task=None),)
+    single = _FORMAT_OF_MEDIA_TYPE.get(media_type)
+    has_annotations = media_type == "application/zip"
     return tuple(
         ResponsePart(
-            content=_encode_format(name, found, task, segmentation, contract),
-            media=_FORMATS[name][0],
+            content=_encode_format(name, result, task, segmentation, contract),
+            media_type=_FORMATS[name][0],
             suffix=_FORMATS[name][1],
             task=task,
-            annotation=to_coco_annotation(segmentation, contract, 0, "")
-            if (media, name) == ("application/zip", "png")
-            else None,
+            annotation=to_coco_annotation(segmentation, contract, 0, "") if has_annotations and name == "png" else None,
         )
-        for task, segmentation in found.segmentations
-        for name in names
+        for task, segmentation in result.segmentations
+        for name in ((single,) if single else options.formats)
     )
 
 
-def result_to_json(found: SegmentationResult, contract: Contract) -> dict[str, Any]:
-    """The JSON answer; `service.responses.schemas` documents it, and a test holds the two together."""
-    answers = [
+def compose_response(
+    images: Sequence[ImageResponse], contract: Contract, media_type: MediaType, *, is_batch: bool
+) -> EncodedResponse:
+    """Return the response to a request; that to a batch has the status of each image, and is 207 if one failed."""
+    status = HTTPStatus.MULTI_STATUS if any(image.problem for image in images) else HTTPStatus.OK
+    warnings = () if is_batch else images[0].warnings
+    if media_type == "application/zip":
+        content = _encode_zip(images, contract)
+        return EncodedResponse(content=content, media_type=media_type, warnings=warnings, status=status)
+    if media_type == "multipart/mixed":
+        boundary = uuid.uuid4().hex
+        content = _encode_multipart(images, boundary)
+        full_type = f"{media_type}; boundary={boundary}"
+        return EncodedResponse(content=content, media_type=full_type, warnings=warnings, status=status)
+    if is_batch:
+        return EncodedResponse(content=_encode_batch_json(images, contract), media_type=media_type, status=status)
+    (part,) = images[0].parts
+    return EncodedResponse(content=part.content, media_type=part.media_type, warnings=warnings)
+
+
+def result_to_json(result: SegmentationResult, contract: Contract) -> dict[str, Any]:
+    """Return the JSON of one image, as `SegmentationResponse` or `MultiTaskResponse` documents it."""
+    results = [
         {"task": task, "segments_info": to_segments_info(segmentation, contract)}
-        for task, segmentation in found.segmentations
+        for task, segmentation in result.segmentations
     ]
-    head = {"image": _image_to_json(found), "model": model_to_json(contract)}
-    return head | (answers[0] if len(answers) == 1 else {"answers": answers})
+    head = {"image": _image_to_json(result), "model": model_to_json(contract)}
+    return head | (results[0] if len(results) == 1 else {"results": results})
 
 
 def model_to_json(contract: Contract) -> dict[str, str]:
-    """Who answers."""
+    """Return name and version of the model."""
     return {"name": contract.name, "version": contract.version}
 
 
-def image_warnings(photo: DecodedImage) -> tuple[str, ...]:
-    """What was left out of the picture."""
-    return (f"only the first of {photo.num_frames} frames was segmented",) if photo.num_frames > 1 else ()
+def image_warnings(image: DecodedImage) -> tuple[str, ...]:
+    """Return what was ignored in the image."""
+    return (f"only the first of {image.num_frames} frames was segmented",) if image.num_frames > 1 else ()
 
 
-def _image_to_json(found: SegmentationResult) -> dict[str, Any]:
-    photo = found.photo
+def _image_to_json(result: SegmentationResult) -> dict[str, Any]:
+    image = result.image
     return {
-        "width": photo.width,
-        "height": photo.height,
-        "original_width": found.original_size[1],
-        "original_height": found.original_size[0],
-        "frames": photo.num_frames,
-        "frame_used": 0,
-        "orientation_applied": photo.orientation != 1,
-        "notes": image_warnings(photo),
+        "width": image.width,
+        "height": image.height,
+        "original_width": result.original_size[1],
+        "original_height": result.original_size[0],
+        "num_frames": image.num_frames,
+        "frame_index": 0,
+        "exif_transposed": image.orientation != 1,
+        "warnings": image_warnings(image),
     }
 
 
 def _encode_format(
-    name: FormatName, found: SegmentationResult, task: Task, segmentation: Segmentation, contract: Contract
+    name: FormatName, result: SegmentationResult, task: Task, segmentation: Segmentation, contract: Contract
 ) -> bytes:
     match name:
         case "json":
-            return orjson.dumps(result_to_json(replace(found, segmentations=((task, segmentation),)), contract))
-        case "polygons":
-            return _encode_geojson(found, task, segmentation, contract)
+            return orjson.dumps(result_to_json(replace(result, segmentations=((task, segmentation),)), contract))
+        case "geojson":
+            return _encode_geojson(result, task, segmentation, contract)
         case "png":
             return encode_panoptic_png(segmentation.label_map)
         case "clusters":
             return encode_cluster_png(segmentation, contract)
         case "overlay":
-            return encode_overlay(found.photo.image, segmentation)
+            return encode_overlay(result.image.image, segmentation)
         case "npz":
             return to_npz(segmentation, contract)
         case "huggingface":
             return orjson.dumps(to_hf_masks(segmentation, contract))
 
 
-def _encode_geojson(found: SegmentationResult, task: Task, segmentation: Segmentation, contract: Contract) -> bytes:
+def _encode_geojson(result: SegmentationResult, task: Task, segmentation: Segmentation, contract: Contract) -> bytes:
     collection = {
         "type": "FeatureCollection",
-        "image": _image_to_json(found),
+        "image": _image_to_json(result),
         "model": model_to_json(contract),
         "task": task,
         "features": to_geojson_features(segmentation, contract),
@@ -152,117 +243,87 @@ def _encode_geojson(found: SegmentationResult, task: Task, segmentation: Segment
     return orjson.dumps(collection, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-_FORMATS: dict[FormatName, tuple[str, str]] = {
-    "json": ("application/json", ".json"),
-    "polygons": ("application/geo+json", ".geojson"),
-    "png": ("image/png", ".png"),
-    "clusters": ('image/png;profile="clusters"', ".clusters.png"),
-    "overlay": ("image/jpeg", ".overlay.jpg"),
-    "npz": ("application/x-npz", ".npz"),
-    "huggingface": ("application/vnd.hf.image-segmentation+json", ".huggingface.json"),
-}
-"""The type of each part, and how the name of its file ends."""
-_FORMAT_OF_MEDIA_TYPE = {media: name for name, (media, _) in _FORMATS.items()}
+def _parse_media_type(text: str) -> tuple[str, str | None]:
+    """Return the media type in lower case without parameters, and its profile."""
+    name, *parameters = (piece.strip() for piece in text.split(";"))
+    profiles = (piece.partition("=")[2].strip('" ') for piece in parameters if piece.lower().startswith("profile="))
+    return name.lower(), next(profiles, None)
 
 
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The first that a zip file can name: equal answers are equal bytes."""
+def _parse_media_range(text: str) -> _MediaRange:
+    name, profile = _parse_media_type(text)
+    parameters = [piece.strip().lower() for piece in text.split(";")[1:]]
+    quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+    return _MediaRange(name=name, profile=profile, quality=float(quality) if _QUALITY.fullmatch(quality) else 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageResponse:
-    """What became of one picture."""
-
-    name: str | None
-    """Of the file, as the caller named it."""
-    size: tuple[int, int] = (0, 0)
-    """Height and width in the answer."""
-    parts: tuple[ResponsePart, ...] = ()
-    notes: tuple[str, ...] = ()
-    problem: dict[str, Any] | None = None
-    """Why there is no part."""
-
-    @property
-    def status(self) -> int:
-        return int(self.problem["status"]) if self.problem else HTTPStatus.OK
+def _quality(media_type: MediaType, ranges: list[_MediaRange]) -> float:
+    """Return the quality of the most specific range that matches, the last of equally specific ones."""
+    name, profile = _parse_media_type(media_type)
+    profile = profile or _DEFAULT_PROFILES.get(name)
+    matching = [each for each in ranges if each.specificity(name, profile)]
+    return max(reversed(matching), key=lambda each: each.specificity(name, profile)).quality if matching else 0.0
 
 
-def compose_response(
-    items: Sequence[ImageResponse], contract: Contract, media: MediaType, *, is_batch: bool
-) -> EncodedResponse:
-    """The whole answer. A batch tells the status of each picture, and is itself 207 if one of them failed."""
-    status = HTTPStatus.MULTI_STATUS if any(item.problem for item in items) else HTTPStatus.OK
-    notes = () if is_batch else items[0].notes
-    if media == "application/zip":
-        return EncodedResponse(content=_encode_zip(items, contract), media=media, notes=notes, status=status)
-    if media == "multipart/mixed":
-        boundary = uuid.uuid4().hex
-        content = _encode_multipart(items, boundary)
-        return EncodedResponse(content=content, media=f"{media}; boundary={boundary}", notes=notes, status=status)
-    if is_batch:
-        return EncodedResponse(content=_encode_batch_json(items, contract), media=media, status=status)
-    return EncodedResponse(content=items[0].parts[0].content, media=items[0].parts[0].media, notes=notes)
+def _image_status(index: int, image: ImageResponse) -> dict[str, Any]:
+    entry: dict[str, Any] = {"index": index, "name": image.name, "status": image.status}
+    return entry | ({"error": image.problem} if image.problem else {})
 
 
-def _image_status(index: int, item: ImageResponse) -> dict[str, Any]:
-    entry: dict[str, Any] = {"index": index, "name": item.name, "status": item.status}
-    return entry | ({"problem": item.problem} if item.problem else {})
-
-
-def _encode_batch_json(items: Sequence[ImageResponse], contract: Contract) -> bytes:
-    """The JSON answer to a batch."""
+def _encode_batch_json(images: Sequence[ImageResponse], contract: Contract) -> bytes:
     entries = [
-        _image_status(index, item) | ({"answer": orjson.Fragment(item.parts[0].content)} if item.parts else {})
-        for index, item in enumerate(items)
+        _image_status(index, image) | ({"result": orjson.Fragment(image.parts[0].content)} if image.parts else {})
+        for index, image in enumerate(images)
     ]
-    return orjson.dumps({"model": model_to_json(contract), "items": entries})
+    return orjson.dumps({"model": model_to_json(contract), "results": entries})
 
 
-def _encode_multipart(items: Sequence[ImageResponse], boundary: str) -> bytes:
-    """Parts in the order of the pictures; `X-ImageResponse` tells of which, `X-Status` what became of it."""
+def _encode_multipart(images: Sequence[ImageResponse], boundary: str) -> bytes:
+    """Encode the files in the order of the images, each with the index and status of its image."""
     lines: list[bytes] = []
-    for index, item in enumerate(items):
-        refusal = ResponsePart(
-            content=orjson.dumps(item.problem), media=PROBLEM_MEDIA_TYPE, suffix=".problem.json", task=None
+    for index, image in enumerate(images):
+        problem = ResponsePart(
+            content=orjson.dumps(image.problem), media_type=PROBLEM_MEDIA_TYPE, suffix=".problem.json", task=None
         )
-        for part in item.parts or (refusal,):
+        for part in image.parts or (problem,):
             file_name = f"{_file_stem(index)}{f'-{part.task}' if part.task else ''}{part.suffix}"
             head = (
-                f"--{boundary}\r\nContent-Type: {part.media}\r\n"
+                f"--{boundary}\r\nContent-Type: {part.media_type}\r\n"
                 f'Content-Disposition: attachment; filename="{file_name}"\r\n'
-                f"Content-Length: {len(part.content)}\r\nX-Item: {index}\r\nX-Status: {item.status}\r\n"
-                + (f"X-Task: {part.task}\r\n" if part.task else "")
+                f"Content-Length: {len(part.content)}\r\nX-Item-Index: {index}\r\nX-Item-Status: {image.status}\r\n"
+                + (f"X-Item-Task: {part.task}\r\n" if part.task else "")
             )
             lines += [head.encode("ascii"), b"\r\n", part.content, b"\r\n"]
     return b"".join([*lines, f"--{boundary}--\r\n".encode("ascii")])
 
 
-def _encode_zip(items: Sequence[ImageResponse], contract: Contract) -> bytes:
-    """A folder for each task; with panoptic PNGs in it, beside it the JSON file that makes it a COCO data set."""
+def _encode_zip(images: Sequence[ImageResponse], contract: Contract) -> bytes:
+    """Encode one folder per task; with panoptic PNGs, a COCO JSON file next to the folder."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for index, item in enumerate(items):
-            for part in item.parts:
+        for index, image in enumerate(images):
+            for part in image.parts:
                 _add_to_zip(archive, f"{part.task}/{_file_stem(index)}{part.suffix}", part.content)
-        for task in dict.fromkeys(part.task for item in items for part in item.parts if part.annotation):
-            _add_to_zip(archive, f"{task}.json", orjson.dumps(_coco_panoptic_json(items, contract, task)))
-        listing = [_image_status(index, item) for index, item in enumerate(items)]
-        _add_to_zip(archive, "items.json", orjson.dumps(listing))
+        for task in dict.fromkeys(part.task for image in images for part in image.parts if part.annotation):
+            _add_to_zip(archive, f"{task}.json", orjson.dumps(_coco_panoptic_json(images, contract, task)))
+        statuses = [_image_status(index, image) for index, image in enumerate(images)]
+        _add_to_zip(archive, "results.json", orjson.dumps(statuses))
     return buffer.getvalue()
 
 
-def _coco_panoptic_json(items: Sequence[ImageResponse], contract: Contract, task: str | None) -> dict[str, Any]:
-    """COCO's panoptic JSON of all pictures; their ids count from 1, as their files do."""
-    images, annotations = [], []
-    for index, item in enumerate(items):
-        for part in item.parts:
+def _coco_panoptic_json(images: Sequence[ImageResponse], contract: Contract, task: str | None) -> dict[str, Any]:
+    """Return COCO's panoptic JSON of all images; image ids start at 1, as the file names do."""
+    entries, annotations = [], []
+    for index, image in enumerate(images):
+        for part in image.parts:
             if part.annotation and part.task == task:
                 file_name = f"{_file_stem(index)}{part.suffix}"
                 annotations.append(part.annotation | {"image_id": index + 1, "file_name": file_name})
-                height, width = item.size
-                images.append({"id": index + 1, "file_name": item.name or "", "height": height, "width": width})
+                height, width = image.size
+                entries.append({"id": index + 1, "file_name": image.name or "", "height": height, "width": width})
     info = {"description": f"{contract.name} {contract.version}"}
-    return {"info": info, "images": images, "annotations": annotations, "categories": list_coco_categories(contract)}
+    categories = list_coco_categories(contract)
+    return {"info": info, "images": entries, "annotations": annotations, "categories": categories}
 
 
 def _add_to_zip(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

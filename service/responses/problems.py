@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: one table of statuses, one function that makes the one body (RFC 9457)."""
+"""Error responses (RFC 9457): the table of statuses, the function that makes the body, and their documentation."""
 
 import logging
 from dataclasses import dataclass
@@ -47,57 +47,53 @@ logger = logging.getLogger(__name__)
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499
-"""Counted and logged where the client hung up; nobody is left to receive it."""
-NOT_READY_RETRY_S = 5
+"""Status in logs and metrics if the client disconnected; it is never sent."""
 OIP_PREFIX = "/v2"
+_NOT_READY_RETRY_S = 5
+_EXAMPLE_REQUEST = "2f1c3f0e-6a0c-4a52-9f43-6a3f2a1d7c55"
+
+Responses = dict[int | str, dict[str, Any]]
+"""Documented responses of a route, as FastAPI takes them."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ProblemType:
-    """What all errors of one class have in common."""
+    """What all errors of a class have in common."""
 
     status: int
     slug: str
-    """The stable end of the problem's `type`, for programs to compare."""
+    """Stable end of the problem's `type`."""
     title: str
     rejection: str | None = None
-    """The reason under which it is counted as turned away, if it is."""
+    """Label in the metric of rejected requests; None if the error is not counted there."""
 
 
-INTERNAL_ERROR = ProblemType(status=500, slug="internal", title="An error of the service")
+INTERNAL_ERROR = ProblemType(500, "internal", "Internal server error")
 
 PROBLEM_TYPES: dict[type[UsegError], ProblemType] = {
-    InputError: ProblemType(status=400, slug="bad-request", title="The request cannot be served"),
-    ImageTooLarge: ProblemType(
-        status=413, slug="image-too-large", title="The image is too large", rejection="too_large"
-    ),
-    TooManyPixels: ProblemType(
-        status=422, slug="too-many-pixels", title="The image has too many pixels", rejection="too_many_pixels"
-    ),
-    InvalidImage: ProblemType(status=422, slug="image-unreadable", title="The image cannot be read"),
-    InvalidParameter: ProblemType(status=422, slug="option-invalid", title="An option is invalid"),
-    UnsupportedMediaType: ProblemType(status=415, slug="media-unsupported", title="The body is of an unsupported type"),
-    NotAcceptable: ProblemType(status=406, slug="answer-unsupported", title="No acceptable type of answer"),
+    InputError: ProblemType(400, "bad-request", "Bad request"),
+    ImageTooLarge: ProblemType(413, "image-too-large", "The image is too large", "too_large"),
+    TooManyPixels: ProblemType(422, "too-many-pixels", "The image has too many pixels", "too_many_pixels"),
+    InvalidImage: ProblemType(422, "invalid-image", "The image cannot be decoded"),
+    InvalidParameter: ProblemType(422, "invalid-parameter", "Invalid parameter"),
+    UnsupportedMediaType: ProblemType(415, "unsupported-media-type", "Unsupported Content-Type of the body"),
+    NotAcceptable: ProblemType(406, "not-acceptable", "No response format matches the Accept header"),
     UrlInputUnsupported: ProblemType(
-        status=422, slug="url-refused", title="Nothing is fetched from an address", rejection="url_blocked"
+        422, "url-input-unsupported", "Image URLs are not supported; upload the image", "url_blocked"
     ),
-    HeadersTooLarge: ProblemType(
-        status=431, slug="headers-too-large", title="The headers are too large", rejection="too_large"
-    ),
-    Unauthorized: ProblemType(status=401, slug="unauthorized", title="An API key is needed", rejection="unauthorized"),
-    PermissionDenied: ProblemType(status=403, slug="forbidden", title="This is for administrators"),
-    ModelNotFound: ProblemType(status=404, slug="model-not-found", title="There is no such model"),
-    RegistryConflict: ProblemType(status=409, slug="registry-conflict", title="The registry is in another state"),
-    ClusterNotFound: ProblemType(status=404, slug="cluster-unknown", title="The model has no such cluster"),
-    PreconditionFailed: ProblemType(status=412, slug="revision-passed", title="The names were changed since"),
-    InvalidCategoryNames: ProblemType(
-        status=409, slug="names-unusable", title="The names of clusters cannot be changed"
-    ),
-    QueueFull: ProblemType(status=503, slug="busy", title="The queue is full", rejection="queue_full"),
-    RateLimited: ProblemType(status=429, slug="rate-limited", title="Too many requests", rejection="rate_limit"),
-    NotReady: ProblemType(status=503, slug="not-ready", title="The service is not ready", rejection="not_ready"),
-    ShuttingDown: ProblemType(status=503, slug="draining", title="The service is going away", rejection="draining"),
-    DeadlineExceeded: ProblemType(status=504, slug="deadline-passed", title="The answer took too long"),
+    HeadersTooLarge: ProblemType(431, "headers-too-large", "The headers are too large", "too_large"),
+    Unauthorized: ProblemType(401, "unauthorized", "An API key is required", "unauthorized"),
+    PermissionDenied: ProblemType(403, "permission-denied", "An admin key is required"),
+    ModelNotFound: ProblemType(404, "model-not-found", "Model not found"),
+    RegistryConflict: ProblemType(409, "registry-conflict", "The state of the registry does not allow this change"),
+    ClusterNotFound: ProblemType(404, "cluster-not-found", "Cluster not found"),
+    PreconditionFailed: ProblemType(412, "precondition-failed", "The category names have changed in the meantime"),
+    InvalidCategoryNames: ProblemType(409, "invalid-category-names", "The category names cannot be changed"),
+    QueueFull: ProblemType(503, "queue-full", "The queue is full", "queue_full"),
+    RateLimited: ProblemType(429, "rate-limited", "Too many requests", "rate_limit"),
+    NotReady: ProblemType(503, "not-ready", "The server is not ready", "not_ready"),
+    ShuttingDown: ProblemType(503, "shutting-down", "The server is shutting down", "draining"),
+    DeadlineExceeded: ProblemType(504, "deadline-exceeded", "The request timed out"),
     ArtifactError: INTERNAL_ERROR,
     InferenceError: INTERNAL_ERROR,
     LabelStoreError: INTERNAL_ERROR,
@@ -108,8 +104,13 @@ PROBLEM_TYPES: dict[type[UsegError], ProblemType] = {
 }
 
 
+def unwrap_error(error: Exception) -> Exception:
+    """Return our own error if FastAPI has wrapped it while it read a JSON body."""
+    return error.__cause__ if isinstance(error, HTTPException) and isinstance(error.__cause__, UsegError) else error
+
+
 def find_problem_type(error: Exception) -> ProblemType:
-    """The row of the nearest listed class above `error`; `INTERNAL_ERROR` for what is not ours."""
+    """Return the entry of the nearest listed base class of `error`; `INTERNAL_ERROR` for any other exception."""
     match error:
         case UsegError():
             return next((PROBLEM_TYPES[each] for each in type(error).__mro__ if each in PROBLEM_TYPES), INTERNAL_ERROR)
@@ -117,15 +118,15 @@ def find_problem_type(error: Exception) -> ProblemType:
             return PROBLEM_TYPES[InvalidParameter]
         case HTTPException():
             title = HTTPStatus(error.status_code).phrase
-            return ProblemType(status=error.status_code, slug=title.lower().replace(" ", "-"), title=title)
+            return ProblemType(error.status_code, title.lower().replace(" ", "-"), title)
         case _:
             return INTERNAL_ERROR
 
 
 def make_error_response(error: Exception, request_id: str, path: str = "") -> Response:
-    """The one error answer, in the Open Inference Protocol's form under its paths.
+    """Return the response to a failed request, in the form of the Open Inference Protocol under its paths.
 
-    An error of the service's own is logged here and told to nobody.
+    An internal error is logged here, and its message is not sent.
     """
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -136,38 +137,73 @@ def make_error_response(error: Exception, request_id: str, path: str = "") -> Re
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="useg"'
     if isinstance(error, QueueFull | NotReady):
-        headers["Retry-After"] = str(retry_after_s(error))
+        headers["Retry-After"] = str(_retry_after_s(error))
     if path.startswith(OIP_PREFIX):
         return Response(orjson.dumps({"error": body["detail"]}), body["status"], headers, "application/json")
     return Response(orjson.dumps(body), body["status"], headers, PROBLEM_MEDIA_TYPE)
 
 
 def make_problem(error: Exception, request_id: str) -> dict[str, Any]:
-    """The body of the error answer, for a request or for one picture of several; logs an error of the service's own."""
-    kind = find_problem_type(error)
+    """Return the body for a request, or for one image of a batch; logs an internal error."""
+    problem_type = find_problem_type(error)
     body: dict[str, Any] = {
-        "type": f"urn:useg:problem:{kind.slug}",
-        "title": kind.title,
-        "status": kind.status,
+        "type": f"urn:useg:problem:{problem_type.slug}",
+        "title": problem_type.title,
+        "status": problem_type.status,
         "detail": _error_detail(error),
         "instance": f"urn:useg:request:{request_id}",
     }
-    if kind is INTERNAL_ERROR:
+    if problem_type is INTERNAL_ERROR:
         logger.error("request %s failed", request_id, exc_info=error)
-        body["detail"] = f"the service failed; its log has the cause under request {request_id}"
+        body["detail"] = f"internal error; the server's log has the cause under request {request_id}"
     if isinstance(error, QueueFull | NotReady):
-        body["retry_after_ms"] = retry_after_s(error) * 1000
+        body["retry_after_ms"] = _retry_after_s(error) * 1000
     return body
 
 
-def retry_after_s(error: QueueFull | NotReady) -> int:
-    """When to come back."""
-    return max(1, error.retry_after_s) if isinstance(error, QueueFull) else NOT_READY_RETRY_S
+def document_problems(*statuses: int) -> Responses:
+    """Document the errors of a route, with an example of each kind of error that has one of these statuses."""
+    return {status: _document_problem(status) for status in statuses}
+
+
+def _retry_after_s(error: QueueFull | NotReady) -> int:
+    return max(1, error.retry_after_s) if isinstance(error, QueueFull) else _NOT_READY_RETRY_S
 
 
 def _error_detail(error: Exception) -> str:
     if isinstance(error, RequestValidationError):
-        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return "; ".join(_validation_detail(each) for each in error.errors())
     if isinstance(error, HTTPException):
         return f"{error.detail}: /openapi.json lists the routes and their methods"
     return str(error)
+
+
+def _validation_detail(error: dict[str, Any]) -> str:
+    """Return `threshold: Input should be …` for an error that pydantic found."""
+    message = error["msg"].removeprefix("Value error, ")
+    location = ".".join(str(each) for each in error["loc"] if each not in ("query", "header", "path", "body"))
+    return f"{location}: {message}" if location else message
+
+
+def _document_problem(status: int) -> dict[str, Any]:
+    kinds = [kind for kind in dict.fromkeys(PROBLEM_TYPES.values()) if kind.status == status]
+    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    if kinds:
+        content["examples"] = {kind.slug: {"summary": kind.title, "value": _example_problem(kind)} for kind in kinds}
+    response: dict[str, Any] = {"description": HTTPStatus(status).phrase, "content": {PROBLEM_MEDIA_TYPE: content}}
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        schema = {"type": "integer", "minimum": 1}
+        response["headers"] = {"Retry-After": {"description": "Seconds until the next attempt.", "schema": schema}}
+    return response
+
+
+def _example_problem(kind: ProblemType) -> dict[str, Any]:
+    problem: dict[str, Any] = {
+        "type": f"urn:useg:problem:{kind.slug}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": f"{kind.title.lower()}: …",
+        "instance": f"urn:useg:request:{_EXAMPLE_REQUEST}",
+    }
+    may_retry = kind.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+    return problem | ({"retry_after_ms": 3000} if may_retry else {})

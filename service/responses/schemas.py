@@ -1,9 +1,10 @@
-"""The answers in JSON, documented for OpenAPI.
+"""JSON responses, documented for OpenAPI.
 
-The service writes them without a detour over these classes; a test holds the two together.
+The responses to segmentations are written by `service.responses.encoders` without these classes, which is faster; a
+test compares the two.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,89 +12,107 @@ from model.contract import Task
 
 
 class Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """Base of the documented responses; the docstrings of fields are their descriptions."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class ImageInfo(Schema):
-    """The picture as it was read."""
+    """The image as it was decoded."""
 
-    width: Annotated[int, Field(ge=1, description="Pixels of the answer, upright.")]
-    height: Annotated[int, Field(ge=1, description="Pixels of the answer, upright.")]
-    original_width: Annotated[int, Field(ge=1, description="Pixels of the file, upright; `max_side` tells them apart.")]
-    original_height: Annotated[int, Field(ge=1, description="Pixels of the file, upright.")]
-    frames: Annotated[int, Field(ge=1, description="Frames in the file.")]
-    frame_used: Annotated[int, Field(ge=0, description="The frame that was segmented, from 0.")]
-    orientation_applied: Annotated[bool, Field(description="Whether EXIF asked for a turn, which was made.")]
-    notes: Annotated[list[str], Field(description="What was left out.")]
+    width: Annotated[int, Field(ge=1, examples=[640])]
+    """Width of the result in pixels, after EXIF rotation."""
+    height: Annotated[int, Field(ge=1, examples=[480])]
+    """Height of the result in pixels, after EXIF rotation."""
+    original_width: Annotated[int, Field(ge=1, examples=[640])]
+    """Width of the file in pixels, after EXIF rotation; differs from `width` if `longest_edge` scaled it down."""
+    original_height: Annotated[int, Field(ge=1, examples=[480])]
+    """Height of the file in pixels, after EXIF rotation."""
+    num_frames: Annotated[int, Field(ge=1, examples=[1])]
+    """Number of frames in the file."""
+    frame_index: Annotated[int, Field(ge=0, examples=[0])]
+    """Index of the segmented frame."""
+    exif_transposed: bool
+    """Whether the image was rotated or flipped according to its EXIF orientation."""
+    warnings: list[str]
+    """What was ignored in the image."""
 
 
 class ModelInfo(Schema):
-    """The artifact that answered."""
+    """The model that produced a result."""
 
     name: Annotated[str, Field(examples=["useg-vits14"])]
     version: Annotated[str, Field(examples=["1"])]
 
 
 class CocoRle(Schema):
-    """A mask in COCO's compressed run lengths, column-major, in the upright picture's size."""
+    """A mask as COCO's compressed run-length encoding, column-major, in the size of the result."""
 
-    size: Annotated[tuple[int, int], Field(description="Height, width.")]
+    size: tuple[int, int]
+    """Height and width."""
     counts: str
 
 
 class SegmentProperties(Schema):
-    """One region, but for its mask."""
+    """A segment without its mask."""
 
-    id: Annotated[int, Field(ge=1, description="Its value in the PNG answer: R + 256 G + 65536 B.")]
-    cluster: Annotated[int, Field(ge=1, description="The network's own class.")]
-    category_id: Annotated[int | None, Field(description="The cluster's category; null if it has none.")]
-    category: Annotated[str | None, Field(description="The category's name; null if it has none.")]
-    isthing: Annotated[bool, Field(description="A countable object, or else stuff.")]
-    score: Annotated[float, Field(ge=0.0, le=1.0)]
-    area: Annotated[int, Field(ge=1, description="Pixels.")]
-    bbox: Annotated[tuple[int, int, int, int], Field(description="x, y, width, height in pixels.")]
+    id: Annotated[int, Field(ge=1)]
+    """Value of its pixels in the PNG: R + 256 G + 65536 B."""
+    cluster_id: Annotated[int, Field(ge=1, examples=[7])]
+    """Class of the network."""
+    category_id: Annotated[int | None, Field(examples=[18])]
+    """Id of the cluster's category; null if it has no name."""
+    category_name: Annotated[str | None, Field(examples=["dog"])]
+    """Name of the cluster's category; null if it has none."""
+    isthing: bool
+    """True for a countable object, false for stuff."""
+    score: Annotated[float, Field(ge=0.0, le=1.0, examples=[0.91])]
+    area: Annotated[int, Field(ge=1, examples=[1200])]
+    """Number of pixels."""
+    bbox: tuple[int, int, int, int]
+    """x, y, width and height in pixels."""
 
 
 class SegmentInfo(SegmentProperties):
-    """One region."""
+    """A segment."""
 
     segmentation: CocoRle
 
 
 class TaskResult(Schema):
-    """The segments for one task. Those of the tasks panoptic and semantic do not overlap, instances may."""
+    """The segments of one task. Panoptic and semantic segments do not overlap, instances may."""
 
     task: Task
     segments_info: list[SegmentInfo]
 
 
 class SegmentationResponse(TaskResult):
-    """One picture and one task."""
+    """The result for one image and one task."""
 
     image: ImageInfo
     model: ModelInfo
 
 
 class MultiTaskResponse(Schema):
-    """One picture and several tasks, in the order they were asked for."""
+    """The results for one image and several tasks, in the order of the request."""
 
     image: ImageInfo
     model: ModelInfo
-    answers: list[TaskResult]
+    results: list[TaskResult]
 
 
 Ring = list[tuple[int, int]]
 
 
 class MultiPolygon(Schema):
-    """The parts of a mask: of each its outer ring, then its holes; x and y from the upper left, rings closed."""
+    """The parts of a mask, each an outer ring and its holes; rings are closed, x and y start at the upper left."""
 
     type: Literal["MultiPolygon"]
     coordinates: list[list[Ring]]
 
 
 class Feature(Schema):
-    """One region as polygons."""
+    """A segment as polygons."""
 
     type: Literal["Feature"]
     id: int
@@ -102,7 +121,7 @@ class Feature(Schema):
 
 
 class FeatureCollection(Schema):
-    """The segments of one picture as GeoJSON has polygons (RFC 7946), but in pixels."""
+    """The segments of one image in the structure of GeoJSON (RFC 7946), with coordinates in pixels."""
 
     type: Literal["FeatureCollection"]
     image: ImageInfo
@@ -112,56 +131,57 @@ class FeatureCollection(Schema):
 
 
 class HuggingFaceMask(Schema):
-    """One region as Hugging Face's image-segmentation task has it."""
+    """A segment as in the Hugging Face image-segmentation API."""
 
-    label: Annotated[str, Field(description="The category's name, or LABEL_ and the cluster.")]
-    score: Annotated[float, Field(ge=0.0, le=1.0)]
-    mask: Annotated[str, Field(description="A grey PNG in base64; 255 is the region.")]
+    label: Annotated[str, Field(examples=["dog", "LABEL_7"])]
+    """Name of the category, or `LABEL_` and the id of the cluster."""
+    score: Annotated[float, Field(ge=0.0, le=1.0, examples=[0.91])]
+    mask: Annotated[str, Field(examples=["iVBORw0KGgo…"])]
+    """A grayscale PNG in base64; pixels of the segment are 255."""
 
 
 class Liveness(Schema):
-    """The process answers."""
+    """The process responds."""
 
     status: Literal["alive"]
 
 
 class Readiness(Schema):
-    """Pictures are taken."""
+    """Images are accepted."""
 
     status: Literal["ready"]
     model: ModelInfo
 
 
 class Problem(Schema):
-    """Any error (RFC 9457)."""
+    """An error (RFC 9457)."""
 
-    type: Annotated[str, Field(description="Stable, for programs.", examples=["urn:useg:problem:image-unreadable"])]
+    type: Annotated[str, Field(examples=["urn:useg:problem:invalid-image"])]
+    """Stable identifier of the kind of error."""
     title: str
     status: Annotated[int, Field(ge=400, le=599)]
-    detail: Annotated[str, Field(description="What was given, what is expected, what to do.")]
-    instance: Annotated[str, Field(description="The request, as in X-Request-ID.")]
-    retry_after_ms: Annotated[int, Field(ge=1000, description="With 429 and 503: when to come back.")] | None = None
+    detail: str
+    """What was received, what was expected, and what to do."""
+    instance: Annotated[str, Field(examples=["urn:useg:request:2f1c3f0e-6a0c-4a52-9f43-6a3f2a1d7c55"])]
+    """The request, with the id of `X-Request-ID`."""
+    retry_after_ms: Annotated[int | None, Field(ge=1000)] = None
+    """With status 429 and 503: when to try again."""
 
 
 class BatchResult(Schema):
-    """What became of one picture."""
+    """The result for one image of a batch."""
 
-    index: Annotated[int, Field(ge=0, description="Its place in the request.")]
-    name: Annotated[str | None, Field(description="Its file's name in the form.")]
+    index: Annotated[int, Field(ge=0)]
+    """Index of the image in the request."""
+    name: str | None
+    """Name of its file in the form."""
     status: Annotated[int, Field(ge=200, le=599)]
-    answer: SegmentationResponse | MultiTaskResponse | None = None
-    problem: Problem | None = None
+    result: SegmentationResponse | MultiTaskResponse | None = None
+    error: Problem | None = None
 
 
 class BatchResponse(Schema):
-    """Several pictures; 200 if all were answered, else 207."""
+    """The results for several images; status 200 if all succeeded, else 207."""
 
     model: ModelInfo
-    items: list[BatchResult]
-
-
-class SegmentJsonBody(Schema):
-    """Pictures in JSON, as Hugging Face has it."""
-
-    inputs: Annotated[str | list[str], Field(description="A picture in base64, or a list: a batch.")]
-    parameters: Annotated[dict[str, Any], Field(default_factory=dict, description="As in the query.")]
+    results: list[BatchResult]

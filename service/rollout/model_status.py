@@ -66,24 +66,3 @@ class ModelList(_StatusSchema):
     """All models that are served."""
 
     models: list[ModelStatus]
-
-
-class ActivationRequest(_StatusSchema):
-    """The version that is to answer."""
-
-    version: str
-    reason: _Reason = ""
-
-
-class TrafficSplitRequest(_StatusSchema):
-    """The version that is to be tried."""
-
-    version: str
-    share: Annotated[_Share, Field(description="Of the callers for a canary, of the pictures for a shadow.")] = 0.1
-    reason: _Reason = ""
-
-
-class ReasonBody(_StatusSchema):
-    """Why."""
-
-    reason: _Reason = ""

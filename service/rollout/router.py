@@ -11,7 +11,7 @@ from typing import TypeVar
 from model.errors import InputError, ModelNotFound, NotReady, QueueFull
 from service.inference.loaded_model import LoadedModel
 from service.inference.pipeline import Pipeline
-from service.requests.context import RequestContext
+from service.requests import RequestContext
 from service.rollout.shadow import ShadowRunner
 from service.telemetry.version_stats import VersionStats
 

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 
 from model.errors import InputError
 from service.inference.pipeline import Pipeline
-from service.requests.context import LOWEST_PRIORITY, RequestContext
-from service.requests.parameters import SegmentParameters
+from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
 from service.telemetry.metrics import Telemetry
 from service.telemetry.stage_timer import StageTimer
 
@@ -69,7 +68,7 @@ class ShadowRunner:
     async def _answer(self, picture: bytes) -> None:
         claim = RequestContext(deadline=asyncio.get_running_loop().time() + _LIMIT_S, priority=LOWEST_PRIORITY)
         try:
-            await self.pipeline.find(picture, SegmentParameters(), lambda _found: None, claim, StageTimer(self._unseen))
+            await self.pipeline.run(picture, SegmentOptions(), lambda _found: None, claim, StageTimer(self._unseen))
         except InputError:
             self._count("ok")  # the active version's answer, too, if it had been asked for the same
         except Exception as error:  # nobody may feel it; the active version did answer

@@ -1,119 +1,129 @@
-"""What is served, for those who look and for those who may change it."""
+"""`/v1/models`: models, their versions, and changes of what is served."""
 
 import asyncio
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from model.errors import ArtifactError, RegistryConflict
 from model.registry.deployment import DeploymentState
 from model.registry.versions import Registry
+from service.responses.problems import document_problems
 from service.rollout.model_repository import VersionSource
-from service.rollout.model_status import ActivationRequest, ModelHistory, ModelList, ReasonBody, TrafficSplitRequest
-from service.routes.administrators import require_administrator
-from service.routes.json_body import describe_body, parse_body, read_small_body
-from service.routes.openapi import document_problems
+from service.rollout.model_status import ModelHistory, ModelList
+from service.routes.dependencies import API_KEY, Admin
 from service.state import get_state
 
-_CHANGING = document_problems(403, 404, 409, 413, 415, 422, 500, 503, 504)
-_NO_REGISTRY = "this service holds the one artifact it was started with: start it with --registry to change versions"
-
-_REASON_BODY = describe_body(ReasonBody.model_json_schema(), is_required=False)
+_CHANGE = document_problems(403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
+_NO_REGISTRY = "this server serves a single artifact: start it with --registry to change versions"
 
 Change = Callable[[Registry], DeploymentState]
-router = APIRouter(tags=["Models"])
+router = APIRouter(tags=["Models"], dependencies=API_KEY, responses=document_problems(401, 431))
+
+
+class ReasonBody(BaseModel):
+    """The reason for a change."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    reason: Annotated[str, Field(max_length=500)] = ""
+    """A note for the history."""
+
+
+class ActivationRequest(ReasonBody):
+    """The version to activate."""
+
+    version: str
+
+
+class TrafficSplitRequest(ReasonBody):
+    """The version to try."""
+
+    version: str
+    traffic_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Fraction of the clients for a canary, of the images for a shadow."""
 
 
 @router.get("/v1/models", responses=document_problems(500))
 async def list_models(request: Request) -> ModelList:
-    """All models, and what their versions are up to."""
+    """List all models and the states of their versions."""
     statuses = await asyncio.to_thread(get_state(request).model_repository.leader.list_statuses)
-    return ModelList(models=[each.summarise() for each in statuses])
+    return ModelList(models=[status.summarise() for status in statuses])
 
 
 @router.get("/v1/models/{name}", responses=document_problems(404, 422, 500, 503))
 async def show_model(name: str, request: Request) -> ModelHistory:
-    """One model: its versions, what they are up to, and how that came about."""
-    fleet = get_state(request).model_repository
-    fleet.find(name)
-    return await _get_status(fleet.leader, name)
+    """Return one model: its versions, their states, and the history of changes."""
+    repository = get_state(request).model_repository
+    repository.find(name)
+    return await _get_status(repository.leader, name)
 
 
-@router.post(
-    "/v1/models/{name}/active", responses=_CHANGING, openapi_extra=describe_body(ActivationRequest.model_json_schema())
-)
-async def activate(name: str, request: Request) -> ModelHistory:
-    """Have a version answer, once it is checked and warm; until then, the one before does. For administrators."""
-    by = require_administrator(request)
-    given = parse_body(await read_small_body(request), ActivationRequest)
-    return await _change(request, name, lambda each: each.activate(name, given.version, author=by, reason=given.reason))
+@router.post("/v1/models/{name}/active", responses=_CHANGE)
+async def activate(name: str, body: ActivationRequest, request: Request, author: Admin) -> ModelHistory:
+    """Serve a version once it has passed its checks and is warmed up; until then the previous one serves.
 
-
-@router.post(
-    "/v1/models/{name}/canary",
-    responses=_CHANGING,
-    openapi_extra=describe_body(TrafficSplitRequest.model_json_schema()),
-)
-async def start_canary(name: str, request: Request) -> ModelHistory:
-    """Have a version answer a share of the callers, always the same ones. For administrators."""
-    return await _split_traffic(request, name, "canary")
-
-
-@router.post(
-    "/v1/models/{name}/shadow",
-    responses=_CHANGING,
-    openapi_extra=describe_body(TrafficSplitRequest.model_json_schema()),
-)
-async def start_shadow(name: str, request: Request) -> ModelHistory:
-    """Run a version on a share of the pictures, too, without anybody seeing its answers. For administrators."""
-    return await _split_traffic(request, name, "shadow")
-
-
-@router.post("/v1/models/{name}/promote", responses=_CHANGING, openapi_extra=_REASON_BODY)
-async def promote(name: str, request: Request) -> ModelHistory:
-    """Have the canary answer everybody. For administrators."""
-    by = require_administrator(request)
-    given = parse_body(await read_small_body(request) or b"{}", ReasonBody)
-    return await _change(request, name, lambda each: each.promote(name, author=by, reason=given.reason))
-
-
-@router.post("/v1/models/{name}/rollback", responses=_CHANGING, openapi_extra=_REASON_BODY)
-async def roll_back(name: str, request: Request) -> ModelHistory:
-    """End a trial, or have the version before the active one answer again, at once while it is warm.
-
-    For administrators.
+    Requires an admin key.
     """
-    by = require_administrator(request)
-    given = parse_body(await read_small_body(request) or b"{}", ReasonBody)
-    return await _change(request, name, lambda each: each.roll_back(name, author=by, reason=given.reason))
-
-
-async def _split_traffic(request: Request, name: str, role: Literal["canary", "shadow"]) -> ModelHistory:
-    by = require_administrator(request)
-    given = parse_body(await read_small_body(request), TrafficSplitRequest)
     return await _change(
-        request,
-        name,
-        lambda each: each.deploy_as(name, role, given.version, given.share, author=by, reason=given.reason),
+        request, name, lambda each: each.activate(name, body.version, author=author, reason=body.reason)
     )
 
 
+@router.post("/v1/models/{name}/canary", responses=_CHANGE)
+async def start_canary(name: str, body: TrafficSplitRequest, request: Request, author: Admin) -> ModelHistory:
+    """Serve a fraction of the clients, always the same ones, with a version. Requires an admin key."""
+    return await _split_traffic(request, name, "canary", body, author)
+
+
+@router.post("/v1/models/{name}/shadow", responses=_CHANGE)
+async def start_shadow(name: str, body: TrafficSplitRequest, request: Request, author: Admin) -> ModelHistory:
+    """Run a version on a fraction of the images, too, and discard its output. Requires an admin key."""
+    return await _split_traffic(request, name, "shadow", body, author)
+
+
+@router.post("/v1/models/{name}/promote", responses=_CHANGE)
+async def promote(name: str, request: Request, author: Admin, body: ReasonBody | None = None) -> ModelHistory:
+    """Serve all clients with the canary. Requires an admin key."""
+    reason = body.reason if body else ""
+    return await _change(request, name, lambda each: each.promote(name, author=author, reason=reason))
+
+
+@router.post("/v1/models/{name}/rollback", responses=_CHANGE)
+async def roll_back(name: str, request: Request, author: Admin, body: ReasonBody | None = None) -> ModelHistory:
+    """Stop a canary or shadow, or serve the previously active version again, at once while it is still loaded.
+
+    Requires an admin key.
+    """
+    reason = body.reason if body else ""
+    return await _change(request, name, lambda each: each.roll_back(name, author=author, reason=reason))
+
+
+async def _split_traffic(
+    request: Request, name: str, role: Literal["canary", "shadow"], body: TrafficSplitRequest, author: str
+) -> ModelHistory:
+    def change(registry: Registry) -> DeploymentState:
+        return registry.deploy_as(name, role, body.version, body.traffic_fraction, author=author, reason=body.reason)
+
+    return await _change(request, name, change)
+
+
 async def _change(request: Request, name: str, change: Change) -> ModelHistory:
-    """The model after a change of the registry, which is also looked at at once."""
-    leader = get_state(request).model_repository.leader
-    if leader.registry is None:
+    """Change the registry, apply the change at once, and return the model."""
+    source = get_state(request).model_repository.leader
+    if source.registry is None:
         raise RegistryConflict(_NO_REGISTRY)
     try:
-        await asyncio.to_thread(change, leader.registry)
+        await asyncio.to_thread(change, source.registry)
     except ArtifactError as error:
         raise RegistryConflict(f"that version cannot be served: {error}") from error
-    await leader.look()
-    return await _get_status(leader, name)
+    await source.look()
+    return await _get_status(source, name)
 
 
-async def _get_status(leader: VersionSource, name: str) -> ModelHistory:
-    """One model's; files are read for it, so off the event loop."""
-    statuses = await asyncio.to_thread(leader.list_statuses)
-    return next(each for each in statuses if each.name == name)
+async def _get_status(source: VersionSource, name: str) -> ModelHistory:
+    statuses = await asyncio.to_thread(source.list_statuses)  # reads files
+    return next(status for status in statuses if status.name == name)

@@ -186,9 +186,7 @@ class Telemetry:
             "useg_model_info", "Served models.", "name", "version", "sha256", "backend", "precision"
         )
         self.model_load_duration = self._gauge("useg_model_load_seconds", "Time to load and warm up the last model.")
-        self.model_state = self._gauge(
-            "useg_model_state", "State of the model (1 for the current one).", "state"
-        )
+        self.model_state = self._gauge("useg_model_state", "State of the model (1 for the current one).", "state")
         self.model_version_state = self._gauge(
             "useg_model_version_state",
             "Role of each version (1 for the current one).",

@@ -1,0 +1,332 @@
+"""Parsing of segmentation requests: query parameters, headers and bodies."""
+
+import asyncio
+import base64
+import binascii
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from fastapi import Header
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from model.contract import Contract, Task, Thresholds
+from model.errors import DeadlineExceeded, InvalidParameter, UnsupportedMediaType, UrlInputUnsupported
+from model.validation import did_you_mean
+from service.settings import Settings
+
+FormatName = Literal["json", "geojson", "png", "clusters", "overlay", "npz", "huggingface"]
+FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
+
+HIGHEST_PRIORITY, NORMAL_PRIORITY, LOWEST_PRIORITY = 1, 2, 3
+MIN_EDGE_PX, MAX_EDGE_PX = 32, 65_500
+MAX_CLASSES = 1000
+MAX_IMAGES = 32
+CLASS_AGNOSTIC_NMS_IOU = 0.5
+_MAX_TIMEOUT_MS = 999_999_999
+_MAX_FORM_FIELDS = 8
+_BASE64_CHUNK = 1 << 20
+_SUPPORTED_BODIES = (
+    "send multipart/form-data with images in the field 'file', the image itself as image/*,"
+    ' or application/json {"inputs": base64}'
+)
+
+T = TypeVar("T")
+
+
+def _split_commas(value: Any) -> Any:
+    """Turn `a,b` and repeated parameters into one tuple without duplicates."""
+    entries = [value] if isinstance(value, str) else value
+    if not isinstance(entries, list | tuple):
+        return value
+    if not entries:
+        raise ValueError("send at least one value")
+    words = [word.strip() for entry in entries for word in str(entry).split(",")]
+    return tuple(dict.fromkeys(words))
+
+
+_CommaSeparated = BeforeValidator(_split_commas)
+_Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+_ClassName = Annotated[str, Field(min_length=1)]
+
+
+class SegmentOptions(BaseModel):
+    """Options of a segmentation; None leaves a value to the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    task: Annotated[tuple[Task, ...], _CommaSeparated] = ("panoptic",)
+    """`panoptic`: things and stuff without overlap; `instance`: things, each with its whole mask; `semantic`: one
+    segment per class. Several tasks, separated by commas, share one run of the network."""
+    subtask: Task | None = None
+    """Alias of `task`, as in the Hugging Face image-segmentation API."""
+    threshold: _Fraction | None = None
+    """Minimum detection score (default: the model's). For `task=semantic`, detections above a quarter of it fill
+    unlabeled pixels."""
+    mask_threshold: _Fraction | None = None
+    """Minimum probability of a mask pixel (default: the model's)."""
+    overlap_mask_area_threshold: _Fraction | None = None
+    """Minimum visible fraction of a mask in the panoptic result (default: the model's)."""
+    min_stuff_area_fraction: _Fraction | None = None
+    """Minimum area of a stuff region as a fraction of the image (default: the model's)."""
+    classes: Annotated[tuple[_ClassName, ...], Field(max_length=MAX_CLASSES), _CommaSeparated] = ()
+    """Return only these classes: category names or cluster ids, separated by commas (default: all)."""
+    longest_edge: Annotated[int, Field(ge=MIN_EDGE_PX, le=MAX_EDGE_PX)] | None = None
+    """Maximum length of the longer side of the result in pixels; a larger image is scaled down (default: no limit)."""
+    agnostic_nms: bool = False
+    """Drop a detection that overlaps a better one of any class (mask IoU above 0.5)."""
+    formats: Annotated[tuple[FormatName, ...], _CommaSeparated] = ("json", "png")
+    """Files per image and task in an `application/zip` or `multipart/mixed` response, separated by commas."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_unknown(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                hint = did_you_mean(str(name), cls.model_fields, f"; known are {', '.join(cls.model_fields)}")
+                raise ValueError(f"unknown parameter {name!r}{hint}")
+        return given
+
+    @model_validator(mode="after")
+    def _reject_task_and_alias(self) -> "SegmentOptions":
+        if self.subtask and "task" in self.model_fields_set:
+            raise ValueError("'subtask' is an alias of 'task': send only one of them")
+        return self
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks in the order of the request."""
+        return (self.subtask,) if self.subtask else self.task
+
+    def merge(self, other: "SegmentOptions") -> "SegmentOptions":
+        """Return these options and those of `other`, `model` left out. Raises InvalidParameter for one set in both."""
+        own, added = (options.model_dump(exclude_unset=True, exclude={"model"}) for options in (self, other))
+        if repeated := sorted(own.keys() & added.keys()):
+            raise InvalidParameter(f"{repeated[0]!r} is set in the query and in the body: send it once")
+        try:
+            return SegmentOptions.model_validate(own | added)
+        except ValidationError as error:
+            raise invalid_request(error) from error
+
+    def override(self, thresholds: Thresholds) -> Thresholds:
+        """Return the model's thresholds with those of the request in their place."""
+        visible = self.overlap_mask_area_threshold
+        chosen = {
+            "score_threshold": self.threshold,
+            "mask_threshold": self.mask_threshold,
+            "overlap_threshold": None if visible is None else 1.0 - visible,
+            "min_stuff_area_fraction": self.min_stuff_area_fraction,
+            "duplicate_iou_threshold": CLASS_AGNOSTIC_NMS_IOU if self.agnostic_nms else None,
+        }
+        return replace(thresholds, **{name: value for name, value in chosen.items() if value is not None})
+
+    def find_clusters(self, contract: Contract) -> frozenset[int] | None:
+        """Return the ids of the requested clusters, None for all. Raises InvalidParameter for an unknown class."""
+        if not self.classes:
+            return None
+        count = contract.thing_clusters + contract.stuff_clusters
+        ids: dict[str, set[int]] = {str(cluster): {cluster} for cluster in range(1, count + 1)}
+        for cluster, category in contract.categories.items():
+            ids.setdefault(category.name, set()).add(cluster)
+        for name in self.classes:
+            if name not in ids:
+                hint = did_you_mean(name, ids, ":")
+                raise InvalidParameter(f"unknown class {name!r}{hint} send a category name or a cluster id 1..{count}")
+        return frozenset().union(*(ids[name] for name in self.classes))
+
+
+class SegmentParameters(SegmentOptions):
+    """Query parameters of a segmentation."""
+
+    model: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """Name of the model; required if several are served without a default."""
+
+
+class SegmentJsonBody(BaseModel):
+    """Images as base64 in JSON, as in the Hugging Face image-segmentation API."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    inputs: (
+        Annotated[str, Field(examples=["iVBORw0KGgo…"])]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)]
+    )
+    """One image as base64 or a data URL, or a list of them for a batch."""
+    parameters: SegmentOptions | None = None
+    """The options of the query, except `model`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestContext:
+    """Deadline, priority and owner of a request."""
+
+    deadline: float
+    """Time of the event loop's clock after which the client does not wait any more."""
+    owner: str = ""
+    """Name of the API key, or the client's address."""
+    priority: int = NORMAL_PRIORITY
+    """1 (highest) to 3 (lowest)."""
+    routing_key: str = ""
+    """Requests with the same key go to the same version during a canary."""
+
+
+async def parse_request_context(
+    request: Request,
+    timeout_ms: Annotated[
+        int | None,
+        Header(
+            alias="X-Request-Timeout-Ms",
+            ge=1,
+            le=_MAX_TIMEOUT_MS,
+            description="Request timeout in milliseconds, at most the server's; 504 when exceeded.",
+        ),
+    ] = None,
+    priority: Annotated[
+        int,
+        Header(
+            alias="X-Request-Priority",
+            ge=HIGHEST_PRIORITY,
+            le=LOWEST_PRIORITY,
+            description="Request priority: 1 (highest) to 3 (lowest).",
+        ),
+    ] = NORMAL_PRIORITY,
+    routing_key: Annotated[
+        str | None,
+        Header(
+            alias="X-Routing-Key",
+            description="Sticky routing key: requests with the same key go to the same version during a canary"
+            " (default: the name of the API key, or the client's address).",
+        ),
+    ] = None,
+) -> RequestContext:
+    """Return the context of a request; a FastAPI dependency."""
+    settings: Settings = request.app.state.useg.settings
+    timeout_s = min(settings.request_timeout_s, timeout_ms / 1000) if timeout_ms else settings.request_timeout_s
+    owner: str = request.state.owner
+    return RequestContext(
+        deadline=asyncio.get_running_loop().time() + timeout_s,
+        owner=owner,
+        priority=priority,
+        routing_key=routing_key or owner,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """One encoded image."""
+
+    content: bytes
+    name: str | None = None
+    """Name of the file, if the client sent one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uploads:
+    """The images of a request."""
+
+    files: tuple[Upload, ...]
+    is_batch: bool
+    """Whether the response holds a status for each image."""
+    options: SegmentOptions | None = None
+    """Options in a JSON body."""
+
+
+async def read_uploads(request: Request, deadline: float) -> Uploads:
+    """Read the images of a request; the declared type of an image is ignored.
+
+    Raises UnsupportedMediaType, InvalidParameter or RequestValidationError for a malformed body, UrlInputUnsupported,
+    DeadlineExceeded at `deadline` (the event loop's clock), ClientDisconnect, and what `BodyLimitMiddleware` raises.
+    """
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    try:
+        async with asyncio.timeout_at(deadline):
+            if media_type == "multipart/form-data":
+                return await _read_form(request)
+            if media_type == "application/json":
+                return await asyncio.to_thread(parse_json_body, await request.body())
+            if media_type == "application/octet-stream" or media_type.startswith("image/"):
+                return Uploads(files=(Upload(content=await request.body()),), is_batch=False)
+    except TimeoutError as error:
+        raise DeadlineExceeded("the body did not arrive within the request timeout: send a smaller image") from error
+    raise UnsupportedMediaType(f"unsupported Content-Type {media_type or '(none)'!r}: {_SUPPORTED_BODIES}")
+
+
+def parse_json_body(content: bytes) -> Uploads:
+    """Parse a `SegmentJsonBody`. Raises RequestValidationError, and as `decode_base64`."""
+    try:
+        body = SegmentJsonBody.model_validate_json(content)
+    except ValidationError as error:
+        raise invalid_request(error) from error
+    texts = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    files = tuple(Upload(content=decode_base64(text)) for text in texts)
+    return Uploads(files=files, is_batch=isinstance(body.inputs, list), options=body.parameters)
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode base64 or a `data:` URL. Raises InvalidParameter, and UrlInputUnsupported for any other URL."""
+    if text[:8].lower().startswith(("http:", "https:", "file:", "ftp:")):
+        raise UrlInputUnsupported("image URLs are not supported: send the image itself")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        # In chunks, since a call holds the interpreter lock throughout.
+        starts = range(0, len(text), _BASE64_CHUNK)
+        return b"".join(base64.b64decode(text[start : start + _BASE64_CHUNK], validate=True) for start in starts)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidParameter(f"invalid base64 ({error}): use RFC 4648 without line breaks") from error
+
+
+def invalid_request(error: ValidationError) -> RequestValidationError:
+    """Return the error that FastAPI raises for a request that does not match its schema."""
+    return RequestValidationError(error.errors(include_url=False, include_input=False))
+
+
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T], deadline: float) -> T:
+    """Return the result of `work`; the body of the request must have been read.
+
+    Cancels it and raises ClientDisconnect if the client disconnects first, DeadlineExceeded at `deadline` (the event
+    loop's clock).
+    """
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_wait_for_disconnect(request))
+    timeout_s = deadline - asyncio.get_running_loop().time()
+    try:
+        await asyncio.wait({task, watcher}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if watcher.done():
+            raise ClientDisconnect
+        raise DeadlineExceeded("the request timeout passed: send fewer images at once, or try again")
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read_form(request: Request) -> Uploads:
+    parser = MultiPartParser(request.headers, request.stream(), max_files=MAX_IMAGES, max_fields=_MAX_FORM_FIELDS)
+    parser.spool_max_size = sys.maxsize  # BodyLimitMiddleware bounds the memory, so nothing is written to disk
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidParameter(f"invalid form ({error.message}): send files in the field 'file'") from error
+    try:
+        fields = form.multi_items()
+        files = [upload for name, upload in fields if name == "file" and isinstance(upload, UploadFile)]
+        if not files or len(files) < len(fields):
+            names = ", ".join(repr(name) for name, _ in fields) or "none"
+            raise InvalidParameter(f"unexpected form fields ({names}): {_SUPPORTED_BODIES}; options go in the query")
+        uploads = tuple([Upload(content=await file.read(), name=file.filename) for file in files])
+        return Uploads(files=uploads, is_batch=len(uploads) > 1)
+    finally:
+        await form.close()

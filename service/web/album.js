@@ -1,0 +1,118 @@
+import { fetchSegments } from "./api.js";
+
+const THUMBNAIL_PX = 144;
+const MAX_CONCURRENT = 2;
+const STATE_LABELS = { waiting: "waiting", busy: "being segmented", done: "segmented", failed: "failed" };
+
+/** The user's photos, one of which is shown. Each is segmented once, the shown one first. */
+export class Album {
+  #list;
+  #onChange;
+  #entries = [];
+  #running = 0;
+  shown = null; // { file, state, result, stages, seconds, error }
+
+  /** `list` holds one button per photo; `onChange` is called with an entry whose state has changed. */
+  constructor(list, onChange) {
+    this.#list = list;
+    this.#onChange = onChange;
+    list.addEventListener("click", ({ target }) => {
+      const button = target.closest("button");
+      if (button) this.show(this.#entries[[...list.querySelectorAll("button")].indexOf(button)]);
+    });
+  }
+
+  /** Add photos and show the first of them. */
+  add(files) {
+    const added = files.map((file) => ({ file, state: "waiting", button: renderButton(file) }));
+    for (const { button } of added) {
+      const item = document.createElement("li");
+      item.append(button);
+      this.#list.append(item);
+    }
+    this.#entries.push(...added);
+    this.#list.hidden = this.#entries.length < 2;
+    this.show(added[0]);
+  }
+
+  show(entry) {
+    this.shown = entry;
+    for (const { button } of this.#entries) button.setAttribute("aria-current", button === entry.button);
+    this.#onChange(entry);
+    this.#startWaiting();
+  }
+
+  /** Segment all photos again whose error is retryable. */
+  retry() {
+    for (const entry of this.#entries) {
+      if (entry.error?.isRetryable) this.#update(entry, { state: "waiting", error: null });
+    }
+    this.#startWaiting();
+  }
+
+  /** Put the current names of a model's clusters into all results so far. */
+  updateNames(model, clusters) {
+    const byId = new Map(clusters.map((cluster) => [cluster.cluster_id, cluster]));
+    for (const { result } of this.#entries) {
+      if (result?.model.name !== model.name || result.model.version !== model.version) continue;
+      for (const segment of result.results.flatMap(({ segments_info }) => segments_info)) {
+        const { category_name, category_id } = byId.get(segment.cluster_id);
+        Object.assign(segment, { category_name, category_id });
+      }
+    }
+  }
+
+  #startWaiting() {
+    while (this.#running < MAX_CONCURRENT) {
+      const waiting = this.#entries.filter(({ state }) => state === "waiting");
+      if (!waiting.length) return;
+      this.#segment(waiting.includes(this.shown) ? this.shown : waiting[0]);
+    }
+  }
+
+  async #segment(entry) {
+    const started = performance.now();
+    this.#running++;
+    this.#update(entry, { state: "busy" });
+    try {
+      const { result, stages } = await fetchSegments(entry.file);
+      this.#update(entry, { state: "done", result, stages, seconds: (performance.now() - started) / 1000 });
+    } catch (error) {
+      this.#update(entry, { state: "failed", error });
+    }
+    this.#running--;
+    this.#startWaiting();
+  }
+
+  #update(entry, changes) {
+    Object.assign(entry, changes);
+    entry.button.dataset.state = entry.state;
+    entry.button.querySelector(".visually-hidden").textContent = `, ${STATE_LABELS[entry.state]}`;
+    this.#onChange(entry);
+  }
+}
+
+function renderButton(file) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.title = file.name;
+  button.dataset.state = "waiting";
+  const thumbnail = document.createElement("canvas");
+  const name = document.createElement("span");
+  name.textContent = file.name;
+  const state = document.createElement("span");
+  state.className = "visually-hidden";
+  button.append(thumbnail, name, state);
+  drawThumbnail(thumbnail, file);
+  return button;
+}
+
+/** Draw a small version of the photo, or nothing if the browser cannot decode the file. */
+async function drawThumbnail(canvas, file) {
+  const options = { imageOrientation: "from-image", resizeHeight: THUMBNAIL_PX, resizeQuality: "medium" };
+  const bitmap = await createImageBitmap(file, options).catch(() => null);
+  if (!bitmap) return;
+  Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  bitmap.close();
+}
