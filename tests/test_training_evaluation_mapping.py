@@ -86,8 +86,8 @@ def test_photos_are_recognized_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 1}, "format version 1, expected 2: run `useg match` again"),
-        ({"methd": "votes"}, "methd"),
+        ({"format_version": 1}, "format version 1, this release reads 2: run `useg match` again"),
+        ({"methd": "votes"}, "did you mean 'method'"),
         ({"method": "greedy"}, "method"),
         ({"clusters": {"9": {"category": 1, "purity": 1, "support": 1}}}, r"clusters \[9\] do not fit"),
         ({"clusters": {"1": {"category": 8, "purity": 1, "support": 1}}}, r"clusters \[1\] do not fit"),

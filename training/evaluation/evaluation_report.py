@@ -1,10 +1,10 @@
 """The report of an evaluation as data: all metrics of a predictor on a dataset."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.files import atomic_write
+from model.validation import to_versioned_json
 from training.evaluation.metrics.bootstrap import ConfidenceInterval
 
 FORMAT_VERSION = 2
@@ -105,6 +105,5 @@ class EvaluationReport:
 
     def write(self, folder: Path) -> None:
         """Write `report.json`."""
-        content = {"format_version": FORMAT_VERSION, **asdict(self)}
         with atomic_write(folder / REPORT_FILE) as sibling:
-            sibling.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            sibling.write_text(to_versioned_json(self, FORMAT_VERSION), encoding="utf-8")

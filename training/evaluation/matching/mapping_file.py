@@ -1,19 +1,18 @@
 """The mapping file that `useg match` writes: the category of each cluster, and the images it was fitted on."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import ConfigDict, TypeAdapter
 
 from model.contract import Category
 from model.errors import ConfigError
 from model.files import atomic_write
+from model.validation import parse_versioned_json, to_versioned_json
 from training.evaluation.datasets.taxonomy import Taxonomy
 from training.evaluation.matching.cluster_matching import UNMATCHED, LabelSpaces, MatchingConfig, MatchingMethod
 
@@ -57,8 +56,6 @@ class ClusterAssignment:
 class ClusterMapping:
     """Categories for the clusters of one predictor."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
     source: str
     """Hash of what defines the clusters: the weights, or the codebook."""
     method: MappingMethod
@@ -76,7 +73,7 @@ class ClusterMapping:
         known = {None, *(category.id for category in self.categories)}
         wrong = sorted(cluster for cluster, found in self.clusters.items() if found.category not in known)
         if wrong or not set(self.clusters) <= set(range(1, self.thing_clusters + self.stuff_clusters + 1)):
-            raise ValueError(f"clusters {wrong[:5] or sorted(self.clusters)[:5]} do not fit its categories or counts")
+            raise ConfigError(f"clusters {wrong[:5] or sorted(self.clusters)[:5]} do not fit its categories or counts")
 
     def to_table(self) -> Int[np.ndarray, "N"]:
         """Return the category index of each cluster, UNMATCHED for none; entry 0 is unused."""
@@ -93,12 +90,8 @@ class ClusterMapping:
 
     def write(self, path: Path) -> None:
         """Write the mapping as JSON."""
-        content = {"format_version": FORMAT_VERSION, **_MAPPING.dump_python(self, mode="json")}
         with atomic_write(path) as sibling:
-            sibling.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-_MAPPING = TypeAdapter(ClusterMapping)
+            sibling.write_text(to_versioned_json(self, FORMAT_VERSION), encoding="utf-8")
 
 
 def fingerprint_photos(dataset: str, digests: Sequence[str]) -> FittedOn:
@@ -148,10 +141,6 @@ def make_cluster_mapping(
 def read_mapping(path: Path) -> ClusterMapping:
     """Raises ConfigError if the file is not a mapping of this version."""
     try:
-        content = json.loads(path.read_bytes())
-        version = content.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise ValueError(f"format version {version}, expected {FORMAT_VERSION}: run `useg match` again")
-        return _MAPPING.validate_python(content)
-    except (OSError, ValueError, TypeError, AttributeError, ConfigError) as error:
+        return parse_versioned_json(ClusterMapping, path.read_bytes(), FORMAT_VERSION, ": run `useg match` again")
+    except (OSError, ConfigError) as error:
         raise ConfigError(f"{path} is not a mapping file: {error}") from error
