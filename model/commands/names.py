@@ -98,7 +98,15 @@ def undo(
 
 
 @app.command
-def apply(artifact: Path, names: Path, /, *, file: Path | None = None, author: str = _AUTHOR) -> dict[str, Any]:
+def apply(
+    artifact: Path,
+    names: Path,
+    /,
+    *,
+    file: Path | None = None,
+    merge: Annotated[bool, Parameter(negative="")] = False,
+    author: str = _AUTHOR,
+) -> dict[str, Any]:
     """Replace all names by those of a file, as one change.
 
     Parameters
@@ -109,6 +117,8 @@ def apply(artifact: Path, names: Path, /, *, file: Path | None = None, author: s
         File written by `useg match`, `useg names transfer` or `useg names show --out`.
     file
         File of the names (default: ARTIFACT.names.json).
+    merge
+        Keep the names of clusters that the file does not name.
     author
         Who makes the change, for the history.
     """
@@ -119,7 +129,11 @@ def apply(artifact: Path, names: Path, /, *, file: Path | None = None, author: s
         raise InvalidCategoryNames(f"{names} cannot be read: {error.strerror}") from error
     parse = parse_mapping if b'"method"' in content else parse_names
     given = parse(content, contract, str(names))
-    applied = edit_names(_path(artifact, file), contract, lambda old: old.replace_all(given.names, author))
+
+    def change(old: CategoryNames) -> CategoryNames:
+        return old.replace_all({**old.names, **given.names} if merge else given.names, author)
+
+    applied = edit_names(_path(artifact, file), contract, change)
     return _describe(artifact, file, applied)
 
 
