@@ -60,7 +60,7 @@ def test_an_imported_network_answers_as_detectron2_did(
     card, network = load_run(tmp_path / "run")
     assert card.network == "panoptic_cascade"
     assert isinstance(network, PanopticCascade)
-    assert network.limits == CascadeInferenceConfig()
+    assert network.inference == CascadeInferenceConfig()
     assert not network.training
     stored = reference.read_case(golden, case)
     with torch.inference_mode():
@@ -111,7 +111,7 @@ def test_a_cups_checkpoint_gives_the_student(tmp_path: Path) -> None:
     content |= {"model.pixel_std": torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)}
     torch.save({"state_dict": content, "global_step": 1500, "epoch": 2}, tmp_path / "cups.ckpt")
     card = import_cascade(str(tmp_path / "cups.ckpt"), "cups", 3, tmp_path / "run")
-    assert (card.shape, card.step) == (CUPS, 1500)
+    assert (card.network_config, card.step) == (CUPS, 1500)
     _, network = load_run(tmp_path / "run")
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
 
@@ -119,7 +119,7 @@ def test_a_cups_checkpoint_gives_the_student(tmp_path: Path) -> None:
 def test_a_cutler_checkpoint_has_one_cluster_and_its_own_licence(tmp_path: Path) -> None:
     run = import_state(draw_state(CUTLER), tmp_path, "cutler", 1)
     card, network = load_run(run)
-    assert card.shape == CUTLER
+    assert card.network_config == CUTLER
     assert card.provenance["checkpoint"]["licence"] == "CC BY-NC-SA 4.0"
     assert not hasattr(network, "sem_seg_head")
 

@@ -20,10 +20,12 @@ from model.networks.vit import EncoderConfig, VisionTransformer
 STEM, INNER, OUTER = 4, 2, 8
 BLOCKS = (3, 4, 6, 3)
 VITS = {
-    "dino S/16": EncoderConfig(width=64, depth=4, patch_px=16, grid=3, registers=0, has_layer_scale=False),
-    "dino B/8": EncoderConfig(width=128, depth=4, patch_px=8, grid=3, registers=0, has_layer_scale=False),
-    "dinov2": EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=0, has_layer_scale=True),
-    "dinov2 with registers": EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=4, has_layer_scale=True),
+    "dino S/16": EncoderConfig(embed_dim=64, depth=4, patch_px=16, grid_size=3, num_registers=0, has_layer_scale=False),
+    "dino B/8": EncoderConfig(embed_dim=128, depth=4, patch_px=8, grid_size=3, num_registers=0, has_layer_scale=False),
+    "dinov2": EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=0, has_layer_scale=True),
+    "dinov2 with registers": EncoderConfig(
+        embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=4, has_layer_scale=True
+    ),
 }
 
 
@@ -162,7 +164,7 @@ def test_an_imported_vit_is_a_file_that_load_encoder_reads(tmp_path: Path, name:
     )
     assert report.kind == "vision transformer"
     assert set(load_file(tmp_path / "vit.safetensors")) == set(state)
-    encoder = load_encoder(str(tmp_path / "vit.safetensors"), shape.grid * shape.patch_px)
+    encoder = load_encoder(str(tmp_path / "vit.safetensors"), shape.grid_size * shape.patch_px)
     assert encoder.shape == shape
     assert all(torch.equal(tensor, state[key]) for key, tensor in encoder.state_dict().items())
 

@@ -34,9 +34,9 @@ VIT_SHAPE = CascadeConfig(
     box_fc_dim=8,
     mask_conv_dim=8,
     sem_seg_conv_dim=32,
-    encoder=EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=2, has_layer_scale=True),
+    encoder=EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=2, has_layer_scale=True),
 )
-CARD = RunInfo(network="panoptic_cascade", shape=SHAPE, step=9, provenance={"checkpoint": {"file": "a.pth"}})
+CARD = RunInfo(network="panoptic_cascade", network_config=SHAPE, step=9, provenance={"checkpoint": {"file": "a.pth"}})
 
 
 @pytest.fixture
@@ -57,11 +57,11 @@ def change_card(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_a_cascade_comes_back_ready_for_inference(tmp_path: Path, shape: CascadeConfig) -> None:
     torch.manual_seed(0)
     written = PanopticCascade(shape, CascadeInferenceConfig())
-    write_run(tmp_path, RunInfo(network="panoptic_cascade", shape=shape, step=9), written)
+    write_run(tmp_path, RunInfo(network="panoptic_cascade", network_config=shape, step=9), written)
     card, network = load_run(tmp_path)
-    assert card == RunInfo(network="panoptic_cascade", shape=shape, step=9)
+    assert card == RunInfo(network="panoptic_cascade", network_config=shape, step=9)
     assert isinstance(network, PanopticCascade)
-    assert (network.limits, network.training) == (CascadeInferenceConfig(), False)
+    assert (network.inference, network.training) == (CascadeInferenceConfig(), False)
     state = network.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in written.state_dict().items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "weights.safetensors"]
@@ -70,9 +70,9 @@ def test_a_cascade_comes_back_ready_for_inference(tmp_path: Path, shape: Cascade
 def test_a_mask_transformer_comes_back_with_its_encoder(tiny_run: Path) -> None:
     card, network = load_run(tiny_run)
     assert (card.network, card.encoder_file, card.step) == ("mask_transformer", "encoder.safetensors", 4)
-    assert isinstance(card.shape, DecoderConfig)
+    assert isinstance(card.network_config, DecoderConfig)
     assert isinstance(network, MaskTransformer)
-    assert (network.decoder.shape, network.training) == (card.shape, False)
+    assert (network.decoder.config, network.training) == (card.network_config, False)
 
 
 @pytest.mark.parametrize("name", ["run.json", "weights.safetensors"])
@@ -93,13 +93,13 @@ def test_a_run_without_one_of_its_files_is_refused(cascade_run: Path, name: str)
         (lambda card: card.update(provenance=[]), r"provenance cannot be \[\]"),
         (lambda card: card.pop("step"), "step"),
         (lambda card: card.pop("network"), "network"),
-        (lambda card: card.pop("shape"), "shape"),
-        (lambda card: card.update(shape=None), "is not the card"),
-        (lambda card: card["shape"].update(box_fc_dmi=3), "unknown key 'box_fc_dmi' in CascadeConfig, did you mean 'bo"),
-        (lambda card: card["shape"].update(backbone_norm="bath"), "unknown backbone_norm 'bath', did you mean 'batch'"),
-        (lambda card: card["shape"].update(thing_clusters=True), "thing_clusters cannot be True"),
-        (lambda card: card["shape"].update(thing_clusters=0), "too few"),
-        (lambda card: card["shape"].update(encoder={"widht": 64}), "unknown key 'widht' in EncoderConfig"),
+        (lambda card: card.pop("network_config"), "network_config"),
+        (lambda card: card.update(network_config=None), "is not the card"),
+        (lambda card: card["network_config"].update(box_fc_dmi=3), "unknown key 'box_fc_dmi' in CascadeConfig, did you mean 'bo"),
+        (lambda card: card["network_config"].update(backbone_norm="bath"), "unknown backbone_norm 'bath', did you mean 'batch'"),
+        (lambda card: card["network_config"].update(thing_clusters=True), "thing_clusters cannot be True"),
+        (lambda card: card["network_config"].update(thing_clusters=0), "too few"),
+        (lambda card: card["network_config"].update(encoder={"widht": 64}), "unknown key 'widht' in EncoderConfig"),
         (lambda card: card.update(network="mask_transformer"), "in DecoderConfig"),
     ],
 )  # fmt: skip
@@ -120,7 +120,7 @@ def test_a_card_that_is_none_is_refused(cascade_run: Path, content: str) -> None
 
 
 def test_weights_of_another_shape_are_named(cascade_run: Path) -> None:
-    change_card(cascade_run, lambda card: card["shape"].update(thing_clusters=4))
+    change_card(cascade_run, lambda card: card["network_config"].update(thing_clusters=4))
     with pytest.raises(
         CheckpointError, match=r"misshapen roi_heads\.box_predictor\.0\.cls_score\.weight: \(4, 8\) for \(5, 8\)"
     ):
@@ -129,4 +129,4 @@ def test_weights_of_another_shape_are_named(cascade_run: Path) -> None:
 
 def test_a_network_cannot_have_the_others_shape() -> None:
     with pytest.raises(ConfigError, match="a mask_transformer cannot have a CascadeConfig"):
-        RunInfo(network="mask_transformer", shape=SHAPE, step=0)
+        RunInfo(network="mask_transformer", network_config=SHAPE, step=0)

@@ -29,8 +29,8 @@ from model.checkpoints.state_dicts import (
 from model.errors import CheckpointError
 from model.networks.vit import EncoderConfig, VisionTransformer
 
-DINO = EncoderConfig(width=64, depth=4, patch_px=16, grid=3, registers=0, has_layer_scale=False)
-DINOV2 = EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=2, has_layer_scale=True)
+DINO = EncoderConfig(embed_dim=64, depth=4, patch_px=16, grid_size=3, num_registers=0, has_layer_scale=False)
+DINOV2 = EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=2, has_layer_scale=True)
 SHAPES = pytest.mark.parametrize("shape", [DINO, DINOV2], ids=["dino", "dinov2"])
 
 
@@ -55,8 +55,8 @@ def equals(encoder: VisionTransformer, state: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_an_encoder_loads_by_path_frozen_and_exact(tmp_path: Path, shape: EncoderConfig, suffix: str) -> None:
     state = draw_state(shape)
-    encoder = load_encoder(str(save(state, tmp_path / f"encoder{suffix}")), shape.grid * shape.patch_px)
-    assert encoder.shape == shape
+    encoder = load_encoder(str(save(state, tmp_path / f"encoder{suffix}")), shape.grid_size * shape.patch_px)
+    assert encoder.config == shape
     assert equals(encoder, state)
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
@@ -270,14 +270,16 @@ def test_positions_are_resized_for_another_side(tmp_path: Path) -> None:
     state = draw_state(DINOV2)
     state["pos_embed"][:, 1:] = 0.5
     encoder = load_encoder(str(save(state, tmp_path / "encoder.pth")), 84)
-    assert encoder.shape.grid == 6
+    assert encoder.config.grid_size == 6
     torch.testing.assert_close(encoder.pos_embed[:, 1:], torch.full((1, 36, 64), 0.5))
     assert torch.equal(encoder.pos_embed[:, 0], state["pos_embed"][:, 0])
 
 
 def test_the_encoder_for_development_loads(shared: Path) -> None:
     encoder = load_encoder(str(shared / "encoder" / "dinov2_vits14_saliency_fp16.safetensors"), 224)
-    assert encoder.shape == EncoderConfig(width=384, depth=12, patch_px=14, grid=16, registers=0, has_layer_scale=True)
+    assert encoder.config == EncoderConfig(
+        embed_dim=384, depth=12, patch_px=14, grid_size=16, num_registers=0, has_layer_scale=True
+    )
     assert sum(parameter.numel() for parameter in encoder.blocks.parameters()) == 12 * 1_775_232
 
 

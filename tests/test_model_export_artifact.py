@@ -64,7 +64,7 @@ def test_a_canvas_that_the_pyramid_cannot_halve_is_refused(
 
 def test_a_cascade_answers_on_the_square_it_was_made_for_unless_told_otherwise() -> None:
     network = tiny.draw_cascade(stuff_clusters=2)
-    card = RunInfo(network="panoptic_cascade", shape=network.shape, step=0, side_px=64)
+    card = RunInfo(network="panoptic_cascade", network_config=network.config, step=0, side_px=64)
     assert make_contract(card, network, ExportConfig()).input_sizes == (InputSize.square(64),)
     assert make_contract(card, network, ExportConfig(input_sizes=tiny.CANVASES)).input_sizes == tiny.CANVASES
     assert make_contract(replace(card, side_px=0), network, ExportConfig()).input_sizes == PAPER_INPUT_SIZES

@@ -1,4 +1,4 @@
-"""The vision transformer computes what plain arithmetic says, and its positions resize as the originals do."""
+"""ViT, ResNet-50 and the feature pyramids compute what plain arithmetic and detectron2 give."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.networks.fpn import FPN, SimpleFPN
-from model.networks.panoptic_cascade import normalize_and_mask
+from model.networks.interface import normalize_and_mask
 from model.networks.resnet import FrozenBatchNorm, LayerNorm2d, NormedConv, ResNet, make_norm
 from model.networks.vit import (
     EncoderConfig,
@@ -26,12 +26,12 @@ SIDE = 56
 
 def draw_shape(registers: int = 0, has_layer_scale: bool = False, depth: int = 4, width: int = 64) -> EncoderConfig:
     return EncoderConfig(
-        width=width, depth=depth, patch_px=14, grid=4, registers=registers, has_layer_scale=has_layer_scale
+        embed_dim=width, depth=depth, patch_px=14, grid_size=4, num_registers=registers, has_layer_scale=has_layer_scale
     )
 
 
 def draw_encoder(shape: EncoderConfig, seed: int = 1) -> VisionTransformer:
-    """Every weight random, so that no term can be forgotten unseen."""
+    """An encoder with all weights random, so that a missing term changes the output."""
     generator = torch.Generator().manual_seed(seed)
     encoder = VisionTransformer(shape)
     for parameter in encoder.parameters():
@@ -39,12 +39,12 @@ def draw_encoder(shape: EncoderConfig, seed: int = 1) -> VisionTransformer:
     return encoder.eval().requires_grad_(False)
 
 
-def draw_picture(batch: int = 2, seed: int = 2) -> Tensor:
+def draw_images(batch: int = 2, seed: int = 2) -> Tensor:
     return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
 def check_close(actual: Tensor, expected: Tensor) -> None:
-    """Equal but for float32 sums of up to 256 products in another order."""
+    """Equal up to float32 sums of up to 256 products in another order."""
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -54,14 +54,14 @@ def norm(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def attend(tokens: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """One picture's tokens, N C; heads of 64 channels, one after the other."""
+    """Attention on the tokens of one image, N C; heads of 64 channels, one after the other."""
     width = tokens.shape[1]
     query, key, value = (tokens @ state["attn.qkv.weight"].T + state["attn.qkv.bias"]).split(width, dim=1)
     mixed = []
     for first in range(0, width, 64):
         head = slice(first, first + 64)
-        chances = torch.exp(query[:, head] @ key[:, head].T / math.sqrt(64))
-        mixed.append(chances / chances.sum(1, keepdim=True) @ value[:, head])
+        weights = torch.exp(query[:, head] @ key[:, head].T / math.sqrt(64))
+        mixed.append(weights / weights.sum(1, keepdim=True) @ value[:, head])
     return torch.cat(mixed, dim=1) @ state["attn.proj.weight"].T + state["attn.proj.bias"]
 
 
@@ -76,7 +76,7 @@ def run_block(tokens: Tensor, state: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("has_layer_scale", [False, True])
-def test_a_block_is_attention_and_a_perceptron_on_normed_tokens(width: int, has_layer_scale: bool) -> None:
+def test_a_vit_block_is_attention_and_an_mlp_on_normalized_tokens(width: int, has_layer_scale: bool) -> None:
     block = draw_encoder(draw_shape(width=width, has_layer_scale=has_layer_scale)).blocks[0]
     tokens = torch.randn(2, 17, width, generator=torch.Generator().manual_seed(4))
     expected = torch.stack([run_block(one, block.state_dict()) for one in tokens])
@@ -84,14 +84,14 @@ def test_a_block_is_attention_and_a_perceptron_on_normed_tokens(width: int, has_
 
 
 @pytest.mark.parametrize("registers", [0, 2])
-def test_tokens_are_patches_row_by_row_after_a_class_token_and_registers(registers: int) -> None:
+def test_vit_tokens_are_patches_row_by_row_after_class_token_and_registers(registers: int) -> None:
     encoder = draw_encoder(draw_shape(registers=registers, has_layer_scale=True))
-    picture = draw_picture(batch=1)
+    image = draw_images(batch=1)
     state = encoder.state_dict()
     patches = []
     for row in range(4):
         for column in range(4):
-            patch = picture[0, :, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
+            patch = image[0, :, 14 * row : 14 * row + 14, 14 * column : 14 * column + 14]
             patches.append(torch.einsum("cijk,ijk->c", state["patch_embed.proj.weight"], patch))
     embedded = torch.stack(patches) + state["patch_embed.proj.bias"]
     tokens = torch.cat([encoder.cls_token[0], embedded]) + encoder.pos_embed[0]
@@ -99,67 +99,67 @@ def test_tokens_are_patches_row_by_row_after_a_class_token_and_registers(registe
         tokens = torch.cat([tokens[:1], encoder.register_tokens[0], tokens[1:]])
     for block in encoder.blocks:
         tokens = run_block(tokens, block.state_dict())
-    (answer,) = encoder(picture, (3,))
-    check_close(answer[0], tokens[1 + registers :])
+    (output,) = encoder(image, (3,))
+    check_close(output[0], tokens[1 + registers :])
 
 
-def test_taps_come_in_the_order_of_the_blocks() -> None:
+def test_vit_outputs_of_several_layers_come_in_order() -> None:
     encoder = draw_encoder(draw_shape())
-    picture = draw_picture()
-    tapped = encoder(picture, (0, 1, 2, 3))
-    assert tapped.shape == (4, 2, 16, 64)
+    image = draw_images()
+    outputs = encoder(image, (0, 1, 2, 3))
+    assert outputs.shape == (4, 2, 16, 64)
     for index in range(4):
-        torch.testing.assert_close(encoder(picture, (index,))[0], tapped[index], rtol=0.0, atol=0.0)
-    torch.testing.assert_close(encoder(picture, (1, 3)), tapped[[1, 3]], rtol=0.0, atol=0.0)
+        torch.testing.assert_close(encoder(image, (index,))[0], outputs[index], rtol=0.0, atol=0.0)
+    torch.testing.assert_close(encoder(image, (1, 3)), outputs[[1, 3]], rtol=0.0, atol=0.0)
 
 
-def test_blocks_after_the_last_tap_are_not_run() -> None:
+def test_vit_blocks_after_the_last_requested_layer_are_not_run() -> None:
     encoder = draw_encoder(draw_shape())
-    expected = encoder(draw_picture(), (1,))
+    expected = encoder(draw_images(), (1,))
     encoder.get_parameter("blocks.2.norm1.weight").fill_(torch.nan)
-    assert torch.equal(encoder(draw_picture(), (1,)), expected)
+    assert torch.equal(encoder(draw_images(), (1,)), expected)
 
 
-def test_a_picture_alone_and_in_a_batch_gives_the_same_tokens() -> None:
+def test_vit_tokens_do_not_depend_on_the_batch() -> None:
     encoder = draw_encoder(draw_shape(registers=2, has_layer_scale=True))
-    pictures = draw_picture(batch=3)
-    together = encoder(pictures, (0, 3))
+    images = draw_images(batch=3)
+    together = encoder(images, (0, 3))
     for index in range(3):
-        check_close(encoder(pictures[index : index + 1], (0, 3))[:, 0], together[:, index])
+        check_close(encoder(images[index : index + 1], (0, 3))[:, 0], together[:, index])
 
 
-def test_a_position_grid_of_the_wanted_size_is_returned_as_it_is() -> None:
+def test_position_embeddings_of_the_right_size_are_returned_unchanged() -> None:
     positions = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(5))
     assert resize_positions(positions, 4) is positions
 
 
-def test_positions_stretched_to_their_own_size_are_the_stored_ones() -> None:
+def test_position_embeddings_interpolated_to_their_own_size_are_unchanged() -> None:
     positions = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(5))
     torch.testing.assert_close(interpolate_positions(positions, 4, 4), positions, rtol=0.0, atol=0.0)
 
 
-def test_positions_stretch_to_rows_and_columns_each_by_its_own_factor() -> None:
+def test_position_embeddings_interpolate_to_a_rectangular_grid() -> None:
     rows = torch.arange(4.0).reshape(1, 4, 1, 1).expand(1, 4, 4, 1).reshape(1, 16, 1)
     positions = torch.cat([torch.full((1, 1, 1), 9.0), rows], dim=1)
-    stretched = interpolate_positions(positions, 4, 6)
-    assert stretched[0, 0].item() == 9.0
-    torch.testing.assert_close(stretched[0, 1:, 0].reshape(4, 6), torch.arange(4.0)[:, None].expand(4, 6))
+    interpolated = interpolate_positions(positions, 4, 6)
+    assert interpolated[0, 0].item() == 9.0
+    torch.testing.assert_close(interpolated[0, 1:, 0].reshape(4, 6), torch.arange(4.0)[:, None].expand(4, 6))
 
 
 @pytest.mark.parametrize(
     "shape", [draw_shape(), draw_shape(registers=2, has_layer_scale=True), draw_shape(depth=2, width=128)]
 )
-def test_an_encoders_own_weights_tell_its_shape(shape: EncoderConfig) -> None:
+def test_the_encoder_config_is_inferred_from_its_weights(shape: EncoderConfig) -> None:
     assert infer_encoder_config(VisionTransformer(shape).state_dict()) == shape
 
 
-def test_positions_that_are_no_square_tell_no_shape() -> None:
+def test_an_encoder_without_a_square_position_grid_is_refused() -> None:
     state = VisionTransformer(draw_shape()).state_dict()
     with pytest.raises(ValueError, match="16 positions"):
         infer_encoder_config({**state, "pos_embed": torch.zeros(1, 16, 64)})
 
 
-def test_resized_positions_keep_the_class_token_and_a_constant() -> None:
+def test_resized_position_embeddings_keep_the_class_token_and_a_constant() -> None:
     positions = torch.full((1, 17, 3), 0.25)
     positions[0, 0] = 7.0
     resized = resize_positions(positions, 7)
@@ -168,7 +168,7 @@ def test_resized_positions_keep_the_class_token_and_a_constant() -> None:
     torch.testing.assert_close(resized[0, 1:], torch.full((49, 3), 0.25))
 
 
-def test_resized_positions_stay_row_by_row() -> None:
+def test_resized_position_embeddings_stay_row_by_row() -> None:
     rows = torch.arange(4.0).reshape(1, 4, 1, 1).expand(1, 4, 4, 1).reshape(1, 16, 1)
     positions = torch.cat([torch.zeros(1, 1, 1), rows], dim=1)
     square = resize_positions(positions, 8)[0, 1:, 0].reshape(8, 8)
@@ -178,14 +178,14 @@ def test_resized_positions_stay_row_by_row() -> None:
     assert square[3:5, 0].mean().item() == pytest.approx(1.5, abs=1e-6)
 
 
-def test_positions_are_resized_with_the_bicubic_kernel() -> None:
+def test_position_embeddings_are_resized_with_the_bicubic_kernel() -> None:
     square = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(6))
     positions = torch.cat([torch.zeros(1, 1, 2), square.flatten(2).transpose(1, 2)], dim=1)
     expected = functional.interpolate(square, size=(4, 4), mode="bicubic", align_corners=False)
     torch.testing.assert_close(resize_positions(positions, 4)[:, 1:], expected.flatten(2).transpose(1, 2))
 
 
-def test_a_frozen_norm_is_the_affine_map_that_its_statistics_say() -> None:
+def test_a_frozen_batch_norm_applies_its_statistics_and_has_no_parameters() -> None:
     norm = FrozenBatchNorm(1)
     for buffer, value in ((norm.weight, 3.0), (norm.bias, 1.0), (norm.running_mean, 5.0), (norm.running_var, 4.0)):
         buffer.fill_(value)
@@ -194,38 +194,38 @@ def test_a_frozen_norm_is_the_affine_map_that_its_statistics_say() -> None:
     assert list(norm.parameters()) == []
 
 
-def test_a_channel_norm_knows_one_cell_alone() -> None:
+def test_layer_norm_2d_normalizes_each_pixel_alone() -> None:
     norm = LayerNorm2d(2)
     norm.weight.data, norm.bias.data = torch.tensor([3.0, 5.0]), torch.tensor([0.5, 0.0])
-    maps = torch.tensor([[[[1.0, 9.0]], [[5.0, 9.0]]]])  # cells (1, 5) and (9, 9)
+    maps = torch.tensor([[[[1.0, 9.0]], [[5.0, 9.0]]]])  # pixels (1, 5) and (9, 9)
     expected = torch.tensor([[[[-2.5, 0.5]], [[5.0, 0.0]]]])
     torch.testing.assert_close(norm(maps), expected, rtol=0.0, atol=1e-5)  # the variance, 4, has 1e-6 added to it
 
 
-def test_a_convolution_has_a_bias_only_where_no_norm_has_one() -> None:
+def test_a_convolution_has_a_bias_only_without_a_norm() -> None:
     assert NormedConv(2, 3, 1, norm="none").bias is not None
     assert NormedConv(2, 3, 1, norm="batch").bias is None
     assert isinstance(make_norm("none", 3), nn.Identity)
     assert isinstance(make_norm("layer", 3), LayerNorm2d)
-    assert make_norm("group", 64)(torch.ones(1, 64, 2, 2)).abs().max() == 0.0  # a constant has no deviation
+    assert make_norm("group", 64)(torch.ones(1, 64, 2, 2)).abs().max() == 0.0  # a constant has zero deviation
 
 
-def test_stages_halve_the_map_and_double_the_channels() -> None:
-    network = ResNet(stem_out_channels=4, width=2, outer=8, norm="frozen")
+def test_resnet_stages_halve_the_map_and_double_the_channels() -> None:
+    network = ResNet(stem_out_channels=4, bottleneck_channels=2, out_channels=8, norm="frozen")
     shapes = [maps.shape for maps in network(torch.zeros(1, 3, 64, 96))]
     assert shapes == [(1, 8, 16, 24), (1, 16, 8, 12), (1, 32, 4, 6), (1, 64, 2, 3)]
     assert network.channels == (8, 16, 32, 64)
 
 
-def test_the_middle_convolution_carries_the_stride() -> None:
-    block = ResNet(stem_out_channels=4, width=2, outer=8, norm="frozen").get_submodule("res3.0")
+def test_the_3x3_convolution_of_a_bottleneck_has_the_stride() -> None:
+    block = ResNet(stem_out_channels=4, bottleneck_channels=2, out_channels=8, norm="frozen").get_submodule("res3.0")
     strides = [block.get_submodule(name).stride for name in ("conv1", "conv2", "conv3", "shortcut")]
     assert strides == [(1, 1), (2, 2), (1, 1), (2, 2)]
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_channels_have_the_references_means_and_deviations(golden: Path, name: str) -> None:
+def test_resnet_channels_have_the_mean_and_deviation_of_detectron2s(golden: Path, name: str) -> None:
     case, network = reference.read_case(golden, name), reference.read_network(golden, name)
     stages = network.get_submodule("backbone.bottom_up")(normalize_and_mask(case.pixels, case.sizes))
     for level, maps in enumerate(stages, start=2):
@@ -234,35 +234,39 @@ def test_channels_have_the_references_means_and_deviations(golden: Path, name: s
         reference.check_near(flat.std(1)[None], case.tensor(f"chstd_res{level}"), reference.FEATURE_NOISE)
 
 
-def draw_pyramid() -> FPN:
+def draw_fpn() -> FPN:
     torch.manual_seed(1)
-    return FPN(ResNet(stem_out_channels=4, width=2, outer=8, norm="frozen"), 6, "none").eval().requires_grad_(False)
+    return (
+        FPN(ResNet(stem_out_channels=4, bottleneck_channels=2, out_channels=8, norm="frozen"), 6, "none")
+        .eval()
+        .requires_grad_(False)
+    )
 
 
-def test_levels_have_one_width_and_halve_five_times() -> None:
-    levels = draw_pyramid()(torch.zeros(2, 3, 96, 160))
+def test_fpn_levels_have_equal_channels_and_halve_their_size() -> None:
+    levels = draw_fpn()(torch.zeros(2, 3, 96, 160))
     assert [maps.shape for maps in levels] == [
         (2, 6, 24, 40), (2, 6, 12, 20), (2, 6, 6, 10), (2, 6, 3, 5), (2, 6, 2, 3),
     ]  # fmt: skip
 
 
-def test_the_last_level_is_every_second_cell_of_the_one_below() -> None:
-    levels = draw_pyramid()(torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(2)))
+def test_the_last_fpn_level_is_p5_subsampled() -> None:
+    levels = draw_fpn()(torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(2)))
     assert torch.equal(levels[4], levels[3][:, :, ::2, ::2])
 
 
-def test_what_only_the_top_sees_reaches_the_bottom() -> None:
-    pyramid = draw_pyramid()
-    picture = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-    before = pyramid(picture)
+def test_the_top_fpn_level_influences_all_levels() -> None:
+    pyramid = draw_fpn()
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    before = pyramid(image)
     pyramid.get_parameter("fpn_lateral5.bias").add_(1.0)
-    after = pyramid(picture)
+    after = pyramid(image)
     assert all((new != old).any() for new, old in zip(after, before, strict=True))
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_levels_are_the_references(golden: Path, name: str) -> None:
+def test_fpn_levels_equal_detectron2s(golden: Path, name: str) -> None:
     case, network = reference.read_case(golden, name), reference.read_network(golden, name)
     for actual, expected in zip(
         network.backbone(normalize_and_mask(case.pixels, case.sizes)), case.levels, strict=True
@@ -270,12 +274,12 @@ def test_levels_are_the_references(golden: Path, name: str) -> None:
         reference.check_near(actual, expected, reference.FEATURE_NOISE)
 
 
-ENCODER = EncoderConfig(width=64, depth=2, patch_px=14, grid=4, registers=2, has_layer_scale=True)
+ENCODER = EncoderConfig(embed_dim=64, depth=2, patch_px=14, grid_size=4, num_registers=2, has_layer_scale=True)
 WIDTH = 6
 
 
 def draw_simple_fpn(shape: EncoderConfig = ENCODER) -> SimpleFPN:
-    """Every weight random, so that no term can be forgotten unseen."""
+    """An encoder with all weights random, so that a missing term changes the output."""
     generator = torch.Generator().manual_seed(1)
     pyramid = SimpleFPN(shape, WIDTH)
     for parameter in pyramid.parameters():
@@ -288,7 +292,7 @@ def draw_batch(batch: int, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("patch_px", [8, 14, 16])
-def test_levels_have_one_width_and_the_strides_of_the_heads(patch_px: int) -> None:
+def test_simple_fpn_levels_have_the_strides_of_fpn_for_any_patch_size(patch_px: int) -> None:
     levels = draw_simple_fpn(replace(ENCODER, patch_px=patch_px))(draw_batch(2, 96, 160))
     assert [maps.shape for maps in levels] == [
         (2, 6, 24, 40), (2, 6, 12, 20), (2, 6, 6, 10), (2, 6, 3, 5), (2, 6, 2, 3),
@@ -296,78 +300,78 @@ def test_levels_have_one_width_and_the_strides_of_the_heads(patch_px: int) -> No
     assert torch.equal(levels[4], levels[3][:, :, ::2, ::2])
 
 
-def test_at_the_stored_grid_the_map_is_the_encoders_own_seen_at_14_to_16() -> None:
+def test_simple_fpn_with_14_px_patches_encodes_the_image_resized_by_14_16() -> None:
     pyramid, encoder = draw_simple_fpn(), VisionTransformer(ENCODER)
     encoder.load_state_dict(pyramid.net.state_dict())
-    picture = draw_batch(2, 64, 64)
-    seen = functional.interpolate(picture, size=(56, 56), mode="bilinear", align_corners=False)
-    tokens = encoder.norm(encoder(seen, (1,))[0])  # B 16 C
-    torch.testing.assert_close(pyramid.encode(picture).flatten(2).transpose(1, 2), tokens, rtol=0.0, atol=0.0)
+    image = draw_batch(2, 64, 64)
+    resized = functional.interpolate(image, size=(56, 56), mode="bilinear", align_corners=False)
+    tokens = encoder.norm(encoder(resized, (1,))[0])  # B 16 C
+    torch.testing.assert_close(pyramid.encode(image).flatten(2).transpose(1, 2), tokens, rtol=0.0, atol=0.0)
 
 
-def test_patches_of_16_px_see_the_picture_as_it_is() -> None:
+def test_simple_fpn_with_16_px_patches_encodes_the_image_unchanged() -> None:
     shape = replace(ENCODER, patch_px=16)
     pyramid, encoder = draw_simple_fpn(shape), VisionTransformer(shape)
     encoder.load_state_dict(pyramid.net.state_dict())
-    picture = draw_batch(1, 64, 64)
-    tokens = encoder.norm(encoder(picture, (1,))[0])
-    torch.testing.assert_close(pyramid.encode(picture).flatten(2).transpose(1, 2), tokens, rtol=0.0, atol=0.0)
+    image = draw_batch(1, 64, 64)
+    tokens = encoder.norm(encoder(image, (1,))[0])
+    torch.testing.assert_close(pyramid.encode(image).flatten(2).transpose(1, 2), tokens, rtol=0.0, atol=0.0)
 
 
-def test_each_level_is_the_map_enlarged_or_shrunk_then_two_normed_convolutions() -> None:
+def test_simple_fpn_levels_are_the_resized_map_and_two_normalized_convolutions() -> None:
     pyramid = draw_simple_fpn()
-    picture = draw_batch(1, 64, 96)
-    maps, levels, state = pyramid.encode(picture), pyramid(picture), pyramid.state_dict()
+    image = draw_batch(1, 64, 96)
+    maps, levels, state = pyramid.encode(image), pyramid(image), pyramid.state_dict()
 
-    def norm(cells: Tensor, name: str) -> Tensor:
-        centred = cells - cells.mean(1, keepdim=True)
+    def norm(maps: Tensor, name: str) -> Tensor:
+        centred = maps - maps.mean(1, keepdim=True)
         scaled = centred / torch.sqrt((centred**2).mean(1, keepdim=True) + 1e-6)
         return scaled * state[f"{name}.weight"][:, None, None] + state[f"{name}.bias"][:, None, None]
 
-    def enlarge(cells: Tensor, name: str) -> Tensor:
-        taps = torch.einsum("bchw,cdij->bdhiwj", cells, state[f"{name}.weight"]).flatten(4).flatten(2, 3)
-        return taps + state[f"{name}.bias"][:, None, None]
+    def deconvolve(maps: Tensor, name: str) -> Tensor:
+        doubled = torch.einsum("bchw,cdij->bdhiwj", maps, state[f"{name}.weight"]).flatten(4).flatten(2, 3)
+        return doubled + state[f"{name}.bias"][:, None, None]
 
-    def put_out(cells: Tensor, stage: str, first: int) -> Tensor:
-        narrow = torch.einsum("bchw,dcij->bdhw", cells, state[f"{stage}.{first}.weight"])
+    def output(maps: Tensor, stage: str, first: int) -> Tensor:
+        narrow = torch.einsum("bchw,dcij->bdhw", maps, state[f"{stage}.{first}.weight"])
         narrow = norm(narrow, f"{stage}.{first}.norm")
         wide = functional.conv2d(narrow, state[f"{stage}.{first + 1}.weight"], padding=1)
         return norm(wide, f"{stage}.{first + 1}.norm")
 
-    twice = functional.gelu(norm(enlarge(maps, "simfp_2.0"), "simfp_2.1"))
+    twice = functional.gelu(norm(deconvolve(maps, "simfp_2.0"), "simfp_2.1"))
     expected = (
-        put_out(enlarge(twice, "simfp_2.3"), "simfp_2", 4),
-        put_out(enlarge(maps, "simfp_3.0"), "simfp_3", 1),
-        put_out(maps, "simfp_4", 0),
-        put_out(maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5)), "simfp_5", 1),
+        output(deconvolve(twice, "simfp_2.3"), "simfp_2", 4),
+        output(deconvolve(maps, "simfp_3.0"), "simfp_3", 1),
+        output(maps, "simfp_4", 0),
+        output(maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax((3, 5)), "simfp_5", 1),
     )
     for actual, wanted in zip(levels, expected, strict=False):
         # float32 sums in another order, then divided by the deviation of six channels.
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_every_patch_reaches_every_level_at_its_place() -> None:
+def test_a_change_in_one_patch_reaches_every_level_at_its_position() -> None:
     """Without attention a change in one patch stays near it."""
     pyramid = draw_simple_fpn()
     for block in pyramid.net.blocks:
         block.get_parameter("ls1.gamma").zero_()
-    picture = draw_batch(1, 96, 128)
-    other = picture.clone()
+    image = draw_batch(1, 96, 128)
+    other = image.clone()
     other[:, :, 36:44, 68:76] += 1.0  # inside row 2, column 4 of patches of 16 px, away from its border
-    changed = [(one - two).abs().sum((0, 1)) > 0 for one, two in zip(pyramid(picture), pyramid(other), strict=True)]
+    changed = [(one - two).abs().sum((0, 1)) > 0 for one, two in zip(pyramid(image), pyramid(other), strict=True)]
     for maps, stride in zip(changed, (4, 8, 16, 32), strict=False):
         rows, columns = maps.any(1).nonzero(), maps.any(0).nonzero()
-        # The 3x3 convolution spreads it by a cell; a cell of stride 32 covers two patches.
+        # The 3x3 convolution spreads it by a pixel; a pixel of stride 32 covers two patches.
         assert rows.min() == 32 // stride - 1
         assert rows.max() == max(48 // stride, 32 // stride + 1)
         assert columns.min() == 64 // stride - 1
         assert columns.max() == max(80 // stride, 64 // stride + 1)
 
 
-def test_a_picture_alone_and_in_a_batch_gets_the_same_maps() -> None:
-    pyramid, pictures = draw_simple_fpn(), draw_batch(3, 64, 96)
-    together = pyramid(pictures)
+def test_simple_fpn_levels_do_not_depend_on_the_batch() -> None:
+    pyramid, images = draw_simple_fpn(), draw_batch(3, 64, 96)
+    together = pyramid(images)
     for index in range(3):
-        for alone, each in zip(pyramid(pictures[index : index + 1]), together, strict=True):
+        for alone, each in zip(pyramid(images[index : index + 1]), together, strict=True):
             # float32; kernels may sum in another order for another batch.
             torch.testing.assert_close(alone[0], each[index], rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Boxes drawn by hand move, meet and are cut as arithmetic says, and as detectron2's."""
+"""Box arithmetic and NMS give what is computed by hand and what detectron2 computes."""
 
 import math
 from pathlib import Path
@@ -9,13 +9,23 @@ import reference
 import torch
 from torch import Tensor
 
-from model.networks.boxes import DeltaWeights, apply_deltas, box_area, box_iou, clip_boxes, get_deltas, is_nonempty, nms
+from model.networks.boxes import (
+    DeltaWeights,
+    apply_deltas,
+    box_area,
+    box_iou,
+    clip_boxes,
+    get_deltas,
+    is_nonempty,
+    masks_to_boxes,
+    nms,
+)
 
 ONES = (1.0, 1.0, 1.0, 1.0)
 BOX = torch.tensor([10.0, 20.0, 30.0, 60.0])
 
 
-def test_deltas_are_shifts_in_sides_and_growths_in_logarithms() -> None:
+def test_deltas_are_shifts_in_units_of_sides_and_logarithms_of_scales() -> None:
     # Centre (20, 40), sides 20 and 40: to the right by half its width, down by a quarter of its height, twice as wide.
     target = torch.tensor([10.0, 30.0, 50.0, 70.0])
     expected = torch.tensor([0.5, 0.25, math.log(2.0), 0.0])
@@ -31,24 +41,24 @@ def test_weights_scale_the_deltas() -> None:
     torch.testing.assert_close(apply_deltas(BOX, expected, weights), target)
 
 
-def test_a_wild_growth_stops_at_1000_over_16() -> None:
+def test_an_extreme_scale_is_limited_to_1000_16() -> None:
     grown = apply_deltas(BOX, torch.tensor([0.0, 0.0, 1e6, 0.0]), ONES)
     assert (grown[2] - grown[0]).item() == pytest.approx(20.0 * 62.5, rel=1e-5)  # float32
 
 
-def test_boxes_are_cut_to_their_own_picture() -> None:
+def test_boxes_are_clipped_to_their_own_image() -> None:
     boxes = torch.tensor([[-5.0, -5.0, 50.0, 50.0]]).expand(2, 1, 4)
-    cut = clip_boxes(boxes, torch.tensor([[20, 30], [60, 40]]))
-    assert cut.tolist() == [[[0.0, 0.0, 30.0, 20.0]], [[0.0, 0.0, 40.0, 50.0]]]
+    clipped = clip_boxes(boxes, torch.tensor([[20, 30], [60, 40]]))
+    assert clipped.tolist() == [[[0.0, 0.0, 30.0, 20.0]], [[0.0, 0.0, 40.0, 50.0]]]
 
 
-def test_a_box_without_a_side_has_no_area() -> None:
+def test_degenerate_boxes_are_empty() -> None:
     boxes = torch.tensor([[0.0, 0.0, 2.0, 3.0], [1.0, 1.0, 1.0, 5.0], [1.0, 5.0, 2.0, 5.0], [math.nan] * 4])
     assert is_nonempty(boxes).tolist() == [True, False, False, False]
     assert box_area(boxes[0]).item() == 6.0
 
 
-def test_overlaps_of_pairs_counted_by_hand() -> None:
+def test_box_iou_of_all_pairs() -> None:
     boxes = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [2.0, 0.0, 6.0, 4.0], [9.0, 9.0, 9.0, 9.0]]])
     # Half of each is shared: 8 / 24. An empty box overlaps nothing, not even itself.
     expected = torch.tensor([[[1.0, 1 / 3, 0.0], [1 / 3, 1.0, 0.0], [0.0, 0.0, 0.0]]])
@@ -57,16 +67,37 @@ def test_overlaps_of_pairs_counted_by_hand() -> None:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("stage", range(4))
-def test_the_codec_is_the_references(golden: Path, stage: int) -> None:
+def test_deltas_equal_detectron2s(golden: Path, stage: int) -> None:
     units = {key: torch.from_numpy(array) for key, array in reference.read_units(golden).items()}
     along_x, along_y, of_width, of_height = units[f"b2b_w{stage}_weights"].tolist()
     weights: DeltaWeights = (along_x, along_y, of_width, of_height)
-    encoded = get_deltas(units["b2b_src"], units["b2b_tgt"], weights)
+    deltas_out = get_deltas(units["b2b_src"], units["b2b_tgt"], weights)
     # float32 of boxes up to 3,700 px
-    torch.testing.assert_close(encoded, units[f"b2b_w{stage}_encode"], rtol=1e-6, atol=1e-6)
-    for deltas, key in ((units["b2b_deltas_in"], "decode"), (encoded, "roundtrip")):
-        decoded = apply_deltas(units["b2b_src"], deltas, weights)
-        torch.testing.assert_close(decoded, units[f"b2b_w{stage}_{key}"], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(deltas_out, units[f"b2b_w{stage}_encode"], rtol=1e-6, atol=1e-6)
+    for deltas, key in ((units["b2b_deltas_in"], "decode"), (deltas_out, "roundtrip")):
+        moved = apply_deltas(units["b2b_src"], deltas, weights)
+        torch.testing.assert_close(moved, units[f"b2b_w{stage}_{key}"], rtol=1e-6, atol=1e-4)
+
+
+def test_boxes_of_masks_are_tight() -> None:
+    masks = torch.zeros(1, 5, 4, 6, dtype=torch.bool)
+    masks[0, 0, 1, 2] = True
+    masks[0, 1] = True
+    masks[0, 2, 0, 5] = masks[0, 2, 3, 1] = True
+    masks[0, 4, 3, :2] = True
+    assert masks_to_boxes(masks)[0].tolist() == [
+        [2, 1, 3, 2],  # one pixel
+        [0, 0, 6, 4],  # everything
+        [1, 0, 6, 4],  # two distant pixels
+        [0, 0, 0, 0],  # nothing
+        [0, 3, 2, 4],  # the last row
+    ]
+
+
+def test_boxes_of_masks_of_one_image_do_not_depend_on_another() -> None:
+    masks = torch.zeros(2, 1, 3, 3, dtype=torch.bool)
+    masks[1, 0, 2, 2] = True
+    assert masks_to_boxes(masks).tolist() == [[[0, 0, 0, 0]], [[2, 2, 3, 3]]]
 
 
 def draw_chain(count: int) -> Tensor:
@@ -81,68 +112,68 @@ def draw_boxes(batch: int, count: int, seed: int) -> Tensor:
     return torch.cat([corner, corner + 5.0 + torch.rand(batch, count, 2, generator=generator) * 40.0], dim=2)
 
 
-def use_all(boxes: Tensor) -> Tensor:
+def all_valid(boxes: Tensor) -> Tensor:
     return torch.ones(boxes.shape[:2], dtype=torch.bool)
 
 
-def suppress_greedily(overlaps: Tensor, threshold: float) -> list[bool]:
+def greedy_nms(overlaps: Tensor, threshold: float) -> list[bool]:
     keep: list[bool] = []
     for row in range(len(overlaps)):
         keep.append(not any(keep[other] and overlaps[other, row] > threshold for other in range(row)))
     return keep
 
 
-def test_the_best_of_overlapping_boxes_stays_and_what_it_drops_drops_nothing() -> None:
+def test_a_dropped_box_does_not_drop_others() -> None:
     chain = draw_chain(5)
-    assert nms(chain, use_all(chain), 0.5, 5).tolist() == [[True, False, True, False, True]]
+    assert nms(chain, all_valid(chain), 0.5, 5).tolist() == [[True, False, True, False, True]]
 
 
-def test_boxes_that_overlap_by_the_threshold_exactly_stay() -> None:
+def test_boxes_that_overlap_by_exactly_the_threshold_are_kept() -> None:
     pair = torch.tensor([[[0.0, 0.0, 4.0, 1.0], [2.0, 0.0, 4.0, 1.0]]])
-    assert nms(pair, use_all(pair), 0.5, 4).tolist() == [[True, True]]
-    assert nms(pair, use_all(pair), 0.4999, 4).tolist() == [[True, False]]
+    assert nms(pair, all_valid(pair), 0.5, 4).tolist() == [[True, True]]
+    assert nms(pair, all_valid(pair), 0.4999, 4).tolist() == [[True, False]]
 
 
-def test_groups_do_not_meet() -> None:
+def test_boxes_of_different_groups_do_not_drop_each_other() -> None:
     same = draw_chain(1).expand(1, 4, 4)
     groups = torch.tensor([[7, 3, 7, 3]])
-    assert nms(same, use_all(same), 0.5, 4, groups).tolist() == [[True, True, False, False]]
+    assert nms(same, all_valid(same), 0.5, 4, groups).tolist() == [[True, True, False, False]]
 
 
-def test_an_unused_box_neither_stays_nor_drops_another() -> None:
+def test_an_invalid_box_is_not_kept_and_drops_nothing() -> None:
     chain = draw_chain(3)
     assert nms(chain, torch.tensor([[False, True, True]]), 0.5, 3).tolist() == [[False, True, False]]
 
 
-def test_too_few_sweeps_keep_too_many_boxes_if_even_and_too_few_if_odd() -> None:
+def test_too_few_iterations_keep_boxes_if_even_and_drop_boxes_if_odd() -> None:
     chain = draw_chain(9)
-    right = nms(chain, use_all(chain), 0.5, 9)
-    for sweeps in (2, 4, 6):
-        kept = nms(chain, use_all(chain), 0.5, sweeps)
-        assert (kept & right).equal(right)
-        assert kept.sum() > right.sum()
-    for sweeps in (1, 3, 5):
-        kept = nms(chain, use_all(chain), 0.5, sweeps)
-        assert (kept & right).equal(kept)
-        assert kept.sum() < right.sum()
+    exact = nms(chain, all_valid(chain), 0.5, 9)
+    for iterations in (2, 4, 6):
+        kept = nms(chain, all_valid(chain), 0.5, iterations)
+        assert (kept & exact).equal(exact)
+        assert kept.sum() > exact.sum()
+    for iterations in (1, 3, 5):
+        kept = nms(chain, all_valid(chain), 0.5, iterations)
+        assert (kept & exact).equal(kept)
+        assert kept.sum() < exact.sum()
 
 
-def test_a_box_takes_as_many_sweeps_as_its_chain_is_long() -> None:
-    """Box i of the chain hangs on box i - 1, and is right from sweep i on."""
+def test_a_box_needs_as_many_iterations_as_its_chain_is_long() -> None:
+    """Box i of the chain depends on box i - 1 and is final after iteration i."""
     chain = draw_chain(9)
-    right = nms(chain, use_all(chain), 0.5, 9)
-    for sweeps in range(1, 9):
-        is_right = nms(chain, use_all(chain), 0.5, sweeps) == right
-        assert is_right[0, : sweeps + 1].all()
-        assert is_right.all() == (sweeps >= 8)
+    exact = nms(chain, all_valid(chain), 0.5, 9)
+    for iterations in range(1, 9):
+        is_final = nms(chain, all_valid(chain), 0.5, iterations) == exact
+        assert is_final[0, : iterations + 1].all()
+        assert is_final.all() == (iterations >= 8)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.65])
-def test_random_boxes_are_suppressed_greedily_picture_by_picture(threshold: float) -> None:
+def test_random_boxes_are_kept_as_by_greedy_nms_per_image(threshold: float) -> None:
     boxes = draw_boxes(4, 150, seed=3)
-    kept = nms(boxes, use_all(boxes), threshold, 30)
-    for picture, overlaps in enumerate(box_iou(boxes)):
-        assert kept[picture].tolist() == suppress_greedily(overlaps, threshold)
+    kept = nms(boxes, all_valid(boxes), threshold, 30)
+    for image, overlaps in enumerate(box_iou(boxes)):
+        assert kept[image].tolist() == greedy_nms(overlaps, threshold)
 
 
 @pytest.mark.golden
@@ -150,10 +181,10 @@ def test_random_boxes_are_suppressed_greedily_picture_by_picture(threshold: floa
     ("key", "threshold", "is_grouped"),
     [("nms_keep_50", 0.5, True), ("nms_keep_65", 0.65, True), ("nms_agnostic_keep_50", 0.5, False)],
 )
-def test_what_stays_is_the_references_to_the_box(golden: Path, key: str, threshold: float, is_grouped: bool) -> None:
+def test_nms_keeps_the_same_boxes_as_torchvision(golden: Path, key: str, threshold: float, is_grouped: bool) -> None:
     units = reference.read_units(golden)
     order = np.argsort(-units["nms_scores"], kind="stable")
     boxes = torch.from_numpy(units["nms_boxes"][order])[None]
     groups = torch.from_numpy(units["nms_classes"][order])[None] if is_grouped else None
-    kept = nms(boxes, use_all(boxes), threshold, 16, groups)[0].numpy()
+    kept = nms(boxes, all_valid(boxes), threshold, 16, groups)[0].numpy()
     np.testing.assert_array_equal(order[kept], units[key])

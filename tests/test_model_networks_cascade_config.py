@@ -1,4 +1,4 @@
-"""A state dict says which network it belongs to, or is refused."""
+"""The sizes of a panoptic cascade are inferred from its state dict, or the state dict is refused."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ SMALL = CascadeConfig(
     mask_conv_dim=14,
     sem_seg_conv_dim=32,
 )
-ENCODER = EncoderConfig(width=64, depth=2, patch_px=14, grid=5, registers=1, has_layer_scale=True)
+ENCODER = EncoderConfig(embed_dim=64, depth=2, patch_px=14, grid_size=5, num_registers=1, has_layer_scale=True)
 WITH_VIT = CascadeConfig(
     thing_clusters=3,
     stuff_clusters=2,
@@ -33,13 +33,13 @@ WITH_VIT = CascadeConfig(
 )
 
 
-def draw_state(shape: CascadeConfig) -> dict[str, torch.Tensor]:
+def draw_state(config: CascadeConfig) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
-        return PanopticCascade(shape, CascadeInferenceConfig()).state_dict()
+        return PanopticCascade(config, CascadeInferenceConfig()).state_dict()
 
 
 @pytest.mark.parametrize(
-    "shape",
+    "config",
     [
         SMALL,
         replace(SMALL, cls_agnostic_mask=True),
@@ -47,14 +47,14 @@ def draw_state(shape: CascadeConfig) -> dict[str, torch.Tensor]:
         replace(SMALL, stuff_clusters=0, sem_seg_conv_dim=128),
         CascadeConfig(thing_clusters=800),
         WITH_VIT,
-        replace(WITH_VIT, encoder=replace(ENCODER, patch_px=16, registers=0, has_layer_scale=False)),
+        replace(WITH_VIT, encoder=replace(ENCODER, patch_px=16, num_registers=0, has_layer_scale=False)),
     ],
 )
-def test_a_networks_own_weights_tell_its_shape(shape: CascadeConfig) -> None:
-    assert infer_cascade_config(draw_state(shape)) == shape
+def test_the_cascade_config_is_inferred_from_its_weights(config: CascadeConfig) -> None:
+    assert infer_cascade_config(draw_state(config)) == config
 
 
-def test_the_papers_network_has_the_published_tensors() -> None:
+def test_the_default_config_has_the_published_tensors() -> None:
     state = draw_state(CascadeConfig(thing_clusters=800))
     published = {
         "backbone.bottom_up.stem.conv1.weight": (64, 3, 7, 7),
@@ -74,14 +74,14 @@ def test_the_papers_network_has_the_published_tensors() -> None:
 
 
 @pytest.mark.parametrize("name", ["roi_heads.box_head.0.fc1.weight", "backbone.fpn_lateral2.weight"])
-def test_a_state_that_lacks_a_size_is_refused_by_name(name: str) -> None:
+def test_a_missing_tensor_that_defines_a_size_is_named(name: str) -> None:
     state = draw_state(SMALL)
     del state[name]
     with pytest.raises(CheckpointError, match=name):
         infer_cascade_config(state)
 
 
-def test_a_state_without_clusters_is_refused() -> None:
+def test_a_state_dict_without_clusters_is_refused() -> None:
     state = draw_state(SMALL)
     state["roi_heads.box_predictor.0.cls_score.weight"] = torch.zeros(1, 12)
     with pytest.raises(CheckpointError, match="0 thing"):
@@ -90,24 +90,24 @@ def test_a_state_without_clusters_is_refused() -> None:
         CascadeConfig(thing_clusters=1, stuff_clusters=-1)
 
 
-def test_a_backbone_and_its_encoder_come_together() -> None:
-    with pytest.raises(ConfigError, match="a ViT has one"):
+def test_a_vit_backbone_needs_an_encoder_and_a_resnet_has_none() -> None:
+    with pytest.raises(ConfigError, match="only a ViT has an encoder"):
         replace(WITH_VIT, encoder=None)
-    with pytest.raises(ConfigError, match="ResNet-50 has none"):
+    with pytest.raises(ConfigError, match="only a ViT has an encoder"):
         replace(SMALL, encoder=ENCODER)
     with pytest.raises(ConfigError, match="multiple of 64"):
-        replace(WITH_VIT, encoder=replace(ENCODER, width=100))
+        replace(WITH_VIT, encoder=replace(ENCODER, embed_dim=100))
 
 
 @pytest.mark.parametrize("name", ["backbone.net.patch_embed.proj.weight", "backbone.simfp_4.0.weight"])
-def test_a_state_with_a_vit_that_lacks_a_size_is_refused_by_name(name: str) -> None:
+def test_a_missing_tensor_of_the_vit_backbone_is_named(name: str) -> None:
     state = draw_state(WITH_VIT)
     del state[name]
     with pytest.raises(CheckpointError, match=name.removeprefix("backbone.net.")):
         infer_cascade_config(state)
 
 
-def test_positions_of_no_square_grid_are_refused() -> None:
+def test_a_vit_backbone_without_a_square_position_grid_is_refused() -> None:
     state = draw_state(WITH_VIT)
     state["backbone.net.pos_embed"] = torch.zeros(1, 25, 64)
     with pytest.raises(CheckpointError, match="25 positions"):

@@ -1,5 +1,6 @@
-"""The whole cascade is static, indifferent to its batch and to padding, and answers as detectron2 does."""
+"""The panoptic cascade has static shapes, ignores batch and padding, and equals detectron2."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,20 @@ import pytest
 import reference
 import tiny
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.contract import Contract, InputSize, Thresholds
 from model.errors import ConfigError
 from model.images import Letterbox, resize_map
-from model.network_io import RawOutputs as Answer
-from model.networks.interface import NetworkOutput
+from model.network_io import RawOutputs
+from model.networks.architecture import count_flops
+from model.networks.interface import NetworkOutput, normalize_and_mask
 from model.networks.panoptic_cascade import (
     CascadeConfig,
     CascadeInferenceConfig,
     PanopticCascade,
     SemanticHead,
     fold_batch_norms,
-    normalize_and_mask,
 )
 from model.networks.resnet import Norm
 from model.networks.roi_align import RoiAlignConfig
@@ -31,7 +32,7 @@ from model.networks.rpn import ProposalConfig
 from model.networks.vit import EncoderConfig, VisionTransformer
 from model.postprocessing.panoptic import Segmentation, postprocess
 
-SHAPE = CascadeConfig(
+CONFIG = CascadeConfig(
     thing_clusters=3,
     stuff_clusters=2,
     stem_out_channels=8,
@@ -44,23 +45,23 @@ SHAPE = CascadeConfig(
     mask_conv_dim=8,
     sem_seg_conv_dim=32,
 )
-ENCODER = EncoderConfig(width=64, depth=2, patch_px=14, grid=4, registers=1, has_layer_scale=True)
-WITH_VIT = replace(SHAPE, backbone="vit", encoder=ENCODER)
-LIMITS = CascadeInferenceConfig(
-    proposals=ProposalConfig(pre_nms_topk=40, total=30, nms_iterations=4),
-    detections=DetectionConfig(candidates=60, total=12, nms_iterations=4),
-    sampling=RoiAlignConfig(max_cells=14),
+ENCODER = EncoderConfig(embed_dim=64, depth=2, patch_px=14, grid_size=4, num_registers=1, has_layer_scale=True)
+WITH_VIT = replace(CONFIG, backbone="vit", encoder=ENCODER)
+INFERENCE = CascadeInferenceConfig(
+    proposals=ProposalConfig(pre_nms_topk=40, post_nms_topk=30, nms_iterations=4),
+    detections=DetectionConfig(max_candidates=60, max_detections=12, nms_iterations=4),
+    pooling=RoiAlignConfig(max_box_side=14),
 )
-POST_100 = CascadeInferenceConfig(proposals=ProposalConfig(total=100))
+POST_100 = CascadeInferenceConfig(proposals=ProposalConfig(post_nms_topk=100))
 HEIGHT, WIDTH = 64, 96
 
 
-def draw_network(shape: CascadeConfig, limits: CascadeInferenceConfig = LIMITS) -> PanopticCascade:
+def draw_network(config: CascadeConfig, inference: CascadeInferenceConfig = INFERENCE) -> PanopticCascade:
     torch.manual_seed(1)
-    return PanopticCascade(shape, limits).eval().requires_grad_(False)
+    return PanopticCascade(config, inference).eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[SHAPE, WITH_VIT], ids=["resnet50", "vit"])
+@pytest.fixture(scope="module", params=[CONFIG, WITH_VIT], ids=["resnet50", "vit"])
 def network(request: pytest.FixtureRequest) -> PanopticCascade:
     return draw_network(request.param)
 
@@ -74,17 +75,17 @@ def draw_sizes(batch: int) -> Tensor:
     return torch.tensor([[HEIGHT, WIDTH], [40, 90], [64, 50]])[:batch]
 
 
-def test_pixels_are_normalised_and_zero_outside_the_picture() -> None:
+def test_pixels_are_normalized_and_padding_is_zero() -> None:
     pixels = torch.full((1, 3, 2, 3), 200, dtype=torch.uint8)
-    prepared = normalize_and_mask(pixels, torch.tensor([[1, 2]]))
+    normalized = normalize_and_mask(pixels, torch.tensor([[1, 2]]))
     # (200 - 123.675) / 58.395, (200 - 116.28) / 57.12, (200 - 103.53) / 57.375
     expected = torch.zeros(1, 3, 2, 3)
     expected[0, :, 0, :2] = torch.tensor([1.30705, 1.46569, 1.68139])[:, None]
-    torch.testing.assert_close(prepared, expected, rtol=0.0, atol=1e-5)  # five digits
+    torch.testing.assert_close(normalized, expected, rtol=0.0, atol=1e-5)  # five digits
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_shapes_depend_on_the_network_and_not_on_the_picture(network: PanopticCascade, batch: int) -> None:
+def test_output_shapes_do_not_depend_on_the_image(network: PanopticCascade, batch: int) -> None:
     for pixels in (draw_pixels(batch), torch.zeros(batch, 3, HEIGHT, WIDTH, dtype=torch.uint8)):
         raw = network(pixels, draw_sizes(batch))
         assert raw.scores.shape == raw.clusters.shape == (batch, 12)
@@ -94,14 +95,14 @@ def test_shapes_depend_on_the_network_and_not_on_the_picture(network: PanopticCa
         assert raw.clusters.dtype == torch.int64
 
 
-def test_answers_lie_in_their_ranges_and_boxes_in_their_pictures(network: PanopticCascade) -> None:
+def test_outputs_are_in_range_and_boxes_inside_their_images(network: PanopticCascade) -> None:
     sizes = draw_sizes(3)
     raw = network(draw_pixels(3), sizes)
-    assert (raw.scores > 0.05).any(1).all()  # else the rest would say nothing
+    assert (raw.scores > 0.05).any(1).all()  # or the test would prove nothing
     assert raw.scores.diff(dim=1).max() <= 0.0
     assert 0 <= raw.clusters.min() <= raw.clusters.max() < 3
-    for chances in (raw.scores, raw.masks):
-        assert 0.0 <= chances.min() <= chances.max() <= 1.0
+    for probabilities in (raw.scores, raw.masks):
+        assert 0.0 <= probabilities.min() <= probabilities.max() <= 1.0
     limits = torch.stack([sizes[:, 1], sizes[:, 0]], dim=1)[:, None]
     assert raw.boxes.min() >= 0.0
     assert (raw.boxes[..., 2:] <= limits).all()
@@ -112,42 +113,42 @@ def check_same(first: NetworkOutput, second: NetworkOutput, noise: float) -> Non
         torch.testing.assert_close(one, other, rtol=noise, atol=noise)
 
 
-def test_a_picture_alone_and_in_a_batch_gets_the_same_answer(network: PanopticCascade) -> None:
+def test_outputs_do_not_depend_on_the_batch(network: PanopticCascade) -> None:
     pixels, sizes = draw_pixels(3), draw_sizes(3)
     together = network(pixels, sizes)
-    assert (together.semantic[0] - together.semantic[1]).abs().max() > 0.01  # else equality would say nothing
+    assert (together.semantic[0] - together.semantic[1]).abs().max() > 0.01  # or the test would prove nothing
     for index in range(3):
         alone = network(pixels[index : index + 1], sizes[index : index + 1])
         # float32; kernels may sum in another order for another batch.
         check_same(alone, NetworkOutput(*(each[index : index + 1] for each in together)), 1e-4)
 
 
-def test_what_lies_beyond_the_picture_changes_nothing(network: PanopticCascade) -> None:
+def test_outputs_do_not_depend_on_the_values_of_the_padding(network: PanopticCascade) -> None:
     pixels, sizes = draw_pixels(1), torch.tensor([[40, 70]])
     other = pixels.clone()
     other[:, :, 40:], other[:, :, :, 70:] = 255, 3
     check_same(network(pixels, sizes), network(other, sizes), 0.0)
 
 
-@pytest.mark.parametrize("shape", [SHAPE, WITH_VIT], ids=["resnet50", "vit"])
-def test_every_tensor_on_the_way_lies_where_the_pixels_lie(shape: CascadeConfig) -> None:
-    """The device "meta" computes nothing, and refuses to meet a tensor of another device."""
-    network = PanopticCascade(shape, LIMITS).eval().to("meta")
+@pytest.mark.parametrize("shape", [CONFIG, WITH_VIT], ids=["resnet50", "vit"])
+def test_all_tensors_are_on_the_device_of_the_pixels(shape: CascadeConfig) -> None:
+    """The device "meta" computes nothing and refuses to mix with another device."""
+    network = PanopticCascade(shape, INFERENCE).eval().to("meta")
     raw = network(draw_pixels(2).to("meta"), draw_sizes(2).to("meta"))
     assert {each.device.type for each in raw} == {"meta"}
 
 
-def test_a_network_without_a_semantic_head_calls_everything_things() -> None:
-    network = draw_network(replace(SHAPE, stuff_clusters=0))
+def test_a_network_without_a_semantic_head_predicts_things_everywhere() -> None:
+    network = draw_network(replace(CONFIG, stuff_clusters=0))
     semantic = network(draw_pixels(2), draw_sizes(2)).semantic
     assert semantic.shape == (2, 1, HEIGHT // 4, WIDTH // 4)
     assert not [name for name in network.state_dict() if name.startswith("sem_seg_head")]
 
 
-def test_one_mask_for_all_clusters_is_that_mask_for_each() -> None:
-    every_pair = replace(LIMITS, detections=DetectionConfig(candidates=90, total=60, nms_iterations=4))
-    agnostic = draw_network(replace(SHAPE, cls_agnostic_mask=True), every_pair)
-    specific = draw_network(SHAPE, every_pair)
+def test_class_agnostic_masks_equal_identical_masks_per_cluster() -> None:
+    every_pair = replace(INFERENCE, detections=DetectionConfig(max_candidates=90, max_detections=60, nms_iterations=4))
+    agnostic = draw_network(replace(CONFIG, cls_agnostic_mask=True), every_pair)
+    specific = draw_network(CONFIG, every_pair)
     state = agnostic.state_dict()
     for name in ("roi_heads.mask_head.predictor.weight", "roi_heads.mask_head.predictor.bias"):
         assert len(state[name]) == 1
@@ -155,11 +156,11 @@ def test_one_mask_for_all_clusters_is_that_mask_for_each() -> None:
     specific.load_state_dict(state)
     pixels, sizes = draw_pixels(3), draw_sizes(3)
     raw = agnostic(pixels, sizes)
-    assert raw.clusters[raw.scores > 0.0].unique().tolist() == [0, 1, 2]  # else equality would say nothing
-    check_same(raw, specific(pixels, sizes), 1e-5)  # another size of the last sum
+    assert raw.clusters[raw.scores > 0.0].unique().tolist() == [0, 1, 2]  # or the test would prove nothing
+    check_same(raw, specific(pixels, sizes), 1e-5)  # the last sum has another size
 
 
-def test_an_encoders_weights_fit_the_backbone_as_they_are() -> None:
+def test_the_weights_of_an_encoder_load_into_the_vit_backbone() -> None:
     network, encoder = draw_network(WITH_VIT), VisionTransformer(ENCODER)
     network.get_submodule("backbone.net").load_state_dict(encoder.state_dict(), strict=True)
     names = {f"backbone.net.{name}" for name in encoder.state_dict()}
@@ -173,9 +174,9 @@ def draw_large(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [SHAPE, WITH_VIT], ids=["resnet50", "vit"])
-def test_the_exported_graph_takes_any_batch_and_any_size(shape: CascadeConfig) -> None:
-    """From 96 px a side: below, the last level has a single row, which export takes for a constant."""
+@pytest.mark.parametrize("shape", [CONFIG, WITH_VIT], ids=["resnet50", "vit"])
+def test_the_exported_graph_takes_any_batch_and_input_size(shape: CascadeConfig) -> None:
+    """From 96 px per side: below, the last level has a single row, which export takes for a constant."""
     network = draw_network(shape)
     batch = torch.export.Dim("batch", min=1, max=64)
     rows, columns = torch.export.Dim("rows", min=3, max=64), torch.export.Dim("columns", min=3, max=64)
@@ -186,21 +187,21 @@ def test_the_exported_graph_takes_any_batch_and_any_size(shape: CascadeConfig) -
         check_same(NetworkOutput(*graph(pixels, sizes)), network(pixels, sizes), 0)
 
 
-def test_pictures_that_the_pyramid_cannot_halve_are_refused(network: PanopticCascade) -> None:
+def test_inputs_that_are_not_multiples_of_32_are_refused(network: PanopticCascade) -> None:
     with pytest.raises(ConfigError, match="60x96"):
         network(torch.zeros(1, 3, 60, WIDTH, dtype=torch.uint8), draw_sizes(1))
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_the_input_is_the_references_to_the_bit(golden: Path, name: str) -> None:
+def test_normalized_inputs_equal_detectron2s_exactly(golden: Path, name: str) -> None:
     case = reference.read_case(golden, name)
     assert normalize_and_mask(case.pixels, case.sizes).equal(case.tensor("input"))
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_answers_to_pictures_are_the_references(golden: Path, name: str) -> None:
+def test_outputs_equal_detectron2s(golden: Path, name: str) -> None:
     case, network = reference.read_case(golden, name), reference.read_network(golden, name)
     raw = network(case.pixels, case.sizes)
     count = len(case.arrays["det_scores"])
@@ -214,7 +215,7 @@ def test_answers_to_pictures_are_the_references(golden: Path, name: str) -> None
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_answers_from_a_hundred_proposals_are_the_references(golden: Path, name: str) -> None:
+def test_outputs_from_100_proposals_equal_detectron2s(golden: Path, name: str) -> None:
     case, network = reference.read_case(golden, name), reference.read_network(golden, name, POST_100)
     raw = network(case.pixels, case.sizes)
     count = len(case.arrays["post100_det_scores"])
@@ -225,21 +226,21 @@ def test_answers_from_a_hundred_proposals_are_the_references(golden: Path, name:
 
 
 def finish(raw: NetworkOutput, case: reference.Case, clusters: int) -> Segmentation:
-    """The panoptic map in the size that was asked for.
+    """Compute the panoptic map at the requested size.
 
-    detectron2 enlarges semantic logits by four before it cuts the padding off and resizes them; the first step is done
-    here, and `postprocess` gets them at stride 1.
+    detectron2 upsamples semantic logits by four before it crops and resizes them. The first step is done here, so
+    `postprocess` gets them at stride 1.
     """
     height, width = (int(length) for length in case.arrays["out_hw"])
     in_height, in_width = case.sizes[0].tolist()
     logits = raw.semantic[0].numpy()
-    enlarged = [resize_map(each, 4 * each.shape[0], 4 * each.shape[1]) for each in logits]
-    answer = Answer(
+    upsampled = [resize_map(each, 4 * each.shape[0], 4 * each.shape[1]) for each in logits]
+    outputs = RawOutputs(
         scores=raw.scores[0].numpy(),
         clusters=raw.clusters[0].numpy(),
         boxes=raw.boxes[0].numpy(),
         masks=raw.masks[0].numpy(),
-        semantic=np.stack(enlarged),
+        semantic=np.stack(upsampled),
     )
     combine = case.card["combine"]
     thresholds = Thresholds(
@@ -247,19 +248,19 @@ def finish(raw: NetworkOutput, case: reference.Case, clusters: int) -> Segmentat
         overlap_threshold=combine["overlap_threshold"],
         min_stuff_area_fraction=combine["stuff_area_limit"] / (height * width),
     )
-    canvas = InputSize(height_px=in_height, width_px=in_width)
+    input_size = InputSize(height_px=in_height, width_px=in_width)
     contract = Contract(
-        name="a", version="1", network="panoptic_cascade", input_sizes=(canvas,), stride_px=1, box_mask_size=28,
-        max_detections=len(answer.scores), thing_clusters=clusters, stuff_clusters=len(logits) - 1,
+        name="a", version="1", network="panoptic_cascade", input_sizes=(input_size,), stride_px=1, box_mask_size=28,
+        max_detections=len(outputs.scores), thing_clusters=clusters, stuff_clusters=len(logits) - 1,
     )  # fmt: skip
-    placement = Letterbox(
-        height=height, width=width, resized_height=in_height, resized_width=in_width, input_size=canvas, stride_px=1
+    letterbox = Letterbox(
+        height=height, width=width, resized_height=in_height, resized_width=in_width, input_size=input_size, stride_px=1
     )
-    return postprocess(answer, placement, contract, "panoptic", thresholds)
+    return postprocess(outputs, letterbox, contract, "panoptic", thresholds)
 
 
 def check_segments(segmentation: Segmentation, expected: list[dict[str, Any]], clusters: int) -> None:
-    """The same segments in the same order; detectron2 counts clusters of things from 0."""
+    """Compare segments in order; detectron2 counts thing clusters from 0."""
     segments = [(each.id, each.cluster, each.is_thing) for each in segmentation.segments]
     assert segments == [
         (each["id"], each["category_id"] + (1 if each["isthing"] else clusters), each["isthing"]) for each in expected
@@ -269,18 +270,18 @@ def check_segments(segmentation: Segmentation, expected: list[dict[str, Any]], c
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
 @pytest.mark.parametrize(
-    ("limits", "map_key", "segments_key"),
+    ("inference", "map_key", "segments_key"),
     [
         (CascadeInferenceConfig(), "panoptic_seg", "segments_info"),
         (POST_100, "post100_panoptic_seg", "segments_info_post100"),
     ],
     ids=["1000 proposals", "100 proposals"],
 )
-def test_panoptic_maps_are_the_references(
-    golden: Path, name: str, limits: CascadeInferenceConfig, map_key: str, segments_key: str
+def test_panoptic_maps_equal_detectron2s(
+    golden: Path, name: str, inference: CascadeInferenceConfig, map_key: str, segments_key: str
 ) -> None:
-    case, network = reference.read_case(golden, name), reference.read_network(golden, name, limits)
-    clusters = network.shape.thing_clusters
+    case, network = reference.read_case(golden, name), reference.read_network(golden, name, inference)
+    clusters = network.config.thing_clusters
     segmentation = finish(network(case.pixels, case.sizes), case, clusters)
     check_segments(segmentation, case.card[segments_key], clusters)
     assert (segmentation.label_map == case.arrays[map_key]).mean() >= 0.999
@@ -296,16 +297,16 @@ def draw_head() -> SemanticHead:
     return SemanticHead(4, 32, 3).requires_grad_(False)
 
 
-def test_logits_come_at_the_finest_level_and_every_level_but_the_last_counts() -> None:
+def test_semantic_logits_use_all_levels_but_the_last() -> None:
     head, levels = draw_head(), draw_levels()
     logits = head(levels)
     assert logits.shape == (1, 3, 16, 24)
     for index in range(5):
-        dark = tuple(torch.zeros_like(maps) if level == index else maps for level, maps in enumerate(levels))
-        assert torch.equal(head(dark), logits) == (index == 4)
+        changed = tuple(torch.zeros_like(maps) if level == index else maps for level, maps in enumerate(levels))
+        assert torch.equal(head(changed), logits) == (index == 4)
 
 
-def test_a_picture_alone_and_in_a_batch_gets_the_same_logits() -> None:
+def test_semantic_logits_do_not_depend_on_the_batch() -> None:
     head, levels = draw_head(), draw_levels(3)
     together = head(levels)
     for index in range(3):
@@ -315,15 +316,15 @@ def test_a_picture_alone_and_in_a_batch_gets_the_same_logits() -> None:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_logits_are_the_references(golden: Path, name: str) -> None:
+def test_semantic_logits_equal_detectron2s(golden: Path, name: str) -> None:
     case, network = reference.read_case(golden, name), reference.read_network(golden, name)
     reference.check_near(network.sem_seg_head(case.levels), case.tensor("sem_logits_s4"), reference.SEMANTIC_NOISE)
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_maps_in_the_pictures_size_are_the_references(golden: Path, name: str) -> None:
-    """Four times as large, cut to the picture, then to the size that was asked for."""
+def test_semantic_maps_at_image_size_equal_detectron2s(golden: Path, name: str) -> None:
+    """Upsampled by four, cropped to the image, then resized to the requested size."""
     arrays = reference.read_case(golden, name).arrays
     height, width = arrays["image_uint8"].shape[:2]
     out_height, out_width = (int(length) for length in arrays["out_hw"])
@@ -332,11 +333,11 @@ def test_maps_in_the_pictures_size_are_the_references(golden: Path, name: str) -
         large = resize_map(logits, 4 * logits.shape[0], 4 * logits.shape[1])
         maps.append(resize_map(large[:height, :width], out_height, out_width))
     np.testing.assert_allclose(np.stack(maps)[:, ::5, ::5], arrays["sem_out_sub"], rtol=0.0, atol=1e-4)
-    assert (np.stack(maps).argmax(0) == arrays["sem_out_argmax"]).mean() > 0.9999  # two logits may tie but for rounding
+    assert (np.stack(maps).argmax(0) == arrays["sem_out_argmax"]).mean() > 0.9999  # two logits may tie up to rounding
 
 
 @pytest.mark.golden
-def test_resizing_a_cut_map_is_the_references(golden: Path) -> None:
+def test_resizing_a_cropped_map_equals_detectron2s(golden: Path) -> None:
     units = reference.read_units(golden)
     (height, width), (out_height, out_width) = units["semseg_img_size"], units["semseg_out_hw"]
     maps = np.stack([resize_map(each[:height, :width], int(out_height), int(out_width)) for each in units["semseg_in"]])
@@ -344,11 +345,11 @@ def test_resizing_a_cut_map_is_the_references(golden: Path) -> None:
     np.testing.assert_array_equal(maps.argmax(0), units["semseg_argmax"])
 
 
-FOLD_CONFIG = CascadeInferenceConfig(proposals=ProposalConfig(pre_nms_topk=40, total=30))
+FOLD_CONFIG = CascadeInferenceConfig(proposals=ProposalConfig(pre_nms_topk=40, post_nms_topk=30))
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_a_folded_network_answers_the_same_and_has_no_batch_norm(norm: Norm) -> None:
+def test_a_folded_network_computes_the_same_without_batch_norms(norm: Norm) -> None:
     torch.manual_seed(3)
     shape = CascadeConfig(
         thing_clusters=3,
@@ -378,3 +379,27 @@ def test_a_folded_network_answers_the_same_and_has_no_batch_norm(norm: Norm) -> 
     assert folded(pixels, sizes).scores.shape == (1, 100)
     assert [name for name in folded.state_dict() if "running_mean" in name] == []
     assert "sem_seg_head.p2.0.norm.weight" in folded.state_dict()  # group norms stay
+
+
+class ConvAndAttention(nn.Module):
+    """A convolution of the pixels and one attention over its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 5, 3, padding=1)
+
+    def forward(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        tokens = self.convolution(pixels.float()).flatten(2)[:, None]  # B 1 5 H*W, as five tokens
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+def test_flops_count_each_multiplication_with_its_addition_as_two() -> None:
+    pixels, sizes = torch.zeros(1, 3, 64, 96, dtype=torch.uint8), torch.tensor([[64, 96]])
+    assert count_flops(ConvAndAttention(), pixels, sizes) == 2 * (64 * 96 * 5 * 27 + 2 * 5 * 5 * 64 * 96)
+
+
+def test_flops_of_a_batch_are_the_sum_over_its_images_and_need_no_values(network: PanopticCascade) -> None:
+    pixels, sizes = draw_pixels(2), draw_sizes(2)
+    total = count_flops(network, pixels, sizes)
+    assert total == 2 * count_flops(network, pixels[:1], sizes[:1])
+    assert total == count_flops(copy.deepcopy(network).to("meta"), pixels.to("meta"), sizes.to("meta"))

@@ -1,4 +1,4 @@
-"""Features of boxes are averages that a ramp shows, and detectron2's."""
+"""RoIAlign averages as computed by hand, as in detectron2, and equally in ONNX."""
 
 import warnings
 from pathlib import Path
@@ -22,10 +22,10 @@ from model.networks.roi_align import (
 )
 
 STRIDES_PX = (4, 8, 16, 32)
-LONG = RoiAlignConfig(max_cells=700)
-"""Places enough for the reference's box of 76 x 50 cells, which on its own level would have half of them."""
+LONG = RoiAlignConfig(max_box_side=700)
+"""Large enough for the reference's box of 76 x 50 pixels on a single level."""
 NOISE = 1e-5
-"""float32 of features up to 3, at most 64 of them in a bin."""
+"""float32 rounding of features up to 3, at most 64 of them in a bin."""
 
 
 def draw_ramp(height: int = 16, width: int = 24) -> Tensor:
@@ -34,13 +34,13 @@ def draw_ramp(height: int = 16, width: int = 24) -> Tensor:
     return torch.stack([columns, rows])[None]
 
 
-def pool_one(maps: Tensor, box: list[float], side: int = 2, sampling: RoiAlignConfig = LONG) -> Tensor:
+def pool_one(maps: Tensor, box: list[float], side: int = 2, config: RoiAlignConfig = LONG) -> Tensor:
     """A box's features on a map at stride 4."""
-    return roi_align([maps], [4], torch.tensor([[box]]), side, sampling)[0, 0]
+    return roi_align([maps], [4], torch.tensor([[box]]), side, config)[0, 0]
 
 
-def test_bins_of_a_ramp_hold_the_places_of_their_centres() -> None:
-    # In cells: 1.5 to 5.5 across, 3.5 to 11.5 down.
+def test_bins_of_a_ramp_hold_their_center_coordinates() -> None:
+    # In pixels: 1.5 to 5.5 across, 3.5 to 11.5 down.
     columns, rows = pool_one(draw_ramp(), [8.0, 16.0, 24.0, 48.0])
     torch.testing.assert_close(columns, torch.tensor([[2.5, 4.5], [2.5, 4.5]]))
     torch.testing.assert_close(rows, torch.tensor([[5.5, 5.5], [9.5, 9.5]]))
@@ -49,86 +49,86 @@ def test_bins_of_a_ramp_hold_the_places_of_their_centres() -> None:
 @pytest.mark.parametrize(
     ("width", "height", "counts"),
     [
-        (14.0, 7.0, (2, 1)),  # bins of exactly two and one cells
+        (14.0, 7.0, (2, 1)),  # bins of exactly two and one pixels
         (14.1, 0.4, (3, 1)),
         (28.0, 28.0, (4, 4)),
         (0.0, 5.0, (0, 1)),
-        (300.0, 2.5, (43, 1)),  # the longest box of its area: 44 x 2 of 90 places
+        (300.0, 2.5, (43, 1)),  # the longest box of its area: 44 x 2 of 90 taps
         (300.0, 20.0, (21, 3)),  # 44 x 4 would be too many, and no level has such boxes: 22 x 4
         (900.0, 2.0, (44, 1)),
     ],
 )
-def test_a_bin_has_a_sample_for_every_cell_as_far_as_its_places_go(
+def test_a_bin_has_one_sample_per_pixel_up_to_the_maximum_number_of_taps(
     width: float, height: float, counts: tuple[int, int]
 ) -> None:
     across, down = count_samples(torch.tensor([[width]]), torch.tensor([[height]]), 7, RoiAlignConfig())
     assert (int(across), int(down)) == counts
-    assert (counts[0] + 1) * (counts[1] + 1) <= RoiAlignConfig().places(7) == 90
+    assert (counts[0] + 1) * (counts[1] + 1) <= RoiAlignConfig().max_taps(7) == 90
 
 
-def place(start: float, end: float, count: int, side: int, extent: float = 9.0) -> tuple[Tensor, Tensor]:
-    """Cells and weights of the bins of one box."""
+def weigh(start: float, end: float, count: int, side: int, extent: float = 9.0) -> tuple[Tensor, Tensor]:
+    """Pixels and weights of the bins of one box."""
     edges = (torch.tensor([[start]]), torch.tensor([[end]]), torch.tensor([[extent]]))
-    cells, weights = sample_weights(*edges, torch.tensor([[count]]), side, RoiAlignConfig(max_cells=4 * side))
-    return cells[0, 0], weights[0, 0]
+    pixels, weights = sample_weights(*edges, torch.tensor([[count]]), side, RoiAlignConfig(max_box_side=4 * side))
+    return pixels[0, 0], weights[0, 0]
 
 
-def test_samples_in_the_middle_of_cells_read_one_cell_each() -> None:
-    cells, weights = place(0.5, 4.5, count=2, side=2)  # samples at 1 and 2, at 3 and 4
-    assert cells[:, :2].tolist() == [[1, 2], [3, 4]]
+def test_samples_at_pixel_centers_read_one_pixel_each() -> None:
+    pixels, weights = weigh(0.5, 4.5, count=2, side=2)  # samples at 1 and 2, at 3 and 4
+    assert pixels[:, :2].tolist() == [[1, 2], [3, 4]]
     assert weights.tolist() == [[0.5, 0.5, 0.0, 0.0, 0.0]] * 2
 
 
-def test_samples_a_cell_apart_share_the_cells_between_them() -> None:
-    cells, weights = place(0.75, 2.75, count=2, side=1)  # samples at 1.25 and 2.25
-    assert cells[0, :3].tolist() == [1, 2, 3]
+def test_samples_between_pixels_interpolate() -> None:
+    pixels, weights = weigh(0.75, 2.75, count=2, side=1)  # samples at 1.25 and 2.25
+    assert pixels[0, :3].tolist() == [1, 2, 3]
     assert weights[0].tolist() == [0.375, 0.5, 0.125, 0.0, 0.0]
 
 
-def test_a_bin_shorter_than_a_cell_has_one_sample_in_its_middle() -> None:
-    cells, weights = place(2.5, 2.75, count=1, side=1)  # at 2.625
-    assert cells[0, :2].tolist() == [2, 3]
+def test_a_bin_shorter_than_a_pixel_has_one_sample_at_its_center() -> None:
+    pixels, weights = weigh(2.5, 2.75, count=1, side=1)  # at 2.625
+    assert pixels[0, :2].tolist() == [2, 3]
     assert weights[0].tolist() == [0.375, 0.625, 0.0, 0.0, 0.0]
 
 
-def test_fewer_samples_than_cells_are_spread_out() -> None:
-    cells, weights = place(0.5, 4.5, count=1, side=1)  # at 2.5, cells 4 apart: 2 and 6
-    assert cells[0, :2].tolist() == [2, 6]
+def test_fewer_samples_than_pixels_are_evenly_spaced() -> None:
+    pixels, weights = weigh(0.5, 4.5, count=1, side=1)  # at 2.5, pixels 4 apart: 2 and 6
+    assert pixels[0, :2].tolist() == [2, 6]
     assert weights[0, :2].tolist() == [0.875, 0.125]
 
 
-def test_boxes_beyond_the_reach_are_read_all_along() -> None:
-    long = pool_one(draw_ramp(4, 96), [4.0, 4.0, 364.0, 12.0], sampling=RoiAlignConfig(max_cells=14))
-    # In cells 0.5 to 90.5, a bin of 45 with 7 samples: their mean is right to a cell's rounding.
+def test_boxes_beyond_the_maximum_side_are_sampled_more_coarsely() -> None:
+    long = pool_one(draw_ramp(4, 96), [4.0, 4.0, 364.0, 12.0], config=RoiAlignConfig(max_box_side=14))
+    # In pixels 0.5 to 90.5, a bin of 45 with 7 samples: their mean is right up to rounding to a pixel.
     torch.testing.assert_close(long[0, 0], torch.tensor([23.0, 68.0]), rtol=0.0, atol=0.5)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_long_thin_box_is_sampled_once_a_cell(turned: bool) -> None:
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_a_long_thin_box_is_sampled_once_per_pixel(is_transposed: bool) -> None:
     waves = torch.sin(torch.arange(300.0))  # a coarser average would be far off
     maps = waves.expand(1, 1, 4, 300)
-    box = [4.0, 6.0, 1124.0, 14.0]  # 0.5 to 280.5 across: 40 samples a bin, at whole cells
-    if turned:
+    box = [4.0, 6.0, 1124.0, 14.0]  # 0.5 to 280.5 across: 40 samples a bin, at whole pixels
+    if is_transposed:
         maps, box = maps.transpose(2, 3), [box[1], box[0], box[3], box[2]]
     pooled = roi_align([maps], [4], torch.tensor([[box]]), 7, RoiAlignConfig())[0, 0, 0]
-    pooled = pooled.T if turned else pooled
+    pooled = pooled.T if is_transposed else pooled
     expected = waves[1:281].reshape(7, 40).mean(1)
     torch.testing.assert_close(pooled[0], expected, rtol=0.0, atol=NOISE)
 
 
-def test_samples_a_cell_or_more_outside_count_as_zero_and_nearer_ones_as_the_border() -> None:
+def test_samples_outside_the_map_count_as_zero_or_as_the_border() -> None:
     ones = torch.ones(1, 1, 16, 24)
-    # In cells -2.5 to 1.5 across: samples at -2, -1, 0 and 1, of which the first is zero.
+    # In pixels -2.5 to 1.5 across: samples at -2, -1, 0 and 1, of which the first is zero.
     assert pool_one(ones, [-8.0, 16.0, 8.0, 32.0])[0].tolist() == [[0.5, 1.0], [0.5, 1.0]]
     assert pool_one(ones, [200.0, 16.0, 216.0, 32.0]).abs().max() == 0.0
 
 
 @pytest.mark.parametrize("box", [[8.0, 8.0, 8.0, 24.0], [8.0, 8.0, 24.0, 8.0], [8.0, 8.0, 8.0, 8.0]])
-def test_a_box_without_a_side_holds_zeros(box: list[float]) -> None:
+def test_an_empty_box_has_zero_features(box: list[float]) -> None:
     assert pool_one(torch.ones(1, 1, 16, 24), box).abs().max() == 0.0
 
 
-def test_boxes_are_read_from_the_level_that_suits_their_size() -> None:
+def test_boxes_are_pooled_from_the_level_that_matches_their_size() -> None:
     levels = [torch.full((1, 1, 256 // stride, 256 // stride), float(stride)) for stride in STRIDES_PX]
     boxes = torch.tensor([[[0.0, 0.0, side, side] for side in (20.0, 111.0, 112.0, 223.0, 224.0, 256.0)]])
     pooled = roi_align(levels, STRIDES_PX, boxes, 2, LONG)
@@ -136,26 +136,26 @@ def test_boxes_are_read_from_the_level_that_suits_their_size() -> None:
     torch.testing.assert_close(pooled[0, :, 0, 0, 0], torch.tensor([4.0, 4.0, 8.0, 8.0, 16.0, 16.0]))
 
 
-def test_the_border_of_a_level_does_not_see_the_level_beside_it() -> None:
+def test_the_border_of_a_level_does_not_read_another_level() -> None:
     levels = [torch.full((1, 1, 64 // stride, 64 // stride), float(stride)) for stride in STRIDES_PX]
     boxes = torch.tensor([[[40.0, 40.0, 64.0, 64.0], [0.0, 0.0, 24.0, 24.0]]])
     torch.testing.assert_close(roi_align(levels, STRIDES_PX, boxes, 7, LONG), torch.full((1, 2, 1, 7, 7), 4.0))
 
 
-def test_a_box_that_is_not_finite_harms_no_other() -> None:
+def test_a_box_that_is_not_finite_does_not_affect_others() -> None:
     fine = [8.0, 16.0, 24.0, 48.0]
     boxes = torch.tensor([[[float("nan")] * 4, fine, [0.0, 0.0, float("inf"), 9.0], [-1e30, 0.0, 1e30, 9.0]]])
     pooled = roi_align([draw_ramp()], [4], boxes, 2, LONG)
     assert pooled[0, 1].equal(pool_one(draw_ramp(), fine))
 
 
-def test_each_picture_has_its_own_features() -> None:
+def test_each_image_is_pooled_from_its_own_features() -> None:
     maps = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
     boxes = torch.tensor([[4.0, 4.0, 20.0, 20.0]]).expand(2, 1, 4)
     assert roi_align([maps], [4], boxes, 2, LONG).mean((1, 2, 3, 4)).tolist() == [0.0, 1.0]
 
 
-def test_gradients_reach_the_cells_of_the_box_and_no_others() -> None:
+def test_gradients_reach_only_the_pixels_of_the_box() -> None:
     maps = torch.zeros(1, 1, 16, 24, requires_grad=True)
     pool_one(maps, [8.0, 16.0, 24.0, 32.0]).sum().backward()
     assert maps.grad is not None
@@ -164,61 +164,61 @@ def test_gradients_reach_the_cells_of_the_box_and_no_others() -> None:
     assert maps.grad[0, 0, :, 7:].abs().max() == 0.0
 
 
-def test_half_precision_maps_are_sampled_where_single_precision_ones_are() -> None:
+def test_half_precision_maps_are_pooled_at_full_precision_coordinates() -> None:
     ramp = draw_ramp(64, 64)
     box = [101.0, 33.0, 130.0, 47.0]
     pooled = pool_one(ramp.bfloat16(), box)
     assert pooled.dtype == torch.bfloat16
-    # Whole numbers below 256 are exact in bfloat16; the answer is rounded to eight bits.
+    # Whole numbers below 256 are exact in bfloat16; the result is rounded to eight bits.
     torch.testing.assert_close(pooled.float(), pool_one(ramp, box), rtol=2**-8, atol=0.0)
 
 
-def test_a_reach_of_nothing_is_refused() -> None:
+def test_a_maximum_side_of_zero_is_refused() -> None:
     with pytest.raises(ConfigError):
-        RoiAlignConfig(max_cells=0)
+        RoiAlignConfig(max_box_side=0)
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("side", [7, 14])
-def test_pooling_is_the_references(golden: Path, side: int) -> None:
+def test_pooling_equals_detectron2s(golden: Path, side: int) -> None:
     units = reference.read_units(golden)
     features, rois = torch.from_numpy(units["roialign_features"]), torch.from_numpy(units["roialign_rois"])
     expected = torch.from_numpy(units[f"roialign_out{side}"])
-    for picture in (0, 1):
-        is_here = rois[:, 0] == picture
-        pooled = roi_align([features[[picture]]], [4], rois[is_here, 1:][None], side, LONG)
+    for image in (0, 1):
+        is_here = rois[:, 0] == image
+        pooled = roi_align([features[[image]]], [4], rois[is_here, 1:][None], side, LONG)
         torch.testing.assert_close(pooled[0], expected[is_here], rtol=0.0, atol=NOISE)
 
 
 @pytest.mark.golden
-def test_pooling_from_levels_is_the_references(golden: Path) -> None:
+def test_pooling_from_levels_equals_detectron2s(golden: Path) -> None:
     units = reference.read_units(golden)
     levels = [torch.from_numpy(units[f"pooler_p{level}"]) for level in range(2, 6)]
-    boxes = torch.stack([torch.from_numpy(units[f"pooler_boxes{picture}"]) for picture in (0, 1)])
+    boxes = torch.stack([torch.from_numpy(units[f"pooler_boxes{image}"]) for image in (0, 1)])
     pooled = roi_align(levels, STRIDES_PX, boxes, 7, RoiAlignConfig())
     expected = torch.from_numpy(units["pooler_out7"])
     torch.testing.assert_close(pooled.flatten(0, 1), expected, rtol=0.0, atol=NOISE)
 
 
 @pytest.mark.golden
-def test_levels_of_boxes_are_the_references(golden: Path) -> None:
+def test_level_assignment_equals_detectron2s(golden: Path) -> None:
     units = reference.read_units(golden)
     assigned = assign_levels(torch.from_numpy(units["levels_boxes"])[None], STRIDES_PX)
     assert assigned[0].tolist() == units["levels_out"].tolist()
 
 
-ONNX_NOISE = 2e-5  # float32; the operator sums the samples in another order, and places boxes a last bit off
+ONNX_NOISE = 2e-5  # float32: the operator sums in another order and rounds coordinates differently
 
 
 class Pooler(nn.Module):
-    """Four levels and boxes to features in 7 x 7 bins."""
+    """The ONNX operator on four levels, in 7 x 7 bins."""
 
     def forward(self, p2: Tensor, p3: Tensor, p4: Tensor, p5: Tensor, boxes: Tensor) -> Tensor:
         return roi_align_onnx((p2, p3, p4, p5), STAGE_STRIDES_PX, boxes, 7, RoiAlignConfig())
 
 
 def run(levels: list[Tensor], boxes: Tensor) -> Tensor:
-    """What ONNX Runtime makes of the exported operator."""
+    """Run the exported operator in ONNX Runtime."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -234,15 +234,15 @@ def run(levels: list[Tensor], boxes: Tensor) -> Tensor:
 
 
 def draw_levels(height: int, width: int) -> list[Tensor]:
-    """Smooth features of two pictures."""
+    """Random features of two images."""
     generator = torch.Generator().manual_seed(5)
     return [torch.rand(2, 3, height // stride, width // stride, generator=generator) for stride in STAGE_STRIDES_PX]
 
 
-def test_boxes_of_all_sizes_are_pooled_as_in_torch() -> None:
+def test_the_onnx_operator_pools_as_torch_does() -> None:
     height, width = 256, 320
     generator = np.random.default_rng(3)
-    corners = np.sort(generator.uniform(0, 1, (2, 60, 2, 2)), axis=2)  # picture, box, first and last, x and y
+    corners = np.sort(generator.uniform(0, 1, (2, 60, 2, 2)), axis=2)  # image, box, first and last, x and y
     sides = np.array([width, height, width, height])
     boxes = torch.from_numpy((corners.reshape(2, 60, 4) * sides).astype(np.float32))
     boxes[0, 0] = torch.tensor([0.0, 0.0, width, height])
@@ -254,7 +254,7 @@ def test_boxes_of_all_sizes_are_pooled_as_in_torch() -> None:
     )
 
 
-def test_a_box_that_is_not_finite_is_read_as_nothing_and_harms_no_other() -> None:
+def test_a_nan_box_in_onnx_does_not_affect_others() -> None:
     levels = draw_levels(64, 64)
     fine = [4.0, 5.0, 30.0, 40.0]
     boxes = torch.tensor([[[float("nan")] * 4, fine]] * 2)
@@ -265,9 +265,9 @@ def test_a_box_that_is_not_finite_is_read_as_nothing_and_harms_no_other() -> Non
 
 
 @pytest.mark.golden
-def test_the_operator_pools_from_levels_as_the_reference_does(golden: Path) -> None:
+def test_the_onnx_operator_equals_detectron2s(golden: Path) -> None:
     units = reference.read_units(golden)
     levels = [torch.from_numpy(units[f"pooler_p{level}"]) for level in range(2, 6)]
-    boxes = torch.stack([torch.from_numpy(units[f"pooler_boxes{picture}"]) for picture in (0, 1)])
+    boxes = torch.stack([torch.from_numpy(units[f"pooler_boxes{image}"]) for image in (0, 1)])
     expected = torch.from_numpy(units["pooler_out7"])
     torch.testing.assert_close(run(levels, boxes).flatten(0, 1), expected, rtol=0.0, atol=ONNX_NOISE)

@@ -1,4 +1,4 @@
-"""Anchors lie where detectron2's lie, and the best of them come out in a fixed number of places."""
+"""Anchors equal detectron2's, and a fixed number of the best becomes proposals."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.errors import ConfigError
 from model.networks.fpn import FPN_STRIDES_PX
-from model.networks.panoptic_cascade import normalize_and_mask
+from model.networks.interface import normalize_and_mask
 from model.networks.rpn import (
     ANCHOR_SIDES_PX,
     ProposalConfig,
@@ -25,11 +25,11 @@ SIZES = torch.tensor([[64, 64]])
 
 
 def draw_outputs(batch: int = 1) -> list[RPNOutput]:
-    """Levels of a 64 x 64 picture on which every anchor is as poor as any other and stays where it is."""
-    cells = [64 // stride for stride in FPN_STRIDES_PX]
+    """Predictions for a 64 x 64 image with equal low logits and zero deltas."""
+    sides = [64 // stride for stride in FPN_STRIDES_PX]
     return [
         RPNOutput(logits=torch.full((batch, 3, side, side), -9.0), deltas=torch.zeros(batch, 12, side, side))
-        for side in cells
+        for side in sides
     ]
 
 
@@ -40,13 +40,13 @@ def read_outputs(case: reference.Case) -> list[RPNOutput]:
     ]
 
 
-def count_strangers(boxes: Tensor, others: Tensor, noise_px: float) -> int:
-    """Boxes that have no equal among the others."""
+def count_unmatched(boxes: Tensor, others: Tensor, noise_px: float) -> int:
+    """Number of boxes without an equal one among the others."""
     distance = (boxes[:, None] - others).abs().amax(2)
     return int((distance.amin(1) > noise_px).sum())
 
 
-def test_anchors_go_by_row_then_column_then_aspect() -> None:
+def test_anchors_are_ordered_by_row_column_aspect_ratio() -> None:
     anchors = make_anchors(2, 3, stride_px=4, side_px=32.0)
     assert anchors.shape == (18, 4)
     assert anchors[1].tolist() == [-16.0, -16.0, 16.0, 16.0]
@@ -58,8 +58,8 @@ def test_anchors_go_by_row_then_column_then_aspect() -> None:
     torch.testing.assert_close(high, wide[[1, 0, 3, 2]])
 
 
-def test_logits_and_deltas_are_flattened_in_the_order_of_the_anchors() -> None:
-    output = draw_outputs()[3]  # 2 x 2 cells
+def test_predictions_are_flattened_in_the_order_of_the_anchors() -> None:
+    output = draw_outputs()[3]  # 2 x 2 pixels
     output.logits[0, 2, 0, 1] = 5.0
     output.deltas[0, 8:12, 0, 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
     logits, deltas = flatten_predictions(output)
@@ -67,7 +67,7 @@ def test_logits_and_deltas_are_flattened_in_the_order_of_the_anchors() -> None:
     assert deltas[0, 5].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_the_best_anchor_comes_first_moved_and_cut_to_its_picture() -> None:
+def test_the_best_anchor_comes_first_moved_and_clipped_to_its_image() -> None:
     outputs = draw_outputs()
     outputs[1].logits[0, 1, 4, 4] = 3.0  # side 64 around (32, 32)
     outputs[1].deltas[0, 4, 4, 4] = 0.25
@@ -76,43 +76,45 @@ def test_the_best_anchor_comes_first_moved_and_cut_to_its_picture() -> None:
     assert best.logits[0, 0].item() == 3.0
 
 
-def test_levels_do_not_suppress_each_other() -> None:
+def test_nms_is_applied_within_each_level() -> None:
     outputs = draw_outputs()
-    outputs[3].logits[0, 1, 1, 1], outputs[4].logits[0, 1, 0, 0] = 4.0, 3.0  # both cover the whole picture
-    best = find_top_proposals(outputs, SIZES, ProposalConfig(total=2))
+    outputs[3].logits[0, 1, 1, 1], outputs[4].logits[0, 1, 0, 0] = 4.0, 3.0  # both cover the whole image
+    best = find_top_proposals(outputs, SIZES, ProposalConfig(post_nms_topk=2))
     assert best.logits.tolist() == [[4.0, 3.0]]
     assert best.boxes.tolist() == [[[0.0, 0.0, 64.0, 64.0]] * 2]
 
 
-def test_unused_places_come_last_and_their_number_depends_on_nothing() -> None:
+def test_the_number_of_proposals_is_constant_with_invalid_ones_last() -> None:
     for sizes in (SIZES, torch.tensor([[1, 1]])):
-        found = find_top_proposals(draw_outputs(), sizes, ProposalConfig(pre_nms_topk=50, total=120))
+        found = find_top_proposals(draw_outputs(), sizes, ProposalConfig(pre_nms_topk=50, post_nms_topk=120))
         assert found.boxes.shape == (1, 120, 4)
-        assert found.is_used[0].sum() < 120
-        assert found.is_used[0].long().diff().max() <= 0
-        assert (found.logits > -torch.inf).equal(found.is_used)
+        assert found.is_valid[0].sum() < 120
+        assert found.is_valid[0].long().diff().max() <= 0
+        assert (found.logits > -torch.inf).equal(found.is_valid)
 
 
-def test_a_level_of_fewer_anchors_than_places_leaves_the_rest_unused() -> None:
-    apart = ProposalConfig(pre_nms_topk=2000, total=4000, overlap=1.0)  # nothing is suppressed
+def test_a_level_with_fewer_anchors_than_topk_is_padded_with_invalid_ones() -> None:
+    apart = ProposalConfig(pre_nms_topk=2000, post_nms_topk=4000, nms_threshold=1.0)  # nothing is suppressed
     found = find_top_proposals(draw_outputs(), SIZES, apart)
     assert found.boxes.shape == (1, 4000, 4)
-    assert int(found.is_used.sum()) == 3 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
+    assert int(found.is_valid.sum()) == 3 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
 
 
-def test_few_places_a_level_give_few_in_all() -> None:
+def test_a_small_topk_per_level_limits_the_number_of_proposals() -> None:
     assert find_top_proposals(draw_outputs(), SIZES, ProposalConfig(pre_nms_topk=2)).boxes.shape == (1, 10, 4)
 
 
-@pytest.mark.parametrize("wrong", [{"total": 0}, {"pre_nms_topk": 0}, {"nms_iterations": 0}, {"overlap": 1.5}])
-def test_limits_without_a_sense_are_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"post_nms_topk": 0}, {"pre_nms_topk": 0}, {"nms_iterations": 0}, {"nms_threshold": 1.5}]
+)
+def test_proposal_configs_out_of_range_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError):
         ProposalConfig(**wrong)
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("level", range(2, 7))
-def test_anchors_are_the_references(golden: Path, level: int) -> None:
+def test_anchors_equal_detectron2s(golden: Path, level: int) -> None:
     units = reference.read_units(golden)
     stride, side = FPN_STRIDES_PX[level - 2], ANCHOR_SIDES_PX[level - 2]
     height, width = (int(length) for length in units[f"anchors_p{level}_hw"])
@@ -122,7 +124,7 @@ def test_anchors_are_the_references(golden: Path, level: int) -> None:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_the_heads_outputs_are_the_references(golden: Path, name: str) -> None:
+def test_rpn_predictions_equal_detectron2s(golden: Path, name: str) -> None:
     case, network = reference.read_case(golden, name), reference.read_network(golden, name)
     for actual, expected in zip(network.proposal_generator(case.levels), read_outputs(case), strict=True):
         reference.check_near(actual.logits, expected.logits, reference.FEATURE_NOISE)
@@ -130,25 +132,25 @@ def test_the_heads_outputs_are_the_references(golden: Path, name: str) -> None:
 
 
 def check_proposals(found: Proposals, case: reference.Case, noise_px: float, allowed: int) -> None:
-    """The same proposals as a set, but for as many as float32 may swap at the edge of a top-k or of an overlap."""
-    boxes, expected = found.boxes[0][found.is_used[0]], case.tensor("proposal_boxes")[0]
+    """Equal as sets, except for `allowed` proposals that float32 rounding may swap at a threshold."""
+    boxes, expected = found.boxes[0][found.is_valid[0]], case.tensor("proposal_boxes")[0]
     assert abs(len(boxes) - len(expected)) <= allowed
-    assert count_strangers(boxes, expected, noise_px) <= allowed
-    assert count_strangers(expected, boxes, noise_px) <= allowed
+    assert count_unmatched(boxes, expected, noise_px) <= allowed
+    assert count_unmatched(expected, boxes, noise_px) <= allowed
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_proposals_from_stored_outputs_are_the_references(golden: Path, name: str) -> None:
+def test_proposals_from_stored_predictions_equal_detectron2s(golden: Path, name: str) -> None:
     case = reference.read_case(golden, name)
     found = find_top_proposals(read_outputs(case), case.sizes, ProposalConfig())
     check_proposals(found, case, noise_px=1e-4, allowed=0)
-    reference.check_near(found.logits[found.is_used][None], case.tensor("proposal_logits"), 0.0)
+    reference.check_near(found.logits[found.is_valid][None], case.tensor("proposal_logits"), 0.0)
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_proposals_from_pixels_are_the_references(golden: Path, name: str) -> None:
+def test_proposals_from_pixels_equal_detectron2s(golden: Path, name: str) -> None:
     case, network = reference.read_case(golden, name), reference.read_network(golden, name)
     levels = network.backbone(normalize_and_mask(case.pixels, case.sizes))
     found = find_top_proposals(network.proposal_generator(levels), case.sizes, ProposalConfig())

@@ -8,7 +8,7 @@ import torch
 from model.checkpoints.state_dicts import load_encoder
 from model.contract import InputSize
 from model.images import plan_letterbox
-from model.networks.mask_transformer import normalize
+from model.networks.interface import normalize
 from training.data.features import FeatureCache, compute_key_features, fill_keys, open_key_cache, resize_to_square
 from training.data.photos import PhotoFile, scan_photos
 from training.pseudo_labels.photo_features import PhotoFeatures
@@ -20,9 +20,9 @@ def test_keys_are_those_of_the_last_attention(tiny_encoder: Path) -> None:
     heard = []
     hook = encoder.blocks[-1].attn.qkv.register_forward_hook(lambda module, given, made: heard.append(made))
     with torch.inference_mode():
-        encoder(normalize(pixels), (encoder.shape.depth - 1,))
+        encoder(normalize(pixels), (encoder.config.depth - 1,))
     hook.remove()
-    width = encoder.shape.width
+    width = encoder.config.embed_dim
     expected = heard[0][:, 1:, width : 2 * width].unflatten(1, (4, 4))  # without the class token
     keys = np.stack(list(compute_key_features(encoder, pixels)))
     assert keys.shape == (2, 1, 4, 4, width)

@@ -52,7 +52,7 @@ def test_a_run_is_taught_a_set_and_scored_on_what_it_did_not_see(tmp_path: Path,
     assert (report.step, report.images) == (2, 2)
 
     card, network = load_run(tmp_path / "run")
-    assert (card.shape.thing_clusters, card.shape.stuff_clusters) == (1, 1)
+    assert (card.network_config.thing_clusters, card.network_config.stuff_clusters) == (1, 1)
     start = card.provenance["start"]
     assert start["steps"] == read_run_info(tiny_run).step
     assert [name for name in start["drawn"] if "class_head" not in name and "semantic" not in name] == []

@@ -48,8 +48,10 @@ def predict(target: Target, order: list[int], queries: int = 4, sharpness: float
     semantic = torch.zeros(1, 3, CELLS, CELLS)
     semantic[:, 1] = sharpness
     quality = torch.full((1, queries), sharpness)
-    layers = (AuxOutput(classes=classes, masks=masks),)
-    return DecoderOutput(classes=classes, quality=quality, masks=masks, semantic=semantic, layers=layers)
+    layers = (AuxOutput(class_logits=classes, mask_logits=masks),)
+    return DecoderOutput(
+        class_logits=classes, iou_logits=quality, mask_logits=masks, semantic_logits=semantic, aux_outputs=layers
+    )
 
 
 def test_every_target_is_matched_to_the_query_that_drew_it() -> None:
@@ -144,10 +146,10 @@ def test_a_query_that_drew_what_has_no_label_is_free_and_learns_nothing_of_class
     target.known[:] = False
     target.known[:4] = True
     prediction = predict(target, [1])
-    prediction.masks[0, 0, 5:, :] = 12.0
-    prediction.masks[0, 3, :4, 4:] = 12.0
-    logits = prediction.classes.requires_grad_()
-    compute_losses(prediction._replace(layers=()), (target,)).classes.backward()
+    prediction.mask_logits[0, 0, 5:, :] = 12.0
+    prediction.mask_logits[0, 3, :4, 4:] = 12.0
+    logits = prediction.class_logits.requires_grad_()
+    compute_losses(prediction._replace(aux_outputs=()), (target,)).classes.backward()
     gradient = logits.grad
     assert gradient is not None
     assert gradient[0].abs().sum(1).gt(0).tolist() == [False, True, True, True]  # query 2 drew nothing

@@ -105,9 +105,9 @@ def test_a_decoder_says_of_cached_features_what_its_network_says_of_the_photo(
     with torch.inference_mode():
         raw = network(torch.stack([torch.from_numpy(each.square) for each in sights]), torch.full((3, 2), SIDE_PX))
     # The cache holds features in fp16.
-    torch.testing.assert_close(prediction.semantic, raw.semantic, atol=0.02, rtol=0.02)
-    torch.testing.assert_close(prediction.masks.sigmoid(), raw.masks, atol=0.01, rtol=0.0)
-    assert (prediction.semantic[0] - prediction.semantic[1]).abs().max() > 0.1  # else any photo would do
+    torch.testing.assert_close(prediction.semantic_logits, raw.semantic, atol=0.02, rtol=0.02)
+    torch.testing.assert_close(prediction.mask_logits.sigmoid(), raw.masks, atol=0.01, rtol=0.0)
+    assert (prediction.semantic_logits[0] - prediction.semantic_logits[1]).abs().max() > 0.1  # else any photo would do
 
 
 def test_a_walk_meets_every_photo_once_in_order(tiny_store: PseudoLabelDataset, tiny_run: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_walk_meets_every_photo_once_in_order(tiny_store: PseudoLabelDataset, 
     photos = [*tiny_store.read_photos(), tiny_store.read_photos()[0]]
     parts = list(walk(network.decoder, photos, cache))
     assert [each for some, _ in parts for each in some] == photos
-    assert [len(prediction.masks) for _, prediction in parts] == [8, 1]
+    assert [len(prediction.mask_logits) for _, prediction in parts] == [8, 1]
     torch.testing.assert_close(parts[0][1].masks[0], parts[1][1].masks[0], atol=1e-4, rtol=1e-4)  # float32
 
 
@@ -140,8 +140,8 @@ def test_a_run_with_new_clusters_keeps_scores_masks_and_stuff(
     assert (report.photos, report.detections, report.clusters) == (8, 64, 5)
     assert 1 <= report.smallest <= report.largest <= 60
     (_, before), (card, after) = load_run(embedding_run), load_run(tmp_path / "run")
-    assert isinstance(card.shape, DecoderConfig)
-    assert (card.shape.thing_clusters, card.shape.trained_clusters) == (5, 3)
+    assert isinstance(card.network_config, DecoderConfig)
+    assert (card.network_config.thing_clusters, card.network_config.trained_clusters) == (5, 3)
     assert card.provenance["reclustered"]["photos"] == 8
     pixels = torch.randint(0, 256, (2, 3, SIDE_PX, SIDE_PX), dtype=torch.uint8)
     sizes = torch.full((2, 2), SIDE_PX)
@@ -187,7 +187,9 @@ def test_clusters_can_be_made_anew_from_a_run_whose_clusters_were(
 
 def test_a_query_goes_to_the_centroid_with_the_smallest_angle() -> None:
     torch.manual_seed(0)
-    shape = DecoderConfig(side_px=SIDE_PX, thing_clusters=3, stuff_clusters=2, queries=6, layers=1, embedding=2)
+    shape = DecoderConfig(
+        side_px=SIDE_PX, thing_clusters=3, stuff_clusters=2, num_queries=6, num_layers=1, embedding_dim=2
+    )
     decoder = MaskDecoder(shape, SHAPE).requires_grad_(False)
     centroids = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32)
     made = replace_cluster_head(decoder, centroids).requires_grad_(False)

@@ -77,17 +77,17 @@ def test_a_quarter_of_the_boxes_is_drawn_from_objects_which_are_among_the_candid
     far = torch.tensor([[0.0, 48.0, 16.0, 64.0]]).repeat(20, 1)
     near = torch.tensor([[0.0, 0.0, 32.0, 30.0]]).repeat(20, 1)
     boxes = torch.cat([far, near])[None]
-    proposals = Proposals(boxes=boxes, logits=torch.zeros(1, 40), is_used=torch.ones(1, 40, dtype=torch.bool))
+    proposals = Proposals(boxes=boxes, logits=torch.zeros(1, 40), is_valid=torch.ones(1, 40, dtype=torch.bool))
     rois = cascade_losses.sample_rois(proposals, (objects,), replace(RECIPE, rois=16), seed())
     kinds = [cascade_losses.match(each[None], objects.boxes, 0.5, 0.5).kind.item() for each in rois.boxes[0]]
     assert kinds == [1] * 4 + [0] * 12
-    none = Proposals(boxes=boxes, logits=proposals.logits, is_used=torch.zeros(1, 40, dtype=torch.bool))
+    none = Proposals(boxes=boxes, logits=proposals.logits, is_valid=torch.zeros(1, 40, dtype=torch.bool))
     alone = cascade_losses.sample_rois(none, (objects,), RECIPE, seed())
     assert sorted(alone.boxes[0].tolist()) == objects.boxes.tolist()
 
 
 def test_pictures_with_fewer_boxes_have_unused_ones() -> None:
-    proposals = Proposals(boxes=torch.zeros(2, 1, 4), logits=torch.zeros(2, 1), is_used=torch.zeros(2, 1).bool())
+    proposals = Proposals(boxes=torch.zeros(2, 1, 4), logits=torch.zeros(2, 1), is_valid=torch.zeros(2, 1).bool())
     rois = cascade_losses.sample_rois(proposals, (label(), label([0.0, 0.0, 9.0, 9.0])), RECIPE, seed())
     assert rois.is_used.tolist() == [[False], [True]]
 

@@ -98,13 +98,13 @@ def test_a_fit_may_be_cut_into_slices(tmp_path: Path, tiny_store: PseudoLabelDat
 
 def test_the_run_says_what_made_it_and_shows_its_losses(fitted: Path, tiny_store: PseudoLabelDataset) -> None:
     card = read_run_info(fitted)
-    assert (card.network, card.step, card.shape.thing_clusters, card.shape.stuff_clusters) == (
+    assert (card.network, card.step, card.network_config.thing_clusters, card.network_config.stuff_clusters) == (
         "panoptic_cascade",
         4,
         3,
         4,
     )
-    assert card.fit["backbone"] == "vit"
+    assert card.train_config["backbone"] == "vit"
     assert card.provenance["encoder"]["sha256"] == tiny_store.read_config().encoder_hash
     assert "/" not in json.dumps(card.provenance)
     assert (fitted / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,7 @@ from model.checkpoints.state_dicts import load_encoder
 from model.contract import InputSize
 from model.errors import ConfigError
 from model.images import plan_letterbox
-from model.networks.mask_transformer import normalize
+from model.networks.interface import normalize
 from training.data.label_config import CodebookConfig
 from training.data.photos import PhotoFile
 from training.pseudo_labels.mask_embeddings import CropEmbedder, MaskedAveragePoolEmbedder

@@ -29,7 +29,7 @@ def store_photo(folder: Path, height: int, width: int) -> LabeledPhoto:
 
 def make_decoder() -> MaskDecoder:
     torch.manual_seed(0)
-    shape = DecoderConfig(side_px=SIDE_PX, thing_clusters=3, stuff_clusters=2, queries=6, layers=1)
+    shape = DecoderConfig(side_px=SIDE_PX, thing_clusters=3, stuff_clusters=2, num_queries=6, num_layers=1)
     return MaskDecoder(shape, SHAPE).requires_grad_(False).eval()
 
 
@@ -73,7 +73,7 @@ def test_an_encoder_looks_at_windows_anew_and_at_nothing_else(tmp_path: Path) ->
     square = window.frame.cut_pixels(read_image(photo.path).image)
     (maps,) = compute_features(encoder, torch.from_numpy(square[None]))
     prediction = predict(make_decoder(), [DecoderInput(maps=maps, square=square)])
-    expected = functional.adaptive_avg_pool2d(prediction.semantic[0].softmax(0), 7).numpy()
+    expected = functional.adaptive_avg_pool2d(prediction.semantic_logits[0].softmax(0), 7).numpy()
     np.testing.assert_allclose(zoomed[3].semantic[(slice(None), *window.cells)], expected, atol=1e-5)
     assert np.abs(plain[3].semantic - zoomed[3].semantic).max() > 0.01
 
@@ -83,11 +83,11 @@ def test_each_connected_part_of_a_mask_is_found_by_itself(tmp_path: Path) -> Non
     decoder = make_decoder()
 
     def draw(prediction: DecoderOutput) -> DecoderOutput:
-        masks = torch.full_like(prediction.masks, -9.0)
+        masks = torch.full_like(prediction.mask_logits, -9.0)
         masks[:, :, 1:3, 1:11] = masks[:, :, 5:7, 1:6] = masks[:, :, 10, 10] = 9.0
-        semantic = torch.zeros_like(prediction.semantic)
+        semantic = torch.zeros_like(prediction.semantic_logits)
         semantic[:, 0] = 9.0
-        return prediction._replace(masks=masks, semantic=semantic)
+        return prediction._replace(mask_logits=masks, semantic_logits=semantic)
 
     decoder.register_forward_hook(lambda module, given, prediction: draw(prediction))
     _, finds = predict_views(decoder, store_photo(tmp_path, 56, 56), FeatureCache(tmp_path))

@@ -20,7 +20,7 @@ from training.data.photos import PhotoScan, scan_photos
 from training.pseudo_labels.pipeline import hash_photos
 
 SIDE_PX = 56
-SHAPE = EncoderConfig(width=64, depth=4, patch_px=14, grid=4, registers=0, has_layer_scale=True)
+SHAPE = EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=0, has_layer_scale=True)
 CANVASES = tuple(InputSize(height_px=height, width_px=width) for height, width in ((96, 128), (128, 96), (96, 96)))
 
 
@@ -81,7 +81,7 @@ def write_checkpoint(path: Path) -> Path:
 def write_cascade_run(run: Path) -> Path:
     """An imported run of a small panoptic cascade."""
     network = draw_cascade(stuff_clusters=2)
-    card = RunInfo(network="panoptic_cascade", shape=network.shape, step=0, provenance={"weights": "drawn"})
+    card = RunInfo(network="panoptic_cascade", network_config=network.config, step=0, provenance={"weights": "drawn"})
     write_run(run, card, network)
     return run
 

@@ -61,7 +61,7 @@ def load_finetune_start(folder: Path, encoder: Path | None = None) -> FinetuneSt
             raise ConfigError(f"{folder} is a run and has its encoder: leave {encoder} out")
         card = read_run_info(folder)
         return FinetuneStart(
-            shape=_require_decoder(folder, card.network, card.shape), encoder=folder / card.encoder_file
+            shape=_require_decoder(folder, card.network, card.network_config), encoder=folder / card.encoder_file
         )
     contract = read_contract(folder)
     origin = contract.provenance.get("encoder", {})
@@ -96,7 +96,7 @@ def finetune(
     photos = write_ground_truth_labels(truth, pictures, opened.encoder, side_px, store)
     folder = features or store.features
     fill_cache(open_cache(folder, hash_file(opened.encoder), side_px), photos, network, side_px)
-    shaped = replace(recipe, queries=opened.shape.queries, layers=opened.shape.layers)
+    shaped = replace(recipe, queries=opened.shape.num_queries, layers=opened.shape.num_layers)
     report = train(store, folder, out, shaped, start=start)
     weights = hash_file(out / WEIGHT_FILES["mask_transformer"])
     ground_truth_mapping(truth, store, weights).write(out / NAMES_FILE)

@@ -91,11 +91,11 @@ def _make_network(contract: Contract) -> Network:
     match contract.network:
         case "mask_transformer":
             encoder = VisionTransformer(EncoderConfig(**parse_fields(settings["encoder"], EncoderConfig)))
-            decoder = MaskDecoder(DecoderConfig(**parse_fields(settings["decoder"], DecoderConfig)), encoder.shape)
+            decoder = MaskDecoder(DecoderConfig(**parse_fields(settings["decoder"], DecoderConfig)), encoder.config)
             return MaskTransformer(encoder, decoder).eval().requires_grad_(False)
         case "panoptic_cascade":
-            shape = CascadeConfig(**parse_fields(settings["shape"], CascadeConfig))
-            limits = CascadeInferenceConfig(**parse_fields(settings["limits"], CascadeInferenceConfig))
-            return PanopticCascade(shape, limits).eval().requires_grad_(False)
+            config = CascadeConfig(**parse_fields(settings["cascade"], CascadeConfig))
+            inference = CascadeInferenceConfig(**parse_fields(settings["inference"], CascadeInferenceConfig))
+            return PanopticCascade(config, inference).eval().requires_grad_(False)
         case other:
             raise ConfigError(f"no network is called {other!r}")

@@ -20,14 +20,8 @@ from model.checkpoints.state_dicts import (
 )
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_directory, hash_file
-from model.networks.panoptic_cascade import (
-    PIXEL_MEAN,
-    PIXEL_STD,
-    CascadeConfig,
-    CascadeInferenceConfig,
-    PanopticCascade,
-    infer_cascade_config,
-)
+from model.networks.interface import PIXEL_MEAN, PIXEL_STD
+from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade, infer_cascade_config
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +70,9 @@ def import_cascade(source: str, family: str, clusters: int, out: Path, *, cache:
     step = _find_step(content)
     if step is not None:
         checkpoint["iteration"] = step
-    card = RunInfo(network="panoptic_cascade", shape=shape, step=step or 0, provenance={"checkpoint": checkpoint})
+    card = RunInfo(
+        network="panoptic_cascade", network_config=shape, step=step or 0, provenance={"checkpoint": checkpoint}
+    )
     with atomic_directory(out) as folder:
         write_run(folder, card, network)
     return card
@@ -148,7 +144,7 @@ def _require_replaceable(out: Path) -> None:
         return
     if not (out / RUN_FILE).is_file():
         raise ConfigError(f"{out} exists and is no run: choose another --out")
-    if read_run_info(out).fit:
+    if read_run_info(out).train_config:
         raise ConfigError(f"{out} is a run that was fitted, not imported: choose another --out")
 
 

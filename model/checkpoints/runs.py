@@ -37,8 +37,8 @@ class RunInfo:
     """What a run says about itself."""
 
     network: NetworkName
-    shape: DecoderConfig | CascadeConfig
-    """Of the trained part."""
+    network_config: DecoderConfig | CascadeConfig
+    """Sizes of the trained part."""
     step: int
     """Optimiser steps behind the weights."""
     side_px: int = 0
@@ -47,12 +47,12 @@ class RunInfo:
     """Name of the mask transformer's encoder inside the run; the cascade has none."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Where encoder, photos and labels, or the imported weights, come from; goes into the contract."""
-    fit: dict[str, Any] = field(default_factory=dict)
+    train_config: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration of the fit; empty for an import."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shape, _CONFIG_TYPES[self.network]):
-            raise ConfigError(f"a {self.network} cannot have a {type(self.shape).__name__}")
+        if not isinstance(self.network_config, _CONFIG_TYPES[self.network]):
+            raise ConfigError(f"a {self.network} cannot have a {type(self.network_config).__name__}")
 
 
 def write_run(run: Path, card: RunInfo, module: MaskDecoder | PanopticCascade) -> None:
@@ -70,8 +70,8 @@ def read_run_info(run: Path) -> RunInfo:
         content = json.loads(path.read_bytes())
         reject_unknown_keys(RunInfo, content)
         target = _CONFIG_TYPES[_parse_field("network", content["network"], NetworkName)]
-        shape = target(**parse_fields(content.pop("shape"), target))
-        return RunInfo(shape=shape, **parse_fields(content, RunInfo))
+        config = target(**parse_fields(content.pop("network_config"), target))
+        return RunInfo(network_config=config, **parse_fields(content, RunInfo))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not the card of a finished run: {error}") from error
 
@@ -80,14 +80,14 @@ def load_run(run: Path) -> tuple[RunInfo, Network]:
     """The network of a run, ready for inference. Raises CheckpointError if a file is missing or does not fit."""
     card = read_run_info(run)
     state = read_state_dict(run / WEIGHT_FILES[card.network])
-    match card.shape:
-        case DecoderConfig() as shape:
-            encoder = load_encoder(str(run / card.encoder_file), shape.side_px)
-            decoder = MaskDecoder(shape, encoder.shape)
+    match card.network_config:
+        case DecoderConfig() as config:
+            encoder = load_encoder(str(run / card.encoder_file), config.side_px)
+            decoder = MaskDecoder(config, encoder.config)
             load_strictly(decoder, state)
             return card, MaskTransformer(encoder, decoder).eval()
-        case CascadeConfig() as shape:
-            cascade = PanopticCascade(shape, CascadeInferenceConfig())
+        case CascadeConfig() as config:
+            cascade = PanopticCascade(config, CascadeInferenceConfig())
             load_strictly(cascade, state)
             return card, cascade.eval()
 

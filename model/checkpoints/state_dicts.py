@@ -79,7 +79,7 @@ def load_encoder(source: str, side_px: int, *, cache: Path = DEFAULT_CACHE) -> V
     """
     state = read_encoder_state_dict(fetch_file(source, cache))
     shape = infer_resized_encoder_config(state, side_px)
-    state["pos_embed"] = resize_positions(state["pos_embed"], shape.grid)
+    state["pos_embed"] = resize_positions(state["pos_embed"], shape.grid_size)
     encoder = VisionTransformer(shape)
     load_strictly(encoder, state)
     return encoder.eval().requires_grad_(False)
@@ -95,7 +95,7 @@ def infer_resized_encoder_config(state: StateDict, side_px: int) -> EncoderConfi
     shape = infer_stored_encoder_config(state)
     if side_px < shape.patch_px or side_px % shape.patch_px:
         raise CheckpointError(f"side {side_px} px is no multiple of the encoder's patch, {shape.patch_px} px")
-    return replace(shape, grid=side_px // shape.patch_px)
+    return replace(shape, grid_size=side_px // shape.patch_px)
 
 
 def infer_stored_encoder_config(state: StateDict) -> EncoderConfig:
@@ -104,9 +104,9 @@ def infer_stored_encoder_config(state: StateDict) -> EncoderConfig:
         shape = infer_encoder_config(state)
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"no DINO or DINOv2 encoder: its tensors do not fit one ({error})") from error
-    if shape.depth < _MIN_DEPTH or shape.width % HEAD_DIM:
+    if shape.depth < _MIN_DEPTH or shape.embed_dim % HEAD_DIM:
         raise CheckpointError(
-            f"an encoder of {shape.depth} blocks, {shape.width} wide: expected {_MIN_DEPTH} or more, "
+            f"an encoder of {shape.depth} blocks, {shape.embed_dim} wide: expected {_MIN_DEPTH} or more, "
             f"a multiple of {HEAD_DIM}"
         )
     return shape

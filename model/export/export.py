@@ -107,29 +107,29 @@ def make_contract(card: RunInfo, network: Network, config: ExportConfig) -> Cont
         for name in ("score_threshold", "min_component_area_fraction")
         if (value := getattr(config, name)) is not None
     }
-    provenance = {**copy.deepcopy(card.provenance), "steps": card.step, "fit": card.fit}
+    provenance = {**copy.deepcopy(card.provenance), "steps": card.step, "fit": card.train_config}
     return replace(contract, thresholds=replace(contract.thresholds, **chosen), provenance=provenance)
 
 
 def _make_transformer_contract(card: RunInfo, network: MaskTransformer, config: ExportConfig) -> Contract:
-    shape = network.decoder.shape
+    shape = network.decoder.config
     return Contract(
         name=config.name,
         version=config.version,
         network=card.network,
         input_sizes=(InputSize.square(shape.side_px),),
         stride_px=MASK_STRIDE_PX,
-        max_detections=shape.queries,
+        max_detections=shape.num_queries,
         thing_clusters=shape.thing_clusters,
         stuff_clusters=shape.stuff_clusters,
         precision=config.precision,
-        network_config={"decoder": asdict(shape), "encoder": asdict(network.encoder.shape)},
+        network_config={"decoder": asdict(shape), "encoder": asdict(network.encoder.config)},
         thresholds=TRANSFORMER_THRESHOLDS,
     )
 
 
 def _make_cascade_contract(card: RunInfo, network: PanopticCascade, config: ExportConfig) -> Contract:
-    shape, limits = network.shape, network.limits
+    cascade, inference = network.config, network.inference
     canvases = config.input_sizes or ((InputSize.square(card.side_px),) if card.side_px else PAPER_INPUT_SIZES)
     for canvas in canvases:
         if min(canvas.height_px, canvas.width_px) < 1 or (canvas.height_px | canvas.width_px) % SIDE_MULTIPLE_PX:
@@ -143,12 +143,12 @@ def _make_cascade_contract(card: RunInfo, network: PanopticCascade, config: Expo
         network=card.network,
         input_sizes=canvases,
         stride_px=STAGE_STRIDES_PX[0],
-        max_detections=limits.detections.total,
-        thing_clusters=shape.thing_clusters,
-        stuff_clusters=shape.stuff_clusters,
+        max_detections=inference.detections.max_detections,
+        thing_clusters=cascade.thing_clusters,
+        stuff_clusters=cascade.stuff_clusters,
         box_mask_size=MASK_SIZE,
         precision=config.precision,
-        network_config={"shape": asdict(shape), "limits": asdict(limits)},
+        network_config={"cascade": asdict(cascade), "inference": asdict(inference)},
         thresholds=Thresholds(score_threshold=0.5),  # detectron2's confidence when it combines
     )
 

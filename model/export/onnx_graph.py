@@ -100,11 +100,11 @@ def _onnx_roi_align(network: nn.Module) -> Iterator[None]:
         yield
         return
     heads = network.roi_heads
-    pool, heads.pool = heads.pool, roi_align_onnx
+    original, heads.roi_align = heads.roi_align, roi_align_onnx
     try:
         yield
     finally:
-        heads.pool = pool
+        heads.roi_align = original
 
 
 def _name_weights(model: onnx.ModelProto, network: nn.Module) -> None:

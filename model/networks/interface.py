@@ -1,16 +1,46 @@
-"""What every network answers."""
+"""What both networks share: ImageNet normalization of their input, and the tuple that they return."""
 
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+"""detectron2's `pixel_mean`: the same statistics for values of 0..255."""
+PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class NetworkOutput(NamedTuple):
-    """The session's answer for a batch, static in shape; `model.network_io.NetworkOutput` says what each part is."""
+    """Output of a network for a batch, of static shape; `model.network_io.RawOutputs` describes each field."""
 
     scores: Float[Tensor, "B D"]
     clusters: Int[Tensor, "B D"]
     boxes: Float[Tensor, "B D 4"]
     masks: Float[Tensor, "B D h w"]
     semantic: Float[Tensor, "B S+1 h w"]
+
+
+def normalize(pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+    """Scale to 0..1, then subtract ImageNet's mean and divide by its standard deviation."""
+    # Filled on the device: a copy from the host could not be captured in a CUDA graph.
+    mean, std = (
+        torch.stack([torch.full((1, 1), value, device=pixels.device) for value in values])
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return (pixels.float() / 255.0 - mean) / std
+
+
+def normalize_and_mask(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
+    """Normalize images of `sizes` (height, width) and set the padding below and to the right of them to zero.
+
+    Computed in detectron2's units and order so that the result is identical to the last bit: a deep network of random
+    weights amplifies a rounding difference a thousandfold.
+    """
+    channels = zip(pixels.float().unbind(1), PIXEL_MEAN, PIXEL_STD, strict=True)
+    normalized = torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
+    rows = torch.arange(pixels.shape[2], device=pixels.device)[:, None] < sizes[:, 0, None, None]  # B H 1
+    columns = torch.arange(pixels.shape[3], device=pixels.device) < sizes[:, 1, None, None]  # B 1 W
+    return torch.where((rows & columns)[:, None], normalized, 0.0)

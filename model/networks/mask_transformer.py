@@ -1,27 +1,26 @@
-"""Queries that look at a frozen encoder's patches, and the masks they draw: our default network.
+"""The default network: a frozen ViT encoder, a transformer decoder of queries, and masks as query times pixel.
 
-In the manner of EoMT and PMT (frozen encoder, plain transformer blocks, masks as query times pixel), with two
-differences: queries attend to patches without patches attending to each other again, which trains 2.6 times faster on
-a CPU at our size, and a small RGB stem gives the masks the edges that 14-pixel patches lack.
+Similar to EoMT and PMT (frozen encoder, plain transformer blocks), with two differences: queries attend to patches, but
+patches do not attend to each other again, which trains 2.6 times faster on a CPU at our size; and a small RGB stem adds
+the edges that patches of 14 pixels lack.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.errors import ConfigError
-from model.networks.interface import NetworkOutput
+from model.networks.boxes import masks_to_boxes
+from model.networks.interface import NetworkOutput, normalize
 from model.networks.query_rescoring import rescore_queries
 from model.networks.vit import EncoderConfig, Mlp, VisionTransformer
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MASK_STRIDE_PX = 4
-"""Of masks and semantic maps; the stem halves the picture twice."""
+"""Stride of masks and semantic maps: the stem halves the image twice."""
 _HEADS = 8
 _GROUPS = 8
 
@@ -31,25 +30,28 @@ class DecoderConfig:
     """Sizes of the trained part."""
 
     side_px: int
+    """Side of the square input."""
     thing_clusters: int
     stuff_clusters: int
-    queries: int = 64
-    width: int = 256
-    layers: int = 3
+    num_queries: int = 64
+    hidden_dim: int = 256
+    num_layers: int = 3
     mask_dim: int = 64
-    """Channels in which queries and pixels meet."""
-    embedding: int = 0
-    """Size of what queries say of their objects' features, for clusters made later; 0: nothing."""
+    """Channels of the mask embeddings: a mask is the dot product of a query's and a pixel's."""
+    embedding_dim: int = 0
+    """Size of the query embeddings that allow clustering objects again after training; 0: none."""
     trained_clusters: int = 0
-    """Thing clusters that the labels had, where the answer's were made later, from embeddings; 0: the same."""
+    """Thing clusters of the labels, if the output's were made after training by clustering embeddings; 0: the same."""
 
     def __post_init__(self) -> None:
         if self.side_px % MASK_STRIDE_PX:
-            raise ConfigError(f"side {self.side_px} px is no multiple of the mask stride, {MASK_STRIDE_PX} px")
-        if self.width % _HEADS or self.mask_dim % _GROUPS:
-            raise ConfigError(f"widths {self.width} and {self.mask_dim} must be multiples of {_HEADS} and {_GROUPS}")
-        if self.trained_clusters and not self.embedding:
-            raise ConfigError("clusters can be made later only from embeddings: fit with them")
+            raise ConfigError(f"side {self.side_px} px is not a multiple of the mask stride, {MASK_STRIDE_PX} px")
+        if self.hidden_dim % _HEADS or self.mask_dim % _GROUPS:
+            raise ConfigError(
+                f"hidden_dim {self.hidden_dim} and mask_dim {self.mask_dim} must be multiples of {_HEADS} and {_GROUPS}"
+            )
+        if self.trained_clusters and not self.embedding_dim:
+            raise ConfigError("only a network with query embeddings can be clustered again: train with them")
 
     @property
     def map_side(self) -> int:
@@ -57,32 +59,23 @@ class DecoderConfig:
 
 
 class AuxOutput(NamedTuple):
-    """What the queries say after one decoder block, for supervision at patch resolution."""
+    """Logits after one decoder block, at patch resolution, for auxiliary losses."""
 
-    classes: Float[Tensor, "B Q K+1"]
-    masks: Float[Tensor, "B Q g g"]
+    class_logits: Float[Tensor, "B Q K+1"]
+    mask_logits: Float[Tensor, "B Q g g"]
 
 
 class DecoderOutput(NamedTuple):
-    """All logits. Class K is "none"; semantic class 0 is "things"."""
+    """Logits of the decoder. Class K is "no object"; semantic class 0 is "things"."""
 
-    classes: Float[Tensor, "B Q K+1"]
-    quality: Float[Tensor, "B Q"]
-    masks: Float[Tensor, "B Q h w"]
-    semantic: Float[Tensor, "B S+1 h w"]
-    layers: tuple[AuxOutput, ...]
+    class_logits: Float[Tensor, "B Q K+1"]
+    iou_logits: Float[Tensor, "B Q"]
+    """Predicted IoU of each mask with its object."""
+    mask_logits: Float[Tensor, "B Q h w"]
+    semantic_logits: Float[Tensor, "B S+1 h w"]
+    aux_outputs: tuple[AuxOutput, ...]
     embeddings: Float[Tensor, "B Q D"] | None = None
-    """Of any length: only directions are taught."""
-
-
-def normalize(pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """ImageNet's mean and deviation taken out."""
-    # Filled on the device: a copy from the host could not be recorded in a CUDA graph.
-    mean, std = (
-        torch.stack([torch.full((1, 1), value, device=pixels.device) for value in values])
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return (pixels.float() / 255.0 - mean) / std
+    """Not normalized: only directions are supervised."""
 
 
 def intermediate_layers(depth: int) -> tuple[int, ...]:
@@ -91,7 +84,7 @@ def intermediate_layers(depth: int) -> tuple[int, ...]:
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention of `seekers` to `sources`."""
+    """Multi-head attention of `queries` to `context`."""
 
     def __init__(self, width: int, heads: int = _HEADS) -> None:
         super().__init__()
@@ -101,9 +94,9 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
 
-    def forward(self, seekers: Float[Tensor, "B Q C"], sources: Float[Tensor, "B N C"]) -> Float[Tensor, "B Q C"]:
+    def forward(self, queries: Float[Tensor, "B Q C"], context: Float[Tensor, "B N C"]) -> Float[Tensor, "B Q C"]:
         query, key, value = (
-            self._split(tokens) for tokens in (self.query(seekers), self.key(sources), self.value(sources))
+            self._split(tokens) for tokens in (self.query(queries), self.key(context), self.value(context))
         )
         mixed = functional.scaled_dot_product_attention(query, key, value)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
@@ -115,7 +108,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class QueryBlock(nn.Module):
-    """Queries look at the patches, then at each other."""
+    """Cross-attention of queries to patches, self-attention among queries, MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -135,147 +128,134 @@ class QueryBlock(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Patches and RGB edges to features at the mask stride."""
+    """Features at the mask stride, from patches and from the RGB image."""
 
-    def __init__(self, shape: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        narrow = shape.mask_dim
-        self.map_side = shape.map_side
+        narrow = config.mask_dim
+        self.map_side = config.map_side
         self.stem = nn.Sequential(
             nn.Conv2d(3, narrow // 2, 3, 2, 1), nn.GELU(),
             nn.Conv2d(narrow // 2, narrow // 2, 3, 2, 1), nn.GELU(),
             nn.Conv2d(narrow // 2, narrow, 3, 1, 1),
         )  # fmt: skip
-        self.rise = nn.ConvTranspose2d(shape.width, narrow, 2, 2)
+        self.rise = nn.ConvTranspose2d(config.hidden_dim, narrow, 2, 2)
         self.fuse_norm = nn.GroupNorm(_GROUPS, narrow)
         self.fuse = nn.Conv2d(narrow, narrow, 3, 1, 1)
 
     def forward(
-        self, patches: Float[Tensor, "B C g g"], normalised: Float[Tensor, "B 3 S S"]
+        self, patches: Float[Tensor, "B C g g"], normalized: Float[Tensor, "B 3 S S"]
     ) -> Float[Tensor, "B c h w"]:
         coarse = upsample(self.rise(patches), self.map_side)
-        mixed = functional.gelu(self.fuse_norm(coarse + self.stem(normalised)))
+        mixed = functional.gelu(self.fuse_norm(coarse + self.stem(normalized)))
         fused: Tensor = mixed + self.fuse(mixed)
         return fused
 
 
 class MaskDecoder(nn.Module):
-    """The trained part: tapped encoder maps and the picture to class, mask, quality and semantic logits."""
+    """The trained part: encoder features and the image to class, mask, IoU and semantic logits."""
 
-    def __init__(self, shape: DecoderConfig, encoder: EncoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, encoder: EncoderConfig) -> None:
         super().__init__()
-        self.shape = shape
-        self.encoder_shape = encoder
-        self.grid = encoder.grid
-        taps = len(intermediate_layers(encoder.depth))
-        self.tap_norms = nn.ModuleList(nn.LayerNorm(encoder.width) for _ in range(taps))
-        self.laterals = nn.ModuleList(nn.Linear(encoder.width, shape.width) for _ in range(taps))
-        self.position = nn.Parameter(torch.randn(1, encoder.grid**2, shape.width) * 0.02)
-        self.patch_norm = nn.LayerNorm(shape.width)
-        self.queries = nn.Parameter(torch.randn(1, shape.queries, shape.width))
-        self.blocks = nn.ModuleList(QueryBlock(shape.width) for _ in range(shape.layers))
-        self.query_norm = nn.LayerNorm(shape.width)
-        self.class_head = nn.Linear(shape.width, (shape.trained_clusters or shape.thing_clusters) + 1)
-        self.quality_head = nn.Linear(shape.width, 1)
-        self.mask_head = nn.Sequential(
-            nn.Linear(shape.width, shape.width), nn.GELU(), nn.Linear(shape.width, shape.mask_dim)
-        )
-        self.patch_mask = nn.Linear(shape.width, shape.mask_dim)
-        self.pixels = PixelDecoder(shape)
-        self.semantic_patches = nn.Linear(shape.width, shape.stuff_clusters + 1)
-        self.semantic_pixels = nn.Conv2d(shape.mask_dim, shape.stuff_clusters + 1, 1)
-        self.embedding_head = nn.Linear(shape.width, shape.embedding) if shape.embedding else None
-        self.cluster_head = nn.Linear(shape.width, shape.thing_clusters) if shape.trained_clusters else None
+        self.config = config
+        self.encoder_config = encoder
+        self.grid_size = encoder.grid_size
+        width, levels = config.hidden_dim, len(intermediate_layers(encoder.depth))
+        self.tap_norms = nn.ModuleList(nn.LayerNorm(encoder.embed_dim) for _ in range(levels))
+        self.laterals = nn.ModuleList(nn.Linear(encoder.embed_dim, width) for _ in range(levels))
+        self.position = nn.Parameter(torch.randn(1, encoder.grid_size**2, width) * 0.02)
+        self.patch_norm = nn.LayerNorm(width)
+        self.queries = nn.Parameter(torch.randn(1, config.num_queries, width))
+        self.blocks = nn.ModuleList(QueryBlock(width) for _ in range(config.num_layers))
+        self.query_norm = nn.LayerNorm(width)
+        self.class_head = nn.Linear(width, (config.trained_clusters or config.thing_clusters) + 1)
+        self.quality_head = nn.Linear(width, 1)
+        self.mask_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.mask_dim))
+        self.patch_mask = nn.Linear(width, config.mask_dim)
+        self.pixels = PixelDecoder(config)
+        self.semantic_patches = nn.Linear(width, config.stuff_clusters + 1)
+        self.semantic_pixels = nn.Conv2d(config.mask_dim, config.stuff_clusters + 1, 1)
+        self.embedding_head = nn.Linear(width, config.embedding_dim) if config.embedding_dim else None
+        self.cluster_head = nn.Linear(width, config.thing_clusters) if config.trained_clusters else None
 
     def forward(
-        self, features: Float[Tensor, "T B N E"], normalised: Float[Tensor, "B 3 S S"], with_aux: bool = False
+        self, features: Float[Tensor, "L B N E"], normalized: Float[Tensor, "B 3 S S"], with_aux: bool = False
     ) -> DecoderOutput:
-        """Logits for a batch; with `with_aux`, also those of each block, for training."""
-        patches = self._gather(features)
-        low = self.patch_mask(patches)
+        """Compute logits for a batch; `with_aux` adds those after each block, for training."""
+        patches = self._fuse_levels(features)
+        patch_embeddings = self.patch_mask(patches)
         queries = self.queries.expand(patches.shape[0], -1, -1)
-        layers = []
+        aux_outputs = []
         for block in self.blocks:
             queries = block(queries, patches)
             if with_aux:
-                layers.append(self._read(queries, low))
-        said = self.query_norm(queries)
-        square = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        fine = self.pixels(square, normalised)
-        semantic = self.semantic_patches(patches).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+                aux_outputs.append(self._predict_aux(queries, patch_embeddings))
+        hidden = self.query_norm(queries)
+        square = patches.transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
+        fine = self.pixels(square, normalized)
+        semantic = self.semantic_patches(patches).transpose(1, 2).unflatten(2, (self.grid_size, self.grid_size))
         return DecoderOutput(
-            classes=self._classify(said),
-            quality=self.quality_head(said).squeeze(2),
-            masks=torch.einsum("bqc,bchw->bqhw", self.mask_head(said), fine),
-            semantic=upsample(semantic, self.shape.map_side) + self.semantic_pixels(fine),
-            layers=tuple(layers),
-            embeddings=self.embedding_head(said) if self.embedding_head is not None else None,
+            class_logits=self._classify(hidden),
+            iou_logits=self.quality_head(hidden).squeeze(2),
+            mask_logits=torch.einsum("bqc,bchw->bqhw", self.mask_head(hidden), fine),
+            semantic_logits=upsample(semantic, self.config.map_side) + self.semantic_pixels(fine),
+            aux_outputs=tuple(aux_outputs),
+            embeddings=self.embedding_head(hidden) if self.embedding_head is not None else None,
         )
 
-    def _classify(self, said: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q K+1"]:
-        """With clusters made later, theirs share the chance that the taught ones have together."""
-        classes: Tensor = self.class_head(said)
+    def _classify(self, hidden: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q K+1"]:
+        """Class logits; clusters made after training share the probability of all trained ones together."""
+        classes: Tensor = self.class_head(hidden)
         if self.cluster_head is None:
             return classes
-        shares = self.cluster_head(said).log_softmax(-1)
-        return torch.cat([shares + classes[..., :-1].logsumexp(-1, keepdim=True), classes[..., -1:]], -1)
+        log_fractions = self.cluster_head(hidden).log_softmax(-1)
+        return torch.cat([log_fractions + classes[..., :-1].logsumexp(-1, keepdim=True), classes[..., -1:]], -1)
 
-    def _gather(self, features: Float[Tensor, "T B N E"]) -> Float[Tensor, "B N C"]:
+    def _fuse_levels(self, features: Float[Tensor, "L B N E"]) -> Float[Tensor, "B N C"]:
         levels = zip(self.laterals, self.tap_norms, features.unbind(0), strict=True)
         summed = torch.stack([lateral(norm(level)) for lateral, norm, level in levels]).sum(0)
         patches: Tensor = self.patch_norm(summed + self.position)
         return patches
 
-    def _read(self, queries: Float[Tensor, "B Q C"], low: Float[Tensor, "B N c"]) -> AuxOutput:
-        said = self.query_norm(queries)
-        masks = torch.einsum("bqc,bnc->bqn", self.mask_head(said), low)
-        return AuxOutput(classes=self._classify(said), masks=masks.unflatten(2, (self.grid, self.grid)))
+    def _predict_aux(self, queries: Float[Tensor, "B Q C"], patch_embeddings: Float[Tensor, "B N c"]) -> AuxOutput:
+        hidden = self.query_norm(queries)
+        masks = torch.einsum("bqc,bnc->bqn", self.mask_head(hidden), patch_embeddings)
+        return AuxOutput(
+            class_logits=self._classify(hidden), mask_logits=masks.unflatten(2, (self.grid_size, self.grid_size))
+        )
 
 
 class MaskTransformer(nn.Module):
-    """Encoder and decoder in one static graph: uint8 pictures to the raw answer of a session."""
+    """Encoder and decoder in one static graph, from uint8 images to the network output."""
 
     def __init__(self, encoder: VisionTransformer, decoder: MaskDecoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.taps = intermediate_layers(encoder.shape.depth)
+        self.layers = intermediate_layers(encoder.config.depth)
 
     def forward(self, pixels: UInt8[Tensor, "B 3 S S"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
-        """Answers for pictures laid on ImageNet's mean colour, as in training; that, not `sizes`, ends them."""
-        normalised = normalize(pixels)
-        prediction = self.decoder(self.encoder(normalised, self.taps), normalised)
-        return to_network_output(prediction)
+        """Predict for images padded with ImageNet's mean color, as in training; `sizes` is not used."""
+        normalized = normalize(pixels)
+        output = self.decoder(self.encoder(normalized, self.layers), normalized)
+        return to_network_output(output)
 
 
-def to_network_output(prediction: DecoderOutput) -> NetworkOutput:
-    """Scores (`rescore_queries` of the chance of an object times its expected IoU), best clusters, boxes in input
-    pixels, mask
-    probabilities.
+def to_network_output(output: DecoderOutput) -> NetworkOutput:
+    """Turn logits into scores, best clusters, boxes in input pixels, and mask probabilities.
+
+    A score is `rescore_queries` of the probability of an object times the predicted IoU.
     """
-    chances = prediction.classes.softmax(-1)
-    masks = prediction.masks.sigmoid()
-    things = prediction.semantic.softmax(1)[:, 0]
+    probabilities = output.class_logits.softmax(-1)
+    masks = output.mask_logits.sigmoid()
+    things = output.semantic_logits.softmax(1)[:, 0]
     return NetworkOutput(
-        scores=rescore_queries((1.0 - chances[..., -1]) * prediction.quality.sigmoid(), masks, things),
-        clusters=chances[..., :-1].argmax(-1),
+        scores=rescore_queries((1.0 - probabilities[..., -1]) * output.iou_logits.sigmoid(), masks, things),
+        clusters=probabilities[..., :-1].argmax(-1),
         boxes=masks_to_boxes(masks > 0.5) * MASK_STRIDE_PX,
         masks=masks,
-        semantic=prediction.semantic,
+        semantic=output.semantic_logits,
     )
-
-
-def masks_to_boxes(masks: Bool[Tensor, "B D h w"]) -> Float[Tensor, "B D 4"]:
-    """x0, y0, x1, y1 around each mask in cells; zeros for an empty one."""
-    edges = []
-    for present in (masks.any(2), masks.any(3)):  # columns, then rows
-        cells = torch.arange(present.shape[2], device=masks.device)
-        inside = present.any(2)
-        first = torch.where(present, cells, present.shape[2]).amin(2)
-        last = torch.where(present, cells + 1, 0).amax(2)
-        edges.append((torch.where(inside, first, 0), last))
-    (left, right), (top, bottom) = edges
-    return torch.stack([left, top, right, bottom], dim=2).float()
 
 
 def upsample(maps: Float[Tensor, "B C g g"], side: int) -> Float[Tensor, "B C h w"]:

@@ -1,4 +1,4 @@
-"""ResNet-50 under detectron2's parameter names."""
+"""ResNet-50 with detectron2's parameter names."""
 
 from typing import Literal
 
@@ -9,14 +9,14 @@ from torch.nn import functional
 Norm = Literal["batch", "frozen", "group", "layer", "none"]
 
 STAGE_BLOCKS = (3, 4, 6, 3)
-"""Of res2 to res5."""
+"""Residual blocks of res2 to res5."""
 STAGE_STRIDES_PX = (4, 8, 16, 32)
-"""Of res2 to res5."""
+"""Output strides of res2 to res5."""
 _GROUPS = 32
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics and affine part are constants (detectron2/layers/batch_norm.py)."""
+    """Batch norm with fixed statistics and affine parameters (detectron2/layers/batch_norm.py)."""
 
     weight: Tensor
     bias: Tensor
@@ -34,7 +34,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm of each cell over its channels (ViTDet; detectron2/layers/batch_norm.py, `LayerNorm`)."""
+    """Layer norm over the channels of each pixel (ViTDet; `LayerNorm` in detectron2/layers/batch_norm.py)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)
@@ -44,7 +44,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class NormedConv(nn.Conv2d):
-    """A convolution that keeps its size at stride 1, followed by its norm; it has a bias only without one."""
+    """Convolution with "same" padding and a norm; it has a bias only if the norm is "none"."""
 
     def __init__(self, inner: int, outer: int, kernel: int, *, stride: int = 1, norm: Norm) -> None:
         super().__init__(inner, outer, kernel, stride, kernel // 2, bias=norm == "none")
@@ -56,18 +56,18 @@ class NormedConv(nn.Conv2d):
 
 
 class Stem(nn.Module):
-    """Pixels to features at a quarter of their size."""
+    """7x7 convolution and max pooling, to a quarter of the input's size."""
 
     def __init__(self, width: int, norm: Norm) -> None:
         super().__init__()
         self.conv1 = NormedConv(3, width, 7, stride=2, norm=norm)
 
-    def forward(self, normalised: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
-        return functional.max_pool2d(functional.relu(self.conv1(normalised)), 3, 2, 1)
+    def forward(self, normalized: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        return functional.max_pool2d(functional.relu(self.conv1(normalized)), 3, 2, 1)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 beside a shortcut; the 3x3 carries the stride, as in torchvision and not as in the paper."""
+    """1x1, 3x3 and 1x1 convolution with a shortcut; the 3x3 has the stride, as in torchvision, unlike the paper."""
 
     def __init__(self, inner: int, width: int, outer: int, *, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -84,33 +84,33 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """The four stages of ResNet-50 (detectron2/modeling/backbone/resnet.py)."""
 
-    def __init__(self, stem_out_channels: int, width: int, outer: int, norm: Norm) -> None:
-        """`width` and `outer` are the inner and outer channels of res2; each stage doubles both."""
+    def __init__(self, stem_out_channels: int, bottleneck_channels: int, out_channels: int, norm: Norm) -> None:
+        """Each stage doubles the channels of res2: `bottleneck_channels` inside its blocks, `out_channels` after."""
         super().__init__()
         self.stem = Stem(stem_out_channels, norm)
         inner = stem_out_channels
         stages = []
         for index, count in enumerate(STAGE_BLOCKS):
-            narrow, wide, stride = width << index, outer << index, 1 if index == 0 else 2
+            narrow, wide, stride = bottleneck_channels << index, out_channels << index, 1 if index == 0 else 2
             first = Bottleneck(inner, narrow, wide, stride=stride, norm=norm)
             rest = [Bottleneck(wide, narrow, wide, stride=1, norm=norm) for _ in range(count - 1)]
             stages.append(nn.Sequential(first, *rest))
             inner = wide
         self.res2, self.res3, self.res4, self.res5 = stages
-        self.channels = tuple(outer << index for index in range(len(STAGE_BLOCKS)))
+        self.channels = tuple(out_channels << index for index in range(len(STAGE_BLOCKS)))
 
-    def forward(self, normalised: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C h w"], ...]:
-        """res2 to res5, at strides 4 to 32."""
-        maps = self.stem(normalised)
-        found = []
+    def forward(self, normalized: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C h w"], ...]:
+        """Feature maps of res2 to res5, at strides 4 to 32."""
+        maps = self.stem(normalized)
+        outputs = []
         for stage in (self.res2, self.res3, self.res4, self.res5):
             maps = stage(maps)
-            found.append(maps)
-        return tuple(found)
+            outputs.append(maps)
+        return tuple(outputs)
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """The norm layer of that kind; "none" changes nothing."""
+    """Return a norm layer; "none" is the identity."""
     match norm:
         case "batch":
             return nn.BatchNorm2d(channels)

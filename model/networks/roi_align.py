@@ -1,4 +1,4 @@
-"""Features of boxes: RoIAlign over a pyramid, static in shape."""
+"""RoIAlign over the levels of a feature pyramid, with static shapes."""
 
 import math
 from collections.abc import Sequence
@@ -15,38 +15,37 @@ from model.networks.boxes import box_area
 _CANONICAL_SIDE_PX = 224.0
 _CANONICAL_LEVEL = 4
 _MIN_STEP = 0.5
-"""Cells between two samples of a bin, of which there is one for every cell that it begins."""
+"""Minimum distance of two samples of a bin in pixels: a bin of b pixels has ceil(b) samples."""
 _NEIGHBOURS = 6
-"""Samples that may lie within a cell of another cell, and one for rounding."""
+"""Maximum number of samples within a pixel of a given one, plus one for rounding."""
 _SHIFT = 0.5
-"""Cell centres lie half a cell from cell borders ("aligned")."""
-
-
+"""Pixel centers lie half a pixel from pixel borders ("aligned")."""
 _MAX_SQUARE_SIDE = 38
-"""Cells; the longest side of a box that is about square, on the last level, where those of other levels have 28."""
+"""Longest side of a roughly square box on the last level, in pixels; on other levels it is 28."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoiAlignConfig:
-    """How densely the bins of a box are sampled: once a cell, as detectron2's sampling ratio 0, up to a length."""
+    """Sampling density: one sample per pixel (detectron2's sampling ratio 0), up to a maximum length of boxes."""
 
-    max_cells: int = 304
-    """Cells; a longer box is sampled more coarsely. The default is the longest side of 1,216 px at stride 4."""
+    max_box_side: int = 304
+    """Longest box sampled at full density, in feature-map pixels. Default: 1,216 px at stride 4."""
 
     def __post_init__(self) -> None:
-        if self.max_cells < 1:
-            raise ConfigError(f"the reach of RoI samples must be at least 1 cell, got {self.max_cells}")
+        if self.max_box_side < 1:
+            raise ConfigError(f"max_box_side must be at least 1, got {self.max_box_side}")
 
-    def count(self, side: int) -> int:
-        """The most samples of a bin along one axis."""
-        return math.ceil(self.max_cells / side)
+    def max_samples(self, side: int) -> int:
+        """Maximum number of samples of a bin along one axis."""
+        return math.ceil(self.max_box_side / side)
 
-    def places(self, side: int) -> int:
-        """The most cells around a bin: for the longest box, which is thin, or a large one that is about square.
+    def max_taps(self, side: int) -> int:
+        """Maximum number of pixels around a bin: of the longest box, which is thin, or of a large square one.
 
-        Its level makes both of it: below the last one, height times width is less than 28 x 28 cells.
+        A box is assigned to a level by its area: below the last level it covers less than 28 x 28 pixels.
         """
-        return max(2 * (self.count(side) + 1), (min(self.count(side), math.ceil(_MAX_SQUARE_SIDE / side)) + 1) ** 2)
+        samples = self.max_samples(side)
+        return max(2 * (samples + 1), (min(samples, math.ceil(_MAX_SQUARE_SIDE / side)) + 1) ** 2)
 
 
 def roi_align(
@@ -54,17 +53,16 @@ def roi_align(
     strides_px: Sequence[int],
     boxes: Float[Tensor, "B N 4"],
     side: int,
-    sampling: RoiAlignConfig,
+    config: RoiAlignConfig,
 ) -> Float[Tensor, "B N C side side"]:
-    """Each box's features, from the level that suits its size, in side x side bins.
+    """Pool the features of each box, from the level that matches its size, into side x side bins.
 
-    RoIAlign (Mask R-CNN, section 3) on the levels of Feature Pyramid Networks, equation 1, as detectron2's
-    `ROIPooler` with "ROIAlignV2". There a bin of b cells takes ceil(b) samples along each axis, a number that depends
-    on the box. Here every bin has places for `sampling.places(side)` cells, and those that a box does not use weigh
-    nothing: the same average. A box that would need more places gets fewer samples, evenly spread, which is a coarser
-    average. A bin is one weighted sum over the cells around it: some 50 times as fast on a CPU as `grid_sample`, and
-    closer to the reference. It is float32 always; no gradient reaches the boxes, and one that is not finite harms no
-    other.
+    RoIAlign (Mask R-CNN, section 3) with level assignment by equation 1 of Feature Pyramid Networks, as detectron2's
+    `ROIPooler` with "ROIAlignV2". There a bin of b pixels takes ceil(b) samples along each axis, which depends on the
+    box. Here every bin is a weighted sum over `config.max_taps(side)` pixels, of which unused ones have weight 0: the
+    same average. A box that would need more gets fewer samples, evenly spaced: a coarser average. On a CPU this is
+    about 50 times as fast as `grid_sample` and closer to the reference. It computes in float32; boxes get no gradient,
+    and a box that is not finite does not affect the others.
     """
     boxes = torch.nan_to_num(boxes.detach().float())
     assigned = assign_levels(boxes, strides_px)
@@ -73,29 +71,28 @@ def roi_align(
     )
     scales = select_value([1.0 / stride for stride in strides_px], assigned)
     x0, y0, x1, y1 = (boxes * scales[..., None] - _SHIFT).unbind(-1)
-    across, down = count_samples(x1 - x0, y1 - y0, side, sampling)
-    columns, column_weights = sample_weights(x0, x1, widths, across, side, sampling)
-    rows, row_weights = sample_weights(y0, y1, heights, down, side, sampling)
-    rows = _find_first_cells(levels, assigned)[..., None, None] + rows * widths.long()[..., None, None]
-    # The cells of a bin, row by row, in as many places as any box may need: B N K
-    place = torch.arange(sampling.places(side), device=boxes.device)
-    row, column = place // (across[..., None] + 1), place % (across[..., None] + 1)
+    across, down = count_samples(x1 - x0, y1 - y0, side, config)
+    columns, column_weights = sample_weights(x0, x1, widths, across, side, config)
+    rows, row_weights = sample_weights(y0, y1, heights, down, side, config)
+    rows = _find_first_pixels(levels, assigned)[..., None, None] + rows * widths.long()[..., None, None]
+    # The pixels of a bin, row by row, as many as any box may need: B N K
+    tap = torch.arange(config.max_taps(side), device=boxes.device)
+    row, column = tap // (across[..., None] + 1), tap % (across[..., None] + 1)
     is_used = row <= down[..., None]
     row = torch.minimum(row, down[..., None])
-    cells = _gather_samples(rows, row)[:, :, :, None] + _gather_samples(columns, column)[:, :, None]  # B N side side K
-    weights = (_gather_samples(row_weights, row) * is_used[:, :, None])[:, :, :, None] * _gather_samples(
-        column_weights, column
-    )[:, :, None]
-    return _sum_cells(levels, cells, weights)
+    pixels = _gather_samples(rows, row)[:, :, :, None] + _gather_samples(columns, column)[:, :, None]  # B N side side K
+    row_weight = _gather_samples(row_weights, row) * is_used[:, :, None]
+    weights = row_weight[:, :, :, None] * _gather_samples(column_weights, column)[:, :, None]
+    return _sum_pixels(levels, pixels, weights)
 
 
 def _gather_samples(taps: Tensor, index: Int[Tensor, "B N K"]) -> Tensor:
-    """The taps (B N side T) of each box that its index names, for every bin: B N side K."""
+    """Select from `taps` (B N side T) by each box's own index, for every bin: B N side K."""
     return taps.gather(3, index[:, :, None].expand(-1, -1, taps.shape[2], -1))
 
 
 def select_value(values: Sequence[float], index: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-    """The values that the index names, without a table that would have to be copied to the device on every call."""
+    """Look up constants by index, without a table that would be copied to the device on every call."""
     found = torch.zeros_like(index, dtype=torch.float32)
     for position, value in enumerate(values):
         found = torch.where(index == position, value, found)
@@ -103,7 +100,7 @@ def select_value(values: Sequence[float], index: Int[Tensor, "B N"]) -> Float[Te
 
 
 def assign_levels(boxes: Float[Tensor, "B N 4"], strides_px: Sequence[int]) -> Int[Tensor, "B N"]:
-    """Index of each box's level: that on which it is 14 to 28 cells long if square, or the nearest there is."""
+    """Index of each box's level: where a square box is 14 to 28 pixels long, or the nearest level."""
     first = round(math.log2(strides_px[0]))
     size = torch.sqrt(box_area(boxes))
     level = torch.floor(_CANONICAL_LEVEL + torch.log2(size / _CANONICAL_SIDE_PX + 1e-8))
@@ -111,13 +108,13 @@ def assign_levels(boxes: Float[Tensor, "B N 4"], strides_px: Sequence[int]) -> I
 
 
 def count_samples(
-    width: Float[Tensor, "B N"], height: Float[Tensor, "B N"], side: int, sampling: RoiAlignConfig
+    width: Float[Tensor, "B N"], height: Float[Tensor, "B N"], side: int, config: RoiAlignConfig
 ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B N"]]:
-    """Samples of a bin along each axis: one a cell, fewer along the longer axis if the places do not suffice."""
-    across, down = (torch.ceil(length / side).clamp(0, sampling.count(side)).long() for length in (width, height))
-    places = sampling.places(side)
+    """Samples of a bin along each axis: one per pixel, fewer along the longer axis beyond `max_taps`."""
+    across, down = (torch.ceil(length / side).clamp(0, config.max_samples(side)).long() for length in (width, height))
+    taps = config.max_taps(side)
     across, down = (
-        torch.minimum(count, torch.where(count >= other, places // (other + 1) - 1, count))
+        torch.minimum(count, torch.where(count >= other, taps // (other + 1) - 1, count))
         for count, other in ((across, down), (down, across))
     )
     return across, down
@@ -129,13 +126,13 @@ def sample_weights(
     extent: Float[Tensor, "B N"],
     count: Int[Tensor, "B N"],
     side: int,
-    sampling: RoiAlignConfig,
+    config: RoiAlignConfig,
 ) -> tuple[Int[Tensor, "B N side T"], Float[Tensor, "B N side T"]]:
-    """The cells that the samples of every bin lie between along one axis, and how much each of them counts.
+    """Pixels that the samples of each bin interpolate between along one axis, and the weight of each pixel.
 
-    Samples are at most a cell apart, so that count + 1 cells in a row hold them all; with fewer samples than cells,
-    these, too, are spread out. A sample further than a cell outside the map counts as zero, a nearer one as if it lay
-    on the border; a box without length has no samples.
+    Samples are at most one pixel apart, so count + 1 consecutive pixels hold them all; with fewer samples than pixels,
+    the pixels are spread out like them. A sample more than one pixel outside the map counts as zero, a nearer one as
+    if it were on the border; an empty box has no samples.
     """
     samples = count[..., None, None].float()  # B N 1 1
     length = ((end - start) / side)[..., None, None]
@@ -145,9 +142,9 @@ def sample_weights(
     last = extent[..., None, None] - 1.0
     apart = step.clamp(min=1.0)
     taps = torch.floor(torch.minimum(origin.clamp(min=0.0), last)) + apart * torch.arange(
-        sampling.count(side) + 1, device=start.device
+        config.max_samples(side) + 1, device=start.device
     )  # B N side T
-    # The samples that may lie within a cell of each tap, beyond the border too; a sole one lies at the origin.
+    # The samples within a pixel of each tap, also beyond the border; a single sample lies at the origin.
     step = step.clamp(min=_MIN_STEP)
     first = torch.floor((taps - apart - origin) / step)
     shares = torch.zeros_like(taps)
@@ -160,25 +157,25 @@ def sample_weights(
     return torch.minimum(taps.round(), last).long(), shares / samples.clamp(min=1.0)
 
 
-def _find_first_cells(levels: Sequence[Float[Tensor, "B C h w"]], assigned: Int[Tensor, "B N"]) -> Int[Tensor, "B N"]:
-    """The first cell of each box's level, where cells are counted by picture, then level, row and column."""
+def _find_first_pixels(levels: Sequence[Float[Tensor, "B C h w"]], assigned: Int[Tensor, "B N"]) -> Int[Tensor, "B N"]:
+    """Index of the first pixel of each box's level in the table of `_sum_pixels`: by image, level, row, column."""
     areas = [maps.shape[2] * maps.shape[3] for maps in levels]
     before = select_value([torch.sym_float(sum(areas[:index])) for index in range(len(areas))], assigned).long()
     return before + torch.arange(assigned.shape[0], device=assigned.device)[:, None] * sum(areas)
 
 
-def _sum_cells(
+def _sum_pixels(
     levels: Sequence[Float[Tensor, "B C h w"]],
-    cells: Int[Tensor, "B N side side T"],
+    pixels: Int[Tensor, "B N side side T"],
     weights: Float[Tensor, "B N side side T"],
 ) -> Float[Tensor, "B N C side side"]:
-    """The weighted sums of cells, counted as in `_find_first_cells`."""
-    # A cell's channels must lie side by side, or the sums take six times as long.
+    """Weighted sums of pixels, indexed as in `_find_first_pixels`."""
+    # The channels of a pixel must be contiguous, or the sums take six times as long.
     table = torch.cat([maps.flatten(2) for maps in levels], dim=2).transpose(1, 2).float().contiguous()
     sums = functional.embedding_bag(
-        cells.flatten(0, 3), table.flatten(0, 1), mode="sum", per_sample_weights=weights.flatten(0, 3)
+        pixels.flatten(0, 3), table.flatten(0, 1), mode="sum", per_sample_weights=weights.flatten(0, 3)
     )  # B*N*side*side C
-    bins: Tensor = sums.unflatten(0, cells.shape[:4])
+    bins: Tensor = sums.unflatten(0, pixels.shape[:4])
     return bins.permute(0, 1, 4, 2, 3).to(levels[0].dtype)
 
 
@@ -190,22 +187,22 @@ def roi_align_onnx(
     strides_px: Sequence[int],
     boxes: Float[Tensor, "B N 4"],
     side: int,
-    sampling: RoiAlignConfig,
+    config: RoiAlignConfig,
 ) -> Float[Tensor, "B N C side side"]:
-    """What `model.networks.roi_align.roi_align` answers, as one RoiAlign on all levels.
+    """`roi_align` as one ONNX RoiAlign operator over all levels. For export only: in torch it computes nothing.
 
-    The levels lie below each other on one map, each within a border of its own outermost cells, since RoIAlign counts
-    a sample up to a cell outside as if it lay on the edge. Four operators, one a level, would each pool every box.
-    Unlike `pool`, the operator takes as many samples as a box asks for, whatever `sampling` says, and samples far
-    outside its level meet the next one: boxes must be cut to their pictures, as all of ours are.
+    The levels are stacked on one map, each within a border that repeats its outermost pixels, since RoIAlign clamps a
+    sample up to one pixel outside to the edge. Four operators, one per level, would each pool every box. The operator
+    takes as many samples as a box needs, whatever `config` allows, and samples far outside a level would read the
+    next one: boxes must be clipped to their images, as all of ours are.
     """
     batch, count = boxes.shape[:2]
-    boxes = torch.where(boxes == boxes, boxes, 0.0)  # where a number is none the operator would read any memory
-    canvas, tops = _stack_levels(levels)
-    pictures = torch.arange(batch, device=boxes.device)[:, None].expand(batch, count)
+    boxes = torch.where(boxes == boxes, boxes, 0.0)  # with NaN the operator would read out of bounds
+    stacked, tops = _stack_levels(levels)
+    images = torch.arange(batch, device=boxes.device)[:, None].expand(batch, count)
     pooled = torch.onnx.ops.symbolic(
         "RoiAlign",
-        (canvas, _to_stacked_coordinates(boxes, strides_px, tops).flatten(0, 1), pictures.flatten()),
+        (stacked, _to_stacked_coordinates(boxes, strides_px, tops).flatten(0, 1), images.flatten()),
         attrs={
             "output_height": side,
             "output_width": side,
@@ -225,7 +222,7 @@ def roi_align_onnx(
 def _to_stacked_coordinates(
     boxes: Float[Tensor, "B N 4"], strides_px: Sequence[int], tops: list[int]
 ) -> Float[Tensor, "B N 4"]:
-    """Each box in cells of the map on which its level begins at one of `tops`."""
+    """Boxes in pixels of the stacked map, on which each level begins at one of the rows `tops`."""
     assigned = assign_levels(boxes, strides_px)
     scales = select_value([1.0 / stride for stride in strides_px], assigned)[..., None]
     first_rows = torch.zeros_like(assigned)
@@ -236,7 +233,7 @@ def _to_stacked_coordinates(
 
 
 def _stack_levels(levels: Sequence[Float[Tensor, "B C h w"]]) -> tuple[Float[Tensor, "B C i j"], list[int]]:
-    """The levels below each other, each in its border, and the first row of each."""
+    """Stack the levels below each other, each with its border; also returns the first row of each."""
     width = levels[0].shape[3]
     rows, tops, top = [], [], 0
     for maps in levels:

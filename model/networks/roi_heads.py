@@ -1,4 +1,4 @@
-"""The cascade of box heads and the mask head: proposals to classes, better boxes and masks."""
+"""RoI heads: a cascade of box heads, the mask head, and selection of the detections."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,29 +9,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.errors import ConfigError
-from model.networks.boxes import apply_deltas, clip_boxes, nms
+from model.networks.boxes import apply_deltas, clip_boxes, gather_boxes, nms
 from model.networks.resnet import STAGE_STRIDES_PX
 from model.networks.roi_align import RoiAlignConfig, roi_align
-from model.networks.rpn import gather_boxes
 
 STAGE_DELTA_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
-"""Of the box deltas; each stage speaks in finer units."""
+"""Weights of the box deltas of each stage: later stages predict smaller changes."""
 BOX_POOL_SIZE = 7
 MASK_SIZE = 28
-"""Cells of a mask; the features below have half as many."""
+"""Side of a predicted mask in pixels; its RoI features have half of it."""
 
 Levels = tuple[Float[Tensor, "B C h w"], ...]
 
 
 class StageOutput(NamedTuple):
-    """What one stage says about the boxes it was given."""
+    """Predictions of one stage for the boxes it was given."""
 
     logits: Float[Tensor, "B N K+1"]
-    """The last class is "none"."""
+    """The last class is "no object"."""
     deltas: Float[Tensor, "B N 4"]
-    """The same for every class."""
+    """Class-agnostic."""
     boxes: Float[Tensor, "B N 4"]
-    """Moved by the deltas; may leave the picture."""
+    """With the deltas applied; may extend beyond the image."""
 
 
 class BoxHead(nn.Module):
@@ -57,7 +56,7 @@ class BoxPredictor(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Four convolutions, a doubling, and one mask for each cluster or, with one channel, for all of them."""
+    """Four convolutions, a deconvolution, and one mask per cluster or, with one channel, one for all clusters."""
 
     def __init__(self, inner: int, width: int, channels: int) -> None:
         super().__init__()
@@ -69,7 +68,7 @@ class MaskHead(nn.Module):
         self.predictor = nn.Conv2d(width, channels, 1)
 
     def forward(self, pooled: Float[Tensor, "B N C 14 14"], clusters: Int[Tensor, "B N"]) -> Float[Tensor, "B N 28 28"]:
-        """Mask logits of each box for its own cluster, which is all that is computed of the last layer."""
+        """Mask logits of each box for its own cluster; the last layer is computed for that cluster alone."""
         maps = pooled.flatten(0, 1)
         for convolution in (self.mask_fcn1, self.mask_fcn2, self.mask_fcn3, self.mask_fcn4):
             maps = functional.relu(convolution(maps))
@@ -82,7 +81,7 @@ class MaskHead(nn.Module):
 
 
 class CascadeROIHeads(nn.Module):
-    """Three box heads, each on the boxes of the one before, and a mask head for the boxes that remain.
+    """Three box heads, each refining the boxes of the previous one, and a mask head for the final boxes.
 
     Cascade R-CNN, section 4; detectron2/modeling/roi_heads/cascade_rcnn.py, with class-agnostic boxes.
     """
@@ -94,27 +93,27 @@ class CascadeROIHeads(nn.Module):
         mask_conv_dim: int,
         clusters: int,
         mask_channels: int,
-        sampling: RoiAlignConfig,
+        pooling: RoiAlignConfig,
     ) -> None:
         super().__init__()
-        self.sampling = sampling
-        self.pool = roi_align
-        """Exchanged for its ONNX operator while a graph is written."""
+        self.pooling = pooling
+        self.roi_align = roi_align
+        """Replaced by `roi_align_onnx` during export."""
         stages = range(len(STAGE_DELTA_WEIGHTS))
         self.box_head = nn.ModuleList(BoxHead(inner, box_fc_dim) for _ in stages)
         self.box_predictor = nn.ModuleList(BoxPredictor(box_fc_dim, clusters) for _ in stages)
         self.mask_head = MaskHead(inner, mask_conv_dim, mask_channels)
 
     def run_stage(self, stage: int, levels: Levels, boxes: Float[Tensor, "B N 4"]) -> StageOutput:
-        """What stage 0, 1 or 2 says about any boxes, from p2 to p5."""
-        pooled = self.pool(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, BOX_POOL_SIZE, self.sampling)
+        """Run stage 0, 1 or 2 on boxes, with the features p2 to p5."""
+        pooled = self.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, BOX_POOL_SIZE, self.pooling)
         logits, deltas = self.box_predictor[stage](self.box_head[stage](pooled))
         return StageOutput(logits=logits, deltas=deltas, boxes=apply_deltas(boxes, deltas, STAGE_DELTA_WEIGHTS[stage]))
 
-    def refine(
+    def predict_boxes(
         self, levels: Levels, boxes: Float[Tensor, "B N 4"], sizes: Int[Tensor, "B 2"]
     ) -> tuple[Float[Tensor, "B N K+1"], Float[Tensor, "B N 4"]]:
-        """Class probabilities, the mean of all stages, and the boxes after the last, cut to their pictures."""
+        """Class probabilities, averaged over the stages, and the boxes of the last stage, clipped to their images."""
         probabilities = []
         for stage in range(len(STAGE_DELTA_WEIGHTS)):
             output = self.run_stage(stage, levels, boxes)
@@ -122,39 +121,39 @@ class CascadeROIHeads(nn.Module):
             boxes = clip_boxes(output.boxes, sizes)
         return torch.stack(probabilities).mean(0), boxes
 
-    def draw_masks(
+    def predict_masks(
         self, levels: Levels, boxes: Float[Tensor, "B N 4"], clusters: Int[Tensor, "B N"]
     ) -> Float[Tensor, "B N 28 28"]:
-        """Mask logits inside each box for its cluster, counted from 0."""
-        pooled = self.pool(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, MASK_SIZE // 2, self.sampling)
+        """Mask logits inside each box, for its cluster (counted from 0)."""
+        pooled = self.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, MASK_SIZE // 2, self.pooling)
         logits: Tensor = self.mask_head(pooled, clusters)
         return logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionConfig:
-    """How many detections are kept, and which."""
+    """Which pairs of box and cluster become detections."""
 
-    score: float = 0.05
-    """Pairs of box and cluster must score above; 0..1."""
-    overlap: float = 0.5
-    """Boxes of one cluster that overlap a better one beyond this IoU are dropped; 0..1."""
-    candidates: int = 1000
-    """Best pairs of box and cluster that are looked at; at least 1."""
-    total: int = 100
-    """Detections of a picture; at least 1."""
+    score_threshold: float = 0.05
+    """Pairs must score above this, 0..1."""
+    nms_threshold: float = 0.5
+    """A box is dropped if a better one of its cluster overlaps it beyond this IoU, 0..1."""
+    max_candidates: int = 1000
+    """Best pairs that enter NMS; at least 1."""
+    max_detections: int = 100
+    """Detections of an image; at least 1."""
     nms_iterations: int = 16
-    """See `nms`; at least 1. The longest chain seen needs 15. Even, so as to keep a box too many and lose none."""
+    """At least 1, see `nms`. Longest chain measured: 15; even, so that a shorter run keeps boxes rather than drops."""
 
     def __post_init__(self) -> None:
-        if min(self.candidates, self.total, self.nms_iterations) < 1 or not all(
-            0.0 <= share <= 1.0 for share in (self.score, self.overlap)
+        if min(self.max_candidates, self.max_detections, self.nms_iterations) < 1 or not all(
+            0.0 <= threshold <= 1.0 for threshold in (self.score_threshold, self.nms_threshold)
         ):
-            raise ConfigError(f"counts must be at least 1, the score and the overlap lie in 0..1, got {self}")
+            raise ConfigError(f"counts must be at least 1 and thresholds in 0..1, got {self}")
 
 
 class Detections(NamedTuple):
-    """A fixed number, best first; those unused come last, all zero."""
+    """A fixed number of detections, best first; missing ones are all zero."""
 
     scores: Float[Tensor, "B D"]
     clusters: Int[Tensor, "B D"]
@@ -165,26 +164,27 @@ class Detections(NamedTuple):
 def find_top_detections(
     probabilities: Float[Tensor, "B N K+1"],
     boxes: Float[Tensor, "B N 4"],
-    is_used: Bool[Tensor, "B N"],
-    limits: DetectionConfig,
+    is_valid: Bool[Tensor, "B N"],
+    config: DetectionConfig,
 ) -> Detections:
-    """The best pairs of box and cluster, suppressed within their cluster.
+    """Select the best pairs of box and cluster, by NMS within each cluster.
 
-    As detectron2's `fast_rcnn_inference`, but static: suppression by sweeps, and only the best `limits.candidates`
-    pairs take part. No pair is touched by a worse one, so that this changes nothing unless fewer than `limits.total` of
-    them stay while pairs beyond them pass the score.
+    detectron2's `fast_rcnn_inference` with a static shape: NMS of a fixed number of iterations, on the best
+    `config.max_candidates` pairs only. A pair can only be dropped because of a better one, so the limit changes the
+    result only if fewer than `config.max_detections` of the candidates remain and further pairs pass the threshold.
     """
     clusters = probabilities.shape[2] - 1
-    scores = torch.where(is_used[..., None], probabilities[..., :-1], 0.0).flatten(1)
-    scores = torch.where(scores > limits.score, scores, 0.0)
-    scores, index = scores.topk(min(limits.candidates, scores.shape[1]), dim=1)
-    chosen, cluster = gather_boxes(boxes, index // clusters), index % clusters
-    keep = nms(chosen, scores > 0.0, limits.overlap, limits.nms_iterations, cluster)
-    scores, order = torch.where(keep, scores, 0.0).topk(min(limits.total, scores.shape[1]), dim=1)
-    is_found = scores > 0.0
-    missing = limits.total - scores.shape[1]
+    scores = torch.where(is_valid[..., None], probabilities[..., :-1], 0.0).flatten(1)
+    scores = torch.where(scores > config.score_threshold, scores, 0.0)
+    scores, index = scores.topk(min(config.max_candidates, scores.shape[1]), dim=1)
+    candidates, cluster = gather_boxes(boxes, index // clusters), index % clusters
+    keep = nms(candidates, scores > 0.0, config.nms_threshold, config.nms_iterations, cluster)
+    scores, order = torch.where(keep, scores, 0.0).topk(min(config.max_detections, scores.shape[1]), dim=1)
+    is_detected = scores > 0.0
+    missing = config.max_detections - scores.shape[1]
+    selected = torch.where(is_detected[..., None], gather_boxes(candidates, order), 0.0)
     return Detections(
         scores=functional.pad(scores, (0, missing)),
-        clusters=functional.pad(torch.where(is_found, cluster.gather(1, order), 0), (0, missing)),
-        boxes=functional.pad(torch.where(is_found[..., None], gather_boxes(chosen, order), 0.0), (0, 0, 0, missing)),
+        clusters=functional.pad(torch.where(is_detected, cluster.gather(1, order), 0), (0, missing)),
+        boxes=functional.pad(selected, (0, 0, 0, missing)),
     )

@@ -1,4 +1,4 @@
-"""The plain vision transformer of DINO and DINOv2, under their parameter names."""
+"""The vision transformer of DINO and DINOv2, with their parameter names."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ HEAD_DIM = 64
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """What a state dict of DINO (no layer scale) or DINOv2 (with or without registers) says about itself."""
+    """Sizes of a DINO (no layer scale) or DINOv2 (with or without registers) encoder."""
 
-    width: int
+    embed_dim: int
     depth: int
     patch_px: int
-    grid: int
+    grid_size: int
     """Side of the position grid, in patches."""
-    registers: int
+    num_registers: int
     has_layer_scale: bool
 
 
@@ -84,81 +84,83 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch_px, patch_px)
 
-    def forward(self, normalised: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N C"]:
-        tokens: Tensor = self.proj(normalised)
+    def forward(self, normalized: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N C"]:
+        tokens: Tensor = self.proj(normalized)
         return tokens.flatten(2).transpose(1, 2)
 
 
 class VisionTransformer(nn.Module):
-    """ViT whose position grid, in `forward`, already has the size of its input, so that the graph is static."""
+    """ViT encoder. `forward` takes images of exactly `grid_size` patches a side, so that the graph is static."""
 
-    def __init__(self, shape: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.shape = shape
-        self.patch_embed = PatchEmbed(shape.width, shape.patch_px)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, shape.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + shape.grid**2, shape.width))
-        if shape.registers:
-            self.register_tokens = nn.Parameter(torch.zeros(1, shape.registers, shape.width))
-        self.blocks = nn.ModuleList(Block(shape.width, shape.has_layer_scale) for _ in range(shape.depth))
-        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.config = config
+        width = config.embed_dim
+        self.patch_embed = PatchEmbed(width, config.patch_px)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.grid_size**2, width))
+        if config.num_registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_registers, width))
+        self.blocks = nn.ModuleList(Block(width, config.has_layer_scale) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, normalised: Float[Tensor, "B 3 S S"], taps: tuple[int, ...]) -> Float[Tensor, "T B N C"]:
-        """Patch tokens after the blocks `taps` (counted from 0), before the final norm; N row by row."""
-        return self.attend(self.patch_embed(normalised), self.pos_embed, taps)
+    def forward(self, normalized: Float[Tensor, "B 3 S S"], layers: tuple[int, ...]) -> Float[Tensor, "L B N C"]:
+        """Patch tokens, row by row, after each of the blocks `layers` (counted from 0), before the final norm."""
+        return self.run_blocks(self.patch_embed(normalized), self.pos_embed, layers)
 
-    def attend(
-        self, patches: Float[Tensor, "B N C"], positions: Float[Tensor, "1 N+1 C"], taps: tuple[int, ...]
-    ) -> Float[Tensor, "T B N C"]:
-        """The same from embedded patches, at positions of which the first is the class token's."""
+    def run_blocks(
+        self, patches: Float[Tensor, "B N C"], positions: Float[Tensor, "1 N+1 C"], layers: tuple[int, ...]
+    ) -> Float[Tensor, "L B N C"]:
+        """As `forward`, from embedded patches and their position embeddings (class token first)."""
         batch = patches.shape[0]
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), patches], dim=1) + positions
-        if self.shape.registers:
+        if self.config.num_registers:
             registers = self.register_tokens.expand(batch, -1, -1)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
-        tapped = []
+        outputs = []
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
-            if index in taps:
-                tapped.append(tokens[:, 1 + self.shape.registers :])
-            if index == max(taps):
+            if index in layers:
+                outputs.append(tokens[:, 1 + self.config.num_registers :])
+            if index == max(layers):
                 break
-        return torch.stack(tapped)
+        return torch.stack(outputs)
 
 
 def infer_encoder_config(state: dict[str, Tensor]) -> EncoderConfig:
-    """The shape that the tensors of a DINO or DINOv2 encoder show.
+    """Infer the sizes of a DINO or DINOv2 encoder from its state dict.
 
-    Raises KeyError, ValueError or IndexError if they show none.
+    Raises KeyError, ValueError or IndexError if it is not one.
     """
-    width, _, patch_px, _ = state["patch_embed.proj.weight"].shape
-    grid = math.isqrt(state["pos_embed"].shape[1] - 1)
-    if 1 + grid**2 != state["pos_embed"].shape[1]:
-        raise ValueError(f"{state['pos_embed'].shape[1]} positions are no square and a class token")
+    embed_dim, _, patch_px, _ = state["patch_embed.proj.weight"].shape
+    grid_size = math.isqrt(state["pos_embed"].shape[1] - 1)
+    if 1 + grid_size**2 != state["pos_embed"].shape[1]:
+        raise ValueError(f"{state['pos_embed'].shape[1]} positions are not a class token and a square grid")
     return EncoderConfig(
-        width=width,
+        embed_dim=embed_dim,
         depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
         patch_px=patch_px,
-        grid=grid,
-        registers=state["register_tokens"].shape[1] if "register_tokens" in state else 0,
+        grid_size=grid_size,
+        num_registers=state["register_tokens"].shape[1] if "register_tokens" in state else 0,
         has_layer_scale="blocks.0.ls1.gamma" in state,
     )
 
 
-def resize_positions(positions: Float[Tensor, "1 M C"], grid: int) -> Float[Tensor, "1 N C"]:
-    """Position embeddings (class token first) bicubically interpolated to a grid x grid square."""
-    if positions.shape[1] == 1 + grid**2:
+def resize_positions(positions: Float[Tensor, "1 M C"], grid_size: int) -> Float[Tensor, "1 N C"]:
+    """Interpolate position embeddings (class token first) to a square grid, unless they already have its size."""
+    if positions.shape[1] == 1 + grid_size**2:
         return positions
-    return interpolate_positions(positions, grid, grid)
+    return interpolate_positions(positions, grid_size, grid_size)
 
 
 def interpolate_positions(positions: Float[Tensor, "1 M C"], rows: int, columns: int) -> Float[Tensor, "1 N C"]:
-    """Position embeddings of a square (class token first) bicubically interpolated to rows x columns.
+    """Interpolate the position embeddings of a square grid (class token first) to rows x columns, bicubically.
 
-    The stored size gives the stored numbers; no branch asks for it, as it would pin the size of an exported graph.
+    Interpolating to the stored size returns the stored values. There is no branch for that case: it would fix the size
+    of an exported graph.
     """
-    head, patches = positions[:, :1], positions[:, 1:]
+    class_token, patches = positions[:, :1], positions[:, 1:]
     side = math.isqrt(patches.shape[1])
     square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     resized = functional.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
-    return torch.cat([head, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return torch.cat([class_token, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -16,7 +16,8 @@ from model.contract import InputSize
 from model.errors import LabelStoreError
 from model.files import atomic_write
 from model.images import letterbox_image, read_image
-from model.networks.mask_transformer import MASK_STRIDE_PX, intermediate_layers, normalize
+from model.networks.interface import normalize
+from model.networks.mask_transformer import MASK_STRIDE_PX, intermediate_layers
 from model.networks.vit import Block, VisionTransformer
 from training.data.photos import PhotoFile
 from training.progress import Progress
@@ -91,8 +92,8 @@ def load_padded(side_px: int, photo: PhotoFile) -> UInt8[np.ndarray, "3 S S"]:
 @torch.inference_mode()
 def compute_features(encoder: VisionTransformer, pixels: Tensor) -> Iterator[Float16[np.ndarray, "T h w C"]]:
     """The tapped block maps of each picture of a uint8 batch [B 3 S S]."""
-    grid = encoder.shape.grid
-    maps = encoder(normalize(pixels), intermediate_layers(encoder.shape.depth))
+    grid = encoder.config.grid_size
+    maps = encoder(normalize(pixels), intermediate_layers(encoder.config.depth))
     # T B N C -> B T h w C
     maps = maps.unflatten(2, (grid, grid)).transpose(0, 1)
     yield from maps.half().numpy()
@@ -132,7 +133,7 @@ def resize_to_square(image: UInt8[np.ndarray, "H W 3"], side_px: int) -> UInt8[n
 @torch.inference_mode()
 def compute_key_features(encoder: VisionTransformer, pixels: Tensor) -> Iterator[Float16[np.ndarray, "1 h w C"]]:
     """The keys of each picture of a uint8 batch [B 3 S S], all heads side by side."""
-    grid, last = encoder.shape.grid, encoder.shape.depth - 1
+    grid, last = encoder.config.grid_size, encoder.config.depth - 1
     tokens = encoder(normalize(pixels), (last - 1,))[0]
     block = encoder.blocks[last]
     assert isinstance(block, Block)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float16, UInt8
 
 from model.images import read_image
-from model.networks.mask_transformer import DecoderOutput, MaskDecoder, normalize
+from model.networks.interface import normalize
+from model.networks.mask_transformer import DecoderOutput, MaskDecoder
 from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache
 from training.mask_transformer.crops import full_view
@@ -46,4 +47,4 @@ def walk(
     """Some photos after the others, and the decoder's word on them."""
     for start in range(0, len(photos), BATCH):
         some = photos[start : start + BATCH]
-        yield some, predict(decoder, [load_decoder_input(photo, cache, decoder.shape.side_px) for photo in some])
+        yield some, predict(decoder, [load_decoder_input(photo, cache, decoder.config.side_px) for photo in some])

@@ -82,39 +82,41 @@ def compute_losses(prediction: DecoderOutput, targets: tuple[Target, ...], doubt
     query learns to be as sure of doubtful objects as of others, only later; with 1 its chance of an object becomes
     the target's weight.
     """
-    with torch.autocast(prediction.masks.device.type, enabled=False):
+    with torch.autocast(prediction.mask_logits.device.type, enabled=False):
         return _compute_in_full(_enlarge_floats(prediction), targets, doubt)
 
 
 def _compute_in_full(prediction: DecoderOutput, targets: tuple[Target, ...], doubt: float) -> MaskTransformerLosses:
     matches = match(prediction, targets)
-    matched = prediction.masks[matches.images, matches.queries]
+    matched = prediction.mask_logits[matches.images, matches.queries]
     mask, dice = mask_losses(matched, matches.masks, matches.weights)
-    quality = prediction.quality[matches.images, matches.queries]
+    quality = prediction.iou_logits[matches.images, matches.queries]
     overlaps = measure_iou(matched, matches.masks)
     return MaskTransformerLosses(
         mask=MASK_WEIGHT * mask,
         dice=DICE_WEIGHT * dice,
-        classes=CLASS_WEIGHT * class_loss(prediction.classes, matches, doubt),
+        classes=CLASS_WEIGHT * class_loss(prediction.class_logits, matches, doubt),
         quality=QUALITY_WEIGHT
         * _average(
             functional.binary_cross_entropy_with_logits(quality, overlaps, reduction="none"),
             matches.weights,
         ),
-        semantic=SEMANTIC_WEIGHT * semantic_loss(prediction.semantic, targets),
+        semantic=SEMANTIC_WEIGHT * semantic_loss(prediction.semantic_logits, targets),
         layers=_compare_layers(prediction, matches, doubt),
         embedding=_compare_embeddings(prediction, matches),
         iou=_average(overlaps, matches.weights),
-        stuff=measure_accuracy(prediction.semantic, targets),
+        stuff=measure_accuracy(prediction.semantic_logits, targets),
     )
 
 
 @torch.no_grad()
 def match(prediction: DecoderOutput, targets: tuple[Target, ...]) -> MatchedPairs:
     """The cheapest one-to-one assignment of targets to queries in each picture."""
-    grid = prediction.layers[-1].masks.shape[-1] if prediction.layers else prediction.masks.shape[-1]
-    low = functional.adaptive_avg_pool2d(prediction.masks, grid).flatten(2)
-    chances = prediction.classes.softmax(-1)
+    grid = (
+        prediction.aux_outputs[-1].mask_logits.shape[-1] if prediction.aux_outputs else prediction.mask_logits.shape[-1]
+    )
+    low = functional.adaptive_avg_pool2d(prediction.mask_logits, grid).flatten(2)
+    chances = prediction.class_logits.softmax(-1)
     images, queries, picked = [], [], []
     for image, target in enumerate(targets):
         wanted = functional.adaptive_avg_pool2d(target.masks, grid).flatten(1)
@@ -201,11 +203,11 @@ def measure_iou(logits: Float[Tensor, "P h w"], masks: Float[Tensor, "P h w"]) -
 def _enlarge_floats(prediction: DecoderOutput) -> DecoderOutput:
     """The same in fp32, whatever the network computed in."""
     return DecoderOutput(
-        classes=prediction.classes.float(),
-        quality=prediction.quality.float(),
-        masks=prediction.masks.float(),
-        semantic=prediction.semantic.float(),
-        layers=tuple(AuxOutput(classes=each.classes.float(), masks=each.masks.float()) for each in prediction.layers),
+        class_logits=prediction.class_logits.float(),
+        iou_logits=prediction.iou_logits.float(),
+        mask_logits=prediction.mask_logits.float(),
+        semantic_logits=prediction.semantic_logits.float(),
+        aux_outputs=tuple(AuxOutput(*(logits.float() for logits in each)) for each in prediction.aux_outputs),
         embeddings=None if prediction.embeddings is None else prediction.embeddings.float(),
     )
 
@@ -238,11 +240,14 @@ def _compare_embeddings(prediction: DecoderOutput, matches: MatchedPairs) -> Ten
 
 
 def _compare_layers(prediction: DecoderOutput, matches: MatchedPairs, doubt: float) -> Tensor:
-    total = prediction.masks.new_zeros(())
-    for layer in prediction.layers:
-        wanted = functional.adaptive_avg_pool2d(matches.masks, layer.masks.shape[-1])
-        mask, dice = mask_losses(layer.masks[matches.images, matches.queries], wanted, matches.weights)
+    total = prediction.mask_logits.new_zeros(())
+    for layer in prediction.aux_outputs:
+        wanted = functional.adaptive_avg_pool2d(matches.masks, layer.mask_logits.shape[-1])
+        mask, dice = mask_losses(layer.mask_logits[matches.images, matches.queries], wanted, matches.weights)
         total = (
-            total + MASK_WEIGHT * mask + DICE_WEIGHT * dice + CLASS_WEIGHT * class_loss(layer.classes, matches, doubt)
+            total
+            + MASK_WEIGHT * mask
+            + DICE_WEIGHT * dice
+            + CLASS_WEIGHT * class_loss(layer.class_logits, matches, doubt)
         )
     return total

@@ -68,7 +68,7 @@ def recluster(
     if (out / RUN_FILE).exists():
         raise ConfigError(f"{out} is a run already: choose another --out")
     labels = store.read_config()
-    if hash_file(run / card.encoder_file) != labels.encoder_hash or labels.side_px != network.decoder.shape.side_px:
+    if hash_file(run / card.encoder_file) != labels.encoder_hash or labels.side_px != network.decoder.config.side_px:
         raise ConfigError(f"{store.folder} was made with another encoder or size than {run}")
     photos = _spread(store.read_photos(), plan.limit)
     vectors = collect_embeddings(
@@ -91,7 +91,7 @@ def collect_embeddings(
     decoder: MaskDecoder, photos: Sequence[LabeledPhoto], cache: FeatureCache, least_score: float
 ) -> Float[np.ndarray, "N D"]:
     """Embeddings, of unit length, of all queries that score well enough."""
-    found = [np.zeros((0, decoder.shape.embedding), np.float32)]
+    found = [np.zeros((0, decoder.config.embedding_dim), np.float32)]
     with Progress("embeddings", len(photos), unit="photo") as progress:
         for some, prediction in walk(decoder, photos, cache):
             assert prediction.embeddings is not None, "the decoder has such a head"
@@ -103,7 +103,7 @@ def collect_embeddings(
 
 def replace_cluster_head(decoder: MaskDecoder, centroids: Float[np.ndarray, "K D"]) -> MaskDecoder:
     """A decoder that answers with the nearest centroids, as rows counted from 0."""
-    shape = decoder.shape
+    shape = decoder.config
     made: DecoderConfig = replace(
         shape, thing_clusters=len(centroids), trained_clusters=shape.trained_clusters or shape.thing_clusters
     )
@@ -112,7 +112,7 @@ def replace_cluster_head(decoder: MaskDecoder, centroids: Float[np.ndarray, "K D
     assert isinstance(head, nn.Linear), "the decoder has such a head"
     rows: Tensor = torch.from_numpy(np.ascontiguousarray(centroids, dtype=np.float32))
     state |= {"cluster_head.weight": rows @ head.weight, "cluster_head.bias": rows @ head.bias}
-    other = MaskDecoder(made, decoder.encoder_shape)
+    other = MaskDecoder(made, decoder.encoder_config)
     other.load_state_dict(state)
     return other.eval()
 
@@ -130,4 +130,4 @@ def _write(
     provenance = {**card.provenance, "reclustered": {**source, "photos": report.photos, "clusters": report.clusters}}
     with atomic_write(out / card.encoder_file) as sibling:
         shutil.copyfile(run / card.encoder_file, sibling)
-    write_run(out, replace(card, shape=decoder.shape, provenance=provenance), decoder)
+    write_run(out, replace(card, network_config=decoder.config, provenance=provenance), decoder)

@@ -13,7 +13,8 @@ from torch.optim import AdamW
 
 from model.checkpoints.runs import RunInfo
 from model.checkpoints.state_dicts import load_encoder
-from model.networks.mask_transformer import DecoderConfig, MaskDecoder, intermediate_layers, normalize
+from model.networks.interface import normalize
+from model.networks.mask_transformer import DecoderConfig, MaskDecoder, intermediate_layers
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.data.features import open_cache
 from training.mask_transformer.config import MaskTransformerTrainConfig
@@ -44,19 +45,19 @@ class MaskTransformerTask:
             side_px=labels.side_px,
             thing_clusters=labels.thing_clusters,
             stuff_clusters=labels.stuff_clusters,
-            queries=recipe.queries,
-            layers=recipe.layers,
-            embedding=self._whitening.size if self._whitening else 0,
+            num_queries=recipe.queries,
+            num_layers=recipe.layers,
+            embedding_dim=self._whitening.size if self._whitening else 0,
         )
-        self.module = MaskDecoder(shape, encoder.shape)
+        self.module = MaskDecoder(shape, encoder.config)
         self._encoder = encoder if recipe.inputs == "pixels" else None
         self.card = RunInfo(
             network="mask_transformer",
-            shape=shape,
+            network_config=shape,
             encoder_file=encoder_file,
             step=0,
             provenance=make_provenance(labels, len(photos)),
-            fit=asdict(recipe),
+            train_config=asdict(recipe),
         )
 
     def make_optimiser(self) -> AdamW:
@@ -80,9 +81,9 @@ class MaskTransformerTask:
         """What the encoder makes of new pictures."""
         assert self._encoder is not None, "it is kept for pixels"
         encoder = self._encoder.to(batch.pictures.pixels.device)
-        pictures = augment(batch.pictures, batch.drawn, encoder.shape.grid * encoder.shape.patch_px)
+        pictures = augment(batch.pictures, batch.drawn, encoder.config.grid_size * encoder.config.patch_px)
         return DecoderBatch(
-            features=encoder(normalize(pictures.pixels), intermediate_layers(encoder.shape.depth)),
+            features=encoder(normalize(pictures.pixels), intermediate_layers(encoder.config.depth)),
             pixels=pictures.pixels,
             targets=split(pictures, drops_unknown=self.recipe.drops_unknown),
             photos=batch.photos,

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from model.contract import InputSize
 from model.images import letterbox_image, plan_letterbox, read_image, resize_labels
+from model.networks.boxes import masks_to_boxes
 from model.networks.fpn import PATCH_STRIDE_PX
-from model.networks.mask_transformer import masks_to_boxes
 from training.data.dataset import LabeledPhoto, read_label_map
 from training.data.features import FeatureCache
 from training.panoptic_cascade.config import CascadeTrainConfig, CopyPaste

@@ -87,12 +87,12 @@ def compute_losses(
     outputs = network.proposal_generator(levels)
     objectness, anchors = rpn_losses(outputs, objects, recipe, generator)
     with torch.no_grad():
-        limits = ProposalConfig(pre_nms_topk=recipe.proposals_per_level, total=recipe.proposals)
+        limits = ProposalConfig(pre_nms_topk=recipe.proposals_per_level, post_nms_topk=recipe.proposals)
         detached = [RPNOutput(each.logits.float(), each.deltas.float()) for each in outputs]
         rois = sample_rois(find_top_proposals(detached, sizes, limits), objects, recipe, generator)
     classes, boxes = cascade_losses(network.roi_heads, levels, sizes, rois, objects, recipe)
     semantic = levels[0].new_zeros(())
-    if network.shape.stuff_clusters:
+    if network.config.stuff_clusters:
         semantic = sem_seg_loss(network.sem_seg_head(levels), objects, recipe.semantic_stride_px)
     return CascadeLosses(
         objectness=objectness,
@@ -135,7 +135,7 @@ def sample_rois(
 ) -> Rois:
     """Some of the proposals and of the objects' own boxes, at most a quarter of them on objects."""
     drawn = []
-    for boxes, is_used, each in zip(proposals.boxes, proposals.is_used, objects, strict=True):
+    for boxes, is_used, each in zip(proposals.boxes, proposals.is_valid, objects, strict=True):
         candidates = torch.cat([boxes[is_used], each.boxes])
         kind = match(candidates, each.boxes, STAGE_IOUS[0], STAGE_IOUS[0]).kind
         kind = ignore_unlabeled(kind, candidates, each.semantic == IGNORE_INDEX, recipe.ignored_share)

@@ -25,7 +25,8 @@ from model.checkpoints.state_dicts import read_encoder_state_dict as read_encode
 from model.errors import CheckpointError
 from model.files import hash_file
 from model.networks.fpn import FPN, PATCH_STRIDE_PX, SIDE_MULTIPLE_PX, SimpleFPN
-from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade, normalize_and_mask
+from model.networks.interface import normalize_and_mask
+from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.resnet import NormedConv
 from model.networks.roi_heads import BoxHead, BoxPredictor, MaskHead
 from model.networks.rpn import RPNHead
@@ -73,11 +74,11 @@ class CascadeTask:
                 provenance["backbone"] = {"sha256": digest, "origin": describe_encoder_origin(digest)}
         self.card = RunInfo(
             network="panoptic_cascade",
-            shape=shape,
+            network_config=shape,
             step=0,
             side_px=plan_side(recipe, labels, shape),
             provenance=provenance,
-            fit=asdict(recipe),
+            train_config=asdict(recipe),
         )
 
     def make_optimiser(self) -> SGD:
@@ -123,7 +124,7 @@ def extract_features(network: PanopticCascade, laid: PaddedBatch) -> tuple[Float
                     maps = pyramid.encode(normalize_and_mask(laid.inputs, laid.sizes))
                 else:
                     maps = pyramid.net.norm(laid.inputs.float().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            return pyramid.spread(maps)
+            return pyramid.make_levels(maps)
         case FPN() as pyramid:
             return pyramid(normalize_and_mask(laid.inputs, laid.sizes))  # type: ignore[no-any-return]
 
@@ -212,7 +213,7 @@ def init_weights(network: PanopticCascade) -> None:
         for layer in network.backbone.children():
             if isinstance(layer, NormedConv):
                 _draw_xavier(layer)
-    if network.shape.stuff_clusters:
+    if network.config.stuff_clusters:
         for layer in network.sem_seg_head.modules():
             if isinstance(layer, nn.Conv2d):
                 _draw_msra(layer)

@@ -16,7 +16,8 @@ from model.contract import InputSize
 from model.errors import ConfigError
 from model.files import atomic_write, load_npz
 from model.images import letterbox_image, read_image, resize_map
-from model.networks.mask_transformer import MASK_STRIDE_PX, normalize
+from model.networks.interface import normalize
+from model.networks.mask_transformer import MASK_STRIDE_PX
 from model.networks.vit import VisionTransformer
 from training.data.label_config import CodebookConfig
 from training.pseudo_labels.kmeans import whiten
@@ -63,7 +64,7 @@ class CropEmbedder:
 
     def __init__(self, encoder: VisionTransformer, config: CodebookConfig, folder: Path) -> None:
         """Raises ConfigError if the encoder has no such layer."""
-        depth = encoder.shape.depth
+        depth = encoder.config.depth
         if not -depth <= config.crop_layer < depth:
             raise ConfigError(f"crop_layer must lie in {-depth}..{depth - 1}, got {config.crop_layer}")
         self.is_spherical = config.crop_l2_normalize
@@ -82,7 +83,7 @@ class CropEmbedder:
         height, width = view.letterbox.size
         image = np.ascontiguousarray(square[:, :height, :width].transpose(1, 2, 0))
         pictures = [self._draw(image, mask, view.patch_px) for mask in masks]
-        vectors = np.zeros((0, self._encoder.shape.width), np.float32)
+        vectors = np.zeros((0, self._encoder.config.width), np.float32)
         for start in range(0, len(pictures), _BATCH_SIZE):
             vectors = np.concatenate([vectors, self._embed(np.stack(pictures[start : start + _BATCH_SIZE]))])
         with atomic_write(path) as sibling, sibling.open("wb") as stream:
@@ -112,15 +113,15 @@ class CropEmbedder:
     @torch.inference_mode()
     def _embed(self, pixels: UInt8[np.ndarray, "B 3 s s"]) -> Float[np.ndarray, "B C"]:
         encoder, config = self._encoder, self._config
-        layer = config.crop_layer % encoder.shape.depth
+        layer = config.crop_layer % encoder.config.depth
         kept: list[Tensor] = []
         hook = encoder.blocks[layer].register_forward_hook(lambda *passed: kept.append(passed[2]))
         encoder(normalize(torch.from_numpy(pixels)), (layer,))
         hook.remove()
         tokens = kept[0]
-        if layer == encoder.shape.depth - 1:
+        if layer == encoder.config.depth - 1:
             tokens = encoder.norm(tokens)
-        chosen = tokens[:, 0] if config.crop_token == "class" else tokens[:, 1 + encoder.shape.registers :].mean(1)
+        chosen = tokens[:, 0] if config.crop_token == "class" else tokens[:, 1 + encoder.config.num_registers :].mean(1)
         if config.crop_l2_normalize:
             chosen = functional.normalize(chosen, dim=1)
         vectors: Float[np.ndarray, "B C"] = chosen.numpy()

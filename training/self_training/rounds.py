@@ -179,7 +179,7 @@ def _open(run: Path, store: PseudoLabelDataset) -> tuple[MaskTransformer, Pseudo
     card, network = load_run(run)
     if not isinstance(network, MaskTransformer):
         raise ConfigError(f"{run} is a {card.network}: only a mask_transformer teaches itself")
-    config, shape = store.read_config(), network.decoder.shape
+    config, shape = store.read_config(), network.decoder.config
     fits = {
         "encoder": hash_file(run / card.encoder_file) == config.encoder_hash,
         "size": shape.side_px == config.side_px,

@@ -96,8 +96,8 @@ def predict_views(
     """
     picture = read_image(photo.path)
     maps = np.array(cache.read(photo.digest))
-    whole = full_view(picture.height, picture.width, decoder.shape.side_px)
-    views = make_tta_views(whole, decoder.grid, _ZOOM_SHARE if encoder else _WINDOW_SHARE)
+    whole = full_view(picture.height, picture.width, decoder.config.side_px)
+    views = make_tta_views(whole, decoder.grid_size, _ZOOM_SHARE if encoder else _WINDOW_SHARE)
     sights = [_show(view, picture.image, maps) for view in views]
     if encoder:
         sights = [*sights[:2], *_zoom(encoder, sights[2:])]
@@ -121,11 +121,11 @@ def _zoom(encoder: VisionTransformer, windows: Sequence[DecoderInput]) -> list[D
 
 def _read(prediction: DecoderOutput, index: int, view: View, whole: CropView) -> ViewPredictions:
     one = DecoderOutput(
-        classes=prediction.classes[index : index + 1],
-        quality=prediction.quality[index : index + 1],
-        masks=prediction.masks[index : index + 1],
-        semantic=prediction.semantic[index : index + 1],
-        layers=(),
+        class_logits=prediction.class_logits[index : index + 1],
+        iou_logits=prediction.iou_logits[index : index + 1],
+        mask_logits=prediction.mask_logits[index : index + 1],
+        semantic_logits=prediction.semantic_logits[index : index + 1],
+        aux_outputs=(),
     )
     raw = to_network_output(one)
     parts = [

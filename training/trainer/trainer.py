@@ -69,7 +69,7 @@ class Trainer(Generic[BatchType]):
             taken = warm_start(trainee.module, trainee.card.network, start)
             self._card = replace(self._card, provenance={**self._card.provenance, "start": taken.describe()})
         if commit := git_commit():
-            self._card = replace(self._card, fit={**self._card.fit, "commit": commit})
+            self._card = replace(self._card, train_config={**self._card.train_config, "commit": commit})
         self._run = run
         self._recipe = trainee.recipe
         self._gauges = (
