@@ -248,5 +248,5 @@ def test_operations_are_counted_without_weights(contract: Contract, tiny_run: Pa
     _, network = load_run(tiny_run)
     assert isinstance(network, MaskTransformer)
     # The encoder's matrices alone: 17 tokens, 12 width^2 multiplications each in every block.
-    shape = network.encoder.shape
+    shape = network.encoder.config
     assert count_artifact_flops(contract) > 2 * 17 * 12 * shape.embed_dim**2 * shape.depth

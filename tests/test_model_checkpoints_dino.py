@@ -165,7 +165,7 @@ def test_an_imported_vit_is_a_file_that_load_encoder_reads(tmp_path: Path, name:
     assert report.kind == "vision transformer"
     assert set(load_file(tmp_path / "vit.safetensors")) == set(state)
     encoder = load_encoder(str(tmp_path / "vit.safetensors"), shape.grid_size * shape.patch_px)
-    assert encoder.shape == shape
+    assert encoder.config == shape
     assert all(torch.equal(tensor, state[key]) for key, tensor in encoder.state_dict().items())
 
 

@@ -161,8 +161,8 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, tiny_artifact: P
 
 
 CONTRACT = Contract(
-    name="a", version="1", network="n", input_sizes=(InputSize.square(8),), stride_px=1, max_detections=1, thing_clusters=3,
-    stuff_clusters=1, thresholds=Thresholds(score_threshold=0.3, min_stuff_area_fraction=0.0),
+    name="a", version="1", network="n", input_sizes=(InputSize.square(8),), stride_px=1, max_detections=1,
+    thing_clusters=3, stuff_clusters=1, thresholds=Thresholds(score_threshold=0.3, min_stuff_area_fraction=0.0),
 )  # fmt: skip
 PICTURE = InputImage(pixels=np.zeros((3, 8, 8), np.uint8), size=(8, 8))
 

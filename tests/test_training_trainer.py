@@ -190,7 +190,7 @@ def test_a_checkpoint_without_the_average_that_is_wished_is_refused(tmp_path: Pa
 
 def test_an_artifact_starts_a_fit_as_its_run_does_but_for_rounding(tiny_run: Path, tiny_artifact: Path) -> None:
     card, network = load_run(tiny_run)
-    decoders = [MaskDecoder(network.decoder.config, network.encoder.shape) for _ in range(2)]
+    decoders = [MaskDecoder(network.decoder.config, network.encoder.config) for _ in range(2)]
     first = warm_start(decoders[0], "mask_transformer", tiny_run)
     second = warm_start(decoders[1], "mask_transformer", tiny_artifact)
     assert first.drawn == ()

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco
 
-from model.checkpoints.runs import WEIGHT_FILES, parse_fields, read_run_info
+from model.checkpoints.runs import WEIGHT_FILES, read_run_info
 from model.checkpoints.state_dicts import load_encoder
 from model.contract import CONTRACT_FILE, Category, read_contract
 from model.errors import ConfigError
 from model.files import hash_file
 from model.images import read_image
 from model.networks.mask_transformer import DecoderConfig
+from model.validation import parse
 from training.data.dataset import PseudoLabelConfig, PseudoLabelDataset
 from training.data.features import fill_cache, open_cache
 from training.data.panoptic_labels import ImageLabel, ImageRecords, PanopticLabel, plan_chunks, remove_stale
@@ -69,8 +70,8 @@ def load_finetune_start(folder: Path, encoder: Path | None = None) -> FinetuneSt
         raise ConfigError(f"{folder} is an artifact: give the --encoder that it was made with ({origin.get('origin')})")
     if hash_file(encoder) != origin.get("sha256"):
         raise ConfigError(f"{encoder} is not the encoder of {folder}, whose sha256 is {origin.get('sha256')}")
-    made = parse_fields(contract.network_config.get("decoder", {}), DecoderConfig)
-    shape = DecoderConfig(**made) if made else None
+    decoder = contract.network_config.get("decoder")
+    shape = parse(DecoderConfig, decoder) if decoder else None
     return FinetuneStart(shape=_require_decoder(folder, contract.network, shape), encoder=encoder)
 
 

@@ -171,7 +171,7 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ORT_ERROR
-    # Threads that spin between operators save 3 % of the time on idle cores, and cost 60 % on shared ones (docs/experiments).
+    # Spinning threads save 3 % of the time on idle cores and cost 60 % on shared ones (docs/experiments).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 

@@ -9,7 +9,6 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
-from model.checkpoints.runs import parse_fields
 from model.checkpoints.state_dicts import StateDict, load_strictly
 from model.contract import NETWORK_FILE, Contract
 from model.errors import ArtifactError, CheckpointError, ConfigError
@@ -17,6 +16,7 @@ from model.networks.architecture import Network, count_flops, list_unexported_we
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.vit import EncoderConfig, VisionTransformer
+from model.validation import parse
 
 FP16_SUFFIX = "_fp16"
 INT8_SUFFIX = "_int8"
@@ -90,12 +90,12 @@ def _make_network(contract: Contract) -> Network:
     settings = contract.network_config
     match contract.network:
         case "mask_transformer":
-            encoder = VisionTransformer(EncoderConfig(**parse_fields(settings["encoder"], EncoderConfig)))
-            decoder = MaskDecoder(DecoderConfig(**parse_fields(settings["decoder"], DecoderConfig)), encoder.config)
+            encoder = VisionTransformer(parse(EncoderConfig, settings["encoder"]))
+            decoder = MaskDecoder(parse(DecoderConfig, settings["decoder"]), encoder.config)
             return MaskTransformer(encoder, decoder).eval().requires_grad_(False)
         case "panoptic_cascade":
-            config = CascadeConfig(**parse_fields(settings["cascade"], CascadeConfig))
-            inference = CascadeInferenceConfig(**parse_fields(settings["inference"], CascadeInferenceConfig))
+            config = parse(CascadeConfig, settings["cascade"])
+            inference = parse(CascadeInferenceConfig, settings["inference"])
             return PanopticCascade(config, inference).eval().requires_grad_(False)
         case other:
             raise ConfigError(f"no network is called {other!r}")

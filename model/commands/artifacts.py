@@ -47,7 +47,7 @@ def import_checkpoint(
     from model.checkpoints.detectron2 import import_cascade
 
     run = import_cascade(source, format, clusters, out)
-    return {"run": str(out), "shape": asdict(run.shape), **run.provenance}
+    return {"run": str(out), "network_config": asdict(run.network_config), **run.provenance}
 
 
 def export(
