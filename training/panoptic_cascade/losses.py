@@ -185,7 +185,7 @@ def cascade_losses(
 def run_stage(heads: CascadeROIHeads, stage: int, levels: Levels, boxes: Float[Tensor, "B N 4"]) -> StageOutput:
     """As `CascadeROIHeads.run_stage`, but a third of its gradient reaches the features (detectron2's
     cascade_rcnn.py)."""
-    pooled = heads.pool(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, BOX_POOL_SIZE, heads.sampling)
+    pooled = heads.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, BOX_POOL_SIZE, heads.pooling)
     if pooled.requires_grad:
         pooled.register_hook(lambda gradient: gradient / len(STAGE_DELTA_WEIGHTS))
     logits, deltas = heads.box_predictor[stage](heads.box_head[stage](pooled))
@@ -227,7 +227,7 @@ def mask_rcnn_loss(heads: CascadeROIHeads, levels: Levels, rois: Rois, objects: 
     if not count:
         return levels[0].new_zeros(())
     on, boxes = wanted.is_object[:, :count], rois.boxes[:, :count]  # those on objects come first
-    pooled = heads.pool(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, MASK_SIZE // 2, heads.sampling)
+    pooled = heads.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, MASK_SIZE // 2, heads.pooling)
     own = torch.where(on, wanted.clusters[:, :count], 0).clamp(max=channels - 1)
     logits = heads.mask_head(pooled, own)[on].float()
     crops = [

@@ -83,7 +83,7 @@ class CropEmbedder:
         height, width = view.letterbox.size
         image = np.ascontiguousarray(square[:, :height, :width].transpose(1, 2, 0))
         pictures = [self._draw(image, mask, view.patch_px) for mask in masks]
-        vectors = np.zeros((0, self._encoder.config.width), np.float32)
+        vectors = np.zeros((0, self._encoder.config.embed_dim), np.float32)
         for start in range(0, len(pictures), _BATCH_SIZE):
             vectors = np.concatenate([vectors, self._embed(np.stack(pictures[start : start + _BATCH_SIZE]))])
         with atomic_write(path) as sibling, sibling.open("wb") as stream:

@@ -138,11 +138,11 @@ def _read(prediction: DecoderOutput, index: int, view: View, whole: CropView) ->
     photo = np.zeros((whole.cells, whole.cells), bool)
     photo[: whole.letterbox.map_height, : whole.letterbox.map_width] = True
     soft = _lift(drawn, view, whole)
-    semantic = _lift(one.semantic[0].softmax(0), view, whole)
+    semantic = _lift(one.semantic_logits[0].softmax(0), view, whole)
     return ViewPredictions(
         soft=soft * photo,
         scores=raw.scores[0][kept].numpy(),
-        chances=one.classes[0][kept][:, :-1].softmax(1).numpy(),
+        chances=one.class_logits[0][kept][:, :-1].softmax(1).numpy(),
         semantic=semantic * photo,
         inside=_find_inside(view, photo),
     )
