@@ -1,7 +1,7 @@
 """Strict reading of JSON into dataclasses, with errors on one line."""
 
 import json
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -54,8 +54,9 @@ def parse(target: type[T], content: Any) -> T:
     unknown key (with the nearest known one), a missing key or a value of another type, and what `__post_init__` raises.
     """
     reject_unknown_keys(target, content)
+    key: Any = target  # mypy does not take type[T] for hashable
     try:
-        parsed: T = _make_adapter(target).validate_json(json.dumps(content), strict=True)
+        parsed: T = _make_adapter(key).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         raise ConfigError(_describe_first(error, target)) from error
     return parsed
@@ -83,7 +84,7 @@ def reject_unknown_keys(target: Any, content: Any) -> None:
 
 
 @cache
-def _make_adapter(target: Hashable) -> TypeAdapter[Any]:
+def _make_adapter(target: Any) -> TypeAdapter[Any]:
     return TypeAdapter(target)
 
 
