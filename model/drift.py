@@ -1,4 +1,4 @@
-"""How answers look in the mean, so that a service can tell when they begin to look otherwise."""
+"""Statistics of panoptic outputs, and the population stability index between two of their histograms."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from model.errors import ConfigError
 from model.postprocessing.panoptic import VOID, Segmentation
 
 Statistic = Literal["segments", "void", "score"]
-"""Of a panoptic answer: its number of segments, the share of void pixels, the mean score of its things."""
+"""Of a panoptic segmentation: number of segments, fraction of void pixels, mean score of its things."""
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 
 BIN_EDGES: Mapping[Statistic, tuple[float, ...]] = {
@@ -20,40 +20,40 @@ BIN_EDGES: Mapping[Statistic, tuple[float, ...]] = {
     "void": (0.001, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8),
     "score": (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9),
 }
-"""A value on an edge counts above it."""
+"""A value on an edge is in the bin above it."""
 _MIN_FRACTION = 1e-3
-"""Taken for the share of an empty bin, whose logarithm there is none of."""
+"""Used for empty bins, as the index takes logarithms."""
 
 
-def output_statistics(answer: Segmentation) -> dict[Statistic, float]:
-    """The measures of a panoptic answer; one without things has no score."""
-    scores = [segment.score for segment in answer.segments if segment.is_thing]
-    measured: dict[Statistic, float] = {
-        "segments": float(len(answer.segments)),
-        "void": np.count_nonzero(answer.label_map == VOID) / answer.label_map.size,
+def output_statistics(segmentation: Segmentation) -> dict[Statistic, float]:
+    """Return the statistics of a panoptic segmentation; without things there is no score."""
+    scores = [segment.score for segment in segmentation.segments if segment.is_thing]
+    statistics: dict[Statistic, float] = {
+        "segments": float(len(segmentation.segments)),
+        "void": np.count_nonzero(segmentation.label_map == VOID) / segmentation.label_map.size,
     }
-    return measured | ({"score": sum(scores) / len(scores)} if scores else {})
+    return statistics | ({"score": sum(scores) / len(scores)} if scores else {})
 
 
-def build_histograms(measured: Iterable[Mapping[Statistic, float]]) -> dict[Statistic, Histogram]:
-    """A histogram of each measure over many answers."""
+def build_histograms(statistics: Iterable[Mapping[Statistic, float]]) -> dict[Statistic, Histogram]:
+    """Return a histogram of each statistic over many images."""
     counts = {name: [0] * (len(BIN_EDGES[name]) + 1) for name in STATISTICS}
-    for each in measured:
-        for name, value in each.items():
+    for image in statistics:
+        for name, value in image.items():
             counts[name][bisect_right(BIN_EDGES[name], value)] += 1
     return {name: Histogram(edges=BIN_EDGES[name], counts=tuple(counts[name])) for name in STATISTICS}
 
 
-def population_stability_index(reference: Histogram, seen: Histogram) -> float:
-    """The population stability index: 0 for equal shares; above 0.25 is commonly taken for another population.
+def population_stability_index(reference: Histogram, observed: Histogram) -> float:
+    """Return the population stability index: 0 for equal distributions; above 0.25 commonly counts as drift.
 
-    Raises ConfigError if the edges differ or one of them is empty.
+    Raises ConfigError if the edges differ or a histogram is empty.
     """
-    if reference.edges != seen.edges or not sum(reference.counts) or not sum(seen.counts):
-        raise ConfigError("two histograms are compared that have the same edges and are not empty")
+    if reference.edges != observed.edges or not sum(reference.counts) or not sum(observed.counts):
+        raise ConfigError("the two histograms must have the same edges and must not be empty")
     index = 0.0
-    for expected, actual in zip(reference.counts, seen.counts, strict=True):
+    for expected, actual in zip(reference.counts, observed.counts, strict=True):
         before = max(expected / sum(reference.counts), _MIN_FRACTION)
-        after = max(actual / sum(seen.counts), _MIN_FRACTION)
+        after = max(actual / sum(observed.counts), _MIN_FRACTION)
         index += (after - before) * log(after / before)
     return index

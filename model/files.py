@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Atomic writes: files and folders appear complete or not at all."""
 
 import hashlib
 import os
@@ -15,50 +15,53 @@ import numpy as np
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write; it takes `path`'s place, flushed to disk, when the block ends without an error."""
+    """Yield a temporary file; when the block ends without error, it is synced and replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
-    sibling = Path(name)
+    temporary = Path(name)
     try:
-        yield sibling
-        _flush(sibling)
-        sibling.chmod(0o644)
-        os.replace(sibling, path)
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
     finally:
-        sibling.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def remove_temp_files(path: Path) -> None:
-    """Delete what writers of a file that were killed have left beside it; for whoever alone may write it now."""
+    """Delete temporary files that killed writers of `path` left. The caller is the only writer."""
     for each in path.parent.glob(f".{escape(path.name)}.*"):
         each.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary sibling directory to fill; it takes `path`'s place when the block ends without an error."""
+    """Yield a temporary folder; when the block ends without error, it is synced and replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sibling = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield sibling
-        for file in sibling.rglob("*"):
+        yield temporary
+        for file in temporary.rglob("*"):
             if file.is_file():
-                _flush(file)
-        sibling.chmod(0o755)
+                _sync(file)
+        temporary.chmod(0o755)
         if path.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             os.replace(path, retired / "old")
-            os.replace(sibling, path)
+            os.replace(temporary, path)
             shutil.rmtree(retired)
         else:
-            os.replace(sibling, path)
+            os.replace(temporary, path)
     finally:
-        shutil.rmtree(sibling, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz`, without pickles. Raises ValueError, naming the file, if it is missing or broken."""
+    """Return the arrays of an `.npz` file. Pickled objects are rejected.
+
+    Raises ValueError, naming the file, if it is missing or invalid.
+    """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return dict(stored)
@@ -67,11 +70,11 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def hash_file(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+    """Return the sha256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def _sync(path: Path) -> None:
     with path.open("rb+") as stream:
         os.fsync(stream.fileno())

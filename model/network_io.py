@@ -1,4 +1,4 @@
-"""A network's answer before anything is decided."""
+"""Inputs and outputs of a network: raw outputs per image, and the shapes that a contract promises."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -9,32 +9,31 @@ from jaxtyping import Float32, Int64
 from model.contract import Contract
 from model.errors import ContractMismatch
 
+Shape = Sequence[int | None]
+"""Lengths of the axes after the batch axis; None allows any length."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawOutputs:
-    """The answer for one picture, static in shape, detections in no order."""
+    """Raw outputs for one image, with static shapes; detections are unordered."""
 
     scores: Float32[np.ndarray, "D"]
     clusters: Int64[np.ndarray, "D"]
-    """Thing clusters counted from 0."""
+    """Thing clusters, counted from 0."""
     boxes: Float32[np.ndarray, "D 4"]
-    """x0, y0, x1, y1 in pixels of the canvas."""
+    """x0, y0, x1, y1 in input pixels."""
     masks: Float32[np.ndarray, "D h w"]
-    """Probabilities at the contract's stride in the picture, or in the cells of each box, as the contract says."""
+    """Probabilities: over the image at the contract's stride, or inside each box (`Contract.box_mask_size`)."""
     semantic: Float32[np.ndarray, "S+1 h w"]
-    """Logits; 0 is "things", s is stuff cluster s."""
+    """Logits; channel 0 is "things", channel s is stuff cluster s."""
 
 
 OUTPUT_NAMES = tuple(entry.name for entry in fields(RawOutputs))
-"""The outputs of every network, by name and in order."""
-
-
-Shape = Sequence[int | None]
-"""Lengths of axes without the batch; None takes any."""
+"""Names of the outputs of every network, in order."""
 
 
 def check_shapes(actual: Mapping[str, Shape], contract: Contract) -> None:
-    """Raise ContractMismatch if a graph's inputs and outputs, by name, are not what the contract says."""
+    """Raise ContractMismatch if inputs and outputs of a graph, by name, differ from the contract."""
     given, expected = (
         {name: _label_lengths(shape) for name, shape in each.items()} for each in (actual, io_shapes(contract))
     )
@@ -43,7 +42,7 @@ def check_shapes(actual: Mapping[str, Shape], contract: Contract) -> None:
 
 
 def io_shapes(contract: Contract) -> dict[str, Shape]:
-    """Every input and output; a length is None where it is the canvas's and there are several."""
+    """Return the shapes of all inputs and outputs; with several input sizes, image axes are None."""
     height = width = rows = columns = None
     if len(contract.input_sizes) == 1:
         height, width = contract.input_sizes[0].height_px, contract.input_sizes[0].width_px

@@ -155,7 +155,7 @@ def test_errors_are_one_line_that_names_the_culprit(tmp_path: Path, tiny_artifac
     text = tmp_path / "text.jpg"
     text.write_text("not a picture")
     out = tmp_path / "out"
-    expect_error(run("model", "segment", tiny_artifact, text, "--out", out), "text.jpg", "no picture we read")
+    expect_error(run("model", "segment", tiny_artifact, text, "--out", out), "text.jpg", "no supported image format")
     expect_error(run("model", "segment", tiny_artifact, tmp_path / "none.jpg", "--out", out), "none.jpg")
     photo = tiny.draw_photos(tmp_path / "photos", count=1) / "0.png"
     expect_error(run("model", "segment", tmp_path, photo, "--out", out), "contract.json")

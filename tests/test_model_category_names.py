@@ -46,14 +46,14 @@ for edit in range(4):
 
 
 def rename(path: Path, cluster: int, category: str) -> CategoryNames:
-    return edit_names(path, CONTRACT, lambda glossary: glossary.rename({cluster: category}, "ann"))
+    return edit_names(path, CONTRACT, lambda names: names.rename({cluster: category}, "ann"))
 
 
-def list_names(glossary: CategoryNames) -> dict[int, str]:
-    return {cluster: name.category_name for cluster, name in glossary.names.items()}
+def list_names(names: CategoryNames) -> dict[int, str]:
+    return {cluster: name.category_name for cluster, name in names.names.items()}
 
 
-def test_names_lie_beside_the_artifact_and_not_in_it(tmp_path: Path) -> None:
+def test_names_lie_next_to_the_artifact_and_not_in_it(tmp_path: Path) -> None:
     assert names_path(tmp_path / "models" / "3") == tmp_path / "models" / "3.names.json"
 
 
@@ -68,8 +68,8 @@ def test_a_name_is_kept_with_who_gave_it_and_read_again(tmp_path: Path) -> None:
 
 
 def test_names_go_before_those_of_the_contract_and_keep_the_numbers_of_known_categories() -> None:
-    glossary = empty_names(CONTRACT).rename({1: "dog", 2: "person", 3: "dog", 5: "sky"}, "ann")
-    named = glossary.apply(CONTRACT)
+    names = empty_names(CONTRACT).rename({1: "dog", 2: "person", 3: "dog", 5: "sky"}, "ann")
+    named = names.apply(CONTRACT)
     # "dog" is new: numbered above 21, by its first cluster; nobody is called person any more but cluster 2
     dog, sky = Category(id=22, name="dog"), Category(id=21, name="sky")
     assert named.categories == {1: dog, 2: Category(id=10, name="person"), 3: dog, 4: sky, 5: sky}
@@ -83,15 +83,15 @@ def test_a_thing_and_stuff_of_one_name_are_two_categories() -> None:
 
 
 def test_an_empty_name_gives_back_the_contracts_own() -> None:
-    glossary = empty_names(CONTRACT).rename({1: "dog"}, "ann").rename({1: "  "}, "bob")
-    assert (glossary.names, glossary.revision) == ({}, 2)
-    assert glossary.apply(CONTRACT) == CONTRACT
+    names = empty_names(CONTRACT).rename({1: "dog"}, "ann").rename({1: "  "}, "bob")
+    assert (names.names, names.revision) == ({}, 2)
+    assert names.apply(CONTRACT) == CONTRACT
 
 
 def test_the_same_name_again_is_no_edit() -> None:
-    glossary = empty_names(CONTRACT).rename({1: "dog"}, "ann")
-    assert glossary.rename({1: "dog"}, "bob") == glossary
-    assert glossary.rename({2: ""}, "bob") == glossary
+    names = empty_names(CONTRACT).rename({1: "dog"}, "ann")
+    assert names.rename({1: "dog"}, "bob") == names
+    assert names.rename({2: ""}, "bob") == names
 
 
 @pytest.mark.parametrize("text", ["x" * 81, "two\nlines", "\x1b[31mred", "\u200b"])
@@ -101,8 +101,8 @@ def test_what_cannot_be_shown_is_no_name(text: str) -> None:
 
 
 def test_an_edit_is_undone_and_the_undoing_too() -> None:
-    glossary = empty_names(CONTRACT).rename({1: "dog", 2: "cat"}, "ann").rename({1: "wolf"}, "ann")
-    undone = glossary.undo("bob")
+    names = empty_names(CONTRACT).rename({1: "dog", 2: "cat"}, "ann").rename({1: "wolf"}, "ann")
+    undone = names.undo("bob")
     assert (list_names(undone), undone.revision) == ({1: "dog", 2: "cat"}, 3)
     assert list_names(undone.undo("bob")) == {1: "wolf", 2: "cat"}
     assert list_names(undone.undo("bob", revision=1)) == {}
@@ -111,11 +111,11 @@ def test_an_edit_is_undone_and_the_undoing_too() -> None:
 
 
 def test_the_history_is_bounded_and_the_names_are_not() -> None:
-    glossary = empty_names(CONTRACT).rename({2: "dog"}, "ann")
+    names = empty_names(CONTRACT).rename({2: "dog"}, "ann")
     for edit in range(MAX_CHANGES):
-        glossary = glossary.rename({1: f"name {edit}"}, "ann")
-    assert [edit.revision for edit in glossary.history] == list(range(2, MAX_CHANGES + 2))
-    assert list_names(glossary) == {1: f"name {MAX_CHANGES - 1}", 2: "dog"}
+        names = names.rename({1: f"name {edit}"}, "ann")
+    assert [edit.revision for edit in names.history] == list(range(2, MAX_CHANGES + 2))
+    assert list_names(names) == {1: f"name {MAX_CHANGES - 1}", 2: "dog"}
 
 
 def test_adopted_names_replace_all_and_still_tell_who_gave_them() -> None:
@@ -138,11 +138,11 @@ def test_threads_and_processes_that_edit_at_once_lose_no_name(tmp_path: Path) ->
         edits = [threads.submit(rename, path, 1 + edit % 3, f"{1 + edit % 3} {edit // 3}") for edit in range(12)]
     assert [edit.exception() for edit in edits] == [None] * 12
     assert [process.wait(60) for process in processes] == [0, 0]
-    glossary = read_names(path, CONTRACT)
-    assert glossary.revision == 20
-    assert sorted(edit.revision for edit in glossary.history) == list(range(1, 21))
-    assert set(glossary.names) == {1, 2, 3, 4, 5}
-    assert (glossary.names[4].category_name, glossary.names[5].category_name) == ("4 3", "5 3")
+    names = read_names(path, CONTRACT)
+    assert names.revision == 20
+    assert sorted(edit.revision for edit in names.history) == list(range(1, 21))
+    assert set(names.names) == {1, 2, 3, 4, 5}
+    assert (names.names[4].category_name, names.names[5].category_name) == ("4 3", "5 3")
 
 
 def test_a_lock_left_by_a_killed_process_hinders_nobody(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ GOOD = json.loads(empty_names(CONTRACT).rename({1: "dog"}, "ann").to_json())
         ),
     ],
 )
-def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes, told: str) -> None:
+def test_a_damaged_file_is_rejected_and_left_as_it_is(tmp_path: Path, content: bytes, told: str) -> None:
     path = tmp_path / "names.json"
     path.write_bytes(content)
     with pytest.raises(InvalidCategoryNames, match=told):
@@ -180,7 +180,7 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, content: by
     assert path.read_bytes() == content
 
 
-def test_names_of_another_network_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_names_of_another_network_are_rejected_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "names.json"
     rename(path, 1, "dog")
     with pytest.raises(
@@ -205,7 +205,7 @@ def test_a_change_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidCategoryNames, match="cannot be written"):
-        edit_names(tmp_path / "file" / "names.json", CONTRACT, lambda glossary: glossary.rename({1: "dog"}, "ann"))
+        edit_names(tmp_path / "file" / "names.json", CONTRACT, lambda names: names.rename({1: "dog"}, "ann"))
 
 
 MAPPING: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""An artifact that is not exactly what its contract says is refused, in one line that says why."""
+"""An artifact that is not exactly what its contract says is rejected, in one line that says why."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 
 def refuse(folder: Path, expected: type[ArtifactError]) -> str:
-    """The one line with which the artifact is refused."""
+    """The one line with which the artifact is rejected."""
     with pytest.raises(expected) as caught:
         read_contract(folder)
     message = str(caught.value)
@@ -75,7 +75,7 @@ def test_things_come_before_stuff() -> None:
 
 
 @pytest.mark.parametrize("name", [NETWORK_FILE, GOLDEN_FILE])
-def test_a_flipped_bit_is_refused_with_the_name_of_the_file(tmp_path: Path, name: str) -> None:
+def test_a_flipped_bit_is_rejected_with_the_name_of_the_file(tmp_path: Path, name: str) -> None:
     write_artifact(tmp_path)
     content = bytearray((tmp_path / name).read_bytes())
     content[3] ^= 1
@@ -83,20 +83,20 @@ def test_a_flipped_bit_is_refused_with_the_name_of_the_file(tmp_path: Path, name
     assert f"{name} was changed" in refuse(tmp_path, ArtifactError)
 
 
-def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected_with_its_name(tmp_path: Path) -> None:
     write_artifact(tmp_path)
     (tmp_path / NETWORK_FILE).unlink()
     assert f"{NETWORK_FILE} is missing" in refuse(tmp_path, ArtifactError)
 
 
-def test_a_directory_in_the_place_of_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_directory_in_the_place_of_a_file_is_rejected(tmp_path: Path) -> None:
     write_artifact(tmp_path)
     (tmp_path / NETWORK_FILE).unlink()
     (tmp_path / NETWORK_FILE).mkdir()
     assert f"{NETWORK_FILE} is missing" in refuse(tmp_path, ArtifactError)
 
 
-def test_a_missing_or_cut_contract_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_cut_contract_is_rejected(tmp_path: Path) -> None:
     assert "cannot be read" in refuse(tmp_path, ArtifactError)
     write_artifact(tmp_path)
     path = tmp_path / CONTRACT_FILE
@@ -104,13 +104,13 @@ def test_a_missing_or_cut_contract_is_refused(tmp_path: Path) -> None:
     assert "not JSON" in refuse(tmp_path, ArtifactError)
 
 
-def test_bytes_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf_8_are_rejected(tmp_path: Path) -> None:
     (tmp_path / CONTRACT_FILE).write_bytes(b'{"name": "\xff"}')
     assert "not JSON" in refuse(tmp_path, ArtifactError)
 
 
 @pytest.mark.parametrize("reach", ["../outside.bin", "sub/../../outside.bin", "ABSOLUTE", "sub/inside.bin"])
-def test_a_listed_file_outside_the_artifact_is_refused_even_if_its_hash_is_right(tmp_path: Path, reach: str) -> None:
+def test_a_listed_file_outside_the_artifact_is_rejected_even_if_its_hash_is_right(tmp_path: Path, reach: str) -> None:
     artifact = tmp_path / "artifact"
     (artifact / "sub").mkdir(parents=True)
     contract = write_artifact(artifact)
@@ -122,19 +122,19 @@ def test_a_listed_file_outside_the_artifact_is_refused_even_if_its_hash_is_right
 
 
 @pytest.mark.parametrize("version", [4, 2, "3", None])
-def test_another_format_version_is_refused_with_both_versions(tmp_path: Path, version: Any) -> None:
+def test_another_format_version_is_rejected_with_both_versions(tmp_path: Path, version: Any) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, format_version=version)
     assert f"format version {version}, this release reads 3" in refuse(tmp_path, ContractMismatch)
 
 
-def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
+def test_an_unknown_key_is_rejected_with_the_nearest_known_one(tmp_path: Path) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, detection=8)
     assert "unknown key 'detection' in Contract, did you mean 'max_detections'?" in refuse(tmp_path, ContractMismatch)
 
 
-def test_an_unknown_threshold_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
+def test_an_unknown_threshold_is_rejected_with_the_nearest_known_one(tmp_path: Path) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, thresholds={"score_treshold": 0.5})
     assert "unknown key 'score_treshold' in Thresholds, did you mean 'score_threshold'?" in refuse(
@@ -142,19 +142,19 @@ def test_an_unknown_threshold_is_refused_with_the_nearest_known_one(tmp_path: Pa
     )
 
 
-def test_a_key_like_no_other_is_refused_with_all_known_ones() -> None:
+def test_a_key_like_no_other_is_rejected_with_all_known_ones() -> None:
     with pytest.raises(ConfigError, match="unknown key 'zzz' in Category; known are id, name"):
         reject_unknown_keys(Category, {"zzz": 1})
 
 
-def test_a_missing_key_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_a_missing_key_is_rejected_with_its_name(tmp_path: Path) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, stride_px=None)
     assert "stride_px" in refuse(tmp_path, ContractMismatch)
 
 
 @pytest.mark.parametrize("name", [NETWORK_FILE, GOLDEN_FILE])
-def test_a_contract_that_leaves_a_required_file_unlisted_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_contract_that_leaves_a_required_file_unlisted_is_rejected(tmp_path: Path, name: str) -> None:
     contract = write_artifact(tmp_path)
     edit(tmp_path, files={listed: digest for listed, digest in contract.files.items() if listed != name})
     assert f"no hash for {name}" in refuse(tmp_path, ContractMismatch)
@@ -162,7 +162,7 @@ def test_a_contract_that_leaves_a_required_file_unlisted_is_refused(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["score_threshold", "mask_threshold", "overlap_threshold", "min_stuff_area_fraction"])
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf")])
-def test_a_threshold_out_of_range_is_refused_with_its_name_and_value(name: str, value: float) -> None:
+def test_a_threshold_out_of_range_is_rejected_with_its_name_and_value(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"{name} must lie in 0\.\.1, got {value}"):
         Thresholds(**{name: value})
 
@@ -195,19 +195,19 @@ def test_a_threshold_out_of_range_in_a_file_is_the_contracts_fault(tmp_path: Pat
     ],
     ids=str,
 )
-def test_a_value_of_another_type_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_value_of_another_type_is_rejected(tmp_path: Path, change: dict[str, Any]) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, **change)
     assert CONTRACT_FILE in refuse(tmp_path, ContractMismatch)
 
 
-def test_a_hash_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_hash_that_is_no_text_is_rejected(tmp_path: Path) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, files={NETWORK_FILE: 5, GOLDEN_FILE: 6})
     assert f"files.{NETWORK_FILE}: input should be a valid string, got 5" in refuse(tmp_path, ArtifactError)
 
 
-def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
+def test_json_that_is_no_object_is_rejected(tmp_path: Path) -> None:
     (tmp_path / CONTRACT_FILE).write_text("[1, 2]")
     assert "expected a JSON object" in refuse(tmp_path, ContractMismatch)
 
@@ -223,7 +223,7 @@ def test_json_that_is_no_object_is_refused(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_sizes_and_counts_below_one_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_sizes_and_counts_below_one_are_rejected(tmp_path: Path, change: dict[str, Any]) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, **change)
     assert "must be positive" in refuse(tmp_path, ContractMismatch)
@@ -244,7 +244,7 @@ def test_what_may_be_absent_cannot_be_negative(tmp_path: Path, change: dict[str,
         ("int8", "no hash for network.xml"),
     ],
 )
-def test_a_precision_that_there_is_not_or_whose_files_are_not_there_is_refused(
+def test_a_precision_that_there_is_not_or_whose_files_are_not_there_is_rejected(
     tmp_path: Path, precision: object, said: str
 ) -> None:
     write_artifact(tmp_path)
@@ -252,14 +252,14 @@ def test_a_precision_that_there_is_not_or_whose_files_are_not_there_is_refused(
     assert said in refuse(tmp_path, ContractMismatch)
 
 
-def test_a_side_that_the_stride_does_not_divide_is_refused(tmp_path: Path) -> None:
+def test_a_side_that_the_stride_does_not_divide_is_rejected(tmp_path: Path) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, input_sizes=[{"height_px": 56, "width_px": 58}])
     assert "side 58 is not a multiple of the stride 4" in refuse(tmp_path, ContractMismatch)
 
 
 @pytest.mark.parametrize(("edges", "counts"), [((1.0, 2.0), (1, 1)), ((2.0, 1.0), (1, 1, 1)), ((1.0,), (1, -1))])
-def test_a_histogram_that_is_none_is_refused(edges: tuple[float, ...], counts: tuple[int, ...]) -> None:
+def test_a_histogram_that_is_none_is_rejected(edges: tuple[float, ...], counts: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="histogram"):
         Histogram(edges=edges, counts=counts)
 
@@ -300,7 +300,7 @@ def test_masks_in_boxes_have_their_own_size_whatever_the_canvas() -> None:
     assert (shapes["pixels"], shapes["masks"], shapes["semantic"]) == ([3, None, None], [9, 28, 28], [3, None, None])
 
 
-def test_another_shape_is_refused_with_both() -> None:
+def test_another_shape_is_rejected_with_both() -> None:
     check_shapes(io_shapes(CONTRACT), CONTRACT)
     other = {**io_shapes(CONTRACT), "scores": [8], "pixels": [3, None, 84]}
     with pytest.raises(

@@ -36,10 +36,10 @@ def test_it_draws_an_object_on_most_photos_with_a_clear_subject(opened: tuple[Co
     found = 0
     for path in paths:
         photo = read_image(path)
-        pixels, placement = letterbox_image(photo.image, contract.input_sizes, contract.stride_px)
+        pixels, letterbox = letterbox_image(photo.image, contract.input_sizes, contract.stride_px)
         answer = postprocess(
-            session.run(pixels[None], np.array([placement.size]))[0],
-            placement,
+            session.run(pixels[None], np.array([letterbox.size]))[0],
+            letterbox,
             contract,
             "instance",
             contract.thresholds,

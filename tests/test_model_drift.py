@@ -45,7 +45,7 @@ def test_the_index_is_zero_for_the_same_shares_and_known_by_hand_for_others() ->
 
 
 @pytest.mark.parametrize("seen", [Histogram(edges=(0.6,), counts=(1, 1)), Histogram(edges=(0.5,), counts=(0, 0))])
-def test_histograms_that_cannot_be_compared_are_refused(seen: Histogram) -> None:
+def test_histograms_that_cannot_be_compared_are_rejected(seen: Histogram) -> None:
     with pytest.raises(ConfigError, match="same edges"):
         population_stability_index(Histogram(edges=(0.5,), counts=(1, 1)), seen)
 

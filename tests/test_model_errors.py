@@ -30,7 +30,7 @@ def test_an_oversized_image_is_the_callers_fault_and_a_broken_contract_is_not() 
     assert not issubclass(ContractMismatch, InputError)
 
 
-def test_busy_carries_the_seconds_to_wait_beside_its_message() -> None:
+def test_busy_carries_the_seconds_to_wait_next_to_its_message() -> None:
     error = QueueFull("the queue is full", retry_after_s=3)
     assert (str(error), error.retry_after_s) == ("the queue is full", 3)
 

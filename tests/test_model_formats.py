@@ -162,12 +162,12 @@ IDS = np.array([[0, 1, 255, 256], [65_535, 65_536, 65_537, 2**24 - 1]], np.int32
 
 
 def test_a_panoptic_png_is_8_bit_rgb_with_the_low_byte_in_red() -> None:
-    picture = Image.open(io.BytesIO(encode_panoptic_png(IDS)))
-    assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (4, 2))
-    assert picture.getpixel((1, 0)) == (1, 0, 0)
-    assert picture.getpixel((3, 0)) == (0, 1, 0)
-    assert picture.getpixel((1, 1)) == (0, 0, 1)
-    red, green, blue = np.moveaxis(np.asarray(picture, np.int64), -1, 0)
+    image = Image.open(io.BytesIO(encode_panoptic_png(IDS)))
+    assert (image.format, image.mode, image.size) == ("PNG", "RGB", (4, 2))
+    assert image.getpixel((1, 0)) == (1, 0, 0)
+    assert image.getpixel((3, 0)) == (0, 1, 0)
+    assert image.getpixel((1, 1)) == (0, 0, 1)
+    red, green, blue = np.moveaxis(np.asarray(image, np.int64), -1, 0)
     np.testing.assert_array_equal(red + 256 * green + 65_536 * blue, IDS)
 
 
@@ -177,9 +177,9 @@ def test_a_panoptic_png_gives_every_id_back() -> None:
     np.testing.assert_array_equal(decode_panoptic_png(encode_panoptic_png(noise)), noise)
 
 
-def save(picture: Image.Image, suffix: str) -> bytes:
+def save(image: Image.Image, suffix: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, suffix)
+    image.save(buffer, suffix)
     return buffer.getvalue()
 
 
@@ -195,7 +195,7 @@ def save(picture: Image.Image, suffix: str) -> bytes:
         save(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"),
         b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + b"\xff" * 17,
     ],
-    ids=["nothing", "text", "cut", "jpeg", "grey", "alpha", "16-bit", "bomb"],
+    ids=["nothing", "text", "cut", "jpeg", "gray", "alpha", "16-bit", "bomb"],
 )
 def test_anything_but_an_8_bit_rgb_png_is_no_panoptic_png(content: bytes) -> None:
     with pytest.raises(ValueError, match="no panoptic PNG"):
@@ -228,32 +228,32 @@ def test_paint_draws_a_light_line_between_segments() -> None:
     assert np.unique(painted[:, 31]).tolist() == np.unique(painted[:, 63]).tolist() == [245]
 
 
-def test_paint_leaves_the_given_picture_alone() -> None:
+def test_paint_leaves_the_given_image_alone() -> None:
     image, segmentation = draw_scene()
     draw_overlay(image, segmentation)
     assert np.unique(image).tolist() == [100]
 
 
-def test_paint_of_an_empty_answer_is_the_picture() -> None:
+def test_paint_of_an_empty_answer_is_the_image() -> None:
     image = np.random.default_rng(31).integers(0, 256, (9, 7, 3), np.uint8)
     np.testing.assert_array_equal(draw_overlay(image, draw(np.zeros((9, 7)))), image)
 
 
-def test_the_overlay_is_a_jpeg_of_the_painted_picture() -> None:
+def test_the_overlay_is_a_jpeg_of_the_painted_image() -> None:
     image, segmentation = draw_scene()
-    picture = Image.open(io.BytesIO(encode_overlay(image, segmentation)))
-    assert (picture.format, picture.size) == ("JPEG", (96, 32))
-    decoded = np.asarray(picture).astype(int)
+    image = Image.open(io.BytesIO(encode_overlay(image, segmentation)))
+    assert (image.format, image.size) == ("JPEG", (96, 32))
+    decoded = np.asarray(image).astype(int)
     # JPEG at quality 88 keeps flat blocks within a few levels; the second one of each region touches no border.
     np.testing.assert_allclose(decoded[16, [8, 48, 88]], draw_overlay(image, segmentation)[16, [8, 48, 88]], atol=6)
 
 
-def test_colours_are_inside_the_range_and_neighbours_differ() -> None:
+def test_colors_are_inside_the_range_and_neighbours_differ() -> None:
     for is_thing in (True, False):
-        colours = np.array([segment_color(number, is_thing) for number in range(1, 400)])
-        assert colours.min() >= 0
-        assert colours.max() <= 255
-        assert np.abs(np.diff(colours, axis=0)).max(axis=1).min() > 40
+        colors = np.array([segment_color(number, is_thing) for number in range(1, 400)])
+        assert colors.min() >= 0
+        assert colors.max() <= 255
+        assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 40
 
 
 NAMED = Contract(
@@ -269,13 +269,13 @@ NAMED = Contract(
 )
 
 
-def read_picture(content: bytes) -> np.ndarray:
+def read_image(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def test_a_cluster_png_is_grey_and_holds_clusters() -> None:
+def test_a_cluster_png_is_gray_and_holds_clusters() -> None:
     _, segmentation = draw_scene()
-    clusters = read_picture(encode_cluster_png(segmentation, NAMED))
+    clusters = read_image(encode_cluster_png(segmentation, NAMED))
     assert (clusters.shape, clusters.dtype) == ((32, 96), np.uint8)
     assert clusters[0, [0, 40, 90]].tolist() == [1, 0, 9]
 
@@ -283,10 +283,10 @@ def test_a_cluster_png_is_grey_and_holds_clusters() -> None:
 def test_a_cluster_png_of_many_clusters_has_16_bits() -> None:
     segment = Segment(id=3, cluster=800, is_thing=True, score=1.0)
     segmentation = Segmentation(label_map=np.array([[0, 3]], np.int32), segments=(segment,))
-    assert read_picture(encode_cluster_png(segmentation, replace(NAMED, thing_clusters=800))).tolist() == [[0, 800]]
+    assert read_image(encode_cluster_png(segmentation, replace(NAMED, thing_clusters=800))).tolist() == [[0, 800]]
 
 
-def test_hugging_faces_answer_has_a_label_a_score_and_a_grey_mask_for_each_segment() -> None:
+def test_hugging_faces_answer_has_a_label_a_score_and_a_gray_mask_for_each_segment() -> None:
     _, segmentation = draw_scene()
     thing, stuff = to_hf_masks(segmentation, NAMED)
     assert (thing["label"], stuff["label"], thing["score"]) == ("LABEL_1", "grass", 1.0)
@@ -355,8 +355,8 @@ def check_as_panopticapi(segmentation: Segmentation) -> dict[int, int]:
     """Areas by id, after the three checks of panopticapi's evaluation.py, which raise KeyError there."""
     annotation = to_coco_annotation(segmentation, CONTRACT, 1, "1.png")
     categories = {each["id"] for each in list_coco_categories(CONTRACT)}
-    picture = np.array(Image.open(io.BytesIO(encode_panoptic_png(segmentation.label_map))), np.uint32)
-    ids = picture[..., 0] + 256 * picture[..., 1] + 256**2 * picture[..., 2]
+    image = np.array(Image.open(io.BytesIO(encode_panoptic_png(segmentation.label_map))), np.uint32)
+    ids = image[..., 0] + 256 * image[..., 1] + 256**2 * image[..., 2]
     listed = {each["id"]: each for each in annotation["segments_info"]}
     drawn = dict(zip(*(each.tolist() for each in np.unique(ids, return_counts=True)), strict=True))
     drawn.pop(0, None)

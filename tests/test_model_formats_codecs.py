@@ -45,7 +45,7 @@ def test_random_maps_are_encoded_as_by_pycocotools(most: int) -> None:
         assert encode_label_map(labels, ids) == [expect(labels == each) for each in ids]
 
 
-def test_a_picture_of_many_pixels_has_counts_of_many_digits() -> None:
+def test_a_image_of_many_pixels_has_counts_of_many_digits() -> None:
     labels = np.zeros((3000, 2000), np.int32)
     labels[5:, 1000] = 1
     (outline,) = encode_label_map(labels, [1])
@@ -53,7 +53,7 @@ def test_a_picture_of_many_pixels_has_counts_of_many_digits() -> None:
     assert len(outline.counts) == 5 + 3 + 5  # 3,000,005 and the rest take five digits of five bits, 2,995 takes three
 
 
-def test_bits_in_a_corner_of_a_picture_are_encoded_as_by_pycocotools() -> None:
+def test_bits_in_a_corner_of_a_image_are_encoded_as_by_pycocotools() -> None:
     generator = np.random.default_rng(47)
     for _ in range(120):
         bits = draw_map(generator, 2).astype(bool)
@@ -77,15 +77,15 @@ NOISE = np.random.default_rng(53)
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (31, 17), (40, 60, 3), (1, 1, 3)])
 def test_every_value_comes_back(shape: tuple[int, ...]) -> None:
-    picture = NOISE.integers(0, 256, shape, np.uint8)
-    content = encode_png(picture)
+    image = NOISE.integers(0, 256, shape, np.uint8)
+    content = encode_png(image)
     read = Image.open(io.BytesIO(content))
     read.load()
     assert read.mode == ("L" if len(shape) == 2 else "RGB")
-    np.testing.assert_array_equal(np.asarray(read), picture)
+    np.testing.assert_array_equal(np.asarray(read), image)
     np.testing.assert_array_equal(
         cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED),
-        picture[..., ::-1] if read.mode == "RGB" else picture,
+        image[..., ::-1] if read.mode == "RGB" else image,
     )
 
 
@@ -93,9 +93,9 @@ def test_an_even_map_takes_next_to_nothing() -> None:
     assert len(encode_png(np.full((1000, 1000, 3), 7, np.uint8))) < 20_000
 
 
-def test_a_view_of_a_picture_is_written_as_it_is_seen() -> None:
-    picture = NOISE.integers(0, 256, (8, 9, 3), np.uint8)
-    turned = picture.transpose(1, 0, 2)[::-1]
+def test_a_view_of_a_image_is_written_as_it_is_seen() -> None:
+    image = NOISE.integers(0, 256, (8, 9, 3), np.uint8)
+    turned = image.transpose(1, 0, 2)[::-1]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(turned)))), turned)
 
 
@@ -114,12 +114,12 @@ def is_inside(x: float, y: float, ring: np.ndarray) -> bool:
 
 
 def draw_polygons(polygons: list[Polygon], height: int, width: int) -> np.ndarray:
-    """Pixels whose centre lies in an outer ring and in none of its holes."""
+    """Pixels whose center lies in an outer ring and in none of its holes."""
     mask = np.zeros((height, width), bool)
     for y, x in np.ndindex(height, width):
-        centre = (x + 0.5, y + 0.5)
+        center = (x + 0.5, y + 0.5)
         mask[y, x] = any(
-            is_inside(*centre, part.outer) and not any(is_inside(*centre, hole) for hole in part.holes)
+            is_inside(*center, part.outer) and not any(is_inside(*center, hole) for hole in part.holes)
             for part in polygons
         )
     return mask

@@ -1,4 +1,4 @@
-"""Unusual files decode to the right colours, hostile ones are refused."""
+"""Decoding of unusual and hostile files; letterboxing and its inverse."""
 
 import io
 import struct
@@ -26,21 +26,21 @@ from model.images import (
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 ORIENTATION = 0x0112
 
-# Where the stored top left corner is seen, by EXIF orientation (EXIF 2.3, section 4.6.4): row and column.
+# Row and column of the stored top left corner, by EXIF orientation (EXIF 2.3, section 4.6.4).
 SEEN_AT = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
 
 
-def save(picture: Image.Image, suffix: str, **options: Any) -> bytes:
+def save(image: Image.Image, suffix: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, suffix, **options)
+    image.save(buffer, suffix, **options)
     return buffer.getvalue()
 
 
 def draw_corner() -> Image.Image:
-    """Blue, 24 wide and 16 high, with a red square of 8 in the top left corner: JPEG's blocks keep both colours."""
-    picture = Image.new("RGB", (24, 16), BLUE)
-    picture.paste(RED, (0, 0, 8, 8))
-    return picture
+    """Blue, 24 wide and 16 high, with a red square of 8 in the top left corner: JPEG blocks keep both colors."""
+    image = Image.new("RGB", (24, 16), BLUE)
+    image.paste(RED, (0, 0, 8, 8))
+    return image
 
 
 def draw_noise(height: int = 24, width: int = 20) -> Image.Image:
@@ -58,7 +58,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def draw_png_header(width: int, height: int) -> bytes:
-    """A PNG that promises a size and holds no pixels."""
+    """Return a PNG that declares a size and has no pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -82,10 +82,10 @@ def test_an_orientation_that_does_not_exist_counts_as_upright(value: int) -> Non
     assert tuple(photo.image[0, 0]) == RED
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's remark, which is not ours to raise
-@pytest.mark.parametrize("block", [b"Exif\x00\x00", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00rubbish" * 9])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # raised by Pillow
+@pytest.mark.parametrize("block", [b"Exif\x00\x00", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00garbage" * 9])
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP"])
-def test_a_broken_exif_block_does_not_lose_a_good_picture(suffix: str, block: bytes) -> None:
+def test_a_corrupt_exif_block_does_not_prevent_decoding(suffix: str, block: bytes) -> None:
     photo = decode_image(save(draw_corner(), suffix, exif=block, quality=95))
     assert photo.orientation == 1
     np.testing.assert_allclose(photo.image[2, 2].astype(int), RED, atol=12)  # lossy
@@ -93,18 +93,18 @@ def test_a_broken_exif_block_does_not_lose_a_good_picture(suffix: str, block: by
 
 @pytest.mark.parametrize("suffix", ["PNG", "TIFF"])
 @pytest.mark.parametrize(("stored", "expected"), [(0, 0), (257, 1), (32_768, 127), (65_535, 255)])
-def test_16_bit_grey_is_scaled_and_not_clipped(suffix: str, stored: int, expected: int) -> None:
+def test_16_bit_gray_is_scaled_and_not_clipped(suffix: str, stored: int, expected: int) -> None:
     photo = decode_image(save(Image.fromarray(np.full((3, 5), stored, np.uint16)), suffix))
     assert photo.image.shape == (3, 5, 3)
     assert np.unique(photo.image).tolist() == [expected]
 
 
-def test_16_bit_colour_keeps_its_high_byte() -> None:
+def test_16_bit_color_keeps_its_high_byte() -> None:
     content = cv2.imencode(".png", np.full((2, 2, 3), (0x1234, 0x5678, 0x9ABC), np.uint16))[1].tobytes()
     assert tuple(decode_image(content).image[0, 0]) == (0x9A, 0x56, 0x12)
 
 
-def test_one_bit_pictures_become_black_and_white() -> None:
+def test_one_bit_images_become_black_and_white() -> None:
     bits = np.array([[True, False]])
     assert decode_image(save(Image.fromarray(bits), "PNG")).image[0, :, 0].tolist() == [255, 0]
 
@@ -112,99 +112,99 @@ def test_one_bit_pictures_become_black_and_white() -> None:
 @pytest.mark.parametrize(
     ("ink", "expected"), [((0, 0, 0, 0), WHITE), ((0, 255, 255, 0), RED), ((0, 0, 0, 255), (0, 0, 0))]
 )
-def test_cmyk_becomes_the_colour_that_its_inks_print(ink: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_cmyk_is_converted_to_the_printed_color(ink: tuple[int, ...], expected: tuple[int, ...]) -> None:
     for suffix in ("JPEG", "TIFF"):
         photo = decode_image(save(Image.new("CMYK", (16, 16), ink), suffix))
         np.testing.assert_allclose(photo.image[8, 8].astype(int), expected, atol=3)  # JPEG is lossy
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0, WHITE), (255, RED), (51, (255, 204, 204))])
-def test_transparency_is_laid_on_white(alpha: int, expected: tuple[int, ...]) -> None:
+def test_transparency_is_blended_with_white(alpha: int, expected: tuple[int, ...]) -> None:
     photo = decode_image(save(Image.new("RGBA", (2, 2), (*RED, alpha)), "PNG"))
     assert tuple(photo.image[0, 0]) == expected
 
 
-def test_transparent_grey_is_laid_on_white() -> None:
+def test_transparent_gray_is_blended_with_white() -> None:
     assert tuple(decode_image(save(Image.new("LA", (2, 2), (0, 0)), "PNG")).image[0, 0]) == WHITE
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("RGB", RED), ("L", 7), ("1", 0)])
-def test_a_colour_marked_transparent_is_laid_on_white(mode: str, colour: Any) -> None:
-    content = save(Image.new(mode, (2, 2), colour), "PNG", transparency=colour)
+@pytest.mark.parametrize(("mode", "color"), [("RGB", RED), ("L", 7), ("1", 0)])
+def test_a_color_marked_transparent_is_blended_with_white(mode: str, color: Any) -> None:
+    content = save(Image.new(mode, (2, 2), color), "PNG", transparency=color)
     assert tuple(decode_image(content).image[0, 0]) == WHITE
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "GIF"])
-def test_a_palette_gives_its_colours(suffix: str) -> None:
+def test_a_palette_is_converted_to_its_colors(suffix: str) -> None:
     image = decode_image(save(draw_corner().quantize(4), suffix)).image
     assert (tuple(image[0, 0]), tuple(image[-1, -1])) == (RED, BLUE)
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "GIF"])
-def test_a_transparent_palette_entry_is_laid_on_white(suffix: str) -> None:
-    picture = draw_corner().quantize(4)
-    image = decode_image(save(picture, suffix, transparency=picture.getpixel((0, 0)))).image
+def test_a_transparent_palette_entry_is_blended_with_white(suffix: str) -> None:
+    palette = draw_corner().quantize(4)
+    image = decode_image(save(palette, suffix, transparency=palette.getpixel((0, 0)))).image
     assert (tuple(image[0, 0]), tuple(image[-1, -1])) == (WHITE, BLUE)
 
 
 @pytest.mark.parametrize("suffix", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_of_an_animation_the_first_frame_is_taken_and_the_frames_are_counted(suffix: str) -> None:
-    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, BLUE, WHITE)]
+def test_the_first_frame_of_an_animation_is_decoded_and_frames_are_counted(suffix: str) -> None:
+    frames = [Image.new("RGB", (16, 16), color) for color in (RED, BLUE, WHITE)]
     options = {"lossless": True} if suffix == "WEBP" else {}
     photo = decode_image(save(frames[0], suffix, save_all=True, append_images=frames[1:], **options))
     assert photo.num_frames == 3
     assert np.unique(photo.image.reshape(-1, 3), axis=0).tolist() == [list(RED)]
 
 
-def test_a_still_picture_has_one_frame() -> None:
+def test_a_still_image_has_one_frame() -> None:
     assert decode_image(save(draw_corner(), "BMP")).num_frames == 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
-def test_a_picture_one_pixel_thin_is_decoded(size: tuple[int, int]) -> None:
+def test_a_one_pixel_thin_image_is_decoded(size: tuple[int, int]) -> None:
     image = decode_image(save(Image.new("RGB", size, RED), "PNG")).image
     assert image.shape == (size[1], size[0], 3)
     assert tuple(image[-1, -1]) == RED
 
 
 @pytest.mark.parametrize("side_px", [7_072, 10_000, 14_143, 40_000])  # 50, 100, 200 and 1,600 megapixels
-def test_a_header_of_many_megapixels_is_refused_before_anything_is_decoded(side_px: int) -> None:
-    with pytest.raises(ImageTooLarge, match="at most 50000000"):
+def test_too_many_pixels_in_the_header_are_rejected_before_decoding(side_px: int) -> None:
+    with pytest.raises(ImageTooLarge, match="the limit is 50000000"):
         decode_image(draw_png_header(side_px, side_px))
 
 
-def test_a_picture_over_the_callers_limit_is_refused_with_its_size() -> None:
-    with pytest.raises(ImageTooLarge, match="24x16 = 384 pixels, at most 383"):
+def test_an_image_above_the_given_limit_is_rejected_with_its_size() -> None:
+    with pytest.raises(ImageTooLarge, match="24x16 = 384 pixels, the limit is 383"):
         decode_image(save(draw_corner(), "PNG"), max_image_pixels=383)
 
 
-def test_a_picture_exactly_at_the_limit_is_taken() -> None:
+def test_an_image_exactly_at_the_limit_is_accepted() -> None:
     assert decode_image(save(draw_corner(), "PNG"), max_image_pixels=384).width == 24
 
 
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.9])
-def test_a_truncated_file_is_unreadable_not_a_crash(suffix: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5, 0.9])
+def test_a_truncated_file_is_invalid_not_a_crash(suffix: str, fraction: float) -> None:
     content = save(draw_noise(200, 300), suffix)
-    with pytest.raises(InvalidImage, match=r"whole file|no picture"):
-        decode_image(content[: int(len(content) * share)])
+    with pytest.raises(InvalidImage, match=r"complete file|no supported image format"):
+        decode_image(content[: int(len(content) * fraction)])
 
 
-def test_a_png_with_changed_pixels_is_unreadable_even_without_exif() -> None:
+def test_a_png_with_changed_pixels_is_invalid_even_without_exif() -> None:
     content = bytearray(save(draw_noise(), "PNG"))
     content[len(content) // 2] ^= 0x55
     with pytest.raises(InvalidImage):
         decode_image(bytes(content))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks about the damage
+@pytest.mark.filterwarnings("ignore::UserWarning")  # raised by Pillow
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_random_damage_gives_a_picture_or_an_input_error_and_nothing_else(suffix: str) -> None:
+def test_random_damage_gives_an_image_or_an_input_error(suffix: str) -> None:
     frames = [draw_noise(), draw_corner().resize((20, 24))]
     is_animated = suffix in ("GIF", "WEBP", "TIFF")
     content = save(frames[0], suffix, **({"save_all": True, "append_images": frames[1:]} if is_animated else {}))
     generator = np.random.default_rng(11)
-    refused = 0
+    rejected = 0
     for _ in range(150):
         damaged = np.frombuffer(content, np.uint8).copy()
         damaged[generator.integers(0, len(damaged), 4)] = generator.choice([0, 127, 128, 255], 4)
@@ -212,11 +212,11 @@ def test_random_damage_gives_a_picture_or_an_input_error_and_nothing_else(suffix
         try:
             assert decode_image(damaged[:cut].tobytes()).image.dtype == np.uint8
         except InputError:
-            refused += 1
-    assert refused > 20
+            rejected += 1
+    assert rejected > 20
 
 
-def test_zero_bytes_are_unreadable_and_say_so() -> None:
+def test_empty_content_is_invalid() -> None:
     with pytest.raises(InvalidImage, match="0 bytes"):
         decode_image(b"")
 
@@ -224,14 +224,14 @@ def test_zero_bytes_are_unreadable_and_say_so() -> None:
 @pytest.mark.parametrize(
     "content", [b"hello", b"<html></html>" * 99, b"\x00" * 4096, b"\xff\xd8\xff", b"GIF89a", b"BM"]
 )
-def test_bytes_that_are_no_picture_are_unreadable(content: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_invalid(content: bytes) -> None:
     with pytest.raises(InvalidImage, match="send"):
         decode_image(content)
 
 
-def test_postscript_is_never_handed_to_an_interpreter() -> None:
+def test_postscript_is_never_passed_to_an_interpreter() -> None:
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(InvalidImage, match="no picture we read"):
+    with pytest.raises(InvalidImage, match="no supported image format"):
         decode_image(content)
 
 
@@ -241,7 +241,7 @@ def test_a_float_tiff_within_8_bits_is_rounded() -> None:
 
 
 @pytest.mark.parametrize("value", [-0.1, 255.1, 1e38, np.nan, np.inf])
-def test_a_float_tiff_outside_8_bits_is_unreadable(value: float) -> None:
+def test_a_float_tiff_outside_8_bits_is_invalid(value: float) -> None:
     content = save(Image.fromarray(np.array([[0.0, value, value]] * 9, np.float32)), "TIFF")
     with pytest.raises(InvalidImage, match=r"0\.\.255"):
         decode_image(content)
@@ -249,37 +249,33 @@ def test_a_float_tiff_outside_8_bits_is_unreadable(value: float) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"subsampling": 1, "quality": 40}])
 @pytest.mark.parametrize("size", [(24, 20), (17, 31), (1, 1)])
-def test_a_jpeg_has_the_pixels_that_pillow_gives_it(options: dict[str, Any], size: tuple[int, int]) -> None:
+def test_a_jpeg_is_decoded_as_by_pillow(options: dict[str, Any], size: tuple[int, int]) -> None:
     content = save(draw_noise(*size), "JPEG", **options)
     np.testing.assert_array_equal(decode_image(content).image, np.asarray(Image.open(io.BytesIO(content))))
 
 
-def test_of_a_jpeg_with_a_flaw_pillow_is_the_judge() -> None:
+def test_a_jpeg_with_errors_is_decoded_by_pillow() -> None:
     content = save(draw_noise(64, 64), "JPEG")
     flawed = bytearray(content)
-    flawed[len(content) // 2] ^= 0x55  # Pillow passes over a broken block, and over rubbish behind the end
-    for each in (bytes(flawed), content + b"rubbish"):
+    flawed[len(content) // 2] ^= 0x55  # Pillow tolerates a corrupt block, and data after the end
+    for each in (bytes(flawed), content + b"garbage"):
         np.testing.assert_array_equal(decode_image(each).image, np.asarray(Image.open(io.BytesIO(each))))
 
 
-RED = (255, 0, 0)
-
-
 def restore(soft: np.ndarray, letterbox: Letterbox) -> np.ndarray:
-    """A stride-sized map in the picture's own size: what `model.postprocessing.upsampling` decides on, without
-    making it."""
+    """Resize a stride-sized map to the image, as `model.postprocessing.upsampling` does implicitly."""
     return resize_map(soft[: letterbox.map_height, : letterbox.map_width], letterbox.height, letterbox.width)
 
 
 def test_the_long_side_fills_the_square_and_the_rest_is_padding() -> None:
-    pixels, placement = letterbox_image(np.full((30, 60, 3), RED, np.uint8), [InputSize.square(56)], stride_px=4)
-    assert (placement.resized_height, placement.resized_width) == (28, 56)
+    pixels, letterbox = letterbox_image(np.full((30, 60, 3), RED, np.uint8), [InputSize.square(56)], stride_px=4)
+    assert (letterbox.resized_height, letterbox.resized_width) == (28, 56)
     assert pixels.shape == (3, 56, 56)
     assert np.unique(pixels[:, :28].reshape(3, -1), axis=1).T.tolist() == [list(RED)]
     assert np.unique(pixels[:, 28:].reshape(3, -1), axis=1).T.tolist() == [list(PAD_RGB)]
 
 
-def test_a_square_of_the_networks_size_is_placed_unchanged() -> None:
+def test_an_image_of_the_input_size_stays_unchanged() -> None:
     image = np.random.default_rng(3).integers(0, 256, (56, 56, 3), np.uint8)
     pixels, _ = letterbox_image(image, [InputSize.square(56)], stride_px=4)
     np.testing.assert_array_equal(pixels.transpose(1, 2, 0), image)
@@ -287,18 +283,18 @@ def test_a_square_of_the_networks_size_is_placed_unchanged() -> None:
 
 def test_shrinking_averages_the_pixels_it_merges() -> None:
     image = np.zeros((224, 224, 3), np.uint8)
-    image[:, ::4] = 200  # every fourth column: where linear interpolation looks there is none
+    image[:, ::4] = 200  # every fourth column, which linear interpolation skips
     pixels, _ = letterbox_image(image, [InputSize.square(56)], stride_px=4)
     assert np.unique(pixels).tolist() == [50]
 
 
-def test_placements_of_random_sizes_are_multiples_of_the_stride_inside_the_square() -> None:
+def test_letterboxes_of_random_sizes_are_multiples_of_the_stride_inside_the_square() -> None:
     generator = np.random.default_rng(5)
     for height, width in (10 ** generator.uniform(0, 4.3, (500, 2))).astype(int):
         stride = int(generator.choice([2, 4, 8]))
         side = stride * int(generator.integers(1, 150))
-        placement = plan_letterbox(int(height), int(width), [InputSize.square(side)], stride)
-        placed = (placement.resized_height, placement.resized_width)
+        letterbox = plan_letterbox(int(height), int(width), [InputSize.square(side)], stride)
+        placed = (letterbox.resized_height, letterbox.resized_width)
         assert max(placed) == side
         assert min(placed) >= stride
         assert [length % stride for length in placed] == [0, 0]
@@ -313,49 +309,49 @@ SIZES = [(56, 56), (101, 57), (57, 101), (333, 500), (500, 333), (7, 9), (90, 90
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("axis", [0, 1])
 def test_an_edge_in_the_middle_returns_to_the_middle(height: int, width: int, axis: int) -> None:
-    placement = plan_letterbox(height, width, [InputSize.square(512)], stride_px=4)
-    cells = (placement.map_height, placement.map_width)[axis]
-    centres = np.arange(128) + 0.5
-    ramp = (centres / cells).astype(np.float32)  # 0.5 in the middle of the picture, whatever its size
+    letterbox = plan_letterbox(height, width, [InputSize.square(512)], stride_px=4)
+    cells = (letterbox.map_height, letterbox.map_width)[axis]
+    centers = np.arange(128) + 0.5
+    ramp = (centers / cells).astype(np.float32)  # 0.5 in the middle of the image, whatever its size
     soft = np.tile(ramp[:, None] if axis == 0 else ramp, (1, 128) if axis == 0 else (128, 1))
-    restored = restore(soft, placement)
+    restored = restore(soft, letterbox)
     profile = restored[:, 0] if axis == 0 else restored[0]
     assert restored.shape == (height, width)
     assert abs(np.count_nonzero(profile < 0.5) - (height, width)[axis] / 2) <= 0.5
 
 
 def test_a_ramp_is_restored_to_the_position_of_every_pixel() -> None:
-    placement = plan_letterbox(300, 451, [InputSize.square(512)], stride_px=4)
-    soft = np.tile(((np.arange(128) + 0.5) / placement.map_width).astype(np.float32), (128, 1))
+    letterbox = plan_letterbox(300, 451, [InputSize.square(512)], stride_px=4)
+    soft = np.tile(((np.arange(128) + 0.5) / letterbox.map_width).astype(np.float32), (128, 1))
     positions = (np.arange(451) + 0.5) / 451
-    # Half a cell at either end lies beyond the outermost centres, where bilinear interpolation is flat.
+    # Half a cell at either end lies beyond the outermost centers, where bilinear interpolation is flat.
     inner = slice(2, -2)
-    np.testing.assert_allclose(restore(soft, placement)[150, inner], positions[inner], atol=1e-4)  # float32
+    np.testing.assert_allclose(restore(soft, letterbox)[150, inner], positions[inner], atol=1e-4)  # float32
 
 
-def test_what_the_padding_shows_never_reaches_the_picture() -> None:
-    placement = plan_letterbox(100, 300, [InputSize.square(512)], stride_px=4)
+def test_values_in_the_padding_do_not_reach_the_image() -> None:
+    letterbox = plan_letterbox(100, 300, [InputSize.square(512)], stride_px=4)
     soft = np.full((128, 128), np.nan, np.float32)
-    soft[: placement.map_height, : placement.map_width] = 0.25
-    assert np.unique(restore(soft, placement)).tolist() == [0.25]
+    soft[: letterbox.map_height, : letterbox.map_width] = 0.25
+    assert np.unique(restore(soft, letterbox)).tolist() == [0.25]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_an_edge_drawn_in_the_picture_survives_the_way_there_and_back(height: int, width: int) -> None:
+def test_an_edge_survives_letterboxing_and_its_inverse(height: int, width: int) -> None:
     image = np.zeros((height, width, 3), np.uint8)
     image[:, width // 3 :] = 255
-    pixels, placement = letterbox_image(image, [InputSize.square(512)], stride_px=4)
+    pixels, letterbox = letterbox_image(image, [InputSize.square(512)], stride_px=4)
     soft = pixels[0].reshape(128, 4, 128, 4).mean((1, 3)).astype(np.float32) / 255
-    found = np.count_nonzero(restore(soft, placement)[height // 2] < 0.5)
-    # A cell that the edge crosses holds its share, but its neighbours are flat: half a cell at worst.
-    assert abs(found - width // 3) <= max(1.0, 0.5 * width / placement.map_width)
+    found = np.count_nonzero(restore(soft, letterbox)[height // 2] < 0.5)
+    # Only the cell that the edge crosses has a fractional value: the error is at most half a cell.
+    assert abs(found - width // 3) <= max(1.0, 0.5 * width / letterbox.map_width)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 20_000), (20_000, 1), (1, 40_000)])
-def test_a_picture_one_pixel_thin_is_placed_and_restored(shape: tuple[int, int]) -> None:
-    pixels, placement = letterbox_image(np.full((*shape, 3), RED, np.uint8), [InputSize.square(64)], stride_px=4)
+def test_a_one_pixel_thin_image_is_letterboxed_and_restored(shape: tuple[int, int]) -> None:
+    pixels, letterbox = letterbox_image(np.full((*shape, 3), RED, np.uint8), [InputSize.square(64)], stride_px=4)
     assert pixels[:, 0, 0].tolist() == list(RED)
-    restored = restore(np.full((16, 16), 0.75, np.float32), placement)
+    restored = restore(np.full((16, 16), 0.75, np.float32), letterbox)
     assert restored.shape == shape
     np.testing.assert_allclose(restored, 0.75, atol=1e-6)  # float32
 
@@ -372,23 +368,23 @@ PAPER = [
     [
         (480, 640, (800, 1088), (800, 1068)),  # 4 : 3 is 1066.7 wide; 4 divides 1068
         (640, 480, (1088, 800), (1068, 800)),
-        (500, 500, (800, 800), (800, 800)),  # as large on each of them: the smallest
+        (500, 500, (800, 800), (800, 800)),  # equally large in each: the smallest
         (400, 1200, (800, 1088), (364, 1088)),  # 362.7 high
         (4000, 3000, (1088, 800), (1068, 800)),
     ],
 )
-def test_a_picture_lies_on_the_canvas_that_shows_it_largest(
+def test_the_input_size_that_shows_the_image_largest_is_chosen(
     height: int, width: int, input_size: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    pixels, placement = letterbox_image(np.full((height, width, 3), RED, np.uint8), PAPER, stride_px=4)
+    pixels, letterbox = letterbox_image(np.full((height, width, 3), RED, np.uint8), PAPER, stride_px=4)
     assert pixels.shape[1:] == input_size
-    assert placement.size == size
+    assert letterbox.size == size
     assert pixels[:, size[0] - 1, size[1] - 1].tolist() == list(RED)
     if size != input_size:
         assert pixels[:, -1, -1].tolist() == list(PAD_RGB)
 
 
-def test_a_photo_is_shrunk_to_its_longest_side_and_never_enlarged() -> None:
+def test_limit_size_shrinks_to_the_longest_side_and_never_enlarges() -> None:
     photo = DecodedImage(image=np.full((30, 60, 3), RED, np.uint8), num_frames=2, orientation=6)
     small = limit_size(photo, 20)
     assert (small.width, small.height, small.num_frames, small.orientation) == (20, 10, 2, 6)

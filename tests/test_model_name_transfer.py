@@ -79,18 +79,18 @@ def test_names_of_things_do_not_go_to_stuff() -> None:
     )
 
 
-def test_what_few_pictures_show_is_not_carried_and_what_none_shows_is_not_told() -> None:
+def test_what_few_images_show_is_not_carried_and_what_none_shows_is_not_told() -> None:
     found = compare([[1, 1]], [[1, 1]], TransferThresholds())
     assert found[1].reason == "in 1 images, 3 are required"
     assert set(found) == {1}
 
 
-def test_each_picture_counts_alike_whatever_its_size() -> None:
+def test_each_image_counts_alike_whatever_its_size() -> None:
     large = draw([[1] * 30] * 30, OLD), draw([[1] * 30] * 30, NEW)
     small = [(draw([[2, 0]], OLD), draw([[1, 0]], NEW))] * 3
     agreement = count_overlap([large, *small], OLD, NEW)
     assert agreement.fractions[1, 1] == pytest.approx(1.0)
-    assert agreement.fractions[2, 1] == pytest.approx(1.5)  # half of each of three pictures
+    assert agreement.fractions[2, 1] == pytest.approx(1.5)  # half of each of three images
     assert agreement.images.tolist() == [3, 4, 0, 0, 0]
 
 
@@ -109,6 +109,6 @@ def test_names_that_people_gave_can_be_carried_alone() -> None:
     assert keep_user_names(OLD, given).categories == {2: DOG, 3: Category(id=6, name="wolf")}
 
 
-def test_a_share_beyond_1_is_refused() -> None:
+def test_a_share_beyond_1_is_rejected() -> None:
     with pytest.raises(ConfigError, match="min_overlap must lie in"):
         TransferThresholds(min_overlap=1.5)

@@ -137,7 +137,7 @@ def test_stuff_fills_what_things_leave_and_things_without_a_mask_stay_void() -> 
     assert answer.label_map[1].tolist() == [0, 0, 0, 0, 2, 2, 2, 2]
 
 
-def test_stuff_smaller_than_its_share_of_the_picture_becomes_void() -> None:
+def test_stuff_smaller_than_its_share_of_the_image_becomes_void() -> None:
     labels = np.zeros((8, 8), int)
     labels[0, :4], labels[7, :3] = 1, 2
     answer = segment(draw_raw([], labels), "panoptic", Thresholds(min_stuff_area_fraction=4 / 64))
@@ -260,46 +260,46 @@ def test_what_the_network_sees_in_the_padding_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (31, 47), (100, 63)])
-def test_answers_come_in_the_pictures_size_with_edges_within_a_pixel(height: int, width: int) -> None:
-    placement = plan_letterbox(height, width, [InputSize.square(32)], 4)
-    middle = placement.map_width // 2
+def test_answers_come_in_the_images_size_with_edges_within_a_pixel(height: int, width: int) -> None:
+    letterbox = plan_letterbox(height, width, [InputSize.square(32)], 4)
+    middle = letterbox.map_width // 2
     labels = np.ones((8, 8), int)
     labels[:, middle:] = 2
     raw = draw_raw([(0.9, 0, np.where(labels == 2, 1.0, 0.0))], labels)
     contract = draw_contract(side_px=32, stride_px=4)
-    edge = middle * width / placement.map_width
+    edge = middle * width / letterbox.map_width
     for task in ("panoptic", "semantic", "instance"):
-        label_map = postprocess(raw, placement, contract, task, KEEP_ALL).label_map
+        label_map = postprocess(raw, letterbox, contract, task, KEEP_ALL).label_map
         assert label_map.shape == (height, width)
         thing = 1 if task != "semantic" else label_map[0, -1]
         assert abs(int((label_map[height // 2] != thing).sum()) - edge) <= 1.0
 
 
-def test_a_mask_in_its_box_is_drawn_where_the_box_lies_in_the_picture() -> None:
-    """The picture is twice as large as it lies on its canvas, so is the box."""
+def test_a_mask_in_its_box_is_drawn_where_the_box_lies_in_the_image() -> None:
+    """The image is twice as large as it lies on its canvas, so is the box."""
     mask = np.full((28, 28), 0.9, np.float32)
     mask[:, 14:] = 0.0
     raw = replace(
         draw_raw([(0.9, 0, mask), (0.8, 1, mask)]),
-        boxes=np.array([[8, 4, 24, 20], [-50, 28, 60, 90]], np.float32),  # the second leaves the picture
+        boxes=np.array([[8, 4, 24, 20], [-50, 28, 60, 90]], np.float32),  # the second leaves the image
     )
     contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_size=28)
-    placement = plan_letterbox(64, 64, [InputSize.square(32)], 4)
-    instances = postprocess(raw, placement, contract, "instance", KEEP_ALL)
+    letterbox = plan_letterbox(64, 64, [InputSize.square(32)], 4)
+    instances = postprocess(raw, letterbox, contract, "instance", KEEP_ALL)
     assert list_segments(instances) == [(1, 1, True), (2, 2, True)]
     first, second = (np.argwhere(instances.label_map == segment) for segment in (1, 2))
     assert (first.min(0).tolist(), first.max(0).tolist()) == ([8, 16], [39, 31])
     assert (second.min(0).tolist(), second.max(0).tolist()) == ([56, 0], [63, 31])  # half of the box that is left
 
 
-def test_a_box_outside_the_picture_or_without_area_draws_nothing() -> None:
+def test_a_box_outside_the_image_or_without_area_draws_nothing() -> None:
     mask = np.full((28, 28), 0.9, np.float32)
     raw = replace(
         draw_raw([(0.9, 0, mask), (0.8, 1, mask)]), boxes=np.array([[40, 40, 60, 60], [9, 9, 9, 9]], np.float32)
     )
     contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_size=28)
-    placement = plan_letterbox(64, 64, [InputSize.square(32)], 4)
-    assert postprocess(raw, placement, contract, "instance", KEEP_ALL).segments == ()
+    letterbox = plan_letterbox(64, 64, [InputSize.square(32)], 4)
+    assert postprocess(raw, letterbox, contract, "instance", KEEP_ALL).segments == ()
 
 
 def test_the_parts_of_a_mask_in_its_box_become_detections_of_their_own() -> None:
@@ -307,8 +307,8 @@ def test_the_parts_of_a_mask_in_its_box_become_detections_of_their_own() -> None
     mask[:, :8], mask[:, 20:] = 0.9, 0.9
     raw = replace(draw_raw([(0.9, 0, mask)]), boxes=np.array([[0, 0, 28, 28]], np.float32))
     contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_size=28)
-    placement = plan_letterbox(32, 32, [InputSize.square(32)], 4)
-    answer = postprocess(raw, placement, contract, "instance", replace(KEEP_ALL, min_component_area_fraction=0.5))
+    letterbox = plan_letterbox(32, 32, [InputSize.square(32)], 4)
+    answer = postprocess(raw, letterbox, contract, "instance", replace(KEEP_ALL, min_component_area_fraction=0.5))
     assert [int((answer.label_map == each.id).sum()) for each in answer.segments] == [8 * 28, 8 * 28]
 
 
@@ -343,7 +343,7 @@ def test_random_answers_give_maps_and_segments_that_agree() -> None:
 
 @pytest.mark.golden
 def test_the_merge_is_detectron2s(golden: Path) -> None:
-    """At stride 1 in a square that the picture fills, nothing is resized; the area limit is given as its share."""
+    """At stride 1 in a square that the image fills, nothing is resized; the area limit is given as its share."""
     units = np.load(golden / "detectron2" / "units.npz")
     expected = json.loads((golden / "detectron2" / "unit_combine.json").read_text())
     count, height, width = units["combine_masks"].shape
@@ -387,8 +387,8 @@ def test_tasks_from_one_assembler_are_those_assembled_alone() -> None:
     labels[:, 4:], labels[7, :2] = 1, 2
     raw = draw_raw([(0.9, 0, stripe(0, 4)), (0.8, 0, stripe(3, 7))], labels)
     thresholds = Thresholds(score_threshold=0.0, min_stuff_area_fraction=4 / 64)
-    placement = plan_letterbox(8, 8, [InputSize.square(8)], 1)
-    assemble_task = make_postprocessor(raw, placement, draw_contract(), thresholds)
+    letterbox = plan_letterbox(8, 8, [InputSize.square(8)], 1)
+    assemble_task = make_postprocessor(raw, letterbox, draw_contract(), thresholds)
     tasks: tuple[Task, ...] = ("semantic", "instance", "panoptic", "semantic")
     for task in tasks:
         alone, shared = segment(raw, task, thresholds), assemble_task(task)
@@ -411,7 +411,7 @@ def test_selected_clusters_keep_their_ids_and_the_rest_becomes_void() -> None:
 
 def test_more_segments_than_a_byte_can_number_are_told_apart() -> None:
     detections = [(0.9, 0, draw_mask(slice(0, 1), slice(0, 1)))] * 300
-    placement = plan_letterbox(8, 8, [InputSize.square(8)], 1)
-    answer = postprocess(draw_raw(detections), placement, draw_contract(), "instance", KEEP_ALL)
+    letterbox = plan_letterbox(8, 8, [InputSize.square(8)], 1)
+    answer = postprocess(draw_raw(detections), letterbox, draw_contract(), "instance", KEEP_ALL)
     assert [each.id for each in answer.segments] == list(range(1, 301))
     assert answer.label_map[0, 0] == 1

@@ -12,7 +12,7 @@ from model.postprocessing.upsampling import BilinearUpsampler, MaskPatch
 
 
 def draw(rows: slice, columns: slice) -> PackedMask:
-    """A rectangle in a picture of 10 x 12."""
+    """A rectangle in a image of 10 x 12."""
     bits = np.zeros((10, 12), bool)
     bits[rows, columns] = True
     crop = pack_mask(bits)
@@ -44,20 +44,20 @@ def test_the_overlap_is_the_share_of_the_union() -> None:
 
 
 def unfold(patch: SoftMask, height: int, width: int) -> np.ndarray:
-    """The patch in an otherwise empty picture."""
-    picture = np.zeros((height, width), np.float32)
+    """The patch in an otherwise empty image."""
+    image = np.zeros((height, width), np.float32)
     rows, columns = patch.probabilities.shape
-    picture[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.probabilities
-    return picture
+    image[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.probabilities
+    return image
 
 
 def test_a_mask_is_bilinear_between_its_cells_and_fades_at_its_border() -> None:
     mask = np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
-    picture = unfold(paste_mask(mask, np.array([1.0, 2.0, 5.0, 6.0]), 8, 8), 8, 8)
-    # A cell is two pixels wide; pixel centres lie a quarter and three quarters of a cell from the cells' centres.
+    image = unfold(paste_mask(mask, np.array([1.0, 2.0, 5.0, 6.0]), 8, 8), 8, 8)
+    # A cell is two pixels wide; pixel centers lie a quarter and three quarters of a cell from the cells' centers.
     columns = np.array([0.0, 0.0, 0.25, 0.75, 0.75, 0.25, 0.0, 0.0])
     fade = np.array([0.0, 0.25, 0.75, 1.0, 1.0, 0.75, 0.25, 0.0])
-    np.testing.assert_allclose(picture, fade[:, None] * columns, atol=1e-6)  # float32
+    np.testing.assert_allclose(image, fade[:, None] * columns, atol=1e-6)  # float32
 
 
 def test_a_box_partly_outside_is_cut_and_not_squeezed() -> None:
@@ -69,7 +69,7 @@ def test_a_box_partly_outside_is_cut_and_not_squeezed() -> None:
 
 
 @pytest.mark.parametrize("box", [(40.0, 2.0, 50.0, 9.0), (-9.0, 2.0, -3.0, 9.0), (2.0, 40.0, 5.0, 50.0)])
-def test_a_box_outside_the_picture_leaves_nothing(box: tuple[float, ...]) -> None:
+def test_a_box_outside_the_image_leaves_nothing(box: tuple[float, ...]) -> None:
     assert not paste_mask(np.ones((28, 28), np.float32), np.array(box), 20, 30).probabilities.any()
 
 
@@ -85,14 +85,14 @@ def test_pasted_masks_are_the_references(golden: Path) -> None:
     for mask, box, soft, binary in zip(
         units["paste_masks28"], units["paste_boxes"], units["paste_soft"], units["paste_binary"], strict=True
     ):
-        picture = unfold(paste_mask(mask, box, height, width), height, width)
-        np.testing.assert_allclose(picture, soft, rtol=0.0, atol=1e-5)  # float32
-        np.testing.assert_array_equal(picture >= 0.5, binary)
+        image = unfold(paste_mask(mask, box, height, width), height, width)
+        np.testing.assert_allclose(image, soft, rtol=0.0, atol=1e-5)  # float32
+        np.testing.assert_array_equal(image >= 0.5, binary)
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", reference.CASES)
-def test_masks_in_the_pictures_size_are_the_references(golden: Path, name: str) -> None:
+def test_masks_in_the_images_size_are_the_references(golden: Path, name: str) -> None:
     arrays = reference.read_case(golden, name).arrays
     height, width = (int(length) for length in arrays["out_hw"])
     packed = np.unpackbits(arrays["out_masks_packed"], axis=-1)[..., :width].astype(bool)
@@ -108,7 +108,7 @@ ROUNDING = 1e-5
 
 
 def fill(cut: MaskPatch | None, height: int, width: int) -> np.ndarray:
-    """A cut in the whole picture."""
+    """A cut in the whole image."""
     whole = np.zeros((height, width), bool)
     if cut:
         rows, columns = cut.bits.shape
@@ -154,7 +154,7 @@ def test_winners_are_those_of_the_enlarged_maps() -> None:
 
 
 def test_a_field_that_wins_only_between_cells_is_found() -> None:
-    # At the four centres 0 or 1 win; half way both have fallen to 0.5, and 2 stands at 0.6 everywhere.
+    # At the four centers 0 or 1 win; half way both have fallen to 0.5, and 2 stands at 0.6 everywhere.
     fields = np.array([[[1.0, 0.0]], [[0.0, 1.0]], [[0.6, 0.6]]], np.float32)
     winners = BilinearUpsampler((1, 2), (1, 20)).argmax(fields, np.arange(3))
     assert winners[0].tolist() == [0] * 9 + [2] * 2 + [1] * 9

@@ -116,9 +116,9 @@ def test_a_version_is_withdrawn_once_and_only_from_its_role(registry: Registry) 
     state = registry.quarantine(NAME, "2", "rollback", author="service", reason="drift")
     assert (state.active, state.history[-1].reason) == ("1", "drift")
     assert registry.quarantine(NAME, "2", "rollback", author="service", reason="drift") == state
-    refused = registry.quarantine(NAME, "1", "reject", author="service", reason="wrong")  # nothing to go back to
-    assert (refused.active, refused.revision) == ("1", state.revision + 1)
-    assert registry.quarantine(NAME, "1", "reject", author="another", reason="wrong") == refused
+    rejected = registry.quarantine(NAME, "1", "reject", author="service", reason="wrong")  # nothing to go back to
+    assert (rejected.active, rejected.revision) == ("1", state.revision + 1)
+    assert registry.quarantine(NAME, "1", "reject", author="another", reason="wrong") == rejected
 
 
 def test_changes_at_once_are_all_made(registry: Registry) -> None:
@@ -307,7 +307,7 @@ def test_json_gives_the_state_back() -> None:
         {"history": [{"timestamp": "", "action": "explode", "version": "1", "author": "", "reason": ""}]},
     ],
 )
-def test_anything_else_is_refused(changed: dict[str, Any]) -> None:
+def test_anything_else_is_rejected(changed: dict[str, Any]) -> None:
     content = json.loads(serialize_state(DeploymentState())) | changed
     with pytest.raises((ConfigError, RegistryConflict)):
         parse_state(json.dumps(content))

@@ -53,7 +53,7 @@ def test_one_by_another_key_or_under_another_contract_does_not(tmp_path: Path, a
         verify_signature(artifact, trusted)
 
 
-def test_an_artifact_without_a_signature_is_refused(tmp_path: Path, artifact: Path) -> None:
+def test_an_artifact_without_a_signature_is_rejected(tmp_path: Path, artifact: Path) -> None:
     with pytest.raises(SignatureError, match="is not signed"):
         verify_signature(artifact, trust(tmp_path, "alice"))
 
@@ -61,13 +61,13 @@ def test_an_artifact_without_a_signature_is_refused(tmp_path: Path, artifact: Pa
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b'{"format_version": 2, "algorithm": "ed25519", "signature": ""}', b"\xff"]
 )
-def test_a_file_that_is_no_signature_is_refused(tmp_path: Path, artifact: Path, content: bytes) -> None:
+def test_a_file_that_is_no_signature_is_rejected(tmp_path: Path, artifact: Path, content: bytes) -> None:
     (artifact / SIGNATURE_FILE).write_bytes(content)
     with pytest.raises(SignatureError):
         verify_signature(artifact, trust(tmp_path, "alice"))
 
 
-def test_a_signature_of_the_wrong_length_is_refused(tmp_path: Path, artifact: Path) -> None:
+def test_a_signature_of_the_wrong_length_is_rejected(tmp_path: Path, artifact: Path) -> None:
     trusted = trust(tmp_path, "alice")
     sign_artifact(artifact, tmp_path / "alice", "alice")
     content = json.loads((artifact / SIGNATURE_FILE).read_text())

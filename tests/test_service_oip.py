@@ -103,7 +103,7 @@ async def test_outputs_are_those_asked_for_each_in_its_form() -> None:
 async def test_errors_come_in_the_protocols_words() -> None:
     def fail(client: InferenceServerClient) -> None:
         for model, pictures, options, words in (
-            (MODEL, [HALVES, LETTER], {}, "image 1: 10 bytes that are no picture"),
+            (MODEL, [HALVES, LETTER], {}, "image 1: 10 bytes in no supported image format"),
             ("another", [HALVES], {}, "no model of name 'another'"),
             (MODEL, [HALVES], {"parameters": {"tsak": 1}}, "unknown parameter 'tsak'"),
             (MODEL, [HALVES], {"outputs": [InferRequestedOutput("depth")]}, "outputs.0.name"),

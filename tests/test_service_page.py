@@ -331,7 +331,7 @@ def test_one_broken_photo_of_several_fails_alone(page: Page, complaints: list[st
     expect(album.locator("[data-state=failed]")).to_have_text("b.txt, failed")
     expect(page.get_by_role("alert")).to_be_hidden()
     album.get_by_role("button", name="b.txt").click()
-    expect(page.get_by_role("alert")).to_contain_text("b.txt: 10 bytes that are no picture")
+    expect(page.get_by_role("alert")).to_contain_text("b.txt: 10 bytes in no supported image format")
     album.get_by_role("button", name="drawn.png").click()
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page.locator("#segments li")).to_have_count(3)

@@ -1,4 +1,4 @@
-"""A network's raw answer to segments: instances, the semantic map and the panoptic map."""
+"""Raw outputs of a network to instance, semantic and panoptic segmentations in the size of the image."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -17,18 +17,18 @@ from model.postprocessing.upsampling import BilinearUpsampler
 
 VOID = 0
 _SEMANTIC_SCORE_FACTOR = 0.25
-"""Share of the score threshold from which a detection is in the semantic answer, where nothing else is."""
+"""Detections from this fraction of the score threshold fill pixels that would be void in a semantic segmentation."""
 _MAX_UINT8_ID = 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One region of a picture."""
+    """A region of an image."""
 
     id: int
     """Its value in the label map, from 1."""
     cluster: int
-    """Numbered as in the contract: things from 1, stuff above them."""
+    """As in the contract: things from 1, then stuff."""
     is_thing: bool
     score: float
     """Things: the network's score. Stuff: the mean probability of the cluster over the region."""
@@ -36,178 +36,185 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """The answer to one task, in the picture's own size."""
+    """The result of one task, in the size of the image."""
 
     label_map: Integer[np.ndarray, "H W"]
-    """Segment ids, of as few bytes as they need; 0 is void. Where instances overlap, the best one shows."""
+    """Segment ids in the smallest sufficient type; 0 is void. Of overlapping instances, the best one is shown."""
     segments: tuple[Segment, ...]
     masks: tuple[PackedMask, ...] = ()
-    """The whole mask of each segment, for instances alone: they may overlap."""
+    """The complete mask of each segment; for the task "instance" only, as its segments may overlap."""
 
 
 def postprocess(
     raw: RawOutputs, letterbox: Letterbox, contract: Contract, task: Task, thresholds: Thresholds
 ) -> Segmentation:
-    """The segments of one picture for one task, as `make_postprocessor` makes them."""
+    """Return the segmentation of an image for one task (see `make_postprocessor`)."""
     return make_postprocessor(raw, letterbox, contract, thresholds)(task)
 
 
 def make_postprocessor(
     raw: RawOutputs, letterbox: Letterbox, contract: Contract, thresholds: Thresholds
 ) -> Callable[[Task], Segmentation]:
-    """What gives the segments of one picture for a task; all tasks share the raw answer and the work on it.
+    """Return a function from task to segmentation of an image; tasks share the work that they have in common.
 
-    Panoptic: the paper's merge (detectron2's combine of instance and semantic predictions): instances by descending
-    score, those too much covered by better ones dropped, then stuff on what is left. Unlike it, the least stuff area is
-    a share of the picture and not a number of pixels. Semantic: the same, all instances of a cluster in one segment,
-    small stuff kept, and less sure instances where nothing else is. Instance: every detection with its whole mask.
+    Panoptic: detectron2's `combine_semantic_and_instance_outputs`, as in the paper. Instances by descending score,
+    without those mostly covered by better ones, then stuff on the remaining pixels. Unlike there, the minimum area of
+    stuff is a fraction of the image and not a number of pixels. Semantic: the same, but with one segment per cluster,
+    stuff of any size, and instances of lower scores where nothing else is. Instance: all detections with their
+    complete masks.
     """
     low = replace(thresholds, score_threshold=_SEMANTIC_SCORE_FACTOR * thresholds.score_threshold)
-    find_sure = cache(lambda: decode_detections(raw, letterbox, contract, thresholds))
-    find_all = cache(lambda: extend_detections(raw, letterbox, contract, low, find_sure(), thresholds.score_threshold))
-    read_surface = cache(lambda: _read_semantic(raw.semantic, letterbox))
+    decode = cache(lambda: decode_detections(raw, letterbox, contract, thresholds))
+    decode_all = cache(lambda: extend_detections(raw, letterbox, contract, low, decode(), thresholds.score_threshold))
+    decode_semantic = cache(lambda: _decode_semantic(raw.semantic, letterbox))
 
-    def start(detections: list[Detection]) -> Shaped[np.ndarray, "H W"]:
+    def make_label_map(detections: list[Detection]) -> Shaped[np.ndarray, "H W"]:
         is_small = len(detections) + contract.stuff_clusters <= _MAX_UINT8_ID
         return np.zeros((letterbox.height, letterbox.width), np.uint8 if is_small else np.int32)
 
-    def merge(plane: Shaped[np.ndarray, "H W"], least_share: float) -> list[Segment]:
-        segments = _add_things(plane, find_sure(), thresholds.overlap_threshold)
-        return segments + _add_stuff(plane, read_surface(), contract, least_share, len(segments) + 1)
+    def merge(label_map: Shaped[np.ndarray, "H W"], min_stuff_area_fraction: float) -> list[Segment]:
+        segments = _add_things(label_map, decode(), thresholds.overlap_threshold)
+        stuff = _add_stuff(label_map, decode_semantic(), contract, min_stuff_area_fraction, len(segments) + 1)
+        return segments + stuff
 
-    def assemble_task(task: Task) -> Segmentation:
+    def run_task(task: Task) -> Segmentation:
         match task:
             case "instance":
-                return _merge_instances(find_sure(), start(find_sure()))
+                return _merge_instances(decode(), make_label_map(decode()))
             case "panoptic":
-                segments = merge(plane := start(find_sure()), thresholds.min_stuff_area_fraction)
-                return Segmentation(label_map=plane, segments=tuple(segments))
+                segments = merge(label_map := make_label_map(decode()), thresholds.min_stuff_area_fraction)
+                return Segmentation(label_map=label_map, segments=tuple(segments))
             case "semantic":
-                segments = merge(plane := start(find_all()), 0.0)
-                segments += _add_things(plane, find_all(), 1.0, len(segments) + 1)
-                return _merge_by_cluster(Segmentation(label_map=plane, segments=tuple(segments)))
+                segments = merge(label_map := make_label_map(decode_all()), 0.0)
+                segments += _add_things(label_map, decode_all(), 1.0, len(segments) + 1)
+                return _merge_by_cluster(Segmentation(label_map=label_map, segments=tuple(segments)))
 
-    return assemble_task
+    return run_task
 
 
 def select_clusters(segmentation: Segmentation, clusters: Collection[int]) -> Segmentation:
-    """The segments of these clusters alone, under their old ids; the others become void."""
-    places = [place for place, segment in enumerate(segmentation.segments) if segment.cluster in clusters]
+    """Return the segments of these clusters, with the same ids; the others become void."""
+    kept = [index for index, segment in enumerate(segmentation.segments) if segment.cluster in clusters]
     table = np.zeros(max((segment.id for segment in segmentation.segments), default=0) + 1, np.int32)
-    kept = tuple(segmentation.segments[place] for place in places)
-    table[[segment.id for segment in kept]] = [segment.id for segment in kept]
+    segments = tuple(segmentation.segments[index] for index in kept)
+    table[[segment.id for segment in segments]] = [segment.id for segment in segments]
     return Segmentation(
         label_map=table[segmentation.label_map],
-        segments=kept,
-        masks=tuple(segmentation.masks[place] for place in places) if segmentation.masks else (),
+        segments=segments,
+        masks=tuple(segmentation.masks[index] for index in kept) if segmentation.masks else (),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SemanticMap:
-    """The semantic part of a raw answer."""
-
-    winners: Shaped[np.ndarray, "H W"]
-    """The best label of every pixel; 0 stands for things."""
+    labels: Shaped[np.ndarray, "H W"]
+    """The best label of each pixel; 0 stands for things."""
     mean_probabilities: Float[np.ndarray, "L"]
-    """Each label's mean probability where it wins."""
+    """Mean probability of each label where it is best."""
 
 
-def _merge_instances(detections: list[Detection], plane: Shaped[np.ndarray, "H W"]) -> Segmentation:
+def _merge_instances(detections: list[Detection], label_map: Shaped[np.ndarray, "H W"]) -> Segmentation:
     segments = []
-    for number, found in enumerate(detections, start=1):
-        segments.append(Segment(id=number, cluster=found.cluster, is_thing=True, score=found.score))
-        window, bits = plane[found.mask.window], found.mask.bits
-        window += (bits & (window == VOID)) * plane.dtype.type(number)  # adding is quicker than indexing by a mask
-    crops = tuple(found.mask for found in detections)
-    return Segmentation(label_map=plane, segments=tuple(segments), masks=crops)
+    for number, detection in enumerate(detections, start=1):
+        segments.append(Segment(id=number, cluster=detection.cluster, is_thing=True, score=detection.score))
+        window, bits = label_map[detection.mask.window], detection.mask.bits
+        window += (bits & (window == VOID)) * label_map.dtype.type(number)  # faster than indexing by a mask
+    masks = tuple(detection.mask for detection in detections)
+    return Segmentation(label_map=label_map, segments=tuple(segments), masks=masks)
 
 
 def _add_things(
-    plane: Shaped[np.ndarray, "H W"], detections: list[Detection], most_covered: float, first_id: int = 1
+    label_map: Shaped[np.ndarray, "H W"], detections: list[Detection], overlap_threshold: float, first_id: int = 1
 ) -> list[Segment]:
-    """Lay detections where a plane is void, best first, and tell which of them got a place."""
+    """Add detections to void pixels of the label map, best first; return the segments that were added."""
     segments: list[Segment] = []
-    for found in detections:
-        window, bits = plane[found.mask.window], found.mask.bits
+    for detection in detections:
+        window, bits = label_map[detection.mask.window], detection.mask.bits
         free = bits & (window == VOID)
-        left_over = np.count_nonzero(free)
-        if not left_over or (area := np.count_nonzero(bits)) - left_over > most_covered * area:
+        free_area = np.count_nonzero(free)
+        if not free_area or (area := np.count_nonzero(bits)) - free_area > overlap_threshold * area:
             continue
-        identity = first_id + len(segments)
-        segments.append(Segment(id=identity, cluster=found.cluster, is_thing=True, score=found.score))
-        window += free * plane.dtype.type(identity)
+        segment_id = first_id + len(segments)
+        segments.append(Segment(id=segment_id, cluster=detection.cluster, is_thing=True, score=detection.score))
+        window += free * label_map.dtype.type(segment_id)
     return segments
 
 
 def _add_stuff(
-    plane: Shaped[np.ndarray, "H W"], surface: _SemanticMap, contract: Contract, least_share: float, first_id: int
+    label_map: Shaped[np.ndarray, "H W"],
+    semantic: _SemanticMap,
+    contract: Contract,
+    min_area_fraction: float,
+    first_id: int,
 ) -> list[Segment]:
-    """Lay stuff on what is left of a plane, and tell which of it is large enough."""
-    least_area = max(1.0, least_share * plane.size)
-    left = surface.winners * (plane == VOID)
+    """Add stuff that is large enough to void pixels of the label map; return the segments that were added."""
+    min_area = max(1.0, min_area_fraction * label_map.size)
+    free = semantic.labels * (label_map == VOID)
     segments: list[Segment] = []
-    table = np.zeros(len(surface.mean_probabilities), plane.dtype)
-    for label in np.flatnonzero(surface.mean_probabilities).tolist():
-        if label == VOID or not _has_min_area(left, label, least_area):
+    table = np.zeros(len(semantic.mean_probabilities), label_map.dtype)
+    for label in np.flatnonzero(semantic.mean_probabilities).tolist():
+        if label == VOID or not _has_min_area(free, label, min_area):
             continue
-        cluster, score = contract.thing_clusters + label, float(surface.mean_probabilities[label])
+        cluster, score = contract.thing_clusters + label, float(semantic.mean_probabilities[label])
         segments.append(Segment(id=first_id + len(segments), cluster=cluster, is_thing=False, score=score))
         table[label] = segments[-1].id
-    plane += _look_up(left, table)
+    label_map += _look_up(free, table)
     return segments
 
 
-def _has_min_area(labels: Shaped[np.ndarray, "H W"], label: int, least_area: float) -> bool:
-    """Whether a label has so many pixels; for most, every eighth row settles it."""
-    return any(np.count_nonzero(part == label) >= least_area for part in (labels[::8], labels))
+def _has_min_area(labels: Shaped[np.ndarray, "H W"], label: int, min_area: float) -> bool:
+    """Whether a label has that many pixels; for most labels, every eighth row is sufficient to decide."""
+    return any(np.count_nonzero(part == label) >= min_area for part in (labels[::8], labels))
 
 
 def _look_up(labels: Shaped[np.ndarray, "H W"], table: Shaped[np.ndarray, "L"]) -> Shaped[np.ndarray, "H W"]:
-    """The entry of a table for each label."""
+    """Return the table's entry for each label."""
     if labels.dtype == np.uint8 and table.dtype == np.uint8:
-        whole = np.zeros(256, np.uint8)
-        whole[: len(table)] = table
-        return cv2.LUT(labels, whole)  # seven times as fast as an index
+        complete = np.zeros(256, np.uint8)
+        complete[: len(table)] = table
+        return cv2.LUT(labels, complete)  # seven times as fast as indexing
     entries: Shaped[np.ndarray, "H W"] = table[labels]
     return entries
 
 
-def _read_semantic(logits: Float[np.ndarray, "L h w"], letterbox: Letterbox) -> _SemanticMap:
-    """The best label of every pixel.
+def _decode_semantic(logits: Float[np.ndarray, "L h w"], letterbox: Letterbox) -> _SemanticMap:
+    """Return the best label of each pixel.
 
-    Only labels that win a cell compete: between cells another could win by a hair, at ten times the cost.
+    Only labels that are best in some cell are considered: another one could win between cells by a hair, but checking
+    that takes ten times as long.
     """
-    shown = logits[:, : letterbox.map_height, : letterbox.map_width]
-    cells = shown.argmax(0)
-    shifted = np.exp(shown - shown.max(0))
-    chances = shifted.max(0) / shifted.sum(0)
-    counts = np.bincount(cells.ravel(), minlength=len(logits))
-    certainties = np.bincount(cells.ravel(), weights=chances.ravel(), minlength=len(logits)) / np.maximum(counts, 1)
+    cropped = logits[:, : letterbox.map_height, : letterbox.map_width]
+    best = cropped.argmax(0)
+    exponentials = np.exp(cropped - cropped.max(0))
+    probabilities = exponentials.max(0) / exponentials.sum(0)
+    counts = np.bincount(best.ravel(), minlength=len(logits))
+    sums = np.bincount(best.ravel(), weights=probabilities.ravel(), minlength=len(logits))
     present = np.flatnonzero(counts)
-    enlargement = BilinearUpsampler((letterbox.map_height, letterbox.map_width), (letterbox.height, letterbox.width))
-    names = present.astype(np.uint8 if len(logits) <= _MAX_UINT8_ID else np.int32)
-    return _SemanticMap(winners=enlargement.argmax(shown[present], names), mean_probabilities=certainties)
+    upsampler = BilinearUpsampler((letterbox.map_height, letterbox.map_width), (letterbox.height, letterbox.width))
+    labels = present.astype(np.uint8 if len(logits) <= _MAX_UINT8_ID else np.int32)
+    return _SemanticMap(
+        labels=upsampler.argmax(cropped[present], labels), mean_probabilities=sums / np.maximum(counts, 1)
+    )
 
 
-def _merge_by_cluster(merged: Segmentation) -> Segmentation:
-    """One segment a cluster; its score is the area-weighted mean of its parts."""
-    areas = _count_pixels(merged.label_map, len(merged.segments) + 1)
-    clusters = sorted({segment.cluster for segment in merged.segments})
-    ids = {cluster: index for index, cluster in enumerate(clusters, start=1)}
-    table = np.zeros(len(areas), merged.label_map.dtype)
+def _merge_by_cluster(segmentation: Segmentation) -> Segmentation:
+    """Merge the segments of each cluster; the score is the mean, weighted by area."""
+    areas = _count_pixels(segmentation.label_map, len(segmentation.segments) + 1)
+    clusters = sorted({segment.cluster for segment in segmentation.segments})
+    table = np.zeros(len(areas), segmentation.label_map.dtype)
     segments = []
-    for cluster in clusters:
-        parts = [segment for segment in merged.segments if segment.cluster == cluster]
-        table[[part.id for part in parts]] = ids[cluster]
-        score = float(np.average([part.score for part in parts], weights=[areas[part.id] for part in parts]))
-        segments.append(Segment(id=ids[cluster], cluster=cluster, is_thing=parts[0].is_thing, score=score))
-    return Segmentation(label_map=_look_up(merged.label_map, table), segments=tuple(segments))
+    for number, cluster in enumerate(clusters, start=1):
+        members = [segment for segment in segmentation.segments if segment.cluster == cluster]
+        table[[segment.id for segment in members]] = number
+        weights = [areas[segment.id] for segment in members]
+        score = float(np.average([segment.score for segment in members], weights=weights))
+        segments.append(Segment(id=number, cluster=cluster, is_thing=members[0].is_thing, score=score))
+    return Segmentation(label_map=_look_up(segmentation.label_map, table), segments=tuple(segments))
 
 
 def _count_pixels(labels: Integer[np.ndarray, "H W"], length: int) -> Float[np.ndarray, "N"]:
-    """Pixels of each label below `length`."""
+    """Return the number of pixels of each label below `length`."""
     if labels.dtype != np.uint8:
         return np.bincount(labels.ravel(), minlength=length).astype(np.float64)
     counts: Float[np.ndarray, "N"] = cv2.calcHist([labels], [0], None, [256], [0.0, 256.0]).ravel()[:length]
-    return counts  # as bincount's in half of its time
+    return counts  # as from bincount, in half of its time
