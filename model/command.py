@@ -11,7 +11,7 @@ from model.errors import UsegError
 Work = Callable[[argparse.Namespace], dict[str, Any] | None]
 """A subcommand, set as the parser's default `work`: options to the result that is printed; None where another process
 tells it."""
-BROKEN = "broken"
+BROKEN = "skipped"
 """The key under which a result lists inputs that were skipped."""
 REFUSED = "refused"
 """The key under which a result lists why what was examined did not pass."""

@@ -74,7 +74,7 @@ def tiny_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_photos: Path) -> PseudoLabelDataset:
     """A finished label store; not to be changed."""
     store = PseudoLabelDataset(tmp_path_factory.mktemp("labels") / "store")
-    label_photos(*tiny.configure(tiny_photos, tiny_encoder), store=store, features=store.features)
+    label_photos(*tiny.configure(tiny_photos, tiny_encoder), dataset=store, features=store.features)
     return store
 
 

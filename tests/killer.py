@@ -1,4 +1,4 @@
-"""What kills an actor of Ray's in the midst of its work."""
+"""Kills a Ray actor while it works."""
 
 import logging
 import os
@@ -15,9 +15,9 @@ import pytest
 
 @contextmanager
 def lose_an_actor(folder: Path, pattern: str) -> Iterator[list[int]]:
-    """Two CPUs of Ray's; an actor gets SIGKILL as soon as such a file is in the folder. Gives the killed, afterwards.
+    """Run Ray with two CPUs and send SIGKILL to one actor as soon as a file in the folder matches the pattern.
 
-    Skips where Ray is not installed.
+    Yields a list that then holds the id of the killed process. Skips if Ray is not installed.
     """
     ray = pytest.importorskip("ray", reason="useg[ray] is not installed")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

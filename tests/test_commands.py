@@ -22,7 +22,7 @@ from training.trainer.checkpoint import read_facts
 
 LIMIT_S = 120
 LABEL_OPTIONS = (
-    *("--side-px", 56, "--proposals", "maskcut", "--maskcut-n", 2, "--threshold", 0.6, "--pca-dim", 6),
+    *("--side-px", 56, "--proposals", "maskcut", "--maskcut-n", 2, "--maskcut-tau", 0.6, "--pca-dim", 6),
     *("--thing-clusters", 3, "--stuff-clusters", 4),
 )
 
@@ -46,11 +46,11 @@ def test_photos_become_labels_a_run_an_artifact_and_masks(tmp_path: Path, tiny_e
     (photos / "broken.jpg").write_text("no photo")
     store, result, artifact, masks = (tmp_path / name for name in ("store", "run", "artifact", "masks.png"))
 
-    labelled = run("training", "label", photos, "--out", store, "--encoder", tiny_encoder, *LABEL_OPTIONS)
+    labelled = run("model", "label", photos, "--out", store, "--encoder", tiny_encoder, *LABEL_OPTIONS)
     assert labelled.returncode == 3, labelled.stderr
     report = json.loads(labelled.stdout)
     assert report["photos"] == 8
-    assert [line.split(":")[0] for line in report["broken"]] == ["broken.jpg"]
+    assert [line.split(":")[0] for line in report["skipped"]] == ["broken.jpg"]
 
     fitted = run("training", "fit", store, "--out", result, "--preset", "tiny")
     assert fitted.returncode == 0, fitted.stderr
@@ -115,9 +115,7 @@ def test_runs_and_pseudo_labels_are_evaluated_like_artifacts(
     tmp_path: Path, tiny_run: Path, tiny_encoder: Path
 ) -> None:
     dataset, store = tiny.draw_truth(tmp_path / "set"), tmp_path / "store"
-    labelled = run(
-        *("training", "label", dataset / "images", "--out", store, "--encoder", tiny_encoder, *LABEL_OPTIONS)
-    )
+    labelled = run(*("model", "label", dataset / "images", "--out", store, "--encoder", tiny_encoder, *LABEL_OPTIONS))
     assert labelled.returncode == 0, labelled.stderr
     for source in (tiny_run, store):
         scored = run("model", "eval", source, "--dataset", dataset)
@@ -160,12 +158,10 @@ def test_errors_are_one_line_that_names_the_culprit(tmp_path: Path, tiny_artifac
     photo = tiny.draw_photos(tmp_path / "photos", count=1) / "0.png"
     expect_error(run("model", "segment", tmp_path, photo, "--out", out), "contract.json")
     expect_error(run("model", "export", tmp_path, "--out", out), "run.json")
-    expect_error(run("training", "fit", tmp_path, "--out", out), "is no label store")
-    expect_error(
-        run("training", "label", photo.parent, "--out", out, "--encoder", "none.pth"), "none.pth does not exist"
-    )
-    expect_error(run("training", "label", tmp_path, "--out", out, "--encoder", tiny_encoder), "lies in")
-    expect_error(run("training", "label", tmp_path / "empty", "--out", out, "--encoder", tiny_encoder), "not a folder")
+    expect_error(run("training", "fit", tmp_path, "--out", out), "no readable pseudo-labels")
+    expect_error(run("model", "label", photo.parent, "--out", out, "--encoder", "none.pth"), "none.pth does not exist")
+    expect_error(run("model", "label", tmp_path, "--out", out, "--encoder", tiny_encoder), "lies in")
+    expect_error(run("model", "label", tmp_path / "empty", "--out", out, "--encoder", tiny_encoder), "not a folder")
     expect_error(
         run("model", "eval", tiny_artifact, "--dataset", tmp_path, "--format", "voc-masks"), "not a VOC folder"
     )
@@ -205,16 +201,19 @@ def test_an_encoder_is_imported_to_a_file_that_labelling_takes(tmp_path: Path, t
 
 
 @pytest.mark.slow
-def test_a_codebook_of_one_store_labels_other_photos_alike(tmp_path: Path, tiny_encoder: Path) -> None:
+def test_a_codebook_labels_other_photos_with_the_same_clusters(tmp_path: Path, tiny_encoder: Path) -> None:
     photos, others = tiny.draw_photos(tmp_path / "photos"), tiny.draw_photos(tmp_path / "others", count=3)
     first, second = tmp_path / "first", tmp_path / "second"
     encoder = ("--encoder", tiny_encoder)
-    chosen = ("--stuff", "stego", "--stego", "tiny", "--things", "crop", "--crop-px", 28, "--kmeans-init", "plusplus")
-    fitted = run("training", "label", photos, "--out", first, *encoder, *LABEL_OPTIONS, *chosen)
+    chosen = (
+        *("--stuff", "stego", "--stego-preset", "tiny", "--stego-steps", 4),
+        *("--thing-embedding", "crop", "--crop-px", 28, "--kmeans-init", "k-means++"),
+    )
+    fitted = run("model", "label", photos, "--out", first, *encoder, *LABEL_OPTIONS, *chosen)
     assert fitted.returncode == 0, fitted.stderr
     assert PseudoLabelDataset(first).read_config().stego_steps == 4
-    command = ("training", "label", others, "--out", second, *encoder, "--codebook", first / "codebook.npz")
-    expect_error(run(*command, "--thing-clusters", 5), "the codebook was made with thing_clusters 3")
+    command = ("model", "label", others, "--out", second, *encoder, "--codebook", first / "codebook.npz")
+    expect_error(run(*command, "--thing-clusters", 5), "the codebook was fitted with thing_clusters 3")
     assert not second.exists()
     reused = run(
         *command,
@@ -222,16 +221,14 @@ def test_a_codebook_of_one_store_labels_other_photos_alike(tmp_path: Path, tiny_
         "maskcut",
         "--maskcut-n",
         2,
-        "--threshold",
+        "--maskcut-tau",
         0.6,
-        "--merge",
-        "improved",
         "--max-stuff-in-things",
         0.2,
     )
     assert reused.returncode == 0, reused.stderr
     one, other = (PseudoLabelDataset(folder).read_config() for folder in (first, second))
-    assert (other.stuff, other.things, other.thing_clusters) == ("stego", "crop", one.thing_clusters)
+    assert (other.stuff, other.thing_embedding, other.thing_clusters) == ("stego", "crop", one.thing_clusters)
     labelled = [
         {each["file_name"]: each["annotations"] for each in list_instances(folder)} for folder in (first, second)
     ]
@@ -248,11 +245,11 @@ def list_instances(store: Path) -> list[dict[str, object]]:
     return [{"file_name": each["file_name"], "annotations": held[each["id"]]} for each in content["images"]]
 
 
-def test_stuff_comes_from_a_folder_of_maps(tmp_path: Path, tiny_encoder: Path) -> None:
+def test_stuff_is_read_from_a_folder_of_maps(tmp_path: Path, tiny_encoder: Path) -> None:
     photos, maps, out = tiny.draw_photos(tmp_path / "photos"), tmp_path / "maps", tmp_path / "store"
-    command = ("training", "label", photos, "--out", out, "--encoder", tiny_encoder, *LABEL_OPTIONS)
-    command += ("--merge", "published", "--stuff", maps)
-    expect_error(run(*command), "kmeans, regions, stego or a folder of maps")
+    command = ("model", "label", photos, "--out", out, "--encoder", tiny_encoder, *LABEL_OPTIONS)
+    command += ("--stuff-merge-rule", "u2seg", "--stuff", "maps", "--stuff-maps-dir", maps)
+    expect_error(run(*command), "maps is not a folder")
     maps.mkdir()
     for index in range(8):
         rows = np.arange(48 + 4 * index)[:, None] * 4 // (48 + 4 * index)
@@ -270,15 +267,15 @@ def test_stuff_comes_from_a_folder_of_maps(tmp_path: Path, tiny_encoder: Path) -
     (maps / "6.npy").unlink()
     expect_error(run(*command), "6.npy")
     np.save(maps / "6.npy", np.zeros((3, 3), int))
-    expect_error(run(*command), "5.npy is (3, 3), its photo (68, 64)")
+    expect_error(run(*command), "5.npy has shape (3, 3), its photo (68, 64)")
 
 
-def test_a_contact_sheet_shows_a_store(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
-    shown = run("training", "show", tiny_store.folder, "--out", tmp_path / "sheet.jpg", "--count", 3, "--seed", 1)
-    assert json.loads(shown.stdout) == {"sheet": str(tmp_path / "sheet.jpg"), "photos": 3}
+def test_visualize_plots_pseudo_labels(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
+    shown = run("model", "visualize", tiny_store.folder, "--out", tmp_path / "sheet.jpg", "--count", 3, "--seed", 1)
+    assert json.loads(shown.stdout) == {"figure": str(tmp_path / "sheet.jpg"), "photos": 3}
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         assert sheet.format == "JPEG"
-    refused = run("training", "show", tiny_store.folder, "--out", tmp_path / "none.jpg", "--seed", -1)
+    refused = run("model", "visualize", tiny_store.folder, "--out", tmp_path / "none.jpg", "--seed", -1)
     expect_error(refused, "seed must be 0 or more")
 
 

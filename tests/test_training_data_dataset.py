@@ -32,11 +32,11 @@ def make_label(scores: list[float] | None = None) -> ImageLabel:
     return ImageLabel(panoptic=labelled, masks=masks, things=[4, 3], scores=scores)
 
 
-def test_a_shard_tells_merged_segments_and_whole_masks(tmp_path: Path) -> None:
-    (shard,) = plan_chunks([make_photo("a/b.jpg")], {})
-    shard.write(tmp_path, iter([make_label()]))
-    (record,) = shard.read(tmp_path)
-    assert record.file_name == f"{shard.name}/a/b.jpg.png"
+def test_a_chunk_stores_merged_segments_and_whole_masks(tmp_path: Path) -> None:
+    (chunk,) = plan_chunks([make_photo("a/b.jpg")], {})
+    chunk.write(tmp_path, iter([make_label()]))
+    (record,) = chunk.read(tmp_path)
+    assert record.file_name == f"{chunk.name}/a/b.jpg.png"
     label_map = decode_panoptic_png((tmp_path / record.file_name).read_bytes())
     assert label_map.tolist() == [[1, 2, 2], [5, 5, 5]]
     assert [(each["id"], each["area"], each["bbox"]) for each in record.segments] == [
@@ -48,48 +48,48 @@ def test_a_shard_tells_merged_segments_and_whole_masks(tmp_path: Path) -> None:
     assert "score" not in record.instances[0]
 
 
-def test_scores_come_along_where_there_are_any(tmp_path: Path) -> None:
-    (shard,) = plan_chunks([make_photo("a.jpg")], {})
-    shard.write(tmp_path, iter([make_label([0.5, 0.25])]))
-    assert [each["score"] for record in shard.read(tmp_path) for each in record.instances] == [0.5, 0.25]
+def test_scores_are_stored_if_there_are_any(tmp_path: Path) -> None:
+    (chunk,) = plan_chunks([make_photo("a.jpg")], {})
+    chunk.write(tmp_path, iter([make_label([0.5, 0.25])]))
+    assert [each["score"] for record in chunk.read(tmp_path) for each in record.instances] == [0.5, 0.25]
 
 
-def test_masks_tell_whether_the_label_holds_them_where_some_are_left_out(tmp_path: Path) -> None:
-    (shard,) = plan_chunks([make_photo("a.jpg")], {})
-    shard.write(tmp_path, iter([replace(make_label([0.5, 0.25]), is_in_panoptic=[True, False])]))
-    assert [each["painted"] for record in shard.read(tmp_path) for each in record.instances] == [1, 0]
+def test_masks_know_whether_they_are_in_the_panoptic_map(tmp_path: Path) -> None:
+    (chunk,) = plan_chunks([make_photo("a.jpg")], {})
+    chunk.write(tmp_path, iter([replace(make_label([0.5, 0.25]), is_in_panoptic=[True, False])]))
+    assert [each["in_panoptic"] for record in chunk.read(tmp_path) for each in record.instances] == [1, 0]
 
 
-def test_another_photo_or_another_cause_gives_a_shard_another_name() -> None:
+def test_the_name_of_a_chunk_depends_on_photos_and_dependencies() -> None:
     photos = [make_photo(f"{index}.jpg") for index in range(CHUNK_SIZE + 1)]
-    first, second = plan_chunks(photos, {"maskcut_n": 3})
+    first, second = plan_chunks(photos, {"seed": 3})
     assert (len(first.photos), len(second.photos)) == (CHUNK_SIZE, 1)
-    assert plan_chunks(photos, {"maskcut_n": 3}) == [first, second]
-    assert plan_chunks(photos, {"maskcut_n": 4})[0].name != first.name
-    swapped = plan_chunks([make_photo("other.jpg"), *photos[1:]], {"maskcut_n": 3})
+    assert plan_chunks(photos, {"seed": 3}) == [first, second]
+    assert plan_chunks(photos, {"seed": 4})[0].name != first.name
+    swapped = plan_chunks([make_photo("other.jpg"), *photos[1:]], {"seed": 3})
     assert [swapped[0].name == first.name, swapped[1].name == second.name] == [False, True]
 
 
-def test_a_shard_whose_labelling_fails_is_not_there(tmp_path: Path) -> None:
-    (shard,) = plan_chunks([make_photo("a.jpg"), make_photo("b.jpg")], {})
+def test_a_chunk_whose_labeling_fails_is_absent(tmp_path: Path) -> None:
+    (chunk,) = plan_chunks([make_photo("a.jpg"), make_photo("b.jpg")], {})
     with pytest.raises(ValueError, match="shorter"):
-        shard.write(tmp_path, iter([make_label()]))
-    assert not shard.is_complete(tmp_path)
+        chunk.write(tmp_path, iter([make_label()]))
+    assert not chunk.is_complete(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(LabelStoreError, match="no record"):
-        list(shard.read(tmp_path))
+    with pytest.raises(LabelStoreError, match="not a valid chunk record"):
+        list(chunk.read(tmp_path))
 
 
-def test_what_killed_runs_left_is_swept_and_the_rest_kept(tmp_path: Path) -> None:
-    (shard,) = plan_chunks([make_photo("a.jpg")], {})
-    shard.write(tmp_path, iter([make_label()]))
+def test_leftovers_of_killed_runs_are_deleted_and_chunks_are_kept(tmp_path: Path) -> None:
+    (chunk,) = plan_chunks([make_photo("a.jpg")], {})
+    chunk.write(tmp_path, iter([make_label()]))
     (tmp_path / ".0123.tmp" / "part").mkdir(parents=True)
-    remove_stale(tmp_path, [shard])
-    assert [entry.name for entry in tmp_path.iterdir()] == [shard.name]
-    assert len(list(ImageRecords(folder=tmp_path, shards=[shard]))) == 1
+    remove_stale(tmp_path, [chunk])
+    assert [entry.name for entry in tmp_path.iterdir()] == [chunk.name]
+    assert len(list(ImageRecords(folder=tmp_path, chunks=[chunk]))) == 1
 
 
-def test_pycocotools_reads_the_unmerged_masks_and_the_index_agrees_with_its_pictures(
+def test_pycocotools_reads_the_masks_and_the_panoptic_file_agrees_with_its_pngs(
     tiny_store: PseudoLabelDataset,
 ) -> None:
     instances = COCO(tiny_store.folder / "instances.json")
@@ -113,7 +113,7 @@ def test_pycocotools_reads_the_unmerged_masks_and_the_index_agrees_with_its_pict
 
 
 def draw_photos(folder: Path, count: int) -> Path:
-    """Squares of several colours, no two photos the same."""
+    """Squares of several colors, all photos different."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     for index in range(count):
@@ -125,16 +125,16 @@ def draw_photos(folder: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["masks/*.npz", "panoptic/[0-9a-f]*/shard.json"])
-def test_a_killed_run_loses_one_shard_at_most_and_the_next_one_finishes(
+@pytest.mark.parametrize("moment", ["masks/*.npz", "panoptic/[0-9a-f]*/chunk.json"])
+def test_a_killed_run_loses_at_most_one_chunk_and_the_next_run_finishes(
     tmp_path: Path, tiny_encoder: Path, moment: str
 ) -> None:
     photos = draw_photos(tmp_path / "photos", count=4 * CHUNK_SIZE)
     store, whole = PseudoLabelDataset(tmp_path / "store"), PseudoLabelDataset(tmp_path / "whole")
-    options = {"--side-px": 56, "--maskcut-n": 2, "--threshold": 0.6, "--pca-dim": 6, "--thing-clusters": 3,
-               "--stuff-clusters": 4, "--encoder": tiny_encoder, "--features": tmp_path / "features"}  # fmt: skip
-    command = [sys.executable, "-m", "training", "label", str(photos)]
-    command += [str(word) for pair in options.items() for word in pair]
+    command = [sys.executable, "-m", "model", "label", str(photos), "--encoder", str(tiny_encoder)]
+    command += ["--side-px", "56", "--proposals", "maskcut", "--maskcut-n", "2", "--maskcut-tau", "0.6"]
+    command += ["--stuff", "kmeans", "--pca-dim", "6"]
+    command += ["--thing-clusters", "3", "--stuff-clusters", "4", "--features", str(tmp_path / "features")]
     subprocess.run([*command, "--out", whole.folder], check=True, capture_output=True, timeout=LIMIT_S)
     command += ["--out", str(store.folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
@@ -149,6 +149,6 @@ def test_a_killed_run_loses_one_shard_at_most_and_the_next_one_finishes(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert ended.returncode == 0, ended.stderr
     assert {path: path.stat().st_mtime_ns for path in survivors} == survivors
-    assert {path.name for path in store.shards.iterdir()} == {path.name for path in whole.shards.iterdir()}
+    assert {path.name for path in store.chunks_dir.iterdir()} == {path.name for path in whole.chunks_dir.iterdir()}
     for name in ("panoptic.json", "instances.json"):
         assert (store.folder / name).read_bytes() == (whole.folder / name).read_bytes()

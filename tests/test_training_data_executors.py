@@ -1,4 +1,4 @@
-"""Labels are the same whoever carries the work: one process, parts of an array of jobs, or Ray, even as actors die."""
+"""Labels are the same from one process, job shards and Ray, even if a worker is killed."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ from training.pseudo_labels.codebook import load_codebook
 from training.pseudo_labels.pipeline import PseudoLabelWorker, label_photos
 
 PHOTOS = 130
-"""Three shards."""
+"""Three chunks."""
 FINDS_TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -35,41 +35,41 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, photos: Path, tiny_encoder: Path) -> PseudoLabelDataset:
-    """Labelled by one process."""
+    """Labels made by one process."""
     store = PseudoLabelDataset(tmp_path_factory.mktemp("alone") / "store")
-    label_photos(*tiny.configure(photos, tiny_encoder), store=store, features=store.features)
+    label_photos(*tiny.configure(photos, tiny_encoder), dataset=store, features=store.features)
     return store
 
 
 def read_all(store: PseudoLabelDataset) -> dict[str, bytes]:
-    """Every file but the configuration, which names folders, and the codebook, which holds the time."""
+    """Return every file but the configuration, which has paths, and the codebook, which has the time."""
     paths = [path for path in store.folder.rglob("*") if path.is_file() and path.suffix in (".json", ".png", ".npy")]
     return {str(path.relative_to(store.folder)): path.read_bytes() for path in paths if path.name != "label.json"}
 
 
-def test_a_part_is_named_by_its_number_and_their_count() -> None:
+def test_a_shard_is_given_by_index_and_count_and_takes_every_count_th_group() -> None:
     assert (parse_shard("3/16"), parse_shard("0/1")) == (JobShard(3, 16), ALL_SHARDS)
     groups = [[number] for number in range(5)]
-    assert [JobShard(number, 2).choose(groups) for number in (0, 1)] == [[[0], [2], [4]], [[1], [3]]]
+    assert [JobShard(index, 2).choose(groups) for index in (0, 1)] == [[[0], [2], [4]], [[1], [3]]]
 
 
 @pytest.mark.parametrize("text", ["", "3", "16/16", "-1/2", "1/0", "a/b", "1/2/3"])
-def test_anything_else_is_no_part(text: str) -> None:
-    with pytest.raises(ConfigError, match="a part is"):
+def test_an_invalid_shard_is_rejected(text: str) -> None:
+    with pytest.raises(ConfigError, match="a shard must be"):
         parse_shard(text)
 
 
-def test_parts_in_any_order_make_the_store_that_one_process_makes(
+def test_shards_in_any_order_make_the_same_labels_as_one_process(
     tmp_path: Path, photos: Path, tiny_encoder: Path, alone: PseudoLabelDataset
 ) -> None:
     scan, config = tiny.configure(photos, tiny_encoder)
     book, store = load_codebook(alone.codebook), PseudoLabelDataset(tmp_path / "store")
-    with pytest.raises(ConfigError, match="give the codebook"):
-        label_photos(scan, config, store, store.features, part=JobShard(0, 2))
-    counts = [label_photos(scan, config, store, store.features, book, part=JobShard(i, 2)).photos for i in (1, 0)]
+    with pytest.raises(ConfigError, match="pass the codebook"):
+        label_photos(scan, config, store, store.features, shard=JobShard(0, 2))
+    counts = [label_photos(scan, config, store, store.features, book, shard=JobShard(i, 2)).photos for i in (1, 0)]
     assert counts == [64, 66]
     assert not (store.folder / "panoptic.json").exists()
-    shutil.move(store.features, tmp_path / "features")  # what labels were made from is needed no more
+    shutil.move(store.features, tmp_path / "features")  # labels do not need them any more
     shutil.move(store.folder / "masks", tmp_path / "masks")
     whole = label_photos(scan, config, store, store.features, book)
     assert whole.photos == PHOTOS
@@ -77,27 +77,29 @@ def test_parts_in_any_order_make_the_store_that_one_process_makes(
     assert read_all(store) == read_all(alone)
 
 
-def test_a_vote_carries_its_views_to_the_parts(tmp_path: Path, tiny_photos: Path, tiny_encoder: Path) -> None:
+def test_the_codebook_carries_the_projections_of_consensus_masks_to_shards(
+    tmp_path: Path, tiny_photos: Path, tiny_encoder: Path
+) -> None:
     scan, config = tiny.configure(tiny_photos, tiny_encoder)
-    config = replace(config, proposals="vote", objects=2)
+    config = replace(config, proposals="consensus", maskcut_tau=0.3, objects_per_image=2)
     first, second = PseudoLabelDataset(tmp_path / "first"), PseudoLabelDataset(tmp_path / "second")
     label_photos(scan, config, first, tmp_path / "features")
     book = load_codebook(first.codebook)
-    label_photos(scan, config, second, tmp_path / "features", book, part=JobShard(0, 2))
-    assert second.views.read_bytes() == first.views.read_bytes()
-    with pytest.raises(ConfigError, match="lacks the views"):
+    label_photos(scan, config, second, tmp_path / "features", book, shard=JobShard(0, 2))
+    assert second.projections.read_bytes() == first.projections.read_bytes()
+    with pytest.raises(ConfigError, match="has no feature projections"):
         label_photos(
             scan,
             config,
             PseudoLabelDataset(tmp_path / "third"),
             tmp_path,
-            replace(book, views=None),
-            part=JobShard(0, 2),
+            replace(book, projections=None),
+            shard=JobShard(0, 2),
         )
 
 
 @pytest.mark.slow
-def test_ray_makes_the_same_store_though_a_worker_is_killed(
+def test_ray_makes_the_same_labels_although_an_actor_is_killed(
     tmp_path: Path, photos: Path, tiny_encoder: Path, alone: PseudoLabelDataset
 ) -> None:
     scan, config = tiny.configure(photos, tiny_encoder)
@@ -105,10 +107,12 @@ def test_ray_makes_the_same_store_though_a_worker_is_killed(
     with lose_an_actor(store.folder, "masks/*.npz") as victims:
         from training.data.ray_executor import RayExecutor
 
-        report = label_photos(scan, config, store, store.features, engine=RayExecutor(1))
+        report = label_photos(scan, config, store, store.features, executor=RayExecutor(1))
         other = PseudoLabelDataset(tmp_path / "none")
-        broken = PseudoLabelWorker(config=replace(config, proposals="vote"), store=other, features=store.features)
-        with pytest.raises(LabelStoreError, match="holds no views"):
+        broken = PseudoLabelWorker(
+            config=replace(config, proposals="consensus"), dataset=other, features_dir=store.features
+        )
+        with pytest.raises(LabelStoreError, match="holds no feature projections"):
             RayExecutor(1).run(broken, "masks", [scan.photos[:1]])
     assert len(victims) == 1
     assert report.photos == PHOTOS
@@ -117,7 +121,7 @@ def test_ray_makes_the_same_store_though_a_worker_is_killed(
 
 @dataclass(frozen=True)
 class Counter:
-    """Leaves a file for each number, and dies of 13."""
+    """Writes a file per number; 13 kills the process."""
 
     folder: Path
     unit: ClassVar[str] = "number"
@@ -133,38 +137,38 @@ class Counter:
 
 
 @pytest.mark.slow
-def test_several_processes_share_the_groups_and_tell_what_went_wrong(tmp_path: Path) -> None:
-    engine, counter = MultiprocessExecutor(2, 1), Counter(tmp_path)
-    engine.run(counter, "count", [])
-    engine.run(counter, "count", [[1, 2], [3], [4, 5]])
-    left = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert set(left) == {f"count-{each}" for each in range(1, 6)}
-    assert str(os.getpid()) not in left.values()
-    assert left["count-1"] == left["count-2"]
+def test_several_processes_share_the_groups_and_report_errors(tmp_path: Path) -> None:
+    executor, counter = MultiprocessExecutor(2, 1), Counter(tmp_path)
+    executor.run(counter, "count", [])
+    executor.run(counter, "count", [[1, 2], [3], [4, 5]])
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert set(written) == {f"count-{each}" for each in range(1, 6)}
+    assert str(os.getpid()) not in written.values()
+    assert written["count-1"] == written["count-2"]
     with pytest.raises(LabelStoreError, match="-7 is negative"):
-        engine.run(counter, "count", [[-7]])
-    with pytest.raises(TrainingError, match="a process died"):
-        engine.run(counter, "count", [[12], [13], [14]])
+        executor.run(counter, "count", [[-7]])
+    with pytest.raises(TrainingError, match="a worker process died"):
+        executor.run(counter, "count", [[12], [13], [14]])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
-def test_processes_end_with_the_one_that_began_them(tmp_path: Path, kind: signal.Signals) -> None:
+def test_worker_processes_end_with_their_parent(tmp_path: Path, kind: signal.Signals) -> None:
     code = f"""
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from test_training_data_executors import Sleeper
-from training.process_engine import MultiprocessExecutor
+from training.data.executors import MultiprocessExecutor
 if __name__ == "__main__":
     MultiprocessExecutor(2, 1).run(Sleeper(Path({str(tmp_path)!r})), "sleep", [[1], [2], [3]])
 """
     (tmp_path / "main.py").write_text(code)
     process = subprocess.Popen([sys.executable, tmp_path / "main.py"], start_new_session=True, env=FINDS_TESTS)
-    while len(began := list(tmp_path.glob("*.pid"))) < 2:
+    while len(started := list(tmp_path.glob("*.pid"))) < 2:
         assert process.poll() is None
         time.sleep(0.05)
-    children = [psutil.Process(int(each.stem)) for each in began]
+    children = [psutil.Process(int(each.stem)) for each in started]
     if kind == signal.SIGINT:
         os.killpg(process.pid, kind)  # as a terminal does
     else:
@@ -176,7 +180,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class Sleeper:
-    """Tells its process and never ends."""
+    """Writes its process id and never ends."""
 
     folder: Path
     unit: ClassVar[str] = "night"

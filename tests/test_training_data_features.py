@@ -1,64 +1,110 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
+from tokens import make_photo_features
 
 from model.checkpoints.state_dicts import load_encoder
-from model.contract import InputSize
-from model.images import plan_letterbox
+from model.errors import ConfigError, LabelStoreError
 from model.networks.interface import normalize
-from training.data.features import FeatureCache, compute_key_features, fill_keys, open_key_cache, resize_to_square
+from model.networks.vit import VisionTransformer
+from training.data.features import FeatureStore, compute_key_features, load_resized, resolve_layers
+from training.data.label_config import ClusteringConfig
 from training.data.photos import PhotoFile, scan_photos
-from training.pseudo_labels.photo_features import PhotoFeatures
+
+CONFIG = ClusteringConfig(side_px=tiny.SIDE_PX)
+HASH = "0123456789abcdef" * 4
 
 
-def test_keys_are_those_of_the_last_attention(tiny_encoder: Path) -> None:
-    encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
+@pytest.fixture
+def encoder(tiny_encoder: Path) -> VisionTransformer:
+    return load_encoder(str(tiny_encoder), tiny.SIDE_PX)
+
+
+def test_keys_are_those_of_the_last_attention_layer(encoder: VisionTransformer) -> None:
     pixels = tiny.draw_noise(2, tiny.SIDE_PX, tiny.SIDE_PX)
-    heard = []
-    hook = encoder.blocks[-1].attn.qkv.register_forward_hook(lambda module, given, made: heard.append(made))
+    outputs = []
+    hook = encoder.blocks[-1].attn.qkv.register_forward_hook(lambda module, given, made: outputs.append(made))
     with torch.inference_mode():
         encoder(normalize(pixels), (encoder.config.depth - 1,))
     hook.remove()
     width = encoder.config.embed_dim
-    expected = heard[0][:, 1:, width : 2 * width].unflatten(1, (4, 4))  # without the class token
+    expected = outputs[0][:, 1:, width : 2 * width].unflatten(1, (4, 4))  # without the class token
     keys = np.stack(list(compute_key_features(encoder, pixels)))
     assert keys.shape == (2, 1, 4, 4, width)
     assert keys[:, 0].astype(np.float32) == pytest.approx(expected.numpy(), abs=5e-3)  # half precision
 
 
-def test_a_photo_is_stretched_whole() -> None:
+def test_maskcut_sees_the_whole_photo_resized_to_a_square(tmp_path: Path) -> None:
     image = np.zeros((20, 40, 3), np.uint8)
     image[:, 20:] = 200
-    square = resize_to_square(image, 56)
-    assert square.shape == (56, 56, 3)
-    assert (square[:, :24] == 0).all()
-    assert (square[:, 32:] == 200).all()
+    Image.fromarray(image).save(tmp_path / "a.png")
+    photo = PhotoFile(path=tmp_path / "a.png", name="a.png", digest="a", height=20, width=40)
+    square = load_resized(56, photo)
+    assert square.shape == (3, 56, 56)
+    assert (square[:, :, :24] == 0).all()
+    assert (square[:, :, 32:] == 200).all()
 
 
-def test_keys_that_are_there_are_not_computed_again(tmp_path: Path, tiny_encoder: Path, tiny_photos: Path) -> None:
-    encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
+def test_cached_features_are_not_computed_again(tmp_path: Path, encoder: VisionTransformer, tiny_photos: Path) -> None:
     photos = scan_photos(tiny_photos).photos
-    cache: FeatureCache = open_key_cache(tmp_path, "0123456789abcdef" * 4, tiny.SIDE_PX)
-    cache.write(photos[0].digest, np.zeros((1, 4, 4, 64), np.float16))
-    fill_keys(cache, photos, encoder, tiny.SIDE_PX)
-    assert not cache.read(photos[0].digest).any()
-    assert all(cache.read(photo.digest).any() for photo in photos[1:])
+    store = FeatureStore.open(tmp_path, encoder, HASH, CONFIG)
+    store.cache.write(photos[0].digest, np.zeros((4, 4, 4, 64), np.float16))
+    store.key_cache.write(photos[1].digest, np.zeros((1, 4, 4, 64), np.float16))
+    assert sum(store.fill(photos, with_keys=True)) == len(photos)
+    assert [bool(store.load(photo).last_block.any()) for photo in photos[:3]] == [False, True, True]
+    assert [bool(store.load_keys(photo).any()) for photo in photos[:3]] == [True, False, True]
 
 
-def make_view() -> PhotoFeatures:
-    """A photo of 28 by 56 px on a square of 56 px: two rows of four patches show it."""
-    photo = PhotoFile(path=Path("a.png"), name="a.png", digest="a", height=28, width=56)
-    placement = plan_letterbox(28, 56, [InputSize.square(56)], 4)
-    return PhotoFeatures(photo=photo, letterbox=placement, maps=np.zeros((4, 4, 4, 1), np.float16))
+def test_layers_outside_the_decoder_s_blocks_get_a_cache_of_their_own(tmp_path: Path, tiny_photos: Path) -> None:
+    torch.manual_seed(0)
+    encoder = VisionTransformer(replace(tiny.SHAPE, depth=8))  # the decoder reads blocks 1, 3, 5 and 7
+    torch.nn.init.normal_(encoder.pos_embed)
+    photo = scan_photos(tiny_photos).photos[0]
+    shared = FeatureStore.open(tmp_path, encoder, HASH, replace(CONFIG, layers=(5, -1)))
+    own = FeatureStore.open(tmp_path, encoder, HASH, replace(CONFIG, layers=(5, 2)))
+    for store in (shared, own):
+        assert sum(store.fill([photo])) == 1
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == [f"{HASH[:16]}-56", f"{HASH[:16]}-56-blocks-2-5"]
+    assert (shared.load(photo).layers[0] == own.load(photo).layers[1]).all()
+    assert (shared.load(photo).layers[1] == own.load(photo).last_block).all()
+    assert (own.load(photo).layers[0] != own.load(photo).layers[1]).any()
 
 
-def test_a_mask_covers_patches_by_half_and_a_small_one_the_patch_that_it_lies_on() -> None:
+def test_layers_are_counted_from_the_end_if_negative_and_must_exist() -> None:
+    assert resolve_layers((-1, -4, 8), 12) == (8, 11)
+    with pytest.raises(ConfigError, match=r"layers \[12\] do not exist: the encoder has blocks 0 to 11"):
+        resolve_layers((3, 12), 12)
+
+
+def test_a_photo_that_is_not_cached_is_an_error(tmp_path: Path, encoder: VisionTransformer, tiny_photos: Path) -> None:
+    store = FeatureStore.open(tmp_path, encoder, HASH, CONFIG)
+    with pytest.raises(LabelStoreError, match=r"no features for .*--features"):
+        store.load(scan_photos(tiny_photos).photos[0])
+
+
+def test_final_tokens_are_the_last_block_after_the_final_norm_where_they_show_the_photo(
+    tmp_path: Path, encoder: VisionTransformer, tiny_photos: Path
+) -> None:
+    store = FeatureStore.open(tmp_path, encoder, HASH, CONFIG)
+    photo = scan_photos(tiny_photos).photos[0]  # 48 x 64 on a square of 56: three of four rows
+    store.fill_all([photo])
+    features = store.load(photo)
+    assert features.final_tokens().shape == (3, 4, 64)
+    with torch.inference_mode():
+        expected = encoder.norm(torch.from_numpy(np.asarray(features.last_block, np.float32))).numpy()
+    assert features.final_tokens() == pytest.approx(expected[:3], abs=1e-6)
+
+
+def test_a_mask_covers_a_patch_by_half_and_a_small_mask_covers_the_patch_it_lies_on() -> None:
+    features = make_photo_features(np.zeros((2, 4, 4, 1)), height=28, width=56)
     large = np.zeros((28, 56), bool)
-    large[:, :35] = True  # two patches and a half
-    assert make_view().cover(large).tolist() == [[True, True, True, False]] * 2
+    large[:, :35] = True  # two and a half patches
+    assert features.patches_in_mask(large).tolist() == [[True, True, True, False]] * 2
     small = np.zeros((28, 56), bool)
     small[20:24, 44:47] = True
-    assert np.argwhere(make_view().cover(small)).tolist() == [[1, 3]]
+    assert np.argwhere(features.patches_in_mask(small)).tolist() == [[1, 3]]

@@ -1,6 +1,11 @@
 import numpy as np
 
-from training.data.panoptic_labels import merge_panoptic
+from training.data.panoptic_labels import (
+    PanopticLabel,
+    find_thing_like_stuff,
+    merge_panoptic,
+    remove_overlaps,
+)
 
 
 def draw(*boxes: tuple[slice, slice]) -> np.ndarray:
@@ -10,25 +15,23 @@ def draw(*boxes: tuple[slice, slice]) -> np.ndarray:
     return masks
 
 
-def category_map(panoptic: object) -> np.ndarray:
-    return np.vectorize({0: 0, **panoptic.categories}.get)(panoptic.label_map)  # type: ignore[attr-defined]
+def category_map(label: PanopticLabel) -> np.ndarray:
+    return np.vectorize({0: 0, **label.categories}.get)(label.label_map)
 
 
-def test_a_small_mask_lies_on_a_large_one_whatever_their_order() -> None:
+def test_small_masks_are_painted_over_large_ones_in_any_order() -> None:
     masks = draw((slice(4, 6), slice(4, 6)), (slice(2, 8), slice(2, 8)))
     categories = category_map(merge_panoptic(masks, [3, 2], np.ones((10, 10), np.int32), thing_clusters=5))
-    assert categories[5, 5] == 3
-    assert categories[2, 2] == 2
-    assert categories[0, 0] == 6
+    assert (categories[5, 5], categories[2, 2], categories[0, 0]) == (3, 2, 6)
 
 
-def test_a_mask_wholly_covered_by_smaller_ones_is_gone() -> None:
+def test_a_mask_covered_by_smaller_ones_has_no_segment() -> None:
     masks = draw((slice(0, 10), slice(0, 10)), (slice(0, 10), slice(0, 5)), (slice(0, 10), slice(5, 10)))
-    labelled = merge_panoptic(masks, [1, 2, 3], np.zeros((10, 10), np.int32), thing_clusters=5)
-    assert sorted(labelled.categories.values()) == [2, 3]
+    label = merge_panoptic(masks, [1, 2, 3], np.zeros((10, 10), np.int32), thing_clusters=5)
+    assert sorted(label.categories.values()) == [2, 3]
 
 
-def test_stuff_mostly_under_things_is_left_void() -> None:
+def test_stuff_covered_by_more_than_70_percent_is_left_void() -> None:
     stuff = np.ones((10, 10), np.int32)
     stuff[:, 8:] = 2
     masks = draw((slice(0, 10), slice(0, 7)))  # covers 87.5 % of cluster 1, none of cluster 2
@@ -38,25 +41,37 @@ def test_stuff_mostly_under_things_is_left_void() -> None:
 
 
 def test_a_photo_without_masks_is_all_stuff() -> None:
-    labelled = merge_panoptic(np.zeros((0, 4, 4), bool), [], np.full((4, 4), 3, np.int32), thing_clusters=5)
-    assert labelled.categories == {3: 8}
-    assert (labelled.label_map == 3).all()
+    label = merge_panoptic(np.zeros((0, 4, 4), bool), [], np.full((4, 4), 3, np.int32), thing_clusters=5)
+    assert label.categories == {3: 8}
+    assert (label.label_map == 3).all()
 
 
-def test_the_improved_rule_ignores_thing_like_stuff_where_no_mask_is() -> None:
+def test_thing_like_stuff_is_void_outside_masks() -> None:
     stuff = np.ones((10, 10), np.int32)
     stuff[:, 6:] = 2
     masks = draw((slice(0, 10), slice(0, 4)))  # covers two thirds of cluster 1
-    published = category_map(merge_panoptic(masks, [1], stuff, thing_clusters=5))
-    assert published[0].tolist() == [1] * 4 + [6] * 2 + [7] * 4
-    improved = category_map(merge_panoptic(masks, [1], stuff, thing_clusters=5, thing_like=frozenset({1})))
-    assert improved[0].tolist() == [1] * 4 + [0] * 2 + [7] * 4
+    assert category_map(merge_panoptic(masks, [1], stuff, 5))[0].tolist() == [1] * 4 + [6] * 2 + [7] * 4
+    dropped = merge_panoptic(masks, [1], stuff, 5, thing_like=frozenset({1}))
+    assert category_map(dropped)[0].tolist() == [1] * 4 + [0] * 2 + [7] * 4
 
 
-def test_where_stuff_is_none_there_is_void() -> None:
+def test_only_the_rule_drop_thing_like_drops_stuff_that_lies_in_masks() -> None:
+    stuff_in_masks = np.array([0.6, 0.5, 0.9])
+    assert find_thing_like_stuff(stuff_in_masks, 0.5, "drop-thing-like") == {1, 3}
+    assert find_thing_like_stuff(stuff_in_masks, 0.5, "u2seg") == set()
+
+
+def test_pixels_without_stuff_are_void() -> None:
     stuff = np.zeros((10, 10), np.int32)
     stuff[:, 8:] = 3
-    labelled = merge_panoptic(draw((slice(0, 2), slice(0, 2))), [2], stuff, thing_clusters=5)
-    categories = category_map(labelled)
+    label = merge_panoptic(draw((slice(0, 2), slice(0, 2))), [2], stuff, thing_clusters=5)
+    categories = category_map(label)
     assert (categories[0, 0], categories[5, 5], categories[5, 9]) == (2, 0, 8)
-    assert 0 not in labelled.categories
+    assert 0 not in label.categories
+
+
+def test_a_pixel_goes_to_the_first_mask_and_a_mask_that_loses_more_than_half_is_dropped() -> None:
+    masks = np.array([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[1, 1, 1, 1]], [[0, 0, 0, 1]]], bool)
+    expected = [[[1, 1, 0, 0]], [[0, 0, 1, 0]], [[0, 0, 0, 0]], [[0, 0, 0, 1]]]
+    assert remove_overlaps(masks).astype(int).tolist() == expected
+    assert remove_overlaps(masks[:0]).shape == (0, 1, 4)

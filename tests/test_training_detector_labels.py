@@ -37,7 +37,7 @@ def test_sure_detections_are_drawn_over_stuff_and_all_are_kept(tmp_path: Path, t
     assert (report.photos, report.masks) == (8, 24)
     for photo in out.read_photos():
         masks = out.read_instances()[photo.digest]
-        assert [(mask["score"], mask["painted"]) for mask in masks] == [(0.9, 1), (0.6, 0), (0.2, 0)]
+        assert [(mask["score"], mask["in_panoptic"]) for mask in masks] == [(0.9, 1), (0.6, 0), (0.2, 0)]
         label_map = read_label_map(photo.label)
         things = {each: cluster for each, cluster in photo.categories.items() if cluster <= 3}
         assert list(things.values()) == [masks[0]["category_id"]]
@@ -49,9 +49,9 @@ def test_the_store_says_whose_masks_it_holds_and_is_no_other_detectors(
 ) -> None:
     out = PseudoLabelDataset(tmp_path / "store")
     build_detector_labels(HalvesDetector(), tiny_store, out, tiny_store.features)
-    assert (out.read_config().proposals, out.read_config().detector) == ("detector", "ab" * 32)
+    assert (out.read_config().mask_source, out.read_config().detector_hash) == ("detector", "ab" * 32)
     assert out.codebook.read_bytes() == tiny_store.codebook.read_bytes()
-    with pytest.raises(ConfigError, match="detector differ"):
+    with pytest.raises(ConfigError, match="detector_hash differ"):
         build_detector_labels(HalvesDetector("cd" * 32), tiny_store, out, tiny_store.features)
 
 

@@ -150,8 +150,8 @@ def test_categories_become_clusters_and_groups_become_void(tmp_path: Path, tiny_
     masks = store.read_instances()[photos[0].digest]
     assert [(mask["category_id"], mask["area"]) for mask in masks] == [(1, 640)]
     config = store.read_config()
-    assert (config.thing_clusters, config.stuff_clusters, config.proposals) == (1, 1, "annotations")
-    assert config.note == "4 pictures of set, labelled by people"
+    assert (config.thing_clusters, config.stuff_clusters, config.mask_source) == (1, 1, "ground-truth")
+    assert config.data_source == "4 pictures of set, labelled by people"
 
 
 def test_a_store_that_is_there_is_taken_as_it_is(tmp_path: Path, truth: GroundTruthDataset, tiny_encoder: Path) -> None:

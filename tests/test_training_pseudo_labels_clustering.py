@@ -6,120 +6,155 @@ import pytest
 import tiny
 
 from model.checkpoints.state_dicts import load_encoder
-from model.contract import InputSize
 from model.errors import ConfigError
-from model.images import plan_letterbox
-from training.data.label_config import CodebookConfig
+from training.data.dataset import PseudoLabelDataset
+from training.data.features import FeatureStore
+from training.data.label_config import MAX_OBJECTS, PseudoLabelConfig
 from training.data.photos import PhotoFile
 from training.pseudo_labels.clustering import (
     CodebookInputs,
     fit_codebook,
-    make_mask_embedder,
-    make_stuff_segmenter,
-    select_things,
+    fit_patch_objectness,
+    fit_score_thresholds,
+    fit_whitening,
+    kmeans,
 )
-from training.pseudo_labels.codebook import load_codebook
-from training.pseudo_labels.kmeans import fit_whitening, kmeans, nearest_centroid, whiten
+from training.pseudo_labels.codebook import (
+    ClusterAssigner,
+    Codebook,
+    load_codebook,
+    make_stuff_segmenter,
+    nearest_centroid,
+    whiten,
+)
 from training.pseudo_labels.maskcut import MaskProposals, proposals_from_masks
-from training.pseudo_labels.photo_features import PhotoFeatures
 
 PHOTOS = [PhotoFile(path=Path(str(i)), name=str(i), digest=str(i), height=56, width=56) for i in range(6)]
-CONFIG = CodebookConfig(
-    encoder_hash="e",
-    side_px=tiny.SIDE_PX,
-    pca_dim=3,
-    thing_clusters=2,
-    stuff_clusters=2,
-    stego="tiny",
-    stego_steps=3,
-)
-
-
-def open_photo(photo: PhotoFile) -> PhotoFeatures:
-    """Two kinds of patches, the left and the right half of a 4 x 4 grid, and some noise."""
-    maps = np.random.default_rng(int(photo.name)).normal(0, 0.1, (4, 4, 4, 64))
-    maps[:, :, :2, :32] += 1.0
-    maps[:, :, 2:, :32] -= 1.0
-    placement = plan_letterbox(56, 56, [InputSize.square(tiny.SIDE_PX)], 4)
-    return PhotoFeatures(photo=photo, letterbox=placement, maps=maps.astype(np.float16))
-
-
-def find(view: PhotoFeatures) -> MaskProposals:
-    """The right half in even photos, its upper patches in odd ones; in the last one nothing."""
-    masks = np.zeros((0 if view.photo.name == "5" else 1, 4, 4), bool)
-    masks[:, : 4 - 2 * (int(view.photo.name) % 2), 2:] = True
-    return proposals_from_masks(masks)
 
 
 @pytest.fixture
-def material(tmp_path: Path, tiny_encoder: Path) -> CodebookInputs:
-    return CodebookInputs(
-        photos=PHOTOS,
-        view=open_photo,
-        found=find,
-        encoder=load_encoder(str(tiny_encoder), tiny.SIDE_PX),
-        encoder_source=str(tiny_encoder),
-        maps=tmp_path,
-        scratch=tmp_path,
+def inputs(tmp_path: Path, tiny_encoder: Path) -> CodebookInputs:
+    """Features: the left and the right half differ. Masks: the right half, in odd photos its upper part, in 5 none."""
+    config = PseudoLabelConfig(
+        photos="photos",
+        photos_hash="p",
+        encoder=str(tiny_encoder),
+        encoder_hash="e",
+        side_px=tiny.SIDE_PX,
+        layers=(2, 3),
+        proposals="maskcut",
+        pca_dim=3,
+        thing_clusters=2,
+        stuff_clusters=2,
+        stego_preset="tiny",
+        stego_steps=3,
     )
+    encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
+    features = FeatureStore.open(tmp_path / "features", encoder, config.encoder_hash, config)
+    dataset = PseudoLabelDataset(tmp_path / "labels")
+    for index, photo in enumerate(PHOTOS):
+        maps = np.random.default_rng(index).normal(0, 0.1, (4, 4, 4, 64))
+        maps[:, :, :2, :32] += 1.0
+        maps[:, :, 2:, :32] -= 1.0
+        features.cache.write(photo.digest, maps.astype(np.float16))
+        masks = np.zeros((0 if index == 5 else 1, 4, 4), bool)
+        masks[:, : 4 - 2 * (index % 2), 2:] = True
+        proposals_from_masks(masks).write(dataset.proposals(photo.digest))
+    return CodebookInputs(config=config, photos=PHOTOS, features=features, dataset=dataset)
 
 
-def test_stuff_clusters_know_how_much_of_them_lies_in_masks(material: CodebookInputs) -> None:
-    book = fit_codebook(material, CONFIG)
-    labels = make_stuff_segmenter(book, material).label_patches(open_photo(PHOTOS[0]))
-    left, right = labels[0, 0], labels[0, 3]
-    assert labels.tolist() == [[left, left, right, right]] * 4
+def segment_patches(codebook: Codebook, inputs: CodebookInputs, photo: PhotoFile) -> np.ndarray:
+    return make_stuff_segmenter(codebook).segment_patches(inputs.features.load(photo), inputs.load_masks(photo))
+
+
+def test_stuff_clusters_know_the_fraction_of_them_that_lies_in_masks(inputs: CodebookInputs) -> None:
+    codebook = fit_codebook(inputs)
+    stuff = segment_patches(codebook, inputs, PHOTOS[0])
+    left, right = stuff[0, 0], stuff[0, 3]
+    assert stuff.tolist() == [[left, left, right, right]] * 4
     # Of the right halves' 6 x 8 patches, 3 x 8 and 2 x 4 lie in masks.
-    assert book.inside[right - 1] == pytest.approx(32 / 48)
-    assert book.inside[left - 1] == 0.0
+    assert codebook.stuff_in_masks[right - 1] == pytest.approx(32 / 48)
+    assert codebook.stuff_in_masks[left - 1] == 0.0
 
 
-def test_a_fitted_codebook_does_the_same_once_it_was_stored(material: CodebookInputs, tmp_path: Path) -> None:
-    for stuff in ("kmeans", "regions", "stego"):
-        book = fit_codebook(material, replace(CONFIG, stuff=stuff))  # type: ignore[arg-type]
-        book.write(tmp_path / "codebook.npz")
-        stored = load_codebook(tmp_path / "codebook.npz")
-        view = open_photo(PHOTOS[1])
-        one, other = (make_stuff_segmenter(each, material).label_pixels(view) for each in (book, stored))
-        assert (one == other).all()
-        vectors = make_mask_embedder(stored, material).embed(view, find(view).binary)
-        assert nearest_centroid(vectors, stored.things)[0] in (0, 1)
+@pytest.mark.parametrize("stuff", ["kmeans", "regions", "stego"])
+def test_a_fitted_codebook_assigns_the_same_clusters_after_loading(
+    inputs: CodebookInputs, tmp_path: Path, stuff: str
+) -> None:
+    config = replace(inputs.config, stuff=stuff)  # type: ignore[arg-type]
+    codebook = fit_codebook(replace(inputs, config=config))
+    codebook.save(tmp_path / "codebook.npz")
+    features, masks = inputs.features.load(PHOTOS[1]), inputs.load_masks(PHOTOS[1])
+    one, other = (
+        ClusterAssigner(each, config, tmp_path) for each in (codebook, load_codebook(tmp_path / "codebook.npz"))
+    )
+    assert (one.segment_stuff(features, masks) == other.segment_stuff(features, masks)).all()
+    assert one.assign_things(features, masks.binary).tolist() == other.assign_things(features, masks.binary).tolist()
+    assert one.assign_things(features, masks.binary)[0] in (1, 2)
 
 
-def test_photos_without_any_mask_make_no_codebook(material: CodebookInputs) -> None:
-    bare = replace(material, photos=[PHOTOS[5]] * 6)
-    with pytest.raises(ConfigError, match="6 photos gave no mask"):
-        fit_codebook(bare, CONFIG)
+def test_photos_without_masks_are_an_error(inputs: CodebookInputs) -> None:
+    with pytest.raises(ConfigError, match="6 photos have no mask"):
+        fit_codebook(replace(inputs, photos=[PHOTOS[5]] * 6))
 
 
-def test_of_a_vote_s_masks_only_likely_things_make_clusters(material: CodebookInputs) -> None:
-    def find_both(view: PhotoFeatures) -> MaskProposals:
-        halves = np.zeros((2, 4, 4), bool)
-        halves[0, :, :2] = halves[1, :, 2:] = True
-        return MaskProposals(soft=halves.astype(np.float32), scores=np.array([6.0, 5.0], np.float32))
+def test_of_consensus_masks_only_those_with_objectness_make_clusters(inputs: CodebookInputs) -> None:
+    halves = np.zeros((2, 4, 4), np.float32)
+    halves[0, :, :2] = halves[1, :, 2:] = 1.0
+    for index, photo in enumerate(PHOTOS):
+        MaskProposals(soft=halves, scores=np.array([6.0, 5.0], np.float32)).write(
+            inputs.dataset.proposals(photo.digest)
+        )
+        # MaskCut finds the right half: two of its patches have a feature of their own.
+        maps = np.random.default_rng(index).normal(0, 0.1, (4, 4, 4, 64))
+        maps[..., 0] += 3.0
+        maps[:, 1:3, 2:, 0] -= 3.0
+        maps[:, 1:3, 2:, 1] += 3.0
+        maps[:, :, 2:, 2] += 1.0
+        inputs.features.cache.write(photo.digest, maps.astype(np.float16))
+    config = replace(inputs.config, proposals="consensus", objects_per_image=1)
+    codebook = fit_codebook(replace(inputs, config=config))
+    chosen = codebook.select_things(inputs.features.load(PHOTOS[0]), inputs.load_masks(PHOTOS[0]), 1)
+    assert chosen.binary[:, 0].tolist() == [[False, False, True, True]]  # the left half has the higher consensus
 
-    voted = replace(material, found=find_both, salient=lambda view: find(view).binary.any(0), objects=1)
-    book = fit_codebook(voted, CONFIG)
-    chosen = select_things(book, voted, open_photo(PHOTOS[0]))
-    assert chosen.binary.astype(int)[:, 0].tolist() == [[0, 0, 1, 1]]  # though more views agree on the left half
-    right = make_stuff_segmenter(book, voted).label_patches(open_photo(PHOTOS[0]))[0, 3]
-    assert book.inside.tolist() == [float(each == right - 1) for each in range(2)]
+
+def test_objectness_is_the_fraction_of_a_patch_cluster_that_maskcut_finds(inputs: CodebookInputs) -> None:
+    maps = np.random.default_rng(0).normal(0, 0.02, (4, 4, 4, 64))
+    maps[..., 0] += 1.0
+    maps[:, 1:3, 1:3, 0] -= 1.0
+    maps[:, 1:3, 1:3, 1] += 1.0
+    inputs.features.cache.write(PHOTOS[0].digest, maps.astype(np.float16))
+    features = inputs.features.load(PHOTOS[0])
+    sample = np.repeat(features.concat_layers().reshape(16, -1), 2, axis=0)
+    codebook = fit_codebook(inputs)
+    whitened = replace(codebook, mean=np.zeros(128), projection=np.eye(128))
+    fitted = fit_patch_objectness(whitened, sample, [features, features])
+    clusters = nearest_centroid(fitted.whiten(features), fitted.patch_centroids)
+    objectness = fitted.patch_objectness[clusters]
+    assert (objectness[1:3, 1:3] == 1.0).all()
+    assert (objectness[0] == 0.0).all()
 
 
-def test_whitened_tokens_have_no_mean_and_unit_length_and_the_loud_axis_is_quiet() -> None:
+def test_score_thresholds_leave_one_more_mask_per_photo_each() -> None:
+    thresholds = fit_score_thresholds([np.array([0.9, 0.8, 0.1]), np.array([0.7])])
+    assert thresholds.tolist() == [0.8, 0.1] + [0.1] * (MAX_OBJECTS - 2)
+    assert fit_score_thresholds([np.zeros(0)]).tolist() == [0.0] * MAX_OBJECTS
+
+
+def test_whitened_tokens_are_centered_and_of_unit_variance_and_length() -> None:
     generator = np.random.default_rng(0)
     tokens = generator.normal(0, 1, (5000, 6)) * [100, 1, 1, 1, 1, 1] + 7
     mean, projection = fit_whitening(tokens, 6)
     projected = (tokens - mean) @ projection
-    # 5,000 samples whiten themselves exactly: only rounding is left.
+    # Exact on the sample itself except for rounding.
     assert np.cov(projected.T) == pytest.approx(np.eye(6), abs=2e-3)
     assert np.linalg.norm(whiten(tokens, mean, projection), axis=1) == pytest.approx(1.0)
 
 
-def test_clusters_are_the_directions_that_the_vectors_have() -> None:
+def test_clusters_are_the_directions_of_the_vectors() -> None:
     generator = np.random.default_rng(1)
-    centres = np.eye(3, 8)
-    vectors = np.repeat(centres, 50, axis=0) + generator.normal(0, 0.05, (150, 8))
+    centers = np.eye(3, 8)
+    vectors = np.repeat(centers, 50, axis=0) + generator.normal(0, 0.05, (150, 8))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     centroids = kmeans(vectors, 3, seed=0)
     numbers = nearest_centroid(vectors, centroids).reshape(3, 50)
@@ -133,13 +168,13 @@ def test_the_same_seed_gives_the_same_clusters() -> None:
     assert np.array_equal(kmeans(vectors, 5, seed=3), kmeans(vectors, 5, seed=3))
 
 
-def test_more_clusters_than_vectors_are_refused() -> None:
+def test_more_clusters_than_vectors_are_an_error() -> None:
     with pytest.raises(ConfigError, match="2 vectors cannot make 3 clusters"):
         kmeans(np.ones((2, 4), np.float32), 3, seed=0)
 
 
-def test_no_cluster_stays_empty_however_often_a_vector_is_repeated() -> None:
-    # Of 300 vectors 298 are the same: random seeds fall on them, and k-means never finds the other two.
+def test_no_cluster_stays_empty_with_repeated_vectors() -> None:
+    # 298 of 300 vectors are equal: random starts pick them, and k-means never finds the other two.
     vectors = np.repeat(np.eye(3, 4), [298, 1, 1], axis=0).astype(np.float32)
     for is_spherical in (True, False):
         centroids = kmeans(vectors, 3, seed=0, is_spherical=is_spherical)
@@ -147,19 +182,16 @@ def test_no_cluster_stays_empty_however_often_a_vector_is_repeated() -> None:
         assert sorted(np.bincount(numbers, minlength=3).tolist()) == [1, 1, 298]
 
 
-def test_one_start_of_kmeans_plus_plus_finds_what_random_starts_find() -> None:
+def test_one_kmeans_plus_plus_start_finds_well_separated_clusters() -> None:
     generator = np.random.default_rng(1)
     vectors = np.repeat(np.eye(6, 8), 30, axis=0) + generator.normal(0, 0.02, (180, 8))
-    centroids = kmeans(vectors, 6, seed=0, kmeans_init="plusplus")
+    centroids = kmeans(vectors, 6, seed=0, kmeans_init="k-means++")
     numbers = nearest_centroid(vectors, centroids).reshape(6, 30)
     assert all(len(set(row.tolist())) == 1 for row in numbers)
     assert len(set(numbers[:, 0].tolist())) == 6
 
 
-def test_distances_tell_apart_what_angles_do_not() -> None:
+def test_without_normalization_clusters_are_by_distance() -> None:
     vectors = np.array([[1, 0], [1.1, 0], [5, 0], [5.1, 0]], np.float32)
     near, far = sorted(kmeans(vectors, 2, seed=0, is_spherical=False)[:, 0].tolist())
     assert (near, far) == (pytest.approx(1.05), pytest.approx(5.05))
-    centroids = np.array([[1.05, 0], [5.05, 0]], np.float32)
-    assert nearest_centroid(vectors, centroids, is_spherical=False).tolist() == [0, 0, 1, 1]
-    assert nearest_centroid(vectors, centroids).tolist() == [1, 1, 1, 1]

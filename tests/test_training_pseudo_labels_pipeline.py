@@ -1,135 +1,196 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 
-from model.checkpoints.state_dicts import load_encoder
 from model.errors import CheckpointError, ConfigError, LabelStoreError
 from training.data.dataset import PseudoLabelDataset, read_label_map
-from training.data.features import fill_cache, fill_keys, open_cache, open_key_cache
-from training.data.label_config import MaskDiscoveryConfig
-from training.data.photos import scan_photos
+from training.data.label_config import PseudoLabelConfig
+from training.data.photos import PhotoScan
+from training.pseudo_labels.clustering import fit_projections
 from training.pseudo_labels.codebook import load_codebook
-from training.pseudo_labels.photo_features import load_photo_features
-from training.pseudo_labels.pipeline import MaskProposer, fit_feature_projections, label_photos, maskcut_foreground
+from training.pseudo_labels.pipeline import PseudoLabelWorker, label_photos
 
 
-def test_every_photo_gets_a_label_in_its_own_size_that_agrees_with_the_index(tiny_store: PseudoLabelDataset) -> None:
+@pytest.fixture
+def scan(tiny_photos: Path, tiny_encoder: Path) -> PhotoScan:
+    return tiny.configure(tiny_photos, tiny_encoder)[0]
+
+
+@pytest.fixture
+def config(tiny_photos: Path, tiny_encoder: Path) -> PseudoLabelConfig:
+    return tiny.configure(tiny_photos, tiny_encoder)[1]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> PseudoLabelDataset:
+    """An empty folder."""
+    return PseudoLabelDataset(tmp_path / "labels")
+
+
+@pytest.fixture
+def copied(dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset) -> PseudoLabelDataset:
+    """A copy of finished labels."""
+    shutil.copytree(tiny_store.folder, dataset.folder)
+    return dataset
+
+
+def read_masks(dataset: PseudoLabelDataset) -> list[dict[str, Any]]:
+    masks: list[dict[str, Any]] = json.loads((dataset.folder / "instances.json").read_text())["annotations"]
+    return masks
+
+
+def test_every_photo_has_a_label_in_its_own_size_that_agrees_with_the_coco_file(
+    tiny_store: PseudoLabelDataset,
+) -> None:
     content = json.loads((tiny_store.folder / "panoptic.json").read_text())
     assert len(content["images"]) == len(content["annotations"]) == 8
     known = {category["id"]: category["isthing"] for category in content["categories"]}
     assert known == {1: 1, 2: 1, 3: 1, 4: 0, 5: 0, 6: 0, 7: 0}
     for image, annotation in zip(content["images"], content["annotations"], strict=True):
-        labels = read_label_map(tiny_store.folder / "panoptic" / annotation["file_name"])
-        assert labels.shape == (image["height"], image["width"])
+        label_map = read_label_map(tiny_store.folder / "panoptic" / annotation["file_name"])
+        assert label_map.shape == (image["height"], image["width"])
         segments = {segment["id"]: segment for segment in annotation["segments_info"]}
-        assert set(np.unique(labels).tolist()) - {0} == set(segments)
+        assert set(np.unique(label_map).tolist()) - {0} == set(segments)
         for segment_id, segment in segments.items():
-            assert segment["area"] == int((labels == segment_id).sum())
+            assert segment["area"] == int((label_map == segment_id).sum())
             assert segment["category_id"] in known
 
 
-def test_a_rerun_finishes_a_store_that_was_cut_off_and_gives_the_same(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, tiny_photos: Path, tiny_encoder: Path
+def test_a_rerun_completes_interrupted_labels_with_the_same_result(
+    copied: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
 ) -> None:
-    store = PseudoLabelDataset(tmp_path / "store")
-    shutil.copytree(tiny_store.folder, store.folder)
-    (store.folder / "panoptic.json").unlink()
-    next((store.folder / "masks").iterdir()).unlink()
-    next(store.features.rglob("*.npy")).unlink()
+    (copied.folder / "panoptic.json").unlink()
+    next((copied.folder / "masks").iterdir()).unlink()
+    next(copied.features.rglob("*.npy")).unlink()
     with pytest.raises(LabelStoreError, match="no finished labels"):
-        store.read_photos()
-    label_photos(*tiny.configure(tiny_photos, tiny_encoder), store=store, features=store.features)
-    assert (store.folder / "panoptic.json").read_bytes() == (tiny_store.folder / "panoptic.json").read_bytes()
+        copied.read_photos()
+    label_photos(scan, config, copied, copied.features)
+    assert (copied.folder / "panoptic.json").read_bytes() == (tiny_store.folder / "panoptic.json").read_bytes()
 
 
-def test_a_vote_gives_masks_with_scores_and_a_rerun_takes_them_as_they_are(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, tiny_photos: Path, tiny_encoder: Path
+def test_finished_labels_are_not_written_again(
+    copied: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
 ) -> None:
-    scan, config = tiny.configure(tiny_photos, tiny_encoder)
-    config = replace(config, proposals="vote", objects=2)
-    store = PseudoLabelDataset(tmp_path / "store")
-    report = label_photos(scan, config, store, tiny_store.features)
-    masks = json.loads((store.folder / "instances.json").read_text())["annotations"]
+    before = {path: path.stat().st_mtime_ns for path in copied.chunks_dir.rglob("*.png")}
+    label_photos(scan, config, copied, copied.features)
+    assert {path: path.stat().st_mtime_ns for path in copied.chunks_dir.rglob("*.png")} == before != {}
+
+
+def test_consensus_masks_have_scores_and_only_the_likeliest_are_in_the_panoptic_map(
+    dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
+) -> None:
+    config = replace(config, proposals="consensus", maskcut_tau=0.3, objects_per_image=2)
+    report = label_photos(scan, config, dataset, tiny_store.features)
+    masks = read_masks(dataset)
     assert report.photos_without_mask < 8 <= len(masks) <= 8 * 12
     assert all(0.0 <= each["score"] <= 1.0 for each in masks)
-    painted = sum(segment["category_id"] <= 3 for photo in json.loads((store.folder / "panoptic.json").read_text())
-                  ["annotations"] for segment in photo["segments_info"])  # fmt: skip
-    assert 0 < painted == sum(each["painted"] for each in masks) < len(masks)
-    views = store.views.read_bytes()
-    (store.folder / "panoptic.json").unlink()
-    label_photos(scan, config, store, tiny_store.features)
-    assert store.views.read_bytes() == views
-    assert json.loads((store.folder / "instances.json").read_text())["annotations"] == masks
-    with pytest.raises(ConfigError, match="proposals differ"):
-        store.lock_config(replace(config, proposals="maskcut"))
+    photos = json.loads((dataset.folder / "panoptic.json").read_text())["annotations"]
+    shown = sum(segment["category_id"] <= 3 for photo in photos for segment in photo["segments_info"])
+    assert 0 < shown == sum(each["in_panoptic"] for each in masks) < len(masks)
+    projections = dataset.projections.read_bytes()
+    (dataset.folder / "panoptic.json").unlink()
+    label_photos(scan, config, dataset, tiny_store.features)
+    assert dataset.projections.read_bytes() == projections
+    assert read_masks(dataset) == masks
 
 
-def test_a_vote_needs_a_codebook_of_a_vote_while_maskcut_takes_any(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, tiny_photos: Path, tiny_encoder: Path
+def test_consensus_masks_need_a_codebook_with_objectness_and_maskcut_takes_any(
+    dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
 ) -> None:
-    scan, config = tiny.configure(tiny_photos, tiny_encoder)
-    book, store = load_codebook(tiny_store.codebook), PseudoLabelDataset(tmp_path / "store")
-    with pytest.raises(ConfigError, match="not fitted on a vote"):
-        label_photos(scan, replace(config, proposals="vote"), store, tiny_store.features, book)
-    assert not store.folder.exists()
-    judged = replace(book, parts=book.stuff, salient=np.ones(4), score_thresholds=np.full(12, 2.0))
-    label_photos(scan, config, store, tiny_store.features, judged)
-    masks = json.loads((store.folder / "instances.json").read_text())["annotations"]
-    assert {each["painted"] for each in masks} == {1}  # MaskCut's are not judged
+    codebook = load_codebook(tiny_store.codebook)
+    with pytest.raises(ConfigError, match="not fitted on consensus masks"):
+        label_photos(scan, replace(config, proposals="consensus"), dataset, tiny_store.features, codebook)
+    assert not dataset.folder.exists()
+    with_objectness = replace(
+        codebook,
+        patch_centroids=codebook.stuff_centroids,
+        patch_objectness=np.ones(4),
+        score_thresholds=np.full(12, 2.0),
+    )
+    label_photos(scan, config, dataset, tiny_store.features, with_objectness)
+    assert {each["in_panoptic"] for each in read_masks(dataset)} == {1}
 
 
-def test_keys_are_cached_beside_the_features_and_cut_instead_of_them(
-    tmp_path: Path, tiny_photos: Path, tiny_encoder: Path
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"proposals": "maskcut"},
+        {"proposals": "maskcut", "maskcut_tau": 0.1, "maskcut_features": "keys", "maskcut_subtract_mean": True},
+        {"proposals": "consensus", "maskcut_tau": 0.3},
+    ],
+    ids=["patches", "keys", "consensus"],
+)
+def test_masks_lie_on_the_patches_that_show_the_photo(
+    tmp_path: Path, scan: PhotoScan, config: PseudoLabelConfig, change: dict[str, Any]
 ) -> None:
-    scan, config = tiny.configure(tiny_photos, tiny_encoder)
-    config = replace(config, tokens="keys", maskcut_subtract_mean=True, maskcut_reference_filters=True, threshold=0.1)
-    store = PseudoLabelDataset(tmp_path / "store")
-    assert label_photos(scan, config, store, store.features).photos == 8
-    assert sorted(len(list(folder.iterdir())) for folder in store.features.iterdir()) == [8, 8]
+    worker = PseudoLabelWorker(
+        config=replace(config, **change), dataset=PseudoLabelDataset(tmp_path), features_dir=tmp_path / "features"
+    )
+    assert sum(worker.work("features", scan.photos)) == 8
+    fit_projections(scan.photos, worker.features, 0).write(worker.dataset.projections)
+    found = worker.propose_masks(scan.photos[0])  # 48 x 64 on a square of 56: three of four rows
+    assert found.soft.shape[1:] == (3, 4)
+    assert len(found.soft) == len(found.scores) > 0
+    assert ((found.soft >= 0.0) & (found.soft <= 1.0)).all()
 
 
-def test_a_store_made_otherwise_is_left_alone(
-    tiny_store: PseudoLabelDataset, tiny_photos: Path, tiny_encoder: Path
+def test_keys_are_cached_next_to_the_features(
+    dataset: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
 ) -> None:
-    _, config = tiny.configure(tiny_photos, tiny_encoder)
-    with pytest.raises(ConfigError, match="thing_clusters differ"):
-        tiny_store.lock_config(replace(config, thing_clusters=2))
+    config = replace(config, maskcut_features="keys", maskcut_subtract_mean=True, maskcut_reference_filters=True)
+    assert label_photos(scan, replace(config, maskcut_tau=0.1), dataset, dataset.features).photos == 8
+    assert sorted(len(list(folder.iterdir())) for folder in dataset.features.iterdir()) == [8, 8]
 
 
-def test_what_only_the_codebook_needs_may_change_until_there_is_one(
-    tmp_path: Path, tiny_photos: Path, tiny_encoder: Path
+def test_projections_depend_only_on_the_seed(tmp_path: Path, scan: PhotoScan, config: PseudoLabelConfig) -> None:
+    worker = PseudoLabelWorker(config=config, dataset=PseudoLabelDataset(tmp_path), features_dir=tmp_path / "features")
+    worker.features.fill_all(scan.photos)
+    one, other, another = (fit_projections(scan.photos, worker.features, seed) for seed in (1, 1, 2))
+    assert (one.mean == other.mean).all()
+    assert (one.projection != another.projection).any()
+
+
+def test_options_of_the_codebook_may_change_until_it_is_fitted(
+    dataset: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
 ) -> None:
-    scan, config = tiny.configure(tiny_photos, tiny_encoder)
-    store = PseudoLabelDataset(tmp_path / "store")
     with pytest.raises(ConfigError, match="ask for fewer"):
-        label_photos(scan, replace(config, thing_clusters=99), store, store.features)
+        label_photos(scan, replace(config, thing_clusters=99), dataset, dataset.features)
     with pytest.raises(ConfigError, match="maskcut_n differ"):
-        store.lock_config(replace(config, maskcut_n=1))
-    assert label_photos(scan, config, store, store.features).photos == 8
+        dataset.lock_config(replace(config, maskcut_n=1))
+    assert label_photos(scan, config, dataset, dataset.features).photos == 8
+    with pytest.raises(ConfigError, match="thing_clusters differ"):
+        dataset.lock_config(replace(config, thing_clusters=2))
 
 
-def test_an_encoder_that_does_not_fit_leaves_no_store_behind(
-    tmp_path: Path, tiny_photos: Path, tiny_encoder: Path
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"side_px": 60}, CheckpointError, "multiple"),
+        ({"layers": (4,)}, ConfigError, "blocks 0 to 3"),
+    ],
+)
+def test_options_that_do_not_fit_the_encoder_leave_no_folder_behind(
+    dataset: PseudoLabelDataset,
+    scan: PhotoScan,
+    config: PseudoLabelConfig,
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
 ) -> None:
-    scan, config = tiny.configure(tiny_photos, tiny_encoder)
-    store = PseudoLabelDataset(tmp_path / "store")
-    with pytest.raises(CheckpointError, match="no multiple"):
-        label_photos(scan, replace(config, side_px=60), store, store.features)
-    assert not store.folder.exists()
+    with pytest.raises(error, match=message):
+        label_photos(scan, replace(config, **change), dataset, dataset.features)
+    assert not dataset.folder.exists()
 
 
-def test_a_folder_of_other_things_is_not_taken_for_a_store(
-    tmp_path: Path, tiny_photos: Path, tiny_encoder: Path
-) -> None:
+def test_a_folder_with_other_files_is_rejected(tmp_path: Path, config: PseudoLabelConfig) -> None:
     (tmp_path / "thesis.txt").write_text("do not touch")
-    _, config = tiny.configure(tiny_photos, tiny_encoder)
-    with pytest.raises(ConfigError, match="no label store"):
+    with pytest.raises(ConfigError, match="holds no pseudo-labels"):
         PseudoLabelDataset(tmp_path).lock_config(config)
 
 
@@ -137,113 +198,38 @@ def test_a_folder_of_other_things_is_not_taken_for_a_store(
     ("change", "message"),
     [
         ({"seed": -1}, "seed"),
+        ({"thing_clusters": 0}, "thing_clusters must be positive"),
         ({"side_px": 54}, "multiple of 4"),
+        ({"layers": ()}, "layers"),
         ({"maskcut_n": 0}, "maskcut_n"),
-        ({"threshold": 1.5}, "threshold"),
+        ({"maskcut_tau": 1.5}, "maskcut_tau"),
+        ({"objects_per_image": 13}, "at most 12"),
+        ({"proposals": "consensus", "maskcut_subtract_mean": True}, "need proposals maskcut"),
         ({"max_stuff_in_things": 1.5}, "max_stuff_in_things"),
-        ({"merge": "best"}, "published, improved"),
-        ({"stuff": "maps"}, "folder of stuff maps"),
-        ({"stuff": "maps", "maps": "m", "stuff_crf": True}, "maps have none"),
+        ({"stuff": "maps"}, "given together"),
+        ({"stuff": "maps", "stuff_maps_dir": Path("m"), "stuff_crf": True}, "maps do not have"),
+        ({"mask_source": "detector"}, "given together"),
     ],
 )
-def test_options_out_of_range_are_refused(
-    tiny_photos: Path, tiny_encoder: Path, change: dict[str, float], message: str
+def test_options_out_of_range_or_in_conflict_are_rejected(
+    config: PseudoLabelConfig, change: dict[str, Any], message: str
 ) -> None:
-    _, config = tiny.configure(tiny_photos, tiny_encoder)
     with pytest.raises(ConfigError, match=message):
-        replace(config, **change)  # type: ignore[arg-type]
-
-
-def test_a_store_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
-    store = PseudoLabelDataset(tmp_path / "store")
-    shutil.copytree(tiny_store.folder, store.folder)
-    content = json.loads((store.folder / "label.json").read_text())
-    del content["format_version"]
-    (store.folder / "label.json").write_text(json.dumps(content))
-    with pytest.raises(LabelStoreError, match="version 1, not 2: label its photos anew"):
-        store.read_photos()
-
-
-def test_a_finished_store_is_not_labelled_again(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, tiny_photos: Path, tiny_encoder: Path
-) -> None:
-    store = PseudoLabelDataset(tmp_path / "store")
-    shutil.copytree(tiny_store.folder, store.folder)
-    before = {path: path.stat().st_mtime_ns for path in store.shards.rglob("*.png")}
-    label_photos(*tiny.configure(tiny_photos, tiny_encoder), store=store, features=store.features)
-    assert {path: path.stat().st_mtime_ns for path in store.shards.rglob("*.png")} == before != {}
-
-
-def test_every_way_of_finding_gives_masks_on_the_patches_that_show_the_photo(
-    tmp_path: Path, tiny_encoder: Path, tiny_photos: Path
-) -> None:
-    encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
-    photos = scan_photos(tiny_photos).photos
-    cache, keys = (each(tmp_path, "0" * 64, tiny.SIDE_PX) for each in (open_cache, open_key_cache))
-    fill_cache(cache, photos, encoder, tiny.SIDE_PX)
-    fill_keys(keys, photos, encoder, tiny.SIDE_PX)
-    view = partial(load_photo_features, cache, side_px=tiny.SIDE_PX)
-    finders = {
-        "patches": MaskProposer(config=MaskDiscoveryConfig(proposals="maskcut", threshold=0.6), encoder=encoder),
-        "keys": MaskProposer(
-            config=MaskDiscoveryConfig(proposals="maskcut", threshold=0.1, tokens="keys", maskcut_subtract_mean=True),
-            encoder=encoder,
-            keys=keys,
-        ),
-        "vote": MaskProposer(
-            config=MaskDiscoveryConfig(proposals="vote"),
-            encoder=encoder,
-            views=fit_feature_projections(photos, view, encoder, 0),
-        ),
-    }
-    wide = view(photos[0])  # 48 x 64 on a square of 56: three of four rows
-    for name, finder in finders.items():
-        found = finder.find(wide)
-        assert found.soft.shape[1:] == (3, 4), name
-        assert len(found.soft) == len(found.scores) > 0, name
-        assert ((found.soft >= 0.0) & (found.soft <= 1.0)).all(), name
-
-
-def test_what_maskcut_finds_is_salient(tmp_path: Path, tiny_encoder: Path, tiny_photos: Path) -> None:
-    encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
-    photo = scan_photos(tiny_photos).photos[0]
-    cache = open_cache(tmp_path, "0" * 64, tiny.SIDE_PX)
-    fill_cache(cache, [photo], encoder, tiny.SIDE_PX)
-    view = load_photo_features(cache, photo, tiny.SIDE_PX)
-    found = MaskProposer(config=MaskDiscoveryConfig(proposals="maskcut"), encoder=encoder).find(view)
-    assert (maskcut_foreground(encoder, view) == found.binary.any(0)).all()
-    alike = np.zeros_like(view.maps)
-    alike[..., 0] = 1.0
-    assert not maskcut_foreground(encoder, replace(view, maps=alike)).any()
-
-
-def test_views_do_not_depend_on_anything_but_the_seed(tmp_path: Path, tiny_encoder: Path, tiny_photos: Path) -> None:
-    encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
-    photos = scan_photos(tiny_photos).photos
-    cache = open_cache(tmp_path, "0" * 64, tiny.SIDE_PX)
-    fill_cache(cache, photos, encoder, tiny.SIDE_PX)
-    one, other = (
-        fit_feature_projections(photos, partial(load_photo_features, cache, side_px=tiny.SIDE_PX), encoder, 1)
-        for _ in range(2)
-    )
-    assert one.mean == pytest.approx(other.mean, abs=0.0)
+        replace(config, **change)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("change", "message"),
     [
-        ({"maskcut_n": 0}, "maskcut_n"),
-        ({"objects": 0}, "objects"),
-        ({"objects": 13}, "objects must be at most 12"),
-        ({"threshold": 1.0}, "threshold"),
-        ({"proposals": "sam"}, "maskcut, vote"),
-        ({"tokens": "values"}, "patches, keys"),
-        ({"refinement": "none"}, "guided, crf"),
-        ({"proposals": "vote", "tokens": "keys"}, "not with a vote"),
-        ({"proposals": "vote", "maskcut_subtract_mean": True}, "not with a vote"),
-        ({"proposals": "vote", "maskcut_reference_filters": True}, "not with a vote"),
+        ({"format_version": None}, "format version None, this release reads 3; run `useg label` again"),
+        ({"maskcut_m": 3}, "did you mean 'maskcut_n'"),
+        ({"stuff_merge_rule": "best"}, "stuff_merge_rule"),
     ],
 )
-def test_options_out_of_range_or_at_odds_are_refused(options: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        MaskDiscoveryConfig(**options)  # type: ignore[arg-type]
+def test_a_stored_configuration_of_another_version_or_with_unknown_values_is_rejected(
+    copied: PseudoLabelDataset, change: dict[str, Any], message: str
+) -> None:
+    content = json.loads((copied.folder / "label.json").read_text())
+    (copied.folder / "label.json").write_text(json.dumps(content | change))
+    with pytest.raises(LabelStoreError, match=message):
+        copied.read_photos()

@@ -9,7 +9,7 @@ from model.images import plan_letterbox
 from training.pseudo_labels.codebook import segment_stuff
 from training.pseudo_labels.refinement import (
     GuidedFilter,
-    check_refinement_method,
+    check_crf_available,
     make_dense_crf,
     refine_masks,
     refine_stuff,
@@ -28,7 +28,7 @@ def draw_edge() -> np.ndarray:
 
 
 @each_method
-def test_a_patch_mask_moves_to_the_edge_in_the_picture(method: str) -> None:
+def test_a_mask_border_moves_to_the_image_edge(method: str) -> None:
     patches = np.zeros((2, 32, 32), bool)
     patches[0, :, :16] = True  # ends at pixel 224, six too far
     patches[1, :, 16:] = True
@@ -37,7 +37,7 @@ def test_a_patch_mask_moves_to_the_edge_in_the_picture(method: str) -> None:
     assert set(fine[1].sum(1).tolist()) == {448 - 218}
 
 
-def test_a_mask_that_would_be_lost_is_empty_and_its_neighbours_stay() -> None:
+def test_a_mask_that_refinement_would_lose_is_empty_and_others_stay() -> None:
     patches = np.zeros((2, 32, 32), bool)
     patches[0, 5, 5] = True
     patches[1, 8:24, 8:24] = True
@@ -45,29 +45,29 @@ def test_a_mask_that_would_be_lost_is_empty_and_its_neighbours_stay() -> None:
     assert [bool(mask.any()) for mask in fine] == [False, True]
 
 
-def test_a_share_of_votes_is_a_soft_mask() -> None:
-    votes = np.zeros((1, 32, 32), np.float32)
-    votes[0, 8:24, 8:24] = 0.4
-    votes[0, 8:24, 8:16] = 0.9
-    fine = refine_masks(votes, np.full((448, 448, 3), 90, np.uint8), 14)[0]
+def test_soft_masks_are_thresholded_at_one_half() -> None:
+    soft = np.zeros((1, 32, 32), np.float32)
+    soft[0, 8:24, 8:24] = 0.4
+    soft[0, 8:24, 8:16] = 0.9
+    fine = refine_masks(soft, np.full((448, 448, 3), 90, np.uint8), 14)[0]
     assert fine[224, 130]
     assert not fine[224, 280]
 
 
-def test_the_picture_may_end_inside_the_last_patch() -> None:
+def test_the_image_may_end_inside_the_last_patch() -> None:
     fine = refine_masks(np.ones((1, 4, 3), bool), np.full((50, 40, 3), 90, np.uint8), 14)
     assert fine.shape == (1, 50, 40)
     assert fine.all()
 
 
-def test_the_guided_filter_leaves_a_constant_mask_alone() -> None:
+def test_the_guided_filter_keeps_a_constant_mask() -> None:
     guide = np.random.default_rng(1).random((40, 50), dtype=np.float32)
-    smoothed = GuidedFilter(guide, 8).smooth(np.full((40, 50), 0.7, np.float32))
-    assert smoothed == pytest.approx(np.full((40, 50), 0.7), abs=1e-4)
+    filtered = GuidedFilter(guide, 8).filter(np.full((40, 50), 0.7, np.float32))
+    assert filtered == pytest.approx(np.full((40, 50), 0.7), abs=1e-4)
 
 
 @needs_crf
-def test_the_dense_crf_drops_a_speck_and_fills_a_hole() -> None:
+def test_the_dense_crf_removes_a_speck_and_fills_a_hole() -> None:
     soft = np.zeros((90, 90), np.float32)
     soft[20:70, 20:70] = 1.0
     soft[40:42, 40:42] = 0.0
@@ -80,21 +80,20 @@ def test_the_dense_crf_drops_a_speck_and_fills_a_hole() -> None:
 
 
 @pytest.mark.skipif(has_crf, reason="pydensecrf2 is installed")
-def test_a_dense_crf_that_is_not_installed_is_told_before_any_work() -> None:
+def test_a_missing_crf_package_is_an_error_with_the_extra_to_install() -> None:
     with pytest.raises(ConfigError, match=r"useg\[crf\]"):
-        check_refinement_method("crf")
-    check_refinement_method("guided")
+        check_crf_available("stuff refinement")
 
 
-def test_borders_move_to_where_the_colour_changes() -> None:
-    pytest.importorskip("pydensecrf.densecrf", reason="the extra `crf` is not installed")
+@needs_crf
+def test_stuff_borders_move_to_where_the_color_changes() -> None:
     image = np.full((56, 56, 3), 30, np.uint8)
     image[:, 24:] = 220  # four pixels before the patches change sides
     cosines = np.zeros((4, 4, 2), np.float32)
     cosines[:, :2, 0] = cosines[:, 2:, 1] = 1.0
-    placement = plan_letterbox(56, 56, [InputSize.square(56)], 4)
-    before = segment_stuff(cosines, np.eye(2, dtype=np.float32), 14, placement)
+    letterbox = plan_letterbox(56, 56, [InputSize.square(56)], 4)
+    before = segment_stuff(cosines, np.eye(2, dtype=np.float32), 14, letterbox)
     assert (before[:, 25] == 1).all()
-    after = refine_stuff(image, cosines, 14, placement)
+    after = refine_stuff(image, cosines, 14, letterbox)
     assert (after[:, :24] == 1).all()
     assert (after[:, 24:] == 2).all()

@@ -10,12 +10,12 @@ from torch import Tensor
 from model.errors import ConfigError
 from training.data.label_config import STEGO_PRESETS, CorrelationTerm, StegoConfig
 from training.data.photos import PhotoFile
+from training.pseudo_labels.codebook import StegoHead
 from training.pseudo_labels.stego import (
     ClusterProbe,
     CorrelationLosses,
     FeatureBatch,
     SampleCoords,
-    StegoHead,
     TrainedStego,
     correlation_loss,
     correlation_losses,
@@ -27,7 +27,7 @@ from training.pseudo_labels.stego import (
     train_stego,
 )
 
-TOLERANCE = 1e-6  # the golden's own: a recomputation in float64 differs by 2e-8
+TOLERANCE = 1e-6  # of the stored outputs: a recomputation in float64 differs by 2e-8
 SMALL, SHIPPED = STEGO_PRESETS["small"], STEGO_PRESETS["shipped"]
 REFERENCE = {
     "cocostuff27_vit_base": STEGO_PRESETS["base"],
@@ -35,9 +35,9 @@ REFERENCE = {
     "cocostuff27_vit_small_10_3": STEGO_PRESETS["small-10-3"],
     "cityscapes_10_3": STEGO_PRESETS["cityscapes"],
     "iaroa_default": SHIPPED,
-    "variant_no_pointwise": replace(SHIPPED, is_centred=False),
-    "variant_no_zero_clamp": replace(SHIPPED, is_clamped=False),
-    "variant_stabalize": replace(SHIPPED, is_capped=True),
+    "variant_no_pointwise": replace(SHIPPED, subtract_mean=False),
+    "variant_no_zero_clamp": replace(SHIPPED, zero_clamp=False),
+    "variant_stabalize": replace(SHIPPED, max_clamp=True),
 }
 
 
@@ -46,7 +46,7 @@ def load(golden: Path) -> dict[str, Tensor]:
         return {name: torch.from_numpy(stored[name]) for name in stored}
 
 
-def correlate_stored(stored: dict[str, Tensor], config: StegoConfig) -> tuple[CorrelationLosses, Tensor, Tensor]:
+def losses_of_stored(stored: dict[str, Tensor], config: StegoConfig) -> tuple[CorrelationLosses, Tensor, Tensor]:
     codes, near_codes = (stored[name].clone().requires_grad_() for name in ("code", "code_pos"))
     losses = correlation_losses(
         FeatureBatch(features=stored["feats"], codes=codes),
@@ -60,13 +60,13 @@ def correlate_stored(stored: dict[str, Tensor], config: StegoConfig) -> tuple[Co
 
 @pytest.mark.golden
 @pytest.mark.parametrize("name", REFERENCE)
-def test_losses_and_gradients_are_the_reference_s(golden: Path, name: str) -> None:
+def test_losses_and_gradient_norms_equal_the_reference(golden: Path, name: str) -> None:
     expected = json.loads((golden / "stego" / "expected.json").read_text())[name]
-    losses, codes, near_codes = correlate_stored(load(golden), REFERENCE[name])
-    total = losses.weigh(REFERENCE[name])
-    assert losses.itself.item() == pytest.approx(expected["pos_intra_loss"], abs=TOLERANCE)
-    assert losses.neighbour.item() == pytest.approx(expected["pos_inter_loss"], abs=TOLERANCE)
-    assert losses.stranger.item() == pytest.approx(expected["neg_inter_loss"], abs=TOLERANCE)
+    losses, codes, near_codes = losses_of_stored(load(golden), REFERENCE[name])
+    total = losses.total(REFERENCE[name])
+    assert losses.self_loss.item() == pytest.approx(expected["pos_intra_loss"], abs=TOLERANCE)
+    assert losses.knn_loss.item() == pytest.approx(expected["pos_inter_loss"], abs=TOLERANCE)
+    assert losses.random_loss.item() == pytest.approx(expected["neg_inter_loss"], abs=TOLERANCE)
     assert total.item() == pytest.approx(expected["total"], abs=TOLERANCE)
     gradient, near_gradient = torch.autograd.grad(total, [codes, near_codes])
     assert gradient.norm().item() == pytest.approx(expected["grad_code_norm"], abs=TOLERANCE)
@@ -74,16 +74,16 @@ def test_losses_and_gradients_are_the_reference_s(golden: Path, name: str) -> No
 
 
 @pytest.mark.golden
-def test_the_gradient_is_the_reference_s_in_every_code(golden: Path) -> None:
+def test_the_gradient_of_every_code_equals_the_reference(golden: Path) -> None:
     stored = load(golden)
-    losses, codes, near_codes = correlate_stored(stored, SMALL)
-    gradient, near_gradient = torch.autograd.grad(losses.weigh(SMALL), [codes, near_codes])
+    losses, codes, near_codes = losses_of_stored(stored, SMALL)
+    gradient, near_gradient = torch.autograd.grad(losses.total(SMALL), [codes, near_codes])
     assert (gradient - stored["grad_code"]).abs().max() < TOLERANCE
     assert (near_gradient - stored["grad_code_pos"]).abs().max() < TOLERANCE
 
 
 @pytest.mark.golden
-def test_the_probe_is_the_reference_s(golden: Path) -> None:
+def test_the_cluster_probe_equals_the_reference(golden: Path) -> None:
     stored = load(golden)
     expected = json.loads((golden / "stego" / "expected.json").read_text())["cluster_probe"]
     probe = ClusterProbe(27, 10)
@@ -97,27 +97,27 @@ def test_the_probe_is_the_reference_s(golden: Path) -> None:
     assert torch.allclose((2 * cosines).log_softmax(1), stored["probe_logprob_alpha2"], atol=TOLERANCE)
 
 
-def test_like_features_pull_codes_together_and_unlike_ones_push_them_apart() -> None:
-    # Two points whose features are orthogonal, seen at the corners: cosines are 1 and 0, the shift lies between.
+def test_similar_features_pull_codes_together_and_different_ones_push_them_apart() -> None:
+    # Two points with orthogonal features, sampled at the corners: cosines are 1 and 0, the shift lies between.
     features = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
     corners = torch.tensor([[[[-1.0, 0.0]], [[1.0, 0.0]]]])
-    config = replace(SMALL, is_centred=False)
+    config = replace(SMALL, subtract_mean=False)
 
     def loss(codes: list[list[float]]) -> float:
-        pictures = FeatureBatch(features=features, codes=torch.tensor(codes)[None, :, None]).look(corners)
-        return correlation_loss(pictures, pictures, CorrelationTerm(weight=1.0, shift=0.25), config).item()
+        batch = FeatureBatch(features=features, codes=torch.tensor(codes)[None, :, None]).sample(corners)
+        return correlation_loss(batch, batch, CorrelationTerm(weight=1.0, shift=0.25), config).item()
 
     assert loss([[1.0, 0.0], [0.0, 1.0]]) == pytest.approx(-(0.75 + 0.75) / 4)
     assert loss([[1.0, 1.0], [0.0, 0.0]]) == pytest.approx(-(0.75 + 0.75 - 0.25 - 0.25) / 4)
 
 
-def test_corners_are_the_centres_of_the_outermost_cells_and_x_comes_first() -> None:
+def test_corner_coordinates_are_the_outermost_pixel_centers_and_x_comes_first() -> None:
     maps = torch.arange(6.0).reshape(1, 1, 2, 3)
     points = torch.tensor([[[[-1.0, -1.0], [1.0, -1.0]], [[-1.0, 1.0], [0.0, 0.0]]]])
     assert sample_features(maps, points)[0, 0].T.tolist() == [[0.0, 2.0], [3.0, 2.5]]
 
 
-def test_nobody_is_a_stranger_to_himself() -> None:
+def test_a_shuffle_pairs_no_image_with_itself() -> None:
     torch.manual_seed(0)
     for _ in range(50):
         order = sample_shuffle(5)
@@ -125,14 +125,14 @@ def test_nobody_is_a_stranger_to_himself() -> None:
         assert set(order.tolist()) <= set(range(5))
 
 
-def test_points_lie_inside_the_picture() -> None:
-    points = sample_coords(3, 11)
-    for each in (points.first, points.second):
+def test_sample_points_lie_inside_the_image() -> None:
+    coords = sample_coords(3, 11)
+    for each in (coords.first, coords.second):
         assert each.shape == (3, 11, 11, 2)
         assert -1.0 <= each.min() < -0.9 < 0.9 < each.max() <= 1.0
 
 
-def test_the_probe_does_not_move_the_codes_and_the_head_drops_nothing_when_it_is_used() -> None:
+def test_the_probe_has_no_gradient_to_the_codes_and_dropout_is_off_in_evaluation() -> None:
     torch.manual_seed(0)
     head, probe = StegoHead(6, 4, dropout=0.5), ClusterProbe(3, 4)
     features = torch.randn(2, 6, 5, 5)
@@ -149,7 +149,7 @@ PHOTOS = [PhotoFile(path=Path(str(i)), name=str(i), digest=str(i), height=8, wid
 
 
 def read_tokens(photo: PhotoFile) -> np.ndarray:
-    """Left and right halves of two kinds, with a little noise of the photo's own."""
+    """Left and right halves differ, with a little noise of the photo's own."""
     tokens = np.random.default_rng(int(photo.name)).normal(0, 0.1, (8, 8, 12)).astype(np.float32)
     tokens[:, :4, 0] += 3
     tokens[:, 4:, 1] += 3
@@ -157,7 +157,7 @@ def read_tokens(photo: PhotoFile) -> np.ndarray:
 
 
 def train(checkpoint: Path, *, steps: int, seed: int = 0) -> TrainedStego:
-    config = replace(TINY, steps=steps, checkpoint_every=3)
+    config = replace(TINY, max_steps=steps, checkpoint_interval=3)
     return train_stego(PHOTOS, read_tokens, 2, config, seed, checkpoint)
 
 
@@ -165,28 +165,28 @@ def list_weights(stego: TrainedStego) -> list[torch.Tensor]:
     return [*stego.head.state_dict().values(), torch.from_numpy(stego.centroids)]
 
 
-def test_crops_are_the_four_corners_and_the_middle_in_half_the_size() -> None:
+def test_crops_are_the_four_corners_and_the_center_at_half_the_size() -> None:
     tokens = np.arange(24).reshape(4, 6, 1)
-    assert [crop_tokens(tokens, place)[0, 0, 0] for place in range(5)] == [0, 3, 12, 15, 7]
+    assert [crop_tokens(tokens, position)[0, 0, 0] for position in range(5)] == [0, 3, 12, 15, 7]
     assert crop_tokens(tokens, 4)[..., 0].tolist() == [[7, 8, 9], [13, 14, 15]]
     assert crop_tokens(tokens[:1, :1], 3).shape == (1, 1, 1)
 
 
-def test_neighbours_are_the_nearest_others_by_angle() -> None:
+def test_neighbors_are_the_nearest_other_vectors_by_cosine() -> None:
     angles = np.radians([0, 1, 3, 90, 92])
     vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32) * [[1], [9], [1], [1], [5]]
     assert nearest_neighbors(vectors.astype(np.float32), 1)[:, 0].tolist() == [1, 0, 1, 4, 3]
     assert nearest_neighbors(vectors.astype(np.float32), 2)[0].tolist() == [1, 2]
 
 
-def test_nobody_is_his_own_neighbour_even_among_twins() -> None:
-    neighbours = nearest_neighbors(np.ones((9, 3), np.float32), 4)
-    assert all(place not in row for place, row in enumerate(neighbours.tolist()))
-    with pytest.raises(ConfigError, match="9 crops have no 9 neighbours"):
+def test_no_vector_is_its_own_neighbor_even_among_identical_ones() -> None:
+    neighbors = nearest_neighbors(np.ones((9, 3), np.float32), 4)
+    assert all(index not in row for index, row in enumerate(neighbors.tolist()))
+    with pytest.raises(ConfigError, match="9 crops cannot have 9 neighbors"):
         nearest_neighbors(np.ones((9, 3), np.float32), 9)
 
 
-def test_training_makes_codes_alike_within_a_kind_and_unlike_between_kinds(tmp_path: Path) -> None:
+def test_training_makes_codes_similar_within_a_region_and_different_between_regions(tmp_path: Path) -> None:
     tokens = torch.from_numpy(read_tokens(PHOTOS[0])).permute(2, 0, 1)[None]
 
     def measure(steps: int) -> tuple[float, float]:
@@ -201,7 +201,7 @@ def test_training_makes_codes_alike_within_a_kind_and_unlike_between_kinds(tmp_p
     assert trained[1] < min(0.5, untrained[1])
 
 
-def test_the_probe_s_centroids_move_towards_the_codes(tmp_path: Path) -> None:
+def test_the_centroids_move_towards_the_codes(tmp_path: Path) -> None:
     tokens = torch.from_numpy(read_tokens(PHOTOS[1])).permute(2, 0, 1)[None]
 
     def measure(steps: int) -> float:
@@ -213,7 +213,7 @@ def test_the_probe_s_centroids_move_towards_the_codes(tmp_path: Path) -> None:
     assert measure(150) > measure(1) + 0.1
 
 
-def test_training_goes_on_where_it_was_and_ends_where_it_would_have(tmp_path: Path) -> None:
+def test_interrupted_training_resumes_with_the_same_result(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole.safetensors", steps=5)
 
     class Killed(Exception):
@@ -224,11 +224,11 @@ def test_training_goes_on_where_it_was_and_ends_where_it_would_have(tmp_path: Pa
     def read_and_die(photo: PhotoFile) -> np.ndarray:
         nonlocal reads
         reads += 1
-        if reads > 1 + len(PHOTOS) + 4 * 4:  # the first, the neighbours, and four steps of two pairs
+        if reads > 1 + len(PHOTOS) + 4 * 4:  # the first photo, the neighbor search, and four steps of two pairs
             raise Killed
         return read_tokens(photo)
 
-    config = replace(TINY, steps=5, checkpoint_every=3)
+    config = replace(TINY, max_steps=5, checkpoint_interval=3)
     checkpoint = tmp_path / "cut.safetensors"
     with pytest.raises(Killed):
         train_stego(PHOTOS, read_and_die, 2, config, 0, checkpoint)

@@ -70,7 +70,7 @@ def test_a_round_that_was_killed_goes_on_to_the_same_labels(
     half = PseudoLabelDataset(Path(shutil.copytree(second.folder, tmp_path / "store")))
     for name in ("panoptic.json", "instances.json", TEACHER_FILE):
         (half.folder / name).unlink()
-    shutil.rmtree(half.shards)
+    shutil.rmtree(half.chunks_dir)
     for path in list((half.folder / "findings").iterdir())[:3]:
         path.unlink()
     relabel(sure_run, tiny_store, tiny_store.features, half, PLAN)
@@ -213,7 +213,7 @@ def test_the_map_has_what_reaches_a_share_of_its_clusters_best_and_the_masks_are
 def test_old_masks_stay_where_no_new_one_explains_them() -> None:
     old = [
         describe_old(slice(0, 6), 3, score=0.4),  # IoU 4 / 6 with the new
-        describe_old(slice(0, 16), 3, score=0.25, painted=0),  # 4 / 16
+        describe_old(slice(0, 16), 3, score=0.25, in_panoptic=0),  # 4 / 16
         describe_old(slice(8, 12), 2),
     ]
     label = make_relabeller(draw_found([0.8], [1]), old).label(describe())

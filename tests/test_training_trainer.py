@@ -69,7 +69,7 @@ def test_another_label_store_in_the_same_run_is_refused(
 ) -> None:
     other = PseudoLabelDataset(Path(shutil.copytree(tiny_store.folder, tmp_path / "store")))
     content = json.loads((other.folder / "label.json").read_text())
-    (other.folder / "label.json").write_text(json.dumps({**content, "threshold": 0.5}))
+    (other.folder / "label.json").write_text(json.dumps({**content, "maskcut_tau": 0.5}))
     with pytest.raises(ConfigError, match="begun with another label store"):
         begin(other, tiny_run)
 

@@ -15,9 +15,8 @@ from model.files import hash_file
 from model.formats.encoders import encode_panoptic_png
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.vit import EncoderConfig, VisionTransformer
-from training.data.dataset import PseudoLabelConfig
-from training.data.photos import PhotoScan, scan_photos
-from training.pseudo_labels.pipeline import hash_photos
+from training.data.label_config import PseudoLabelConfig
+from training.data.photos import PhotoScan, hash_photos, scan_photos
 
 SIDE_PX = 56
 SHAPE = EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=0, has_layer_scale=True)
@@ -52,7 +51,7 @@ def write_encoder(path: Path) -> Path:
 
 
 def configure(photos: Path, encoder: Path) -> tuple[PhotoScan, PseudoLabelConfig]:
-    """What `useg-train label` would be asked for: three thing and four stuff clusters."""
+    """Scan photos and return a small configuration: three thing and four stuff clusters."""
     scan = scan_photos(photos)
     config = PseudoLabelConfig(
         photos=str(photos),
@@ -62,12 +61,13 @@ def configure(photos: Path, encoder: Path) -> tuple[PhotoScan, PseudoLabelConfig
         side_px=SIDE_PX,
         proposals="maskcut",
         maskcut_n=2,
-        threshold=0.6,
+        maskcut_tau=0.6,
+        layers=(2, 3),
         pca_dim=6,
         thing_clusters=3,
         stuff_clusters=4,
         stuff="kmeans",
-        note="drawn",
+        data_source="drawn",
     )
     return scan, config
 

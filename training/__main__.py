@@ -10,22 +10,18 @@ from training.commands import (
     compose,
     finetune,
     fit,
-    label,
     recluster,
     relabel,
     rounds,
-    show,
 )
 
 COMMANDS = {
-    "label": ("photos to panoptic pseudo-labels", label),
     "fit": ("pseudo-labels to a run", fit),
     "finetune": ("a run taught by some pictures of a labelled set", finetune),
     "relabel": ("pseudo-labels that a run finds in the photos it learned from", relabel),
     "rounds": ("scores of each round of self-training to a picture", rounds),
     "recluster": ("other thing clusters for a run, without a fit", recluster),
     "compose": ("a detector's masks over a store's stuff: the paper's baselines", compose),
-    "show": ("pseudo-labels to a contact sheet", show),
 }
 
 
@@ -33,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status as `model.command.run_command` gives it."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("faiss").setLevel(logging.WARNING)  # it tells at length how it was loaded
-    return run_command(
-        build_parser(), arguments, "`label`, `fit` and `eval --out` go on where they were when given again"
-    )
+    return run_command(build_parser(), arguments, "`fit` goes on where they were when given again")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,16 +16,16 @@ from model.files import hash_file
 from model.images import read_image
 from model.networks.mask_transformer import DecoderConfig
 from model.validation import parse
-from training.data.dataset import PseudoLabelConfig, PseudoLabelDataset
+from training.data.dataset import PseudoLabelDataset
 from training.data.features import fill_cache, open_cache
-from training.data.panoptic_labels import ImageLabel, ImageRecords, PanopticLabel, plan_chunks, remove_stale
-from training.data.photos import PhotoFile
+from training.data.label_config import PseudoLabelConfig
+from training.data.panoptic_labels import ImageLabel, PanopticLabel
+from training.data.photos import PhotoFile, hash_photos
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage, GroundTruthLabels
 from training.evaluation.image_results import hash_photo
 from training.evaluation.matching.mapping_file import ClusterAssignment, ClusterMapping, fingerprint_photos
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.progress import track
-from training.pseudo_labels.pipeline import hash_photos
 from training.train import train
 
 STORE_FOLDER = "annotations"
@@ -144,19 +144,14 @@ def write_ground_truth_labels(
         encoder=str(encoder.resolve()),
         encoder_hash=hash_file(encoder),
         side_px=side_px,
-        proposals="annotations",
+        mask_source="ground-truth",
         thing_clusters=truth.taxonomy.num_things,
         stuff_clusters=len(truth.taxonomy.names) - truth.taxonomy.num_things,
-        note=f"{len(photos)} pictures of {truth.name}, labelled by people",
+        data_source=f"{len(photos)} pictures of {truth.name}, labelled by people",
     )
     store.lock_config(config)
-    shards = plan_chunks(list(photos), {"annotations": truth.name, "classes": truth.taxonomy.title})
-    for shard in shards:
-        if not shard.is_complete(store.shards):
-            labels = (_read(photos[photo], photo) for photo in shard.photos)
-            shard.write(store.shards, labels)
-    store.write_index(config, ImageRecords(folder=store.shards, shards=shards))
-    remove_stale(store.shards, shards)
+    dependencies = {"annotations": truth.name, "classes": truth.taxonomy.title}
+    store.write_labels(config, list(photos), dependencies, lambda photo: _read(photos[photo], photo))
     return list(photos)
 
 

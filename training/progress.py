@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line in the log every so often elsewhere."""
+"""Progress of long work: a bar on a terminal, elsewhere a log line every 30 seconds."""
 
 import logging
 import math
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class Progress:
-    """A stage of `total` units, `done` of them from an earlier run."""
+    """A stage of `total` units; `done` of them are from an earlier run."""
 
     def __init__(self, stage: str, total: int, *, unit: str, done: int = 0, is_shown: bool = True) -> None:
         self._stage = stage
         self._total = total
         self._first = done
         self._done = done
-        self._started = self._told = time.monotonic()
+        self._started = self._logged = time.monotonic()
         self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, disable=None if is_shown else True)
 
     def __enter__(self) -> Self:
@@ -35,24 +35,24 @@ class Progress:
         self._bar.close()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Some more units are done; `note` stands beside the bar."""
+        """Count more units as done; `note` is shown next to the bar."""
         self._done += count
         self._bar.update(count)
         self._bar.set_postfix_str(note, refresh=False)
         now = time.monotonic()
-        if self._bar.disable and (now - self._told >= LOG_INTERVAL_S or self._done == self._total):
-            self._told = now
+        if self._bar.disable and (now - self._logged >= LOG_INTERVAL_S or self._done == self._total):
+            self._logged = now
             logger.info("%s: %d of %d, %.0f s left; %s", self._stage, self._done, self._total, self.left_s, note)
 
     @property
     def left_s(self) -> float:
-        """Seconds to the end at the pace so far; infinite at the beginning."""
+        """Estimated seconds to the end; infinite at the beginning."""
         done = self._done - self._first
         return (time.monotonic() - self._started) / done * (self._total - self._done) if done else math.inf
 
 
 def track(items: Sequence[T], stage: str, *, unit: str = "photo") -> Iterator[T]:
-    """The items, with progress."""
+    """Iterate over the items with progress."""
     with Progress(stage, len(items), unit=unit) as progress:
         for item in items:
             yield item

@@ -1,8 +1,8 @@
-"""A folder of pseudo-labels in COCO's panoptic format, and what is needed to make and to trust them."""
+"""A pseudo-label dataset on disk: COCO panoptic and instances JSON, and the files needed to make and extend them."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -13,94 +13,50 @@ from jaxtyping import Int32
 from model.errors import ConfigError, LabelStoreError
 from model.files import atomic_write
 from model.formats.encoders import decode_panoptic_png
-from model.networks.mask_transformer import MASK_STRIDE_PX
-from model.validation import reject_unknown_keys
-from training.choices import STUFF_MERGE_RULES, StuffMergeRule
-from training.data.label_config import CodebookConfig, MaskDiscoveryConfig
-from training.data.panoptic_labels import ImageRecord, ImageRecords
+from model.validation import parse_versioned_json
+from training.data.label_config import PseudoLabelConfig, to_json
+from training.data.panoptic_labels import (
+    Chunk,
+    Dependencies,
+    ImageLabel,
+    ImageRecord,
+    ImageRecords,
+    plan_chunks,
+    remove_stale,
+)
+from training.data.photos import PhotoFile
+from training.progress import Progress
 
 CONFIG_FILE = "label.json"
 PANOPTIC_FILE = "panoptic.json"
 INSTANCES_FILE = "instances.json"
 PANOPTIC_FOLDER = "panoptic"
 CODEBOOK_FILE = "codebook.npz"
-PROJECTIONS_FILE = "views.npz"
+PROJECTIONS_FILE = "projections.npz"
 SCAN_FILE = "scan.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _MASK_FIELDS = {
-    "photos",
-    "photos_hash",
-    "encoder_hash",
-    "side_px",
-    "maskcut_n",
-    "threshold",
-    "proposals",
-    "tokens",
-    "maskcut_subtract_mean",
-    "maskcut_reference_filters",
-}
-"""What masks depend on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PseudoLabelConfig(CodebookConfig, MaskDiscoveryConfig):
-    """Everything a label depends on."""
-
-    photos: str
-    """The folder, absolute."""
-    photos_hash: str
-    """Over the names and bytes of all photos in it."""
-    encoder: str
-    """Path of its file, absolute."""
-    maps: str = ""
-    """Folder of stuff maps, absolute, if stuff comes as such."""
-    codebook: str = ""
-    """Digest of the codebook that was given; empty if one is fitted on these photos."""
-    merge: StuffMergeRule = "improved"
-    """What becomes of a stuff cluster that lies mostly inside masks, where there is no mask: `published` keeps it as
-    stuff, `improved` ignores it."""
-    stuff_crf: bool = False
-    """Move the borders of stuff by a dense CRF, as STEGO's evaluation does; not for maps."""
-    max_stuff_in_things: float = 0.5
-    """Share of a stuff cluster inside masks above which it does."""
-    detector: str = ""
-    """The sha256 of the network that found the masks, if one did."""
-    note: str = ""
-    """Where the photos come from, for the model card."""
-    teacher_hash: str = ""
-    """Hashes of the run that found the masks and the stuff, and of the labels that it learned from, if one did."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        MaskDiscoveryConfig.__post_init__(self)
-        if self.side_px % MASK_STRIDE_PX:
-            raise ConfigError(f"side_px must be a multiple of {MASK_STRIDE_PX}, got {self.side_px}")
-        if self.merge not in STUFF_MERGE_RULES:
-            raise ConfigError(f"merge must be one of {', '.join(STUFF_MERGE_RULES)}, got {self.merge!r}")
-        if not 0.0 <= self.max_stuff_in_things <= 1.0:
-            raise ConfigError(f"max_stuff_in_things must lie in 0..1, got {self.max_stuff_in_things}")
-        if self.stuff_crf and self.stuff == "maps":
-            raise ConfigError("a dense CRF on stuff needs similarities, and maps have none: leave it out")
-        if bool(self.detector) != (self.proposals == "detector"):
-            raise ConfigError("a detector goes with its proposals, and with no others")
-        if bool(self.maps) != (self.stuff == "maps"):
-            raise ConfigError("a folder of stuff maps goes with stuff from maps, and with nothing else")
+    "photos", "photos_hash", "encoder_hash", "mask_source", "side_px", "proposals", "maskcut_n", "maskcut_tau",
+    "maskcut_features", "maskcut_subtract_mean", "maskcut_reference_filters",
+}  # fmt: skip
+"""Fields that stored masks depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledPhoto:
-    """A labelled photo."""
+    """A photo with a finished label."""
 
     path: Path
     digest: str
     label: Path
+    """The panoptic PNG."""
     categories: dict[int, int]
-    """Segment id to category, as in the PNG at `label`."""
+    """Category of each segment id in the PNG."""
 
 
 @dataclass(frozen=True)
 class PseudoLabelDataset:
-    """The folder's layout."""
+    """The dataset's folder: its layout, and reading and writing its files."""
 
     folder: Path
 
@@ -109,117 +65,144 @@ class PseudoLabelDataset:
         return self.folder / CODEBOOK_FILE
 
     @property
-    def shards(self) -> Path:
-        """The folder of panoptic PNGs, a folder a shard."""
+    def chunks_dir(self) -> Path:
+        """Folder of panoptic PNGs, one subfolder per chunk."""
         return self.folder / PANOPTIC_FOLDER
 
     @property
-    def views(self) -> Path:
-        """What a vote's views of the features are made with."""
+    def projections(self) -> Path:
+        """Fitted feature projections of consensus masks."""
         return self.folder / PROJECTIONS_FILE
 
     @property
     def scan(self) -> Path:
-        """What was seen of the photos."""
+        """Cache of the photo scan."""
         return self.folder / SCAN_FILE
 
     @property
     def features(self) -> Path:
+        """Default folder of the feature caches."""
         return self.folder / "features"
 
     @property
     def is_finished(self) -> bool:
-        """Whether every photo was labelled."""
+        """Whether every photo is labeled."""
         return (self.folder / PANOPTIC_FILE).is_file()
 
-    def masks(self, digest: str) -> Path:
+    def proposals(self, digest: str) -> Path:
+        """The mask proposals of the photo with that SHA-256."""
         return self.folder / "masks" / f"{digest}.npz"
 
     def lock_config(self, config: PseudoLabelConfig) -> None:
-        """Make the folder this configuration's.
+        """Write the configuration; later calls must pass the same one.
 
-        Until there is a codebook, what only concerns the codebook may still be changed.
-        Raises ConfigError if the folder is another configuration's, or no label store.
+        Until there is a codebook, options that only the codebook depends on may still change.
+        Raises ConfigError if the folder has another configuration, or holds something else.
         """
         path = self.folder / CONFIG_FILE
         if path.exists():
-            stored, given = asdict(self.read_config()), asdict(config)
-            binding = (set(stored) if self.codebook.exists() else _MASK_FIELDS) - {"encoder"}
-            if changed := sorted(key for key in binding if stored[key] != given[key]):
+            stored = self.read_config()
+            bound = ({field.name for field in fields(config)} if self.codebook.exists() else _MASK_FIELDS) - {"encoder"}
+            if changed := sorted(name for name in bound if getattr(stored, name) != getattr(config, name)):
                 raise ConfigError(
-                    f"{self.folder} holds labels made otherwise ({', '.join(changed)} differ): choose another --out"
+                    f"{self.folder} holds labels with other settings ({', '.join(changed)} differ): "
+                    "choose another output folder"
                 )
         elif self.folder.exists() and any(entry.name not in ("features", SCAN_FILE) for entry in self.folder.iterdir()):
-            raise ConfigError(f"{self.folder} is not empty and no label store: choose another --out")
+            raise ConfigError(f"{self.folder} is not empty and holds no pseudo-labels: choose another output folder")
+        content = {"format_version": FORMAT_VERSION, **to_json(config)}
         with atomic_write(path) as sibling:
-            content = {"format_version": FORMAT_VERSION, **asdict(config)}
             sibling.write_text(json.dumps(content, indent=2) + "\n")
 
     def read_config(self) -> PseudoLabelConfig:
+        """Raises LabelStoreError if the folder holds no pseudo-labels of this format version."""
         path = self.folder / CONFIG_FILE
         try:
-            content = json.loads(path.read_bytes())
-            if (version := content.pop("format_version", 1)) != FORMAT_VERSION:
-                raise ConfigError(f"its format is version {version}, not {FORMAT_VERSION}: label its photos anew")
-            reject_unknown_keys(PseudoLabelConfig, content)
-            return PseudoLabelConfig(**content)
-        except (OSError, ValueError, TypeError, ConfigError) as error:
-            raise LabelStoreError(f"{self.folder} is no label store that can be read: {error}") from error
+            content = path.read_bytes()
+            return parse_versioned_json(PseudoLabelConfig, content, FORMAT_VERSION, "; run `useg label` again")
+        except (OSError, ConfigError) as error:
+            raise LabelStoreError(f"{self.folder} holds no readable pseudo-labels: {error}") from error
 
-    def write_index(self, config: PseudoLabelConfig, records: ImageRecords) -> None:
-        """COCO's instances and panoptic JSON; the latter last, so that a store with an index is whole."""
+    def write_labels(
+        self,
+        config: PseudoLabelConfig,
+        photos: Sequence[PhotoFile],
+        dependencies: Dependencies,
+        label: Callable[[PhotoFile], ImageLabel],
+    ) -> ImageRecords:
+        """Label photos chunk by chunk, skip complete chunks, and write the COCO files.
+
+        `dependencies` is everything else that the labels depend on: chunks made from others are replaced.
+        """
+        chunks = plan_chunks(photos, dependencies)
+        with Progress("labels", len(photos), unit="photo") as progress:
+            for chunk in chunks:
+                if not chunk.is_complete(self.chunks_dir):
+                    chunk.write(self.chunks_dir, map(label, chunk.photos))
+                progress.advance(len(chunk.photos))
+        return self.finish(config, chunks)
+
+    def finish(self, config: PseudoLabelConfig, chunks: Sequence[Chunk]) -> ImageRecords:
+        """Write the COCO files of complete chunks and delete all other chunks."""
+        records = ImageRecords(folder=self.chunks_dir, chunks=chunks)
         write_coco_instances(self.folder / INSTANCES_FILE, records, config.thing_clusters)
+        # Last, because its presence means that the dataset is finished.
         write_coco_panoptic(self.folder / PANOPTIC_FILE, records, config.thing_clusters, config.stuff_clusters)
+        remove_stale(self.chunks_dir, chunks)
+        return records
 
     def read_photos(self) -> list[LabeledPhoto]:
-        """Every labelled photo, in the index's order. Raises LabelStoreError unless labelling was finished."""
+        """Return every labeled photo, in the order of `panoptic.json`.
+
+        Raises LabelStoreError if labeling has not finished.
+        """
         photos = Path(self.read_config().photos)
-        try:
-            content = json.loads((self.folder / PANOPTIC_FILE).read_bytes())
-        except (OSError, ValueError) as error:
-            raise LabelStoreError(
-                f"{self.folder} has no finished labels ({error}): run `useg-train label` again"
-            ) from error
+        content = self._read_coco(PANOPTIC_FILE)
         return [
             LabeledPhoto(
                 path=photos / image["file_name"],
                 digest=image["sha256"],
-                label=self.folder / PANOPTIC_FOLDER / annotation["file_name"],
+                label=self.chunks_dir / annotation["file_name"],
                 categories={segment["id"]: segment["category_id"] for segment in annotation["segments_info"]},
             )
             for image, annotation in zip(content["images"], content["annotations"], strict=True)
         ]
 
     def read_instances(self) -> dict[str, list[dict[str, Any]]]:
-        """The whole masks of each photo, by its hash, as entries of COCO's instances JSON; they may overlap.
+        """Return the COCO annotations of each photo's unmerged masks by the photo's SHA-256; masks may overlap.
 
-        Raises LabelStoreError if there are none to read.
+        Raises LabelStoreError if labeling has not finished.
         """
-        path = self.folder / INSTANCES_FILE
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise LabelStoreError(f"{path} is no list of masks ({error}): run `useg-train label` again") from error
+        content = self._read_coco(INSTANCES_FILE)
         digests = {image["id"]: image["sha256"] for image in content["images"]}
         masks: dict[str, list[dict[str, Any]]] = {digest: [] for digest in digests.values()}
         for annotation in content["annotations"]:
             masks[digests[annotation["image_id"]]].append(annotation)
         return masks
 
+    def _read_coco(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.folder / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise LabelStoreError(f"{self.folder} has no finished labels ({error}): run `useg label` again") from error
+        if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
+            raise LabelStoreError(f"{self.folder / name} is not a COCO file: run `useg label` again")
+        return content
+
 
 def read_label_map(path: Path) -> Int32[np.ndarray, "H W"]:
-    """The segment ids of a stored PNG. Raises LabelStoreError if it is missing or broken."""
+    """Return the segment ids in a panoptic PNG. Raises LabelStoreError if it is missing or damaged."""
     try:
         return decode_panoptic_png(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise LabelStoreError(f"{path} is no panoptic label: {error}") from error
+        raise LabelStoreError(f"{path} is not a panoptic label: {error}") from error
 
 
 def write_coco_panoptic(path: Path, records: Iterable[ImageRecord], thing_clusters: int, stuff_clusters: int) -> None:
-    """COCO's panoptic JSON; `records` is gone through twice, and never held."""
+    """Write COCO's panoptic JSON; `records` is iterated twice and never held in memory."""
     annotations = (
-        {"image_id": number, "file_name": record.file_name, "segments_info": record.segments}
-        for number, record in enumerate(records, start=1)
+        {"image_id": image_id, "file_name": record.file_name, "segments_info": record.segments}
+        for image_id, record in enumerate(records, start=1)
     )
     categories = [_coco_category(each, "thing", each) for each in range(1, thing_clusters + 1)]
     categories += [_coco_category(thing_clusters + each, "stuff", each) for each in range(1, stuff_clusters + 1)]
@@ -227,17 +210,17 @@ def write_coco_panoptic(path: Path, records: Iterable[ImageRecord], thing_cluste
 
 
 def write_coco_instances(path: Path, records: Iterable[ImageRecord], thing_clusters: int) -> None:
-    """COCO's instances JSON; a mask has a score where whatever found it gave one."""
-    described = ((number, entry) for number, record in enumerate(records, start=1) for entry in record.instances)
-    annotations = ({"id": place, "image_id": number, **entry} for place, (number, entry) in enumerate(described, 1))
+    """Write COCO's instances JSON with the unmerged masks; masks with a score carry it as `score`."""
+    masks = ((image_id, entry) for image_id, record in enumerate(records, start=1) for entry in record.instances)
+    annotations = ({"id": index, "image_id": image_id, **entry} for index, (image_id, entry) in enumerate(masks, 1))
     categories = [_coco_category(each, "thing", each) for each in range(1, thing_clusters + 1)]
     _stream_json(path, {"images": _coco_images(records), "annotations": annotations, "categories": categories})
 
 
 def _coco_images(records: Iterable[ImageRecord]) -> Iterator[dict[str, Any]]:
-    for number, photo in enumerate((record.photo for record in records), start=1):
+    for image_id, photo in enumerate((record.photo for record in records), start=1):
         yield {
-            "id": number,
+            "id": image_id,
             "file_name": photo.name,
             "height": photo.height,
             "width": photo.width,
@@ -251,7 +234,7 @@ def _coco_category(category: int, kind: str, number: int) -> dict[str, Any]:
 
 
 def _stream_json(path: Path, lists: Mapping[str, Iterable[dict[str, Any]]]) -> None:
-    """A JSON object of lists, entry by entry: memory does not grow with their length."""
+    """Write a JSON object of lists entry by entry, so that memory does not grow with their length."""
     with atomic_write(path) as sibling, sibling.open("w", encoding="utf-8") as stream:
         for opening, (key, entries) in zip(chain("{", repeat(", ")), lists.items(), strict=False):
             stream.write(f'{opening}"{key}": [')

@@ -1,4 +1,4 @@
-"""What carries the work on many photos: this process alone, or several beside each other."""
+"""Executors: run one stage of work over groups of items, in this process or in several."""
 
 import multiprocessing
 import os
@@ -21,25 +21,25 @@ _Item = TypeVar("_Item", contravariant=True)
 
 
 class Worker(Protocol[_Item]):
-    """A dataclass that is sent to each process: small, it opens there what is large, and what it makes goes to disk."""
+    """A small picklable dataclass: it loads models in the process that runs it, and writes results to disk."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     unit: ClassVar[str]
-    """What an item is called."""
+    """Name of one item, for the progress bar."""
 
     def work(self, stage: Any, group: Sequence[_Item], /) -> Iterator[int]:
-        """Do what a stage, of which each worker has its own, lacks for these items; gives how many are done."""
+        """Complete a stage for these items, skipping finished ones; yields how many items are done."""
         ...
 
 
 class Executor(Protocol):
-    """Runs one stage over groups of items, and returns once all is on disk."""
+    """Runs one stage over groups of items; returns when all results are on disk."""
 
     def run(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> None: ...
 
 
 class LocalExecutor:
-    """One group after the other, here."""
+    """Runs the groups one after the other in this process."""
 
     def run(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> None:
         with Progress(stage, sum(map(len, groups)), unit=worker.unit) as progress:
@@ -48,41 +48,14 @@ class LocalExecutor:
                     progress.advance(count)
 
 
-@dataclass(frozen=True)
-class JobShard:
-    """One of `count` equal parts of the work, counted from 0."""
-
-    number: int
-    count: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.number < self.count:
-            raise ConfigError(f"a part is one of 0/{self.count} to {self.count - 1}/{self.count}, not {self}")
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    def choose(self, groups: Sequence[Item]) -> Sequence[Item]:
-        """Every `count`-th group."""
-        return groups[self.number :: self.count]
-
-
-ALL_SHARDS = JobShard(0, 1)
-
-
-def parse_shard(text: str) -> JobShard:
-    """The part that `3/16` names. Raises ConfigError for anything else."""
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(count)):
-        raise ConfigError(f"a part is given as 3/16, the fourth of sixteen; got {text!r}")
-    return JobShard(int(number), int(count))
-
-
 class MultiprocessExecutor:
-    """Processes that live as long as a stage; where one dies, all end, and the same command goes on."""
+    """Runs the groups in processes that live for one stage.
+
+    If a process dies, all end; running the same command again continues.
+    """
 
     def __init__(self, workers: int, threads: int) -> None:
-        """So many processes, each with `threads` of the CPU."""
+        """`threads` is the number of CPU threads per process."""
         self._workers = workers
         self._threads = threads
 
@@ -90,7 +63,7 @@ class MultiprocessExecutor:
         """Raises what a process raised, and TrainingError if one died."""
         if not groups:
             return
-        # A copy, without what was opened here. Spawned: a fork of threads that hold locks may wait for ever.
+        # A copy, without what was loaded here. Spawned: a fork of threads that hold locks may never continue.
         pool = ProcessPoolExecutor(
             min(self._workers, len(groups)),
             multiprocessing.get_context("spawn"),
@@ -103,18 +76,49 @@ class MultiprocessExecutor:
                     progress.advance(each.result())
         except BrokenProcessPool as error:
             raise TrainingError(
-                "a process died, perhaps for lack of memory: the same command goes on, fewer --workers need less"
+                "a worker process died, perhaps out of memory: run the same command again to continue, "
+                "with fewer --workers to use less memory"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
+@dataclass(frozen=True)
+class JobShard:
+    """Part `index` of `count` parts of the work, for job arrays."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(f"a shard must be one of 0/{self.count} to {self.count - 1}/{self.count}, got {self}")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def choose(self, groups: Sequence[Item]) -> Sequence[Item]:
+        """Return every `count`-th group, starting at `index`."""
+        return groups[self.index :: self.count]
+
+
+ALL_SHARDS = JobShard(0, 1)
+
+
+def parse_shard(text: str) -> JobShard:
+    """Parse `3/16`. Raises ConfigError for anything else."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(count)):
+        raise ConfigError(f"a shard must be given as INDEX/COUNT, such as 3/16 for the fourth of sixteen; got {text!r}")
+    return JobShard(int(index), int(count))
+
+
 _workers: list[Worker[Any]] = []
-"""This process', if it is one of an engine's: a pool gives its initialiser no other place."""
+"""The worker of a pool's process: its initializer has no other place to keep it."""
 
 
 def _init_process(worker: Worker[Any], threads: int) -> None:
-    """Begin a process, which ends at once with Ctrl-C, or when the process that began it is gone."""
+    """Set up a process, which exits at once on Ctrl-C or when its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

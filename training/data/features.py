@@ -1,33 +1,37 @@
-"""Patch tokens of a frozen encoder, computed once per photo and kept on disk."""
+"""Features of a frozen encoder: computed once per photo, cached on disk, loaded for one photo at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, UInt8
+from jaxtyping import Bool, Float, Float16, UInt8
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from model.contract import InputSize
-from model.errors import LabelStoreError
+from model.errors import ConfigError, LabelStoreError
 from model.files import atomic_write
-from model.images import letterbox_image, read_image
+from model.images import Letterbox, letterbox_image, plan_letterbox, read_image
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MASK_STRIDE_PX, intermediate_layers
 from model.networks.vit import Block, VisionTransformer
+from training.data.label_config import ClusteringConfig
 from training.data.photos import PhotoFile
 from training.progress import Progress
 
 BATCH_SIZE = 8
+_MIN_COVERAGE = 0.5
+"""Fraction of a patch inside a mask from which the patch counts as inside."""
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """One `.npy` a photo, fp16 [T h w C], under a folder named after encoder and input size."""
+    """One `.npy` file per photo, fp16 [T h w C], in a folder named after encoder and input size."""
 
     folder: Path
 
@@ -38,12 +42,12 @@ class FeatureCache:
         return self.path(digest).is_file()
 
     def read(self, digest: str) -> Float16[np.ndarray, "T h w C"]:
-        """A read-only view of the file. Raises LabelStoreError if it is missing or cut short."""
+        """Return a read-only memory map. Raises LabelStoreError if the file is missing or truncated."""
         try:
             maps: Float16[np.ndarray, "T h w C"] = np.load(self.path(digest), mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
             raise LabelStoreError(
-                f"no features for {digest[:12]}: {error}; give the --features of `useg-train label`, or run it again"
+                f"no features for {digest[:12]}: {error}; pass the --features of `useg label`, or run it again"
             ) from error
         return maps
 
@@ -52,87 +56,207 @@ class FeatureCache:
             np.save(stream, maps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PhotoFeatures:
+    """Cached features of one photo and the part of the square input that shows it."""
+
+    photo: PhotoFile
+    letterbox: Letterbox
+    last_block: Float16[np.ndarray, "g g C"]
+    """Output of the encoder's last block, before the final norm."""
+    layers: tuple[Float16[np.ndarray, "g g C"], ...]
+    """Outputs of the blocks that clustering uses."""
+    norm: nn.LayerNorm
+    """The encoder's final norm."""
+
+    @property
+    def patch_px(self) -> int:
+        return self.letterbox.input_size.width_px // int(self.last_block.shape[1])
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches that show a part of the photo."""
+        rows, columns = (-(-length // self.patch_px) for length in self.letterbox.size)
+        return rows, columns
+
+    def final_tokens(self) -> Float[np.ndarray, "h w C"]:
+        """The encoder's output tokens: its last block after the final norm."""
+        norm, last = self.norm, torch.from_numpy(np.asarray(self.last_block, dtype=np.float32))
+        normed = functional.layer_norm(last, last.shape[-1:], norm.weight, norm.bias, norm.eps)
+        return self._crop_padding(normed.numpy())
+
+    def concat_layers(self) -> Float[np.ndarray, "h w E"]:
+        """The layers side by side, each token of each layer normalized, so that no layer outweighs another."""
+        blocks = torch.from_numpy(np.stack([np.asarray(layer, dtype=np.float32) for layer in self.layers]))
+        normed = functional.layer_norm(blocks, blocks.shape[-1:])
+        return self._crop_padding(normed.permute(1, 2, 0, 3).flatten(2).numpy())
+
+    def patches_in_mask(self, mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "h w"]:
+        """Return the patches that a mask of the photo covers by at least half, or else those that it covers most."""
+        rows, columns = self.grid_size
+        # Means over each patch, where `resize_map` samples between pixels and would miss small masks.
+        coverage = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+        return coverage >= min(_MIN_COVERAGE, float(coverage.max()))
+
+    def _crop_padding(self, tokens: Float[np.ndarray, "g g C"]) -> Float[np.ndarray, "h w C"]:
+        rows, columns = self.grid_size
+        return tokens[:rows, :columns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureStore:
+    """Computes and loads the features of photos under one encoder.
+
+    The blocks that the mask decoder reads are always cached. Blocks that only clustering uses get a second cache, and
+    so do the attention keys of MaskCut.
+    """
+
+    folder: Path
+    encoder: VisionTransformer
+    encoder_hash: str
+    side_px: int
+    layers: tuple[int, ...]
+    """Encoder blocks for clustering, as in `ClusteringConfig.layers`."""
+
+    @classmethod
+    def open(
+        cls, folder: Path, encoder: VisionTransformer, encoder_hash: str, config: ClusteringConfig
+    ) -> "FeatureStore":
+        """Raises ConfigError if the encoder lacks one of the configured layers."""
+        blocks = resolve_layers(config.layers, encoder.config.depth)
+        return cls(folder=folder, encoder=encoder, encoder_hash=encoder_hash, side_px=config.side_px, layers=blocks)
+
+    def fill(self, photos: Sequence[PhotoFile], *, with_keys: bool = False) -> Iterator[int]:
+        """Compute missing features a few photos at a time; yields how many photos are done."""
+        load = partial(load_padded, self.side_px)
+        if with_keys:
+            resized, compute_keys = partial(load_resized, self.side_px), partial(compute_key_features, self.encoder)
+            for _ in fill_incrementally(self.key_cache, photos, resized, compute_keys):
+                pass
+        if self._layer_cache is not self.cache:
+            compute_layers = partial(compute_block_features, self.encoder, self.layers)
+            for _ in fill_incrementally(self._layer_cache, photos, load, compute_layers):
+                pass
+        yield from fill_incrementally(self.cache, photos, load, partial(compute_features, self.encoder))
+
+    def fill_all(self, photos: Sequence[PhotoFile]) -> None:
+        """Compute all missing features, with progress."""
+        with Progress("features", len(photos), unit="photo") as progress:
+            for count in self.fill(photos):
+                progress.advance(count)
+
+    def load(self, photo: PhotoFile) -> PhotoFeatures:
+        """Raises LabelStoreError if the photo is not cached."""
+        maps = self.cache.read(photo.digest)
+        layer_maps = maps if self._layer_cache is self.cache else self._layer_cache.read(photo.digest)
+        return PhotoFeatures(
+            photo=photo,
+            letterbox=plan_letterbox(photo.height, photo.width, [InputSize.square(self.side_px)], MASK_STRIDE_PX),
+            last_block=maps[-1],
+            layers=tuple(layer_maps[index] for index in self._layer_indices),
+            norm=self.encoder.norm,
+        )
+
+    def load_keys(self, photo: PhotoFile) -> Float16[np.ndarray, "h w C"]:
+        """Return the attention keys of the photo resized to a square. Raises LabelStoreError if it is not cached."""
+        keys: Float16[np.ndarray, "h w C"] = np.asarray(self.key_cache.read(photo.digest)[0])
+        return keys
+
+    @cached_property
+    def cache(self) -> FeatureCache:
+        """The blocks that the mask decoder reads."""
+        return open_cache(self.folder, self.encoder_hash, self.side_px)
+
+    @cached_property
+    def key_cache(self) -> FeatureCache:
+        return FeatureCache(self.cache.folder.with_name(f"{self.cache.folder.name}-keys"))
+
+    @cached_property
+    def _decoder_layers(self) -> tuple[int, ...]:
+        return intermediate_layers(self.encoder.config.depth)
+
+    @cached_property
+    def _layer_cache(self) -> FeatureCache:
+        if set(self.layers) <= set(self._decoder_layers):
+            return self.cache
+        blocks = "-".join(map(str, self.layers))
+        return FeatureCache(self.cache.folder.with_name(f"{self.cache.folder.name}-blocks-{blocks}"))
+
+    @cached_property
+    def _layer_indices(self) -> tuple[int, ...]:
+        stored = self._decoder_layers if self._layer_cache is self.cache else self.layers
+        return tuple(stored.index(block) for block in self.layers)
+
+
+def resolve_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Return block numbers counted from 0, ascending. Raises ConfigError if an encoder of that depth lacks one."""
+    if absent := [layer for layer in layers if not -depth <= layer < depth]:
+        raise ConfigError(f"layers {absent} do not exist: the encoder has blocks 0 to {depth - 1}")
+    return tuple(sorted({layer % depth for layer in layers}))
+
+
 def open_cache(folder: Path, encoder_hash: str, side_px: int) -> FeatureCache:
-    """The cache of this encoder file at this input size."""
+    """Return the cache of the encoder file with that SHA-256 at that input size."""
     return FeatureCache(folder / f"{encoder_hash[:16]}-{side_px}")
 
 
 def fill_cache(cache: FeatureCache, photos: Sequence[PhotoFile], encoder: VisionTransformer, side_px: int) -> None:
-    """Compute what the cache lacks, with progress; photos already in it are not read again."""
+    """Compute missing features, with progress; photos in the cache are not read again."""
+    load, compute = partial(load_padded, side_px), partial(compute_features, encoder)
     with Progress("features", len(photos), unit="photo") as progress:
-        for count in fill_incrementally(
-            cache, photos, partial(load_padded, side_px), partial(compute_features, encoder)
-        ):
+        for count in fill_incrementally(cache, photos, load, compute):
             progress.advance(count)
 
 
 def fill_incrementally(
     cache: FeatureCache,
     photos: Sequence[PhotoFile],
-    read: Callable[[PhotoFile], UInt8[np.ndarray, "3 S S"]],
+    load: Callable[[PhotoFile], UInt8[np.ndarray, "3 S S"]],
     compute: Callable[[Tensor], Iterator[Float16[np.ndarray, "T h w C"]]],
 ) -> Iterator[int]:
-    """Compute what the cache lacks, a few photos at a time; gives how many are done."""
+    """Compute missing features a few photos at a time; yields how many photos are done."""
     missing = [photo for photo in photos if not cache.has(photo.digest)]
     if len(missing) < len(photos):
         yield len(photos) - len(missing)
     for start in range(0, len(missing), BATCH_SIZE):
         batch = missing[start : start + BATCH_SIZE]
-        pixels = torch.from_numpy(np.stack([read(photo) for photo in batch]))
+        pixels = torch.from_numpy(np.stack([load(photo) for photo in batch]))
         for photo, maps in zip(batch, compute(pixels), strict=True):
             cache.write(photo.digest, maps)
         yield len(batch)
 
 
 def load_padded(side_px: int, photo: PhotoFile) -> UInt8[np.ndarray, "3 S S"]:
-    """The photo laid on a square, as the network sees it."""
+    """Return the photo letterboxed to a square, as the network sees it."""
     return letterbox_image(read_image(photo.path).image, [InputSize.square(side_px)], MASK_STRIDE_PX)[0]
 
 
-@torch.inference_mode()
+def load_resized(side_px: int, photo: PhotoFile) -> UInt8[np.ndarray, "3 S S"]:
+    """Return the photo resized to a square without keeping its aspect ratio, as MaskCut does."""
+    resized = Image.fromarray(read_image(photo.path).image).resize((side_px, side_px), Image.Resampling.LANCZOS)
+    return np.asarray(resized).transpose(2, 0, 1)
+
+
 def compute_features(encoder: VisionTransformer, pixels: Tensor) -> Iterator[Float16[np.ndarray, "T h w C"]]:
-    """The tapped block maps of each picture of a uint8 batch [B 3 S S]."""
+    """Yield for each image of a uint8 batch [B 3 S S] the outputs of the blocks that the mask decoder reads."""
+    return compute_block_features(encoder, intermediate_layers(encoder.config.depth), pixels)
+
+
+@torch.inference_mode()
+def compute_block_features(
+    encoder: VisionTransformer, blocks: tuple[int, ...], pixels: Tensor
+) -> Iterator[Float16[np.ndarray, "T h w C"]]:
+    """Yield for each image of a uint8 batch [B 3 S S] the patch outputs of these blocks."""
     grid = encoder.config.grid_size
-    maps = encoder(normalize(pixels), intermediate_layers(encoder.config.depth))
+    maps = encoder(normalize(pixels), blocks)
     # T B N C -> B T h w C
     maps = maps.unflatten(2, (grid, grid)).transpose(0, 1)
     yield from maps.half().numpy()
 
 
-def final_tokens(encoder: VisionTransformer, maps: Float16[np.ndarray, "T h w C"]) -> Float[np.ndarray, "h w C"]:
-    """The encoder's output tokens: its last block after the final norm."""
-    last = torch.from_numpy(np.asarray(maps[-1], dtype=np.float32))
-    normed = functional.layer_norm(last, last.shape[-1:], encoder.norm.weight, encoder.norm.bias, encoder.norm.eps)
-    return normed.numpy()
-
-
-def open_key_cache(folder: Path, encoder_hash: str, side_px: int) -> FeatureCache:
-    """The keys of this encoder file for photos stretched to a square of this side; one map a photo."""
-    return FeatureCache(folder / f"{encoder_hash[:16]}-{side_px}-keys")
-
-
-def fill_keys(cache: FeatureCache, photos: Sequence[PhotoFile], encoder: VisionTransformer, side_px: int) -> None:
-    """Compute what the cache lacks, with progress; photos already in it are not read again."""
-    with Progress("keys", len(photos), unit="photo") as progress:
-        for count in fill_incrementally(
-            cache, photos, partial(load_resized, side_px), partial(compute_key_features, encoder)
-        ):
-            progress.advance(count)
-
-
-def load_resized(side_px: int, photo: PhotoFile) -> UInt8[np.ndarray, "3 S S"]:
-    """The photo on a square, as MaskCut takes it."""
-    return resize_to_square(read_image(photo.path).image, side_px).transpose(2, 0, 1)
-
-
-def resize_to_square(image: UInt8[np.ndarray, "H W 3"], side_px: int) -> UInt8[np.ndarray, "S S 3"]:
-    """The whole picture on a square, its aspect lost, as MaskCut takes it."""
-    return np.asarray(Image.fromarray(image).resize((side_px, side_px), Image.Resampling.LANCZOS))
-
-
 @torch.inference_mode()
 def compute_key_features(encoder: VisionTransformer, pixels: Tensor) -> Iterator[Float16[np.ndarray, "1 h w C"]]:
-    """The keys of each picture of a uint8 batch [B 3 S S], all heads side by side."""
+    """Yield for each image of a uint8 batch [B 3 S S] the keys of the last attention layer, heads concatenated."""
     grid, last = encoder.config.grid_size, encoder.config.depth - 1
     tokens = encoder(normalize(pixels), (last - 1,))[0]
     block = encoder.blocks[last]

@@ -1,22 +1,204 @@
-"""How STEGO is trained; free of heavy imports, for the command line."""
+"""Configuration of pseudo-labels, stored with them as `label.json`.
+
+The classes build on each other: `PseudoLabelOptions` are the options of `useg label`, `PseudoLabelConfig` adds what
+the command finds out (hashes, paths). A function takes the smallest class that has what it needs.
+"""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from model.errors import ConfigError
-from training.choices import (
-    MASKCUT_FEATURES,
-    PROPOSAL_METHODS,
-    REFINEMENT_METHODS,
-    MaskCutFeatures,
-    ProposalMethod,
-    RefinementMethod,
-)
+
+_MASK_STRIDE_PX = 4
+"""The networks' `MASK_STRIDE_PX`, repeated here because the command line imports this module without torch."""
+MAX_OBJECTS = 12
+"""Upper limit of consensus masks in the panoptic map of one photo."""
+
+MaskProposalMethod = Literal["consensus", "maskcut"]
+MaskCutFeatures = Literal["patches", "keys"]
+RefinementMethod = Literal["guided", "crf"]
+ThingEmbedding = Literal["region", "crop"]
+CropToken = Literal["class", "patch"]
+CropBackground = Literal["white", "original"]
+KmeansInit = Literal["random", "k-means++"]
+StuffMethod = Literal["kmeans", "regions", "stego", "maps"]
+StegoPreset = Literal["small", "small-10-3", "base", "cityscapes", "shipped", "tiny"]
+StuffMergeRule = Literal["u2seg", "drop-thing-like"]
+MaskSource = Literal["discovery", "detector", "ground-truth"]
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not (value := getattr(config, name)) > 0:
+            raise ConfigError(f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskDiscoveryConfig:
+    """How object masks are found in the features of one photo, and refined."""
+
+    proposals: MaskProposalMethod = "consensus"
+    """Source of object masks. consensus: regions that several projections of the features agree on; maskcut: MaskCut
+    (CutLER)."""
+    maskcut_n: int = 3
+    """With `--proposals maskcut`: maximum number of masks per photo."""
+    maskcut_tau: float = 0.3
+    """With `--proposals maskcut`: cosine similarity above which two patches are connected, in 0..1. CutLER uses 0.15 on
+    the keys of DINO."""
+    maskcut_features: MaskCutFeatures = "patches"
+    """With `--proposals maskcut`: features to cut. patches: the encoder's output; keys: the keys of its last attention
+    layer, computed on the photo resized to a square, as published."""
+    maskcut_subtract_mean: bool = False
+    """With `--proposals maskcut`: subtract the photo's mean feature first. Needed for the keys of DINOv2, which are all
+    similar to each other."""
+    maskcut_reference_filters: bool = False
+    """With `--proposals maskcut`: filter masks exactly as the published code: the first mask always stays, and a
+    rejected mask does not end the search."""
+    objects_per_image: int = 7
+    """With `--proposals consensus`: mean number of masks per photo that go into the panoptic map, 1..12. Masks with the
+    highest objectness over all photos are taken, at most 12 of one photo."""
+    refinement: RefinementMethod = "guided"
+    """How mask borders are moved to image edges: guided filter, or the dense CRF of CutLER (extra `crf`)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "maskcut_n", "objects_per_image")
+        if self.objects_per_image > MAX_OBJECTS:
+            raise ConfigError(f"objects_per_image must be at most {MAX_OBJECTS}, got {self.objects_per_image}")
+        if not 0.0 < self.maskcut_tau < 1.0:
+            raise ConfigError(f"maskcut_tau must lie between 0 and 1, got {self.maskcut_tau}")
+        changed = self.maskcut_features != "patches" or self.maskcut_subtract_mean or self.maskcut_reference_filters
+        if self.proposals == "consensus" and changed:
+            raise ConfigError(
+                "maskcut_features, maskcut_subtract_mean and maskcut_reference_filters need proposals maskcut"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusteringConfig:
+    """How masks and patches are clustered into thing and stuff clusters."""
+
+    side_px: int = 448
+    """Side of the square that the encoder sees, in pixels; a multiple of the encoder's patch size and of 4."""
+    layers: tuple[int, ...] = (-4, -1)
+    """Encoder blocks whose patch features are concatenated for clustering, counted from 0, or from the last block if
+    negative. The default is blocks 8 and 11 of a ViT-S or ViT-B."""
+    pca_dim: int = 64
+    """Dimensions of the features after PCA whitening."""
+    thing_clusters: int = 64
+    """Number of thing clusters."""
+    stuff_clusters: int = 27
+    """Number of stuff clusters."""
+    thing_embedding: ThingEmbedding = "region"
+    """Vector that represents a mask. region: mean of its whitened patch features; crop: a token of the encoder for the
+    mask's own image, as published."""
+    crop_px: int = 224
+    """With `--thing-embedding crop`: side of the crop, in pixels."""
+    crop_background: CropBackground = "white"
+    """With `--thing-embedding crop`: pixels around the object, white or as in the photo."""
+    crop_token: CropToken = "class"
+    """With `--thing-embedding crop`: the class token, or the mean of the patch tokens."""
+    crop_layer: int = -1
+    """With `--thing-embedding crop`: encoder block that gives the token, counted from 0, or from the last block if
+    negative. The last block is followed by the final norm."""
+    crop_l2_normalize: bool = False
+    """With `--thing-embedding crop`: cluster by cosine similarity instead of Euclidean distance."""
+    kmeans_init: KmeansInit = "random"
+    """Initialization of k-means: the best of five random starts, or one k-means++ start."""
+    stuff: StuffMethod = "regions"
+    """Source of stuff. kmeans: clusters of patch features; regions: the same after smoothing within masks; stego:
+    STEGO, trained here; maps: label maps from `--stuff-maps-dir`."""
+    stego_preset: StegoPreset = "small"
+    """With `--stuff stego`: published hyper-parameters; `tiny` is a smoke test."""
+    stego_steps: int = 5000
+    """With `--stuff stego`: training steps."""
+    seed: int = 0
+    """Random seed of sampling, k-means and STEGO."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "side_px", "pca_dim", "thing_clusters", "stuff_clusters", "crop_px", "stego_steps")
+        if self.seed < 0:
+            raise ConfigError(f"seed must be 0 or more, got {self.seed}")
+        if self.side_px % _MASK_STRIDE_PX:
+            raise ConfigError(f"side_px must be a multiple of {_MASK_STRIDE_PX}, got {self.side_px}")
+        if not self.layers:
+            raise ConfigError("layers must name at least one encoder block")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookConfig(ClusteringConfig):
+    """Everything that clusters depend on except photos and masks; stored in `codebook.npz`."""
+
+    encoder_hash: str
+    """SHA-256 of the encoder's file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabelOptions(ClusteringConfig, MaskDiscoveryConfig):
+    """The options of `useg label` that change the labels."""
+
+    stuff_maps_dir: Path | None = None
+    """With `--stuff maps`: folder with one label map per photo (.npy or single-channel .png, same name); values are
+    stuff clusters counted from 0, -1 and 255 mean none."""
+    stuff_crf: bool = False
+    """Refine stuff borders with the dense CRF of STEGO (extra `crf`); not for `--stuff maps`."""
+    stuff_merge_rule: StuffMergeRule = "drop-thing-like"
+    """Stuff clusters that lie mostly inside masks: keep them as stuff elsewhere (u2seg, as published), or leave their
+    pixels outside masks unlabeled (drop-thing-like)."""
+    max_stuff_in_things: float = 0.5
+    """Fraction of a stuff cluster inside masks above which `drop-thing-like` drops it, 0..1."""
+    data_source: str = ""
+    """Where the photos come from, for the model card."""
+
+    def __post_init__(self) -> None:
+        ClusteringConfig.__post_init__(self)
+        MaskDiscoveryConfig.__post_init__(self)
+        if not 0.0 <= self.max_stuff_in_things <= 1.0:
+            raise ConfigError(f"max_stuff_in_things must lie in 0..1, got {self.max_stuff_in_things}")
+        if self.stuff_crf and self.stuff == "maps":
+            raise ConfigError("stuff_crf needs similarities, which stuff maps do not have: leave it out")
+        if (self.stuff_maps_dir is None) == (self.stuff == "maps"):
+            raise ConfigError("stuff maps and stuff_maps_dir must be given together")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabelConfig(PseudoLabelOptions):
+    """Everything that labels depend on; stored as `label.json`."""
+
+    photos: str
+    """Folder of the photos, absolute."""
+    photos_hash: str
+    """SHA-256 over the names and contents of all photos."""
+    encoder: str
+    """Path of the encoder's file, absolute."""
+    encoder_hash: str
+    """SHA-256 of the encoder's file."""
+    codebook_hash: str = ""
+    """Hash of the codebook that was given; empty if one is fitted on these photos."""
+    mask_source: MaskSource = "discovery"
+    """Where the masks come from: found in features as the options say, predicted by a detector, or annotated."""
+    detector_hash: str = ""
+    """Hash of the detector's weights, if `mask_source` is `detector`."""
+    teacher_hash: str = ""
+    """Hashes of the run that predicted the labels and of the labels that it was trained on, in self-training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.detector_hash) != (self.mask_source == "detector"):
+            raise ConfigError("detector_hash and mask_source detector must be given together")
+
+
+def to_json(config: CodebookConfig | PseudoLabelConfig) -> dict[str, Any]:
+    """Return the fields as JSON values."""
+    content: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
+    return content
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorrelationTerm:
-    """One of the three correlation losses."""
+    """Weight (lambda) and shift (b) of one of STEGO's three correlation losses."""
 
     weight: float
     shift: float
@@ -25,182 +207,74 @@ class CorrelationTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class StegoConfig:
-    """The recipe; lambda and b of the paper are the terms' weights and shifts."""
+    """Hyper-parameters of STEGO."""
 
-    itself: CorrelationTerm
-    """A picture with itself."""
-    neighbour: CorrelationTerm
-    """With one of its nearest neighbours."""
-    stranger: CorrelationTerm
-    """With other pictures of the batch."""
-    dimensions: int = 70
-    """Of the code."""
+    self_term: CorrelationTerm
+    """An image with itself."""
+    knn_term: CorrelationTerm
+    """An image with one of its nearest neighbors."""
+    random_term: CorrelationTerm
+    """An image with random other images of the batch."""
+    code_dim: int = 70
     dropout: float = 0.1
-    """Share of the channels."""
+    """Fraction of the channels."""
     samples: int = 11
-    """Points along each side of the random grid in a picture."""
-    neighbours: int = 7
-    """Nearest pictures among which a positive is drawn."""
-    shuffles: int = 5
-    """Permutations of the batch that make strangers."""
-    steps: int = 5000
-    batch: int = 16
+    """Sample points along each side of an image."""
+    num_neighbors: int = 7
+    """Nearest images from which the positive is drawn."""
+    num_shuffles: int = 5
+    """Permutations of the batch that make the random pairs."""
+    max_steps: int = 5000
+    batch_size: int = 16
     learning_rate: float = 5e-4
     probe_learning_rate: float = 5e-3
-    is_centred: bool = True
-    """Feature similarities lose their mean over the second picture: small objects are not drowned by large ones."""
-    is_clamped: bool = True
-    """Codes are pushed apart until they are orthogonal and no further."""
-    is_capped: bool = False
-    """Codes more alike than 0.8 gain nothing."""
-    checkpoint_every: int = 500
-    """Steps."""
+    subtract_mean: bool = True
+    """Subtract the mean over the second image from the feature similarities, so that large objects do not dominate."""
+    zero_clamp: bool = True
+    """Ignore negative code similarities: codes are pushed apart until they are orthogonal."""
+    max_clamp: bool = False
+    """Ignore code similarities above 0.8."""
+    checkpoint_interval: int = 500
+    """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("dimensions", "samples", "neighbours", "shuffles", "steps", "batch", "learning_rate",
-                     "probe_learning_rate", "checkpoint_every"):  # fmt: skip
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} of STEGO must be positive, got {getattr(self, name)}")
-        if self.batch < 2:
-            raise ConfigError("a batch of one picture has no strangers: STEGO needs two or more")
+        _require_positive(
+            self, "code_dim", "samples", "num_neighbors", "num_shuffles", "max_steps", "learning_rate",
+            "probe_learning_rate", "checkpoint_interval",
+        )  # fmt: skip
+        if self.batch_size < 2:
+            raise ConfigError(f"batch_size of STEGO must be at least 2, got {self.batch_size}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout must lie in 0..1, got {self.dropout}")
 
 
 _SMALL = StegoConfig(
-    itself=CorrelationTerm(weight=0.67, shift=0.08),
-    neighbour=CorrelationTerm(weight=0.25, shift=0.02),
-    stranger=CorrelationTerm(weight=0.63, shift=0.66),
+    self_term=CorrelationTerm(weight=0.67, shift=0.08),
+    knn_term=CorrelationTerm(weight=0.25, shift=0.02),
+    random_term=CorrelationTerm(weight=0.63, shift=0.66),
 )
-STEGO_PRESETS = {
+STEGO_PRESETS: dict[StegoPreset, StegoConfig] = {
     "small": _SMALL,
-    "small-10-3": replace(_SMALL, stranger=CorrelationTerm(weight=0.63, shift=0.16)),
+    "small-10-3": replace(_SMALL, random_term=CorrelationTerm(weight=0.63, shift=0.16)),
     "base": replace(
         _SMALL,
-        itself=CorrelationTerm(weight=0.1, shift=0.12),
-        neighbour=CorrelationTerm(weight=1.0, shift=0.2),
-        stranger=CorrelationTerm(weight=0.1538476246415498, shift=1.0),
+        self_term=CorrelationTerm(weight=0.1, shift=0.12),
+        knn_term=CorrelationTerm(weight=1.0, shift=0.2),
+        random_term=CorrelationTerm(weight=0.1538476246415498, shift=1.0),
     ),
     "cityscapes": replace(
         _SMALL,
-        itself=CorrelationTerm(weight=1.0, shift=0.45828472207),
-        neighbour=CorrelationTerm(weight=0.577453483136995, shift=0.1754346515479633),
-        stranger=CorrelationTerm(weight=0.9058762625226623, shift=0.31361241889448443),
+        self_term=CorrelationTerm(weight=1.0, shift=0.45828472207),
+        knn_term=CorrelationTerm(weight=0.577453483136995, shift=0.1754346515479633),
+        random_term=CorrelationTerm(weight=0.9058762625226623, shift=0.31361241889448443),
     ),
     "shipped": replace(
         _SMALL,
-        itself=CorrelationTerm(weight=0.67, shift=0.18),
-        neighbour=CorrelationTerm(weight=0.25, shift=0.12),
-        stranger=CorrelationTerm(weight=0.63, shift=0.46),
+        self_term=CorrelationTerm(weight=0.67, shift=0.18),
+        knn_term=CorrelationTerm(weight=0.25, shift=0.12),
+        random_term=CorrelationTerm(weight=0.63, shift=0.46),
     ),
-    "tiny": replace(_SMALL, dimensions=8, steps=4, batch=2, checkpoint_every=2),
+    "tiny": replace(_SMALL, code_dim=8, max_steps=4, batch_size=2, checkpoint_interval=2),
 }
-"""The published sets of hyper-parameters (mhamilton723/STEGO: checkpoints cocostuff27_vit_small_1_31_22 and _10_3,
-cocostuff27_vit_base_5, cityscapes_vit_base_1, and the values in the shipped configuration); `tiny` shows that
-everything turns, within seconds."""
-
-
-MAX_OBJECTS = 12
-"""Masks of a vote that one photo's panoptic map may hold."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskDiscoveryConfig:
-    """What masks depend on, beside the photos and the encoder."""
-
-    proposals: ProposalMethod = "vote"
-    """What several views of the features agree on, or MaskCut; the next five concern MaskCut alone."""
-    tokens: MaskCutFeatures = "patches"
-    """What is cut: the encoder's output, or, as published, the keys of its last attention on the stretched photo."""
-    maskcut_n: int = 3
-    """Most masks a photo."""
-    threshold: float = 0.3
-    """Cosine above which two patches are near; 0.15 as published, on DINO's keys."""
-    maskcut_subtract_mean: bool = False
-    """Take out each photo's mean token first; without it, all keys of DINOv2 are near to each other."""
-    maskcut_reference_filters: bool = False
-    """Filter masks as the public code does, see MaskCutConfig in training/pseudo_labels/maskcut.py."""
-    objects: int = 7
-    """Masks of a vote that make the panoptic map, in the mean over the photos: the likeliest things of all, at most 12
-    of one photo."""
-    refinement: RefinementMethod = "guided"
-    """How masks find the borders in the picture."""
-
-    def __post_init__(self) -> None:
-        for name in ("maskcut_n", "objects"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.objects > MAX_OBJECTS:
-            raise ConfigError(f"objects must be at most {MAX_OBJECTS}, got {self.objects}")
-        if not 0.0 < self.threshold < 1.0:
-            raise ConfigError(f"threshold must lie between 0 and 1, got {self.threshold}")
-        for name, words in (
-            ("proposals", PROPOSAL_METHODS),
-            ("tokens", MASKCUT_FEATURES),
-            ("refinement", REFINEMENT_METHODS),
-        ):
-            if getattr(self, name) not in words:
-                raise ConfigError(f"{name} must be one of {', '.join(words)}, got {getattr(self, name)!r}")
-        if self.proposals == "vote" and (
-            self.tokens != "patches" or self.maskcut_subtract_mean or self.maskcut_reference_filters
-        ):
-            raise ConfigError("keys, centring and the public code's filters go with MaskCut, not with a vote")
-
-
-ThingEmbedding = Literal["region", "crop"]
-CropToken = Literal["class", "patch"]
-CropBackground = Literal["white", "kept"]
-KmeansInit = Literal["restarts", "plusplus"]
-StuffMethod = Literal["kmeans", "regions", "stego", "maps"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodebookConfig:
-    """What clusters depend on, beside the photos and masks that they are fitted on."""
-
-    encoder_hash: str
-    side_px: int = 448
-    pca_dim: int = 64
-    """Whitened dimensions."""
-    thing_clusters: int = 64
-    stuff_clusters: int = 27
-    things: ThingEmbedding = "region"
-    """What of a mask is clustered: the mean of the photo's whitened patches in it, or a picture of its own (`crop`)."""
-    crop_px: int = 224
-    """Side of a mask's own picture; this and the next four concern `crop` alone."""
-    crop_background: CropBackground = "white"
-    """What lies around the object in its picture."""
-    crop_token: CropToken = "class"
-    """The class token, or the mean of the patch tokens."""
-    crop_layer: int = -1
-    """The block after which it is taken, from 0, or from the end if negative; after the last one the final norm."""
-    crop_l2_normalize: bool = False
-    """Take vectors to unit length and compare their angles; else their distances, as published."""
-    kmeans_init: KmeansInit = "restarts"
-    """Of k-means: the best of some random starts, or one k-means++ start."""
-    stuff: StuffMethod = "regions"
-    """Clusters of whitened patches, alone or seen together with the masks that they lie in, STEGO, or maps from a
-    folder."""
-    stego: str = "small"
-    """Preset of STEGO."""
-    stego_steps: int = 5000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("side_px", "pca_dim", "thing_clusters", "stuff_clusters", "crop_px", "stego_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, got {self.seed}")
-        closed = {
-            "things": ThingEmbedding,
-            "crop_background": CropBackground,
-            "crop_token": CropToken,
-            "kmeans_init": KmeansInit,
-            "stuff": StuffMethod,
-        }
-        for name, kind in closed.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ConfigError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
-        if self.stego not in STEGO_PRESETS:
-            raise ConfigError(f"stego must be one of {', '.join(STEGO_PRESETS)}, got {self.stego!r}")
+"""Published hyper-parameters: mhamilton723/STEGO's checkpoints cocostuff27_vit_small_1_31_22 and _10_3,
+cocostuff27_vit_base_5 and cityscapes_vit_base_1, and the values of its configuration file (`shipped`)."""

@@ -1,4 +1,7 @@
-"""Things over stuff: the panoptic pseudo-label."""
+"""Panoptic labels: masks and stuff merged into one map, stored in chunks of photos.
+
+A chunk's folder is named after everything that its labels depend on; it is complete or absent.
+"""
 
 import hashlib
 import json
@@ -16,15 +19,22 @@ from pycocotools import mask as coco
 from model.errors import LabelStoreError
 from model.files import atomic_directory
 from model.formats.encoders import encode_panoptic_png
-from training.choices import StuffMergeRule
+from training.data.label_config import StuffMergeRule
 from training.data.photos import PhotoFile
 
+CHUNK_SIZE = 64
+"""Photos per chunk: what a killed run may lose, a few seconds of work."""
+_RECORD_FILE = "chunk.json"
+_HASH_DIGITS = 16
 _MAX_COVERED = 0.7
+
+Dependencies = Mapping[str, str | int | float | bool | list[int] | None]
+"""Everything but the photos that labels depend on, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PanopticLabel:
-    """A pseudo-label: segment ids per pixel (0 is void) and the category of each, things first."""
+    """Segment ids per pixel (0 is void) and the category of each segment, things first."""
 
     label_map: Int32[np.ndarray, "H W"]
     categories: dict[int, int]
@@ -37,12 +47,13 @@ def merge_panoptic(
     thing_clusters: int,
     thing_like: frozenset[int] = frozenset(),
 ) -> PanopticLabel:
-    """Masks painted over stuff, both as categories: things 1..K, stuff K+1..K+S.
+    """Paint masks over stuff; categories are things 1..K and stuff K+1..K+S.
 
-    U2Seg, equation 5 and its generate_pseudo_panoptic.py: masks by descending box area, so that small objects come to
-    lie on large ones; a stuff cluster more than 70 % covered by things is left void, else its free part is one segment.
-    `things` are the masks' clusters, counted from 1, as `stuff` is; stuff 0 is none. The public rule teaches an object
-    that no mask found as stuff; the improved one leaves void what is in no mask of the stuff clusters in `thing_like`.
+    U2Seg, equation 5 and its generate_pseudo_panoptic.py: masks are painted by descending box area, so that small
+    objects lie on top of large ones. A stuff cluster that things cover by more than 70 % is left void, else its free
+    part is one segment. `things` are the clusters of the masks, counted from 1, as in `stuff`, where 0 means none.
+    The published rule labels an object that no mask covers as stuff; stuff clusters in `thing_like` are left void
+    instead.
     """
     label_map = np.zeros(stuff.shape, np.int32)
     categories: dict[int, int] = {}
@@ -65,54 +76,54 @@ def merge_panoptic(
 
 
 def find_thing_like_stuff(
-    inside: Float[np.ndarray, "S"], max_stuff_in_things: float, rule: StuffMergeRule
+    stuff_in_masks: Float[np.ndarray, "S"], max_stuff_in_things: float, rule: StuffMergeRule
 ) -> frozenset[int]:
-    """Stuff clusters, counted from 1, that the rule takes for things: more than `max_stuff_in_things` of them lies
-    in masks."""
-    clusters = np.flatnonzero(inside > max_stuff_in_things) + 1
-    return frozenset(clusters.tolist()) if rule == "improved" else frozenset()
+    """Return the stuff clusters, counted from 1, that the rule drops: those lying in masks by more than the maximum."""
+    clusters = np.flatnonzero(stuff_in_masks > max_stuff_in_things) + 1
+    return frozenset(clusters.tolist()) if rule == "drop-thing-like" else frozenset()
 
 
-def _box_area(mask: Bool[np.ndarray, "H W"]) -> int:
-    _, _, width, height = cv2.boundingRect(mask.view(np.uint8))
-    return int(width * height)
-
-
-CHUNK_SIZE = 64
-"""What a killed run may lose: some seconds of work."""
-_RECORD_FILE = "shard.json"
-_HASH_DIGITS = 16
+def remove_overlaps(masks: Bool[np.ndarray, "N H W"]) -> Bool[np.ndarray, "N H W"]:
+    """Give each pixel to the first mask that has it; a mask that loses more than half of itself becomes empty."""
+    taken = np.zeros(masks.shape[1:], bool)
+    disjoint = np.zeros_like(masks)
+    for index, mask in enumerate(masks):
+        free = mask & ~taken
+        if 2 * free.sum() >= mask.sum():
+            disjoint[index] = free
+            taken |= free
+    return disjoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLabel:
-    """A photo's pseudo-label and the masks it was merged from."""
+    """The label of one image and the masks that it was merged from."""
 
     panoptic: PanopticLabel
     masks: Bool[np.ndarray, "N H W"]
-    """They may overlap."""
+    """May overlap."""
     things: list[int]
-    """The masks' clusters, counted from 1."""
+    """The thing cluster of each mask, counted from 1."""
     scores: list[float] | None
-    """The masks', if whatever found them was more or less sure."""
+    """The score of each mask, if its source gives scores."""
     is_in_panoptic: list[bool] | None = None
-    """Whether a mask has a segment in the label, if some have none: they are less sure, or parts of another."""
+    """Whether each mask has a segment in the panoptic map; None if all have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """What a finished shard says of one photo, in COCO's words but for the photo's number."""
+    """What a complete chunk stores about one photo, in COCO's terms but for the image id."""
 
     photo: PhotoFile
     file_name: str
-    """Of the panoptic PNG, inside the folder of shards."""
+    """The panoptic PNG, relative to the folder of chunks."""
     segments: list[dict[str, Any]]
     instances: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some photos and the hash of everything that their labels depend on."""
+    """A group of photos; its name is a hash of them and of everything that their labels depend on."""
 
     name: str
     photos: tuple[PhotoFile, ...]
@@ -121,77 +132,81 @@ class Chunk:
         return (folder / self.name / _RECORD_FILE).is_file()
 
     def write(self, folder: Path, labels: Iterator[ImageLabel]) -> None:
-        """`folder/NAME` with a PNG a photo and the record; `labels` in the order of the photos."""
+        """Write `folder/NAME` with one PNG per photo and the record; `labels` are in the order of the photos."""
         with atomic_directory(folder / self.name) as sibling:
             entries = []
             for photo, label in zip(self.photos, labels, strict=True):
                 path = sibling / _png_name(photo)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(encode_panoptic_png(label.panoptic.label_map))
-                entries.append(
-                    {"segments": _to_segments_info(label.panoptic), "instances": _to_coco_annotations(label)}
-                )
+                segments, instances = _to_segments_info(label.panoptic), _to_coco_annotations(label)
+                entries.append({"segments": segments, "instances": instances})
             (sibling / _RECORD_FILE).write_text(json.dumps(entries))
 
     def read(self, folder: Path) -> Iterator[ImageRecord]:
-        """Raises LabelStoreError if the shard is missing or is not what was written."""
+        """Raises LabelStoreError if the chunk is missing or damaged."""
         path = folder / self.name / _RECORD_FILE
         try:
             for photo, entry in zip(self.photos, json.loads(path.read_bytes()), strict=True):
                 yield ImageRecord(photo=photo, file_name=f"{self.name}/{_png_name(photo)}", **entry)
         except (OSError, ValueError, TypeError) as error:
-            raise LabelStoreError(f"{path} is no record of a shard ({error}): delete its folder and rerun") from error
+            raise LabelStoreError(
+                f"{path} is not a valid chunk record ({error}): delete its folder and run again"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecords:
-    """The records of finished shards, read anew each time they are gone through."""
+    """The records of complete chunks, read from disk at each iteration."""
 
     folder: Path
-    shards: Sequence[Chunk]
+    chunks: Sequence[Chunk]
 
     def __iter__(self) -> Iterator[ImageRecord]:
-        for shard in self.shards:
-            yield from shard.read(self.folder)
+        for chunk in self.chunks:
+            yield from chunk.read(self.folder)
 
 
 def split_into_chunks(photos: Sequence[PhotoFile]) -> list[tuple[PhotoFile, ...]]:
-    """The photos of each shard, in their order."""
+    """Return the photos of each chunk, in order."""
     return [tuple(photos[start : start + CHUNK_SIZE]) for start in range(0, len(photos), CHUNK_SIZE)]
 
 
 def make_chunk(
-    photos: Sequence[PhotoFile],
-    made_from: Mapping[str, str | int | float],
-    hash_map: Callable[[PhotoFile], str] = lambda photo: "",
+    photos: Sequence[PhotoFile], dependencies: Dependencies, hash_map: Callable[[PhotoFile], str] = lambda photo: ""
 ) -> Chunk:
-    """Its name is the hash of its photos, their maps and of `made_from`."""
-    content = {"made_from": made_from, "photos": [(each.name, each.digest, hash_map(each)) for each in photos]}
+    """Name a chunk after its photos, their stuff maps (`hash_map`) and the other dependencies."""
+    content = {"made_from": dependencies, "photos": [(each.name, each.digest, hash_map(each)) for each in photos]}
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_HASH_DIGITS]
     return Chunk(name=name, photos=tuple(photos))
 
 
-def plan_chunks(photos: Sequence[PhotoFile], made_from: Mapping[str, str | int | float]) -> list[Chunk]:
-    """The shards of photos in their order."""
-    return [make_chunk(group, made_from) for group in split_into_chunks(photos)]
+def plan_chunks(photos: Sequence[PhotoFile], dependencies: Dependencies) -> list[Chunk]:
+    """Return the chunks of photos in order."""
+    return [make_chunk(group, dependencies) for group in split_into_chunks(photos)]
 
 
-def remove_stale(folder: Path, shards: Sequence[Chunk]) -> None:
-    """Delete what killed runs left behind, and shards that are none of these."""
-    kept = {shard.name for shard in shards}
+def remove_stale(folder: Path, chunks: Sequence[Chunk]) -> None:
+    """Delete what killed runs left in the folder, and chunks that are not among these."""
+    kept = {chunk.name for chunk in chunks}
     for entry in folder.iterdir():
         if entry.name not in kept:
             shutil.rmtree(entry)
+
+
+def _box_area(mask: Bool[np.ndarray, "H W"]) -> int:
+    _, _, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return int(width * height)
 
 
 def _png_name(photo: PhotoFile) -> str:
     return f"{photo.name}.png"
 
 
-def _to_segments_info(panoptic: PanopticLabel) -> list[dict[str, Any]]:
+def _to_segments_info(label: PanopticLabel) -> list[dict[str, Any]]:
     entries = []
-    for segment_id, category in panoptic.categories.items():
-        mask = panoptic.label_map == segment_id
+    for segment_id, category in label.categories.items():
+        mask = label.label_map == segment_id
         bbox = list(cv2.boundingRect(mask.view(np.uint8)))
         entries.append({"id": segment_id, "category_id": category, "area": int(mask.sum()), "bbox": bbox, "iscrowd": 0})
     return entries
@@ -211,6 +226,6 @@ def _to_coco_annotations(label: ImageLabel) -> list[dict[str, Any]]:
         if label.scores is not None:
             entry["score"] = label.scores[index]
         if label.is_in_panoptic is not None:
-            entry["painted"] = int(label.is_in_panoptic[index])
+            entry["in_panoptic"] = int(label.is_in_panoptic[index])
         entries.append(entry)
     return entries

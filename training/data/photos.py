@@ -1,10 +1,13 @@
-"""The unlabelled photos of a folder: decodable, unique, in a fixed order."""
+"""Scan of a folder for unlabeled photos: decodable, without duplicates, in a fixed order."""
 
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from model.errors import InputError, LabelStoreError
 from model.files import atomic_write
@@ -15,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1
 _CachedEntry = tuple[int, int, str, int, int]
-"""Size in bytes, time of change in nanoseconds, sha256, height, width."""
+"""Size in bytes, modification time in nanoseconds, SHA-256, height, width."""
+_ENTRIES = TypeAdapter(dict[str, _CachedEntry])
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -25,60 +29,65 @@ class PhotoFile:
 
     path: Path
     name: str
-    """Its path inside the folder, with forward slashes."""
+    """Path relative to the scanned folder, with forward slashes."""
     digest: str
-    """The sha256 of its bytes: what caches know it by."""
+    """SHA-256 of the file's bytes; the key of all caches."""
     height: int
     width: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoScan:
-    """What a folder holds."""
+    """The photos of a folder."""
 
     photos: tuple[PhotoFile, ...]
-    broken: tuple[str, ...]
-    """`name: reason` of every photo that could not be decoded."""
+    skipped: tuple[str, ...]
+    """`name: reason` of each photo that could not be decoded."""
     duplicates: int
 
 
-def scan_photos(folder: Path, *, limit: int | None = None, memo: Path | None = None) -> PhotoScan:
-    """Every photo below `folder` once, sorted by name; broken ones are reported and left out.
+def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path | None = None) -> PhotoScan:
+    """Return every photo below `folder` once, sorted by name; unreadable photos are logged and left out.
 
-    With a `limit`, that many photos spread evenly over the sorted names. What the file `memo` says of a photo is
-    believed while size and time of change are the same; it is written anew.
-    Raises LabelStoreError if the folder is missing or holds no photo that can be read.
+    With `max_photos`, that many photos are taken, evenly spread over the sorted names. Photos that `cache_file` knows
+    with the same size and modification time are not decoded again; the file is updated.
+    Raises LabelStoreError if the folder is missing or has no readable photo.
     """
     if not folder.is_dir():
         raise LabelStoreError(f"{folder} is not a folder of photos")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if limit is not None and limit < len(paths):
-        paths = [paths[index * len(paths) // limit] for index in range(limit)]
+    if max_photos is not None and max_photos < len(paths):
+        paths = [paths[index * len(paths) // max_photos] for index in range(max_photos)]
     photos: dict[str, PhotoFile] = {}
-    known, seen = _read_cache(memo), dict[str, _CachedEntry]()
-    broken = []
+    known, seen = _read_cache(cache_file), dict[str, _CachedEntry]()
+    skipped = []
     for path in track(paths, "scan"):
         name = path.relative_to(folder).as_posix()
         try:
-            stamp = path.stat()
-            memory = known.get(name)
-            if memory is None or memory[:2] != (stamp.st_size, stamp.st_mtime_ns):
-                memory = (stamp.st_size, stamp.st_mtime_ns, *_inspect(path))
+            stat = path.stat()
+            entry = known.get(name)
+            if entry is None or entry[:2] != (stat.st_size, stat.st_mtime_ns):
+                entry = (stat.st_size, stat.st_mtime_ns, *_inspect(path))
         except (InputError, OSError) as error:
             logger.warning("skipped %s: %s", name, error)
-            broken.append(f"{name}: {error}")
+            skipped.append(f"{name}: {error}")
         else:
-            seen[name] = memory
-            _, _, digest, height, width = memory
+            seen[name] = entry
+            _, _, digest, height, width = entry
             photos.setdefault(digest, PhotoFile(path=path, name=name, digest=digest, height=height, width=width))
-    if memo and seen != known:
-        with atomic_write(memo) as sibling:
+    if cache_file and seen != known:
+        with atomic_write(cache_file) as sibling:
             sibling.write_text(json.dumps({"format_version": _CACHE_VERSION, "photos": seen}))
     if not photos:
-        raise LabelStoreError(f"{folder} holds no photo that can be read ({len(paths)} candidates)")
-    return PhotoScan(
-        photos=tuple(photos.values()), broken=tuple(broken), duplicates=len(paths) - len(broken) - len(photos)
-    )
+        raise LabelStoreError(f"{folder} has no readable photo ({len(paths)} candidates)")
+    duplicates = len(paths) - len(skipped) - len(photos)
+    return PhotoScan(photos=tuple(photos.values()), skipped=tuple(skipped), duplicates=duplicates)
+
+
+def hash_photos(photos: Sequence[PhotoFile]) -> str:
+    """Return one SHA-256 over the names and contents of all photos, in order."""
+    joined = "\n".join(f"{photo.name} {photo.digest}" for photo in photos)
+    return hashlib.sha256(joined.encode()).hexdigest()
 
 
 def _inspect(path: Path) -> tuple[str, int, int]:
@@ -93,7 +102,7 @@ def _read_cache(path: Path | None) -> dict[str, _CachedEntry]:
     try:
         content = json.loads(path.read_bytes())
         if content["format_version"] == _CACHE_VERSION:
-            return {name: tuple(memory) for name, memory in content["photos"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        logger.warning("%s cannot be read: all photos are looked at anew", path)
+            return _ENTRIES.validate_python(content["photos"])
+    except (OSError, ValueError, TypeError, KeyError):
+        logger.warning("%s is unreadable: all photos are inspected again", path)
     return {}

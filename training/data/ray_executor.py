@@ -1,4 +1,4 @@
-"""Ray as the engine: many groups of photos at once, on one machine or on a cluster with one file system."""
+"""Executor on Ray: one machine, or a cluster with a shared file system. Needs the extra `ray`."""
 
 import logging
 from collections.abc import Sequence
@@ -14,23 +14,24 @@ from model.errors import TrainingError, UsegError
 from training.data.executors import Item, Worker
 from training.progress import Progress
 
-_FOREVER = -1
+_UNLIMITED = -1
 
 
 class RayExecutor:
-    """Actors that stay for all stages; where one dies, its group is done again, and finds what was already written.
+    """Runs the groups on actors that live for all stages.
 
-    Not Ray Data: what a group makes goes to disk, so there is no data for Ray to move, and a data set of its own for
-    each stage would start the actors, torch and the network each time.
+    If an actor dies, its group is run again and skips what is already on disk. Ray Data is not used: results go to
+    disk, so there is no data for Ray to move, and one data set per stage would start the actors and load the encoder
+    every time.
     """
 
-    def __init__(self, threads: int, most: int | None = None) -> None:
-        """`threads` of the CPU for each actor, of which there are at most so many.
+    def __init__(self, threads: int, max_workers: int | None = None) -> None:
+        """`threads` is the number of CPU threads per actor.
 
-        Joins the cluster that `RAY_ADDRESS` names, else starts one here.
+        Joins the cluster that `RAY_ADDRESS` names, or starts one on this machine.
         """
         self._threads = threads
-        self._most = most
+        self._max_workers = max_workers
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
         self._worker: Worker[Any] | None = None
@@ -38,7 +39,7 @@ class RayExecutor:
 
     def run(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> None:
         """Raises what an actor raised, and TrainingError if Ray itself failed."""
-        self._hire(worker, len(groups))
+        self._create_actors(worker, len(groups))
         pool = ActorPool(self._actors)
         with Progress(stage, sum(map(len, groups)), unit=worker.unit) as progress:
             try:
@@ -49,19 +50,19 @@ class RayExecutor:
             except ray.exceptions.RayError as error:
                 raise TrainingError(f"Ray failed: {error}") from error
 
-    def _hire(self, worker: Worker[Any], groups: int) -> None:
-        """As many actors as the cluster has room for, once."""
+    def _create_actors(self, worker: Worker[Any], groups: int) -> None:
+        """Start as many actors as there are groups and the cluster has room for; once per worker."""
         if worker is not self._worker:
             self._worker, self._actors = worker, []
         room = int(ray.cluster_resources().get("CPU", 1)) // self._threads
-        wanted = max(1, min(groups, room, self._most or room)) - len(self._actors)
-        actor = ray.remote(num_cpus=self._threads, max_restarts=_FOREVER, max_task_retries=_FOREVER)(_Actor)
-        # A copy, without what was opened here: an actor that is started again gets its arguments again.
-        self._actors += [actor.remote(replace(worker), self._threads) for _ in range(wanted)]
+        missing = max(1, min(groups, room, self._max_workers or room)) - len(self._actors)
+        actor = ray.remote(num_cpus=self._threads, max_restarts=_UNLIMITED, max_task_retries=_UNLIMITED)(_Actor)
+        # A copy, without what was loaded here: a restarted actor gets its arguments again.
+        self._actors += [actor.remote(replace(worker), self._threads) for _ in range(missing)]
 
 
 class _Actor:
-    """A process of Ray's, which keeps open what its worker opened."""
+    """A Ray process, which keeps what its worker loaded."""
 
     def __init__(self, worker: Worker[Any], threads: int) -> None:
         self._worker = worker
@@ -73,6 +74,6 @@ class _Actor:
 
 
 def _find_cause(error: ray.exceptions.RayTaskError) -> Exception:
-    """Our own error inside Ray's, if it is one."""
+    """Return the UsegError inside Ray's error, or Ray's error itself."""
     cause = error.cause
     return cause if isinstance(cause, UsegError) else error

@@ -19,7 +19,8 @@ from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache, open_cache
 from training.mask_transformer.inference import walk
 from training.progress import Progress
-from training.pseudo_labels.kmeans import kmeans, nearest_centroid
+from training.pseudo_labels.clustering import kmeans
+from training.pseudo_labels.codebook import nearest_centroid
 
 
 @dataclass(frozen=True, kw_only=True)

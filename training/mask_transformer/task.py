@@ -13,17 +13,17 @@ from torch.optim import AdamW
 
 from model.checkpoints.runs import RunInfo
 from model.checkpoints.state_dicts import load_encoder
+from model.errors import ConfigError
 from model.networks.interface import normalize
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, intermediate_layers
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
-from training.data.features import open_cache
+from training.data.features import open_cache, resolve_layers
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.feature_dataset import DecoderBatch, FeatureDataset, Target
 from training.mask_transformer.instances import InstanceMasks
 from training.mask_transformer.losses import MaskTransformerLosses, compute_losses
 from training.mask_transformer.pixel_dataset import PixelBatch, PixelDataset, augment, split
 from training.pseudo_labels.codebook import load_codebook
-from training.pseudo_labels.kmeans import SEMANTIC_TAPS
 from training.trainer.provenance import copy_encoder, make_provenance
 
 
@@ -37,9 +37,9 @@ class MaskTransformerTask:
         labels = store.read_config()
         photos = store.read_photos()
         self._samples = open_samples(store, photos, features, recipe)
-        self._whitening = MaskEmbeddingTargets.read(store) if recipe.embeds else None
         encoder_file = copy_encoder(labels.encoder, labels.encoder_hash, run)
         encoder = load_encoder(str(run / encoder_file), labels.side_px)
+        self._whitening = MaskEmbeddingTargets.read(store, encoder.config.depth) if recipe.embeds else None
         torch.manual_seed(recipe.seed)
         shape = DecoderConfig(
             side_px=labels.side_px,
@@ -146,13 +146,25 @@ def group_parameters(decoder: MaskDecoder, weight_decay: float) -> list[dict[str
 class MaskEmbeddingTargets:
     """A store's own, as its codebook has it."""
 
+    layers: tuple[int, ...]
+    """Positions of the codebook's layers among the features."""
     mean: Float[Tensor, "E"]
     projection: Float[Tensor, "E P"]
 
     @classmethod
-    def read(cls, store: PseudoLabelDataset) -> Self:
-        book = load_codebook(store.codebook)
-        return cls(mean=torch.from_numpy(book.mean).float(), projection=torch.from_numpy(book.projection).float())
+    def read(cls, store: PseudoLabelDataset, depth: int) -> Self:
+        """Raises ConfigError if the decoder does not read the blocks that the codebook was fitted on."""
+        book, stored = load_codebook(store.codebook), intermediate_layers(depth)
+        layers = resolve_layers(book.config.layers, depth)
+        if not set(layers) <= set(stored):
+            raise ConfigError(
+                f"the codebook uses encoder blocks {layers}, the decoder reads {stored}: use --no-query-embeddings"
+            )
+        return cls(
+            layers=tuple(stored.index(each) for each in layers),
+            mean=torch.from_numpy(book.mean).float(),
+            projection=torch.from_numpy(book.projection).float(),
+        )
 
     @property
     def size(self) -> int:
@@ -163,7 +175,7 @@ class MaskEmbeddingTargets:
     def describe(self, features: Float[Tensor, "T B N C"], targets: tuple[Target, ...]) -> tuple[Target, ...]:
         """The targets with their vectors: the mean of the whitened patches under each mask, of unit length.
 
-        As the label store's `MaskedAveragePoolEmbedder`, but that a patch counts by its share in the mask.
+        As the label store's `MaskedAverageEmbedder`, but that a patch counts by its share in the mask.
         """
         with torch.autocast(features.device.type, enabled=False):
             tokens = self._whiten(features.float())
@@ -175,6 +187,6 @@ class MaskEmbeddingTargets:
         return tuple(described)
 
     def _whiten(self, features: Float[Tensor, "T B N C"]) -> Float[Tensor, "B N P"]:
-        blocks = [functional.layer_norm(features[tap], features.shape[-1:]) for tap in SEMANTIC_TAPS]
+        blocks = [functional.layer_norm(features[tap], features.shape[-1:]) for tap in self.layers]
         mean, projection = (each.to(features.device) for each in (self.mean, self.projection))
         return functional.normalize(torch.cat(blocks, 2) @ projection - mean @ projection, dim=2)

@@ -30,8 +30,9 @@ from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfi
 from model.networks.resnet import NormedConv
 from model.networks.roi_heads import BoxHead, BoxPredictor, MaskHead
 from model.networks.rpn import RPNHead
-from training.data.dataset import PseudoLabelConfig, PseudoLabelDataset
+from training.data.dataset import PseudoLabelDataset
 from training.data.features import open_cache
+from training.data.label_config import PseudoLabelConfig
 from training.panoptic_cascade.config import CascadeTrainConfig
 from training.panoptic_cascade.dataset import CascadeBatch, CascadeDataset, PaddedBatch, copy_paste_batch, pad_to_batch
 from training.panoptic_cascade.losses import CascadeLosses, compute_losses

@@ -1,254 +1,308 @@
-"""A codebook fitted on photos and their masks."""
+"""Fits a codebook on photos and their masks: PCA whitening, stuff clusters, thing clusters, objectness."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
+import faiss
 import numpy as np
-import torch
 from jaxtyping import Float, Float32
 
-from model.checkpoints.state_dicts import load_encoder
 from model.errors import ConfigError
-from model.networks.vit import VisionTransformer
-from training.data.features import final_tokens
-from training.data.label_config import MAX_OBJECTS, STEGO_PRESETS, CodebookConfig
+from training.data.dataset import PseudoLabelDataset
+from training.data.features import FeatureStore, PhotoFeatures
+from training.data.label_config import (
+    MAX_OBJECTS,
+    STEGO_PRESETS,
+    CodebookConfig,
+    KmeansInit,
+    MaskDiscoveryConfig,
+    PseudoLabelConfig,
+)
 from training.data.photos import PhotoFile
 from training.progress import track
 from training.pseudo_labels.codebook import (
-    ClusterStuffSegmenter,
     Codebook,
-    ForegroundFunction,
-    ObjectnessScorer,
-    PrecomputedStuff,
-    StuffSegmenter,
-    compute_score_thresholds,
-    fit_objectness,
+    make_mask_embedder,
+    make_stuff_segmenter,
+    nearest_centroid,
     smooth_with_masks,
+    whiten,
 )
-from training.pseudo_labels.kmeans import fit_whitening, kmeans, whiten
-from training.pseudo_labels.mask_embeddings import CropEmbedder, MaskedAveragePoolEmbedder, MaskEmbedder
-from training.pseudo_labels.maskcut import MaskProposals
-from training.pseudo_labels.photo_features import PhotoFeatures
-from training.pseudo_labels.stego import StegoHead, train_stego
+from training.pseudo_labels.consensus import HALF_WHITENED_DIM, FeatureProjections
+from training.pseudo_labels.maskcut import MaskProposals, load_proposals, maskcut
+from training.pseudo_labels.stego import train_stego
 
 _SAMPLED_TOKENS = 200_000
 _MAX_MASKS_PER_CLUSTER = 256
-"""Masks a thing cluster that k-means looks at; more are not kept."""
-
+"""Vectors per cluster that k-means uses; more masks are not kept."""
+_MIN_KEPT_MASKS = 65_536
 _PHOTO_SUBSET = 1000
-"""For what takes another pass."""
+"""Photos for steps that need another pass over them."""
+_PATCH_CLUSTERS = 128
+_MIN_TOKENS_PER_CLUSTER = 8
+_ROWS = 8192
+"""Rows that are copied at once: the sample itself is large."""
+_ITERATIONS = 50
+_RESTARTS = 5
+_MAX_RESEEDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookInputs:
-    """What a codebook is fitted on and used with."""
+    """The photos that a codebook is fitted on, with their cached features and stored masks."""
 
+    config: PseudoLabelConfig
     photos: Sequence[PhotoFile]
-    view: Callable[[PhotoFile], PhotoFeatures]
-    found: Callable[[PhotoFeatures], MaskProposals]
-    """Stored masks of a photo."""
-    encoder: VisionTransformer
-    encoder_source: str
-    maps: Path
-    """Folder of stuff maps, where they come as such."""
-    scratch: Path
-    """Folder for what takes long: vectors of masks, STEGO's checkpoint."""
-    salient: ForegroundFunction | None = None
-    """What masks are weighed by, if they are a vote's."""
-    objects: int = MAX_OBJECTS
-    """Masks of a vote that are taken for things, in the mean over the photos."""
+    features: FeatureStore
+    dataset: PseudoLabelDataset
 
-    def views(self, stage: str) -> Iterator[PhotoFeatures]:
-        """All photos, one after the other, with progress."""
-        return (self.view(photo) for photo in track(self.photos, stage))
+    def load_masks(self, photo: PhotoFile) -> MaskProposals:
+        return load_proposals(self.dataset.proposals(photo.digest))
 
-    def few_views(self, stage: str) -> Iterator[PhotoFeatures]:
-        """Photos evenly spread over all."""
+    def load_all(self, stage: str) -> Iterator[tuple[PhotoFeatures, MaskProposals]]:
+        """Load all photos one after the other, with progress."""
+        return self._load(self.photos, stage)
+
+    def load_subset(self, stage: str) -> Iterator[tuple[PhotoFeatures, MaskProposals]]:
+        """Load at most 1,000 photos, evenly spread over all."""
         count = min(_PHOTO_SUBSET, len(self.photos))
-        chosen = [self.photos[place * len(self.photos) // count] for place in range(count)]
-        return (self.view(photo) for photo in track(chosen, stage))
+        return self._load([self.photos[index * len(self.photos) // count] for index in range(count)], stage)
+
+    def _load(self, photos: Sequence[PhotoFile], stage: str) -> Iterator[tuple[PhotoFeatures, MaskProposals]]:
+        return ((self.features.load(photo), self.load_masks(photo)) for photo in track(photos, stage))
 
 
-def fit_codebook(material: CodebookInputs, config: CodebookConfig) -> Codebook:
-    """Whitening and stuff clusters from a sample of all patches, thing clusters from one vector a mask."""
-    sample = _sample_tokens(material, config)
+def fit_codebook(inputs: CodebookInputs) -> Codebook:
+    """Fit whitening and stuff clusters on a sample of all patches, thing clusters on one vector per mask."""
+    config = CodebookConfig(**{each.name: getattr(inputs.config, each.name) for each in fields(CodebookConfig)})
+    sample = _sample_tokens(inputs)
     mean, projection = fit_whitening(sample, config.pca_dim)
-    book = Codebook(
+    codebook = Codebook(
         config=config,
         mean=mean,
         projection=projection,
-        things=np.zeros((0, 0), np.float32),
-        stuff=np.zeros((0, 0), np.float32),
-        inside=np.zeros(config.stuff_clusters),
+        thing_centroids=np.zeros((0, 0), np.float32),
+        stuff_centroids=np.zeros((0, 0), np.float32),
+        stuff_in_masks=np.zeros(config.stuff_clusters),
     )
-    if material.salient is not None:
-        book = _fit_objectness(material, book, sample)
+    if inputs.config.proposals == "consensus":
+        codebook = _fit_objectness(inputs, codebook, sample)
     match config.stuff:
         case "kmeans":
-            whitened = whiten(sample, mean, projection)
-            stuff = kmeans(whitened, config.stuff_clusters, config.seed, kmeans_init=config.kmeans_init)
-            book = replace(book, stuff=stuff)
+            codebook = replace(codebook, stuff_centroids=_fit_stuff(whiten(sample, mean, projection), config))
         case "regions":
             del sample
-            blended = _sample_regions(material, book)
-            stuff = kmeans(blended, config.stuff_clusters, config.seed, kmeans_init=config.kmeans_init)
-            book = replace(book, stuff=stuff)
+            codebook = replace(codebook, stuff_centroids=_fit_stuff(_sample_regions(inputs, codebook), config))
         case "stego":
             del sample
-            book = _fit_stego(material, book)
+            codebook = _fit_stego(inputs, codebook)
         case "maps":
             pass
-    return _fit_things(material, book)
+    return _fit_things(inputs, codebook)
 
 
-def make_stuff_segmenter(book: Codebook, material: CodebookInputs, *, has_crf: bool = False) -> StuffSegmenter:
-    """What gives every pixel its stuff cluster, borders moved by a dense CRF if wished."""
-    match book.config.stuff:
-        case "kmeans":
-            return ClusterStuffSegmenter(
-                embed=lambda view: whiten(view.join(), book.mean, book.projection),
-                centroids=book.stuff,
-                has_crf=has_crf,
-            )
-        case "regions":
-            return ClusterStuffSegmenter(
-                embed=lambda view: embed_regions(book, material, view), centroids=book.stuff, has_crf=has_crf
-            )
-        case "stego":
-            head = _load_head(book)
-            return ClusterStuffSegmenter(
-                embed=lambda view: embed_codes(head, material.encoder, view), centroids=book.stuff, has_crf=has_crf
-            )
-        case "maps":
-            return PrecomputedStuff(folder=material.maps, clusters=book.config.stuff_clusters)
+def fit_projections(photos: Sequence[PhotoFile], features: FeatureStore, seed: int) -> FeatureProjections:
+    """Fit the projections of consensus masks on an equal number of tokens of each photo.
 
-
-def make_mask_embedder(book: Codebook, material: CodebookInputs) -> MaskEmbedder:
-    """What gives every mask its vector."""
-    config = book.config
-    if config.things == "region":
-        return MaskedAveragePoolEmbedder(mean=book.mean, projection=book.projection)
-    encoder = load_encoder(material.encoder_source, config.crop_px)
-    return CropEmbedder(encoder, config, material.scratch / "vectors")
-
-
-def make_objectness_scorer(book: Codebook) -> ObjectnessScorer | None:
-    """What tells things among a vote's masks, if the codebook was fitted on such."""
-    if not len(book.parts):
-        return None
-    return ObjectnessScorer(mean=book.mean, projection=book.projection, parts=book.parts, salient=book.salient)
-
-
-def select_things(book: Codebook, material: CodebookInputs, view: PhotoFeatures) -> MaskProposals:
-    """A photo's masks that the panoptic map should hold, best first: all but for a vote."""
-    found = material.found(view)
-    if (judge := make_objectness_scorer(book)) is None:
-        return found
-    return judge.judge(view, found).top_k(MAX_OBJECTS, book.score_thresholds[material.objects - 1])
-
-
-def embed_regions(book: Codebook, material: CodebookInputs, view: PhotoFeatures) -> Float[np.ndarray, "h w P"]:
-    """Whitened patches, each blended with the masks that it lies in."""
-    return smooth_with_masks(whiten(view.join(), book.mean, book.projection), material.found(view))
-
-
-@torch.inference_mode()
-def embed_codes(head: StegoHead, encoder: VisionTransformer, view: PhotoFeatures) -> Float[np.ndarray, "h w D"]:
-    """STEGO's codes; the average with a mirrored photo's, of which there are no features, is left out."""
-    tokens = torch.from_numpy(np.ascontiguousarray(_final_tokens(encoder, view)))
-    codes: Float[np.ndarray, "h w D"] = head(tokens.permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
-    return codes
-
-
-def _sample_tokens(material: CodebookInputs, config: CodebookConfig) -> Float32[np.ndarray, "N E"]:
-    """As many of every photo."""
-    generator = np.random.default_rng(config.seed)
-    share = max(1, _SAMPLED_TOKENS // len(material.photos))
-    width = material.view(material.photos[0]).join().shape[-1]
-    sample = np.empty((share * len(material.photos), width), np.float32)
-    count = 0
-    for view in material.views("sample"):
-        flat = view.join().reshape(-1, width)
-        chosen = flat[generator.permutation(len(flat))[:share]]
-        sample[count : count + len(chosen)] = chosen
-        count += len(chosen)
-    return sample[:count]
-
-
-def _sample_regions(material: CodebookInputs, book: Codebook) -> Float[np.ndarray, "N P"]:
-    """Blended patches, as many of each of some photos."""
-    generator = np.random.default_rng(book.config.seed)
-    share = max(1, _SAMPLED_TOKENS // min(_PHOTO_SUBSET, len(material.photos)))
+    Raises ConfigError if there are too few tokens.
+    """
+    generator = np.random.default_rng(seed)
+    count = max(1, _SAMPLED_TOKENS // len(photos))
     chosen = []
-    for view in material.few_views("regions"):
-        flat = embed_regions(book, material, view).reshape(-1, book.projection.shape[1])
-        chosen.append(flat[generator.permutation(len(flat))[:share]])
+    for photo in track(photos, "projections"):
+        tokens = features.load(photo).final_tokens()
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        chosen.append(flat[generator.permutation(len(flat))[:count]])
+    sample = np.concatenate(chosen)
+    mean, projection = fit_whitening(sample, min(HALF_WHITENED_DIM, sample.shape[1]))
+    return FeatureProjections(mean=mean, projection=projection.astype(np.float32))
+
+
+def fit_whitening(
+    sample: Float[np.ndarray, "N E"], pca_dim: int
+) -> tuple[Float[np.ndarray, "E"], Float[np.ndarray, "E P"]]:
+    """Return the mean and the whitening projection onto the first principal axes.
+
+    Raises ConfigError if there are too few tokens.
+    """
+    if len(sample) <= pca_dim:
+        raise ConfigError(f"{len(sample)} tokens are too few for {pca_dim} PCA dimensions: label more photos")
+    mean = sample.mean(0)
+    covariance = np.zeros((sample.shape[1], sample.shape[1]))
+    for start in range(0, len(sample), _ROWS):
+        centered = sample[start : start + _ROWS] - mean
+        covariance += centered.T @ centered
+    variances, axes = np.linalg.eigh((covariance / len(sample)).astype(sample.dtype))
+    best = np.argsort(-variances)[:pca_dim]
+    return mean, axes[:, best] / np.sqrt(np.maximum(variances[best], 1e-12))
+
+
+def kmeans(
+    vectors: Float[np.ndarray, "N P"],
+    count: int,
+    seed: int,
+    *,
+    kmeans_init: KmeansInit = "random",
+    is_spherical: bool = True,
+) -> Float[np.ndarray, "K P"]:
+    """Return k-means centroids: by cosine similarity and of unit length if spherical, else by Euclidean distance.
+
+    faiss uses at most 256 vectors per cluster, and splits a large cluster where one is empty. Clusters that are still
+    empty at the end, as with many identical vectors, are seeded again at the vectors farthest from their centroids.
+    Raises ConfigError if there are fewer vectors than clusters.
+    """
+    if len(vectors) < count:
+        raise ConfigError(f"{len(vectors)} vectors cannot make {count} clusters: label more photos or ask for fewer")
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    centroids = _run_kmeans(vectors, count, seed, is_spherical=is_spherical, kmeans_init=kmeans_init)
+    for _ in range(_MAX_RESEEDS):
+        similarities = _similarities(vectors, centroids, is_spherical=is_spherical)
+        empty = np.setdiff1d(np.arange(count), similarities.argmax(1))
+        if not len(empty):
+            break
+        centroids[empty] = vectors[np.argsort(similarities.max(1), kind="stable")[: len(empty)]]
+        centroids = _run_kmeans(vectors, count, seed, is_spherical=is_spherical, start=centroids)
+    return centroids
+
+
+def fit_score_thresholds(scores: Sequence[Float[np.ndarray, "N"]]) -> Float[np.ndarray, "M"]:
+    """Return the scores that leave 1, 2, … masks per photo on average, up to the maximum per photo."""
+    ranked = np.sort(np.concatenate(scores))[::-1]
+    if not len(ranked):
+        return np.zeros(MAX_OBJECTS)
+    indices = np.arange(1, 1 + MAX_OBJECTS) * len(scores) - 1
+    thresholds: Float[np.ndarray, "M"] = ranked[np.minimum(indices, len(ranked) - 1)]
+    return thresholds
+
+
+def fit_patch_objectness(
+    codebook: Codebook, sample: Float[np.ndarray, "N E"], photos: Iterable[PhotoFeatures]
+) -> Codebook:
+    """Fit patch clusters on a sample, and the fraction of each that MaskCut takes for objects in some photos."""
+    whitened = whiten(sample, codebook.mean, codebook.projection)
+    count = min(_PATCH_CLUSTERS, max(1, len(whitened) // _MIN_TOKENS_PER_CLUSTER))
+    centroids = kmeans(whitened, count, codebook.config.seed)
+    counts = np.zeros((2, len(centroids)), np.int64)
+    for features in photos:
+        clusters = nearest_centroid(codebook.whiten(features), centroids)
+        is_object = np.logical_or.reduce(maskcut(features.final_tokens(), MaskDiscoveryConfig()), axis=0)
+        counts[0] += np.bincount(clusters.ravel(), minlength=len(centroids))
+        counts[1] += np.bincount(clusters[is_object], minlength=len(centroids))
+    return replace(codebook, patch_centroids=centroids, patch_objectness=counts[1] / np.maximum(counts[0], 1))
+
+
+def _fit_objectness(inputs: CodebookInputs, codebook: Codebook, sample: Float32[np.ndarray, "N E"]) -> Codebook:
+    codebook = fit_patch_objectness(codebook, sample, (features for features, _ in inputs.load_subset("objectness")))
+    scores = [codebook.rank_by_objectness(*loaded).scores for loaded in inputs.load_subset("score thresholds")]
+    return replace(codebook, score_thresholds=fit_score_thresholds(scores))
+
+
+def _sample_tokens(inputs: CodebookInputs) -> Float32[np.ndarray, "N E"]:
+    """Return an equal number of tokens of each photo."""
+    generator = np.random.default_rng(inputs.config.seed)
+    count = max(1, _SAMPLED_TOKENS // len(inputs.photos))
+    width = inputs.features.load(inputs.photos[0]).concat_layers().shape[-1]
+    sample = np.empty((count * len(inputs.photos), width), np.float32)
+    filled = 0
+    for photo in track(inputs.photos, "sample"):
+        flat = inputs.features.load(photo).concat_layers().reshape(-1, width)
+        chosen = flat[generator.permutation(len(flat))[:count]]
+        sample[filled : filled + len(chosen)] = chosen
+        filled += len(chosen)
+    return sample[:filled]
+
+
+def _sample_regions(inputs: CodebookInputs, codebook: Codebook) -> Float[np.ndarray, "N P"]:
+    """Return smoothed tokens, an equal number of each photo of a subset."""
+    generator = np.random.default_rng(codebook.config.seed)
+    count = max(1, _SAMPLED_TOKENS // min(_PHOTO_SUBSET, len(inputs.photos)))
+    chosen = []
+    for features, proposals in inputs.load_subset("regions"):
+        smoothed = smooth_with_masks(codebook.whiten(features), proposals)
+        flat = smoothed.reshape(-1, smoothed.shape[-1])
+        chosen.append(flat[generator.permutation(len(flat))[:count]])
     return np.concatenate(chosen)
 
 
-def _fit_objectness(material: CodebookInputs, book: Codebook, sample: Float32[np.ndarray, "N E"]) -> Codebook:
-    """What tells things, and the scores that leave so many of them."""
-    assert material.salient is not None, "only a vote is judged"
-    views = material.few_views("salience")
-    judge = fit_objectness(sample, book.mean, book.projection, views, material.salient, book.config.seed)
-    scores = [judge.judge(view, material.found(view)).scores for view in material.few_views("judge")]
-    return replace(book, parts=judge.parts, salient=judge.salient, score_thresholds=compute_score_thresholds(scores))
+def _fit_stuff(vectors: Float[np.ndarray, "N P"], config: CodebookConfig) -> Float[np.ndarray, "S P"]:
+    return kmeans(vectors, config.stuff_clusters, config.seed, kmeans_init=config.kmeans_init)
 
 
-def _fit_stego(material: CodebookInputs, book: Codebook) -> Codebook:
-    config = book.config
-    recipe = replace(STEGO_PRESETS[config.stego], steps=config.stego_steps)
+def _fit_stego(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
+    config = codebook.config
     stego = train_stego(
-        material.photos,
-        lambda photo: _final_tokens(material.encoder, material.view(photo)),
+        inputs.photos,
+        lambda photo: inputs.features.load(photo).final_tokens(),
         config.stuff_clusters,
-        recipe,
+        replace(STEGO_PRESETS[config.stego_preset], max_steps=config.stego_steps),
         config.seed,
-        material.scratch / "stego.safetensors",
+        inputs.dataset.folder / "stego.safetensors",
     )
     head = {name: tensor.numpy() for name, tensor in stego.head.state_dict().items()}
-    return replace(book, stuff=stego.centroids, head=head)
+    return replace(codebook, stuff_centroids=stego.centroids, stego_head=head)
 
 
-def _fit_things(material: CodebookInputs, book: Codebook) -> Codebook:
-    """Thing clusters, and how much of each stuff cluster lies in masks."""
-    config = book.config
-    describer, source = make_mask_embedder(book, material), make_stuff_segmenter(book, material)
+def _fit_things(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
+    """Fit thing clusters on a reservoir sample of mask embeddings, and count how much stuff lies in masks."""
+    config = codebook.config
+    embedder = make_mask_embedder(codebook, inputs.config.encoder, inputs.dataset.folder)
+    segmenter = make_stuff_segmenter(codebook, maps_dir=inputs.config.stuff_maps_dir)
     generator = np.random.default_rng(config.seed)
-    most, seen = max(65_536, _MAX_MASKS_PER_CLUSTER * config.thing_clusters), 0
+    capacity, seen = max(_MIN_KEPT_MASKS, _MAX_MASKS_PER_CLUSTER * config.thing_clusters), 0
     vectors: list[Float[np.ndarray, "D"]] = []
     counts = np.zeros((2, config.stuff_clusters + 1), np.int64)
-    for view in material.views("describe"):
-        masks = select_things(book, material, view).binary
-        for vector in describer.embed(view, masks):
+    for features, proposals in inputs.load_all("mask embeddings"):
+        masks = codebook.select_things(features, proposals, inputs.config.objects_per_image).binary
+        for vector in embedder.embed(features, masks):
             seen += 1
-            if len(vectors) < most:
+            if len(vectors) < capacity:
                 vectors.append(vector)
-            elif (place := int(generator.integers(seen))) < most:
-                vectors[place] = vector
-        labels = source.label_patches(view)
-        counts[0] += np.bincount(labels.ravel(), minlength=counts.shape[1])
-        counts[1] += np.bincount(labels[masks.any(0)], minlength=counts.shape[1])
+            elif (index := int(generator.integers(seen))) < capacity:
+                vectors[index] = vector
+        stuff = segmenter.segment_patches(features, proposals)
+        counts[0] += np.bincount(stuff.ravel(), minlength=counts.shape[1])
+        counts[1] += np.bincount(stuff[masks.any(0)], minlength=counts.shape[1])
     if not vectors:
-        raise ConfigError(f"{len(material.photos)} photos gave no mask: label more photos")
+        raise ConfigError(f"{len(inputs.photos)} photos have no mask: label more photos")
     things = kmeans(
         np.array(vectors, np.float32),
         config.thing_clusters,
         config.seed,
         kmeans_init=config.kmeans_init,
-        is_spherical=describer.is_spherical,
+        is_spherical=embedder.is_spherical,
     )
     total, inside = counts[:, 1:]
-    return replace(book, things=things, inside=inside / np.maximum(total, 1))
+    return replace(codebook, thing_centroids=things, stuff_in_masks=inside / np.maximum(total, 1))
 
 
-def _load_head(book: Codebook) -> StegoHead:
-    dimensions, width = book.head["linear.weight"].shape[:2]
-    head = StegoHead(width, dimensions, dropout=0.0)
-    head.load_state_dict({name: torch.from_numpy(array) for name, array in book.head.items()})
-    return head.eval().requires_grad_(False)
+def _run_kmeans(
+    vectors: Float[np.ndarray, "N P"],
+    count: int,
+    seed: int,
+    *,
+    is_spherical: bool,
+    kmeans_init: KmeansInit = "random",
+    start: Float[np.ndarray, "K P"] | None = None,
+) -> Float[np.ndarray, "K P"]:
+    init = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS if kmeans_init == "k-means++" else None
+    solver = faiss.Kmeans(
+        vectors.shape[1],
+        count,
+        niter=_ITERATIONS,
+        nredo=_RESTARTS if kmeans_init == "random" and start is None else 1,
+        spherical=is_spherical,
+        seed=seed,
+        min_points_per_centroid=1,
+        **({} if init is None else {"init_method": init}),
+    )
+    solver.train(vectors, init_centroids=start)
+    assert solver.centroids is not None, "training sets the centroids"
+    return np.array(solver.centroids)
 
 
-def _final_tokens(encoder: VisionTransformer, view: PhotoFeatures) -> Float[np.ndarray, "h w C"]:
-    return view.cut(final_tokens(encoder, view.maps))
+def _similarities(
+    vectors: Float[np.ndarray, "N P"], centroids: Float[np.ndarray, "K P"], *, is_spherical: bool
+) -> Float[np.ndarray, "N K"]:
+    """Return cosine similarities, or negative squared distances; higher is nearer."""
+    products: Float[np.ndarray, "N K"] = vectors @ centroids.T
+    return products if is_spherical else 2 * products - (centroids**2).sum(1) - (vectors**2).sum(1, keepdims=True)

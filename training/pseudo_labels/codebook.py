@@ -1,267 +1,254 @@
-"""The codebook of pseudo-classes: how a feature becomes a cluster, in one file that later runs can take."""
+"""The codebook: cluster centroids, and how masks and pixels of a photo get a cluster from them.
+
+`clustering.py` fits a codebook; this module stores and applies one.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
-import cv2
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, Int32
+from torch import Tensor, nn
 
+from model.checkpoints.state_dicts import load_encoder
 from model.errors import ConfigError, LabelStoreError
-from model.files import atomic_write, hash_file, load_npz
-from model.images import Letterbox, read_image, resize_labels, resize_map
-from model.validation import reject_unknown_keys
-from training.data.label_config import MAX_OBJECTS, CodebookConfig
+from model.files import atomic_write, load_npz
+from model.images import Letterbox, read_image, resize_map
+from model.validation import parse_versioned_json
+from training.data.features import PhotoFeatures
+from training.data.label_config import (
+    MAX_OBJECTS,
+    ClusteringConfig,
+    CodebookConfig,
+    PseudoLabelConfig,
+    PseudoLabelOptions,
+    to_json,
+)
+from training.data.panoptic_labels import find_thing_like_stuff
 from training.data.photos import PhotoFile
 from training.pseudo_labels.consensus import FeatureProjections
-from training.pseudo_labels.kmeans import kmeans, nearest_centroid, whiten
-from training.pseudo_labels.maskcut import MaskProposals
-from training.pseudo_labels.photo_features import PhotoFeatures
+from training.pseudo_labels.crop_embedding import CropEmbedder
+from training.pseudo_labels.maskcut import MaskProposals, l2_normalize
 from training.pseudo_labels.refinement import refine_stuff
+from training.pseudo_labels.stuff_maps import PrecomputedStuff
 
-FORMAT_VERSION = 2
-_HEAD, _PROJECTIONS = "head.", "views."
+FORMAT_VERSION = 3
+_HEAD, _PROJECTIONS = "stego_head.", "projections."
+_MAX_CONSENSUS_SCORE = 9.0
+"""Score of a consensus mask on which all four projections agree, with a contrast of 1."""
+
+
+def _no_array() -> Float[np.ndarray, "0"]:
+    return np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook:
-    """Clusters are rows, counted from 0."""
+    """Centroids of the clusters (rows, counted from 0) and the transforms that features go through before."""
 
     config: CodebookConfig
     mean: Float[np.ndarray, "E"]
     projection: Float[np.ndarray, "E P"]
-    """Principal axes, each divided by its deviation."""
-    things: Float[np.ndarray, "K D"]
-    stuff: Float[np.ndarray, "S D"]
-    """Of unit length; S is 0 where stuff comes as maps."""
-    inside: Float[np.ndarray, "S"]
-    """The share of each stuff cluster's patches that lie in masks, over the photos that it was fitted on."""
-    parts: Float[np.ndarray, "M P"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """Kinds of patches, finer than stuff; none but for a vote, as the next two."""
-    salient: Float[np.ndarray, "M"] = field(default_factory=lambda: np.zeros(0))
-    """The share of each kind's patches that MaskCut takes for objects."""
-    score_thresholds: Float[np.ndarray, "O"] = field(default_factory=lambda: np.zeros(0))
-    """Scores that leave 1, 2, … masks a photo in the mean."""
-    head: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Weights of STEGO's head, if stuff is its."""
-    views: FeatureProjections | None = None
-    """What a vote looks at, if it was fitted on one; older codebooks lack them."""
+    """Principal axes, each divided by its standard deviation."""
+    thing_centroids: Float[np.ndarray, "K D"]
+    stuff_centroids: Float[np.ndarray, "S D"]
+    """Of unit length; S is 0 for precomputed stuff maps."""
+    stuff_in_masks: Float[np.ndarray, "S"]
+    """Fraction of each stuff cluster's patches that lie in masks, over the photos it was fitted on."""
+    patch_centroids: Float[np.ndarray, "M P"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """Patch clusters, finer than stuff, for objectness; this and the next two only for consensus masks."""
+    patch_objectness: Float[np.ndarray, "M"] = field(default_factory=_no_array)
+    """Fraction of each patch cluster that MaskCut takes for objects."""
+    score_thresholds: Float[np.ndarray, "O"] = field(default_factory=_no_array)
+    """Objectness scores that leave 1, 2, … masks per photo on average."""
+    stego_head: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """State dict of the STEGO head, if stuff comes from STEGO."""
+    projections: FeatureProjections | None = None
+    """Feature projections of the consensus masks that it was fitted on."""
+
+    @property
+    def has_objectness(self) -> bool:
+        return len(self.patch_centroids) > 0
 
     @property
     def digest(self) -> str:
-        """A hash of the content; the file's bytes also hold the time."""
+        """Hash of the content; the bytes of the file also depend on the time."""
         joined = hashlib.sha256()
-        for name, array in sorted(self._list_arrays().items()):
+        for name, array in sorted(self._arrays().items()):
             joined.update(name.encode() + np.ascontiguousarray(array).tobytes())
         return joined.hexdigest()
 
-    def write(self, path: Path) -> None:
+    def save(self, path: Path) -> None:
         with atomic_write(path) as sibling, sibling.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **self._list_arrays())
+            np.savez(stream, allow_pickle=False, **self._arrays())
 
-    def _list_arrays(self) -> dict[str, np.ndarray]:
-        facts = {"format_version": FORMAT_VERSION, **asdict(self.config)}
-        names = ["mean", "projection", "things", "stuff", "inside"]
-        names += ["parts", "salient", "score_thresholds"] if len(self.parts) else []
+    def whiten(self, features: PhotoFeatures) -> Float[np.ndarray, "h w P"]:
+        """Return the whitened patch features of a photo, of unit length."""
+        return whiten(features.concat_layers(), self.mean, self.projection)
+
+    def rank_by_objectness(self, features: PhotoFeatures, proposals: MaskProposals) -> MaskProposals:
+        """Return consensus masks with objectness scores in 0..1, best first.
+
+        The score is the geometric mean of the consensus score, relative to its maximum, and the mean objectness of the
+        mask's patches: sky and ground have a high consensus and a low objectness.
+        """
+        objectness = self.patch_objectness[nearest_centroid(self.whiten(features), self.patch_centroids)]
+        inside = proposals.binary
+        mean = (inside * objectness).sum((1, 2)) / np.maximum(inside.sum((1, 2)), 1)
+        scores = np.sqrt(np.clip(proposals.scores / _MAX_CONSENSUS_SCORE, 0.0, 1.0) * mean)
+        order = np.argsort(-scores, kind="stable")
+        return MaskProposals(soft=proposals.soft[order], scores=scores[order].astype(np.float32))
+
+    def select_things(self, features: PhotoFeatures, proposals: MaskProposals, objects_per_image: int) -> MaskProposals:
+        """Return the masks for the panoptic map, best first: all masks but for consensus masks."""
+        if not self.has_objectness:
+            return proposals
+        ranked = self.rank_by_objectness(features, proposals)
+        return ranked.top_k(MAX_OBJECTS, self.score_thresholds[objects_per_image - 1])
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        names = ["mean", "projection", "thing_centroids", "stuff_centroids", "stuff_in_masks"]
+        names += ["patch_centroids", "patch_objectness", "score_thresholds"] if self.has_objectness else []
         arrays = {each: getattr(self, each) for each in names}
-        arrays |= {_HEAD + name: array for name, array in self.head.items()}
-        arrays |= {_PROJECTIONS + name: array for name, array in asdict(self.views).items()} if self.views else {}
-        return arrays | {"facts": np.array(json.dumps(facts))}
+        arrays |= {_HEAD + name: array for name, array in self.stego_head.items()}
+        if self.projections:
+            arrays |= {_PROJECTIONS + name: array for name, array in asdict(self.projections).items()}
+        config = {"format_version": FORMAT_VERSION, **to_json(self.config)}
+        return arrays | {"config": np.array(json.dumps(config))}
 
 
 def load_codebook(path: Path) -> Codebook:
-    """Raises LabelStoreError if the file is missing, no codebook or of another version."""
+    """Raises LabelStoreError if the file is missing, damaged or of another format version."""
     try:
         arrays = load_npz(path)
-        facts: dict[str, Any] = json.loads(str(arrays.pop("facts")))
-        if (version := facts.pop("format_version")) != FORMAT_VERSION:
-            raise ValueError(f"its format is version {version}, not {FORMAT_VERSION}")
-        reject_unknown_keys(CodebookConfig, facts)
-        head, views = (_take(arrays, start) for start in (_HEAD, _PROJECTIONS))
-        seen = FeatureProjections(**views) if views else None
-        return Codebook(config=CodebookConfig(**facts), head=head, views=seen, **arrays)
-    except (ValueError, TypeError, KeyError, ConfigError) as error:
-        raise LabelStoreError(f"{path} is no codebook that can be read: {error}") from error
+        if "config" not in arrays:
+            raise ValueError("it has no `config`, as files before format version 3; run `useg label` again")
+        config = str(arrays.pop("config"))
+        head, projections = (_pop_prefixed(arrays, prefix) for prefix in (_HEAD, _PROJECTIONS))
+        return Codebook(
+            config=parse_versioned_json(CodebookConfig, config, FORMAT_VERSION, "; run `useg label` again"),
+            stego_head=head,
+            projections=FeatureProjections(**projections) if projections else None,
+            **arrays,
+        )
+    except (ValueError, TypeError, ConfigError) as error:
+        raise LabelStoreError(f"{path} is not a readable codebook: {error}") from error
 
 
-def _take(arrays: dict[str, np.ndarray], start: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin so, under the rest of their names; they are gone from `arrays`."""
-    return {name.removeprefix(start): arrays.pop(name) for name in list(arrays) if name.startswith(start)}
+def _pop_prefixed(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
 
 
-def merge_options(book: Codebook, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options completed by the codebook's own. Raises ConfigError if they contradict it."""
-    own = asdict(book.config)
-    if changed := sorted(name for name in own if name in options and options[name] != own[name]):
-        told = ", ".join(f"{name} {own[name]}" for name in changed)
-        raise ConfigError(f"the codebook was made with {told}: leave these options out, or fit another")
-    return {**own, **options, "codebook": book.digest}
+def use_codebook_settings(options: PseudoLabelOptions, codebook: Codebook, encoder_hash: str) -> PseudoLabelOptions:
+    """Return the options with the clustering settings of a codebook.
+
+    Raises ConfigError if an option is neither the default nor the codebook's, or if the encoder is another one.
+    """
+    defaults = {each.name: each.default for each in fields(ClusteringConfig)}
+    settings = {name: getattr(codebook.config, name) for name in defaults}
+    changed = [f"{name} {value}" for name, value in settings.items()
+               if getattr(options, name) not in (defaults[name], value)]  # fmt: skip
+    if codebook.config.encoder_hash != encoder_hash:
+        changed.append(f"encoder {codebook.config.encoder_hash[:12]}")
+    if changed:
+        raise ConfigError(f"the codebook was fitted with {', '.join(changed)}: leave these options out, or fit another")
+    return replace(options, **settings)
 
 
-def extract_codebook_config(config: CodebookConfig) -> CodebookConfig:
-    """The codebook's part of a larger configuration."""
-    return CodebookConfig(**{each.name: getattr(config, each.name) for each in fields(CodebookConfig)})
+def whiten(
+    tokens: Float[np.ndarray, "*N E"], mean: Float[np.ndarray, "E"], projection: Float[np.ndarray, "E P"]
+) -> Float[np.ndarray, "*N P"]:
+    """Return whitened tokens of unit length."""
+    return l2_normalize(tokens @ projection - mean @ projection)
 
 
-_PATCH_CLUSTERS = 128
-_MIN_TOKENS_PER_CLUSTER = 8
-"""Of a part, in the mean."""
-_MAX_CONSENSUS_SCORE = 9.0
-"""What a vote comes to if its four views agree wholly and the contrast is one."""
+def nearest_centroid(
+    vectors: Float[np.ndarray, "*N P"], centroids: Float[np.ndarray, "K P"], *, is_spherical: bool = True
+) -> Int[np.ndarray, "*N"]:
+    """Return the index of the nearest centroid: by cosine similarity if spherical, else by Euclidean distance."""
+    offsets = np.float32(0.0) if is_spherical else (centroids**2).sum(1) / 2
+    nearest: Int[np.ndarray, "*N"] = (vectors @ centroids.T - offsets).argmax(-1)
+    return nearest
 
-ForegroundFunction = Callable[[PhotoFeatures], Bool[np.ndarray, "h w"]]
-"""The patches of a photo that stand out in it."""
+
+class MaskEmbedder(Protocol):
+    """Maps the masks of a photo to the vectors that are clustered into thing clusters."""
+
+    @property
+    def is_spherical(self) -> bool:
+        """Whether vectors are compared by cosine similarity; else by Euclidean distance."""
+        ...
+
+    def embed(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Float[np.ndarray, "N D"]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectnessScorer:
-    """Kinds of patches, many more than stuff has clusters, and how often each stands out."""
+class MaskedAverageEmbedder:
+    """Mean of the whitened patch features in a mask, of unit length; needs no further pass through the encoder."""
 
-    mean: Float[np.ndarray, "E"]
-    projection: Float[np.ndarray, "E P"]
-    parts: Float[np.ndarray, "K P"]
-    salient: Float[np.ndarray, "K"]
-    """The share of each kind's patches, over many photos, that are salient."""
+    codebook: Codebook
+    is_spherical: bool = True
 
-    def judge(self, view: PhotoFeatures, found: MaskProposals) -> MaskProposals:
-        """The masks of a vote, the likeliest things first, scored in 0..1.
-
-        A score is the geometric mean of the vote's share of what it may come to and of the salience of the patches'
-        kinds: sky and ground agree in all views, and hardly ever stand out.
-        """
-        whitened = whiten(view.join(), self.mean, self.projection)
-        salience = self.salient[nearest_centroid(whitened, self.parts)]
-        inside = found.binary
-        likely = (inside * salience).sum((1, 2)) / np.maximum(inside.sum((1, 2)), 1)
-        scores = np.sqrt(np.clip(found.scores / _MAX_CONSENSUS_SCORE, 0.0, 1.0) * likely)
-        order = np.argsort(-scores, kind="stable")
-        return MaskProposals(soft=found.soft[order], scores=scores[order].astype(np.float32))
+    def embed(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Float[np.ndarray, "N D"]:
+        whitened = self.codebook.whiten(features)
+        means = np.zeros((len(masks), whitened.shape[-1]), np.float32)
+        for index, mask in enumerate(masks):
+            means[index] = whitened[mask].mean(0)
+        return l2_normalize(means)
 
 
-def fit_objectness(
-    sample: Float[np.ndarray, "N E"],
-    mean: Float[np.ndarray, "E"],
-    projection: Float[np.ndarray, "E P"],
-    views: Iterable[PhotoFeatures],
-    salient: ForegroundFunction,
-    seed: int,
-) -> ObjectnessScorer:
-    """Kinds of patches out of a sample of tokens, and how salient they are in some photos."""
-    whitened = whiten(sample, mean, projection)
-    parts = kmeans(whitened, min(_PATCH_CLUSTERS, max(1, len(whitened) // _MIN_TOKENS_PER_CLUSTER)), seed)
-    counts = np.zeros((2, len(parts)), np.int64)
-    for view in views:
-        kinds = nearest_centroid(whiten(view.join(), mean, projection), parts)
-        counts[0] += np.bincount(kinds.ravel(), minlength=len(parts))
-        counts[1] += np.bincount(kinds[salient(view)], minlength=len(parts))
-    shares = counts[1] / np.maximum(counts[0], 1)
-    return ObjectnessScorer(mean=mean, projection=projection, parts=parts, salient=shares)
-
-
-def compute_score_thresholds(scores: Sequence[Float[np.ndarray, "N"]]) -> Float[np.ndarray, "M"]:
-    """The scores that leave 1, 2, … masks a photo in the mean, as many as a photo may hold."""
-    ranked = np.sort(np.concatenate(scores))[::-1]
-    if not len(ranked):
-        return np.zeros(MAX_OBJECTS)
-    places = np.arange(1, 1 + MAX_OBJECTS) * len(scores) - 1
-    least: Float[np.ndarray, "M"] = ranked[np.minimum(places, len(ranked) - 1)]
-    return least
-
-
-_SUFFIXES = (".npy", ".png")
-_NO_CLUSTER = 255
-"""In a file: no cluster here; so is -1."""
+def make_mask_embedder(codebook: Codebook, encoder: str, cache_dir: Path) -> MaskEmbedder:
+    """Return the configured embedder; crops load the encoder file again, at their own size."""
+    if codebook.config.thing_embedding == "region":
+        return MaskedAverageEmbedder(codebook=codebook)
+    return CropEmbedder(load_encoder(encoder, codebook.config.crop_px), codebook.config, cache_dir / "vectors")
 
 
 class StuffSegmenter(Protocol):
-    """Whatever says which stuff cluster lies where; clusters count from 1, 0 is none."""
+    """Assigns stuff clusters, counted from 1; 0 means none."""
 
-    def label_pixels(self, view: PhotoFeatures) -> Int32[np.ndarray, "H W"]:
-        """In the photo's own size."""
+    def segment(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
+        """Return the cluster of every pixel, in the photo's own size."""
         ...
 
-    def label_patches(self, view: PhotoFeatures) -> Int[np.ndarray, "h w"]:
-        """One a patch that shows the photo."""
+    def segment_patches(self, features: PhotoFeatures, proposals: MaskProposals) -> Int[np.ndarray, "h w"]:
+        """Return the cluster of every patch that shows a part of the photo."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterStuffSegmenter:
-    """The centroid that a patch's token is most similar to."""
+    """Assigns the centroid that is most similar to a patch's feature."""
 
-    embed: Callable[[PhotoFeatures], Float[np.ndarray, "h w D"]]
+    embed: Callable[[PhotoFeatures, MaskProposals], Float[np.ndarray, "h w D"]]
     centroids: Float[np.ndarray, "S D"]
     """Of unit length."""
     has_crf: bool = False
-    """Move borders by a dense CRF."""
+    """Refine borders by a dense CRF."""
 
-    def label_pixels(self, view: PhotoFeatures) -> Int32[np.ndarray, "H W"]:
-        tokens = self.embed(view)
+    def segment(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
+        tokens = self.embed(features, proposals)
         if not self.has_crf:
-            return segment_stuff(tokens, self.centroids, view.patch_px, view.letterbox)
-        cosines = (tokens / np.linalg.norm(tokens, axis=-1, keepdims=True).clip(1e-12)) @ self.centroids.T
-        return refine_stuff(read_image(view.photo.path).image, cosines, view.patch_px, view.letterbox)
+            return segment_stuff(tokens, self.centroids, features.patch_px, features.letterbox)
+        cosines = l2_normalize(tokens) @ self.centroids.T
+        return refine_stuff(read_image(features.photo.path).image, cosines, features.patch_px, features.letterbox)
 
-    def label_patches(self, view: PhotoFeatures) -> Int[np.ndarray, "h w"]:
-        nearest: Int[np.ndarray, "h w"] = (self.embed(view) @ self.centroids.T).argmax(-1) + 1
-        return nearest
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecomputedStuff:
-    """Maps of one folder, `.npy` or one-channel `.png`, a photo's under its name but for the suffix.
-
-    Values are clusters counted from 0; -1 and 255 are none.
-    """
-
-    folder: Path
-    clusters: int
-
-    def label_pixels(self, view: PhotoFeatures) -> Int32[np.ndarray, "H W"]:
-        """Raises LabelStoreError if the map is missing, broken, of another size or has other clusters."""
-        photo, path = view.photo, self._find(view.photo)
-        stored = _read_map(path)
-        if stored.shape != (photo.height, photo.width):
-            raise LabelStoreError(f"{path} is {stored.shape}, its photo {(photo.height, photo.width)}: (height, width)")
-        is_none = (stored == _NO_CLUSTER) | (stored == -1)
-        clusters = stored[~is_none]
-        if clusters.size and not 0 <= clusters.min() <= clusters.max() < self.clusters:
-            raise LabelStoreError(
-                f"{path} holds clusters {clusters.min()} to {clusters.max()}: of {self.clusters} stuff clusters, "
-                f"0 to {self.clusters - 1} were expected (and -1 or {_NO_CLUSTER} for none)"
-            )
-        return np.where(is_none, 0, stored.astype(np.int32) + 1).astype(np.int32)
-
-    def label_patches(self, view: PhotoFeatures) -> Int[np.ndarray, "h w"]:
-        rows, columns = (-(-length // view.patch_px) for length in view.letterbox.size)
-        return resize_labels(self.label_pixels(view), rows, columns)
-
-    def hash_map(self, photo: PhotoFile) -> str:
-        """Over the bytes of the photo's map."""
-        return hash_file(self._find(photo))
-
-    def _find(self, photo: PhotoFile) -> Path:
-        base = self.folder / PurePosixPath(photo.name)
-        found = [path for suffix in _SUFFIXES if (path := base.with_suffix(suffix)).is_file()]
-        if len(found) != 1:
-            held = "both" if found else "neither"
-            raise LabelStoreError(
-                f"{self.folder} has {held} of {base.stem}.npy and {base.stem}.png for the photo {photo.name}: "
-                "give one map a photo"
-            )
-        return found[0]
+    def segment_patches(self, features: PhotoFeatures, proposals: MaskProposals) -> Int[np.ndarray, "h w"]:
+        return nearest_centroid(self.embed(features, proposals), self.centroids) + 1
 
 
 def segment_stuff(
     tokens: Float[np.ndarray, "h w P"], centroids: Float[np.ndarray, "S P"], patch_px: int, letterbox: Letterbox
 ) -> Int32[np.ndarray, "H W"]:
-    """The stuff cluster of every pixel of the photo, counted from 1.
+    """Return the stuff cluster of every pixel of the photo, counted from 1.
 
-    Similarities are enlarged before the best is taken: borders run between patches and not along them.
+    Similarities are upsampled before the best is taken, so that borders cross patches.
     """
     similarities = tokens @ centroids.T
     height, width = tokens.shape[0] * patch_px, tokens.shape[1] * patch_px
@@ -269,39 +256,99 @@ def segment_stuff(
     winners = np.zeros(best.shape, np.int32)
     for index in np.unique(similarities.argmax(-1)):
         plane = np.ascontiguousarray(similarities[..., index], dtype=np.float32)
-        placed = resize_map(plane, height, width)[: letterbox.resized_height, : letterbox.resized_width]
-        challenger = resize_map(placed, letterbox.height, letterbox.width)
-        winners[challenger > best] = index + 1
-        np.maximum(best, challenger, out=best)
+        shown = resize_map(plane, height, width)[: letterbox.resized_height, : letterbox.resized_width]
+        candidate = resize_map(shown, letterbox.height, letterbox.width)
+        winners[candidate > best] = index + 1
+        np.maximum(best, candidate, out=best)
     return winners
 
 
-def _read_map(path: Path) -> Int[np.ndarray, "H W"]:
-    try:
-        if path.suffix == ".npy":
-            stored = np.load(path, allow_pickle=False)
-        else:
-            stored = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, ValueError, EOFError, cv2.error) as error:
-        raise LabelStoreError(f"{path} is no label map: {error}") from error
-    if stored is None or stored.ndim != 2 or not np.issubdtype(stored.dtype, np.integer):
-        raise LabelStoreError(f"{path} is no label map: expected whole numbers, height x width")
-    return np.asarray(stored)
+def smooth_with_masks(tokens: Float[np.ndarray, "h w P"], proposals: MaskProposals) -> Float[np.ndarray, "h w P"]:
+    """Return tokens of unit length, each the mean of itself and the mean feature of the masks that it lies in.
 
-
-def smooth_with_masks(tokens: Float[np.ndarray, "h w P"], found: MaskProposals) -> Float[np.ndarray, "h w P"]:
-    """Tokens of unit length, each half itself and half the mean of the masks that it lies in; of unit length again.
-
-    The masks of a patch count by the squares of their scores; a patch in none stays as it is.
+    The masks of a patch are weighted by their squared scores; a patch in no mask stays as it is.
     """
     flat = tokens.reshape(-1, tokens.shape[-1])
-    inside = found.binary.reshape(len(found.soft), len(flat)).astype(np.float32)
+    inside = proposals.binary.reshape(len(proposals.soft), len(flat)).astype(np.float32)
     means = (inside @ flat) / np.maximum(inside.sum(1, keepdims=True), 1.0)
-    weights = inside * np.maximum(found.scores, 0.0)[:, None] ** 2
-    blended: Float[np.ndarray, "h w P"] = (flat + _l2_normalize(weights.T @ means)).reshape(tokens.shape)
-    return _l2_normalize(blended)
+    weights = inside * np.maximum(proposals.scores, 0.0)[:, None] ** 2
+    smoothed: Float[np.ndarray, "h w P"] = (flat + l2_normalize(weights.T @ means)).reshape(tokens.shape)
+    return l2_normalize(smoothed)
 
 
-def _l2_normalize(vectors: Float[np.ndarray, "*N P"]) -> Float[np.ndarray, "*N P"]:
-    unit: Float[np.ndarray, "*N P"] = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-    return unit
+class StegoHead(nn.Module):
+    """STEGO's head: features to codes by a linear and a two-layer branch, added; 1x1 convolutions."""
+
+    def __init__(self, width: int, code_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(width, code_dim, 1)
+        self.nonlinear = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, code_dim, 1))
+        self.dropout = nn.Dropout2d(dropout)
+
+    def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+        """Each branch drops channels of its own."""
+        codes: Tensor = self.linear(self.dropout(features)) + self.nonlinear(self.dropout(features))
+        return codes
+
+
+def make_stuff_segmenter(codebook: Codebook, *, has_crf: bool = False, maps_dir: Path | None = None) -> StuffSegmenter:
+    """Return the configured segmenter. Raises ConfigError if it needs precomputed maps and `maps_dir` is None."""
+    match codebook.config.stuff:
+        case "kmeans":
+            embed = partial(_embed_patches, codebook)
+        case "regions":
+            embed = partial(_embed_regions, codebook)
+        case "stego":
+            embed = partial(_embed_codes, _load_head(codebook))
+        case "maps":
+            if maps_dir is None:
+                raise ConfigError("the codebook's stuff comes from maps: give stuff_maps_dir")
+            return PrecomputedStuff(folder=maps_dir, clusters=codebook.config.stuff_clusters)
+    return ClusterStuffSegmenter(embed=embed, centroids=codebook.stuff_centroids, has_crf=has_crf)
+
+
+def _embed_patches(codebook: Codebook, features: PhotoFeatures, proposals: MaskProposals) -> Float[np.ndarray, "h w P"]:
+    return codebook.whiten(features)
+
+
+def _embed_regions(codebook: Codebook, features: PhotoFeatures, proposals: MaskProposals) -> Float[np.ndarray, "h w P"]:
+    return smooth_with_masks(codebook.whiten(features), proposals)
+
+
+@torch.inference_mode()
+def _embed_codes(head: StegoHead, features: PhotoFeatures, proposals: MaskProposals) -> Float[np.ndarray, "h w D"]:
+    """Return STEGO's codes. Difference: they are not averaged with those of the mirrored photo."""
+    tokens = torch.from_numpy(np.ascontiguousarray(features.final_tokens()))
+    codes: Float[np.ndarray, "h w D"] = head(tokens.permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    return codes
+
+
+def _load_head(codebook: Codebook) -> StegoHead:
+    code_dim, width = codebook.stego_head["linear.weight"].shape[:2]
+    head = StegoHead(width, code_dim, dropout=0.0)
+    head.load_state_dict({name: torch.from_numpy(array) for name, array in codebook.stego_head.items()})
+    return head.eval().requires_grad_(False)
+
+
+class ClusterAssigner:
+    """Applies a codebook to a photo: thing clusters of masks and stuff clusters of pixels, both counted from 1."""
+
+    def __init__(self, codebook: Codebook, config: PseudoLabelConfig, cache_dir: Path) -> None:
+        """`cache_dir` is a folder for vectors of crops."""
+        self._codebook = codebook
+        self._embedder = make_mask_embedder(codebook, config.encoder, cache_dir)
+        self._stuff = make_stuff_segmenter(codebook, has_crf=config.stuff_crf, maps_dir=config.stuff_maps_dir)
+        self.thing_like = find_thing_like_stuff(
+            codebook.stuff_in_masks, config.max_stuff_in_things, config.stuff_merge_rule
+        )
+
+    def assign_things(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Int[np.ndarray, "N"]:
+        vectors, centroids = self._embedder.embed(features, masks), self._codebook.thing_centroids
+        return nearest_centroid(vectors, centroids, is_spherical=self._embedder.is_spherical) + 1
+
+    def segment_stuff(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
+        return self._stuff.segment(features, proposals)
+
+    def hash_map(self, photo: PhotoFile) -> str:
+        """Return the hash of the photo's stuff map; empty if stuff is not precomputed."""
+        return self._stuff.hash_map(photo) if isinstance(self._stuff, PrecomputedStuff) else ""

@@ -11,9 +11,8 @@ from pycocotools import mask as coco
 from model.contract import InputSize
 from model.images import Letterbox, plan_letterbox, resize_labels, resize_map
 from model.networks.mask_transformer import MASK_STRIDE_PX
-from training.data.panoptic_labels import ImageLabel, merge_panoptic
+from training.data.panoptic_labels import ImageLabel, merge_panoptic, remove_overlaps
 from training.data.photos import PhotoFile
-from training.pseudo_labels.maskcut import remove_overlaps
 from training.self_training.teacher import THRESHOLDS
 from training.self_training.tta_merge import MergedPredictions, TeacherPredictions
 
@@ -71,7 +70,7 @@ class PseudoLabelUpdater:
             masks = np.concatenate([masks, decoded])
         things += [each["category_id"] for each in old]
         scores += [_UNSEEN * min(1.0, float(each.get("score", 1.0))) for each in old]
-        is_old_shown = np.array([bool(each.get("painted", 1)) for each in old], bool)
+        is_old_shown = np.array([bool(each.get("in_panoptic", 1)) for each in old], bool)
         is_shown = np.concatenate([self._is_sure(found)[kept], is_old_shown])
         painted = remove_overlaps(masks & is_shown[:, None, None])
         labelled = merge_panoptic(painted, things, self._read_stuff(found, placement), self.thing_clusters)

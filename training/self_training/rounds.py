@@ -12,11 +12,11 @@ from model.errors import ConfigError, LabelStoreError, TrainingError
 from model.files import atomic_write, hash_file
 from model.networks.mask_transformer import MaskDecoder, MaskTransformer
 from model.networks.vit import VisionTransformer
-from training.data.dataset import INSTANCES_FILE, LabeledPhoto, PseudoLabelConfig, PseudoLabelDataset
+from training.data.dataset import INSTANCES_FILE, LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache, open_cache
-from training.data.panoptic_labels import ImageRecords, plan_chunks, remove_stale
+from training.data.label_config import PseudoLabelConfig
 from training.data.photos import PhotoFile
-from training.progress import Progress, track
+from training.progress import track
 from training.self_training.pseudo_label_update import ClassMaxScores, PseudoLabelUpdater
 from training.self_training.teacher import predict_views
 from training.self_training.tta_merge import (
@@ -221,19 +221,13 @@ def _fill(
         side_px=config.side_px,
         thing_clusters=config.thing_clusters,
     )
-    shards = plan_chunks(files, {"relabelled": config.teacher_hash})
-    with Progress("labels", len(files), unit="photo") as progress:
-        for shard in shards:
-            if not shard.is_complete(out.shards):
-                shard.write(out.shards, map(relabeller.label, shard.photos))
-            progress.advance(len(shard.photos))
-    for path in (path for path in (store.codebook, store.views) if path.exists()):
+    dependencies = {"teacher": config.teacher_hash}
+    out.write_labels(config, files, dependencies, relabeller.label)
+    for path in (path for path in (store.codebook, store.projections) if path.exists()):
         with atomic_write(out.folder / path.name) as sibling:
             shutil.copyfile(path, sibling)
     with atomic_write(out.folder / TEACHER_FILE) as sibling:
         sibling.write_text(json.dumps(asdict(teaching), indent=2) + "\n")
-    out.write_index(config, ImageRecords(folder=out.shards, shards=shards))
-    remove_stale(out.shards, shards)
     return sum(relabeller.count_sure(read(each).found) for each in files)
 
 

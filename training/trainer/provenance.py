@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from model.checkpoints.runs import ENCODER_STEM
 from model.checkpoints.state_dicts import DEFAULT_CACHE, describe_encoder_origin, fetch_file
 from model.errors import CheckpointError
 from model.files import atomic_write, hash_file
-from training.data.dataset import PseudoLabelConfig
+from training.data.label_config import PseudoLabelConfig, to_json
 
 
 def copy_encoder(source: str, expected_hash: str, run: Path) -> str:
@@ -26,11 +26,11 @@ def copy_encoder(source: str, expected_hash: str, run: Path) -> str:
 
 def make_provenance(labels: PseudoLabelConfig, photos: int) -> dict[str, Any]:
     """The provenance that goes into run and artifact: no paths of this machine."""
-    here = ("photos", "encoder", "maps")
-    settings = {key: value for key, value in asdict(labels).items() if not key.startswith(here)}
+    here = ("photos", "encoder", "stuff_maps_dir")
+    settings = {key: value for key, value in to_json(labels).items() if not key.startswith(here)}
     return {
         "encoder": {"sha256": labels.encoder_hash, "origin": describe_encoder_origin(labels.encoder_hash)},
-        "photos": {"count": photos, "sha256": labels.photos_hash, "note": settings.pop("note")},
+        "photos": {"count": photos, "sha256": labels.photos_hash, "note": settings.pop("data_source")},
         "labels": settings,
     }
 

@@ -13,7 +13,7 @@ from model.errors import ConfigError
 from model.files import hash_file
 from model.images import read_image
 from training.data.dataset import PseudoLabelDataset
-from training.data.features import fill_cache, open_cache
+from training.data.features import FeatureStore
 from training.data.photos import PhotoFile
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage, GroundTruthLabels
 from training.evaluation.image_results import hash_photo
@@ -24,9 +24,7 @@ from training.evaluation.matching.mapping_file import (
     list_categories,
 )
 from training.progress import track
-from training.pseudo_labels.codebook import Codebook, load_codebook
-from training.pseudo_labels.mask_embeddings import MaskedAveragePoolEmbedder
-from training.pseudo_labels.photo_features import load_photo_features
+from training.pseudo_labels.codebook import Codebook, MaskedAverageEmbedder, load_codebook
 
 PATCH_STUFF = ("regions", "kmeans")
 """Stuff methods whose clusters lie in the space of patch embeddings. For `regions` this holds because blending a
@@ -62,20 +60,21 @@ def match_by_regions(
     Raises ConfigError if the dataset has no masks, or if the codebook's clusters are not in the space of patches.
     """
     config, codebook = labels.read_config(), load_codebook(labels.codebook)
-    if codebook.config.things != "region" or codebook.config.stuff not in PATCH_STUFF:
+    if codebook.config.thing_embedding != "region" or codebook.config.stuff not in PATCH_STUFF:
         raise ConfigError(
             "matching by regions needs clusters of patch embeddings: things by region, stuff by "
             f"{' or '.join(PATCH_STUFF)}"
         )
     regions = sample_regions(dataset, count, seed)
-    cache = open_cache(features, config.encoder_hash, config.side_px)
+    encoder = load_encoder(config.encoder, config.side_px)
+    store = FeatureStore.open(features, encoder, config.encoder_hash, config)
     photos = list({region.photo.digest: region.photo for region in regions}.values())
-    fill_cache(cache, photos, load_encoder(config.encoder, config.side_px), config.side_px)
-    embedder = MaskedAveragePoolEmbedder(mean=codebook.mean, projection=codebook.projection)
+    store.fill_all(photos)
+    embedder = MaskedAverageEmbedder(codebook=codebook)
     vectors = [
-        embedder.embed(photo_features, photo_features.cover(region.mask)[None])[0]
+        embedder.embed(photo_features, photo_features.patches_in_mask(region.mask)[None])[0]
         for region in track(regions, "embed", unit="region")
-        for photo_features in [load_photo_features(cache, region.photo, config.side_px)]
+        for photo_features in [store.load(region.photo)]
     ]
     prototypes = mean_prototypes([region.category for region in regions], vectors)
     name = f"{len(regions)} regions of {dataset.name}"
@@ -84,8 +83,8 @@ def match_by_regions(
         method="prototypes",
         matching=None,
         fitted_on=fingerprint_photos(name, [photo.digest for photo in photos]),
-        thing_clusters=len(codebook.things),
-        stuff_clusters=len(codebook.stuff),
+        thing_clusters=len(codebook.thing_centroids),
+        stuff_clusters=len(codebook.stuff_centroids),
         num_things=dataset.taxonomy.num_things,
         categories=list_categories(dataset.taxonomy),
         clusters=match_prototypes(codebook, prototypes, dataset.taxonomy.num_things),
@@ -131,8 +130,8 @@ def match_prototypes(
 ) -> dict[int, ClusterAssignment]:
     """Assign each cluster the category of the nearest prototype, things among things and stuff among stuff."""
     assignments = {}
-    for cluster, vector in enumerate([*codebook.things, *codebook.stuff], start=1):
-        is_thing = cluster <= len(codebook.things)
+    for cluster, vector in enumerate([*codebook.thing_centroids, *codebook.stuff_centroids], start=1):
+        is_thing = cluster <= len(codebook.thing_centroids)
         cosines = {
             category: float(vector @ prototype.vector)
             for category, prototype in prototypes.items()

@@ -1,0 +1,142 @@
+"""`useg label` and `useg visualize`."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from threadpoolctl import threadpool_limits
+
+from model.checkpoints.state_dicts import DEFAULT_CACHE, fetch_file
+from model.contract import CONTRACT_FILE
+from model.errors import ConfigError
+from model.export.predictor import load_artifact_predictor, sample_photos
+from model.files import hash_file
+from training.cli.executors import ExecutorOptions
+from training.data.dataset import PseudoLabelDataset
+from training.data.executors import parse_shard
+from training.data.label_config import PseudoLabelConfig, PseudoLabelOptions
+from training.data.photos import hash_photos, scan_photos
+from training.pseudo_labels.codebook import Codebook, load_codebook, use_codebook_settings
+from training.pseudo_labels.pipeline import label_photos
+from training.pseudo_labels.visualize import plot_labels, plot_predictions, save_figure
+
+_FLAT = Parameter(name="*")
+_OPTIONS = PseudoLabelOptions()
+_LOCAL = ExecutorOptions()
+
+
+def label(
+    photos: Path,
+    /,
+    *,
+    out: Path,
+    encoder: str,
+    codebook: Path | None = None,
+    features: Path | None = None,
+    max_photos: int | None = None,
+    options: Annotated[PseudoLabelOptions, _FLAT] = _OPTIONS,
+    execution: Annotated[ExecutorOptions, _FLAT] = _LOCAL,
+    threads: int = 2,
+) -> dict[str, Any]:
+    """Make panoptic pseudo-labels for a folder of photos.
+
+    Writes COCO panoptic and instances JSON. The same command continues after an interruption. Prints counts as JSON;
+    the exit status is 3 if photos were unreadable and left out.
+
+    Parameters
+    ----------
+    photos
+        Folder of unlabeled photos; subfolders are included.
+    out
+        Folder for the pseudo-labels, outside PHOTOS.
+    encoder
+        DINO or DINOv2 weights: a file or a URL.
+    codebook
+        Use this codebook.npz of other pseudo-labels instead of fitting one. Its clustering options replace the
+        defaults; other values for them are an error.
+    features
+        Folder of the feature cache (default: OUT/features).
+    max_photos
+        Label at most this many photos, evenly spread over the sorted names (default: all).
+    threads
+        CPU threads per process.
+    """
+    torch.set_num_threads(threads)
+    if max_photos is not None and max_photos < 1:
+        raise ConfigError(f"--max-photos must be positive, got {max_photos}")
+    if out.resolve().is_relative_to(photos.resolve()):
+        raise ConfigError(f"{out} lies in {photos}: its labels would be taken for photos")
+    encoder_file = fetch_file(encoder, DEFAULT_CACHE).resolve()
+    loaded = load_codebook(codebook) if codebook else None
+    dataset = PseudoLabelDataset(out.resolve())
+    config = _make_config(options, loaded, photos, encoder_file)
+    scan = scan_photos(photos, max_photos=max_photos, cache_file=dataset.scan)
+    with threadpool_limits(1, user_api="blas"):  # NumPy's BLAS threads and torch's would compete for the cores
+        report = label_photos(
+            scan,
+            replace(config, photos_hash=hash_photos(scan.photos)),
+            dataset,
+            (features or dataset.features).resolve(),
+            loaded,
+            executor=execution.make_executor(threads),
+            shard=parse_shard(execution.shard),
+        )
+    return asdict(report)
+
+
+def _make_config(
+    options: PseudoLabelOptions, codebook: Codebook | None, photos: Path, encoder: Path
+) -> PseudoLabelConfig:
+    """Return the configuration without the hash of the photos, which are scanned once it is valid."""
+    encoder_hash = hash_file(encoder)
+    if codebook:
+        options = use_codebook_settings(options, codebook, encoder_hash)
+    if (maps_dir := options.stuff_maps_dir) is not None:
+        if not maps_dir.is_dir():
+            raise ConfigError(f"--stuff-maps-dir {maps_dir} is not a folder")
+        options = replace(options, stuff_maps_dir=maps_dir.resolve())
+    return PseudoLabelConfig(
+        **vars(options),
+        photos=str(photos.resolve()),
+        photos_hash="",
+        encoder=str(encoder),
+        encoder_hash=encoder_hash,
+        codebook_hash=codebook.digest if codebook else "",
+    )
+
+
+def visualize(
+    source: Path, /, *, out: Path, photos: Path | None = None, count: int = 24, seed: int = 0, threads: int = 2
+) -> dict[str, Any]:
+    """Plot photos next to their pseudo-labels, or next to the predictions of an artifact.
+
+    Parameters
+    ----------
+    source
+        Folder of pseudo-labels or of an artifact.
+    out
+        Image to write; the suffix gives the format (.png, .jpg, .pdf, …).
+    photos
+        Folder of photos for an artifact; pseudo-labels have their own.
+    count
+        Maximum number of photos.
+    seed
+        Random seed of the choice of photos.
+    threads
+        CPU threads.
+    """
+    if count < 1:
+        raise ConfigError(f"--count must be positive, got {count}")
+    if (source / CONTRACT_FILE).is_file():
+        if not photos:
+            raise ConfigError(f"{source} is an artifact: give --photos to predict")
+        predictor = load_artifact_predictor(source, threads=threads)
+        sampled = list(sample_photos(photos, count, seed))
+        title = f"{predictor.contract.name} {predictor.contract.version}"
+        save_figure(plot_predictions(title, sampled, predictor), out)
+        return {"figure": str(out), "photos": len(sampled)}
+    dataset = PseudoLabelDataset(source)
+    save_figure(plot_labels(dataset, count, seed), out)
+    return {"figure": str(out), "photos": min(count, len(dataset.read_photos()))}
