@@ -87,9 +87,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("training", "model.export"):  # these run for minutes or hours
         logging.getLogger(name).setLevel(logging.INFO)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    invoked = next(iter(given), "")
+    known = [name for commands in _COMMANDS.values() for name in commands]
+    if invoked and not invoked.startswith("-") and invoked not in known:  # cyclopts would import all of them
+        from model.validation import did_you_mean
+
+        return _report(f"unknown command {invoked!r}{did_you_mean(invoked, known, '; see useg --help')}", 2)
     try:
-        given = sys.argv[1:] if arguments is None else list(arguments)
-        result = build_app(next(iter(given), ""))(given, exit_on_error=False, print_error=False)
+        result = build_app(invoked)(given, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _report(" ".join(str(error).split()), 2)
     except (UsegError, OSError) as error:
