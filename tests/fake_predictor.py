@@ -6,7 +6,7 @@ import labeled_datasets as drawn
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from model.formats.encoders import encode_rles
+from model.formats.coco import encode_rles
 from model.postprocessing.masks import pack_mask
 from model.postprocessing.panoptic import Segment, Segmentation
 from training.evaluation.datasets.dataset_spec import DatasetSpec

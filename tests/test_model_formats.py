@@ -1,4 +1,4 @@
-"""Outlines equal pycocotools' byte for byte, panoptic PNGs keep every id, and paint stays where it belongs."""
+"""Formats of segmentations: COCO, panoptic PNG, overlay, npz, GeoJSON, Hugging Face."""
 
 import base64
 import io
@@ -13,45 +13,37 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from model.contract import Category, Contract, InputSize
-from model.formats.coco import list_coco_categories, to_coco_annotation
-from model.formats.encoders import (
-    decode_panoptic_png,
-    draw_overlay,
-    encode_cluster_png,
-    encode_overlay,
-    encode_panoptic_png,
-    encode_rles,
-    segment_color,
-    to_geojson_features,
-    to_hf_masks,
-    to_npz,
-)
+from model.formats.coco import encode_rles, list_coco_categories, to_coco_annotation, to_hf_masks
+from model.formats.geojson import to_geojson_features
+from model.formats.npz import to_npz
+from model.formats.overlay import draw_overlay, encode_overlay, segment_color
+from model.formats.png import decode_panoptic_png, encode_cluster_png, encode_panoptic_png
 from model.formats.rle import Rle, decode_rle
 from model.postprocessing.masks import PackedMask, pack_mask
 from model.postprocessing.panoptic import Segment, Segmentation
 
 
 def draw(label_map: np.ndarray, ids: list[int] | None = None, masks: tuple[PackedMask, ...] = ()) -> Segmentation:
-    """A segmentation with a thing for each id, by default those on the map."""
+    """Return a segmentation with a thing for each id, by default the ids of the map."""
     numbers = sorted(set(np.unique(label_map).tolist()) - {0}) if ids is None else ids
     segments = tuple(Segment(id=number, cluster=1, is_thing=True, score=1.0) for number in numbers)
     return Segmentation(label_map=label_map.astype(np.int32), segments=segments, masks=masks)
 
 
 def encode_one(mask: np.ndarray) -> Rle:
-    """The only outline of a mask, through the label map."""
-    (outline,) = encode_rles(draw(mask, [1]))
-    return outline
+    """Encode a mask as a label map with one segment."""
+    (rle,) = encode_rles(draw(mask, [1]))
+    return rle
 
 
-def crop_whole(mask: np.ndarray) -> PackedMask:
-    crop = pack_mask(mask.astype(bool))
-    assert crop
-    return crop
+def pack(mask: np.ndarray) -> PackedMask:
+    packed = pack_mask(mask.astype(bool))
+    assert packed
+    return packed
 
 
 def expect(mask: np.ndarray) -> Rle:
-    """What pycocotools says of a mask."""
+    """Encode a mask with pycocotools."""
     rle = coco.encode(np.asfortranarray(mask, np.uint8))
     left, top, width, height = (int(value) for value in coco.toBbox(rle))
     return Rle(
@@ -69,11 +61,11 @@ def draw_cells(height: int, width: int, cells: list[tuple[int, int]]) -> np.ndar
     return mask
 
 
-def test_two_by_three_is_encoded_as_by_hand() -> None:
-    # Column by column 0 1, 1 0, 0 1: runs of 1, 2, 2, 1. In COCO's text a run is "0" plus its length; the fourth is the
-    # difference to the second, -1, which is written "O".
-    outline = encode_one(np.array([[0, 1, 0], [1, 0, 1]]))
-    assert outline == Rle(size=(2, 3), counts="122O", area=3, bbox=(0, 0, 3, 2))
+def test_a_2x3_mask_is_encoded_as_by_hand() -> None:
+    # By columns 0 1, 1 0, 0 1: runs of 1, 2, 2, 1. COCO writes a run as "0" plus its length; the fourth run is
+    # written as difference to the second, -1, which is "O".
+    rle = encode_one(np.array([[0, 1, 0], [1, 0, 1]]))
+    assert rle == Rle(size=(2, 3), counts="122O", area=3, bbox=(0, 0, 3, 2))
 
 
 @pytest.mark.parametrize(
@@ -91,19 +83,19 @@ def test_two_by_three_is_encoded_as_by_hand() -> None:
     ],
     ids=["1x1", "whole", "first", "last", "one inside", "run over two columns", "one row", "one column", "hole"],
 )
-def test_a_special_mask_is_encoded_as_by_pycocotools(mask: np.ndarray) -> None:
+def test_edge_cases_are_encoded_as_by_pycocotools(mask: np.ndarray) -> None:
     assert encode_one(mask) == expect(mask)
-    (from_crop,) = encode_rles(draw(mask, [1], (crop_whole(mask),)))
-    assert from_crop == expect(mask)
+    (from_mask,) = encode_rles(draw(mask, [1], (pack(mask),)))
+    assert from_mask == expect(mask)
 
 
-def test_a_segment_without_a_pixel_has_an_empty_outline() -> None:
+def test_a_segment_without_pixels_has_an_empty_rle() -> None:
     assert encode_one(np.zeros((4, 5))) == expect(np.zeros((4, 5)))
     first, second = encode_rles(draw(np.full((4, 5), 2), [1, 2]))
     assert (first.area, first.bbox, second.area) == (0, (0, 0, 0, 0), 20)
 
 
-def test_an_empty_answer_has_no_outline() -> None:
+def test_an_empty_segmentation_has_no_rles() -> None:
     assert encode_rles(draw(np.zeros((4, 5)))) == []
 
 
@@ -114,43 +106,43 @@ def test_random_label_maps_are_encoded_as_by_pycocotools() -> None:
         blocks = generator.integers(0, 6, (height, width)).astype(np.uint8)
         label_map = cv2.resize(blocks[::3, ::3], (width, height), interpolation=cv2.INTER_NEAREST)
         label_map = np.where(generator.random((height, width)) < 0.05, blocks, label_map)
-        outlines = encode_rles(draw(label_map, [1, 2, 3, 4, 5]))
-        assert outlines == [expect(label_map == number) for number in (1, 2, 3, 4, 5)]
-        for number, outline in enumerate(outlines, start=1):
-            np.testing.assert_array_equal(decode_rle(outline), label_map == number)
+        rles = encode_rles(draw(label_map, [1, 2, 3, 4, 5]))
+        assert rles == [expect(label_map == number) for number in (1, 2, 3, 4, 5)]
+        for number, rle in enumerate(rles, start=1):
+            np.testing.assert_array_equal(decode_rle(rle), label_map == number)
 
 
-def test_outlines_follow_the_order_of_the_segments_and_not_of_their_ids() -> None:
+def test_rles_are_in_the_order_of_segments_not_of_ids() -> None:
     label_map = np.array([[9, 4, 4], [9, 70_000, 4]])
-    assert [outline.area for outline in encode_rles(draw(label_map, [70_000, 4, 9]))] == [1, 3, 2]
+    assert [rle.area for rle in encode_rles(draw(label_map, [70_000, 4, 9]))] == [1, 3, 2]
 
 
-def test_overlapping_instances_keep_their_whole_masks() -> None:
+def test_overlapping_instances_are_encoded_completely() -> None:
     front, back = draw_cells(4, 6, [(0, 0), (0, 1)]), draw_cells(4, 6, [(0, 1), (0, 2), (1, 2)])
     label_map = np.where(front, 1, 2 * back)
-    outlines = encode_rles(draw(label_map, [1, 2], (crop_whole(front), crop_whole(back))))
-    assert outlines == [expect(front), expect(back)]
+    rles = encode_rles(draw(label_map, [1, 2], (pack(front), pack(back))))
+    assert rles == [expect(front), expect(back)]
 
 
 @pytest.mark.golden
-def test_the_reference_masks_are_encoded_byte_for_byte(golden: Path) -> None:
+def test_golden_masks_are_encoded_byte_for_byte(golden: Path) -> None:
     packed = np.load(golden / "rle" / "masks.npz")
     for case in json.loads((golden / "rle" / "rle.json").read_text())["masks"]:
         height, width = case["size"]
         mask = np.unpackbits(packed[f"mask{case['index']:02}"], axis=-1)[:, :width]
-        outline = encode_one(mask)
+        rle = encode_one(mask)
         left, top, box_width, box_height = (int(value) for value in case["bbox"])
-        assert outline == Rle(
+        assert rle == Rle(
             size=(height, width),
             counts=case["counts"],
             area=case["area"],
             bbox=(left, top, box_width, box_height),
         ), case["kind"]
-        np.testing.assert_array_equal(decode_rle(outline), mask)
+        np.testing.assert_array_equal(decode_rle(rle), mask)
 
 
 @pytest.mark.golden
-def test_the_reference_panoptic_pngs_are_read_as_by_their_formula(golden: Path) -> None:
+def test_golden_panoptic_pngs_are_decoded_as_by_the_formula(golden: Path) -> None:
     paths = sorted((golden / "panoptic_pq").glob("*/gt/*.png"))
     assert len(paths) == 24
     for path in paths:
@@ -171,7 +163,7 @@ def test_a_panoptic_png_is_8_bit_rgb_with_the_low_byte_in_red() -> None:
     np.testing.assert_array_equal(red + 256 * green + 65_536 * blue, IDS)
 
 
-def test_a_panoptic_png_gives_every_id_back() -> None:
+def test_a_panoptic_png_preserves_ids() -> None:
     np.testing.assert_array_equal(decode_panoptic_png(encode_panoptic_png(IDS)), IDS)
     noise = np.random.default_rng(29).integers(0, 2**24, (50, 70), np.int32)
     np.testing.assert_array_equal(decode_panoptic_png(encode_panoptic_png(noise)), noise)
@@ -195,15 +187,15 @@ def save(image: Image.Image, suffix: str) -> bytes:
         save(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG"),
         b"\x89PNG\r\n\x1a\n" + b"\x00\x00\x00\rIHDR" + b"\xff" * 17,
     ],
-    ids=["nothing", "text", "cut", "jpeg", "gray", "alpha", "16-bit", "bomb"],
+    ids=["empty", "text", "truncated", "jpeg", "gray", "alpha", "16-bit", "bomb"],
 )
-def test_anything_but_an_8_bit_rgb_png_is_no_panoptic_png(content: bytes) -> None:
-    with pytest.raises(ValueError, match="no panoptic PNG"):
+def test_other_content_than_an_8_bit_rgb_png_is_rejected(content: bytes) -> None:
+    with pytest.raises(ValueError, match="not a panoptic PNG"):
         decode_panoptic_png(content)
 
 
 def draw_scene() -> tuple[np.ndarray, Segmentation]:
-    """Grey; a thing in the left third, void in the middle, stuff on the right."""
+    """Return a gray image with a thing in the left third, void in the middle and stuff on the right."""
     label_map = np.zeros((32, 96), np.int32)
     label_map[:, :32], label_map[:, 64:] = 1, 2
     segments = (
@@ -213,42 +205,42 @@ def draw_scene() -> tuple[np.ndarray, Segmentation]:
     return np.full((32, 96, 3), 100, np.uint8), Segmentation(label_map=label_map, segments=segments)
 
 
-def test_paint_tints_things_strongly_and_stuff_palely_and_leaves_void_alone() -> None:
+def test_an_overlay_tints_things_more_than_stuff_and_void_not_at_all() -> None:
     image, segmentation = draw_scene()
-    painted = draw_overlay(image, segmentation)
+    overlay = draw_overlay(image, segmentation)
     thing, stuff = np.array(segment_color(1, True)), np.array(segment_color(2, False))
-    assert painted[16, 16].tolist() == np.round(100 + 0.55 * (thing - 100.0)).tolist()
-    assert painted[16, 80].tolist() == np.round(100 + 0.35 * (stuff - 100.0)).tolist()
-    assert np.unique(painted[:, 33:62]).tolist() == [100]
+    assert overlay[16, 16].tolist() == np.round(100 + 0.55 * (thing - 100.0)).tolist()
+    assert overlay[16, 80].tolist() == np.round(100 + 0.35 * (stuff - 100.0)).tolist()
+    assert np.unique(overlay[:, 33:62]).tolist() == [100]
 
 
-def test_paint_draws_a_light_line_between_segments() -> None:
+def test_an_overlay_has_light_borders_between_segments() -> None:
     image, segmentation = draw_scene()
-    painted = draw_overlay(image, segmentation)
-    assert np.unique(painted[:, 31]).tolist() == np.unique(painted[:, 63]).tolist() == [245]
+    overlay = draw_overlay(image, segmentation)
+    assert np.unique(overlay[:, 31]).tolist() == np.unique(overlay[:, 63]).tolist() == [245]
 
 
-def test_paint_leaves_the_given_image_alone() -> None:
+def test_draw_overlay_does_not_change_its_input() -> None:
     image, segmentation = draw_scene()
     draw_overlay(image, segmentation)
     assert np.unique(image).tolist() == [100]
 
 
-def test_paint_of_an_empty_answer_is_the_image() -> None:
+def test_the_overlay_of_an_empty_segmentation_is_the_image() -> None:
     image = np.random.default_rng(31).integers(0, 256, (9, 7, 3), np.uint8)
     np.testing.assert_array_equal(draw_overlay(image, draw(np.zeros((9, 7)))), image)
 
 
-def test_the_overlay_is_a_jpeg_of_the_painted_image() -> None:
+def test_the_overlay_is_encoded_as_jpeg() -> None:
     image, segmentation = draw_scene()
-    image = Image.open(io.BytesIO(encode_overlay(image, segmentation)))
-    assert (image.format, image.size) == ("JPEG", (96, 32))
-    decoded = np.asarray(image).astype(int)
-    # JPEG at quality 88 keeps flat blocks within a few levels; the second one of each region touches no border.
+    jpeg = Image.open(io.BytesIO(encode_overlay(image, segmentation)))
+    assert (jpeg.format, jpeg.size) == ("JPEG", (96, 32))
+    decoded = np.asarray(jpeg).astype(int)
+    # At quality 88, flat blocks change by a few levels; these three blocks touch no border.
     np.testing.assert_allclose(decoded[16, [8, 48, 88]], draw_overlay(image, segmentation)[16, [8, 48, 88]], atol=6)
 
 
-def test_colors_are_inside_the_range_and_neighbours_differ() -> None:
+def test_colors_of_consecutive_ids_differ() -> None:
     for is_thing in (True, False):
         colors = np.array([segment_color(number, is_thing) for number in range(1, 400)])
         assert colors.min() >= 0
@@ -269,24 +261,24 @@ NAMED = Contract(
 )
 
 
-def read_image(content: bytes) -> np.ndarray:
+def decode(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def test_a_cluster_png_is_gray_and_holds_clusters() -> None:
+def test_a_cluster_png_is_gray_with_cluster_ids() -> None:
     _, segmentation = draw_scene()
-    clusters = read_image(encode_cluster_png(segmentation, NAMED))
+    clusters = decode(encode_cluster_png(segmentation, NAMED))
     assert (clusters.shape, clusters.dtype) == ((32, 96), np.uint8)
     assert clusters[0, [0, 40, 90]].tolist() == [1, 0, 9]
 
 
-def test_a_cluster_png_of_many_clusters_has_16_bits() -> None:
+def test_a_cluster_png_with_more_than_255_clusters_has_16_bits() -> None:
     segment = Segment(id=3, cluster=800, is_thing=True, score=1.0)
     segmentation = Segmentation(label_map=np.array([[0, 3]], np.int32), segments=(segment,))
-    assert read_image(encode_cluster_png(segmentation, replace(NAMED, thing_clusters=800))).tolist() == [[0, 800]]
+    assert decode(encode_cluster_png(segmentation, replace(NAMED, thing_clusters=800))).tolist() == [[0, 800]]
 
 
-def test_hugging_faces_answer_has_a_label_a_score_and_a_gray_mask_for_each_segment() -> None:
+def test_hugging_face_masks_have_label_score_and_gray_mask() -> None:
     _, segmentation = draw_scene()
     thing, stuff = to_hf_masks(segmentation, NAMED)
     assert (thing["label"], stuff["label"], thing["score"]) == ("LABEL_1", "grass", 1.0)
@@ -295,18 +287,18 @@ def test_hugging_faces_answer_has_a_label_a_score_and_a_gray_mask_for_each_segme
     np.testing.assert_array_equal(np.asarray(mask), np.where(segmentation.label_map == 2, 255, 0))
 
 
-def test_features_are_multipolygons_of_plain_numbers_with_the_facts_of_their_segments() -> None:
+def test_geojson_features_are_multipolygons_with_segment_properties() -> None:
     _, segmentation = draw_scene()
     thing, stuff = to_geojson_features(segmentation, NAMED)
     corners = [[0, 0], [32, 0], [32, 32], [0, 32], [0, 0]]
     assert [[ring.tolist() for ring in part] for part in thing["geometry"]["coordinates"]] == [[corners]]
     assert stuff["properties"] == {
-        "id": 2, "cluster": 9, "category_id": 193, "category": "grass", "isthing": False, "score": 1.0,
+        "id": 2, "cluster_id": 9, "category_id": 193, "category_name": "grass", "isthing": False, "score": 1.0,
         "area": 1024, "bbox": [64, 0, 32, 32],
     }  # fmt: skip
 
 
-def test_arrays_hold_the_map_and_a_row_for_each_segment_without_a_pickle() -> None:
+def test_npz_has_the_label_map_and_a_row_per_segment_without_pickles() -> None:
     _, segmentation = draw_scene()
     with np.load(io.BytesIO(to_npz(segmentation, NAMED)), allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["label_map"], segmentation.label_map)
@@ -317,9 +309,9 @@ def test_arrays_hold_the_map_and_a_row_for_each_segment_without_a_pickle() -> No
         assert len(arrays["masks"]) == 0
 
 
-def test_arrays_hold_masks_that_overlap_as_bits() -> None:
+def test_npz_has_overlapping_masks_as_bits() -> None:
     front, back = draw_cells(4, 6, [(0, 0), (0, 1)]), draw_cells(4, 6, [(0, 1), (0, 2), (1, 2)])
-    segmentation = draw(np.where(front, 1, 2 * back), [1, 2], (crop_whole(front), crop_whole(back)))
+    segmentation = draw(np.where(front, 1, 2 * back), [1, 2], (pack(front), pack(back)))
     with np.load(io.BytesIO(to_npz(segmentation, NAMED))) as arrays:
         for number, mask in enumerate((front, back)):
             left, top, width, height = arrays["bboxes"][number]
@@ -329,7 +321,7 @@ def test_arrays_hold_masks_that_overlap_as_bits() -> None:
             np.testing.assert_array_equal(whole, mask)
 
 
-def test_arrays_of_an_empty_answer_are_empty() -> None:
+def test_npz_of_an_empty_segmentation_is_empty() -> None:
     with np.load(io.BytesIO(to_npz(draw(np.zeros((4, 5))), NAMED))) as arrays:
         assert (arrays["bboxes"].shape, arrays["ids"].shape, arrays["mask_starts"].shape) == ((0, 4), (0,), (0,))
 
@@ -352,7 +344,7 @@ def make_segment(number: int, cluster: int) -> Segment:
 
 
 def check_as_panopticapi(segmentation: Segmentation) -> dict[int, int]:
-    """Areas by id, after the three checks of panopticapi's evaluation.py, which raise KeyError there."""
+    """Run the three checks of panopticapi's evaluation.py; return the areas by id."""
     annotation = to_coco_annotation(segmentation, CONTRACT, 1, "1.png")
     categories = {each["id"] for each in list_coco_categories(CONTRACT)}
     image = np.array(Image.open(io.BytesIO(encode_panoptic_png(segmentation.label_map))), np.uint32)
@@ -374,27 +366,27 @@ def test_ids_of_three_bytes_are_listed_with_their_areas() -> None:
     assert areas == {1: 2, 300: 1, 70_000: 2}
 
 
-def test_an_instance_that_others_hide_is_not_listed() -> None:
+def test_a_hidden_instance_is_not_listed() -> None:
     mask = np.ones((2, 2), bool)
-    crop = pack_mask(mask)
-    assert crop
+    packed = pack_mask(mask)
+    assert packed
     hidden = Segmentation(
-        label_map=mask.astype(np.int32), segments=(make_segment(1, 1), make_segment(2, 2)), masks=(crop, crop)
+        label_map=mask.astype(np.int32), segments=(make_segment(1, 1), make_segment(2, 2)), masks=(packed, packed)
     )
     assert check_as_panopticapi(hidden) == {1: 4}
 
 
-def test_an_empty_answer_keeps_the_promises() -> None:
+def test_an_empty_segmentation_passes_the_checks() -> None:
     assert check_as_panopticapi(Segmentation(label_map=np.zeros((2, 3), np.int32), segments=())) == {}
 
 
-def test_a_cluster_without_a_name_is_a_category_above_all_named_ones() -> None:
+def test_unnamed_clusters_have_category_ids_above_named_ones() -> None:
     listed = {each["id"]: (each["name"], each["isthing"]) for each in list_coco_categories(CONTRACT)}
     assert listed == {17: ("cat", 1), 119: ("sky", 0), 119 + 2: ("cluster 2", 1), 119 + 5: ("cluster 5", 0)}
 
 
 @pytest.mark.parametrize("key", ["id", "category_id", "area", "bbox", "iscrowd"])
-def test_a_segment_has_what_the_format_asks_for(key: str) -> None:
+def test_segments_have_the_fields_of_the_format(key: str) -> None:
     segmentation = Segmentation(label_map=np.array([[0, 4, 4]], np.int32), segments=(make_segment(4, 4),))
     (entry,) = to_coco_annotation(segmentation, CONTRACT, 7, "7.png")["segments_info"]
     expected = {"id": 4, "category_id": 119, "area": 2, "bbox": [1, 0, 2, 1], "iscrowd": 0}

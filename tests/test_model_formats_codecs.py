@@ -1,4 +1,4 @@
-"""Run lengths of a whole map at once equal pycocotools' of each mask, byte for byte."""
+"""RLE, PNG and polygon encoders against reference implementations."""
 
 import io
 
@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from model.formats.geojson import MIN_IOU, Polygon, mask_to_polygons
 from model.formats.png import encode_png
-from model.formats.polygons import MIN_IOU, Polygon, mask_to_polygons
 from model.formats.rle import Rle, decode_rle, encode_label_map, encode_mask
 
 
 def expect(mask: np.ndarray) -> Rle:
-    """What pycocotools says of a mask."""
+    """Encode a mask with pycocotools."""
     rle = coco.encode(np.asfortranarray(mask, np.uint8))
     left, top, width, height = (int(value) for value in coco.toBbox(rle))
     return Rle(
@@ -25,10 +25,10 @@ def expect(mask: np.ndarray) -> Rle:
     )
 
 
-def draw_map(generator: np.random.Generator, most: int) -> np.ndarray:
-    """Noise, or every other time blocks."""
+def draw_map(generator: np.random.Generator, max_labels: int) -> np.ndarray:
+    """Return noise or blocks."""
     height, width = (int(length) for length in generator.integers(1, 60, 2))
-    labels = generator.integers(0, most, (height, width)).astype(np.int32)
+    labels = generator.integers(0, max_labels, (height, width)).astype(np.int32)
     if generator.random() < 0.5:
         return labels
     return np.asarray(cv2.resize(labels[::5, ::5].astype(np.float64), (width, height), interpolation=0)).astype(
@@ -36,24 +36,24 @@ def draw_map(generator: np.random.Generator, most: int) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("most", [2, 4, 300, 70_000])
-def test_random_maps_are_encoded_as_by_pycocotools(most: int) -> None:
-    generator = np.random.default_rng(most)
+@pytest.mark.parametrize("max_labels", [2, 4, 300, 70_000])
+def test_random_maps_are_encoded_as_by_pycocotools(max_labels: int) -> None:
+    generator = np.random.default_rng(max_labels)
     for _ in range(60):
-        labels = draw_map(generator, most)
+        labels = draw_map(generator, max_labels)
         ids = [*np.unique(labels)[:6].tolist(), 99_999]
         assert encode_label_map(labels, ids) == [expect(labels == each) for each in ids]
 
 
-def test_a_image_of_many_pixels_has_counts_of_many_digits() -> None:
+def test_a_large_image_has_counts_of_many_digits() -> None:
     labels = np.zeros((3000, 2000), np.int32)
     labels[5:, 1000] = 1
-    (outline,) = encode_label_map(labels, [1])
-    assert outline == expect(labels == 1)
-    assert len(outline.counts) == 5 + 3 + 5  # 3,000,005 and the rest take five digits of five bits, 2,995 takes three
+    (rle,) = encode_label_map(labels, [1])
+    assert rle == expect(labels == 1)
+    assert len(rle.counts) == 5 + 3 + 5  # 3,000,005 and the rest take five digits of five bits each, 2,995 takes three
 
 
-def test_bits_in_a_corner_of_a_image_are_encoded_as_by_pycocotools() -> None:
+def test_a_mask_inside_an_image_is_encoded_as_by_pycocotools() -> None:
     generator = np.random.default_rng(47)
     for _ in range(120):
         bits = draw_map(generator, 2).astype(bool)
@@ -62,13 +62,13 @@ def test_bits_in_a_corner_of_a_image_are_encoded_as_by_pycocotools() -> None:
         assert encode_mask(bits, top, left, whole.shape) == expect(whole)
 
 
-def test_outlines_are_decoded_to_their_masks() -> None:
+def test_rles_are_decoded_to_their_masks() -> None:
     labels = draw_map(np.random.default_rng(48), 4)
-    for number, outline in enumerate(encode_label_map(labels, [0, 1, 2, 3])):
-        np.testing.assert_array_equal(decode_rle(outline), labels == number)
+    for number, rle in enumerate(encode_label_map(labels, [0, 1, 2, 3])):
+        np.testing.assert_array_equal(decode_rle(rle), labels == number)
 
 
-def test_no_ids_give_no_outlines() -> None:
+def test_no_ids_give_no_rles() -> None:
     assert encode_label_map(np.zeros((2, 2), np.int32), []) == []
 
 
@@ -76,7 +76,7 @@ NOISE = np.random.default_rng(53)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (31, 17), (40, 60, 3), (1, 1, 3)])
-def test_every_value_comes_back(shape: tuple[int, ...]) -> None:
+def test_a_png_is_lossless(shape: tuple[int, ...]) -> None:
     image = NOISE.integers(0, 256, shape, np.uint8)
     content = encode_png(image)
     read = Image.open(io.BytesIO(content))
@@ -89,23 +89,23 @@ def test_every_value_comes_back(shape: tuple[int, ...]) -> None:
     )
 
 
-def test_an_even_map_takes_next_to_nothing() -> None:
+def test_a_constant_map_compresses_to_few_bytes() -> None:
     assert len(encode_png(np.full((1000, 1000, 3), 7, np.uint8))) < 20_000
 
 
-def test_a_view_of_a_image_is_written_as_it_is_seen() -> None:
+def test_a_non_contiguous_view_is_encoded_correctly() -> None:
     image = NOISE.integers(0, 256, (8, 9, 3), np.uint8)
     turned = image.transpose(1, 0, 2)[::-1]
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(turned)))), turned)
 
 
 def draw(text: str) -> np.ndarray:
-    """A mask from rows of # and dots."""
+    """Return a mask from rows of # and dots."""
     return np.array([[letter == "#" for letter in row] for row in text.split()])
 
 
 def is_inside(x: float, y: float, ring: np.ndarray) -> bool:
-    """The textbook's ray: how often the ring crosses it."""
+    """Whether a ray from the point crosses the ring an odd number of times."""
     crossings = 0
     for (x0, y0), (x1, y1) in zip(ring[:-1].tolist(), ring[1:].tolist(), strict=True):
         if (y0 > y) != (y1 > y) and x < x0 + (y - y0) * (x1 - x0) / (y1 - y0):
@@ -114,7 +114,7 @@ def is_inside(x: float, y: float, ring: np.ndarray) -> bool:
 
 
 def draw_polygons(polygons: list[Polygon], height: int, width: int) -> np.ndarray:
-    """Pixels whose center lies in an outer ring and in none of its holes."""
+    """Return the pixels whose center lies in an outer ring and in none of its holes."""
     mask = np.zeros((height, width), bool)
     for y, x in np.ndindex(height, width):
         center = (x + 0.5, y + 0.5)
@@ -125,8 +125,8 @@ def draw_polygons(polygons: list[Polygon], height: int, width: int) -> np.ndarra
     return mask
 
 
-def measure_area(ring: np.ndarray) -> float:
-    """Half of the shoelace sum: positive where the ring goes clockwise on the screen, y growing downwards."""
+def signed_area(ring: np.ndarray) -> float:
+    """Return the area by the shoelace formula, positive for a ring that is clockwise on the screen."""
     x, y = ring.astype(float).T
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 
@@ -137,18 +137,18 @@ def test_one_pixel_is_a_square_around_it() -> None:
     assert polygon.holes == ()
 
 
-def test_a_frame_has_a_hole_that_turns_the_other_way() -> None:
+def test_a_hole_has_the_opposite_orientation() -> None:
     (polygon,) = mask_to_polygons(draw("#### #..# #..# ####"))
     (hole,) = polygon.holes
-    assert measure_area(polygon.outer) == 16
-    assert measure_area(hole) == -4
+    assert signed_area(polygon.outer) == 16
+    assert signed_area(hole) == -4
     assert sorted(map(tuple, hole[:-1].tolist())) == [(1, 1), (1, 3), (3, 1), (3, 3)]
 
 
-def test_each_part_has_its_own_holes() -> None:
+def test_holes_belong_to_their_component() -> None:
     mask = draw("###.###### #.#.#....# ###.#.##.# ....#.##.# ....#....# ....######")
-    parts = {measure_area(part.outer): part for part in mask_to_polygons(mask)}
-    assert {area: [measure_area(hole) for hole in part.holes] for area, part in parts.items()} == {
+    parts = {signed_area(part.outer): part for part in mask_to_polygons(mask)}
+    assert {area: [signed_area(hole) for hole in part.holes] for area, part in parts.items()} == {
         4: [],
         9: [-1],
         36: [-16],
@@ -156,17 +156,17 @@ def test_each_part_has_its_own_holes() -> None:
 
 
 @pytest.mark.parametrize("mask", ["#. .#", ".# #."])
-def test_pixels_that_touch_at_a_corner_are_two_parts(mask: str) -> None:
+def test_pixels_that_touch_at_a_corner_are_two_polygons(mask: str) -> None:
     parts = mask_to_polygons(draw(mask))
-    assert [measure_area(part.outer) for part in parts] == [1, 1]
+    assert [signed_area(part.outer) for part in parts] == [1, 1]
 
 
 def test_holes_that_touch_at_a_corner_are_one() -> None:
     (polygon,) = mask_to_polygons(draw("#### #.## ##.# ####"))
-    assert [measure_area(hole) for hole in polygon.holes] == [-2]
+    assert [signed_area(hole) for hole in polygon.holes] == [-2]
 
 
-def test_random_masks_are_drawn_again_with_the_promised_overlap() -> None:
+def test_polygons_of_random_masks_reach_the_minimum_iou() -> None:
     generator = np.random.default_rng(59)
     for number in range(60):
         height, width = (int(length) for length in generator.integers(1, 22, 2))
@@ -182,11 +182,11 @@ def test_random_masks_are_drawn_again_with_the_promised_overlap() -> None:
         parts, _ = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
         gaps, _ = cv2.connectedComponents(np.pad(~mask, 1, constant_values=True).astype(np.uint8), connectivity=8)
         assert len(polygons) == parts - 1
-        assert sum(len(polygon.holes) for polygon in polygons) == gaps - 2  # one gap is what lies around everything
+        assert sum(len(polygon.holes) for polygon in polygons) == gaps - 2  # one gap is the background
 
 
-def test_a_disc_has_far_fewer_points_than_its_border_has_pixels() -> None:
+def test_the_polygon_of_a_disc_is_simplified() -> None:
     mask = np.hypot(*(np.indices((200, 200)) - 100)) < 90
     (polygon,) = mask_to_polygons(mask)
-    assert len(polygon.outer) < 180  # its border has 508 edges of pixels to the left and right alone
-    assert measure_area(polygon.outer) == pytest.approx(mask.sum(), rel=0.01)
+    assert len(polygon.outer) < 180  # the border has 508 vertical pixel edges
+    assert signed_area(polygon.outer) == pytest.approx(mask.sum(), rel=0.01)

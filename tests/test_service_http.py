@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 from model.backends.session import Session
 from model.contract import Contract
 from model.errors import ArtifactError
-from model.formats.encoders import decode_panoptic_png
+from model.formats.png import decode_panoptic_png
 from model.network_io import RawOutputs
 from service.app import create_app
 from service.responses.schemas import Problem, Readiness, SegmentationResponse

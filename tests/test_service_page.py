@@ -22,7 +22,8 @@ from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
 
 from model.contract import Category, Contract, InputSize
-from model.formats.encoders import decode_panoptic_png, segment_color
+from model.formats.overlay import segment_color
+from model.formats.png import decode_panoptic_png
 from model.network_io import RawOutputs
 from service.app import create_app
 from service.settings import Settings

@@ -16,7 +16,7 @@ from fake_service import BLUE, CONTRACT, RED, WHITE, RedSession, draw_halves, op
 from PIL import Image
 
 from model.errors import NotAcceptable
-from model.formats.encoders import decode_panoptic_png
+from model.formats.png import decode_panoptic_png
 from model.network_io import RawOutputs
 from service.responses.encoders import negotiate_media_type
 from service.responses.schemas import (

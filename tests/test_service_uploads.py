@@ -78,7 +78,7 @@ def find_thing(answer: httpx.Response) -> dict[str, Any]:
         (b"", "0 bytes"),
         (b"Dear service,\nthis is a letter.\n", "no supported image format"),
         (draw_noise()[:2000], "truncated"),
-        (draw_png_header(20, 20), "broken"),
+        (draw_png_header(20, 20), "corrupt"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "no supported image format"),
     ],
     ids=["empty", "text", "truncated", "header alone", "postscript"],

@@ -12,7 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from model.errors import LabelStoreError
-from model.formats.encoders import decode_panoptic_png
+from model.formats.png import decode_panoptic_png
 from training.data.dataset import PseudoLabelDataset
 from training.data.panoptic_labels import CHUNK_SIZE, ImageLabel, ImageRecords, PanopticLabel, plan_chunks, remove_stale
 from training.data.photos import PhotoFile

@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from model.formats.encoders import decode_panoptic_png
+from model.formats.png import decode_panoptic_png
 from training.evaluation.metrics.average_precision import CocoBatch, CocoEvaluator, IouType
 from training.evaluation.metrics.bootstrap import bootstrap, stack_counts, weighted_sums
 from training.evaluation.metrics.miou import count_semantic, iou_per_class, semantic_quality

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco
 
-from model.formats.encoders import encode_panoptic_png
+from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache
 from training.mask_transformer.crops import CropView, CropWindow, crop_view, full_view, sample_crop

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.formats.encoders import encode_panoptic_png
+from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto
 from training.mask_transformer.feature_dataset import PADDING, VOID, FeatureSample, make_target
 from training.mask_transformer.instances import Instances

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco
 
-from model.formats.encoders import encode_panoptic_png
+from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig

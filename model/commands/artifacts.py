@@ -221,7 +221,9 @@ def segment(
 
     from model.backends.loader import load_session
     from model.files import atomic_write
-    from model.formats.encoders import encode_overlay, encode_panoptic_png, to_segments_info
+    from model.formats.coco import to_segments_info
+    from model.formats.overlay import encode_overlay
+    from model.formats.png import encode_panoptic_png
     from model.images import letterbox_image, read_image
     from model.postprocessing.panoptic import postprocess
     from model.registry.category_names import names_path, read_names

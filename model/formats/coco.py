@@ -1,54 +1,106 @@
-"""COCO's panoptic annotations, such that panopticapi's evaluator finds nothing amiss.
+"""Segmentations as COCO's JSON, and as the responses of Hugging Face's image-segmentation task.
 
-Every id in the PNG is in `segments_info`, every id there is in the PNG, and every category is listed.
+COCO's panoptic annotations pass panopticapi's checks: the ids in the PNG and in `segments_info` are the same, and every
+category is listed.
 """
 
+import base64
 from typing import Any
 
+import numpy as np
+
 from model.contract import Contract
-from model.formats.rle import encode_label_map
-from model.postprocessing.panoptic import Segmentation
+from model.formats.png import encode_png
+from model.formats.rle import Rle, decode_rle, encode_label_map, encode_mask
+from model.postprocessing.panoptic import Segment, Segmentation
+
+
+def encode_rles(segmentation: Segmentation) -> list[Rle]:
+    """Return the RLE of each segment, in order; overlapping instances have their complete masks."""
+    if segmentation.masks:
+        size = segmentation.label_map.shape
+        return [encode_mask(mask.bits, mask.top, mask.left, size) for mask in segmentation.masks]
+    return encode_label_map(segmentation.label_map, [segment.id for segment in segmentation.segments])
+
+
+def to_segments_info(segmentation: Segmentation, contract: Contract) -> list[dict[str, Any]]:
+    """Return COCO's `segments_info` with RLE masks; clusters without a name have null categories."""
+    return [
+        segment_properties(segment, rle, contract) | {"segmentation": {"size": list(rle.size), "counts": rle.counts}}
+        for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True)
+    ]
+
+
+def segment_properties(segment: Segment, rle: Rle, contract: Contract) -> dict[str, Any]:
+    """Return the fields of a segment that all JSON formats share."""
+    category = contract.categories.get(segment.cluster)
+    return {
+        "id": segment.id,
+        "cluster_id": segment.cluster,
+        "category_id": category.id if category else None,
+        "category_name": category.name if category else None,
+        "isthing": segment.is_thing,
+        "score": round(segment.score, 4),
+        "area": rle.area,
+        "bbox": list(rle.bbox),
+    }
 
 
 def list_coco_categories(contract: Contract) -> list[dict[str, Any]]:
-    """COCO's `categories`: those the contract names, then a number above them all for each cluster without a name."""
+    """Return COCO's `categories`: those of the contract, and one for each cluster without a name."""
     categories: dict[int, dict[str, Any]] = {}
     for cluster in range(1, contract.thing_clusters + contract.stuff_clusters + 1):
-        number = get_category_id(cluster, contract)
+        category_id = get_category_id(cluster, contract)
         named = contract.categories.get(cluster)
         is_thing = int(contract.is_thing(cluster))
-        entry = {
-            "id": number,
+        category = {
+            "id": category_id,
             "name": named.name if named else f"cluster {cluster}",
             "supercategory": "thing" if is_thing else "stuff",
             "isthing": is_thing,
         }
-        categories.setdefault(number, entry)
-    return [categories[number] for number in sorted(categories)]
+        categories.setdefault(category_id, category)
+    return [categories[category_id] for category_id in sorted(categories)]
 
 
 def get_category_id(cluster: int, contract: Contract) -> int:
-    """The id of a cluster's category, named or not."""
+    """Return the category id of a cluster; one above all others if it has no name."""
     if named := contract.categories.get(cluster):
         return named.id
     return max((category.id for category in contract.categories.values()), default=0) + cluster
 
 
 def to_coco_annotation(segmentation: Segmentation, contract: Contract, image_id: int, file_name: str) -> dict[str, Any]:
-    """COCO's `annotation` of one PNG; of instances that overlap, what shows of them."""
-    shown = encode_label_map(segmentation.label_map, [segment.id for segment in segmentation.segments])
-    entries = [
+    """Return COCO's panoptic annotation of a PNG; overlapping instances are reduced to what the PNG shows."""
+    rles = encode_label_map(segmentation.label_map, [segment.id for segment in segmentation.segments])
+    segments_info = [
         {
             "id": segment.id,
             "category_id": get_category_id(segment.cluster, contract),
             "iscrowd": 0,
             "isthing": int(segment.is_thing),
-            "cluster": segment.cluster,
+            "cluster_id": segment.cluster,
             "score": round(segment.score, 4),
-            "area": outline.area,
-            "bbox": list(outline.bbox),
+            "area": rle.area,
+            "bbox": list(rle.bbox),
         }
-        for segment, outline in zip(segmentation.segments, shown, strict=True)
-        if outline.area
+        for segment, rle in zip(segmentation.segments, rles, strict=True)
+        if rle.area
     ]
-    return {"image_id": image_id, "file_name": file_name, "segments_info": entries}
+    return {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
+
+
+def to_hf_masks(segmentation: Segmentation, contract: Contract) -> list[dict[str, Any]]:
+    """Return the response of Hugging Face's image-segmentation task: label, score, and mask as gray PNG in base64."""
+    masks = []
+    for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True):
+        category = contract.categories.get(segment.cluster)
+        mask = encode_png(decode_rle(rle).view(np.uint8) * np.uint8(255))
+        masks.append(
+            {
+                "label": category.name if category else f"LABEL_{segment.cluster}",
+                "score": round(segment.score, 4),
+                "mask": base64.b64encode(mask).decode("ascii"),
+            }
+        )
+    return masks

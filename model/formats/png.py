@@ -1,49 +1,90 @@
-"""PNG files of label maps: 8 bits a channel, no detail but borders, written many times a second."""
+"""PNG files of label maps, and COCO's panoptic PNG format."""
 
 import struct
 import zlib
 
+import cv2
 import numpy as np
 from isal import isal_zlib
-from jaxtyping import UInt8
+from jaxtyping import Int32, Integer, UInt8, UInt16
 
+from model.contract import Contract
 from model.errors import ImageTooLarge
+from model.postprocessing.panoptic import Segmentation
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _RGB = 0, 2
-_UP = 2
+_GRAY, _RGB = 0, 2
+_FILTER_UP = 2
 _MAX_SIDE_PX = 2**31 - 1
+_MAX_UINT8 = 255
 _LEVEL = 1
-_STRIDE = 1 << 22
+_CHUNK_BYTES = 1 << 22
 
 
-def encode_png(picture: UInt8[np.ndarray, "H W *C"]) -> bytes:
-    """Grey (H W) or colours (H W 3), losslessly.
+def encode_png(image: UInt8[np.ndarray, "H W *C"]) -> bytes:
+    """Encode a gray (H W) or RGB (H W 3) label map: 1 ms at 2.5 megapixels, where OpenCV takes 15.
 
-    Every row is stored as its difference to the one above (filter 2 of the PNG specification, section 9), which leaves
-    nothing but borders of a label map; Intel's deflate packs that 15 times as fast as zlib. For photos it is a poor
-    choice.
+    Each row is stored as its difference to the row above (filter 2 of the PNG specification, section 9), which leaves
+    only the borders of a label map; Intel's deflate then compresses 15 times as fast as zlib. Not suited to photos.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if max(height, width) > _MAX_SIDE_PX:
-        raise ImageTooLarge(f"a {width}x{height} picture does not fit into a PNG file: ask for application/json")
-    rows = np.ascontiguousarray(picture).reshape(height, -1)
+        raise ImageTooLarge(f"{width}x{height} pixels do not fit into a PNG file: request application/json")
+    rows = np.ascontiguousarray(image).reshape(height, -1)
     lines = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    lines[:, 0] = _UP
+    lines[:, 0] = _FILTER_UP
     lines[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=lines[1:, 1:])
-    header = struct.pack(">IIBBBBB", width, height, 8, _GREY if picture.ndim == 2 else _RGB, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", _pack(lines)), (b"IEND", b"")]
-    return PNG_SIGNATURE + b"".join(_frame(kind, content) for kind, content in chunks)
+    header = struct.pack(">IIBBBBB", width, height, 8, _GRAY if image.ndim == 2 else _RGB, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", _deflate(lines)), (b"IEND", b"")]
+    return PNG_SIGNATURE + b"".join(_make_chunk(kind, content) for kind, content in chunks)
 
 
-def _pack(lines: UInt8[np.ndarray, "H N"]) -> bytes:
-    """Deflated in strides, between which other threads get their turns: a call holds the interpreter throughout."""
-    packer, flat = isal_zlib.compressobj(_LEVEL), lines.reshape(-1)
-    parts = [packer.compress(flat[start : start + _STRIDE]) for start in range(0, flat.size, _STRIDE)]
-    return b"".join([*parts, packer.flush()])
+def encode_panoptic_png(label_map: Integer[np.ndarray, "H W"]) -> bytes:
+    """Encode a label map in COCO's panoptic format: 8-bit RGB, id = R + 256 G + 65536 B, 0 is void."""
+    max_id = int(label_map.max(initial=0))
+    zeros = np.zeros(label_map.shape, np.uint8)
+    channels = [label_map.astype(np.uint8)]  # the low byte
+    channels += [(label_map >> shift).astype(np.uint8) if max_id >> shift else zeros for shift in (8, 16)]
+    return encode_png(cv2.merge(channels))
 
 
-def _frame(kind: bytes, content: bytes) -> bytes:
-    """A chunk: its length, kind, content and checksum."""
+def decode_panoptic_png(content: bytes) -> Int32[np.ndarray, "H W"]:
+    """Decode COCO's panoptic format. Raises ValueError for any other content."""
+    is_png = content.startswith(PNG_SIGNATURE)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if is_png else None
+    except cv2.error as error:  # more pixels than OpenCV accepts
+        raise ValueError("not a panoptic PNG: too large") from error
+    if image is None or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        raise ValueError("not a panoptic PNG: expected 8-bit RGB")
+    blue, green, red = (channel.astype(np.int32) for channel in cv2.split(image))
+    return red + 256 * green + 65_536 * blue
+
+
+def encode_cluster_png(segmentation: Segmentation, contract: Contract) -> bytes:
+    """Encode the cluster of each pixel, 0 for void, as gray PNG; 16 bits if the contract has more than 255 clusters."""
+    table = np.zeros(max((segment.id for segment in segmentation.segments), default=0) + 1, np.uint16)
+    table[[segment.id for segment in segmentation.segments]] = [each.cluster for each in segmentation.segments]
+    clusters: UInt16[np.ndarray, "H W"] = table[segmentation.label_map]
+    if contract.thing_clusters + contract.stuff_clusters <= _MAX_UINT8:
+        return encode_png(clusters.astype(np.uint8))
+    try:
+        is_encoded, content = cv2.imencode(".png", clusters, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    except cv2.error:
+        is_encoded = False
+    if not is_encoded:
+        height, width = clusters.shape
+        raise ImageTooLarge(f"{width}x{height} pixels do not fit into a PNG file: request application/json")
+    return content.tobytes()
+
+
+def _deflate(lines: UInt8[np.ndarray, "H N"]) -> bytes:
+    """Compress in chunks, as each call holds the interpreter lock."""
+    compressor, flat = isal_zlib.compressobj(_LEVEL), lines.reshape(-1)
+    parts = [compressor.compress(flat[start : start + _CHUNK_BYTES]) for start in range(0, flat.size, _CHUNK_BYTES)]
+    return b"".join([*parts, compressor.flush()])
+
+
+def _make_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

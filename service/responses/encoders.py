@@ -13,16 +13,11 @@ import orjson
 
 from model.contract import Contract, Task
 from model.errors import NotAcceptable
-from model.formats.coco import list_coco_categories, to_coco_annotation
-from model.formats.encoders import (
-    encode_cluster_png,
-    encode_overlay,
-    encode_panoptic_png,
-    to_geojson_features,
-    to_hf_masks,
-    to_npz,
-    to_segments_info,
-)
+from model.formats.coco import list_coco_categories, to_coco_annotation, to_hf_masks, to_segments_info
+from model.formats.geojson import to_geojson_features
+from model.formats.npz import to_npz
+from model.formats.overlay import encode_overlay
+from model.formats.png import encode_cluster_png, encode_panoptic_png
 from model.images import DecodedImage
 from model.postprocessing.panoptic import Segmentation
 from service.inference.pipeline import SegmentationResult

@@ -12,7 +12,7 @@ from jaxtyping import Int32
 
 from model.errors import ConfigError, LabelStoreError
 from model.files import atomic_write
-from model.formats.encoders import decode_panoptic_png
+from model.formats.png import decode_panoptic_png
 from model.validation import parse_versioned_json
 from training.data.label_config import PseudoLabelConfig, to_json
 from training.data.panoptic_labels import (

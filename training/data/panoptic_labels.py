@@ -18,7 +18,7 @@ from pycocotools import mask as coco
 
 from model.errors import LabelStoreError
 from model.files import atomic_directory
-from model.formats.encoders import encode_panoptic_png
+from model.formats.png import encode_panoptic_png
 from training.data.label_config import StuffMergeRule
 from training.data.photos import PhotoFile
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from model.files import atomic_write
-from model.formats.encoders import segment_color
+from model.formats.overlay import segment_color
 from model.formats.rle import decode_rle
 from model.images import read_image
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage, GroundTruthLabels

@@ -13,7 +13,7 @@ from model.backends.session import Backend, Session
 from model.contract import CONTRACT_FILE, Contract, Task, read_contract
 from model.errors import ConfigError, LabelStoreError
 from model.files import hash_file
-from model.formats.encoders import encode_rles
+from model.formats.coco import encode_rles
 from model.formats.rle import Rle
 from model.images import letterbox_image
 from model.postprocessing.panoptic import Segment, Segmentation, postprocess

@@ -1,36 +1,54 @@
-"""Masks as polygons: every part, with its holes, along the borders of pixels."""
+"""Masks as polygons along pixel edges, with holes, and segmentations as GeoJSON."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
+from model.contract import Contract
+from model.formats.coco import encode_rles, segment_properties
+from model.formats.rle import decode_rle
+from model.postprocessing.panoptic import Segmentation
+
 MIN_IOU = 0.98
-"""What a mask drawn again from its polygons has in common with it, at least."""
+"""Minimum IoU between a mask and its polygons, rasterized."""
 _TOLERANCES_PX = (0.75, 0.4, 0.0)
-"""How far a simplified ring may stray from the border; the next is taken where one costs too much of the mask."""
+"""Maximum distances of a simplified ring from the border; the first that reaches `MIN_IOU` is used."""
 _FALLING, _RISING = 9, 6
-"""Two set pixels that touch at a corner alone: upper left and lower right, or upper right and lower left."""
+"""Two set pixels that touch at a corner only: upper left and lower right, or upper right and lower left."""
 _IS_CORNER = np.isin(np.arange(256), (1, 2, 4, 7, 8, 11, 13, 14, _FALLING, _RISING)).view(np.uint8)
-"""By which of the pixels around a point are set: 1 for the upper left, 2, 4 for the lower left, 8."""
+"""By the set pixels around a point: 1 for upper left, 2 for upper right, 4 for lower left, 8 for lower right."""
 
 Ring = Int32[np.ndarray, "P 2"]
-"""Closed, the first point given again at the end; x and y of corners of pixels, counted from the upper left of all."""
+"""Closed: the last point equals the first. x and y of pixel corners, from the upper left of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Polygon:
-    """A connected part of a mask; pixels that touch at a corner alone are not connected."""
+    """A connected component of a mask; pixels that touch at a corner only are not connected."""
 
     outer: Ring
-    """Clockwise as one sees it."""
+    """Clockwise on the screen."""
     holes: tuple[Ring, ...]
-    """Counterclockwise."""
+    """Counterclockwise on the screen."""
+
+
+def to_geojson_features(segmentation: Segmentation, contract: Contract) -> list[dict[str, Any]]:
+    """Return GeoJSON's `features`: a multipolygon per segment, in pixels; rings are NumPy arrays."""
+    features = []
+    for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True):
+        left, top, width, height = rle.bbox
+        polygons = mask_to_polygons(decode_rle(rle)[top : top + height, left : left + width], top=top, left=left)
+        geometry = {"type": "MultiPolygon", "coordinates": [[each.outer, *each.holes] for each in polygons]}
+        properties = segment_properties(segment, rle, contract)
+        features.append({"type": "Feature", "id": segment.id, "geometry": geometry, "properties": properties})
+    return features
 
 
 def mask_to_polygons(bits: Bool[np.ndarray, "h w"], *, top: int = 0, left: int = 0) -> list[Polygon]:
-    """The parts of a mask that begins at `top` and `left`, with as few points as `MIN_IOU` allows."""
+    """Return the components of a mask at `top` and `left`, with as few points as `MIN_IOU` allows."""
     _, components = cv2.connectedComponents(bits.view(np.uint8), connectivity=4)
     exact = _trace_rings(bits)
     for tolerance_px in _TOLERANCES_PX:
@@ -40,20 +58,20 @@ def mask_to_polygons(bits: Bool[np.ndarray, "h w"], *, top: int = 0, left: int =
     outers: dict[int, Ring] = {}
     holes: dict[int, list[Ring]] = {}
     for corners, ring in zip(exact, rings, strict=True):
-        x, y = corners[0].tolist()  # the uppermost, of these the leftmost: it lies at its upper left, or a hole's
+        x, y = corners[0].tolist()  # the uppermost leftmost corner: upper left of the first pixel, or of a hole's
         closed = np.concatenate([ring, ring[:1]]) + np.array([left, top], np.int32)
         if bits[y, x]:
             outers[int(components[y, x])] = closed
         else:
             holes.setdefault(int(components[y - 1, x]), []).append(closed[::-1].copy())
-    return [Polygon(outer=outer, holes=tuple(holes.get(part, ()))) for part, outer in outers.items()]
+    return [Polygon(outer=outer, holes=tuple(holes.get(component, ()))) for component, outer in outers.items()]
 
 
 def rasterize(rings: list[Ring], height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """The pixels whose centres an odd number of rings goes around."""
+    """Return the pixels whose centers are inside an odd number of rings."""
     starts = np.concatenate(rings or [np.zeros((0, 2), np.int32)]).astype(np.float64)
     ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings] or [np.zeros((0, 2), np.int32)])
-    first = np.minimum(starts[:, 1], ends[:, 1]).astype(np.int64)  # row y has its centre half a pixel below line y
+    first = np.minimum(starts[:, 1], ends[:, 1]).astype(np.int64)  # the center of row y is half a pixel below line y
     counts = np.abs(ends[:, 1] - starts[:, 1]).astype(np.int64)
     edges = np.repeat(np.arange(len(starts)), counts)
     rows = first[edges] + np.arange(len(edges)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -70,7 +88,7 @@ def _mask_iou(first: Bool[np.ndarray, "h w"], second: Bool[np.ndarray, "h w"]) -
 
 
 def _simplify(ring: Ring, tolerance_px: float) -> Ring:
-    """Douglas and Peucker's simplification, if it leaves an area."""
+    """Simplify a ring by the Douglas-Peucker algorithm, unless that leaves no area."""
     if not tolerance_px:
         return ring
     simple: Ring = cv2.approxPolyDP(ring, tolerance_px, True)[:, 0]
@@ -78,28 +96,28 @@ def _simplify(ring: Ring, tolerance_px: float) -> Ring:
 
 
 def _trace_rings(bits: Bool[np.ndarray, "h w"]) -> list[Ring]:
-    """Every border, as its corners in order, from the uppermost and of these the leftmost rightwards.
+    """Return the corners of each border in order, starting to the right from its uppermost leftmost corner.
 
-    In a row, and in a column, corners take turns at beginning and ending a piece of border; so each has one neighbour
-    either way. Where two set pixels touch at a corner alone, there are two corners, one for each pixel.
+    Along a row, and along a column, corners alternately start and end a piece of border, so that each corner has one
+    neighbor in either direction. Where two set pixels touch at a corner only, there are two corners, one per pixel.
     """
     x, y, tie = _list_corners(bits)
     by_column = np.lexsort((tie, y, x))
-    above_or_below = np.empty(len(x), np.int64)
-    above_or_below[by_column[0::2]], above_or_below[by_column[1::2]] = by_column[1::2], by_column[0::2]
-    partner = above_or_below.tolist()
+    vertical = np.empty(len(x), np.int64)
+    vertical[by_column[0::2]], vertical[by_column[1::2]] = by_column[1::2], by_column[0::2]
+    vertical_neighbor = vertical.tolist()
     points = np.stack([x, y], axis=1).astype(np.int32)
-    is_left = bytearray(b"\1") * len(partner)
+    is_left = bytearray(b"\1") * len(vertical_neighbor)
     rings = []
-    for start in range(len(partner)):
+    for start in range(len(vertical_neighbor)):
         if not is_left[start]:
             continue
         ring, corner = [], start
         while is_left[corner]:
-            beside = corner ^ 1
-            ring += [corner, beside]
-            is_left[corner] = is_left[beside] = 0
-            corner = partner[beside]
+            horizontal_neighbor = corner ^ 1
+            ring += [corner, horizontal_neighbor]
+            is_left[corner] = is_left[horizontal_neighbor] = 0
+            corner = vertical_neighbor[horizontal_neighbor]
         rings.append(points[ring])
     return rings
 
@@ -107,7 +125,7 @@ def _trace_rings(bits: Bool[np.ndarray, "h w"]) -> list[Ring]:
 def _list_corners(
     bits: Bool[np.ndarray, "h w"],
 ) -> tuple[Int64[np.ndarray, "P"], Int64[np.ndarray, "P"], Int64[np.ndarray, "P"]]:
-    """x and y of all corners, row by row, and which of two at one point comes first in its column."""
+    """Return x and y of all corners in row order, and the order in their column of two at the same point."""
     padded = np.pad(bits.view(np.uint8), 1)
     kinds = padded[:-1, :-1] + 2 * padded[:-1, 1:] + 4 * padded[1:, :-1] + 8 * padded[1:, 1:]
     y, x = np.nonzero(cv2.LUT(kinds, _IS_CORNER))
