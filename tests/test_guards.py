@@ -204,8 +204,8 @@ def test_the_environment_is_read_by_the_settings_alone(path: Path) -> None:
 
 @each_source
 def test_nothing_is_pickled(path: Path) -> None:
-    # detectron2 publishes pickles: one module takes them apart with pickletools, which can run nothing.
-    allowed = {"pickletools"} if name_of(path) == "model/checkpoints/safe_pickle.py" else set()
+    # detectron2 publishes pickles: one module reads them, restricted to arrays and plain containers.
+    allowed = {"pickle"} if name_of(path) == "model/checkpoints/safe_pickle.py" else set()
     assert list_roots(path) & {"pickle", "pickletools", "dill", "joblib", "shelve", "marshal"} <= allowed
 
 

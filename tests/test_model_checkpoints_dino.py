@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from model.checkpoints.dino import convert_resnet, import_encoder, load_resnet_state_dict
-from model.checkpoints.state_dicts import load_encoder
+from model.checkpoints.dino import convert_resnet, import_encoder, load_encoder, load_resnet_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import hash_file
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
@@ -93,7 +92,7 @@ def rename(name: str) -> str:
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_a_resnet_of_dino_computes_what_torchvisions_does(tmp_path: Path, norm: str) -> None:
+def test_a_resnet_of_dino_computes_as_torchvision_does(tmp_path: Path, norm: str) -> None:
     state = draw_resnet()
     torch.save(state, tmp_path / "dino_resnet50_pretrain.pth")
     network = ResNet(STEM, INNER, OUTER, norm).eval()
@@ -107,7 +106,7 @@ def test_a_resnet_of_dino_computes_what_torchvisions_does(tmp_path: Path, norm: 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.bottom_up.", "module."])
 @pytest.mark.parametrize("has_counters", [True, False])
-def test_a_file_in_detectron2s_names_gives_the_same(tmp_path: Path, prefix: str, has_counters: bool) -> None:
+def test_a_resnet_with_detectron2s_names_is_read(tmp_path: Path, prefix: str, has_counters: bool) -> None:
     state = draw_resnet()
     kept = {name: tensor for name, tensor in state.items() if has_counters or "num_batches" not in name}
     arrays = {f"{prefix}{rename(name)}": tensor.numpy() for name, tensor in kept.items()}
@@ -119,7 +118,7 @@ def test_a_file_in_detectron2s_names_gives_the_same(tmp_path: Path, prefix: str,
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
-def test_a_resnet_fits_the_cascades_backbone() -> None:
+def test_an_imported_resnet_loads_into_the_cascade() -> None:
     shape = CascadeConfig(
         thing_clusters=3, stem_out_channels=STEM, bottleneck_channels=INNER, res2_out_channels=OUTER, fpn_channels=8
     )
@@ -130,7 +129,7 @@ def test_a_resnet_fits_the_cascades_backbone() -> None:
     assert torch.equal(bottom_up.res5[2].conv3.weight, state["layer4.2.conv3.weight"])
 
 
-def test_a_classifier_is_left_out_and_anything_else_is_named(tmp_path: Path) -> None:
+def test_a_classifier_is_ignored_and_other_misfits_are_named(tmp_path: Path) -> None:
     state = draw_resnet()
     torch.save({**state, "fc.weight": torch.ones(2, 2), "fc.bias": torch.ones(2)}, tmp_path / "supervised.pth")
     assert load_resnet_state_dict(str(tmp_path / "supervised.pth")).keys() == convert_resnet(state).keys()
@@ -141,7 +140,7 @@ def test_a_classifier_is_left_out_and_anything_else_is_named(tmp_path: Path) -> 
         convert_resnet({**state, "x": torch.ones(1)})
 
 
-def test_an_imported_resnet_is_a_file_that_loads_again(tmp_path: Path) -> None:
+def test_an_imported_resnet_loads(tmp_path: Path) -> None:
     state = draw_resnet()
     torch.save(state, tmp_path / "dino.pth")
     report = import_encoder(str(tmp_path / "dino.pth"), tmp_path / "resnet.safetensors")
@@ -152,7 +151,7 @@ def test_an_imported_resnet_is_a_file_that_loads_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", VITS)
-def test_an_imported_vit_is_a_file_that_load_encoder_reads(tmp_path: Path, name: str) -> None:
+def test_an_imported_vit_loads(tmp_path: Path, name: str) -> None:
     shape = VITS[name]
     torch.manual_seed(0)
     state = {key: torch.randn(tensor.shape) for key, tensor in VisionTransformer(shape).state_dict().items()}
@@ -174,14 +173,14 @@ def test_an_imported_vit_is_a_file_that_load_encoder_reads(tmp_path: Path, name:
     [
         (
             {"a": torch.ones(1)},
-            r"odd\.pth: no encoder we know: neither a ViT nor a ResNet-50, for want of 'stem\.conv1",
+            r"odd\.pth: not a known encoder: neither a ViT nor a ResNet-50 \('stem\.conv1",
         ),
-        ({"conv1.weight": torch.tensor(1.0)}, "no encoder we know"),
-        ({"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}, "no DINO or DINOv2 encoder"),
-        ({"patch_embed.proj.weight": torch.tensor(1.0)}, "no DINO or DINOv2 encoder"),
+        ({"conv1.weight": torch.tensor(1.0)}, "not a known encoder"),
+        ({"patch_embed.proj.weight": torch.ones(64, 3, 8, 8)}, "not a DINO or DINOv2 encoder"),
+        ({"patch_embed.proj.weight": torch.tensor(1.0)}, "not a DINO or DINOv2 encoder"),
     ],
 )
-def test_another_network_is_refused_and_leaves_nothing(tmp_path: Path, state: dict[str, Tensor], told: str) -> None:
+def test_another_network_is_refused_and_no_file_written(tmp_path: Path, state: dict[str, Tensor], told: str) -> None:
     torch.save(state, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=told):
         import_encoder(str(tmp_path / "odd.pth"), tmp_path / "out.safetensors")
@@ -189,6 +188,6 @@ def test_another_network_is_refused_and_leaves_nothing(tmp_path: Path, state: di
 
 
 @pytest.mark.parametrize("name", ["encoder.pth", "encoder"])
-def test_an_encoder_is_written_as_safetensors_alone(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
+def test_an_encoder_is_only_written_to_a_safetensors_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"written to a \.safetensors file"):
         import_encoder(str(tmp_path / "any.pth"), tmp_path / name)

@@ -1,4 +1,4 @@
-"""Weight files load exactly or are refused with the names of what does not fit."""
+"""Checkpoint files load strictly, or are refused with the names of what does not fit."""
 
 import argparse
 import os
@@ -17,15 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoints.state_dicts import (
-    fetch_file,
-    infer_resized_encoder_config,
-    load_encoder,
-    load_strictly,
-    read_checkpoint,
-    read_encoder_state_dict,
-    read_state_dict,
-)
+from model.checkpoints.dino import infer_resized_encoder_config, load_encoder, read_encoder_state_dict
+from model.checkpoints.state_dicts import fetch_file, load_strictly, read_checkpoint, read_state_dict
 from model.errors import CheckpointError
 from model.networks.vit import EncoderConfig, VisionTransformer
 
@@ -34,10 +27,10 @@ DINOV2 = EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_regi
 SHAPES = pytest.mark.parametrize("shape", [DINO, DINOV2], ids=["dino", "dinov2"])
 
 
-def draw_state(shape: EncoderConfig, seed: int = 1) -> dict[str, Tensor]:
-    """Random weights under the published names, none of them at its initial value."""
+def draw_state(config: EncoderConfig, seed: int = 1) -> dict[str, Tensor]:
+    """Random weights with the published names, none at its initial value."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {name: tensor.shape for name, tensor in VisionTransformer(shape).state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in VisionTransformer(config).state_dict().items()}
     return {name: torch.randn(size, generator=generator) * 0.1 for name, size in shapes.items()}
 
 
@@ -62,7 +55,7 @@ def test_an_encoder_loads_by_path_frozen_and_exact(tmp_path: Path, shape: Encode
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
-def test_the_names_are_those_that_dinov2_publishes() -> None:
+def test_parameter_names_are_those_of_dinov2() -> None:
     # facebookresearch/dinov2, hubconf.dinov2_vits14_reg: the names of its first block and of what is outside blocks.
     names = [name for name in draw_state(DINOV2) if not name.startswith(("blocks.1.", "blocks.2.", "blocks.3."))]
     block = [
@@ -91,20 +84,20 @@ def test_weights_in_a_wrapper_with_a_prefix_are_found(tmp_path: Path, wrapper: s
     assert list(read_state_dict(tmp_path / "run.pth")) == [f"{prefix}a"]
 
 
-def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1), "backbone.a": torch.ones(1)}, tmp_path / "twice.pth")
-    with pytest.raises(CheckpointError, match=r"twice\.pth holds a twice"):
+    with pytest.raises(CheckpointError, match=r"twice\.pth contains a twice"):
         read_encoder_state_dict(tmp_path / "twice.pth")
 
 
-def test_half_precision_is_read_as_single_and_counts_stay_whole(tmp_path: Path) -> None:
+def test_float16_is_read_as_float32_and_integers_stay_integers(tmp_path: Path) -> None:
     save({"a": torch.tensor([0.5], dtype=torch.float16), "n": torch.tensor(3)}, tmp_path / "half.safetensors")
     state = read_state_dict(tmp_path / "half.safetensors")
     assert (state["a"].dtype, state["a"].item()) == (torch.float32, 0.5)
     assert (state["n"].dtype, state["n"].item()) == (torch.int64, 3)
 
 
-def test_a_url_is_fetched_once_and_then_kept(tmp_path: Path) -> None:
+def test_a_url_is_downloaded_once(tmp_path: Path) -> None:
     state = draw_state(DINO)
     source, cache = save(state, tmp_path / "encoder.pth"), tmp_path / "cache"
     assert equals(load_encoder(source.as_uri(), 48, cache=cache), state)
@@ -113,7 +106,7 @@ def test_a_url_is_fetched_once_and_then_kept(tmp_path: Path) -> None:
     assert [path.name.endswith("encoder.pth") for path in cache.iterdir()] == [True]
 
 
-def test_two_urls_with_one_file_name_are_two_encoders(tmp_path: Path) -> None:
+def test_two_urls_with_the_same_file_name_are_cached_apart(tmp_path: Path) -> None:
     for seed, folder in enumerate(("a", "b")):
         (tmp_path / folder).mkdir()
         save(draw_state(DINO, seed), tmp_path / folder / "model.safetensors")
@@ -122,14 +115,14 @@ def test_two_urls_with_one_file_name_are_two_encoders(tmp_path: Path) -> None:
         assert equals(load_encoder(url, 48, cache=tmp_path / "cache"), draw_state(DINO, seed))
 
 
-def test_a_url_that_leads_nowhere_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere\.pth could not be fetched"):
+def test_a_failed_download_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth could not be downloaded"):
         fetch_file((tmp_path / "nowhere.pth").as_uri(), tmp_path / "cache")
     assert not any((tmp_path / "cache").iterdir())
 
 
 class HangUp(BaseHTTPRequestHandler):
-    """Promises 100 bytes and sends 10."""
+    """Announces 100 bytes and sends 10."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -138,50 +131,52 @@ class HangUp(BaseHTTPRequestHandler):
         self.wfile.write(b"0123456789")
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing is logged."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def cut_off_url() -> Iterator[str]:
-    """A server on this machine that ends its answer early."""
-    with TCPServer(("127.0.0.1", 0), HangUp) as server:  # HTTPServer would ask the network for this machine's name
+    """URL of a local server that closes connections early."""
+    with TCPServer(("127.0.0.1", 0), HangUp) as server:  # HTTPServer would look up the host name
         server.timeout = 5.0
-        thread = threading.Thread(target=server.handle_request)
+        thread = threading.Thread(target=lambda: [server.handle_request() for _ in range(2)])
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/encoder.pth"
         thread.join()
 
 
-def test_a_download_cut_short_is_refused_and_never_cached(tmp_path: Path, cut_off_url: str) -> None:
+def test_a_truncated_download_is_refused_and_not_cached(tmp_path: Path, cut_off_url: str) -> None:
     with pytest.raises(CheckpointError, match="ended after 10 of 100 bytes"):
         fetch_file(cut_off_url, tmp_path / "cache")
     assert not any((tmp_path / "cache").iterdir())
 
 
-def test_a_path_that_does_not_exist_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_a_missing_path_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.pth does not exist"):
         load_encoder(str(tmp_path / "nowhere.pth"), 56)
 
 
-def test_an_address_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"ftp://host/a\.pth cannot be fetched: expected a path, or one of http,"):
+def test_a_url_of_another_scheme_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"ftp://host/a\.pth cannot be downloaded: expected a path, or one of http,"
+    ):
         fetch_file("ftp://host/a.pth", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", ["empty.pth", "empty.ckpt", "empty.pkl", "empty.safetensors"])
-def test_an_empty_file_is_called_empty(tmp_path: Path, name: str) -> None:
+def test_an_empty_file_is_reported_as_empty(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    with pytest.raises(CheckpointError, match=f"{name} holds no readable weights: it is empty$"):
+    with pytest.raises(CheckpointError, match=f"{name} is not a readable checkpoint: it is empty$"):
         read_state_dict(tmp_path / name)
 
 
-def test_a_folder_is_refused_as_such(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder, not a file"):
         fetch_file(str(tmp_path), tmp_path / "cache")
 
 
 class Intruder:
-    """Would make a folder on being unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -190,23 +185,23 @@ class Intruder:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path: Path) -> None:
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     torch.save({"weights": Intruder(trace)}, tmp_path / "evil.pth")
     for name in ("bare.pth", "bare.pkl"):
         (tmp_path / name).write_bytes(pickle.dumps(Intruder(trace), protocol=2))
     for name in ("evil.pth", "bare.pth", "bare.pkl"):
-        with pytest.raises(CheckpointError, match=rf"{name} holds no readable weights: .*(posix|nt)\.mkdir"):
+        with pytest.raises(CheckpointError, match=rf"{name} is not a readable checkpoint: .*(posix|nt)\.mkdir"):
             read_state_dict(tmp_path / name)
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("name", ["broken.pth", "broken.ckpt", "broken.pkl", "broken.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"\x80\x02", b"\xff" * 64], ids=str)
-def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_of_another_format_is_refused_on_one_line(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"{name} holds no readable weights") as caught:
+    with pytest.raises(CheckpointError, match=f"{name} is not a readable checkpoint") as caught:
         read_state_dict(path)
     assert "\n" not in str(caught.value)
 
@@ -214,7 +209,7 @@ def test_a_file_of_something_else_is_refused_in_one_line(tmp_path: Path, name: s
 @pytest.mark.parametrize(
     "content", [torch.ones(2), [torch.ones(2)], {"model": torch.ones(2)}], ids=["tensor", "list", "nested"]
 )
-def test_a_checkpoint_that_is_no_set_of_named_tensors_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_checkpoint_without_named_tensors_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match="expected tensors by name"):
         read_state_dict(tmp_path / "odd.pth")
@@ -233,7 +228,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named() -> None:
     )
 
 
-def test_a_refused_state_changes_no_weight() -> None:
+def test_a_refused_state_dict_changes_no_weight() -> None:
     encoder = VisionTransformer(DINO)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     with pytest.raises(CheckpointError):
@@ -242,8 +237,8 @@ def test_a_refused_state_changes_no_weight() -> None:
 
 
 @pytest.mark.parametrize("side_px", [-14, 0, 13, 57])
-def test_a_side_that_is_no_multiple_of_the_patch_is_refused(side_px: int) -> None:
-    with pytest.raises(CheckpointError, match=f"side {side_px} px is no multiple of the encoder's patch, 14 px"):
+def test_a_side_that_is_not_a_multiple_of_the_patch_is_refused(side_px: int) -> None:
+    with pytest.raises(CheckpointError, match=f"side {side_px} px is not a multiple of the encoder's patch, 14 px"):
         infer_resized_encoder_config(draw_state(DINOV2), side_px)
 
 
@@ -251,22 +246,22 @@ def test_a_side_that_is_no_multiple_of_the_patch_is_refused(side_px: int) -> Non
 def test_a_state_dict_of_another_network_is_refused(name: str) -> None:
     state = draw_state(DINO)
     del state[name]
-    with pytest.raises(CheckpointError, match=f"no DINO or DINOv2 encoder.*{name}"):
+    with pytest.raises(CheckpointError, match=f"not a DINO or DINOv2 encoder.*{name}"):
         infer_resized_encoder_config(state, 48)
 
 
 def test_a_state_dict_without_blocks_is_refused() -> None:
     state = {name: tensor for name, tensor in draw_state(DINO).items() if not name.startswith("blocks.")}
-    with pytest.raises(CheckpointError, match="no DINO or DINOv2 encoder"):
+    with pytest.raises(CheckpointError, match="not a DINO or DINOv2 encoder"):
         infer_resized_encoder_config(state, 48)
 
 
-def test_positions_that_are_no_square_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="13 positions are no square and a class token"):
+def test_a_position_grid_that_is_not_square_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="13 positions are not a class token and a square grid"):
         infer_resized_encoder_config({**draw_state(DINO), "pos_embed": torch.zeros(1, 13, 64)}, 48)
 
 
-def test_positions_are_resized_for_another_side(tmp_path: Path) -> None:
+def test_position_embeddings_are_resized_for_another_side(tmp_path: Path) -> None:
     state = draw_state(DINOV2)
     state["pos_embed"][:, 1:] = 0.5
     encoder = load_encoder(str(save(state, tmp_path / "encoder.pth")), 84)
@@ -275,7 +270,7 @@ def test_positions_are_resized_for_another_side(tmp_path: Path) -> None:
     assert torch.equal(encoder.pos_embed[:, 0], state["pos_embed"][:, 0])
 
 
-def test_the_encoder_for_development_loads(shared: Path) -> None:
+def test_the_development_encoder_loads(shared: Path) -> None:
     encoder = load_encoder(str(shared / "encoder" / "dinov2_vits14_saliency_fp16.safetensors"), 224)
     assert encoder.config == EncoderConfig(
         embed_dim=384, depth=12, patch_px=14, grid_size=16, num_registers=0, has_layer_scale=True
@@ -294,7 +289,7 @@ def check_equal(encoder: VisionTransformer, state: dict[str, Tensor]) -> None:
     }
 
 
-def test_a_whole_training_of_dino_gives_its_teacher(tmp_path: Path) -> None:
+def test_a_training_checkpoint_of_dino_gives_its_teacher(tmp_path: Path) -> None:
     # facebookresearch/dino, main_dino.py: options and learning rates of NumPy beside student, teacher and their heads.
     state, student = draw_training_state(DINO, 1), draw_training_state(DINO, 2)
     heads = {"head.mlp.0.weight": torch.ones(3), "head.last_layer.weight_g": torch.ones(1)}
@@ -312,7 +307,7 @@ def test_a_whole_training_of_dino_gives_its_teacher(tmp_path: Path) -> None:
     check_equal(load_encoder(str(tmp_path / "student.pth"), 48), student)
 
 
-def test_a_teacher_of_dinov2_loses_its_heads_and_chunks(tmp_path: Path) -> None:
+def test_a_teacher_of_dinov2_is_read_without_heads_and_chunks(tmp_path: Path) -> None:
     # facebookresearch/dinov2, models/vision_transformer.py, BlockChunk: blocks lie in chunks, counted through.
     state = draw_training_state(DINOV2, 1)
     heads = {"dino_head.mlp.0.bias": torch.ones(3), "ibot_head.last_layer.weight_v": torch.ones(1)}
@@ -323,20 +318,20 @@ def test_a_teacher_of_dinov2_loses_its_heads_and_chunks(tmp_path: Path) -> None:
 
 
 def chunk(name: str) -> str:
-    """Two blocks to a chunk."""
+    """Put two blocks into each chunk."""
     first, *rest = name.split(".")
     return ".".join([first, str(int(rest[0]) // 2), *rest]) if first == "blocks" else name
 
 
 class Options(dict[str, Any]):
-    """As yacs' CfgNode: a dict with attributes of its own."""
+    """Like yacs' CfgNode, a dict with attributes."""
 
     def __init__(self, **content: object) -> None:
         super().__init__(content)
         self.__dict__["__immutable__"] = True
 
 
-def test_options_of_cups_are_read_past(tmp_path: Path) -> None:
+def test_the_configuration_in_a_cups_checkpoint_is_read_as_dicts(tmp_path: Path) -> None:
     # visinf/cups, pl_model_pseudo.py saves its yacs options, dicts of dicts, among the hyperparameters.
     options = Options(SYSTEM=Options(GPUS=4))
     torch.save({"state_dict": {"a": torch.ones(1)}, "hyper_parameters": {"config": options}}, tmp_path / "plain.ckpt")
@@ -346,15 +341,17 @@ def test_options_of_cups_are_read_past(tmp_path: Path) -> None:
     assert read_state_dict(tmp_path / "cups.ckpt")["a"].tolist() == [1.0]
 
 
-def test_other_types_beside_the_weights_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_types_in_a_checkpoint_are_refused_by_name(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.ones(1)}, "config": Options(GPUS=4)}, tmp_path / "plain.ckpt")
     rename_options(tmp_path / "plain.ckpt", b"somewhere\nElse\n", tmp_path / "odd.ckpt")
-    with pytest.raises(CheckpointError, match=r"odd\.ckpt holds no readable weights: it names somewhere\.Else, which"):
+    with pytest.raises(
+        CheckpointError, match=r"odd\.ckpt is not a readable checkpoint: it refers to somewhere\.Else, which"
+    ):
         read_checkpoint(tmp_path / "odd.ckpt")
 
 
 def rename_options(source: Path, name: bytes, target: Path) -> None:
-    """A copy of torch's archive whose pickle names another type for our options."""
+    """Copy torch's archive with another type name for our options."""
     ours = f"{Options.__module__}\nOptions\n".encode()
     with zipfile.ZipFile(source) as archive, zipfile.ZipFile(target, "w") as copy:
         for entry in archive.namelist():
@@ -363,7 +360,7 @@ def rename_options(source: Path, name: bytes, target: Path) -> None:
             copy.writestr(entry, content.replace(ours, name))
 
 
-def test_detectrons_arrays_are_read_as_tensors(tmp_path: Path) -> None:
+def test_arrays_of_detectron2_are_read_as_tensors(tmp_path: Path) -> None:
     content = {"model": {"a": np.array([[0.5, 2.0]])}, "__author__": "Detectron2", "matching_heuristics": True}
     (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(content))
     state = read_state_dict(tmp_path / "zoo.pkl")
@@ -381,5 +378,5 @@ def test_detectrons_arrays_are_read_as_tensors(tmp_path: Path) -> None:
 )
 def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path, tensor: Tensor) -> None:
     torch.save({"huge": tensor}, tmp_path / "claim.pth")
-    with pytest.raises(CheckpointError, match=r"claim\.pth holds no readable weights"):
+    with pytest.raises(CheckpointError, match=r"claim\.pth is not a readable checkpoint"):
         read_state_dict(tmp_path / "claim.pth")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tokens import make_photo_features
 
-from model.checkpoints.state_dicts import load_encoder
+from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError, LabelStoreError
 from model.networks.interface import normalize
 from model.networks.vit import VisionTransformer

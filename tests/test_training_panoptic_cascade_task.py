@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from model.checkpoints.dino import load_encoder
 from model.checkpoints.runs import load_run, read_run_info
-from model.checkpoints.state_dicts import load_encoder
 from model.errors import CheckpointError, ConfigError, TrainingError
 from model.files import hash_file
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade

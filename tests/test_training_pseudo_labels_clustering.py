@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from model.checkpoints.state_dicts import load_encoder
+from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError
 from training.data.dataset import PseudoLabelDataset
 from training.data.features import FeatureStore

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from tokens import make_photo_features
 
-from model.checkpoints.state_dicts import load_encoder
+from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError, LabelStoreError
-from model.networks.mask_transformer import normalize
+from model.networks.interface import normalize
 from training.data.features import PhotoFeatures
 from training.data.label_config import ClusteringConfig
 from training.pseudo_labels.crop_embedding import CropEmbedder

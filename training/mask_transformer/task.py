@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
 
+from model.checkpoints.dino import load_encoder
 from model.checkpoints.runs import RunInfo
-from model.checkpoints.state_dicts import load_encoder
 from model.errors import ConfigError
 from model.networks.interface import normalize
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, intermediate_layers

@@ -11,17 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from model.checkpoints.dino import load_resnet_state_dict
+from model.checkpoints.dino import describe_encoder_origin, infer_stored_encoder_config, load_resnet_state_dict
+from model.checkpoints.dino import read_encoder_state_dict as read_encoder_state
 from model.checkpoints.runs import RunInfo
-from model.checkpoints.state_dicts import (
-    DEFAULT_CACHE,
-    StateDict,
-    describe_encoder_origin,
-    fetch_file,
-    infer_stored_encoder_config,
-    load_strictly,
-)
-from model.checkpoints.state_dicts import read_encoder_state_dict as read_encoder_state
+from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly
 from model.errors import CheckpointError
 from model.files import hash_file
 from model.networks.fpn import FPN, PATCH_STRIDE_PX, SIDE_MULTIPLE_PX, SimpleFPN

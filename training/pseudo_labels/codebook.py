@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 
-from model.checkpoints.state_dicts import load_encoder
+from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError, LabelStoreError
 from model.files import atomic_write, load_npz
 from model.images import Letterbox, read_image, resize_map

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from model.checkpoints.state_dicts import load_encoder
+from model.checkpoints.dino import load_encoder
 from model.contract import InputSize
 from model.errors import ConfigError
 from model.images import letterbox_image, read_image, resize_map

@@ -6,8 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from model.checkpoints.dino import describe_encoder_origin
 from model.checkpoints.runs import ENCODER_STEM
-from model.checkpoints.state_dicts import DEFAULT_CACHE, describe_encoder_origin, fetch_file
+from model.checkpoints.state_dicts import DEFAULT_CACHE, fetch_file
 from model.errors import CheckpointError
 from model.files import atomic_write, hash_file
 from training.data.label_config import PseudoLabelConfig, to_json

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from pycocotools import mask as coco
 
-from model.checkpoints.state_dicts import load_encoder
+from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError
 from model.files import hash_file
 from model.images import read_image
