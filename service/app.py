@@ -100,8 +100,7 @@ def create_app(
     app.add_middleware(
         RequestMiddleware,
         telemetry=telemetry,
-        is_draining=lambda: repository.is_draining,
-        find_stats=repository.find_tally,
+        model_repository=repository,
         sink=sink,
         trace_sample_ratio=settings.trace_sample_ratio,
     )

@@ -1,4 +1,4 @@
-"""Requests that a machine makes up from the service's own description get answers that keep it."""
+"""Requests generated from the OpenAPI document get documented responses."""
 
 import os
 import re
@@ -7,43 +7,32 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_service_cli import ENVIRONMENT, SERVE_FAKE
+from serve_fake import read_address, start_fake_server
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-LIMIT_S = 300
+MAX_EXAMPLES = int(os.environ.get("USEG_FUZZ_EXAMPLES", "3"))
+"""Examples per operation."""
+TIMEOUT_S = 900
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SCHEMATHESIS.exists(), reason="useg[dev] is not installed: schemathesis is missing")
-def test_made_up_requests_get_documented_answers(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SERVE_FAKE, "--port", "0", "--shutdown-delay-s", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT
-    ) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().removeprefix("useg is ready: ").strip().rstrip("/")
-        asked = [str(SCHEMATHESIS), "run", f"{url}/openapi.json", "--url", url, "--phases", "fuzzing"]
-        asked += [
-            "--max-examples",
-            "3",
-            "--checks",
-            CHECKS,
-            "--continue-on-failure",
-            "--seed",
-            "1",
-            "--warnings",
-            "off",
-        ]
+def test_generated_requests_get_documented_responses(tmp_path: Path) -> None:
+    with start_fake_server(stderr=subprocess.DEVNULL, shutdown_delay_s=0) as process:
+        url = read_address(process).rstrip("/")
+        command = [str(SCHEMATHESIS), "run", f"{url}/openapi.json", "--url", url, "--phases", "fuzzing"]
+        command += ["--max-examples", str(MAX_EXAMPLES), "--checks", CHECKS, "--continue-on-failure"]
+        command += ["--seed", "1", "--warnings", "off"]
         environment = {**os.environ, "NO_COLOR": "1"}
         try:
-            ended = subprocess.run(
-                asked, capture_output=True, text=True, cwd=tmp_path, timeout=LIMIT_S, env=environment, check=False
+            run = subprocess.run(
+                command, capture_output=True, text=True, cwd=tmp_path, timeout=TIMEOUT_S, env=environment, check=False
             )
         finally:
             process.terminate()
-    assert ended.returncode == 0, ended.stdout
-    told = re.search(r"(\d+) generated, (\d+) passed", ended.stdout)
-    assert told
-    assert told[1] == told[2]
-    assert int(told[1]) > 30
+    assert run.returncode == 0, run.stdout
+    counts = re.search(r"(\d+) generated, (\d+) passed", run.stdout)
+    assert counts
+    assert counts[1] == counts[2]
+    assert int(counts[1]) > 30

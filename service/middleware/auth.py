@@ -41,6 +41,7 @@ class AuthMiddleware:
         self._app = app
         self._settings = settings
         self._api_keys = api_keys
+        self._has_api_keys = bool(api_keys)
         self._limiter = TokenBucketLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +54,7 @@ class AuthMiddleware:
             raise HeadersTooLarge(f"{len(scope['headers'])} headers, at most {_MAX_HEADERS} are allowed")
         client = scope.get("client") or ("unknown", 0)
         owner, rate_per_s, burst = client[0], self._settings.rate_limit_rps, self._settings.rate_limit_burst
-        if self._api_keys and not is_public(scope["path"]):
+        if self._has_api_keys and not is_public(scope["path"]):
             key = self._api_keys.require(read_api_key(Headers(scope=scope)))
             owner = key.name
             rate_per_s = rate_per_s if key.rate_limit_rps is None else key.rate_limit_rps

@@ -4,7 +4,6 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +16,7 @@ from service.responses.problems import (
     make_error_response,
     unwrap_error,
 )
+from service.rollout.model_repository import ModelRepository
 from service.telemetry.metrics import Telemetry, outcome_of_status
 from service.telemetry.stage_timer import StageTimer
 from service.telemetry.tracing import RequestSpan, SpanExporter, begin_trace
@@ -69,8 +69,7 @@ class RequestMiddleware:
         self,
         app: ASGIApp,
         telemetry: Telemetry,
-        is_draining: Callable[[], bool] = lambda: False,
-        find_stats: Callable[[], VersionStats | None] = lambda: None,
+        model_repository: ModelRepository,
         sink: SpanExporter | None = None,
         trace_sample_ratio: float = 1.0,
     ) -> None:
@@ -79,8 +78,7 @@ class RequestMiddleware:
         telemetry.http_request_duration.labels("POST", SEGMENT_ROUTE, HTTPStatus.OK.value)
         for reason in _REJECTION_REASONS.values():
             telemetry.requests_rejected.labels(reason)
-        self._is_draining = is_draining
-        self._find_stats = find_stats
+        self._repository = model_repository
         self._sink = sink
         self._trace_share = trace_sample_ratio if sink else 0.0
 
@@ -123,7 +121,7 @@ class RequestMiddleware:
             headers[name] = text
         if headers.get("content-type", "").startswith("text/html"):
             headers.setdefault("Content-Security-Policy", _PAGE_CSP)
-        if self._is_draining():
+        if self._repository.is_draining:
             headers["Connection"] = "close"  # a kept connection would be closed during a later request
 
     def _record(self, scope: Scope, status: int, seconds: float, sent_bytes: int) -> None:
@@ -149,7 +147,7 @@ class RequestMiddleware:
 
     def _record_segmentation(self, state: dict[str, object], status: int, seconds: float, sent_bytes: int) -> None:
         task, outcome = str(state.get("task", "unknown")), outcome_of_status(status)
-        stats = state["version_stats"] if "version_stats" in state else self._find_stats()
+        stats = state["version_stats"] if "version_stats" in state else self._repository.find_tally()
         which = (stats.model, stats.version) if isinstance(stats, VersionStats) else ("none", "none")
         self._telemetry.requests.labels(*which, task, outcome).inc()
         if isinstance(stats, VersionStats):

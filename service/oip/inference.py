@@ -14,14 +14,7 @@ from starlette.requests import Request
 from model.contract import Contract, Task
 from model.errors import DeadlineExceeded, InputError, InvalidParameter
 from service.inference.pipeline import Pipeline, SegmentationResult
-from service.oip.schemas import (
-    IDS_OUTPUT,
-    DurationStatistic,
-    InferenceStatistics,
-    InferRequest,
-    OutputName,
-    VersionStatistics,
-)
+from service.oip.schemas import IDS_OUTPUT, InferRequest, OutputName
 from service.oip.tensors import LENGTH_HEADER, Output, encode_infer_response, parse_infer_request
 from service.requests import LOWEST_PRIORITY, NORMAL_PRIORITY, RequestContext, SegmentOptions, invalid_request
 from service.responses.encoders import result_to_json
@@ -104,25 +97,24 @@ async def infer_images(
     return await asyncio.to_thread(encode_infer_response, head, outputs, values)
 
 
-def version_statistics(pipeline: Pipeline) -> VersionStatistics:
-    """Return the statistics of a version since it was loaded."""
+def version_statistics(pipeline: Pipeline) -> dict[str, Any]:
+    """Return the statistics of a version since it was loaded; times in nanoseconds."""
     stats = pipeline.tally
-    stages = {name: _duration(*(stats.stages[each] for each in ours)) for name, ours in _STAGES.items()}
-    return VersionStatistics(
-        name=stats.model,
-        version=stats.version,
-        last_inference=round(stats.last_answer_s * 1000),
-        inference_count=stats.stages["infer"].count,
-        execution_count=pipeline.engine.runs,
-        inference_stats=InferenceStatistics(
-            success=_duration(stats.answered),
-            fail=_duration(stats.failed),
-            **stages,
-            cache_hit=_duration(DurationSum()),
-            cache_miss=_duration(DurationSum()),
-        ),
-        batch_stats=[],
-    )
+    return {
+        "name": stats.model,
+        "version": stats.version,
+        "last_inference": round(stats.last_answer_s * 1000),
+        "inference_count": stats.stages["infer"].count,
+        "execution_count": pipeline.engine.runs,
+        "inference_stats": {
+            "success": _duration(stats.answered),
+            "fail": _duration(stats.failed),
+            **{name: _duration(*(stats.stages[each] for each in stages)) for name, stages in _STAGES.items()},
+            "cache_hit": _duration(DurationSum()),
+            "cache_miss": _duration(DurationSum()),
+        },
+        "batch_stats": [],
+    }
 
 
 def _task_of(output: OutputName) -> Task:
@@ -150,6 +142,6 @@ def _stack_outputs(values: list[Any]) -> Output:
     return np.stack(values)
 
 
-def _duration(*sums: DurationSum) -> DurationStatistic:
+def _duration(*sums: DurationSum) -> dict[str, int]:
     """Return the total time of consecutive stages, and the count of the last."""
-    return DurationStatistic(count=sums[-1].count, ns=round(sum(each.seconds for each in sums) * 1e9))
+    return {"count": sums[-1].count, "ns": round(sum(each.seconds for each in sums) * 1e9)}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
@@ -20,16 +20,10 @@ from service.oip.schemas import (
     InferRequest,
     InferResponse,
     ModelMetadata,
-    ModelReady,
-    ModelStatistics,
     OipError,
     RepositoryEntry,
-    ServerLive,
     ServerMetadata,
-    ServerReady,
     TensorMetadata,
-    TritonModelConfig,
-    TritonTensor,
 )
 from service.oip.tensors import LENGTH_HEADER, list_outputs
 from service.requests import RequestContext, cancel_on_disconnect, parse_request_context
@@ -43,12 +37,16 @@ EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "
 _NO_REGISTRY = "this server serves a single artifact: models are not loaded or unloaded on request"
 _HAS_REGISTRY = "versions follow the registry: POST /v1/models/NAME/active, canary, shadow, promote or rollback"
 _LOADED_STATES = ("active", "canary", "shadow", "standby", "missing_from_registry")
-_TRITON_TYPES: dict[str, Literal["TYPE_STRING", "TYPE_INT32"]] = {"BYTES": "TYPE_STRING", "INT32": "TYPE_INT32"}
+_TRITON_TYPES = {"BYTES": "TYPE_STRING", "INT32": "TYPE_INT32"}
 _BINARY = {"schema": {"type": "string", "format": "binary", "description": "JSON, then tensors."}}
 
 
 def _errors(*statuses: int) -> Responses:
     return {status: {"model": OipError} for status in statuses}
+
+
+_MODEL_ERRORS = _errors(404, 422, 503)
+_READY_ERRORS: Responses = _errors(404, 422) | {503: {"description": "Not ready"}}
 
 
 _INFER_RESPONSES: Responses = {
@@ -76,20 +74,20 @@ router = APIRouter(
 
 
 @health_router.get("/health/live")
-async def health_live() -> ServerLive:
+async def health_live() -> dict[str, bool]:
     """Report that the process responds."""
-    return ServerLive(live=True)
+    return {"live": True}
 
 
-@health_router.get("/health/ready", responses={503: {"model": ServerReady}})
-async def health_ready(request: Request, response: Response) -> ServerReady:
+@health_router.get("/health/ready", responses={503: {"description": "Not ready"}})
+async def health_ready(request: Request, response: Response) -> dict[str, bool]:
     """Report whether images are accepted; 503 if not."""
     try:
         get_state(request).model_repository.require_ready()
     except NotReady:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-        return ServerReady(ready=False)
-    return ServerReady(ready=True)
+        return {"ready": False}
+    return {"ready": True}
 
 
 @router.get("")
@@ -100,9 +98,9 @@ async def server_metadata(request: Request) -> ServerMetadata:
 
 
 @router.get("/models/stats", responses=_errors(404, 503))
-@router.get("/models/{name}/stats", responses=_errors(404, 422, 503))
-@router.get("/models/{name}/versions/{version}/stats", responses=_errors(404, 422, 503))
-async def model_statistics(request: Request, name: str | None = None, version: str | None = None) -> ModelStatistics:
+@router.get("/models/{name}/stats", responses=_MODEL_ERRORS)
+@router.get("/models/{name}/versions/{version}/stats", responses=_MODEL_ERRORS)
+async def model_statistics(request: Request, name: str | None = None, version: str | None = None) -> dict[str, Any]:
     """Return the statistics of a version, of all loaded versions of a model, or of all models."""
     if name is None:
         routers = list(get_state(request).model_repository.list_routers().values())
@@ -111,11 +109,11 @@ async def model_statistics(request: Request, name: str | None = None, version: s
         pipelines = _get_router(request, name).list_pipelines()
     else:
         pipelines = [_get_pipeline(request, name, version)]
-    return ModelStatistics(model_stats=[version_statistics(pipeline) for pipeline in pipelines])
+    return {"model_stats": [version_statistics(pipeline) for pipeline in pipelines]}
 
 
-@router.get("/models/{name}", responses=_errors(404, 422, 503))
-@router.get("/models/{name}/versions/{version}", responses=_errors(404, 422, 503))
+@router.get("/models/{name}", responses=_MODEL_ERRORS)
+@router.get("/models/{name}/versions/{version}", responses=_MODEL_ERRORS)
 async def model_metadata(request: Request, name: str, version: str | None = None) -> ModelMetadata:
     """Return inputs and outputs of a model; -1 is any length."""
     contract = _get_pipeline(request, name, version).contract
@@ -128,27 +126,26 @@ async def model_metadata(request: Request, name: str, version: str | None = None
     )
 
 
-@router.get("/models/{name}/config", responses=_errors(404, 422, 503))
-@router.get("/models/{name}/versions/{version}/config", responses=_errors(404, 422, 503))
-async def model_config(request: Request, name: str, version: str | None = None) -> TritonModelConfig:
-    """Return Triton's configuration of a model."""
+@router.get("/models/{name}/config", responses=_MODEL_ERRORS)
+@router.get("/models/{name}/versions/{version}/config", responses=_MODEL_ERRORS)
+async def model_config(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
+    """Return Triton's configuration of a model; its `max_batch_size` of 0 says that a request has no batch axis."""
     contract = _get_pipeline(request, name, version).contract
-    return TritonModelConfig(
-        name=contract.name,
-        platform="onnxruntime_onnx",
-        backend="useg",
-        max_batch_size=0,
-        input=[TritonTensor(name=INPUT_NAME, data_type="TYPE_STRING", dims=[-1])],
-        output=[
-            TritonTensor(name=each, data_type=_TRITON_TYPES[kind], dims=shape)
-            for each, (kind, shape) in OUTPUTS.items()
+    return {
+        "name": contract.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "useg",
+        "max_batch_size": 0,
+        "input": [{"name": INPUT_NAME, "data_type": "TYPE_STRING", "dims": [-1]}],
+        "output": [
+            {"name": each, "data_type": _TRITON_TYPES[kind], "dims": shape} for each, (kind, shape) in OUTPUTS.items()
         ],
-    )
+    }
 
 
-@router.get("/models/{name}/ready", responses={**_errors(404, 422), 503: {"model": ModelReady}})
-@router.get("/models/{name}/versions/{version}/ready", responses={**_errors(404, 422), 503: {"model": ModelReady}})
-async def model_ready(request: Request, response: Response, name: str, version: str | None = None) -> ModelReady:
+@router.get("/models/{name}/ready", responses=_READY_ERRORS)
+@router.get("/models/{name}/versions/{version}/ready", responses=_READY_ERRORS)
+async def model_ready(request: Request, response: Response, name: str, version: str | None = None) -> dict[str, Any]:
     """Report whether a model accepts images; 503 if not."""
     is_ready = not get_state(request).model_repository.is_draining
     try:
@@ -157,7 +154,7 @@ async def model_ready(request: Request, response: Response, name: str, version: 
         is_ready = False
     if not is_ready:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-    return ModelReady(name=name, ready=is_ready)
+    return {"name": name, "ready": is_ready}
 
 
 @router.post("/repository/index", responses=_errors(429, 503))

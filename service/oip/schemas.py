@@ -21,8 +21,8 @@ class _Message(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+class _Request(_Message):
+    model_config = ConfigDict(extra="forbid")
 
 
 class ServerMetadata(_Message):
@@ -31,25 +31,6 @@ class ServerMetadata(_Message):
     name: str
     version: str
     extensions: list[str]
-
-
-class ServerLive(_Message):
-    """Whether the process responds."""
-
-    live: bool
-
-
-class ServerReady(_Message):
-    """Whether images are accepted."""
-
-    ready: bool
-
-
-class ModelReady(_Message):
-    """Whether a model accepts images."""
-
-    name: str
-    ready: bool
 
 
 class TensorMetadata(_Message):
@@ -70,26 +51,6 @@ class ModelMetadata(_Message):
     outputs: list[TensorMetadata]
 
 
-class TritonTensor(_Message):
-    """A tensor in Triton's model configuration."""
-
-    name: str
-    data_type: Literal["TYPE_STRING", "TYPE_INT32"]
-    dims: list[int]
-
-
-class TritonModelConfig(_Message):
-    """Triton's model configuration."""
-
-    name: str
-    platform: str
-    backend: str
-    max_batch_size: int
-    """0: a request has no batch axis; the server itself batches images of several requests."""
-    input: list[TritonTensor]
-    output: list[TritonTensor]
-
-
 class RepositoryEntry(_Message):
     """A version in the model repository."""
 
@@ -97,47 +58,6 @@ class RepositoryEntry(_Message):
     version: str
     state: Literal["LOADING", "READY", "UNAVAILABLE"]
     reason: str
-
-
-class DurationStatistic(_Message):
-    """How often something happened and how long it took in total."""
-
-    count: int
-    ns: int
-
-
-class InferenceStatistics(_Message):
-    """Requests, and stages of images."""
-
-    success: DurationStatistic
-    fail: DurationStatistic
-    queue: DurationStatistic
-    compute_input: DurationStatistic
-    compute_infer: DurationStatistic
-    compute_output: DurationStatistic
-    cache_hit: DurationStatistic
-    cache_miss: DurationStatistic
-
-
-class VersionStatistics(_Message):
-    """Statistics of a version since it was loaded."""
-
-    name: str
-    version: str
-    last_inference: int
-    """Milliseconds since 1970; 0 for never."""
-    inference_count: int
-    """Images."""
-    execution_count: int
-    """Batches."""
-    inference_stats: InferenceStatistics
-    batch_stats: list[Any]
-
-
-class ModelStatistics(_Message):
-    """Statistics of all loaded versions."""
-
-    model_stats: list[VersionStatistics]
 
 
 class InferInput(_Request):

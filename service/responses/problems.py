@@ -105,8 +105,10 @@ PROBLEM_TYPES: dict[type[UsegError], ProblemType] = {
 
 
 def unwrap_error(error: Exception) -> Exception:
-    """Return our own error if FastAPI has wrapped it while it read a JSON body."""
-    return error.__cause__ if isinstance(error, HTTPException) and isinstance(error.__cause__, UsegError) else error
+    """Return the error that FastAPI wraps in an HTTPException while it reads a JSON body."""
+    if not isinstance(error, HTTPException) or not isinstance(error.__cause__, Exception):
+        return error
+    return error.__cause__ if isinstance(error.__cause__, UsegError) else InvalidParameter("the body is not valid JSON")
 
 
 def find_problem_type(error: Exception) -> ProblemType:

@@ -1,12 +1,11 @@
 """`/v1/models/{name}/clusters` and `/names`: the category names that people give to clusters."""
 
 import asyncio
-import json
 import re
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,12 +22,6 @@ from service.state import get_state
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,9})"?', re.ASCII)
 _READ = document_problems(404, 422, 503)
 _CHANGE = document_problems(403, 404, 409, 412, 413, 415, 422, 429, 500, 503, 504)
-
-Version = Annotated[str | None, Query(description="Version of the model (default: the active one).")]
-IfMatch = Annotated[
-    str | None,
-    Header(alias="If-Match", description='Revision to change, such as "3" from `ETag` (default: the latest).'),
-]
 
 router = APIRouter(
     prefix="/v1/models/{name}", tags=["Category names"], dependencies=API_KEY, responses=document_problems(401, 431)
@@ -99,10 +92,80 @@ class CategoryNamesDocument(_Schema):
     history: list[NameChange]
 
 
+async def get_names(
+    name: str,
+    request: Request,
+    version: Annotated[str | None, Query(description="Version of the model (default: the active one).")] = None,
+) -> LiveCategoryNames:
+    """Return the names of a version; a FastAPI dependency.
+
+    Raises ModelNotFound, also for a version that is not loaded, and NotReady while none is active.
+    """
+    router = get_state(request).model_repository.find(name)
+    active = router.require()
+    if version is None or version == active.contract.version:
+        return active.names
+    for model in router.list_deployments():
+        if model.pipeline and model.pipeline.contract.version == version:
+            return model.pipeline.names
+    raise ModelNotFound(f"version {version!r} of {name} is not loaded: the active one is {active.contract.version}")
+
+
+Names = Annotated[LiveCategoryNames, Depends(get_names)]
+
+
+class NamesEditor:
+    """Changes the names of a version for one request; a FastAPI dependency."""
+
+    def __init__(
+        self,
+        request: Request,
+        response: Response,
+        author: Admin,
+        live: Names,
+        if_match: Annotated[
+            str | None, Header(alias="If-Match", description="Revision to change, as in `ETag` (default: the latest).")
+        ] = None,
+    ) -> None:
+        self.author = author
+        self.live = live
+        self._request = request
+        self._response = response
+        self._expected = _parse_if_match(if_match)
+
+    async def change(self, change: Callable[[CategoryNames], CategoryNames]) -> CategoryNames:
+        """Write a change and return the names after it. Raises PreconditionFailed for another revision."""
+
+        def change_expected(old: CategoryNames) -> CategoryNames:
+            if self._expected not in (None, old.revision):
+                raise PreconditionFailed(
+                    f"the names are at revision {old.revision}, not {self._expected}: load them again"
+                )
+            return change(old)
+
+        names, change_made = await asyncio.to_thread(self.live.change, change_expected)
+        if change_made:
+            get_state(self._request).telemetry.category_name_edits.labels(self.live.contract.name).inc()
+        _set_etag(self._response, names)
+        return names
+
+    async def rename(self, cluster: int, category_name: str) -> RenamedCluster:
+        """Rename a cluster. Raises ClusterNotFound."""
+        contract = self.live.contract
+        count = contract.thing_clusters + contract.stuff_clusters
+        if not 1 <= cluster <= count:
+            raise ClusterNotFound(f"{contract.name} {contract.version} has no cluster {cluster}: there are 1..{count}")
+        names = await self.change(lambda old: old.rename({cluster: category_name}, self.author))
+        info = cluster_info(cluster, self.live.apply(names), names)
+        return RenamedCluster(**info.model_dump(), revision=names.revision)
+
+
+Editor = Annotated[NamesEditor, Depends()]
+
+
 @router.get("/clusters", responses=_READ)
-async def list_clusters(name: str, request: Request, response: Response, version: Version = None) -> ClusterList:
+async def list_clusters(live: Names, response: Response) -> ClusterList:
     """List all clusters of a version with their names and who gave them."""
-    live = _get_names(request, name, version)
     names, contract = live.glossary, live.contract
     _set_etag(response, names)
     count = contract.thing_clusters + contract.stuff_clusters
@@ -114,82 +177,42 @@ async def list_clusters(name: str, request: Request, response: Response, version
 
 
 @router.put("/clusters/{cluster_id}", responses=_CHANGE)
-async def set_category_name(
-    name: str,
-    cluster_id: int,
-    body: CategoryNameBody,
-    request: Request,
-    response: Response,
-    author: Admin,
-    version: Version = None,
-    if_match: IfMatch = None,
-) -> RenamedCluster:
+async def set_category_name(cluster_id: int, body: CategoryNameBody, editor: Editor) -> RenamedCluster:
     """Set the category name of a cluster, for all later results. Requires an admin key."""
-    live = _get_names(request, name, version)
-    return await _rename(request, response, live, cluster_id, body.category_name, author, if_match)
+    return await editor.rename(cluster_id, body.category_name)
 
 
 @router.delete("/clusters/{cluster_id}", responses=_CHANGE)
-async def reset_category_name(
-    name: str,
-    cluster_id: int,
-    request: Request,
-    response: Response,
-    author: Admin,
-    version: Version = None,
-    if_match: IfMatch = None,
-) -> RenamedCluster:
+async def reset_category_name(cluster_id: int, editor: Editor) -> RenamedCluster:
     """Restore the model's own name of a cluster. Requires an admin key."""
-    live = _get_names(request, name, version)
-    return await _rename(request, response, live, cluster_id, "", author, if_match)
+    return await editor.rename(cluster_id, "")
 
 
 @router.get("/names", responses=_READ)
-async def export_category_names(
-    name: str, request: Request, response: Response, version: Version = None
-) -> CategoryNamesDocument:
+async def export_category_names(live: Names, response: Response) -> CategoryNamesDocument:
     """Export all names that people gave, and the last changes."""
-    return _to_document(_get_names(request, name, version).glossary, response)
+    _set_etag(response, live.glossary)
+    return _to_document(live.glossary)
 
 
 @router.put("/names", responses=_CHANGE)
-async def import_category_names(
-    name: str,
-    body: CategoryNamesDocument,
-    request: Request,
-    response: Response,
-    author: Admin,
-    version: Version = None,
-    if_match: IfMatch = None,
-) -> CategoryNamesDocument:
+async def import_category_names(body: CategoryNamesDocument, editor: Editor) -> CategoryNamesDocument:
     """Replace all names by those of an export, or of `useg names transfer`; one change, which can be undone.
 
     Requires an admin key.
     """
-    live = _get_names(request, name, version)
     try:
-        imported = parse_names(body.model_dump_json().encode(), live.contract, "the body")
+        imported = parse_names(body.model_dump_json().encode(), editor.live.contract, "the body")
     except InvalidCategoryNames as error:
         raise InvalidParameter(str(error)) from error
-    changed = await _change(request, live, if_match, lambda old: old.replace_all(imported.names, author))
-    return _to_document(changed, response)
+    return _to_document(await editor.change(lambda old: old.replace_all(imported.names, editor.author)))
 
 
 @router.post("/names/undo", responses=_CHANGE)
-async def undo_change(
-    name: str,
-    request: Request,
-    response: Response,
-    author: Admin,
-    body: UndoRequest | None = None,
-    version: Version = None,
-    if_match: IfMatch = None,
-) -> CategoryNamesDocument:
+async def undo_change(editor: Editor, body: UndoRequest | None = None) -> CategoryNamesDocument:
     """Give the clusters of a change the names that they had before it. Requires an admin key."""
     revision = body.revision if body else None
-    live = _get_names(request, name, version)
-    changed = await _change(request, live, if_match, lambda old: old.undo(author, revision))
-    return _to_document(changed, response)
+    return _to_document(await editor.change(lambda old: old.undo(editor.author, revision)))
 
 
 def cluster_info(cluster: int, contract: Contract, names: CategoryNames) -> ClusterInfo:
@@ -206,60 +229,6 @@ def cluster_info(cluster: int, contract: Contract, names: CategoryNames) -> Clus
     )
 
 
-async def _rename(
-    request: Request,
-    response: Response,
-    live: LiveCategoryNames,
-    cluster: int,
-    category_name: str,
-    author: str,
-    if_match: str | None,
-) -> RenamedCluster:
-    contract = live.contract
-    count = contract.thing_clusters + contract.stuff_clusters
-    if not 1 <= cluster <= count:
-        raise ClusterNotFound(f"{contract.name} {contract.version} has no cluster {cluster}: there are 1..{count}")
-    names = await _change(request, live, if_match, lambda old: old.rename({cluster: category_name}, author))
-    _set_etag(response, names)
-    info = cluster_info(cluster, live.apply(names), names)
-    return RenamedCluster(**info.model_dump(), revision=names.revision)
-
-
-async def _change(
-    request: Request,
-    live: LiveCategoryNames,
-    if_match: str | None,
-    change: Callable[[CategoryNames], CategoryNames],
-) -> CategoryNames:
-    """Write a change of the expected revision, and return the names after it."""
-    expected = _parse_if_match(if_match)
-
-    def change_expected(old: CategoryNames) -> CategoryNames:
-        if expected not in (None, old.revision):
-            raise PreconditionFailed(f"the names are at revision {old.revision}, not {expected}: load them again")
-        return change(old)
-
-    changed, edit = await asyncio.to_thread(live.change, change_expected)
-    if edit:
-        get_state(request).telemetry.category_name_edits.labels(live.contract.name).inc()
-    return changed
-
-
-def _get_names(request: Request, name: str, version: str | None) -> LiveCategoryNames:
-    """Return the names of a version, by default the active one.
-
-    Raises ModelNotFound, also for a version that is not loaded, and NotReady while none is active.
-    """
-    router = get_state(request).model_repository.find(name)
-    active = router.require()
-    if version is None or version == active.contract.version:
-        return active.names
-    for model in router.list_deployments():
-        if model.pipeline and model.pipeline.contract.version == version:
-            return model.pipeline.names
-    raise ModelNotFound(f"version {version!r} of {name} is not loaded: the active one is {active.contract.version}")
-
-
 def _parse_if_match(text: str | None) -> int | None:
     if text is None or text.strip() == "*":
         return None
@@ -269,9 +238,8 @@ def _parse_if_match(text: str | None) -> int | None:
     return int(match[1])
 
 
-def _to_document(names: CategoryNames, response: Response) -> CategoryNamesDocument:
-    _set_etag(response, names)
-    return CategoryNamesDocument.model_validate(json.loads(names.to_json()))
+def _to_document(names: CategoryNames) -> CategoryNamesDocument:
+    return CategoryNamesDocument.model_validate_json(names.to_json())
 
 
 def _set_etag(response: Response, names: CategoryNames) -> None:
