@@ -142,7 +142,7 @@ def list_bombs() -> Iterator[tuple[str, bytes]]:
     yield "TIFF of 40,000 x 40,000", draw_tiff(40_000, 40_000)
 
 
-def draw_odd_pictures() -> dict[str, tuple[bytes, Verdict]]:
+def draw_unusual_images() -> dict[str, tuple[bytes, Verdict]]:
     """All of them by name."""
     groups: tuple[tuple[Verdict, Iterator[tuple[str, bytes]]], ...] = (
         ("read", list_readable()),

@@ -1,4 +1,4 @@
-"""A service without a network: it finds what is red and what is blue, so that answers are known by hand."""
+"""A service with a fake network that finds red and blue, so that results are known."""
 
 import asyncio
 import io
@@ -33,8 +33,8 @@ CONTRACT = Contract(
 )
 
 
-def look(pixels: np.ndarray) -> RawOutputs:
-    """Red is a thing of cluster 1 with score 0.9, blue one of cluster 2 with score 0.2; stuff is everywhere."""
+def segment_colors(pixels: np.ndarray) -> RawOutputs:
+    """Find red as a thing of cluster 1, score 0.9, and blue as one of cluster 2, score 0.2; stuff is everywhere."""
     red, _, blue = pixels.reshape(3, CELLS, STRIDE_PX, CELLS, STRIDE_PX).mean((2, 4))
     is_seen = np.stack([(red > 160) & (blue < 90), (blue > 160) & (red < 90)])
     return RawOutputs(
@@ -47,12 +47,12 @@ def look(pixels: np.ndarray) -> RawOutputs:
 
 
 class RedSession:
-    """A session that looks."""
+    """A session of the fake network."""
 
     backend = "fake"
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-        return [look(each) for each in pixels]
+        return [segment_colors(each) for each in pixels]
 
 
 def open_fake() -> tuple[Contract, Session]:
@@ -61,7 +61,7 @@ def open_fake() -> tuple[Contract, Session]:
 
 @asynccontextmanager
 async def open_client(opener: ModelLoader = open_fake, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a service that is ready; what the app raises is raised here, so no answer hides it."""
+    """A client of a service that is ready; exceptions of the app are raised here."""
     app = create_app(Settings(**settings), opener=opener)
     async with app.router.lifespan_context(app):
         await asyncio.wait_for(app.state.useg.model_repository.settle(), 10)
@@ -70,18 +70,18 @@ async def open_client(opener: ModelLoader = open_fake, **settings: Any) -> Async
 
 
 async def post(client: httpx.AsyncClient, content: bytes, **options: Any) -> httpx.Response:
-    """The answer to a file in a form."""
+    """Post a file in a form."""
     return await client.post("/v1/segment", files={"file": ("photo.jpg", content)}, **options)
 
 
 def draw_halves(left: tuple[int, ...] = RED, right: tuple[int, ...] = WHITE, mode: str = "RGB") -> Image.Image:
-    """56 wide and 28 high, the left half in one colour, the right half in another."""
-    picture = Image.new(mode, (56, 28), right)
-    picture.paste(left, (0, 0, 28, 28))
-    return picture
+    """Draw an image of 56x28 pixels whose left and right halves have different colors."""
+    image = Image.new(mode, (56, 28), right)
+    image.paste(left, (0, 0, 28, 28))
+    return image
 
 
-def save(picture: Image.Image, suffix: str = "PNG", **options: Any) -> bytes:
+def save(image: Image.Image, suffix: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, suffix, **options)
+    image.save(buffer, suffix, **options)
     return buffer.getvalue()

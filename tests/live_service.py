@@ -1,4 +1,4 @@
-"""A service on real sockets, whose network waits until it may run."""
+"""A service on real sockets, and a network that waits for a gate."""
 
 import asyncio
 import threading
@@ -23,7 +23,7 @@ WAIT_S = 10.0
 
 
 class GatedSession(RedSession):
-    """Runs once its gate is open, and counts the pictures it saw; the black one of the warm-up passes."""
+    """Waits for its gate, and counts images; the black one of the warm-up passes."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -47,7 +47,7 @@ async def wait_for(event: threading.Event) -> None:
 
 @asynccontextmanager
 async def listen(opener: ModelLoader = open_fake, **settings: Any) -> AsyncIterator[tuple[str, int]]:
-    """Host and port of a service on a real socket."""
+    """Serve on a real socket; yields host and port."""
     chosen = Settings(port=0, **settings)
     app = create_app(chosen, opener=opener)
     with bind(chosen.host, chosen.port) as listener:
@@ -63,19 +63,19 @@ async def listen(opener: ModelLoader = open_fake, **settings: Any) -> AsyncItera
 
 
 async def read_metric(host: str, port: int, start: str) -> list[str]:
-    """The lines of `/metrics` that begin so."""
+    """Return the lines of `/metrics` with a prefix."""
     async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
         return [line for line in (await client.get("/metrics")).text.splitlines() if line.startswith(start)]
 
 
 async def see_metric(host: str, port: int, line: str) -> None:
-    """Return once `/metrics` has the line."""
+    """Wait until `/metrics` has a line."""
     async with asyncio.timeout(WAIT_S):
         while line not in await read_metric(host, port, line.split("{")[0].split(" ")[0]):
             pass
 
 
 def make_request(content: bytes, *headers: str) -> bytes:
-    """A picture on its way, as bytes."""
+    """Return the bytes of a POST with an image."""
     lines = ["POST /v1/segment HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(content)}"]
     return "\r\n".join([*lines, *headers, "", ""]).encode() + content

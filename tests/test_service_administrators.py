@@ -1,4 +1,4 @@
-"""Who may change what is served."""
+"""Access to routes that change what is served."""
 
 import hashlib
 
@@ -23,12 +23,12 @@ def bear(name: str) -> dict[str, str]:
 
 
 async def change(client: httpx.AsyncClient, **headers: str) -> tuple[int, str]:
-    """What a change is answered: 409 is one that was allowed, where there is no registry."""
-    answer = await client.post(ROLLBACK, headers={name.replace("_", "-"): text for name, text in headers.items()})
-    return answer.status_code, Problem.model_validate_json(answer.content).type.rpartition(":")[2]
+    """Return status and slug of a change; without a registry, an allowed one is a 409."""
+    response = await client.post(ROLLBACK, headers={name.replace("_", "-"): text for name, text in headers.items()})
+    return response.status_code, Problem.model_validate_json(response.content).type.rpartition(":")[2]
 
 
-async def test_where_nobody_else_reaches_the_service_no_key_is_needed() -> None:
+async def test_a_local_server_without_keys_allows_local_admin_requests() -> None:
     async with open_client() as client:
         assert await change(client) == (409, "registry-conflict")
         assert await change(client, Host="localhost:9", Origin="http://localhost:9") == (409, "registry-conflict")
@@ -47,7 +47,7 @@ async def test_where_nobody_else_reaches_the_service_no_key_is_needed() -> None:
         {"Forwarded": "for=1.2.3.4"},
     ],
 )
-async def test_a_page_of_another_site_and_what_comes_through_a_proxy_are_strangers(headers: dict[str, str]) -> None:
+async def test_requests_of_other_sites_or_through_a_proxy_need_an_admin_key(headers: dict[str, str]) -> None:
     async with open_client() as client:
         assert await change(client, **headers) == (403, "permission-denied")
 
@@ -55,12 +55,12 @@ async def test_a_page_of_another_site_and_what_comes_through_a_proxy_are_strange
 @pytest.mark.parametrize(
     "settings", [{"host": "0.0.0.0", "allow_unauthenticated": True}, {"api_keys": make_line("alice")}]
 )
-async def test_without_administrators_keys_nobody_else_is_one(settings: dict[str, object]) -> None:
+async def test_without_admin_keys_other_servers_allow_no_changes(settings: dict[str, object]) -> None:
     async with open_client(**settings) as client:
         assert await change(client, **bear("alice")) == (403, "permission-denied")
 
 
-async def test_an_administrators_key_is_needed_where_there_are_some() -> None:
+async def test_a_change_needs_an_admin_key() -> None:
     async with open_client(admin_api_keys=make_line("root")) as client:
         assert await change(client) == (401, "unauthorized")
         assert await change(client, **bear("alice")) == (401, "unauthorized")
@@ -68,7 +68,7 @@ async def test_an_administrators_key_is_needed_where_there_are_some() -> None:
         assert (await client.get("/v1/models")).status_code == 200
 
 
-async def test_a_callers_key_is_not_enough_and_an_administrators_is_a_callers_too() -> None:
+async def test_an_api_key_has_no_admin_rights_but_an_admin_key_is_an_api_key() -> None:
     async with open_client(api_keys=make_line("alice"), admin_api_keys=make_line("root")) as client:
         assert await change(client) == (401, "unauthorized")
         assert await change(client, **bear("alice")) == (403, "permission-denied")
@@ -78,7 +78,7 @@ async def test_a_callers_key_is_not_enough_and_an_administrators_is_a_callers_to
             assert (await client.get("/v1/models", headers=bear(name))).status_code == 200
 
 
-async def test_a_caller_and_an_administrator_have_two_names() -> None:
+async def test_api_keys_and_admin_keys_have_different_names() -> None:
     with pytest.raises(ConfigError, match="two API keys have one name"):
         async with open_client(api_keys=make_line("alice"), admin_api_keys=make_line("alice")):
             pass

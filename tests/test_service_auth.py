@@ -1,4 +1,4 @@
-"""With keys, only who has one comes in; without, everybody on this machine; too many and too much are turned away."""
+"""API keys, rate limits and the limit of headers."""
 
 import hashlib
 import logging
@@ -30,26 +30,26 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer nobody"}])
-async def test_without_a_known_key_nothing_is_segmented(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
-    answer = await post(client, HALVES, headers=headers)
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"].startswith("Bearer")
-    assert Problem.model_validate_json(answer.content).type == "urn:useg:problem:unauthorized"
+async def test_a_missing_or_unknown_key_is_unauthorized(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    response = await post(client, HALVES, headers=headers)
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"].startswith("Bearer")
+    assert Problem.model_validate_json(response.content).type == "urn:useg:problem:unauthorized"
     assert (await client.get("/metrics", headers=headers)).status_code == 401
     assert (await client.get("/none", headers=headers)).status_code == 401
 
 
 @pytest.mark.parametrize("headers", [ALICE, {"authorization": f"bearer {KEY}"}, {"X-API-Key": KEY}])
-async def test_a_key_opens(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+async def test_an_api_key_is_accepted_in_either_header(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
     assert (await post(client, HALVES, headers=headers)).status_code == 200
 
 
-async def test_health_and_the_page_need_no_key(client: httpx.AsyncClient) -> None:
+async def test_health_and_pages_need_no_key(client: httpx.AsyncClient) -> None:
     for path in ("/livez", "/readyz", "/", "/dashboard", "/static/style.css", "/openapi.json"):
         assert (await client.get(path)).status_code == 200
 
 
-async def test_a_key_has_its_own_rate_and_the_others_do_not_feel_it(client: httpx.AsyncClient) -> None:
+async def test_rate_limits_are_per_key(client: httpx.AsyncClient) -> None:
     slow = {"X-API-Key": "slow"}
     assert [(await post(client, HALVES, headers=slow)).status_code for _ in range(3)] == [200, 200, 429]
     limited = await post(client, HALVES, headers=slow)
@@ -61,25 +61,25 @@ async def test_a_key_has_its_own_rate_and_the_others_do_not_feel_it(client: http
     assert 'useg_requests_rejected_total{reason="rate_limit"} 2.0' in text
 
 
-async def test_without_keys_the_rate_is_that_of_an_address() -> None:
+async def test_without_keys_rate_limits_are_per_address() -> None:
     async with open_client(rate_limit_rps=0.001, rate_limit_burst=1) as client:
         assert [(await post(client, HALVES)).status_code for _ in range(2)] == [200, 429]
 
 
-async def test_too_many_headers_are_refused(client: httpx.AsyncClient) -> None:
-    answer = await post(client, HALVES, headers={**ALICE, **{f"X-{i}": "1" for i in range(64)}})
-    assert (answer.status_code, answer.json()["type"]) == (431, "urn:useg:problem:headers-too-large")
+async def test_too_many_headers_are_rejected(client: httpx.AsyncClient) -> None:
+    response = await post(client, HALVES, headers={**ALICE, **{f"X-{i}": "1" for i in range(64)}})
+    assert (response.status_code, response.json()["type"]) == (431, "urn:useg:problem:headers-too-large")
 
 
-async def test_under_v2_they_are_told_in_its_own_form(client: httpx.AsyncClient) -> None:
+async def test_errors_under_v2_have_the_form_of_the_protocol(client: httpx.AsyncClient) -> None:
     unknown = await client.get("/v2/models/stats")
     crowded = await client.get("/v2/models/stats", headers={**ALICE, **{f"X-{i}": "1" for i in range(64)}})
     assert (unknown.status_code, crowded.status_code) == (401, 431)
-    assert [list(answer.json()) for answer in (unknown, crowded)] == [["error"], ["error"]]
+    assert [list(response.json()) for response in (unknown, crowded)] == [["error"], ["error"]]
     assert unknown.headers["www-authenticate"].startswith("Bearer")
 
 
-async def test_no_log_line_and_no_metric_has_a_key_or_a_pictures_bytes(
+async def test_logs_and_metrics_hold_no_key_and_no_image_bytes(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -87,11 +87,11 @@ async def test_no_log_line_and_no_metric_has_a_key_or_a_pictures_bytes(
         await post(client, b"Qx7-no-picture-Qx7", headers={**ALICE, "X-Request-ID": "one"})
         await client.post("/v1/segment", content=b"Qx7", headers={**ALICE, "Content-Type": "text/Qx7"})
         metrics = (await client.get("/metrics", headers=ALICE)).text
-    told = (
+    actual = (
         caplog.text + metrics + "".join(str(vars(record)) for record in caplog.records if record.name[:7] == "service")
     )
-    assert "one" in told
-    assert [secret for secret in (KEY, "Qx7", "IHDR") if secret in told] == []
+    assert "one" in actual
+    assert [secret for secret in (KEY, "Qx7", "IHDR") if secret in actual] == []
 
 
 async def test_the_metrics_are_well_formed(client: httpx.AsyncClient) -> None:
@@ -127,7 +127,7 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def test_keys_come_from_a_file_and_a_list(tmp_path: Path) -> None:
+def test_keys_are_loaded_from_a_file_and_a_list(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# ours\n\nalice:{digest('one')}\n  bob:{digest('two')}:2.5:7\n")
     keyring = load_api_keys(file, f"carol:{digest('three')}:0,")
@@ -139,19 +139,19 @@ def test_keys_come_from_a_file_and_a_list(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "on", "one ", digest("one"), "é\udcff"])
-def test_anything_else_is_refused(given: str) -> None:
+def test_an_unknown_key_is_rejected(given: str) -> None:
     with pytest.raises(Unauthorized, match="send 'Authorization: Bearer KEY'"):
         load_api_keys(None, f"alice:{digest('one')}").require(given)
 
 
-def test_no_keys_are_an_empty_ring() -> None:
+def test_a_store_without_keys_is_falsy() -> None:
     assert not load_api_keys(None, "")
 
 
 @pytest.mark.parametrize(
     "line", ["alice", "alice:secret", f"a b:{digest('x')}", f"a:{digest('x')}:fast", f"a:{digest('x')}:1:0", ":" * 5]
 )
-def test_a_broken_line_is_named_by_its_number_and_not_repeated(tmp_path: Path, line: str) -> None:
+def test_an_invalid_line_is_reported_by_number_without_its_text(tmp_path: Path, line: str) -> None:
     file = tmp_path / "keys"
     file.write_text(f"bob:{digest('two')}\n{line}\n")
     with pytest.raises(ConfigError, match="line 2 is not NAME:SHA256") as caught:
@@ -159,7 +159,7 @@ def test_a_broken_line_is_named_by_its_number_and_not_repeated(tmp_path: Path, l
     assert line not in str(caught.value)
 
 
-def test_a_file_without_keys_or_without_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_key_file_that_is_empty_or_missing_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("# none yet\n")
     with pytest.raises(ConfigError, match="holds no API key"):
         load_api_keys(tmp_path / "keys", "")
@@ -167,12 +167,12 @@ def test_a_file_without_keys_or_without_a_file_is_refused(tmp_path: Path) -> Non
         load_api_keys(tmp_path / "none", "")
 
 
-def test_two_keys_need_two_names() -> None:
+def test_names_of_keys_are_unique() -> None:
     with pytest.raises(ConfigError, match="two API keys have one name"):
         load_api_keys(None, f"a:{digest('x')},a:{digest('y')}")
 
 
-def test_a_new_key_opens_with_the_line_that_comes_with_it() -> None:
+def test_a_generated_key_matches_its_line() -> None:
     key, line = generate_api_key("alice")
     assert len(key) == 43
     assert key not in line
@@ -182,7 +182,7 @@ def test_a_new_key_opens_with_the_line_that_comes_with_it() -> None:
         generate_api_key("a:b")
 
 
-def test_a_burst_then_the_rate() -> None:
+def test_a_burst_is_followed_by_the_rate() -> None:
     limiter = TokenBucketLimiter()
     for _ in range(3):
         limiter.acquire("a", 0.5, 3, 100.0)
@@ -197,7 +197,7 @@ def test_a_burst_then_the_rate() -> None:
         limiter.acquire("a", 0.5, 3, 102.0)
 
 
-def test_callers_are_counted_apart_and_idle_ones_fill_up_to_the_burst() -> None:
+def test_buckets_are_per_client_and_refill_up_to_the_burst() -> None:
     limiter = TokenBucketLimiter()
     limiter.acquire("a", 1.0, 1, 0.0)
     limiter.acquire("b", 1.0, 1, 0.0)
@@ -212,7 +212,7 @@ def test_a_rate_of_zero_is_no_limit() -> None:
         limiter.acquire("a", 0.0, 1, 0.0)
 
 
-def test_strangers_without_end_take_bounded_memory() -> None:
+def test_the_number_of_buckets_is_bounded() -> None:
     limiter = TokenBucketLimiter()
     for stranger in range(10_500):
         limiter.acquire(str(stranger), 1.0, 1, 0.0)

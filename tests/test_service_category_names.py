@@ -1,4 +1,4 @@
-"""Names given while the service runs are in every later answer, and survive whatever happens to the process."""
+"""Category names set at run time appear in all later results and are kept on disk."""
 
 import asyncio
 import io
@@ -37,18 +37,20 @@ async def client(file: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield each
 
 
-async def ask(client: httpx.AsyncClient, accept: str = "application/json", **options: Any) -> httpx.Response:
-    answer = await post(client, save(draw_halves()), headers={"Accept": accept}, **options)
-    assert answer.status_code == 200, answer.text
-    return answer
+async def request_segments(
+    client: httpx.AsyncClient, accept: str = "application/json", **options: Any
+) -> httpx.Response:
+    response = await post(client, save(draw_halves()), headers={"Accept": accept}, **options)
+    assert response.status_code == 200, response.text
+    return response
 
 
 async def read_category(client: httpx.AsyncClient) -> str:
-    segments = (await ask(client)).json()["segments_info"]
+    segments = (await request_segments(client)).json()["segments_info"]
     return str(next(each["category_name"] for each in segments if each["cluster_id"] == 1))
 
 
-async def test_a_name_is_in_every_later_answer_of_every_kind(client: httpx.AsyncClient) -> None:
+async def test_a_name_appears_in_all_later_results_and_formats(client: httpx.AsyncClient) -> None:
     assert await read_category(client) == "tomato"
     named = await client.put(RED, json={"category_name": " red pepper "})
     assert named.status_code == 200, named.text
@@ -60,27 +62,27 @@ async def test_a_name_is_in_every_later_answer_of_every_kind(client: httpx.Async
     }  # fmt: skip
     assert named.headers["ETag"] == '"1"'
     assert await read_category(client) == "red pepper"
-    labelled = (await ask(client, "application/vnd.hf.image-segmentation+json")).json()
+    labelled = (await request_segments(client, "application/vnd.hf.image-segmentation+json")).json()
     assert "red pepper" in [each["label"] for each in labelled]
-    features = (await ask(client, "application/geo+json")).json()["features"]
+    features = (await request_segments(client, "application/geo+json")).json()["features"]
     assert "red pepper" in [each["properties"]["category_name"] for each in features]
-    arrays = np.load(io.BytesIO((await ask(client, "application/x-npz")).content))
+    arrays = np.load(io.BytesIO((await request_segments(client, "application/x-npz")).content))
     assert (arrays["categories"].tolist(), arrays["category_ids"].tolist()) == (["red pepper", ""], [71, -1])
-    archive = zipfile.ZipFile(io.BytesIO((await ask(client, "application/zip")).content))
+    archive = zipfile.ZipFile(io.BytesIO((await request_segments(client, "application/zip")).content))
     categories = json.loads(archive.read("panoptic.json"))["categories"]
     assert {"id": 71, "name": "red pepper", "supercategory": "thing", "isthing": 1} in categories
-    chosen = (await ask(client, params={"classes": "red pepper"})).json()["segments_info"]
+    chosen = (await request_segments(client, params={"classes": "red pepper"})).json()["segments_info"]
     assert [each["cluster_id"] for each in chosen] == [1]
 
 
-async def test_the_open_inference_protocol_tells_it_too(client: httpx.AsyncClient) -> None:
+async def test_a_name_appears_in_the_open_inference_protocol(client: httpx.AsyncClient) -> None:
     await client.put(RED, json={"category_name": "pepper"})
-    picture = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [b64encode(save(draw_halves())).decode()]}
-    answer = await client.post("/v2/models/fake/infer", json={"inputs": [picture]})
-    assert '"category_name":"pepper"' in json.loads(answer.text)["outputs"][0]["data"][0]
+    image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [b64encode(save(draw_halves())).decode()]}
+    response = await client.post("/v2/models/fake/infer", json={"inputs": [image]})
+    assert '"category_name":"pepper"' in json.loads(response.text)["outputs"][0]["data"][0]
 
 
-async def test_an_empty_name_and_a_deleted_one_give_back_the_artifacts_own(client: httpx.AsyncClient) -> None:
+async def test_an_empty_or_deleted_name_restores_the_models_own(client: httpx.AsyncClient) -> None:
     await client.put(RED, json={"category_name": "pepper"})
     taken = await client.delete(RED)
     assert (taken.json()["category_name"], taken.json()["origin"], taken.json()["revision"]) == (
@@ -93,7 +95,7 @@ async def test_an_empty_name_and_a_deleted_one_give_back_the_artifacts_own(clien
     assert await read_category(client) == "tomato"
 
 
-async def test_all_clusters_are_listed_with_where_their_names_come_from(client: httpx.AsyncClient) -> None:
+async def test_clusters_are_listed_with_the_origin_of_their_names(client: httpx.AsyncClient) -> None:
     await client.put("/v1/models/fake/clusters/3", json={"category_name": "wall"})
     listed = (await client.get("/v1/models/fake/clusters")).json()
     assert listed["model"] == {"name": "fake", "version": "1+test"}
@@ -104,7 +106,7 @@ async def test_all_clusters_are_listed_with_where_their_names_come_from(client: 
     assert facts == [(1, True, "tomato", "model"), (2, True, None, None), (3, False, "wall", "user")]
 
 
-async def test_an_edit_of_a_revision_that_has_passed_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_change_of_an_old_revision_is_rejected(client: httpx.AsyncClient) -> None:
     await client.put(RED, json={"category_name": "one"}, headers={"If-Match": '"0"'})
     late = await client.put(RED, json={"category_name": "two"}, headers={"If-Match": '"0"'})
     assert (late.status_code, late.json()["type"]) == (412, "urn:useg:problem:precondition-failed")
@@ -114,11 +116,11 @@ async def test_an_edit_of_a_revision_that_has_passed_is_refused(client: httpx.As
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "told"),
+    ("path", "body", "status", "actual"),
     [
         (RED, b'{"category_name": "' + b"x" * 81 + b'"}', 422, "1 to 80 printable characters"),
         (RED, b'{"category_name": 3}', 422, "category_name: Input should be a valid string"),
-        (RED, b'{"category_name": "a", "colour": "b"}', 422, "colour"),
+        (RED, b'{"category_name": "a", "color": "b"}', 422, "color"),
         (RED, b"dog", 422, "JSON decode error"),
         (RED, b'"' + b"x" * 1_100_000 + b'"', 413, "the maximum is 1048576"),
         ("/v1/models/fake/clusters/4", b'{"category_name": "dog"}', 404, "no cluster 4: there are 1..3"),
@@ -128,16 +130,16 @@ async def test_an_edit_of_a_revision_that_has_passed_is_refused(client: httpx.As
         (NAMES, b"{}", 422, "format_version: Field required"),
     ],
 )
-async def test_what_cannot_be_done_is_told_and_changes_nothing(
-    client: httpx.AsyncClient, file: Path, path: str, body: bytes, status: int, told: str
+async def test_an_invalid_change_is_reported_and_writes_nothing(
+    client: httpx.AsyncClient, file: Path, path: str, body: bytes, status: int, actual: str
 ) -> None:
-    answer = await client.put(path, content=body, headers={"Content-Type": "application/json"})
-    assert answer.status_code == status
-    assert told in answer.json()["detail"]
+    response = await client.put(path, content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == status
+    assert actual in response.json()["detail"]
     assert not file.exists()
 
 
-async def test_names_are_exported_and_imported_whole_and_an_edit_is_undone(client: httpx.AsyncClient) -> None:
+async def test_names_are_exported_imported_and_undone(client: httpx.AsyncClient) -> None:
     await client.put(RED, json={"category_name": "pepper"})
     exported = (await client.get(NAMES)).json()
     await client.put(RED, json={"category_name": "chili"})
@@ -153,24 +155,24 @@ async def test_names_are_exported_and_imported_whole_and_an_edit_is_undone(clien
     assert (await client.post(f"{NAMES}/undo", json={"revision": 99})).status_code == 422
 
 
-async def test_many_editors_at_once_lose_no_name(client: httpx.AsyncClient, file: Path) -> None:
+async def test_concurrent_changes_lose_no_name(client: httpx.AsyncClient, file: Path) -> None:
     edits = [
         client.put(f"/v1/models/fake/clusters/{1 + each % 3}", json={"category_name": f"n{each}"}) for each in range(12)
     ]
-    assert {answer.status_code for answer in await asyncio.gather(*edits)} == {200}
+    assert {response.status_code for response in await asyncio.gather(*edits)} == {200}
     glossary = read_names(file, CONTRACT)
     assert (glossary.revision, set(glossary.names)) == (12, {1, 2, 3})
     assert (await client.get(NAMES)).json()["revision"] == 12
 
 
-async def test_names_outlive_the_service(file: Path) -> None:
+async def test_names_survive_a_restart(file: Path) -> None:
     async with open_client(category_names_file=file) as client:
         await client.put(RED, json={"category_name": "pepper"})
     async with open_client(category_names_file=file) as client:
         assert await read_category(client) == "pepper"
 
 
-def test_another_process_edits_are_taken_up_and_a_broken_file_changes_nothing(file: Path) -> None:
+def test_changes_by_another_process_are_loaded_and_a_broken_file_is_ignored(file: Path) -> None:
     names = LiveCategoryNames(CONTRACT, file)
     edit_names(file, CONTRACT, lambda old: old.rename({2: "sea"}, "somebody"))
     names.refresh()
@@ -183,7 +185,7 @@ def test_another_process_edits_are_taken_up_and_a_broken_file_changes_nothing(fi
     assert names.contract == CONTRACT
 
 
-def test_names_stay_while_their_folder_is_gone_and_none_is_made_in_its_place(tmp_path: Path) -> None:
+def test_names_are_kept_while_their_folder_is_missing(tmp_path: Path) -> None:
     home, away = tmp_path / "registry", tmp_path / "not mounted"
     home.mkdir()
     names = LiveCategoryNames(CONTRACT, home / "fake.names.json")
@@ -199,7 +201,7 @@ def test_names_stay_while_their_folder_is_gone_and_none_is_made_in_its_place(tmp
     assert names.contract.categories[1].name == "chilli"
 
 
-async def test_a_damaged_file_is_told_and_not_overwritten(file: Path) -> None:
+async def test_a_damaged_file_is_reported_and_not_overwritten(file: Path) -> None:
     file.write_bytes(b"{")
     async with open_client(category_names_file=file) as client:
         assert await read_category(client) == "tomato"
@@ -209,7 +211,7 @@ async def test_a_damaged_file_is_told_and_not_overwritten(file: Path) -> None:
     assert file.read_bytes() == b"{"
 
 
-async def test_names_of_another_network_stay_where_they_are(file: Path) -> None:
+async def test_names_of_another_network_are_not_applied(file: Path) -> None:
     other = empty_names(CONTRACT).rename({1: "pepper"}, "ann").to_json().replace('sha256": ""', 'sha256": "ff"')
     file.write_text(other)
     async with open_client(category_names_file=file) as client:
@@ -218,20 +220,20 @@ async def test_names_of_another_network_stay_where_they_are(file: Path) -> None:
     assert file.read_text() == other
 
 
-async def test_only_administrators_change_names(file: Path) -> None:
+async def test_changing_names_needs_an_admin_key(file: Path) -> None:
     (user, user_line), (boss, boss_line) = generate_api_key("user"), generate_api_key("boss")
     async with open_client(category_names_file=file, api_keys=user_line, admin_api_keys=boss_line) as client:
         for method, path in (("PUT", RED), ("DELETE", RED), ("PUT", NAMES), ("POST", f"{NAMES}/undo")):
             assert (await client.request(method, path)).status_code == 401
-            asked = await client.request(method, path, headers={"X-API-Key": user})
-            assert (asked.status_code, asked.json()["type"]) == (403, "urn:useg:problem:permission-denied")
+            response = await client.request(method, path, headers={"X-API-Key": user})
+            assert (response.status_code, response.json()["type"]) == (403, "urn:useg:problem:permission-denied")
         named = await client.put(RED, json={"category_name": "pepper"}, headers={"X-API-Key": boss})
         assert named.json()["author"] == "boss"
         read = await client.get(NAMES, headers={"X-API-Key": user})
     assert read.json()["names"]["1"]["category_name"] == "pepper"
 
 
-async def test_edits_are_counted_and_logged_without_the_name(
+async def test_changes_are_counted_and_logged_without_the_name(
     client: httpx.AsyncClient, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "service.inference.live_category_names")
@@ -242,7 +244,7 @@ async def test_edits_are_counted_and_logged_without_the_name(
     assert caplog.messages == ["names of fake 1+test: revision 2 by local, clusters 1"]
 
 
-async def test_the_interface_is_described(client: httpx.AsyncClient) -> None:
+async def test_the_routes_are_documented(client: httpx.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     cluster = paths["/v1/models/{name}/clusters/{cluster_id}"]
     assert set(cluster) == {"put", "delete"}

@@ -1,4 +1,4 @@
-"""A client that takes no answer in does not hold its connection for ever."""
+"""Timeouts and socket options of connections."""
 
 import asyncio
 import socket
@@ -25,7 +25,7 @@ async def answer_at_length(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-async def test_a_client_that_does_not_read_is_cut_off() -> None:
+async def test_a_client_that_does_not_read_is_disconnected() -> None:
     server = Server(make_uvicorn_config(answer_at_length, client_timeout_s=0.2, finish_s=1.0))
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -47,7 +47,7 @@ async def test_a_client_that_does_not_read_is_cut_off() -> None:
         await serving
 
 
-async def test_an_answers_body_does_not_wait_for_the_acknowledgement_of_its_header() -> None:
+async def test_connections_set_tcp_nodelay() -> None:
     server = Server(make_uvicorn_config(answer_at_length, client_timeout_s=WAIT_S, finish_s=1.0))
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         serving = asyncio.create_task(server.serve(sockets=[listener]))

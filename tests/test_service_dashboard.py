@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, before the real service; only the network is a fake."""
+"""The dashboard in Chromium, with a fake network."""
 
 import asyncio
 import re
@@ -59,25 +59,25 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def complaints() -> list[str]:
-    """What the browser's console said of errors; a test that causes one empties the list."""
+def console_errors() -> list[str]:
+    """Errors in the browser's console; a test that expects one removes it."""
     return []
 
 
 @pytest.fixture
-def page(address: str, browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    with open_page(browser, f"{address}/dashboard", complaints) as page:
+def page(address: str, browser: Browser, console_errors: list[str]) -> Iterator[Page]:
+    with open_page(browser, f"{address}/dashboard", console_errors) as page:
         yield page
 
 
-def ask(address: str, content: bytes = PHOTO, **parameters: Any) -> int:
+def post_photo(address: str, content: bytes = PHOTO, **parameters: Any) -> int:
     files = {"file": ("photo.png", content)}
     return httpx.post(f"{address}/v1/segment", params=parameters, files=files, timeout=WAIT_S).status_code
 
 
-def test_a_request_shows_within_moments(page: Page, address: str) -> None:
+def test_a_request_appears_on_the_dashboard(page: Page, address: str) -> None:
     expect(page.get_by_role("status")).to_have_text("fake 1+test on fake: ready")
-    assert ask(address, task="semantic") == 200
+    assert post_photo(address, task="semantic") == 200
     row = page.get_by_role("table", name="Latency by task").get_by_role("row", name="semantic")
     expect(row.get_by_role("cell").nth(0)).to_have_text("1")
     expect(row.get_by_role("cell").nth(1)).to_have_text(re.compile(r"^[\d.]+ m?s$"))
@@ -86,18 +86,18 @@ def test_a_request_shows_within_moments(page: Page, address: str) -> None:
     expect(page.get_by_role("table", name="Versions")).to_contain_text("fake 1+test")
 
 
-def test_the_limit_of_drift_is_the_one_that_takes_versions_back(page: Page) -> None:
+def test_the_drift_limit_is_that_of_the_settings(page: Page) -> None:
     heads = page.get_by_role("table", name="Model outputs").get_by_role("columnheader")
     expect(heads.nth(2)).to_have_text("Drift (limit 0.42)")
 
 
-def test_refusals_are_counted_by_their_reason(page: Page, address: str) -> None:
-    assert ask(address, b"no picture") == 422
+def test_errors_are_counted_by_status(page: Page, address: str) -> None:
+    assert post_photo(address, b"not an image") == 422
     table = page.get_by_role("table", name="Errors")
     expect(table.get_by_role("row", name="Status 422")).to_contain_text("1")
 
 
-def test_it_stops_for_whoever_wants_to_read(page: Page) -> None:
+def test_pause_stops_polling(page: Page) -> None:
     page.clock.install()
     page.reload()
     expect(page.locator("#tiles div")).to_have_count(9)
@@ -105,16 +105,16 @@ def test_it_stops_for_whoever_wants_to_read(page: Page) -> None:
     pause.focus()
     page.keyboard.press("Enter")
     expect(pause).to_have_attribute("aria-pressed", "true")
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
     page.clock.run_for(10_000)
-    assert asked == []
+    assert requests == []
     with page.expect_response("**/metrics"):
         page.keyboard.press("Enter")
     expect(pause).to_have_attribute("aria-pressed", "false")
 
 
-def test_a_service_with_keys_asks_for_one(page: Page, complaints: list[str]) -> None:
+def test_the_api_key_field_appears_if_a_key_is_required(page: Page, console_errors: list[str]) -> None:
     def guard(route: Route) -> None:
         if route.request.headers.get("authorization") == "Bearer secret":
             route.continue_()
@@ -125,19 +125,19 @@ def test_a_service_with_keys_asks_for_one(page: Page, complaints: list[str]) -> 
     page.get_by_label("API key").fill("secret")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_be_hidden()
-    assert {"401" in each for each in complaints} == {True}
-    complaints.clear()
+    assert {"401" in each for each in console_errors} == {True}
+    console_errors.clear()
 
 
 @pytest.mark.parametrize("width", [320, 1280])
-def test_nothing_is_wider_than_the_window(page: Page, width: int) -> None:
+def test_the_dashboard_fits_the_window(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     expect(page.get_by_role("table", name="Versions")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
 def evaluate(page: Page, body: str) -> Any:
-    """What a script gives that has the modules, and METRICS as `text`."""
+    """Evaluate a script with the metrics module and METRICS as `metrics`."""
     modules = (
         "{ Metrics, bucketQuantile, subtractBuckets } = await import(new URL('static/metrics.js', document.baseURI))"
     )

@@ -1,4 +1,4 @@
-"""Browsers are told to run nothing but our own files, and the pages hold to it."""
+"""Security headers, content security policy and trace context."""
 
 import re
 from collections.abc import AsyncIterator
@@ -18,15 +18,13 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/metrics", "/none", "/static/style.css"])
-async def test_every_answer_is_taken_for_what_it_says_and_framed_by_nobody(
-    client: httpx.AsyncClient, path: str
-) -> None:
+async def test_every_response_has_security_headers(client: httpx.AsyncClient, path: str) -> None:
     headers = (await client.get(path)).headers
     assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY")
     assert (headers["referrer-policy"], headers["cross-origin-resource-policy"]) == ("no-referrer", "same-origin")
 
 
-async def test_a_page_runs_and_styles_by_files_of_ours_alone(client: httpx.AsyncClient) -> None:
+async def test_the_csp_allows_only_files_of_the_service(client: httpx.AsyncClient) -> None:
     page = await client.get("/")
     policy = dict(rule.split(" ", 1) for rule in page.headers["content-security-policy"].split("; "))
     assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
@@ -35,8 +33,8 @@ async def test_a_page_runs_and_styles_by_files_of_ours_alone(client: httpx.Async
     assert re.findall(r'(?:src|href)="(?:https?:)?//', page.text) == []
 
 
-async def test_an_answer_goes_on_in_its_callers_trace(client: httpx.AsyncClient) -> None:
-    answer = await post(client, save(draw_halves()), headers={"traceparent": TRACEPARENT})
-    version, trace_id, span_id, flags = answer.headers["traceparent"].split("-")
+async def test_a_response_continues_the_clients_trace(client: httpx.AsyncClient) -> None:
+    response = await post(client, save(draw_halves()), headers={"traceparent": TRACEPARENT})
+    version, trace_id, span_id, flags = response.headers["traceparent"].split("-")
     assert (version, trace_id, flags) == ("00", TRACEPARENT[3:35], "01")
     assert span_id != TRACEPARENT[36:52]

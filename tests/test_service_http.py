@@ -1,4 +1,4 @@
-"""Answers in every type and task, readiness, metrics and the page."""
+"""POST /v1/segment, health, metrics and pages over HTTP."""
 
 import asyncio
 import io
@@ -34,9 +34,9 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield each
 
 
-async def test_a_picture_becomes_its_segments(client: httpx.AsyncClient) -> None:
-    answer = await post(client, HALVES)
-    content = answer.json()
+async def test_an_image_is_segmented(client: httpx.AsyncClient) -> None:
+    response = await post(client, HALVES)
+    content = response.json()
     assert content["image"] == {
         "width": 56,
         "height": 28,
@@ -61,48 +61,48 @@ async def test_a_picture_becomes_its_segments(client: httpx.AsyncClient) -> None
     assert not mask[:, 28:].any()
 
 
-async def test_the_answer_keeps_its_documented_schema(client: httpx.AsyncClient) -> None:
-    answer = await post(client, HALVES)
-    assert len(SegmentationResponse.model_validate_json(answer.content).segments_info) == 2
+async def test_the_response_matches_its_schema(client: httpx.AsyncClient) -> None:
+    response = await post(client, HALVES)
+    assert len(SegmentationResponse.model_validate_json(response.content).segments_info) == 2
 
 
-async def test_every_answer_says_what_it_depends_on_and_how_long_it_took(client: httpx.AsyncClient) -> None:
-    answer = await post(client, HALVES)
-    assert answer.headers["vary"] == "Accept"
-    assert answer.headers["x-model-version"] == "1+test"
-    stages = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
+async def test_responses_have_vary_version_and_server_timing_headers(client: httpx.AsyncClient) -> None:
+    response = await post(client, HALVES)
+    assert response.headers["vary"] == "Accept"
+    assert response.headers["x-model-version"] == "1+test"
+    stages = [part.split(";")[0] for part in response.headers["server-timing"].split(", ")]
     assert stages == ["read", "decode", "queue", "infer", "merge", "encode"]
 
 
-async def test_a_png_holds_the_ids_and_areas_of_the_json_answer(client: httpx.AsyncClient) -> None:
-    answer = await post(client, HALVES, headers={"Accept": "image/png"})
-    assert answer.headers["content-type"] == "image/png"
-    labels = decode_panoptic_png(answer.content)
+async def test_the_png_has_the_ids_and_areas_of_the_json(client: httpx.AsyncClient) -> None:
+    response = await post(client, HALVES, headers={"Accept": "image/png"})
+    assert response.headers["content-type"] == "image/png"
+    labels = decode_panoptic_png(response.content)
     segments = (await post(client, HALVES)).json()["segments_info"]
     assert {each["id"]: each["area"] for each in segments} == {
         int(label): int((labels == label).sum()) for label in np.unique(labels)
     }
-    assert Image.open(io.BytesIO(answer.content)).mode == "RGB"
+    assert Image.open(io.BytesIO(response.content)).mode == "RGB"
 
 
-async def test_a_jpeg_is_the_picture_in_its_own_size_under_colours(client: httpx.AsyncClient) -> None:
-    answer = await post(client, HALVES, headers={"Accept": "image/*;q=0.1, image/jpeg"})
-    picture = Image.open(io.BytesIO(answer.content))
-    assert (answer.headers["content-type"], picture.format, picture.size) == ("image/jpeg", "JPEG", (56, 28))
-    assert picture.getpixel((45, 14)) != picture.getpixel((10, 14))
+async def test_the_overlay_is_a_jpeg_of_the_images_size(client: httpx.AsyncClient) -> None:
+    response = await post(client, HALVES, headers={"Accept": "image/*;q=0.1, image/jpeg"})
+    decoded = Image.open(io.BytesIO(response.content))
+    assert (response.headers["content-type"], decoded.format, decoded.size) == ("image/jpeg", "JPEG", (56, 28))
+    assert decoded.getpixel((45, 14)) != decoded.getpixel((10, 14))
 
 
-async def test_no_fitting_type_is_406_and_names_those_there_are(client: httpx.AsyncClient) -> None:
-    answer = await post(client, HALVES, headers={"Accept": "text/html, image/webp"})
-    assert answer.status_code == 406
+async def test_an_unacceptable_accept_header_is_406(client: httpx.AsyncClient) -> None:
+    response = await post(client, HALVES, headers={"Accept": "text/html, image/webp"})
+    assert response.status_code == 406
     assert (
         "application/json, image/png, image/jpeg, application/geo+json"
-        in Problem.model_validate_json(answer.content).detail
+        in Problem.model_validate_json(response.content).detail
     )
-    assert answer.headers["vary"] == "Accept"
+    assert response.headers["vary"] == "Accept"
 
 
-async def test_each_task_gives_its_own_segments(client: httpx.AsyncClient) -> None:
+async def test_each_task_has_its_own_segments(client: httpx.AsyncClient) -> None:
     found = {}
     for task in ("panoptic", "instance", "semantic"):
         content = (await post(client, HALVES, params={"task": task})).json()
@@ -110,36 +110,36 @@ async def test_each_task_gives_its_own_segments(client: httpx.AsyncClient) -> No
     assert found == {"panoptic": [(1, 784), (3, 784)], "instance": [(1, 784)], "semantic": [(1, 784), (3, 784)]}
 
 
-async def test_a_lower_threshold_shows_weaker_things(client: httpx.AsyncClient) -> None:
+async def test_a_lower_threshold_returns_more_things(client: httpx.AsyncClient) -> None:
     content = save(draw_halves(RED, BLUE))
     for threshold, clusters in (("0.1", [1, 2]), ("0.3", [1]), ("0.95", [])):
-        answer = await post(client, content, params={"task": "instance", "threshold": threshold})
-        assert [each["cluster_id"] for each in answer.json()["segments_info"]] == clusters
+        response = await post(client, content, params={"task": "instance", "threshold": threshold})
+        assert [each["cluster_id"] for each in response.json()["segments_info"]] == clusters
 
 
-async def test_an_unknown_option_is_invalid_before_the_body_is_read(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/v1/segment", params={"tsak": "panoptic"}, content=b"no picture")
-    assert answer.status_code == 422
-    assert "did you mean 'task'" in answer.json()["detail"]
+async def test_an_unknown_parameter_is_reported_before_the_body_is_read(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/segment", params={"tsak": "panoptic"}, content=b"no decoded")
+    assert response.status_code == 422
+    assert "did you mean 'task'" in response.json()["detail"]
 
 
-async def test_the_callers_request_id_is_kept_if_it_is_plain(client: httpx.AsyncClient) -> None:
+async def test_a_plain_request_id_of_the_client_is_kept(client: httpx.AsyncClient) -> None:
     for given, is_kept in (("order-66.b_1", True), ("a" * 64, True), ("a" * 65, False), ("a b", False), ("é", False)):
-        answer = await client.get("/livez", headers={"X-Request-ID": given.encode()})
-        assert (answer.headers["x-request-id"] == given) is is_kept
+        response = await client.get("/livez", headers={"X-Request-ID": given.encode()})
+        assert (response.headers["x-request-id"] == given) is is_kept
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/segments", 404), ("GET", "/v1/segment", 405)])
-async def test_a_wrong_path_or_method_gets_the_one_error_body(
+async def test_an_unknown_path_or_method_is_a_problem(
     client: httpx.AsyncClient, method: str, path: str, status: int
 ) -> None:
-    answer = await client.request(method, path)
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert Problem.model_validate_json(answer.content).status == answer.status_code == status
+    response = await client.request(method, path)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert Problem.model_validate_json(response.content).status == response.status_code == status
 
 
 class BrokenSession(RedSession):
-    """Passes its warm-up, then breaks."""
+    """Fails after the warm-up."""
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
         if pixels.any():
@@ -147,18 +147,18 @@ class BrokenSession(RedSession):
         return super().run(pixels, sizes)
 
 
-async def test_a_broken_backend_is_a_500_that_tells_no_secrets() -> None:
+async def test_a_broken_backend_is_a_500_without_its_message() -> None:
     async with open_client(lambda: (CONTRACT, BrokenSession())) as client:
-        answer = await post(client, HALVES)
-        assert answer.status_code == 500
-        assert "secret" not in answer.text
-        assert answer.headers["x-request-id"] in Problem.model_validate_json(answer.content).detail
+        response = await post(client, HALVES)
+        assert response.status_code == 500
+        assert "secret" not in response.text
+        assert response.headers["x-request-id"] in Problem.model_validate_json(response.content).detail
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_metrics_count_what_was_asked(client: httpx.AsyncClient) -> None:
+async def test_metrics_count_requests_by_outcome(client: httpx.AsyncClient) -> None:
     await post(client, HALVES)
-    await post(client, b"no picture", params={"task": "instance"})
+    await post(client, b"no decoded", params={"task": "instance"})
     await client.get("/some/path/of/mine")
     await client.request("BREW", "/livez")
     text = (await client.get("/metrics")).text
@@ -180,7 +180,7 @@ async def test_metrics_count_what_was_asked(client: httpx.AsyncClient) -> None:
         assert line in text.splitlines()
 
 
-async def test_the_service_lives_at_once_and_is_ready_once_its_artifact_is() -> None:
+async def test_the_service_is_alive_at_once_and_ready_once_its_model_is_loaded() -> None:
     gate = threading.Event()
 
     def open_late() -> tuple[Contract, Session]:
@@ -204,7 +204,7 @@ async def test_the_service_lives_at_once_and_is_ready_once_its_artifact_is() -> 
 
 
 @pytest.mark.parametrize(("error", "words"), [(ArtifactError("golden answers differ"), "differ"), (OSError(), "OSErr")])
-async def test_a_refused_artifact_leaves_the_service_alive_and_never_ready(error: Exception, words: str) -> None:
+async def test_a_rejected_artifact_leaves_the_service_alive_but_not_ready(error: Exception, words: str) -> None:
     def refuse() -> tuple[Contract, Session]:
         raise error
 
@@ -213,24 +213,22 @@ async def test_a_refused_artifact_leaves_the_service_alive_and_never_ready(error
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         with pytest.raises(ArtifactError):
             await asyncio.wait_for(app.state.useg.model_repository.settle(), WAIT_S)
-        answer = await client.get("/readyz")
-        assert (answer.status_code, words in answer.json()["detail"]) == (503, True)
+        response = await client.get("/readyz")
+        assert (response.status_code, words in response.json()["detail"]) == (503, True)
         assert (await client.get("/livez")).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-async def test_pages_and_their_files_are_served_to_be_asked_about_each_time(
-    client: httpx.AsyncClient, path: str
-) -> None:
+async def test_pages_and_their_files_are_served_for_revalidation(client: httpx.AsyncClient, path: str) -> None:
     page = await client.get(path)
     assert page.headers["content-type"].startswith("text/html")
     names = re.findall(r'(?:src|href)="((?:static|docs)/[^"]+)"', page.text)
     assert names
     types = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
     for name in names:
-        answer = await client.get(f"/{name}")
-        assert answer.status_code == 200
-        assert answer.headers["content-type"].startswith(types["." + name.rpartition(".")[2]])
-        assert answer.headers["cache-control"] == "no-cache"
+        response = await client.get(f"/{name}")
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith(types["." + name.rpartition(".")[2]])
+        assert response.headers["cache-control"] == "no-cache"
     for path in ("/static/none.js", "/static/..%2fapp.py", "/static/", "/static/%00"):
         assert (await client.get(path)).status_code == 404

@@ -1,4 +1,4 @@
-"""Models by name over HTTP: asked, listed, changed by administrators."""
+"""`/v1/models`: listing, selecting and changing models over HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def open_registry(registry: Registry, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a service of a registry, once that has something to answer with."""
+    """A client of a service with a registry, once a model is ready."""
     chosen = Settings(registry=registry.folder, registry_poll_interval_s=POLL_S, **settings)
     app = create_app(chosen, open_artifact=open_artifact)
     async with app.router.lifespan_context(app):
@@ -42,25 +42,25 @@ def registry(tmp_path: Path) -> Registry:
 
 
 async def see(client: httpx.AsyncClient, version: str, state: str) -> ModelHistory:
-    """The model, once it is known and the version is in that state."""
+    """Return the model once the version is in a state."""
     async with asyncio.timeout(10):
         while True:
-            await asyncio.sleep(0)  # an answer without any waiting would let neither the follower nor the timeout run
-            answer = await client.get(f"/v1/models/{NAME}")
-            if answer.status_code == 404:
+            await asyncio.sleep(0)  # an response without any waiting would let neither the follower nor the timeout run
+            response = await client.get(f"/v1/models/{NAME}")
+            if response.status_code == 404:
                 continue
-            status = ModelHistory.model_validate_json(answer.content)
+            status = ModelHistory.model_validate_json(response.content)
             if {each.version: each.state for each in status.versions}.get(version) == state:
                 return status
 
 
 async def test_a_version_is_activated_and_rolled_back_over_http(registry: Registry) -> None:
     async with open_registry(registry) as client:
-        answer = await client.post(f"/v1/models/{NAME}/active", json={"version": "2", "reason": "newer"})
-        assert ModelHistory.model_validate_json(answer.content).active == "2"
+        response = await client.post(f"/v1/models/{NAME}/active", json={"version": "2", "reason": "newer"})
+        assert ModelHistory.model_validate_json(response.content).active == "2"
         await see(client, "2", "active")
-        asked = await post(client, HALVES)
-        assert (asked.json()["model"]["version"], asked.headers["x-model-version"]) == ("2", "2")
+        response = await post(client, HALVES)
+        assert (response.json()["model"]["version"], response.headers["x-model-version"]) == ("2", "2")
         back = ModelHistory.model_validate_json((await client.post(f"/v1/models/{NAME}/rollback")).content)
         assert (back.active, back.serving) == ("1", "1")  # at once: it was warm
         assert [(event.action, event.by, event.reason) for event in back.history[-2:]] == [
@@ -76,8 +76,8 @@ async def test_a_canary_is_tried_and_promoted_over_http(registry: Registry) -> N
         await client.post(f"/v1/models/{NAME}/canary", json={"version": "2", "traffic_fraction": 1.0})
         status = await see(client, "2", "canary")
         assert status.versions[1].share == 1.0
-        answer = await post(client, HALVES, headers={"X-Routing-Key": "anybody"})
-        assert answer.json()["model"]["version"] == "2"
+        response = await post(client, HALVES, headers={"X-Routing-Key": "anybody"})
+        assert response.json()["model"]["version"] == "2"
         assert (await client.post(f"/v1/models/{NAME}/promote", json={})).json()["active"] == "2"
         await client.post(f"/v1/models/{NAME}/shadow", json={"version": "1", "traffic_fraction": 0.5})
         assert (await see(client, "1", "shadow")).versions[0].share == 0.5
@@ -100,24 +100,24 @@ async def test_a_canary_is_tried_and_promoted_over_http(registry: Registry) -> N
         ("rollback", {}, 409),
     ],
 )
-async def test_a_change_that_does_not_fit_changes_nothing(
+async def test_an_invalid_change_leaves_the_registry_unchanged(
     registry: Registry, path: str, body: dict[str, Any], status: int
 ) -> None:
     before = registry.read_state(NAME)
     async with open_registry(registry) as client:
-        answer = await client.post(f"/v1/models/{NAME}/{path}", json=body)
-        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+        response = await client.post(f"/v1/models/{NAME}/{path}", json=body)
+        assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json")
         assert (await client.post(f"/v1/models/none/{path}", json={"version": "1"})).status_code in (404, 422)
     assert registry.read_state(NAME) == before
 
 
-async def test_several_models_answer_by_name(tmp_path: Path, registry: Registry) -> None:
+async def test_several_models_are_selected_by_name(tmp_path: Path, registry: Registry) -> None:
     registry.add(write_artifact(tmp_path / "other", "7"), model="other", author="test")
     registry.activate("other", "7", author="test")
     async with open_registry(registry) as client:
         for model, version in ((NAME, "1"), ("other", "7")):
-            answer = await post(client, HALVES, params={"model": model})
-            assert answer.json()["model"] == {"name": model, "version": version}
+            response = await post(client, HALVES, params={"model": model})
+            assert response.json()["model"] == {"name": model, "version": version}
         ambiguous = await post(client, HALVES)
         assert (ambiguous.status_code, "say model=NAME, of fake, other" in ambiguous.json()["detail"]) == (422, True)
         unknown = await post(client, HALVES, params={"model": "none"})
@@ -130,7 +130,7 @@ async def test_several_models_answer_by_name(tmp_path: Path, registry: Registry)
         assert (await client.get("/readyz")).json()["model"]["name"] == "other"
 
 
-async def test_the_open_inference_protocol_knows_models_and_versions(tmp_path: Path, registry: Registry) -> None:
+async def test_the_open_inference_protocol_lists_models_and_versions(tmp_path: Path, registry: Registry) -> None:
     registry.add(write_artifact(tmp_path / "other", "7"), model="other", author="test")
     registry.activate("other", "7", author="test")
     async with open_registry(registry) as client:
@@ -144,20 +144,20 @@ async def test_the_open_inference_protocol_knows_models_and_versions(tmp_path: P
         await see(client, "2", "active")
         assert (await client.get(f"/v2/models/{NAME}")).json()["versions"] == ["2", "1"]
         for path, version in ((f"{NAME}", "2"), (f"{NAME}/versions/1", "1"), ("other", "7")):
-            answer = await client.post(f"/v2/models/{path}/infer", content=HALVES, headers={LENGTH_HEADER: "0"})
-            assert (answer.status_code, f'"model_version":"{version}"'.encode() in answer.content) == (200, True)
+            response = await client.post(f"/v2/models/{path}/infer", content=HALVES, headers={LENGTH_HEADER: "0"})
+            assert (response.status_code, f'"model_version":"{version}"'.encode() in response.content) == (200, True)
         for path in (f"{NAME}/versions/3", "none"):
             assert (await client.get(f"/v2/models/{path}/ready")).status_code == 404
         refused = await client.post(f"/v2/repository/models/{NAME}/unload")
         assert (refused.status_code, "versions follow the registry" in refused.json()["error"]) == (422, True)
 
 
-async def test_statistics_and_answers_are_counted_for_each_version_alone(tmp_path: Path, registry: Registry) -> None:
+async def test_statistics_are_counted_per_version(tmp_path: Path, registry: Registry) -> None:
     registry.add(write_artifact(tmp_path / "other", "1"), model="other", author="test")
     registry.activate("other", "1", author="test")
     async with open_registry(registry) as client:
-        for picture in (HALVES, HALVES, b"no picture"):
-            await post(client, picture, params={"model": NAME})
+        for image in (HALVES, HALVES, b"not an image"):
+            await post(client, image, params={"model": NAME})
         await client.post("/v2/models/other/infer", content=HALVES, headers={LENGTH_HEADER: "0"})
         counts = {
             each["name"]: [each["inference_stats"][kind]["count"] for kind in ("success", "fail", "compute_output")]
@@ -175,7 +175,7 @@ async def test_statistics_and_answers_are_counted_for_each_version_alone(tmp_pat
             assert f'useg_segments_per_image_count{{model="{model}",version="{version}"}} {count}.0' in lines
 
 
-async def test_a_bad_first_version_leaves_the_service_alive_and_not_ready(tmp_path: Path) -> None:
+async def test_a_bad_first_version_leaves_the_service_alive_but_not_ready(tmp_path: Path) -> None:
     registry = make_registry(tmp_path, {"1": "wrong", "2": "good"})
     app = create_app(Settings(registry=registry.folder, registry_poll_interval_s=POLL_S), open_artifact=open_artifact)
     transport = httpx.ASGITransport(app)
@@ -190,18 +190,18 @@ async def test_a_bad_first_version_leaves_the_service_alive_and_not_ready(tmp_pa
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_a_version_that_is_damaged_is_not_activated_and_the_caller_is_told(registry: Registry) -> None:
+async def test_a_damaged_version_is_not_activated(registry: Registry) -> None:
     (registry.find_version(NAME, "2") / "network.onnx").write_bytes(b"go")
     async with open_registry(registry) as client:
-        answer = await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
-        assert (answer.status_code, "was changed" in answer.json()["detail"]) == (409, True)
+        response = await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
+        assert (response.status_code, "was changed" in response.json()["detail"]) == (409, True)
 
 
-async def test_the_model_is_named_in_the_query_alone(registry: Registry) -> None:
+async def test_the_model_is_a_query_parameter_only(registry: Registry) -> None:
     async with open_registry(registry) as client:
         body = {"inputs": "aGk=", "parameters": {"model": NAME}}
-        answer = await client.post("/v1/segment", json=body)
-        assert (answer.status_code, "unknown parameter 'model'" in answer.json()["detail"]) == (422, True)
+        response = await client.post("/v1/segment", json=body)
+        assert (response.status_code, "unknown parameter 'model'" in response.json()["detail"]) == (422, True)
 
 
 async def test_without_a_registry_there_is_one_version_and_no_history() -> None:
@@ -213,11 +213,11 @@ async def test_without_a_registry_there_is_one_version_and_no_history() -> None:
         assert (await post(client, HALVES, params={"model": "none"})).status_code == 404
 
 
-async def test_names_of_clusters_stay_with_their_version_through_rollback_and_restart(registry: Registry) -> None:
+async def test_category_names_stay_with_their_version_after_rollback_and_restart(registry: Registry) -> None:
     async def read_names(client: httpx.AsyncClient) -> tuple[str, str]:
-        answer = (await post(client, HALVES)).json()
-        (name,) = {each["category_name"] for each in answer["segments_info"] if each["cluster_id"] == 1}
-        return answer["model"]["version"], name
+        response = (await post(client, HALVES)).json()
+        (name,) = {each["category_name"] for each in response["segments_info"] if each["cluster_id"] == 1}
+        return response["model"]["version"], name
 
     path = f"/v1/models/{NAME}/clusters/1"
     async with open_registry(registry) as client:

@@ -1,4 +1,4 @@
-"""Triton's own client, as it comes from PyPI, against the service on a real socket."""
+"""The Open Inference Protocol, with Triton's own client and by plain HTTP."""
 
 import asyncio
 import base64
@@ -23,7 +23,7 @@ from service.settings import Settings
 T = TypeVar("T")
 MODEL, VERSION = CONTRACT.name, CONTRACT.version
 HALVES, BLUES = save(draw_halves()), save(draw_halves(BLUE, WHITE))
-LETTER = b"no picture"
+TEXT_FILE = b"not an image"
 
 pytestmark = pytest.mark.anyio
 
@@ -34,8 +34,8 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
         yield each
 
 
-async def ask(work: Callable[[InferenceServerClient], T], **settings: Any) -> T:
-    """What Triton's client, which blocks, makes of the service."""
+async def run_triton_client(work: Callable[[InferenceServerClient], T], **settings: Any) -> T:
+    """Run `work` with Triton's blocking client."""
     async with listen(**settings) as (host, port):
 
         def run() -> T:
@@ -45,14 +45,14 @@ async def ask(work: Callable[[InferenceServerClient], T], **settings: Any) -> T:
         return await asyncio.to_thread(run)
 
 
-def make_input(*pictures: bytes, is_binary: bool = True) -> InferInput:
-    tensor = InferInput("image", [len(pictures)], "BYTES")
-    tensor.set_data_from_numpy(np.array([*pictures, None], np.object_)[:-1], binary_data=is_binary)
+def make_input(*images: bytes, is_binary: bool = True) -> InferInput:
+    tensor = InferInput("image", [len(images)], "BYTES")
+    tensor.set_data_from_numpy(np.array([*images, None], np.object_)[:-1], binary_data=is_binary)
     return tensor
 
 
-async def test_the_server_and_its_model_introduce_themselves() -> None:
-    def look(client: InferenceServerClient) -> None:
+async def test_metadata_of_server_and_model() -> None:
+    def check(client: InferenceServerClient) -> None:
         assert client.is_server_live()
         assert client.is_server_ready()
         assert client.is_model_ready(MODEL)
@@ -67,21 +67,21 @@ async def test_the_server_and_its_model_introduce_themselves() -> None:
         assert [each["name"] for each in model["outputs"]] == ["panoptic", "instance", "semantic", "panoptic_ids"]
         assert client.get_model_config(MODEL)["input"][0]["data_type"] == "TYPE_STRING"
 
-    await ask(look)
+    await run_triton_client(check)
 
 
-async def test_pictures_in_binary_are_answered_in_binary() -> None:
+async def test_binary_images_have_binary_outputs() -> None:
     def infer(client: InferenceServerClient) -> None:
         result = client.infer(MODEL, [make_input(HALVES, BLUES)], request_id="66", parameters={"threshold": 0.1})
         assert result.get_response()["id"] == "66"
         assert (result.get_response()["model_name"], result.get_response()["model_version"]) == (MODEL, VERSION)
         answers = [SegmentationResponse.model_validate_json(each) for each in result.as_numpy("panoptic")]
-        assert [[each.cluster_id for each in answer.segments_info] for answer in answers] == [[1, 3], [2, 3]]
+        assert [[each.cluster_id for each in response.segments_info] for response in answers] == [[1, 3], [2, 3]]
 
-    await ask(infer, max_batch_size=2)
+    await run_triton_client(infer, max_batch_size=2)
 
 
-async def test_outputs_are_those_asked_for_each_in_its_form() -> None:
+async def test_requested_outputs_are_returned_as_binary_or_json() -> None:
     def infer(client: InferenceServerClient) -> None:
         outputs = [
             InferRequestedOutput("panoptic_ids", binary_data=True),
@@ -97,13 +97,13 @@ async def test_outputs_are_those_asked_for_each_in_its_form() -> None:
         assert SegmentationResponse.model_validate_json(result.as_numpy("semantic")[0]).task == "semantic"
         assert result.as_numpy("panoptic") is None
 
-    await ask(infer)
+    await run_triton_client(infer)
 
 
-async def test_errors_come_in_the_protocols_words() -> None:
+async def test_errors_are_reported_to_the_client() -> None:
     def fail(client: InferenceServerClient) -> None:
-        for model, pictures, options, words in (
-            (MODEL, [HALVES, LETTER], {}, "image 1: 10 bytes in no supported image format"),
+        for model, images, options, words in (
+            (MODEL, [HALVES, TEXT_FILE], {}, "image 1: 12 bytes"),
             ("another", [HALVES], {}, "no model of name 'another'"),
             (MODEL, [HALVES], {"parameters": {"tsak": 1}}, "unknown parameter 'tsak'"),
             (MODEL, [HALVES], {"outputs": [InferRequestedOutput("depth")]}, "outputs.0.name"),
@@ -111,13 +111,13 @@ async def test_errors_come_in_the_protocols_words() -> None:
             (MODEL, [HALVES], {"timeout": 1}, "request timeout"),
         ):
             with pytest.raises(InferenceServerException, match=words):
-                client.infer(model, [make_input(*pictures)], **options)
+                client.infer(model, [make_input(*images)], **options)
 
-    await ask(fail)
+    await run_triton_client(fail)
 
 
-async def test_the_repository_lists_the_artifact_and_stays_as_it_is() -> None:
-    def look(client: InferenceServerClient) -> None:
+async def test_the_repository_is_listed_and_not_changed() -> None:
+    def check(client: InferenceServerClient) -> None:
         assert client.get_model_repository_index() == [
             {"name": MODEL, "version": VERSION, "state": "READY", "reason": ""}
         ]
@@ -125,7 +125,7 @@ async def test_the_repository_lists_the_artifact_and_stays_as_it_is() -> None:
             with pytest.raises(InferenceServerException, match="serves a single artifact"):
                 change(MODEL)
 
-    await ask(look)
+    await run_triton_client(check)
 
 
 async def test_statistics_count_runs_and_requests() -> None:
@@ -134,7 +134,7 @@ async def test_statistics_count_runs_and_requests() -> None:
         assert (before["inference_count"], before["last_inference"]) == (0, 0)
         client.infer(MODEL, [make_input(HALVES, BLUES)])
         with pytest.raises(InferenceServerException):
-            client.infer(MODEL, [make_input(LETTER)])
+            client.infer(MODEL, [make_input(TEXT_FILE)])
         (after,) = client.get_inference_statistics()["model_stats"]
         stats = after["inference_stats"]
         assert (after["inference_count"], after["execution_count"]) == (2, 2)
@@ -144,10 +144,10 @@ async def test_statistics_count_runs_and_requests() -> None:
             assert stats[stage]["count"] == 2
         assert stats["compute_infer"]["ns"] > 0
 
-    await ask(count, max_batch_size=1)
+    await run_triton_client(count, max_batch_size=1)
 
 
-async def test_a_service_that_is_not_ready_says_so_and_lives() -> None:
+async def test_a_service_that_is_not_ready_is_live() -> None:
     app = create_app(Settings(), opener=open_fake)  # and nothing starts it
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.get("/v2/health/live")).status_code == 200
@@ -180,51 +180,51 @@ INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}
         ({"inputs": [INPUT | {"data": ["aGk="]}]}, "image 0: 2 bytes"),
     ],
 )
-async def test_a_wrong_request_is_refused_in_words(http: httpx.AsyncClient, body: Any, words: str) -> None:
+async def test_an_invalid_request_is_reported(http: httpx.AsyncClient, body: Any, words: str) -> None:
     content = body if isinstance(body, bytes) else orjson.dumps(body)
-    answer = await http.post(f"/v2/models/{MODEL}/infer", content=content)
-    assert answer.status_code == 422
-    assert list(answer.json()) == ["error"]
+    response = await http.post(f"/v2/models/{MODEL}/infer", content=content)
+    assert response.status_code == 422
+    assert list(response.json()) == ["error"]
     with pytest.raises(ValueError, match=words):
-        raise ValueError(answer.json()["error"])
+        raise ValueError(response.json()["error"])
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "99999", "1" * 40])
-async def test_a_header_length_that_is_none_is_refused(http: httpx.AsyncClient, length: str) -> None:
-    answer = await http.post(f"/v2/models/{MODEL}/infer", content=b"{}", headers={LENGTH_HEADER: length})
-    assert (answer.status_code, LENGTH_HEADER in answer.json()["error"]) == (422, True)
+async def test_an_invalid_header_length_is_rejected(http: httpx.AsyncClient, length: str) -> None:
+    response = await http.post(f"/v2/models/{MODEL}/infer", content=b"{}", headers={LENGTH_HEADER: length})
+    assert (response.status_code, LENGTH_HEADER in response.json()["error"]) == (422, True)
 
 
 @pytest.mark.parametrize("tail", [b"\x01", b"\xff\xff\xff\xff", b"\x05\0\0\0ab"])
 async def test_a_truncated_element_is_rejected(http: httpx.AsyncClient, tail: bytes) -> None:
     head = orjson.dumps({"inputs": [INPUT | {"parameters": {"binary_data_size": len(tail)}}]})
     headers = {LENGTH_HEADER: str(len(head))}
-    answer = await http.post(f"/v2/models/{MODEL}/infer", content=head + tail, headers=headers)
-    assert (answer.status_code, "truncated" in answer.json()["error"]) == (422, True)
+    response = await http.post(f"/v2/models/{MODEL}/infer", content=head + tail, headers=headers)
+    assert (response.status_code, "truncated" in response.json()["error"]) == (422, True)
 
 
-async def test_base64_in_json_is_answered_in_json(http: httpx.AsyncClient) -> None:
+async def test_base64_in_json_has_json_outputs(http: httpx.AsyncClient) -> None:
     data = [[base64.b64encode(HALVES).decode()]]
     body = {"id": "7", "inputs": [INPUT | {"shape": [1, 1], "data": data}]}
-    answer = await http.post(f"/v2/models/{MODEL}/versions/{VERSION}/infer", json=body)
-    content = answer.json()
-    assert (answer.status_code, content["id"], content["model_version"]) == (200, "7", VERSION)
+    response = await http.post(f"/v2/models/{MODEL}/versions/{VERSION}/infer", json=body)
+    content = response.json()
+    assert (response.status_code, content["id"], content["model_version"]) == (200, "7", VERSION)
     (output,) = content["outputs"]
     assert (output["name"], output["datatype"], output["shape"]) == ("panoptic", "BYTES", [1])
     assert len(SegmentationResponse.model_validate_json(output["data"][0]).segments_info) == 2
-    assert LENGTH_HEADER not in answer.headers
+    assert LENGTH_HEADER not in response.headers
 
 
-async def test_a_picture_may_be_the_whole_body(http: httpx.AsyncClient) -> None:
-    answer = await http.post(f"/v2/models/{MODEL}/infer", content=HALVES, headers={LENGTH_HEADER: "0"})
-    length = int(answer.headers[LENGTH_HEADER])
-    (output,) = orjson.loads(answer.content[:length])["outputs"]
-    tail = io.BytesIO(answer.content[length:])
+async def test_the_body_may_be_the_image(http: httpx.AsyncClient) -> None:
+    response = await http.post(f"/v2/models/{MODEL}/infer", content=HALVES, headers={LENGTH_HEADER: "0"})
+    length = int(response.headers[LENGTH_HEADER])
+    (output,) = orjson.loads(response.content[:length])["outputs"]
+    tail = io.BytesIO(response.content[length:])
     assert output["parameters"] == {"binary_data_size": len(tail.getvalue())}
     assert int.from_bytes(tail.read(4), "little") == len(tail.getvalue()) - 4
     assert SegmentationResponse.model_validate_json(tail.read()).task == "panoptic"
 
 
-async def test_an_unknown_path_is_an_error_in_the_protocols_form(http: httpx.AsyncClient) -> None:
-    answer = await http.get("/v2/nothing")
-    assert (answer.status_code, list(answer.json())) == (404, ["error"])
+async def test_an_unknown_path_is_a_404_of_the_protocol(http: httpx.AsyncClient) -> None:
+    response = await http.get("/v2/nothing")
+    assert (response.status_code, list(response.json())) == (404, ["error"])

@@ -1,4 +1,4 @@
-"""The OpenAPI document is whole: examples keep their schemas, every error is there, and nothing is left undescribed."""
+"""The OpenAPI document describes every parameter, body, response and error."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -28,7 +28,7 @@ async def document(client: httpx.AsyncClient) -> dict[str, Any]:
 
 
 def walk(node: Any) -> Iterator[dict[str, Any]]:
-    """Every object in a JSON document."""
+    """Yield every object in a JSON document."""
     if isinstance(node, dict):
         yield node
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -39,7 +39,7 @@ def find_segment(document: dict[str, Any]) -> dict[str, Any]:
     return dict(document["paths"]["/v1/segment"]["post"])
 
 
-async def test_every_parameter_is_described_with_its_closed_set(document: dict[str, Any]) -> None:
+async def test_every_parameter_has_a_description_and_its_choices(document: dict[str, Any]) -> None:
     parameters = {each["name"]: each for each in find_segment(document)["parameters"]}
     assert set(parameters) == {
         *SegmentParameters.model_fields,
@@ -52,7 +52,7 @@ async def test_every_parameter_is_described_with_its_closed_set(document: dict[s
     assert parameters["formats"]["schema"]["items"]["enum"] == list(FORMAT_NAMES)
 
 
-async def test_every_body_and_answer_that_is_spoken_is_listed(document: dict[str, Any]) -> None:
+async def test_all_media_types_of_bodies_and_responses_are_listed(document: dict[str, Any]) -> None:
     operation = find_segment(document)
     assert set(operation["requestBody"]["content"]) == {
         "multipart/form-data",
@@ -73,12 +73,12 @@ async def test_every_body_and_answer_that_is_spoken_is_listed(document: dict[str
     }
 
 
-async def test_every_kind_of_error_is_shown_by_an_example_that_keeps_the_schema(document: dict[str, Any]) -> None:
+async def test_every_kind_of_error_has_a_valid_example(document: dict[str, Any]) -> None:
     shown = set()
     for path in document["paths"].values():
         for operation in path.values():
-            for status, answer in operation["responses"].items():
-                examples = answer.get("content", {}).get("application/problem+json", {}).get("examples", {})
+            for status, response in operation["responses"].items():
+                examples = response.get("content", {}).get("application/problem+json", {}).get("examples", {})
                 assert all(Problem.model_validate(each["value"]).status == int(status) for each in examples.values())
                 shown |= set(examples)
     assert shown == {kind.slug for kind in PROBLEM_TYPES.values()} - {"bad-request"}
@@ -86,7 +86,7 @@ async def test_every_kind_of_error_is_shown_by_an_example_that_keeps_the_schema(
     assert all("Retry-After" in answers[status]["headers"] for status in ("429", "503"))
 
 
-async def test_whom_the_gate_turns_away_is_told_on_every_route(document: dict[str, Any]) -> None:
+async def test_errors_of_the_middleware_are_documented_on_every_route(document: dict[str, Any]) -> None:
     def list_statuses(path: str, method: str) -> set[str]:
         return set(document["paths"][path][method]["responses"])
 
@@ -99,14 +99,14 @@ async def test_whom_the_gate_turns_away_is_told_on_every_route(document: dict[st
     assert all(infer[status]["content"]["application/json"]["schema"] == schema for status in ("401", "429", "431"))
 
 
-async def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+async def test_every_reference_resolves(document: dict[str, Any]) -> None:
     references = [each["$ref"] for each in walk(document) if "$ref" in each]
     assert len(references) > 10
     for reference in references:
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
 
 
-async def test_every_operation_says_what_it_is_for(document: dict[str, Any]) -> None:
+async def test_every_operation_has_a_summary_and_a_description(document: dict[str, Any]) -> None:
     operations = [each for path in document["paths"].values() for each in path.values()]
     assert len(operations) >= 3
     assert all(each["summary"] and each["description"] for each in operations)

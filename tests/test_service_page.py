@@ -1,4 +1,4 @@
-"""The page in a real browser, before the real service over a real socket; only the network is a fake."""
+"""The page in Chromium, with a fake network."""
 
 import asyncio
 import io
@@ -38,7 +38,7 @@ BLEND_TOLERANCE = 2
 
 
 class TwoBoxes:
-    """Whatever the picture: two overlapping objects of one cluster, and ground in the lowest rows."""
+    """For any image: two overlapping objects of one cluster, and stuff in the lowest rows."""
 
     backend = "fake"
 
@@ -79,7 +79,7 @@ async def serve(app: FastAPI, server: uvicorn.Server, listener: socket.socket, i
 
 @pytest.fixture(scope="module")
 def names_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where names that are given on the page are kept."""
+    """File of the category names."""
     return tmp_path_factory.mktemp("names") / "two-boxes.names.json"
 
 
@@ -104,14 +104,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def complaints() -> list[str]:
-    """What the browser's console said of errors; a test that causes one empties the list."""
+def console_errors() -> list[str]:
+    """Errors in the browser's console; a test that expects one removes it."""
     return []
 
 
 @pytest.fixture
-def page(address: str, browser: Browser, complaints: list[str]) -> Iterator[Page]:
-    with open_page(browser, address, complaints) as page:
+def page(address: str, browser: Browser, console_errors: list[str]) -> Iterator[Page]:
+    with open_page(browser, address, console_errors) as page:
         yield page
 
 
@@ -140,7 +140,7 @@ def hover_masks(page: Page, at: tuple[int, int]) -> None:
 
 
 def find_cells(page: Page, mask: Bool[np.ndarray, "H W"], height: int, width: int) -> list[int]:
-    """What the page's decoder finds, on a grid of that size, in a mask that pycocotools encoded."""
+    """Return the pixels that the page decodes, on a grid of a size, from a mask encoded by pycocotools."""
     outline = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     given = {"size": outline["size"], "counts": outline["counts"].decode("ascii")}
     script = """async ([outline, grid]) => {
@@ -151,17 +151,17 @@ def find_cells(page: Page, mask: Bool[np.ndarray, "H W"], height: int, width: in
     return cells
 
 
-def test_masks_lie_on_the_photo_where_the_network_put_them(page: Page) -> None:
+def test_masks_are_drawn_over_the_photo(page: Page) -> None:
     upload(page, draw_photo())
     for at in (LEFT, NOTHING, GROUND):
         assert read_pixel(page, "photo", at) == list(PAPER)
     assert read_pixel(page, "masks", NOTHING) == list(PAPER)
-    for at, colour, strength in ((LEFT, segment_color(1, True), 0.55), (GROUND, segment_color(3, False), 0.35)):
-        expected = np.array(PAPER) * (1 - strength) + np.array(colour) * strength
+    for at, color, strength in ((LEFT, segment_color(1, True), 0.55), (GROUND, segment_color(3, False), 0.35)):
+        expected = np.array(PAPER) * (1 - strength) + np.array(color) * strength
         assert read_pixel(page, "masks", at) == pytest.approx(expected, abs=BLEND_TOLERANCE)
 
 
-def test_the_slider_goes_from_the_photo_to_the_masks(page: Page) -> None:
+def test_the_slider_blends_photo_and_masks(page: Page) -> None:
     upload(page, draw_photo())
     page.click("#show-photo")
     assert read_pixel(page, "masks", LEFT) == list(PAPER)
@@ -170,7 +170,7 @@ def test_the_slider_goes_from_the_photo_to_the_masks(page: Page) -> None:
     assert read_pixel(page, "masks", GROUND) == list(segment_color(3, False))
 
 
-def test_hovering_a_segment_tells_what_it_is_and_marks_it_in_the_list(page: Page) -> None:
+def test_hovering_a_segment_shows_a_tooltip_and_highlights_it_in_the_list(page: Page) -> None:
     tip = page.locator("#tooltip")
     upload(page, draw_photo())
     hover_masks(page, LEFT)
@@ -183,7 +183,7 @@ def test_hovering_a_segment_tells_what_it_is_and_marks_it_in_the_list(page: Page
     expect(tip).to_be_hidden()
 
 
-def test_hovering_the_list_dims_all_but_the_segment(page: Page) -> None:
+def test_hovering_the_list_dims_all_other_segments(page: Page) -> None:
     upload(page, draw_photo())
     lit = read_pixel(page, "masks", LEFT)
     page.get_by_role("button", name="score 0.90").hover()
@@ -191,7 +191,7 @@ def test_hovering_the_list_dims_all_but_the_segment(page: Page) -> None:
     assert sum(read_pixel(page, "masks", NOTHING)) < sum(PAPER) / 2
 
 
-def test_the_keyboard_holds_a_segment_and_lets_it_go(page: Page) -> None:
+def test_the_keyboard_pins_and_unpins_a_segment(page: Page) -> None:
     upload(page, draw_photo())
     button = page.get_by_role("button", name="grass")
     button.focus()
@@ -201,19 +201,19 @@ def test_the_keyboard_holds_a_segment_and_lets_it_go(page: Page) -> None:
     expect(button).to_have_attribute("aria-pressed", "false")
 
 
-def test_another_task_is_shown_without_another_request(page: Page) -> None:
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+def test_switching_the_task_makes_no_request(page: Page) -> None:
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url) if request.method == "POST" else None)
     upload(page, draw_photo())
     expect(page.locator("#segments li")).to_have_count(3)
     page.get_by_text("Semantic").click()
     expect(page.locator("#segments h2")).to_contain_text(["Things 1", "Stuff 1"])
     page.get_by_text("Instance").click()
     expect(page.locator("#segments h2")).to_contain_text(["Things 2"])
-    assert [url.partition("?")[2] for url in asked] == ["task=panoptic%2Cinstance%2Csemantic"]
+    assert [url.partition("?")[2] for url in requests] == ["task=panoptic%2Cinstance%2Csemantic"]
 
 
-def test_a_click_on_a_segment_tells_everything_about_it_and_draws_its_border(page: Page) -> None:
+def test_clicking_a_segment_shows_its_details_and_border(page: Page) -> None:
     details = page.get_by_role("complementary", name="Selected segment")
     upload(page, draw_photo())
     box = page.locator("#masks").bounding_box()
@@ -232,7 +232,7 @@ def test_a_click_on_a_segment_tells_everything_about_it_and_draws_its_border(pag
 
 @pytest.fixture
 def naming_page(page: Page, address: str, names_file: Path) -> Iterator[Page]:
-    """Two photos, the first segment held; what is named is forgotten in the end, by the service, too."""
+    """A page with two photos, the first segment pinned; names are removed at the end."""
     page.set_input_files("#file", [draw_photo(), draw_photo() | {"name": "other.png"}])
     expect(page.locator("#album [data-state=done]")).to_have_count(2)
     page.locator("#segments button").first.click()
@@ -244,9 +244,9 @@ def naming_page(page: Page, address: str, names_file: Path) -> Iterator[Page]:
         time.sleep(0.05)
 
 
-def test_a_name_typed_for_a_segment_is_everywhere_at_once_and_in_later_answers(naming_page: Page) -> None:
-    page, asked = naming_page, []
-    page.on("request", lambda request: asked.append(request.method))
+def test_a_new_name_appears_everywhere_and_in_later_results(naming_page: Page) -> None:
+    page, requests = naming_page, []
+    page.on("request", lambda request: requests.append(request.method))
     name = page.get_by_role("combobox", name="Name of cluster 7")
     expect(name).to_have_value("")
     name.press_sequentially("dog")
@@ -262,13 +262,13 @@ def test_a_name_typed_for_a_segment_is_everywhere_at_once_and_in_later_answers(n
     expect(page.locator("#segments strong")).to_have_text(["dog", "dog", "grass"])
     hover_masks(page, LEFT)
     expect(page.locator("#tooltip strong")).to_have_text("dog")
-    assert asked == ["PUT", "GET"]
+    assert requests == ["PUT", "GET"]
     page.reload()
     upload(page, draw_photo())
     expect(page.locator("#segments strong")).to_have_text(["dog", "dog", "grass"])
 
 
-def test_escape_takes_back_what_was_typed_and_then_lets_the_segment_go(naming_page: Page) -> None:
+def test_escape_resets_the_name_and_then_unpins_the_segment(naming_page: Page) -> None:
     name = naming_page.get_by_role("combobox", name="Name of cluster 7")
     name.press_sequentially("dog")
     naming_page.keyboard.press("Escape")
@@ -279,16 +279,16 @@ def test_escape_takes_back_what_was_typed_and_then_lets_the_segment_go(naming_pa
     expect(naming_page.locator("#segments strong").first).to_have_text("unnamed cluster 7")
 
 
-def test_a_name_that_is_refused_is_told_in_words(naming_page: Page, names_file: Path, complaints: list[str]) -> None:
+def test_a_rejected_name_shows_the_reason(naming_page: Page, names_file: Path, console_errors: list[str]) -> None:
     names_file.write_text("{")
     naming_page.get_by_role("combobox", name="Name of cluster 7").fill("dog")
     naming_page.get_by_role("button", name="Save").click()
     expect(naming_page.locator("#details").get_by_role("alert")).to_contain_text("fix or delete it")
     expect(naming_page.get_by_label("Admin key")).to_be_hidden()
-    assert "409" in complaints.pop()
+    assert "409" in console_errors.pop()
 
 
-def test_an_administrators_key_is_asked_for_where_one_is_needed(naming_page: Page, complaints: list[str]) -> None:
+def test_the_admin_key_field_appears_if_a_key_is_required(naming_page: Page, console_errors: list[str]) -> None:
     seen: list[str | None] = []
 
     def guard(route: Route) -> None:
@@ -309,10 +309,10 @@ def test_an_administrators_key_is_asked_for_where_one_is_needed(naming_page: Pag
     expect(naming_page.locator("#segments strong").first).to_have_text("dog")
     expect(key).to_be_hidden()
     assert seen == [None, "Bearer secret"]
-    assert "403" in complaints.pop()
+    assert "403" in console_errors.pop()
 
 
-def test_several_photos_are_segmented_and_each_can_be_shown(page: Page) -> None:
+def test_several_photos_can_be_segmented_and_shown(page: Page) -> None:
     photos = [draw_photo() | {"name": name} for name in ("a.png", "b.png", "c.png")]
     page.set_input_files("#file", photos)
     album = page.get_by_role("list", name="Photos")
@@ -325,21 +325,21 @@ def test_several_photos_are_segmented_and_each_can_be_shown(page: Page) -> None:
     expect(page.locator("#segments li")).to_have_count(3)
 
 
-def test_one_broken_photo_of_several_fails_alone(page: Page, complaints: list[str]) -> None:
-    broken: FilePayload = {"name": "b.txt", "mimeType": "text/plain", "buffer": b"no picture"}
+def test_a_broken_photo_does_not_affect_the_others(page: Page, console_errors: list[str]) -> None:
+    broken: FilePayload = {"name": "b.txt", "mimeType": "text/plain", "buffer": b"not an image"}
     page.set_input_files("#file", [draw_photo(), broken])
     album = page.get_by_role("list", name="Photos")
     expect(album.locator("[data-state=failed]")).to_have_text("b.txt, failed")
     expect(page.get_by_role("alert")).to_be_hidden()
     album.get_by_role("button", name="b.txt").click()
-    expect(page.get_by_role("alert")).to_contain_text("b.txt: 10 bytes in no supported image format")
+    expect(page.get_by_role("alert")).to_contain_text("b.txt: 12 bytes")
     album.get_by_role("button", name="drawn.png").click()
     expect(page.get_by_role("alert")).to_be_hidden()
     expect(page.locator("#segments li")).to_have_count(3)
-    assert "422" in complaints.pop()
+    assert "422" in console_errors.pop()
 
 
-def test_the_time_of_each_stage_is_told_and_drawn_to_scale(page: Page) -> None:
+def test_the_stages_are_shown_to_scale(page: Page) -> None:
     page.route(
         "**/v1/segment*",
         lambda route: route.fulfill(response=(each := route.fetch()), headers=each.headers | {
@@ -352,7 +352,7 @@ def test_the_time_of_each_stage_is_told_and_drawn_to_scale(page: Page) -> None:
     assert widths[1]["width"] / widths[0]["width"] == pytest.approx(3.0, rel=0.02)
 
 
-def test_the_panel_of_the_service_follows_its_metrics(page: Page) -> None:
+def test_the_service_panel_shows_metrics(page: Page) -> None:
     upload(page, draw_photo())
     page.locator("#health summary").click()
     panel = page.locator("#health-body")
@@ -361,7 +361,7 @@ def test_the_panel_of_the_service_follows_its_metrics(page: Page) -> None:
     expect(page.locator("#health-line")).to_have_text("0 waiting, 0 in flight")
 
 
-def test_a_service_with_keys_asks_for_one(page: Page, complaints: list[str]) -> None:
+def test_the_api_key_field_appears_if_a_key_is_required(page: Page, console_errors: list[str]) -> None:
     seen: list[str | None] = []
 
     def guard(route: Route) -> None:
@@ -377,11 +377,11 @@ def test_a_service_with_keys_asks_for_one(page: Page, complaints: list[str]) -> 
     page.keyboard.press("Enter")
     expect(page.locator("#segments li")).to_have_count(3)
     assert seen == [None, "Bearer secret"]
-    assert "401" in complaints.pop()
+    assert "401" in console_errors.pop()
 
 
 @pytest.mark.parametrize("width", [320, 390])
-def test_nothing_is_wider_than_a_phone(page: Page, width: int) -> None:
+def test_the_page_fits_a_phone(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.set_input_files("#file", [draw_photo()] * 6)
     page.locator("#segments li").first.click()
@@ -390,7 +390,7 @@ def test_nothing_is_wider_than_a_phone(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_everything_is_reached_by_the_keyboard_and_has_a_name(page: Page) -> None:
+def test_all_controls_are_reachable_by_keyboard_and_have_a_name(page: Page) -> None:
     page.set_input_files("#file", [draw_photo(), draw_photo()])
     page.locator("#segments li").first.wait_for()
     names = []
@@ -422,34 +422,34 @@ def test_swagger_ui_works_offline_and_makes_a_call(page: Page, address: str, tmp
     assert all(url.startswith((address, "data:", "blob:")) for url in urls)
 
 
-def test_where_instances_overlap_the_better_one_shows(page: Page) -> None:
+def test_the_better_of_overlapping_instances_is_visible(page: Page) -> None:
     page.get_by_text("Instance").click()
     upload(page, draw_photo())
     page.click("#show-masks")
     assert read_pixel(page, "masks", BOTH) == list(segment_color(1, True))
 
 
-def test_a_text_file_is_refused_in_the_services_words(page: Page, complaints: list[str]) -> None:
+def test_a_text_file_shows_the_services_error(page: Page, console_errors: list[str]) -> None:
     error = page.get_by_role("alert")
     with page.expect_response("**/v1/segment*") as refusal:
-        page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"})
+        page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"not an image"})
     expect(error).to_contain_text(f"notes.txt: {refusal.value.json()['detail']}")
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
     upload(page, draw_photo())
     expect(error).to_be_hidden()
-    assert "422" in complaints.pop()
+    assert "422" in console_errors.pop()
 
 
-def test_a_service_out_of_reach_can_be_tried_again(page: Page, complaints: list[str]) -> None:
+def test_a_failed_connection_can_be_retried(page: Page, console_errors: list[str]) -> None:
     page.route("**/v1/segment*", lambda route: route.abort(), times=1)
     page.set_input_files("#file", draw_photo())
     expect(page.get_by_role("alert")).to_contain_text("drawn.png: No response")
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#segments li")).to_have_count(3)
-    assert "ERR_FAILED" in complaints.pop()
+    assert "ERR_FAILED" in console_errors.pop()
 
 
-def test_a_new_photo_is_shown_before_the_one_in_flight_is_answered(page: Page) -> None:
+def test_a_new_photo_is_shown_while_another_is_in_flight(page: Page) -> None:
     held: list[Route] = []
     page.route("**/v1/segment*", lambda route: held.append(route), times=1)
     with page.expect_request("**/v1/segment*"):
@@ -463,7 +463,7 @@ def test_a_new_photo_is_shown_before_the_one_in_flight_is_answered(page: Page) -
     expect(page.locator("#photo-name")).to_have_text("drawn.png")
 
 
-def test_downloads_are_the_label_map_and_the_answer(page: Page) -> None:
+def test_downloads_are_the_label_map_and_the_json(page: Page) -> None:
     upload(page, draw_photo())
     with page.expect_download() as png:
         page.click("#download-png")
@@ -472,21 +472,21 @@ def test_downloads_are_the_label_map_and_the_answer(page: Page) -> None:
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert png.value.suggested_filename == "drawn-panoptic.png"
     assert [labels[y, x] for x, y in (LEFT, BOTH, NOTHING, GROUND)] == [1, 1, 0, 3]
-    with page.expect_download() as answer:
+    with page.expect_download() as response:
         page.click("#download-json")
-    segments = json.loads(Path(answer.value.path()).read_bytes())["segments_info"]
-    assert answer.value.suggested_filename == "drawn-panoptic.json"
+    segments = json.loads(Path(response.value.path()).read_bytes())["segments_info"]
+    assert response.value.suggested_filename == "drawn-panoptic.json"
     assert [segment["category_name"] for segment in segments] == [None, None, "grass"]
 
 
-def test_a_photo_that_only_the_service_can_read_gives_masks_on_a_blank(page: Page) -> None:
+def test_a_photo_that_the_browser_cannot_decode_is_blank_under_its_masks(page: Page) -> None:
     upload(page, draw_photo("tiff", save_all=True, append_images=[Image.new("RGB", SIZE)]))
     expect(page.locator("#warnings li")).to_contain_text(["cannot show", "only the first of 2 frames"])
     page.click("#show-masks")
     assert read_pixel(page, "masks", LEFT) == list(segment_color(1, True))
 
 
-def test_a_turned_photo_stands_upright_under_its_masks(page: Page) -> None:
+def test_a_photo_with_exif_rotation_is_shown_upright(page: Page) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     upload(page, draw_photo("jpeg", exif=exif))
@@ -508,19 +508,19 @@ MASKS = {
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
-def test_the_decoder_agrees_with_pycocotools(page: Page, mask: Bool[np.ndarray, "H W"]) -> None:
+def test_the_rle_decoder_matches_pycocotools(page: Page, mask: Bool[np.ndarray, "H W"]) -> None:
     assert find_cells(page, mask, *mask.shape) == np.flatnonzero(mask).tolist()
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 30), (37, 10), (1, 1), (50, 60)])
-def test_a_grid_of_another_size_holds_the_pixels_at_its_centres(page: Page, height: int, width: int) -> None:
+def test_a_smaller_grid_samples_the_mask_at_pixel_centers(page: Page, height: int, width: int) -> None:
     rows = ((np.arange(height) + 0.5) * 37 / height).astype(int)
     columns = ((np.arange(width) + 0.5) * 53 / width).astype(int)
     expected = np.flatnonzero(MASKS["sparse"][np.ix_(rows, columns)])
     assert find_cells(page, MASKS["sparse"], height, width) == expected.tolist()
 
 
-def test_colours_are_those_of_the_services_overlay(page: Page) -> None:
+def test_segment_colors_match_the_services_overlay(page: Page) -> None:
     script = """async (ids) => {
         const { segmentColor } = await import(new URL("static/mask_canvas.js", document.baseURI));
         return ids.map((id) => [segmentColor(id, true), segmentColor(id, false)]);

@@ -1,4 +1,4 @@
-"""Every error has one status and one body; the service's own faults are not told to callers."""
+"""Every error has one status and one body, and internal errors are not sent to clients."""
 
 import logging
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def test_every_error_has_a_status_in_the_table() -> None:
     assert homeless == []
 
 
-def test_slugs_tell_kinds_apart() -> None:
+def test_slugs_are_unique() -> None:
     kinds = set(PROBLEM_TYPES.values())
     assert len({kind.slug for kind in kinds}) == len(kinds)
 
@@ -62,15 +62,15 @@ def test_slugs_tell_kinds_apart() -> None:
         (ZeroDivisionError("x"), 500, "internal"),
     ],
 )
-def test_each_error_has_its_status(error: Exception, status: int, slug: str) -> None:
+def test_each_error_has_a_status_and_a_slug(error: Exception, status: int, slug: str) -> None:
     assert (find_problem_type(error).status, find_problem_type(error).slug) == (status, slug)
 
 
-def test_the_body_says_what_happened_and_to_which_request() -> None:
-    answer = make_error_response(InvalidImage("no picture: send one"), "abc")
-    assert answer.status_code == 422
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert orjson.loads(answer.body) == {
+def test_the_body_describes_the_error_and_the_request() -> None:
+    response = make_error_response(InvalidImage("no picture: send one"), "abc")
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+    assert orjson.loads(response.body) == {
         "type": "urn:useg:problem:invalid-image",
         "title": "The image cannot be decoded",
         "status": 422,
@@ -80,32 +80,30 @@ def test_the_body_says_what_happened_and_to_which_request() -> None:
 
 
 @pytest.mark.parametrize(("given_s", "sent"), [(7, "7"), (0, "1")])
-def test_busy_says_when_to_come_back_in_whole_seconds(given_s: int, sent: str) -> None:
-    answer = make_error_response(QueueFull("full", retry_after_s=given_s), "abc")
-    assert answer.headers["retry-after"] == sent
-    assert Problem.model_validate_json(answer.body).retry_after_ms == int(sent) * 1000
+def test_queue_full_has_a_retry_after_of_at_least_one_second(given_s: int, sent: str) -> None:
+    response = make_error_response(QueueFull("full", retry_after_s=given_s), "abc")
+    assert response.headers["retry-after"] == sent
+    assert Problem.model_validate_json(response.body).retry_after_ms == int(sent) * 1000
 
 
-def test_not_ready_says_when_to_come_back() -> None:
+def test_not_ready_has_a_retry_after() -> None:
     assert int(make_error_response(NotReady("warming up"), "abc").headers["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("secret path"), ArtifactError("secret path")])
-def test_a_fault_of_the_service_is_logged_with_its_cause_and_not_told(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_internal_error_is_logged_but_not_sent(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
-        answer = make_error_response(error, "abc")
-    assert answer.status_code == 500
-    assert b"secret" not in answer.body
-    assert b"abc" in answer.body
+        response = make_error_response(error, "abc")
+    assert response.status_code == 500
+    assert b"secret" not in response.body
+    assert b"abc" in response.body
     assert caplog.records[0].exc_info is not None
     assert caplog.records[0].exc_info[1] is error
 
 
-def test_a_wrong_method_keeps_the_header_that_names_the_right_one() -> None:
+def test_method_not_allowed_keeps_the_allow_header() -> None:
     assert make_error_response(HTTPException(405, headers={"Allow": "POST"}), "abc").headers["allow"] == "POST"
 
 
-def test_a_client_that_hung_up_counts_as_499() -> None:
+def test_a_disconnected_client_counts_as_499() -> None:
     assert make_error_response(ClientDisconnect(), "abc").status_code == 499

@@ -1,4 +1,4 @@
-"""Every type of answer holds the same segments, and of several pictures each is answered for itself."""
+"""Responses in every format, and batches with a status for each image."""
 
 import base64
 import email
@@ -30,7 +30,7 @@ from service.responses.schemas import (
 
 HALVES = save(draw_halves())
 BLUES = save(draw_halves(BLUE, WHITE))
-LETTER = b"no picture"
+TEXT_FILE = b"no decoded"
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +41,9 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield each
 
 
-async def ask(client: httpx.AsyncClient, accept: str, content: bytes = HALVES, **params: Any) -> httpx.Response:
+async def request_segments(
+    client: httpx.AsyncClient, accept: str, content: bytes = HALVES, **params: Any
+) -> httpx.Response:
     return await post(client, content, headers={"Accept": accept}, params=params)
 
 
@@ -52,10 +54,10 @@ async def post_files(
     return await client.post("/v1/segment", files=files, headers={"Accept": accept}, params=params)
 
 
-def read_parts(answer: httpx.Response) -> list[email.message.EmailMessage]:
-    """The parts of a multipart answer, as Python's own mail reader takes them."""
-    head = b"Content-Type: " + answer.headers["content-type"].encode() + b"\r\n\r\n"
-    message = email.message_from_bytes(head + answer.content, policy=email.policy.HTTP)
+def read_parts(response: httpx.Response) -> list[email.message.EmailMessage]:
+    """Return the parts of a multipart response."""
+    head = b"Content-Type: " + response.headers["content-type"].encode() + b"\r\n\r\n"
+    message = email.message_from_bytes(head + response.content, policy=email.policy.HTTP)
     assert not message.defects
     return list(message.iter_parts())
 
@@ -66,10 +68,10 @@ def get_content(part: email.message.EmailMessage) -> bytes:
     return content
 
 
-async def test_polygons_are_the_borders_of_the_masks(client: httpx.AsyncClient) -> None:
-    answer = await ask(client, "application/geo+json")
-    assert answer.headers["content-type"] == "application/geo+json"
-    collection = FeatureCollection.model_validate_json(answer.content)
+async def test_geojson_polygons_follow_the_mask_borders(client: httpx.AsyncClient) -> None:
+    response = await request_segments(client, "application/geo+json")
+    assert response.headers["content-type"] == "application/geo+json"
+    collection = FeatureCollection.model_validate_json(response.content)
     thing, stuff = collection.features
     assert thing.geometry.coordinates == [[[(0, 0), (28, 0), (28, 28), (0, 28), (0, 0)]]]
     assert (thing.properties.category_name, stuff.properties.category_name, stuff.properties.area) == (
@@ -79,22 +81,22 @@ async def test_polygons_are_the_borders_of_the_masks(client: httpx.AsyncClient) 
     )
 
 
-async def test_a_png_of_clusters_is_asked_for_by_its_profile(client: httpx.AsyncClient) -> None:
-    answer = await ask(client, 'image/png;profile="clusters"', task="semantic")
-    picture = Image.open(io.BytesIO(answer.content))
-    assert (answer.headers["content-type"], picture.mode) == ('image/png;profile="clusters"', "L")
-    assert [picture.getpixel((10, 10)), picture.getpixel((40, 10))] == [1, 3]
+async def test_the_clusters_profile_selects_a_png_of_cluster_ids(client: httpx.AsyncClient) -> None:
+    response = await request_segments(client, 'image/png;profile="clusters"', task="semantic")
+    decoded = Image.open(io.BytesIO(response.content))
+    assert (response.headers["content-type"], decoded.mode) == ('image/png;profile="clusters"', "L")
+    assert [decoded.getpixel((10, 10)), decoded.getpixel((40, 10))] == [1, 3]
 
 
 async def test_npz_holds_the_label_map(client: httpx.AsyncClient) -> None:
-    with np.load(io.BytesIO((await ask(client, "application/x-npz")).content)) as arrays:
+    with np.load(io.BytesIO((await request_segments(client, "application/x-npz")).content)) as arrays:
         assert arrays["label_map"][0, [0, 55]].tolist() == [1, 2]
         assert arrays["scores"][0] == pytest.approx(0.9)
 
 
-async def test_hugging_faces_answer_is_a_list_of_labelled_masks(client: httpx.AsyncClient) -> None:
-    answer = await ask(client, "application/vnd.hf.image-segmentation+json", subtask="panoptic")
-    labels = [HuggingFaceMask.model_validate(each).label for each in answer.json()]
+async def test_the_hugging_face_format_is_a_list_of_labeled_masks(client: httpx.AsyncClient) -> None:
+    response = await request_segments(client, "application/vnd.hf.image-segmentation+json", subtask="panoptic")
+    labels = [HuggingFaceMask.model_validate(each).label for each in response.json()]
     assert labels == ["tomato", "LABEL_3"]
 
 
@@ -108,9 +110,9 @@ async def test_several_tasks_come_from_one_run_of_the_network() -> None:
 
     async with open_client(lambda: (CONTRACT, CountingSession())) as client:
         warm_up = len(runs)
-        answer = await ask(client, "", task="panoptic,instance,semantic")
+        response = await request_segments(client, "", task="panoptic,instance,semantic")
     assert len(runs) == warm_up + 1
-    tasks = MultiTaskResponse.model_validate_json(answer.content)
+    tasks = MultiTaskResponse.model_validate_json(response.content)
     assert [(each.task, len(each.segments_info)) for each in tasks.results] == [
         ("panoptic", 2),
         ("instance", 1),
@@ -118,9 +120,9 @@ async def test_several_tasks_come_from_one_run_of_the_network() -> None:
     ]
 
 
-async def test_several_tasks_are_no_single_png(client: httpx.AsyncClient) -> None:
-    answer = await ask(client, "image/png", task="panoptic,instance")
-    problem = Problem.model_validate_json(answer.content)
+async def test_several_tasks_are_not_acceptable_as_a_single_png(client: httpx.AsyncClient) -> None:
+    response = await request_segments(client, "image/png", task="panoptic,instance")
+    problem = Problem.model_validate_json(response.content)
     assert problem.status == 406
     assert (
         "of several images or tasks matches 'Accept: image/png': supported are application/json, application/zip"
@@ -128,30 +130,36 @@ async def test_several_tasks_are_no_single_png(client: httpx.AsyncClient) -> Non
     )
 
 
-async def test_classes_leave_the_rest_out(client: httpx.AsyncClient) -> None:
+async def test_classes_filter_the_segments(client: httpx.AsyncClient) -> None:
     for classes, clusters in (("tomato", [1]), ("3", [3]), ("3,tomato", [1, 3]), ("2", [])):
-        answer = SegmentationResponse.model_validate_json((await ask(client, "", classes=classes)).content)
-        assert [each.cluster_id for each in answer.segments_info] == clusters
-    problem = Problem.model_validate_json((await ask(client, "", classes="potato")).content)
+        response = SegmentationResponse.model_validate_json(
+            (await request_segments(client, "", classes=classes)).content
+        )
+        assert [each.cluster_id for each in response.segments_info] == clusters
+    problem = Problem.model_validate_json((await request_segments(client, "", classes="potato")).content)
     assert (problem.status, "did you mean 'tomato'" in problem.detail) == (422, True)
 
 
-async def test_a_longest_side_makes_the_whole_answer_smaller(client: httpx.AsyncClient) -> None:
+async def test_longest_edge_scales_the_result_down(client: httpx.AsyncClient) -> None:
     large = save(draw_halves().resize((560, 280)))
-    answer = SegmentationResponse.model_validate_json((await ask(client, "", large, longest_edge=140)).content)
-    assert (answer.image.width, answer.image.height) == (140, 70)
-    assert (answer.image.original_width, answer.image.original_height) == (560, 280)
-    assert [each.bbox for each in answer.segments_info] == [(0, 0, 70, 70), (70, 0, 70, 70)]
-    overlay = Image.open(io.BytesIO((await ask(client, "image/jpeg", large, longest_edge=140)).content))
+    response = SegmentationResponse.model_validate_json(
+        (await request_segments(client, "", large, longest_edge=140)).content
+    )
+    assert (response.image.width, response.image.height) == (140, 70)
+    assert (response.image.original_width, response.image.original_height) == (560, 280)
+    assert [each.bbox for each in response.segments_info] == [(0, 0, 70, 70), (70, 0, 70, 70)]
+    overlay = Image.open(io.BytesIO((await request_segments(client, "image/jpeg", large, longest_edge=140)).content))
     assert overlay.size == (140, 70)
-    untouched = SegmentationResponse.model_validate_json((await ask(client, "", large, longest_edge=561)).content)
+    untouched = SegmentationResponse.model_validate_json(
+        (await request_segments(client, "", large, longest_edge=561)).content
+    )
     assert untouched.image.width == 560
 
 
-async def test_a_batch_answers_each_picture_for_itself(client: httpx.AsyncClient) -> None:
-    answer = await post_files(client, [HALVES, LETTER, BLUES], task="instance", threshold="0.1")
-    assert answer.status_code == 207
-    batch = BatchResponse.model_validate_json(answer.content)
+async def test_each_image_of_a_batch_has_its_own_status(client: httpx.AsyncClient) -> None:
+    response = await post_files(client, [HALVES, TEXT_FILE, BLUES], task="instance", threshold="0.1")
+    assert response.status_code == 207
+    batch = BatchResponse.model_validate_json(response.content)
     assert [(each.index, each.name, each.status) for each in batch.results] == [
         (0, "0.png", 200),
         (1, "1.png", 422),
@@ -165,19 +173,19 @@ async def test_a_batch_answers_each_picture_for_itself(client: httpx.AsyncClient
     assert clusters == [[1], [2]]
     assert batch.results[1].error
     assert batch.results[1].error.type == "urn:useg:problem:invalid-image"
-    assert batch.results[1].error.instance == f"urn:useg:request:{answer.headers['x-request-id']}"
+    assert batch.results[1].error.instance == f"urn:useg:request:{response.headers['x-request-id']}"
 
 
 async def test_a_batch_without_a_failure_is_200(client: httpx.AsyncClient) -> None:
-    answer = await post_files(client, [HALVES] * 9, task="semantic,panoptic")
-    batch = BatchResponse.model_validate_json(answer.content)
-    assert (answer.status_code, len(batch.results)) == (200, 9)
+    response = await post_files(client, [HALVES] * 9, task="semantic,panoptic")
+    batch = BatchResponse.model_validate_json(response.content)
+    assert (response.status_code, len(batch.results)) == (200, 9)
     assert all(isinstance(item.result, MultiTaskResponse) for item in batch.results)
-    stages = [part.split(";")[0] for part in answer.headers["server-timing"].split(", ")]
+    stages = [part.split(";")[0] for part in response.headers["server-timing"].split(", ")]
     assert stages == ["read", "decode", "queue", "infer", "merge", "encode"]
 
 
-async def test_a_picture_on_which_the_network_fails_fails_alone() -> None:
+async def test_an_image_on_which_the_network_fails_does_not_fail_the_batch() -> None:
     class PickySession(RedSession):
         def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
             if any(each[2].mean() > 200 > each[0].mean() for each in pixels):
@@ -186,22 +194,22 @@ async def test_a_picture_on_which_the_network_fails_fails_alone() -> None:
 
     poison = save(Image.new("RGB", (56, 56), BLUE))
     async with open_client(lambda: (CONTRACT, PickySession()), max_batch_size=4) as client:
-        answer = await post_files(client, [HALVES, HALVES, poison, HALVES])
-    assert [item.status for item in BatchResponse.model_validate_json(answer.content).results] == [200, 200, 500, 200]
-    assert "secret" not in answer.text
+        response = await post_files(client, [HALVES, HALVES, poison, HALVES])
+    assert [item.status for item in BatchResponse.model_validate_json(response.content).results] == [200, 200, 500, 200]
+    assert "secret" not in response.text
 
 
-async def test_a_batch_that_came_too_late_as_a_whole_fails_as_one() -> None:
+async def test_a_batch_of_which_no_image_was_started_fails_as_a_whole() -> None:
     async with open_client() as client:
         files = [("file", (f"{number}.png", HALVES)) for number in range(2)]
-        answer = await client.post("/v1/segment", files=files, headers={"X-Request-Timeout-Ms": "1"})
-    assert (answer.status_code, Problem.model_validate_json(answer.content).status) == (504, 504)
+        response = await client.post("/v1/segment", files=files, headers={"X-Request-Timeout-Ms": "1"})
+    assert (response.status_code, Problem.model_validate_json(response.content).status) == (504, 504)
 
 
-async def test_a_zip_is_a_coco_panoptic_data_set(client: httpx.AsyncClient) -> None:
-    answer = await post_files(client, [HALVES, LETTER, BLUES], "application/zip", task="panoptic,semantic")
-    assert (answer.status_code, answer.headers["content-type"]) == (207, "application/zip")
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+async def test_a_zip_is_a_coco_panoptic_dataset(client: httpx.AsyncClient) -> None:
+    response = await post_files(client, [HALVES, TEXT_FILE, BLUES], "application/zip", task="panoptic,semantic")
+    assert (response.status_code, response.headers["content-type"]) == (207, "application/zip")
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
         assert archive.testzip() is None
         data = orjson.loads(archive.read("panoptic.json"))
         assert [(each["id"], each["file_name"], each["width"]) for each in data["images"]] == [
@@ -220,21 +228,21 @@ async def test_a_zip_is_a_coco_panoptic_data_set(client: httpx.AsyncClient) -> N
         assert orjson.loads(archive.read("results.json"))[1]["error"]["status"] == 422
 
 
-async def test_a_single_picture_in_a_zip_has_the_parts_that_were_asked_for(client: httpx.AsyncClient) -> None:
+async def test_a_zip_holds_the_requested_formats(client: httpx.AsyncClient) -> None:
     everything = "json,geojson,png,clusters,overlay,npz,huggingface"
-    answer = await ask(client, "application/zip", formats=everything)
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+    response = await request_segments(client, "application/zip", formats=everything)
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
         endings = {name.partition("000001")[2] for name in archive.namelist() if "000001" in name}
     assert endings == {
         ".json", ".geojson", ".png", ".clusters.png", ".overlay.jpg", ".npz", ".huggingface.json"
     }  # fmt: skip
-    broken = await ask(client, "application/zip", LETTER)
+    broken = await request_segments(client, "application/zip", TEXT_FILE)
     assert Problem.model_validate_json(broken.content).status == broken.status_code == 422
 
 
-async def test_multipart_has_a_status_with_every_part(client: httpx.AsyncClient) -> None:
-    answer = await post_files(client, [HALVES, LETTER], "multipart/mixed")
-    parts = read_parts(answer)
+async def test_every_part_of_a_multipart_response_has_a_status(client: httpx.AsyncClient) -> None:
+    response = await post_files(client, [HALVES, TEXT_FILE], "multipart/mixed")
+    parts = read_parts(response)
     assert [(part["X-Item-Index"], part["X-Item-Status"], part.get_content_type()) for part in parts] == [
         ("0", "200", "application/json"),
         ("0", "200", "image/png"),
@@ -250,16 +258,16 @@ def encode(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-async def test_base64_in_json_is_a_picture_with_its_parameters(client: httpx.AsyncClient) -> None:
+async def test_a_json_body_holds_base64_and_options(client: httpx.AsyncClient) -> None:
     for text in (encode(HALVES), "data:image/png;base64," + encode(HALVES)):
         body = {"inputs": text, "parameters": {"task": "instance", "classes": ["tomato"], "longest_edge": 32}}
-        answer = SegmentationResponse.model_validate_json((await client.post("/v1/segment", json=body)).content)
-        assert (answer.task, answer.image.width, len(answer.segments_info)) == ("instance", 32, 1)
+        response = SegmentationResponse.model_validate_json((await client.post("/v1/segment", json=body)).content)
+        assert (response.task, response.image.width, len(response.segments_info)) == ("instance", 32, 1)
 
 
-async def test_a_list_of_base64_is_a_batch_even_of_one(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/v1/segment", json={"inputs": [encode(HALVES)]})
-    (item,) = BatchResponse.model_validate_json(answer.content).results
+async def test_a_list_of_one_base64_image_is_a_batch(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/segment", json={"inputs": [encode(HALVES)]})
+    (item,) = BatchResponse.model_validate_json(response.content).results
     assert (item.name, item.status) == (None, 200)
 
 
@@ -279,17 +287,15 @@ async def test_a_list_of_base64_is_a_batch_even_of_one(client: httpx.AsyncClient
         (orjson.dumps({"inputs": ["aGk="] * 33}), "invalid-parameter", "at most 32 items"),
     ],
 )
-async def test_a_wrong_json_body_is_refused_in_words(
-    client: httpx.AsyncClient, body: bytes, slug: str, words: str
-) -> None:
-    answer = await client.post("/v1/segment", content=body, headers={"Content-Type": "application/json"})
-    problem = Problem.model_validate_json(answer.content)
-    assert (answer.status_code, problem.type) == (422, f"urn:useg:problem:{slug}")
+async def test_an_invalid_json_body_is_rejected(client: httpx.AsyncClient, body: bytes, slug: str, words: str) -> None:
+    response = await client.post("/v1/segment", content=body, headers={"Content-Type": "application/json"})
+    problem = Problem.model_validate_json(response.content)
+    assert (response.status_code, problem.type) == (422, f"urn:useg:problem:{slug}")
     assert words in problem.detail
 
 
-async def test_thresholds_reach_the_merge(client: httpx.AsyncClient) -> None:
-    strict = await ask(client, "", save(draw_halves(RED, BLUE)), threshold=0.1, min_stuff_area_fraction=1)
+async def test_thresholds_apply_to_the_panoptic_merge(client: httpx.AsyncClient) -> None:
+    strict = await request_segments(client, "", save(draw_halves(RED, BLUE)), threshold=0.1, min_stuff_area_fraction=1)
     clusters = [each.cluster_id for each in SegmentationResponse.model_validate_json(strict.content).segments_info]
     assert clusters == [1, 2]
 
@@ -311,11 +317,11 @@ async def test_thresholds_reach_the_merge(client: httpx.AsyncClient) -> None:
         ("application/json;q=oops, image/jpeg;q=0.001", "image/jpeg"),
     ],
 )
-def test_the_best_liked_type_is_chosen(accept: str, media: str) -> None:
+def test_the_accept_header_selects_the_media_type(accept: str, media: str) -> None:
     assert negotiate_media_type(accept) == media
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/*;q=0", "*/*;q=0", "image/webp", "*/*;q=nan", ";;;"])
-def test_nothing_liked_is_an_error_that_lists_what_there_is(accept: str) -> None:
+def test_an_unacceptable_media_type_lists_the_supported_ones(accept: str) -> None:
     with pytest.raises(NotAcceptable, match="supported are application/json, image/png, image/jpeg"):
         negotiate_media_type(accept)

@@ -1,4 +1,4 @@
-"""Whatever file is sent, the answer has the right masks or is a 4xx with the one error body, never a 500."""
+"""Images in every format and kind of body are segmented or rejected with a 4xx, never a 500."""
 
 import io
 import struct
@@ -42,7 +42,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def draw_png_header(width: int, height: int) -> bytes:
-    """A PNG that promises a size and holds no pixels."""
+    """Return a PNG with a size and no pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -57,18 +57,18 @@ def turn(orientation: int) -> Image.Exif:
     return exif
 
 
-def assert_problem(answer: httpx.Response, status: int, slug: str) -> Problem:
-    problem = Problem.model_validate_json(answer.content)
-    assert (answer.status_code, problem.status, problem.type) == (status, status, f"urn:useg:problem:{slug}")
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert problem.instance == f"urn:useg:request:{answer.headers['x-request-id']}"
+def assert_problem(response: httpx.Response, status: int, slug: str) -> Problem:
+    problem = Problem.model_validate_json(response.content)
+    assert (response.status_code, problem.status, problem.type) == (status, status, f"urn:useg:problem:{slug}")
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem.instance == f"urn:useg:request:{response.headers['x-request-id']}"
     return problem
 
 
-def find_thing(answer: httpx.Response) -> dict[str, Any]:
-    """The one thing in a JSON answer."""
-    assert answer.status_code == 200, answer.text
-    (thing,) = [segment for segment in answer.json()["segments_info"] if segment["isthing"]]
+def find_thing(response: httpx.Response) -> dict[str, Any]:
+    """Return the only thing of a JSON response."""
+    assert response.status_code == 200, response.text
+    (thing,) = [segment for segment in response.json()["segments_info"] if segment["isthing"]]
     return dict(thing)
 
 
@@ -83,32 +83,32 @@ def find_thing(answer: httpx.Response) -> dict[str, Any]:
     ],
     ids=["empty", "text", "truncated", "header alone", "postscript"],
 )
-async def test_bytes_that_are_no_whole_picture_are_unreadable(
+async def test_bytes_that_are_not_a_whole_image_are_invalid(
     client: httpx.AsyncClient, content: bytes, words: str
 ) -> None:
     assert words in assert_problem(await post(client, content), 422, "invalid-image").detail
 
 
-async def test_a_bomb_is_refused_by_its_header(client: httpx.AsyncClient) -> None:
+async def test_a_decompression_bomb_is_rejected_by_its_header(client: httpx.AsyncClient) -> None:
     problem = assert_problem(await post(client, draw_png_header(20_000, 10_000)), 422, "too-many-pixels")
     assert "50000000" in problem.detail
 
 
-async def test_one_pixel_is_a_picture(client: httpx.AsyncClient) -> None:
+async def test_an_image_of_one_pixel_is_segmented(client: httpx.AsyncClient) -> None:
     thing = find_thing(await post(client, save(Image.new("RGB", (1, 1), RED))))
     assert (thing["area"], thing["bbox"]) == (1, [0, 0, 1, 1])
     assert thing["segmentation"] == {"size": [1, 1], "counts": "01"}  # COCO: no pixel out, one in
 
 
-async def test_a_line_of_twenty_thousand_pixels_is_a_picture(client: httpx.AsyncClient) -> None:
+async def test_an_image_of_one_line_is_segmented(client: httpx.AsyncClient) -> None:
     thing = find_thing(await post(client, save(Image.new("RGB", (1, 20_000), RED))))
     assert (thing["area"], thing["bbox"]) == (20_000, [0, 0, 1, 20_000])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-async def test_masks_lie_in_the_upright_picture(client: httpx.AsyncClient, orientation: int) -> None:
-    answer = await post(client, save(draw_halves(), "JPEG", exif=turn(orientation), quality=95))
-    image, thing = answer.json()["image"], find_thing(answer)
+async def test_masks_follow_the_exif_orientation(client: httpx.AsyncClient, orientation: int) -> None:
+    response = await post(client, save(draw_halves(), "JPEG", exif=turn(orientation), quality=95))
+    image, thing = response.json()["image"], find_thing(response)
     width, height = (56, 28) if orientation < 5 else (28, 56)
     assert (image["width"], image["height"]) == (width, height)
     assert image["exif_transposed"] is (orientation != 1)
@@ -129,45 +129,45 @@ async def test_masks_lie_in_the_upright_picture(client: httpx.AsyncClient, orien
     ],
     ids=["cmyk", "alpha", "webp alpha", "palette", "gif", "bmp", "tiff"],
 )
-async def test_every_kind_of_colour_becomes_the_colour_it_shows(client: httpx.AsyncClient, content: bytes) -> None:
+async def test_every_color_mode_is_converted_to_rgb(client: httpx.AsyncClient, content: bytes) -> None:
     thing = find_thing(await post(client, content))
     assert (thing["bbox"], thing["area"]) == ([0, 0, 28, 28], 28 * 28)
 
 
-async def test_a_grey_picture_of_16_bits_is_all_stuff(client: httpx.AsyncClient) -> None:
-    answer = await post(client, save(Image.new("I;16", (56, 28), 40_000)))
-    (stuff,) = answer.json()["segments_info"]
+async def test_a_16_bit_grayscale_image_is_segmented(client: httpx.AsyncClient) -> None:
+    response = await post(client, save(Image.new("I;16", (56, 28), 40_000)))
+    (stuff,) = response.json()["segments_info"]
     assert (stuff["isthing"], stuff["cluster_id"], stuff["area"]) == (False, 3, 56 * 28)
 
 
-async def test_only_the_first_frame_of_an_animation_is_used_and_the_answer_says_so(client: httpx.AsyncClient) -> None:
+async def test_only_the_first_frame_of_an_animation_is_segmented_with_a_warning(client: httpx.AsyncClient) -> None:
     frames = [draw_halves(WHITE, BLUE), draw_halves(BLUE, BLUE)]
     content = save(draw_halves(), "GIF", save_all=True, append_images=frames)
-    answer = await post(client, content)
-    note = "only the first of 3 frames was segmented"
-    assert find_thing(answer)["bbox"] == [0, 0, 28, 28]
-    assert answer.json()["image"]["num_frames"] == 3
-    assert answer.json()["image"]["warnings"] == [note]
-    picture = await post(client, content, headers={"Accept": "image/png"})
-    assert picture.headers["x-image-warnings"] == note
+    response = await post(client, content)
+    warning = "only the first of 3 frames was segmented"
+    assert find_thing(response)["bbox"] == [0, 0, 28, 28]
+    assert response.json()["image"]["num_frames"] == 3
+    assert response.json()["image"]["warnings"] == [warning]
+    png = await post(client, content, headers={"Accept": "image/png"})
+    assert png.headers["x-image-warnings"] == warning
 
 
-async def test_the_name_and_type_of_a_part_do_not_matter(client: httpx.AsyncClient) -> None:
+async def test_the_name_and_type_of_a_form_file_are_ignored(client: httpx.AsyncClient) -> None:
     files = {"file": ("letter.txt", save(draw_halves()), "text/plain")}
     assert find_thing(await client.post("/v1/segment", files=files))["area"] == 28 * 28
 
 
 @pytest.mark.parametrize("media", ["image/jpeg", "application/octet-stream", "IMAGE/PNG; q=1"])
-async def test_a_picture_may_be_the_whole_body(client: httpx.AsyncClient, media: str) -> None:
+async def test_the_body_may_be_the_image(client: httpx.AsyncClient, media: str) -> None:
     content = save(draw_halves())
-    answer = await client.post("/v1/segment", content=content, headers={"Content-Type": media})
-    assert find_thing(answer)["area"] == 28 * 28
+    response = await client.post("/v1/segment", content=content, headers={"Content-Type": media})
+    assert find_thing(response)["area"] == 28 * 28
 
 
 @pytest.mark.parametrize("media", ["application/x-www-form-urlencoded", "application/xml", ""])
-async def test_another_type_of_body_is_unsupported_and_told_what_is(client: httpx.AsyncClient, media: str) -> None:
-    answer = await client.post("/v1/segment", content=save(draw_halves()), headers={"Content-Type": media})
-    assert "multipart/form-data" in assert_problem(answer, 415, "unsupported-media-type").detail
+async def test_an_unsupported_content_type_lists_the_supported_ones(client: httpx.AsyncClient, media: str) -> None:
+    response = await client.post("/v1/segment", content=save(draw_halves()), headers={"Content-Type": media})
+    assert "multipart/form-data" in assert_problem(response, 415, "unsupported-media-type").detail
 
 
 async def test_a_compressed_body_is_unsupported(client: httpx.AsyncClient) -> None:
@@ -198,31 +198,29 @@ async def test_a_compressed_body_is_unsupported(client: httpx.AsyncClient) -> No
         "cut form",
     ],
 )
-async def test_a_form_of_anything_but_a_few_files_is_refused(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
-    answer = await client.post("/v1/segment", **form)
-    assert "'file'" in assert_problem(answer, 422, "invalid-parameter").detail
+async def test_a_form_without_valid_files_is_rejected(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
+    response = await client.post("/v1/segment", **form)
+    assert "'file'" in assert_problem(response, 422, "invalid-parameter").detail
 
 
 async def stream(size: int) -> AsyncIterator[bytes]:
-    """A body in chunks, which therefore announces no length."""
+    """Yield a chunked body, which has no Content-Length."""
     for _ in range(size // 1000):
         yield bytes(1000)
 
 
 @pytest.mark.parametrize("media", ["image/jpeg", "multipart/form-data; boundary=abc"])
-async def test_a_body_over_the_limit_is_too_large_by_its_announced_length(
-    client: httpx.AsyncClient, media: str
-) -> None:
-    answer = await client.post("/v1/segment", content=bytes(LIMIT_BYTES + 1), headers={"Content-Type": media})
-    assert f"the body has {LIMIT_BYTES + 1} bytes" in assert_problem(answer, 413, "image-too-large").detail
+async def test_a_content_length_over_the_limit_is_rejected(client: httpx.AsyncClient, media: str) -> None:
+    response = await client.post("/v1/segment", content=bytes(LIMIT_BYTES + 1), headers={"Content-Type": media})
+    assert f"the body has {LIMIT_BYTES + 1} bytes" in assert_problem(response, 413, "image-too-large").detail
 
 
-async def test_a_body_over_the_limit_is_too_large_without_an_announced_length(client: httpx.AsyncClient) -> None:
-    answer = await client.post("/v1/segment", content=stream(2 * LIMIT_BYTES), headers={"Content-Type": "image/jpeg"})
-    assert "the body has more than" in assert_problem(answer, 413, "image-too-large").detail
+async def test_a_chunked_body_over_the_limit_is_rejected(client: httpx.AsyncClient) -> None:
+    response = await client.post("/v1/segment", content=stream(2 * LIMIT_BYTES), headers={"Content-Type": "image/jpeg"})
+    assert "the body has more than" in assert_problem(response, 413, "image-too-large").detail
 
 
-async def test_a_form_over_the_limit_is_too_large_without_an_announced_length(client: httpx.AsyncClient) -> None:
+async def test_a_chunked_form_over_the_limit_is_rejected(client: httpx.AsyncClient) -> None:
     async def form() -> AsyncIterator[bytes]:
         yield b'--abc\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
         async for chunk in stream(2 * LIMIT_BYTES):
@@ -232,9 +230,9 @@ async def test_a_form_over_the_limit_is_too_large_without_an_announced_length(cl
     assert_problem(await client.post("/v1/segment", content=form(), headers=headers), 413, "image-too-large")
 
 
-async def test_a_picture_of_exactly_the_limit_is_read(client: httpx.AsyncClient) -> None:
+async def test_an_image_of_exactly_the_limit_is_accepted(client: httpx.AsyncClient) -> None:
     content = io.BytesIO(save(draw_halves(), "BMP"))
     content.seek(LIMIT_BYTES - 1)
     content.write(b"\0")
-    answer = await client.post("/v1/segment", content=content.getvalue(), headers={"Content-Type": "image/bmp"})
-    assert find_thing(answer)["area"] == 28 * 28
+    response = await client.post("/v1/segment", content=content.getvalue(), headers={"Content-Type": "image/bmp"})
+    assert find_thing(response)["area"] == 28 * 28
