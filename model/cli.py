@@ -1,21 +1,25 @@
 """The `useg` command line: lists every subcommand and imports its module when it is used."""
 
+import importlib.metadata
 import json
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-from cyclopts import App, CycloptsError, Group, Parameter
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
 
 from model.errors import UsegError
+
+if TYPE_CHECKING:
+    from cyclopts import App
 
 SKIPPED = "skipped"
 """Key under which a command's result lists the inputs it left out; the exit status is then 3."""
 REJECTED = "rejected"
 """Key under which a command's result lists why a check failed; the exit status is then 4."""
 
-_COMMANDS = {
+_DESCRIPTION = "Unsupervised panoptic segmentation: label, train, evaluate, export and serve."
+COMMANDS = {
     "Train": {
         "label": ("training.cli.pseudo_labels:label", "Make panoptic pseudo-labels for a folder of photos."),
         "visualize": ("training.cli.pseudo_labels:visualize", "Draw pseudo-labels over their photos, as one image."),
@@ -58,26 +62,6 @@ _COMMANDS = {
 """Subcommands by group: where each is defined, and its line in `useg --help`."""
 
 
-def build_app(invoked: str = "") -> App:
-    """Return the application with all subcommands, none of them imported yet.
-
-    The help of the `invoked` one comes from its docstring, that of the others is their line in `useg --help`.
-    """
-    app = App(
-        name="useg",
-        help="Unsupervised panoptic segmentation: label, train, evaluate, export and serve.",
-        # Markdown joins the lines of a docstring, but its import would double the time of `useg --help`.
-        help_format="plaintext" if invoked.startswith("-") or not invoked else "markdown",
-        result_action="return_value",
-        default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
-    )
-    for group, commands in _COMMANDS.items():
-        ordered = Group.create_ordered(group)
-        for name, (path, summary) in commands.items():
-            app.command(path, name=name, help=None if name == invoked else summary, group=ordered)
-    return app
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand, print its result as JSON, and return the exit status.
 
@@ -88,14 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("training", "model.export"):  # these run for minutes or hours
         logging.getLogger(name).setLevel(logging.INFO)
     given = sys.argv[1:] if arguments is None else list(arguments)
-    invoked = next(iter(given), "")
-    known = [name for commands in _COMMANDS.values() for name in commands]
-    if invoked and not invoked.startswith("-") and invoked not in known:  # cyclopts would import all of them
-        from model.validation import did_you_mean
+    if not given or given[0] in ("-h", "--help"):  # answered without cyclopts, whose import takes longer than this
+        print(_format_help())
+        return 0
+    if given[0] == "--version":
+        print(importlib.metadata.version("useg"))
+        return 0
+    from cyclopts import CycloptsError
 
-        return _report(f"unknown command {invoked!r}{did_you_mean(invoked, known, '; see useg --help')}", 2)
     try:
-        result = build_app(invoked)(given, exit_on_error=False, print_error=False)
+        return _print_result(_build_app(given[0])(given, exit_on_error=False, print_error=False))
     except CycloptsError as error:
         return _report(" ".join(str(error).split()), 2)
     except (UsegError, OSError) as error:
@@ -105,7 +91,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(f"{missing}: install the packages of this command, for example `pip install 'useg[train]'`", 1)
     except KeyboardInterrupt:
         return _report("interrupted", 130)
-    return _print_result(result)
+
+
+def _build_app(name: str) -> "App":
+    """Return the application with the named subcommand. Raises CycloptsError for an unknown one."""
+    from cyclopts import App, CycloptsError, Parameter
+
+    known = {name: path for commands in COMMANDS.values() for name, (path, _) in commands.items()}
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see useg --help"
+        raise CycloptsError(msg=f"unknown command {name!r}: {hint}")
+    app = App(
+        name="useg",
+        help_format="markdown",
+        result_action="return_value",
+        default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
+    )
+    app.command(known[name], name=name)
+    return app
+
+
+def _format_help() -> str:
+    width = max(len(name) for commands in COMMANDS.values() for name in commands)
+    lines = ["Usage: useg COMMAND [ARGUMENTS]", "", _DESCRIPTION, ""]
+    for group, commands in COMMANDS.items():
+        lines += [f"{group}:", *(f"  {name:<{width}}  {summary}" for name, (_, summary) in commands.items()), ""]
+    return "\n".join([*lines, "`useg COMMAND --help` describes a command, `useg --version` prints the version."])
 
 
 def _print_result(result: dict[str, Any] | None) -> int:

@@ -1,6 +1,7 @@
-"""Names and gates from the command line, on an artifact of random weights."""
+"""`useg` with commands of the model package and `useg gate`, on an artifact of random weights."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model.cli import main
+from model.cli import COMMANDS, main
 from model.contract import read_contract
 
 CLUSTERS = range(1, 8)
@@ -24,7 +25,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, An
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_names_are_given_listed_undone_exported_and_imported(
+def test_names_are_set_shown_undone_exported_and_applied(
     tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in artifact.iterdir()}
@@ -44,7 +45,7 @@ def test_names_are_given_listed_undone_exported_and_imported(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("set", "8", "disc"), "unknown clusters [8]: tiny 3 has 1..7"),
         (("set", "1", "two\nlines"), "printable"),
@@ -52,35 +53,35 @@ def test_names_are_given_listed_undone_exported_and_imported(
         (("apply", "absent.json"), "absent.json cannot be read"),
     ],
 )
-def test_what_cannot_be_named_is_told_in_one_line(
-    artifact: Path, arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+def test_an_invalid_change_of_names_is_one_line(
+    artifact: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["names", arguments[0], str(artifact), *arguments[1:]]) == 1
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_an_artifact_carries_its_names_to_itself_cluster_by_cluster(
+def test_names_transfer_from_an_artifact_to_itself(
     tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for cluster in CLUSTERS:
         call(capsys, "names", "set", artifact, cluster, f"class {cluster}")
-    out = tmp_path / "carried.json"
-    told = call(
+    out = tmp_path / "transferred.json"
+    result = call(
         capsys, "names", "transfer", artifact, artifact, "--photos", tiny_photos, "--min-images", 1, "--out", out
     )
-    assert [(each["category_name"], each["overlap"]) for each in told["clusters"]] == [
-        (f"class {each['cluster']}", 1.0) for each in told["clusters"]
+    assert [(each["category_name"], each["overlap"]) for each in result["clusters"]] == [
+        (f"class {each['cluster']}", 1.0) for each in result["clusters"]
     ]
-    assert told["transferred"] == len(told["clusters"]) > 1
-    seen = {f"class {each['cluster']}" for each in told["clusters"]}
-    assert set(told["lost"]) == {f"class {cluster}" for cluster in CLUSTERS} - seen
+    assert result["transferred"] == len(result["clusters"]) > 1
+    seen = {f"class {each['cluster']}" for each in result["clusters"]}
+    assert set(result["lost"]) == {f"class {cluster}" for cluster in CLUSTERS} - seen
     copy = shutil.copytree(artifact, tmp_path / "copy")
     assert set(call(capsys, "names", "apply", copy, out)["given"].values()) == seen
 
 
-def test_a_photo_that_is_segmented_shows_the_given_names(
+def test_segments_have_the_given_names(
     tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for cluster in CLUSTERS:
@@ -88,7 +89,7 @@ def test_a_photo_that_is_segmented_shows_the_given_names(
     photo = tiny_photos / "0.png"
     segments = call(capsys, "segment", artifact, photo, "--out", tmp_path / "out.png")["segments_info"]
     assert segments
-    assert all(each["category"] == f"class {each['cluster']}" for each in segments)
+    assert all(each["category_name"] == f"class {each['cluster_id']}" for each in segments)
 
 
 def test_the_gate_passes_an_equal_version_and_rejects_one_that_finds_nothing(
@@ -119,3 +120,39 @@ def test_the_gate_compares_metrics_on_a_dataset(
         ("PQ", 0.0, True),
         ("AP", 0.0, True),
     ]
+
+
+def test_help_lists_all_subcommands_without_importing_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"]):
+        assert main(arguments) == 0
+        listed = capsys.readouterr().out
+        assert all(f"  {name} " in listed for commands in COMMANDS.values() for name in commands)
+
+
+@pytest.mark.parametrize("command", ["import", "export", "check", "quantize", "bench", "segment", "names transfer"])
+def test_the_help_of_a_subcommand_describes_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert ".py" not in printed
+    undescribed = [line for line in printed.splitlines() if re.match(r"│[ *]+--[a-z-]+ ?[A-Z]* +\[", line)]
+    assert undescribed == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["exprt"], "unknown command 'exprt': did you mean 'export'?"),
+        (["export"], "RUN requires an argument"),
+        (["check", "artifact", "--bakend", "cpu"], "Did you mean --backend?"),
+        (["import", "a.pth", "--format", "u2seg", "--out", "run"], "--clusters is required"),
+        (["bench", "artifact", "--rounds", "0"], "--rounds"),
+    ],
+    ids=str,
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The registry from the command line: JSON on stdout, one line for an error."""
+"""`useg registry`, `useg sign` and `useg create-signing-key`."""
 
 import json
 from pathlib import Path
@@ -22,12 +22,12 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
 
 def fail(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert main([str(word) for word in words]) == 1
-    told = capsys.readouterr()
-    assert (told.out, told.err.count("\n")) == ("", 1)
-    return told.err
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    return printed.err
 
 
-def test_a_version_goes_all_the_way_and_back(
+def test_a_version_is_added_deployed_rolled_back_and_removed(
     tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry = tmp_path / "registry"
@@ -41,15 +41,15 @@ def test_a_version_goes_all_the_way_and_back(
     run(capsys, "registry", "canary", registry, "2")
     promoted = run(capsys, "registry", "promote", registry)
     assert (promoted["active"], promoted["previous_versions"]) == ("2", ["1"])
-    back = run(capsys, "registry", "rollback", registry, "--reason", "odd answers")
-    assert (back["active"], back["history"][0]["reason"]) == ("1", "odd answers")
+    back = run(capsys, "registry", "rollback", registry, "--reason", "worse masks")
+    assert (back["active"], back["history"][0]["reason"]) == ("1", "worse masks")
     assert run(capsys, "registry", "remove", registry, "2")["versions"] == ["1"]
     (model,) = run(capsys, "registry", "list", registry)["models"]
     assert [event["action"] for event in model["history"]][-3:] == ["promote", "rollback", "remove"]
     assert model["history"][2]["author"] == "alice"
 
 
-def test_what_does_not_fit_is_one_line(tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     registry = tmp_path / "registry"
     assert "is not a registry" in fail(capsys, "registry", "list", registry)
     run(capsys, "registry", "add", registry, artifact)
@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, artifact: Path, capsys: p
     assert run(capsys, "registry", "activate", registry, "1", "--model", "other")["name"] == "other"
 
 
-def test_a_key_is_made_and_signs(tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signing_key_is_created_and_signs(tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("cryptography", reason="useg[signing] is not installed")
     made = run(capsys, "create-signing-key", tmp_path / "key", "--name", "alice")
     assert made["trusted_keys_line"].startswith("alice:")

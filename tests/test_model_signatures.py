@@ -1,4 +1,4 @@
-"""A signature counts if it is under this very contract and by a key that is trusted."""
+"""Signatures of artifacts: valid only for their contract and by a trusted key."""
 
 import json
 import stat
@@ -27,20 +27,20 @@ def artifact(tmp_path: Path) -> Path:
 
 
 def trust(tmp_path: Path, *names: str) -> tuple[TrustedKey, ...]:
-    """New keys, and the file of those that are trusted, read."""
+    """Create keys, and read the file of trusted keys that lists them."""
     lines = [create_signing_key(tmp_path / name, name) for name in names]
-    (tmp_path / "trusted").write_text("# ours\n\n" + "\n".join(lines) + "\n")
+    (tmp_path / "trusted").write_text("# comment\n\n" + "\n".join(lines) + "\n")
     return read_trusted_keys(tmp_path / "trusted")
 
 
-def test_a_signature_by_any_trusted_key_counts(tmp_path: Path, artifact: Path) -> None:
+def test_a_signature_by_any_trusted_key_is_accepted(tmp_path: Path, artifact: Path) -> None:
     trusted = trust(tmp_path, "alice", "bob")
     sign_artifact(artifact, tmp_path / "bob", "bob")
     assert verify_signature(artifact, trusted) == "bob"
     assert stat.S_IMODE((tmp_path / "bob").stat().st_mode) == 0o600
 
 
-def test_one_by_another_key_or_under_another_contract_does_not(tmp_path: Path, artifact: Path) -> None:
+def test_a_signature_by_another_key_or_of_another_contract_is_rejected(tmp_path: Path, artifact: Path) -> None:
     trusted = trust(tmp_path, "alice")
     create_signing_key(tmp_path / "eve", "alice")
     sign_artifact(artifact, tmp_path / "eve", "alice")
@@ -49,7 +49,7 @@ def test_one_by_another_key_or_under_another_contract_does_not(tmp_path: Path, a
     sign_artifact(artifact, tmp_path / "alice", "alice")
     contract = artifact / CONTRACT_FILE
     contract.write_text(contract.read_text().replace("tomato", "potato"))
-    with pytest.raises(SignatureError, match="of another contract"):
+    with pytest.raises(SignatureError, match="belongs to another contract"):
         verify_signature(artifact, trusted)
 
 
@@ -61,7 +61,7 @@ def test_an_artifact_without_a_signature_is_rejected(tmp_path: Path, artifact: P
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b'{"format_version": 2, "algorithm": "ed25519", "signature": ""}', b"\xff"]
 )
-def test_a_file_that_is_no_signature_is_rejected(tmp_path: Path, artifact: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_signature_is_rejected(tmp_path: Path, artifact: Path, content: bytes) -> None:
     (artifact / SIGNATURE_FILE).write_bytes(content)
     with pytest.raises(SignatureError):
         verify_signature(artifact, trust(tmp_path, "alice"))
@@ -76,7 +76,7 @@ def test_a_signature_of_the_wrong_length_is_rejected(tmp_path: Path, artifact: P
         verify_signature(artifact, trusted)
 
 
-def test_keys_are_never_overwritten_and_named_plainly(tmp_path: Path) -> None:
+def test_keys_are_never_overwritten_and_have_valid_names(tmp_path: Path) -> None:
     create_signing_key(tmp_path / "key", "alice")
     with pytest.raises(ConfigError, match="never overwritten"):
         create_signing_key(tmp_path / "key", "alice")
@@ -86,20 +86,20 @@ def test_keys_are_never_overwritten_and_named_plainly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# none\n", "alice", "alice:short", f"alice:{'A' * 43}=:x"])
-def test_a_file_of_trusted_keys_must_hold_some(tmp_path: Path, text: str) -> None:
+def test_an_invalid_file_of_trusted_keys_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "trusted").write_text(text)
     with pytest.raises(ConfigError):
         read_trusted_keys(tmp_path / "trusted")
 
 
 @pytest.mark.parametrize("content", [b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
-def test_a_file_without_a_private_key_is_told(tmp_path: Path, artifact: Path, content: bytes) -> None:
+def test_an_invalid_private_key_is_rejected(tmp_path: Path, artifact: Path, content: bytes) -> None:
     (tmp_path / "key").write_bytes(content)
-    with pytest.raises(ConfigError, match="holds no private key"):
+    with pytest.raises(ConfigError, match="is not a private key"):
         sign_artifact(artifact, tmp_path / "key", "")
 
 
-def test_a_registry_takes_the_signature_along_and_does_not_rename_what_is_signed(
+def test_a_registry_copies_signatures_and_does_not_rename_signed_artifacts(
     tmp_path: Path, artifact: Path
 ) -> None:
     trusted = trust(tmp_path, "alice")
@@ -107,5 +107,5 @@ def test_a_registry_takes_the_signature_along_and_does_not_rename_what_is_signed
     registry = make_registry(tmp_path, {})
     registry.add(artifact, author="test")
     assert verify_signature(registry.find_version("fake", "1"), trusted) == "alice"
-    with pytest.raises(RegistryConflict, match="sign it anew"):
+    with pytest.raises(RegistryConflict, match="sign it again"):
         registry.add(artifact, version="2", author="test")

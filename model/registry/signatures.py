@@ -1,4 +1,4 @@
-"""Signatures under artifacts: who made one, where whoever serves it must know. Needs the extra `signing`."""
+"""Signatures of artifacts, with ed25519 keys. Needs the extra `signing`."""
 
 import base64
 import binascii
@@ -16,22 +16,22 @@ from model.files import atomic_write
 SIGNATURE_FILE = "contract.sig"
 FORMAT_VERSION = 1
 _CONTEXT = b"useg contract 1\n"
-"""Signed before the contract, so that a signature under anything else is none under a contract."""
+"""Prefix of the signed content, so that a signature of other content is not valid for a contract."""
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([A-Za-z0-9+/]{43}=)", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrustedKey:
-    """Whose signatures count."""
+    """A public key whose signatures are accepted."""
 
     name: str
     public: bytes
 
 
 def create_signing_key(path: Path, name: str) -> str:
-    """Write a new private key, and return the line `NAME:KEY` for the file of those who trust it.
+    """Write a new private key, and return the line `NAME:KEY` for a file of trusted keys.
 
-    Raises ConfigError for a name that is none, or if there is such a file.
+    Raises ConfigError for an invalid name, or if the file exists.
     """
     ed25519, serialization = _load_cryptography()
     key = ed25519.Ed25519PrivateKey.generate()
@@ -44,7 +44,7 @@ def create_signing_key(path: Path, name: str) -> str:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise ConfigError(f"{path} is there: a key is never overwritten") from error
+        raise ConfigError(f"{path} exists: keys are never overwritten") from error
     with os.fdopen(handle, "wb") as stream:
         stream.write(content)
         stream.flush()
@@ -53,26 +53,25 @@ def create_signing_key(path: Path, name: str) -> str:
 
 
 def sign_artifact(artifact: Path, key: Path, name: str) -> None:
-    """Write the signature of the contract, which holds the hashes of all files, beside it.
+    """Sign the contract, which has the hashes of all files; the signature is written next to it.
 
-    `name` is what those who trust the key call it. Raises ArtifactError without a contract, ConfigError for a file that
-    holds no such key.
+    `name` names the key, for people. Raises ArtifactError without a contract, ConfigError for an invalid key.
     """
     ed25519, serialization = _load_cryptography()
     try:
         private = serialization.load_pem_private_key(key.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{key} holds no private key, as `useg create-signing-key` makes it: {error}") from error
+        raise ConfigError(f"{key} is not a private key written by `useg create-signing-key`: {error}") from error
     if not isinstance(private, ed25519.Ed25519PrivateKey):
-        raise ConfigError(f"{key} holds a key that is not of ed25519")
-    signature = base64.b64encode(private.sign(_CONTEXT + _read(artifact))).decode()
+        raise ConfigError(f"{key} is not an ed25519 key")
+    signature = base64.b64encode(private.sign(_CONTEXT + _read_contract_bytes(artifact))).decode()
     content = {"format_version": FORMAT_VERSION, "algorithm": "ed25519", "key": name, "signature": signature}
     with atomic_write(artifact / SIGNATURE_FILE) as sibling:
         sibling.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_trusted_keys(path: Path) -> tuple[TrustedKey, ...]:
-    """The keys in a file, `NAME:KEY` a line, but for lines that are empty or begin with #. Raises ConfigError."""
+    """Read a file with a `NAME:KEY` per line, except empty lines and comments (#). Raises ConfigError."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -81,12 +80,12 @@ def read_trusted_keys(path: Path) -> tuple[TrustedKey, ...]:
         _parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line and line[0] != "#"
     ]
     if not keys:
-        raise ConfigError(f"{path} holds no key: give lines of NAME:KEY, as `useg create-signing-key` prints them")
+        raise ConfigError(f"{path} has no key: add lines NAME:KEY, as printed by `useg create-signing-key`")
     return tuple(keys)
 
 
 def verify_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
-    """The name of the trusted key that signed the contract. Raises SignatureError if none did."""
+    """Return the name of the trusted key that signed the contract. Raises SignatureError if there is none."""
     ed25519, _ = _load_cryptography()
     from cryptography.exceptions import InvalidSignature
 
@@ -94,22 +93,24 @@ def verify_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
     try:
         content: Any = json.loads(path.read_bytes())
         if (content["format_version"], content["algorithm"]) != (FORMAT_VERSION, "ed25519"):
-            raise SignatureError(f"{path} is of another format, this release reads ed25519 in version 1")
+            raise SignatureError(f"{path} has another format, this release reads ed25519 in version {FORMAT_VERSION}")
         signature = base64.b64decode(content["signature"], validate=True)
     except FileNotFoundError as error:
-        raise SignatureError(f"{artifact} is not signed, and signatures are required") from error
+        raise SignatureError(f"{artifact} is not signed, but signatures are required") from error
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise SignatureError(f"{path} is no signature: {error!r}") from error
+        raise SignatureError(f"{path} is not a valid signature: {error!r}") from error
     for key in trusted:
         try:
-            ed25519.Ed25519PublicKey.from_public_bytes(key.public).verify(signature, _CONTEXT + _read(artifact))
+            ed25519.Ed25519PublicKey.from_public_bytes(key.public).verify(
+                signature, _CONTEXT + _read_contract_bytes(artifact)
+            )
         except InvalidSignature:
             continue
         return key.name
-    raise SignatureError(f"{path} is of another contract, or by a key that is not trusted")
+    raise SignatureError(f"{path} belongs to another contract, or to a key that is not trusted")
 
 
-def _read(artifact: Path) -> bytes:
+def _read_contract_bytes(artifact: Path) -> bytes:
     try:
         return (artifact / CONTRACT_FILE).read_bytes()
     except OSError as error:
@@ -119,12 +120,12 @@ def _read(artifact: Path) -> bytes:
 def _parse_line(line: str, place: str) -> TrustedKey:
     match = _LINE.fullmatch(line)
     if not match:
-        raise ConfigError(f"{place} is not NAME:KEY, a key of ed25519 in base64")
+        raise ConfigError(f"{place} is not NAME:KEY with an ed25519 key in base64")
     return TrustedKey(name=match[1], public=base64.b64decode(match[2]))
 
 
 def _load_cryptography() -> tuple[Any, Any]:
-    """The two modules that do the work; not everybody signs."""
+    """Import the optional dependency."""
     try:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
