@@ -132,7 +132,7 @@ class PseudoLabelDataset:
     ) -> ImageRecords:
         """Label photos chunk by chunk, skip complete chunks, and write the COCO files.
 
-        `dependencies` is everything else that the labels depend on: chunks made from others are replaced.
+        `dependencies` is what the labels depend on besides the photos; chunks with other dependencies are deleted.
         """
         chunks = plan_chunks(photos, dependencies)
         with Progress("labels", len(photos), unit="photo") as progress:

@@ -1,6 +1,6 @@
-"""Panoptic labels: masks and stuff merged into one map, stored in chunks of photos.
+"""Panoptic labels: merging masks and stuff into one map, and storing the maps in chunks of photos.
 
-A chunk's folder is named after everything that its labels depend on; it is complete or absent.
+The folder of a chunk is named after a hash of everything that its labels depend on. A chunk is complete or absent.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _HASH_DIGITS = 16
 _MAX_COVERED = 0.7
 
 Dependencies = Mapping[str, str | int | float | bool | list[int] | None]
-"""Everything but the photos that labels depend on, as JSON."""
+"""What labels depend on besides the photos, as JSON values."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def _no_array() -> Float[np.ndarray, "0"]:
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook:
-    """Centroids of the clusters (rows, counted from 0) and the transforms that features go through before."""
+    """Centroids of the clusters, one per row, and the whitening that is applied to features before."""
 
     config: CodebookConfig
     mean: Float[np.ndarray, "E"]
@@ -62,7 +62,7 @@ class Codebook:
     stuff_in_masks: Float[np.ndarray, "S"]
     """Fraction of each stuff cluster's patches that lie in masks, over the photos it was fitted on."""
     patch_centroids: Float[np.ndarray, "M P"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """Patch clusters, finer than stuff, for objectness; this and the next two only for consensus masks."""
+    """Patch clusters for objectness, finer than stuff. Empty unless fitted on consensus masks, as are the next two."""
     patch_objectness: Float[np.ndarray, "M"] = field(default_factory=_no_array)
     """Fraction of each patch cluster that MaskCut takes for objects."""
     score_thresholds: Float[np.ndarray, "O"] = field(default_factory=_no_array)
@@ -106,7 +106,7 @@ class Codebook:
         return MaskProposals(soft=proposals.soft[order], scores=scores[order].astype(np.float32))
 
     def select_things(self, features: PhotoFeatures, proposals: MaskProposals, objects_per_image: int) -> MaskProposals:
-        """Return the masks for the panoptic map, best first: all masks but for consensus masks."""
+        """Return the masks for the panoptic map, best first. Of masks without objectness scores, all are returned."""
         if not self.has_objectness:
             return proposals
         ranked = self.rank_by_objectness(features, proposals)

@@ -39,7 +39,7 @@ from training.pseudo_labels.refinement import check_crf_available, refine_masks
 MAX_MASKS = 40
 """Consensus masks per photo that are refined; refinement rejects about a third of them."""
 _PROVENANCE_FIELDS = {"photos", "photos_hash", "encoder", "stuff_maps_dir", "codebook_hash", "data_source"}
-"""Fields of the configuration that a label depends on not at all, or by the photo and the codebook."""
+"""Fields that do not change the name of a chunk: paths, provenance, and hashes that the chunk covers otherwise."""
 
 Stage = Literal["features", "masks", "labels"]
 
@@ -66,10 +66,10 @@ def label_photos(
     executor: Executor | None = None,
     shard: JobShard = ALL_SHARDS,
 ) -> PseudoLabelReport:
-    """Make pseudo-labels: features, masks, codebook (fitted here unless given), panoptic labels, COCO files.
+    """Compute features, masks, codebook (unless given), panoptic labels and COCO files; existing results are kept.
 
-    Results that exist are kept. One of several shards needs a given codebook; the COCO files are written by a later run
-    with all shards. `features` is the folder of the feature caches.
+    `features` is the folder of the feature caches. A single shard needs a codebook, and does not write the COCO files:
+    run again with all shards to write them.
     Raises ConfigError if the options contradict each other or the codebook.
     """
     _check_options(config, codebook, shard)
@@ -99,7 +99,7 @@ def label_photos(
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabelWorker:
-    """Runs the stages that need one photo at a time, in any process: everything it shares is on disk."""
+    """Runs the stages that process one photo at a time; workers share results through files only."""
 
     config: PseudoLabelConfig
     dataset: PseudoLabelDataset
@@ -168,7 +168,7 @@ class PseudoLabelWorker:
         return make_chunk(photos, self._dependencies, self._assigner.hash_map)
 
     def list_unlabeled(self, groups: Sequence[Sequence[PhotoFile]]) -> list[Sequence[PhotoFile]]:
-        """Return the groups without a complete chunk. Others may lack features and masks, which labels outlive."""
+        """Return the groups without a complete chunk; a complete one no longer needs features and masks."""
         if not self.dataset.codebook.is_file():
             return list(groups)
         return [group for group in groups if not self.plan_chunk(group).is_complete(self.dataset.chunks_dir)]
