@@ -116,7 +116,7 @@ keep_config() { # store the options and the active version, or require the store
 
 train() { # from the version that was active at the start, or from the encoder if that version does not fit
     local from=() status=0
-    [[ -z $start || -e $run/from-encoder ]] || from=(--init-from "$registry/$model/$start")
+    [[ -z $start || -e $run/from-encoder ]] || from=(--init-weights "$registry/$model/$start")
     useg train "$run/labels" --out "$run/run" --features "$out/features" "${from[@]}" "${train_options[@]}" || status=$?
     if [[ $status == 1 && ${#from[@]} -gt 0 && ! -e $run/run/checkpoint.safetensors ]]; then
         touch "$run/from-encoder"
@@ -156,7 +156,7 @@ self_train() { # the rounds, each with labels that the network of the round befo
             "${self_train_options[@]}"
         before=$weights labels=$run/labels-$round
         stage "train-$round" "train round $round from the weights of the round before" \
-            useg train "$labels" --out "$run/run-$round" --init-from "$weights" --features "$out/features" \
+            useg train "$labels" --out "$run/run-$round" --init-weights "$weights" --features "$out/features" \
             "${train_options[@]}"
         weights=$run/run-$round
         score "$round"

@@ -31,6 +31,7 @@ COMMANDS = {
             "training.cli.train:labels_from_detector",
             "Combine a detector's masks with the stuff of existing pseudo-labels.",
         ),
+        "plot-rounds": ("training.cli.train:plot_rounds", "Plot the metrics of rounds of self-training."),
     },
     "Evaluate": {
         "eval": ("training.cli.evaluate:evaluate", "Evaluate a run, an artifact or pseudo-labels on a dataset."),

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training.data.dataset import PseudoLabelDataset, read_label_map
-from training.trainer.checkpoint import read_facts
+from training.trainer.checkpoint import read_checkpoint_metadata
 
 LIMIT_S = 120
 LABEL_OPTIONS = (
@@ -320,5 +320,5 @@ def test_ctrl_c_in_a_fit_keeps_its_steps_and_the_same_command_goes_on(
     assert process.returncode == 130
     assert "go on where they were" in errors
     assert "Traceback" not in errors
-    facts = read_facts(tmp_path / "run" / "checkpoint.safetensors")
+    facts = read_checkpoint_metadata(tmp_path / "run" / "checkpoint.safetensors")
     assert facts["step"] == len(history.read_text().splitlines()) - 1

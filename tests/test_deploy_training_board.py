@@ -1,4 +1,4 @@
-"""The board of training runs shows what a fit writes: no panel is empty."""
+"""The Grafana board of training runs shows the metrics that training writes."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ def board(repository: Path) -> dict[str, Any]:
     return read_board(repository, "training-runs")
 
 
-def test_each_panel_has_its_own_title_and_place_its_words_unit_and_source(
+def test_panels_have_unique_titles_and_positions_a_description_a_unit_and_the_data_source(
     board: dict[str, Any], repository: Path
 ) -> None:
     uid = read_source(repository)
@@ -41,16 +41,16 @@ def test_each_panel_has_its_own_title_and_place_its_words_unit_and_source(
         assert panel["fieldConfig"]["defaults"]["unit"]
 
 
-def test_no_figure_is_asked_for_that_a_fit_does_not_write(board: dict[str, Any], tmp_path: Path) -> None:
-    PrometheusTextfileLogger(tmp_path / "fit.prom", Path("RUN"), 10).tell(1, LOSSES, 9.0, is_last=True)
-    written = set(re.findall(r"^# TYPE (\S+)", (tmp_path / "fit.prom").read_text(), re.MULTILINE))
-    asked = {word for _, query in list_queries(board) for word in re.findall(r"seg_[a-z_]+", query)}
-    assert asked == written
+def test_queries_use_exactly_the_metrics_that_training_writes(board: dict[str, Any], tmp_path: Path) -> None:
+    PrometheusTextfileLogger(tmp_path / "train.prom", Path("RUN"), 10).log(1, LOSSES, 9.0, is_last=True)
+    written = set(re.findall(r"^# TYPE (\S+)", (tmp_path / "train.prom").read_text(), re.MULTILINE))
+    queried = {word for _, query in list_queries(board) for word in re.findall(r"useg_[a-z_]+", query)}
+    assert queried == written
 
 
 @asynccontextmanager
 async def serve(folder: Path) -> AsyncIterator[str]:
-    """Where the folder's files can be had, as node_exporter would show them."""
+    """Serve the files of a folder, as node_exporter would; yields the address."""
     handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None, "guess_type": _as_metrics})
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -63,10 +63,10 @@ def _as_metrics(_handler: SimpleHTTPRequestHandler, _path: str) -> str:
 
 
 @pytest.mark.slow
-async def test_no_panel_is_empty_during_a_fit(board: dict[str, Any], tmp_path: Path) -> None:
+async def test_no_panel_is_empty_during_training(board: dict[str, Any], tmp_path: Path) -> None:
     if not shutil.which("prometheus"):
         pytest.skip("prometheus is not on the PATH")
-    PrometheusTextfileLogger(tmp_path / "www" / "metrics", Path("RUN"), 10).tell(5, LOSSES, 9.0, is_last=True)
+    PrometheusTextfileLogger(tmp_path / "www" / "metrics", Path("RUN"), 10).log(5, LOSSES, 9.0, is_last=True)
     queries = dict(list_queries(board))
     answers: dict[str, list[str]] = {}
     async with serve(tmp_path / "www") as target, scrape(tmp_path, target) as prometheus:
@@ -74,7 +74,7 @@ async def test_no_panel_is_empty_during_a_fit(board: dict[str, Any], tmp_path: P
             while not all(answers.get(title) for title in queries):
                 answers = {title: await ask(prometheus, query) for title, query in queries.items()}
                 await asyncio.sleep(0.5)
-    assert answers["Done A"] == ["0.5"]
-    assert answers["Broken A"] == ["0"]
-    assert sorted(answers["Terms of the loss A"]) == ["2.5", "5"]
-    assert sorted(answers["Watched A"]) == ["0.4", "0.6"]
+    assert answers["Progress A"] == ["0.5"]
+    assert answers["Not finite A"] == ["0"]
+    assert sorted(answers["Loss terms A"]) == ["2.5", "5"]
+    assert sorted(answers["Metrics A"]) == ["0.4", "0.6"]

@@ -1,3 +1,5 @@
+"""Pseudo-labels from the masks of a detector."""
+
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from training.evaluation.predictors import ClusterMap, ImagePrediction, Predicte
 
 
 class HalvesDetector:
-    """Finds the left half of every photo, surely, and nearly the same again, less surely."""
+    """Detects the left half of every photo with a high score, and larger parts with lower scores."""
 
     title = "halves"
     thing_clusters = 1
@@ -22,16 +24,18 @@ class HalvesDetector:
         self.digest = digest
 
     def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
-        nothing = ClusterMap(label_map=np.zeros(image.shape[:2], np.int32), clusters={})
+        empty = ClusterMap(label_map=np.zeros(image.shape[:2], np.int32), clusters={})
         detections = []
         for score, end in ((0.9, 32), (0.6, 36), (0.2, 64)):
             mask = np.zeros(image.shape[:2], bool)
             mask[:, :end] = True
             detections.append(PredictedObject(cluster=1, score=score, rle=encode_mask(mask, 0, 0, mask.shape)))
-        return ImagePrediction(panoptic=nothing, semantic=nothing, detections=tuple(detections))
+        return ImagePrediction(panoptic=empty, semantic=empty, detections=tuple(detections))
 
 
-def test_sure_detections_are_drawn_over_stuff_and_all_are_kept(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
+def test_detections_of_high_score_are_in_the_panoptic_map_and_all_are_instances(
+    tmp_path: Path, tiny_store: PseudoLabelDataset
+) -> None:
     out = PseudoLabelDataset(tmp_path / "store")
     report = build_detector_labels(HalvesDetector(), tiny_store, out, tiny_store.features)
     assert (report.photos, report.masks) == (8, 24)
@@ -44,7 +48,7 @@ def test_sure_detections_are_drawn_over_stuff_and_all_are_kept(tmp_path: Path, t
         assert np.array_equal(label_map == next(iter(things)), np.arange(64)[None].repeat(len(label_map), 0) < 32)
 
 
-def test_the_store_says_whose_masks_it_holds_and_is_no_other_detectors(
+def test_the_labels_record_their_detector_and_cannot_be_continued_with_another(
     tmp_path: Path, tiny_store: PseudoLabelDataset
 ) -> None:
     out = PseudoLabelDataset(tmp_path / "store")
@@ -55,7 +59,9 @@ def test_the_store_says_whose_masks_it_holds_and_is_no_other_detectors(
         build_detector_labels(HalvesDetector("cd" * 32), tiny_store, out, tiny_store.features)
 
 
-def test_another_least_score_draws_others(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
+def test_the_score_threshold_selects_the_masks_of_the_panoptic_map(
+    tmp_path: Path, tiny_store: PseudoLabelDataset
+) -> None:
     out = PseudoLabelDataset(tmp_path / "store")
-    build_detector_labels(HalvesDetector(), tiny_store, out, tiny_store.features, least_score=0.95)
+    build_detector_labels(HalvesDetector(), tiny_store, out, tiny_store.features, score_threshold=0.95)
     assert all(cluster > 3 for photo in out.read_photos() for cluster in photo.categories.values())

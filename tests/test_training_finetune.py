@@ -1,3 +1,5 @@
+"""Fine-tuning on human labels."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -25,110 +27,111 @@ from training.evaluation.predictors import load_predictor
 from training.finetune import (
     finetune,
     ground_truth_mapping,
-    load_finetune_start,
+    load_finetune_source,
     sample_images,
     write_ground_truth_labels,
 )
-from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
-from training.presets import finetune_config
-from training.trainer.checkpoint import warm_start
+from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, finetune_config
+from training.trainer.checkpoint import load_initial_weights
 
-RECIPE = replace(MASK_TRANSFORMER_PRESETS["tiny"], steps=2, learning_rate=1e-6)
+CONFIG = replace(MASK_TRANSFORMER_PRESETS["tiny"], max_steps=2, learning_rate=1e-6)
 
 
 @pytest.mark.parametrize(
     ("fraction", "steps"), [(0.005, 3600), (0.01, 3600), (0.03, 4500), (0.1, 9000), (0.5, 45_000), (1.0, 45_000)]
 )
-def test_the_published_number_of_steps_goes_with_the_share(fraction: float, steps: int) -> None:
-    recipe = finetune_config(fraction, MASK_TRANSFORMER_PRESETS["cpu"])
-    assert recipe.steps == steps
-    assert (recipe.targets, recipe.doubt, recipe.drops_unknown, recipe.embeds) == ("merged", 0.0, False, False)
+def test_a_fraction_has_the_published_number_of_steps(fraction: float, steps: int) -> None:
+    config = finetune_config(fraction, MASK_TRANSFORMER_PRESETS["cpu"])
+    assert config.max_steps == steps
+    assert (config.target_source, config.no_object_from_score) == ("panoptic", 0.0)
+    assert not config.droploss
+    assert not config.query_embeddings
 
 
-def test_a_run_is_taught_a_set_and_scored_on_what_it_did_not_see(tmp_path: Path, tiny_run: Path) -> None:
+def test_a_fine_tuned_run_is_evaluated_on_images_that_it_was_not_trained_on(tmp_path: Path, tiny_run: Path) -> None:
     folder = tiny.draw_truth(tmp_path / "set")
-    truth = DatasetSpec(folder=folder).read()
-    report = finetune(tiny_run, truth, 0.5, tmp_path / "run", RECIPE)
+    dataset = DatasetSpec(folder=folder).read()
+    report = finetune(tiny_run, dataset, 0.5, tmp_path / "run", CONFIG)
     assert (report.step, report.images) == (2, 2)
 
-    card, network = load_run(tmp_path / "run")
-    assert (card.network_config.thing_clusters, card.network_config.stuff_clusters) == (1, 1)
-    start = card.provenance["start"]
-    assert start["steps"] == read_run_info(tiny_run).step
-    assert [name for name in start["drawn"] if "class_head" not in name and "semantic" not in name] == []
+    info, network = load_run(tmp_path / "run")
+    assert (info.network_config.thing_clusters, info.network_config.stuff_clusters) == (1, 1)
+    initial = info.provenance["init_weights"]
+    assert initial["steps"] == read_run_info(tiny_run).step
+    reinitialized = initial["reinitialized"]
+    assert [name for name in reinitialized if "class_head" not in name and "semantic" not in name] == []
     before, after = read_state_dict(tiny_run / "decoder.safetensors"), network.decoder.state_dict()
-    assert torch.allclose(before["queries"], after["queries"], atol=1e-4)  # two steps of 1e-6 away, not drawn anew
+    assert torch.allclose(before["queries"], after["queries"], atol=1e-4)  # two steps of 1e-6 away
 
-    names = read_mapping(Path(report.names))
-    source = load_predictor(tmp_path / "run", threads=1)
+    mapping = read_mapping(Path(report.names))
+    predictor = load_predictor(tmp_path / "run", threads=1)
     with pytest.raises(ConfigError, match="fitted on 2 of the 4 images"):
-        evaluate(source, truth, ClassMappingConfig(mapping=names))
-    unseen = tuple(each for each in truth.images if names.fitted_on.count_overlap([hash_photo(each)]) == 0)
-    scored, _ = evaluate(source, replace(truth, images=unseen), ClassMappingConfig(mapping=names))
-    assert scored.summary.images == 2
-    assert not scored.summary.matching.evaluated_on_fit_set
+        evaluate(predictor, dataset, ClassMappingConfig(mapping=mapping))
+    unseen = tuple(each for each in dataset.images if mapping.fitted_on.count_overlap([hash_photo(each)]) == 0)
+    evaluated, _ = evaluate(predictor, replace(dataset, images=unseen), ClassMappingConfig(mapping=mapping))
+    assert evaluated.summary.images == 2
+    assert not evaluated.summary.matching.evaluated_on_fit_set
 
 
-def test_an_artifact_is_taught_with_the_encoder_that_it_was_made_with(
+def test_an_artifact_is_fine_tuned_with_its_encoder_file(
     tmp_path: Path, tiny_artifact: Path, tiny_encoder: Path
 ) -> None:
-    truth = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
-    report = finetune(tiny_artifact, truth, 0.5, tmp_path / "run", RECIPE, encoder=tiny_encoder)
+    dataset = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
+    report = finetune(tiny_artifact, dataset, 0.5, tmp_path / "run", CONFIG, encoder=tiny_encoder)
     assert (report.step, report.images) == (2, 2)
-    start = read_run_info(tmp_path / "run").provenance["start"]
-    assert start["sha256"] == hash_file(tiny_artifact / "network.onnx")
+    initial = read_run_info(tmp_path / "run").provenance["init_weights"]
+    assert initial["sha256"] == hash_file(tiny_artifact / "network.onnx")
 
 
-def test_an_artifact_wants_its_own_encoder_and_a_run_none(
+def test_an_artifact_needs_its_own_encoder_file_and_a_run_none(
     tmp_path: Path, tiny_artifact: Path, tiny_run: Path, tiny_encoder: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="give the --encoder that it was made with"):
-        load_finetune_start(tiny_artifact)
+    with pytest.raises(ConfigError, match="pass the --encoder it was made with"):
+        load_finetune_source(tiny_artifact)
     with pytest.raises(ConfigError, match="is not the encoder of"):
-        load_finetune_start(tiny_artifact, tiny_artifact / "network.onnx")
-    with pytest.raises(ConfigError, match="has its encoder"):
-        load_finetune_start(tiny_run, tiny_encoder)
+        load_finetune_source(tiny_artifact, tiny_artifact / "network.onnx")
+    with pytest.raises(ConfigError, match="contains its encoder"):
+        load_finetune_source(tiny_run, tiny_encoder)
 
 
-def test_a_finished_finetuning_is_not_done_again(tmp_path: Path, tiny_run: Path) -> None:
-    truth = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
-    finetune(tiny_run, truth, 0.5, tmp_path / "run", RECIPE)
+def test_a_finished_run_is_not_fine_tuned_again(tmp_path: Path, tiny_run: Path) -> None:
+    dataset = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
+    finetune(tiny_run, dataset, 0.5, tmp_path / "run", CONFIG)
     written = (tmp_path / "run" / "decoder.safetensors").read_bytes()
-    assert finetune(tiny_run, truth, 0.5, tmp_path / "run", RECIPE).step == 2
+    assert finetune(tiny_run, dataset, 0.5, tmp_path / "run", CONFIG).step == 2
     assert (tmp_path / "run" / "decoder.safetensors").read_bytes() == written
 
 
-def test_a_cascade_is_no_start(tmp_path: Path, tiny_cascade_run: Path) -> None:
-    truth = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
+def test_a_cascade_cannot_be_fine_tuned(tmp_path: Path, tiny_cascade_run: Path) -> None:
+    dataset = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
     with pytest.raises(ConfigError, match="is a panoptic_cascade"):
-        finetune(tiny_cascade_run, truth, 0.5, tmp_path / "run", RECIPE)
+        finetune(tiny_cascade_run, dataset, 0.5, tmp_path / "run", CONFIG)
 
 
-def test_a_run_with_few_parameters_in_common_is_no_start(tmp_path: Path, tiny_run: Path) -> None:
-    shape = replace(read_run_info(tiny_run).shape, width=64)
-    decoder = MaskDecoder(shape, tiny.SHAPE)
-    with pytest.raises(ConfigError, match="not a start for it"):
-        warm_start(decoder, "mask_transformer", tiny_run)
+def test_initial_weights_with_few_matching_parameters_are_rejected(tmp_path: Path, tiny_run: Path) -> None:
+    decoder = MaskDecoder(replace(read_run_info(tiny_run).network_config, width=64), tiny.SHAPE)
+    with pytest.raises(ConfigError, match="have the network's shapes"):
+        load_initial_weights(decoder, "mask_transformer", tiny_run)
 
 
 @pytest.fixture
-def truth(tmp_path: Path) -> GroundTruthDataset:
+def dataset(tmp_path: Path) -> GroundTruthDataset:
     return DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
 
 
-def test_a_share_is_the_same_for_the_same_seed_and_never_empty(truth: GroundTruthDataset) -> None:
-    assert [len(sample_images(truth, fraction, 0)) for fraction in (0.01, 0.25, 0.5, 1.0)] == [1, 1, 2, 4]
-    assert sample_images(truth, 0.5, 3) == sample_images(truth, 0.5, 3)
-    assert {sample_images(truth, 0.25, seed)[0].image_id for seed in range(20)} == {1, 2, 3, 4}
+def test_the_sampled_images_depend_on_the_seed_and_are_at_least_one(dataset: GroundTruthDataset) -> None:
+    assert [len(sample_images(dataset, fraction, 0)) for fraction in (0.01, 0.25, 0.5, 1.0)] == [1, 1, 2, 4]
+    assert sample_images(dataset, 0.5, 3) == sample_images(dataset, 0.5, 3)
+    assert {sample_images(dataset, 0.25, seed)[0].image_id for seed in range(20)} == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01])
-def test_no_share_at_all_and_more_than_everything_are_refused(truth: GroundTruthDataset, fraction: float) -> None:
-    with pytest.raises(ConfigError, match="fraction must lie above 0"):
-        sample_images(truth, fraction, 0)
+def test_an_invalid_fraction_is_rejected(dataset: GroundTruthDataset, fraction: float) -> None:
+    with pytest.raises(ConfigError, match="fraction must be above 0"):
+        sample_images(dataset, fraction, 0)
 
 
-def test_categories_become_clusters_and_groups_become_void(tmp_path: Path, tiny_encoder: Path) -> None:
+def test_categories_become_clusters_and_crowds_become_void(tmp_path: Path, tiny_encoder: Path) -> None:
     folder = tiny.draw_truth(tmp_path / "set")
     label_map = np.full((48, 64), 300, np.int32)
     label_map[:10], label_map[10:20], label_map[20:30, :8] = 7, 8, 0
@@ -137,34 +140,36 @@ def test_categories_become_clusters_and_groups_become_void(tmp_path: Path, tiny_
     crowd = {"id": 8, "category_id": 17, "iscrowd": 1}
     content["annotations"][0]["segments_info"] = [*content["annotations"][0]["segments_info"], crowd]
     (folder / "panoptic.json").write_text(json.dumps(content))
-    truth = DatasetSpec(folder=folder).read()
+    dataset = DatasetSpec(folder=folder).read()
 
-    store = PseudoLabelDataset(tmp_path / "store")
-    photos = write_ground_truth_labels(truth, truth.images, tiny_encoder, tiny.SIDE_PX, store)
+    labels = PseudoLabelDataset(tmp_path / "labels")
+    photos = write_ground_truth_labels(dataset, dataset.images, tiny_encoder, tiny.SIDE_PX, labels)
 
-    stored = store.read_photos()
+    stored = labels.read_photos()
     assert [photo.name for photo in photos] == ["0.png", "1.png", "2.png", "3.png"]
     assert [photo.path for photo in stored] == [(folder / "images" / photo.name).resolve() for photo in photos]
     assert stored[0].categories == {1: 1, 2: 2}  # one thing, animal; then the stuff, wall
     assert np.array_equal(read_label_map(stored[0].label), np.select([label_map == 7, label_map == 300], [1, 2]))
-    masks = store.read_instances()[photos[0].digest]
+    masks = labels.read_instances()[photos[0].digest]
     assert [(mask["category_id"], mask["area"]) for mask in masks] == [(1, 640)]
-    config = store.read_config()
+    config = labels.read_config()
     assert (config.thing_clusters, config.stuff_clusters, config.mask_source) == (1, 1, "ground-truth")
-    assert config.data_source == "4 pictures of set, labelled by people"
+    assert config.data_source == "4 images of set with human labels"
 
 
-def test_a_store_that_is_there_is_taken_as_it_is(tmp_path: Path, truth: GroundTruthDataset, tiny_encoder: Path) -> None:
-    store = PseudoLabelDataset(tmp_path / "store")
-    write_ground_truth_labels(truth, truth.images, tiny_encoder, tiny.SIDE_PX, store)
-    written = store.read_photos()[0].label.stat().st_mtime_ns
-    write_ground_truth_labels(truth, truth.images, tiny_encoder, tiny.SIDE_PX, store)
-    assert store.read_photos()[0].label.stat().st_mtime_ns == written
+def test_labels_that_are_already_written_are_kept(
+    tmp_path: Path, dataset: GroundTruthDataset, tiny_encoder: Path
+) -> None:
+    labels = PseudoLabelDataset(tmp_path / "labels")
+    write_ground_truth_labels(dataset, dataset.images, tiny_encoder, tiny.SIDE_PX, labels)
+    written = labels.read_photos()[0].label.stat().st_mtime_ns
+    write_ground_truth_labels(dataset, dataset.images, tiny_encoder, tiny.SIDE_PX, labels)
+    assert labels.read_photos()[0].label.stat().st_mtime_ns == written
     with pytest.raises(ConfigError, match="photos_hash differ"):
-        write_ground_truth_labels(truth, truth.images[:2], tiny_encoder, tiny.SIDE_PX, store)
+        write_ground_truth_labels(dataset, dataset.images[:2], tiny_encoder, tiny.SIDE_PX, labels)
 
 
-def test_a_set_without_labels_for_every_pixel_is_refused(tmp_path: Path) -> None:
+def test_a_dataset_without_panoptic_labels_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     cv2.imwrite(str(tmp_path / "images" / "0.png"), np.zeros((4, 6, 3), np.uint8))
     box = {"id": 1, "image_id": 1, "category_id": 17, "bbox": [1, 1, 2, 2], "area": 4, "iscrowd": 0,
@@ -172,15 +177,17 @@ def test_a_set_without_labels_for_every_pixel_is_refused(tmp_path: Path) -> None
     content = {"images": [{"id": 1, "file_name": "0.png", "height": 4, "width": 6}], "annotations": [box],
                "categories": [{"id": 17, "name": "cat", "supercategory": "animal"}]}  # fmt: skip
     (tmp_path / "instances.json").write_text(json.dumps(content))
-    truth = DatasetSpec(folder=tmp_path, format="instances").read()
-    with pytest.raises(ConfigError, match="knows masks alone"):
-        sample_images(truth, 1.0, 0)
+    dataset = DatasetSpec(folder=tmp_path, format="instances").read()
+    with pytest.raises(ConfigError, match="has only masks labels: fine-tuning needs panoptic labels"):
+        sample_images(dataset, 1.0, 0)
 
 
-def test_given_names_know_their_photos(tmp_path: Path, truth: GroundTruthDataset, tiny_encoder: Path) -> None:
-    store = PseudoLabelDataset(tmp_path / "store")
-    photos = write_ground_truth_labels(truth, truth.images[:2], tiny_encoder, tiny.SIDE_PX, store)
-    names = ground_truth_mapping(truth, store, "ab")
+def test_the_mapping_records_the_training_images(
+    tmp_path: Path, dataset: GroundTruthDataset, tiny_encoder: Path
+) -> None:
+    labels = PseudoLabelDataset(tmp_path / "labels")
+    photos = write_ground_truth_labels(dataset, dataset.images[:2], tiny_encoder, tiny.SIDE_PX, labels)
+    mapping = ground_truth_mapping(dataset, labels, "ab")
     assert names.to_table().tolist() == [-1, 0, 1]
-    assert [category.name for category in names.categories] == ["animal", "wall"]
-    assert names.fitted_on.count_overlap([photo.digest for photo in photos]) == 2
+    assert [category.name for category in mapping.categories] == ["animal", "wall"]
+    assert mapping.fitted_on.count_overlap([photo.digest for photo in photos]) == 2

@@ -1,3 +1,5 @@
+"""Crops, instance targets, and training samples on cached features."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -5,56 +7,99 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from pycocotools import mask as coco
 
 from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache
+from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.mask_transformer.crops import CropView, CropWindow, crop_view, full_view, sample_crop
-from training.mask_transformer.feature_dataset import FeatureDataset, FeatureSample, make_semantic_map, make_target
-from training.mask_transformer.instances import InstanceMasks, instances_from_panoptic
-from training.trainer.task import IGNORE_INDEX
+from training.mask_transformer.feature_dataset import FeatureDataset, FeatureSample, copy_paste, make_target
+from training.mask_transformer.targets import (
+    PADDING,
+    VOID,
+    InstanceMasks,
+    Instances,
+    LabelReader,
+    instances_from_panoptic,
+    make_semantic_map,
+)
+from training.trainer.task import IGNORE_INDEX, PhotoSampler
+
+SIDE_PX, MAP_SIDE, GRID = 56, 14, 4
+CONFIG = replace(MASK_TRANSFORMER_PRESETS["panoptic-targets"], copy_paste_prob=0.0)
+Boxes = tuple[tuple[slice, slice], ...]
+CORNER = (slice(0, 8), slice(0, 8))
+QUARTER = (slice(0, 7), slice(0, 7))
 
 
-def store_photo(folder: Path, name: str, colour: int) -> LabeledPhoto:
-    """A 56x28 photo with a bright left half, whose label says thing 1 there and stuff 3 on the right."""
-    image = np.full((28, 56, 3), colour, np.uint8)
+def write_photo(folder: Path, name: str, color: int) -> LabeledPhoto:
+    """A 56x28 photo with a bright left half, which is thing 1; the right half is stuff 3."""
+    image = np.full((28, 56, 3), color, np.uint8)
     image[:, :28] = 250
     cv2.imwrite(str(folder / f"{name}.png"), image)
-    labels = np.full((28, 56), 2, np.int32)
-    labels[:, :28] = 1
-    (folder / f"{name}.label.png").write_bytes(encode_panoptic_png(labels))
-    maps = np.zeros((4, 4, 4, 2), np.float16)
-    maps[:, :, :2] = 1
-    FeatureCache(folder).write(name, maps)
+    label_map = np.full((28, 56), 2, np.int32)
+    label_map[:, :28] = 1
+    (folder / f"{name}.label.png").write_bytes(encode_panoptic_png(label_map))
+    features = np.zeros((4, GRID, GRID, 2), np.float16)
+    features[:, :, :2] = 1
+    FeatureCache(folder).write(name, features)
     path = folder / f"{name}.png"
     return LabeledPhoto(path=path, digest=name, label=folder / f"{name}.label.png", categories={1: 1, 2: 8})
 
 
-def open_walk(folder: Path, photos: list[LabeledPhoto], **changes: Any) -> FeatureDataset:
-    plain = FeatureDataset(
-        photos=photos, cache=FeatureCache(folder), side_px=56, thing_clusters=5, seed=0, paste_rate=0.0
+def make_dataset(folder: Path, photos: list[LabeledPhoto], **changes: Any) -> FeatureDataset:
+    return FeatureDataset(
+        sampler=PhotoSampler(photos=photos, seed=0),
+        cache=FeatureCache(folder),
+        labels=LabelReader(thing_clusters=5, instance_masks=None),
+        side_px=SIDE_PX,
+        config=replace(CONFIG, **changes),
     )
-    return replace(plain, **changes)
 
 
-def draw_scene(labels: np.ndarray, categories: dict[int, int]) -> FeatureSample:
-    """What make_target reads of a scene with five thing clusters."""
+def label_sample(label_map: np.ndarray, categories: dict[int, int]) -> FeatureSample:
+    """A sample with labels only; five thing clusters."""
     return FeatureSample(
-        maps=np.zeros((1, 1, 1, 1), np.float16),
-        square=np.zeros((3, 1, 1), np.uint8),
-        semantic=make_semantic_map(labels, categories, thing_clusters=5),
-        objects=instances_from_panoptic(labels, categories, thing_clusters=5),
+        features=np.zeros((1, 1, 1, 1), np.float16),
+        pixels=np.zeros((3, 1, 1), np.uint8),
+        semantic=make_semantic_map(label_map, categories, thing_clusters=5),
+        instances=instances_from_panoptic(label_map, categories, thing_clusters=5),
     )
 
 
-def test_a_target_has_thing_masks_stuff_numbers_and_ignores_the_rest() -> None:
-    labels = np.full((20, 20), 2, np.int32)
-    labels[5:10, 5:10] = 1
-    labels[15:] = -1
-    labels[0, 0] = 0
-    target = make_target(draw_scene(labels, {1: 4, 2: 8}), drops_unknown=False)
+def draw_sample(shade: int, feature: float, boxes: Boxes = (), cluster: int = 1) -> FeatureSample:
+    """A uniform sample; instances, given as rows and columns of the map, are 20 brighter and have features + 10."""
+    masks, pixels = np.zeros((len(boxes), MAP_SIDE, MAP_SIDE), bool), np.full((3, SIDE_PX, SIDE_PX), shade, np.uint8)
+    features = np.full((2, GRID, GRID, 1), feature, np.float16)
+    for mask, (rows, columns) in zip(masks, boxes, strict=True):
+        mask[rows, columns] = True
+    union = np.array(masks.any(0))
+    pixels[:, to_pixels(union)] += 20
+    features[:, to_pixels(union)[7::14, 7::14]] += 10
+    instances = Instances(masks=masks, clusters=np.full(len(boxes), cluster), weights=np.ones(len(boxes), np.float32))
+    semantic = np.where(union, 0, VOID).astype(np.int16)
+    return FeatureSample(features=features, pixels=pixels, semantic=semantic, instances=instances)
+
+
+def to_pixels(mask: np.ndarray) -> np.ndarray:
+    return mask.repeat(4, 0).repeat(4, 1)
+
+
+def paste(
+    sample: FeatureSample, source: FeatureSample, seed: int, clusters: frozenset[int] | None = None
+) -> FeatureSample:
+    return copy_paste(sample, source, np.random.default_rng(seed), clusters)
+
+
+def test_targets_have_thing_masks_and_stuff_classes_and_ignore_void_padding_and_a_band() -> None:
+    label_map = np.full((20, 20), 2, np.int32)
+    label_map[5:10, 5:10] = 1
+    label_map[15:] = -1
+    label_map[0, 0] = 0
+    target = make_target(label_sample(label_map, {1: 4, 2: 8}), droploss=False)
     assert target.clusters.tolist() == [3]
     assert target.weights.tolist() == [1.0]
     assert target.masks.sum() == 25
@@ -62,65 +107,63 @@ def test_a_target_has_thing_masks_stuff_numbers_and_ignores_the_rest() -> None:
     assert target.semantic[0, 19] == 3
     assert target.semantic[0, 0] == IGNORE_INDEX
     assert (target.semantic[15:] == IGNORE_INDEX).all()
-    assert target.semantic[3, 7] == IGNORE_INDEX  # two cells above the thing: its halo
+    assert target.semantic[3, 7] == IGNORE_INDEX  # two pixels above the thing: in the band
     assert target.semantic[2, 7] == 3
-    assert target.known.all()
+    assert target.is_labeled.all()
 
 
-def test_only_void_and_things_without_a_mask_are_unknown() -> None:
-    labels = np.full((20, 20), 2, np.int32)
-    labels[5:10, 5:10] = 1
-    labels[15:] = -1
-    labels[0, :3] = 0
-    labels[12, :3] = 3  # too small to be an object
-    target = make_target(draw_scene(labels, {1: 4, 2: 8, 3: 5}), drops_unknown=True)
-    unknown = np.argwhere(~target.known.numpy()).tolist()
-    assert unknown == [[0, 0], [0, 1], [0, 2], [12, 0], [12, 1], [12, 2]]
+def test_with_droploss_void_and_things_without_a_mask_are_unlabeled() -> None:
+    label_map = np.full((20, 20), 2, np.int32)
+    label_map[5:10, 5:10] = 1
+    label_map[15:] = -1
+    label_map[0, :3] = 0
+    label_map[12, :3] = 3  # too small for a target
+    target = make_target(label_sample(label_map, {1: 4, 2: 8, 3: 5}), droploss=True)
+    unlabeled = np.argwhere(~target.is_labeled.numpy()).tolist()
+    assert unlabeled == [[0, 0], [0, 1], [0, 2], [12, 0], [12, 1], [12, 2]]
 
 
-def test_a_thing_of_three_cells_is_no_target() -> None:
-    labels = np.zeros((10, 10), np.int32)
-    labels[0, :3] = 1
-    assert len(make_target(draw_scene(labels, {1: 1}), drops_unknown=False).masks) == 0
+def test_a_thing_of_three_pixels_is_no_target() -> None:
+    label_map = np.zeros((10, 10), np.int32)
+    label_map[0, :3] = 1
+    assert len(make_target(label_sample(label_map, {1: 1}), droploss=False).masks) == 0
 
 
-def test_a_window_shows_photo_features_and_labels_of_the_same_place(tmp_path: Path) -> None:
-    samples = open_walk(tmp_path, [store_photo(tmp_path, "a", 10)], crop_rate=1.0)
-    batch = samples.read(0, 24)
+def test_a_crop_shows_the_same_region_in_pixels_features_and_labels(tmp_path: Path) -> None:
+    batch = make_dataset(tmp_path, [write_photo(tmp_path, "a", 10)], crop_prob=1.0).load_batch(0, 24)
     widths = set()
     for index, target in enumerate(batch.targets):
         bright = (batch.pixels[index, 0] == 250).sum(1)[4]
         thing = target.masks[:, 1].sum() * 4
-        loud = batch.features[0, index, :4, 0].sum() * 14
+        ones = batch.features[0, index, :4, 0].sum() * 14
         widths.add(int(thing))
-        assert abs(bright - thing) <= 4  # a cell, where the border is not between two
-        assert abs(loud - thing) <= 14  # a patch
+        assert abs(bright - thing) <= 4  # a map pixel, where the border is not between two
+        assert abs(ones - thing) <= 14  # a patch
     assert len(widths) > 3
 
 
-def test_alike_pasting_takes_photos_that_share_a_cluster(tmp_path: Path) -> None:
-    first, second, third = (store_photo(tmp_path, name, 10) for name in "abc")
+def test_same_class_copy_paste_takes_photos_that_share_a_cluster(tmp_path: Path) -> None:
+    first, second, third = (write_photo(tmp_path, name, 10) for name in "abc")
     third = replace(third, categories={1: 2, 2: 8})
-    loud = np.full((4, 4, 4, 2), 7, np.float16)
-    FeatureCache(tmp_path).write("c", loud)
+    FeatureCache(tmp_path).write("c", np.full((4, GRID, GRID, 2), 7, np.float16))
     photos = [first, second, third]
-    pasted = open_walk(tmp_path, photos, paste_rate=1.0, pastes_alike=True).read(0, 30)
+    pasted = make_dataset(tmp_path, photos, copy_paste_prob=1.0, copy_paste_same_class=True).load_batch(0, 30)
     for index, (path, target) in enumerate(zip(pasted.photos, pasted.targets, strict=True)):
         if path != third.path:
             assert 7 not in pasted.features[:, index]
             assert set(target.clusters.tolist()) == {0}
-    anyhow = open_walk(tmp_path, photos, paste_rate=1.0).read(0, 30)
-    assert {1 for path, target in zip(anyhow.photos, anyhow.targets, strict=True)
-            if path != third.path and 1 in target.clusters}  # fmt: skip
+    from_any = make_dataset(tmp_path, photos, copy_paste_prob=1.0).load_batch(0, 30)
+    assert any(
+        path != third.path and 1 in target.clusters
+        for path, target in zip(from_any.photos, from_any.targets, strict=True)
+    )
 
 
-def test_a_mirrored_sample_mirrors_photo_features_and_label_together(tmp_path: Path) -> None:
-    samples = open_walk(tmp_path, [store_photo(tmp_path, "a", 10)])
-    batch = samples.read(0, 16)
+def test_mirroring_applies_to_pixels_features_and_labels(tmp_path: Path) -> None:
+    batch = make_dataset(tmp_path, [write_photo(tmp_path, "a", 10)]).load_batch(0, 16)
     sides = set()
     for index, target in enumerate(batch.targets):
-        features = batch.features[0, index].unflatten(0, (4, 4))
-        is_left = bool(features[0, 0, 0] == 1)
+        is_left = bool(batch.features[0, index].unflatten(0, (GRID, GRID))[0, 0, 0] == 1)
         sides.add(is_left)
         bright, dark = (0, 55) if is_left else (55, 0)
         assert batch.pixels[index, 0, 5, bright] == 250
@@ -131,115 +174,223 @@ def test_a_mirrored_sample_mirrors_photo_features_and_label_together(tmp_path: P
     assert sides == {True, False}
 
 
-def test_the_walk_is_the_same_however_it_is_cut_and_meets_every_photo_once_an_epoch(tmp_path: Path) -> None:
-    photos = [store_photo(tmp_path, name, colour) for colour, name in enumerate("abcde", start=10)]
-    samples = open_walk(tmp_path, photos)
-    whole = samples.read(0, 10)
-    parts = [samples.read(0, 3), samples.read(3, 7)]
+def test_samples_do_not_depend_on_the_batch_size_and_each_epoch_has_every_photo_once(tmp_path: Path) -> None:
+    photos = [write_photo(tmp_path, name, color) for color, name in enumerate("abcde", start=10)]
+    samples = make_dataset(tmp_path, photos)
+    whole = samples.load_batch(0, 10)
+    parts = [samples.load_batch(0, 3), samples.load_batch(3, 7)]
     assert torch.equal(whole.pixels, torch.cat([part.pixels for part in parts]))
     names = [path.name for path in whole.photos]
     assert sorted(names[:5]) == sorted(names[5:]) == [f"{name}.png" for name in "abcde"]
     assert names[:5] != names[5:]
 
 
-def test_a_whole_photo_lands_at_the_top_left_and_beside_it_is_nothing() -> None:
+# Copy-paste
+
+
+def test_a_pasted_instance_is_at_the_same_position_in_pixels_labels_and_features() -> None:
+    empty, source = draw_sample(10, 0), draw_sample(100, 50, (CORNER,), cluster=3)
+    positions = set()
+    for seed in range(30):
+        sample = paste(empty, source, seed)
+        (mask,) = sample.instances.masks
+        assert sample.instances.clusters.tolist() == [3]
+        assert (sample.semantic == np.where(mask, 0, VOID)).all()
+        assert (sample.pixels[:, to_pixels(mask)] == 120).all()
+        assert (sample.pixels[:, ~to_pixels(mask)] == 10).all()
+        # four patches, or one if halved
+        assert ((sample.features == 60).sum(), (sample.features == 0).sum()) in {(8, 24), (2, 30)}
+        assert (sample.features[:, to_pixels(mask)[7::14, 7::14]] == 60).all()
+        positions.add((int(mask.sum()), *map(int, np.argwhere(mask)[0])))
+    assert {size for size, *_ in positions} == {64, 16}
+    assert len(positions) > 4
+
+
+def test_an_instance_that_would_cover_half_of_another_is_not_pasted() -> None:
+    sample, source = draw_sample(10, 0, ((slice(0, 2), slice(0, 2)),)), draw_sample(100, 50, (CORNER,))
+    for seed in range(30):
+        assert paste(sample, source, seed).instances.masks[0].sum() >= 2
+
+
+def test_where_masks_overlap_the_half_covered_instance_is_removed_instead() -> None:
+    whole, part = (slice(0, 14), slice(0, 14)), (slice(0, 2), slice(0, 2))
+    sample, source = draw_sample(10, 0, (whole, part)), draw_sample(100, 50, (CORNER,), cluster=3)
+    clusters = set()
+    for seed in range(30):
+        instances = paste(sample, source, seed).instances
+        clusters.add(tuple(instances.clusters.tolist()))
+        assert not (instances.masks[0] & instances.masks[-1]).any()
+        assert instances.masks[0].sum() + instances.masks[-1].sum() == 14 * 14
+    assert clusters == {(1, 1, 3), (1, 3)}
+
+
+def test_a_pasted_instance_brings_its_parts_but_not_its_neighbors() -> None:
+    part, neighbor = (slice(2, 4), slice(2, 4)), (slice(7, 9), slice(0, 8))
+    source = draw_sample(100, 50, (CORNER, part, neighbor))
+    source.instances.weights[:] = (1.0, 0.25, 0.25)  # the part has median weight, but is too small on its own
+    seen = set()
+    for seed in range(30):
+        instances = paste(draw_sample(10, 0), source, seed).instances
+        sizes = instances.masks.sum((1, 2)).tolist()
+        if 64 in sizes:
+            start = sizes.index(64)
+            seen.add(tuple(sizes[start : start + 2]))
+            assert (instances.masks[start] | ~instances.masks[start + 1]).all()
+            assert instances.weights[start : start + 2].tolist() == [1.0, 0.25]
+    assert seen == {(64, 4)}
+
+
+def test_only_instances_of_median_weight_and_of_the_requested_clusters_are_pasted() -> None:
+    boxes = ((slice(0, 4), slice(0, 4)), (slice(8, 12), slice(8, 12)), (slice(0, 4), slice(8, 12)))
+    source = draw_sample(100, 50, boxes)
+    source.instances.weights[:] = (0.9, 0.8, 0.1)
+    source.instances.clusters[:] = (1, 2, 3)
+    for requested, expected in ((None, {1, 2}), (frozenset({2, 3}), {2})):
+        pasted = [paste(draw_sample(10, 0), source, seed, requested).instances for seed in range(30)]
+        assert set().union(*(set(each.clusters.tolist()) for each in pasted)) == expected
+
+
+def test_nothing_is_pasted_into_padding() -> None:
+    sample, source = draw_sample(10, 0), draw_sample(100, 50, (CORNER,))
+    sample.semantic[7:] = PADDING
+    for seed in range(30):
+        pasted = paste(sample, source, seed)
+        assert (pasted.semantic[7:] == PADDING).all()
+        assert not pasted.instances.masks[:, 7:].any()
+
+
+@pytest.mark.parametrize("boxes", [(), ((slice(0, 1), slice(0, 1)),), ((slice(0, 14), slice(0, 14)),)])
+def test_a_source_without_an_instance_of_suitable_size_changes_nothing(boxes: Boxes) -> None:
+    sample = draw_sample(10, 0, ((slice(0, 2), slice(0, 2)),))
+    pasted = [paste(sample, draw_sample(100, 50, boxes), seed) for seed in range(10)]
+    is_unchanged = [bool((each.pixels == sample.pixels).all()) for each in pasted]
+    # Halved, an instance of the whole image covers a quarter, which is suitable.
+    assert all(is_unchanged) if len(boxes) == 0 or boxes[0][0].stop == 1 else not all(is_unchanged)
+
+
+def test_hflip_mirrors_a_copy_of_all_arrays() -> None:
+    sample = draw_sample(10, 0, (QUARTER,))
+    mirrored = sample.hflip()
+    assert mirrored.instances.masks[0, 0].tolist() == [False] * 7 + [True] * 7
+    assert mirrored.semantic[0].tolist() == [VOID] * 7 + [0] * 7
+    assert mirrored.pixels[0, 0].tolist() == [10] * 28 + [30] * 28
+    assert mirrored.features[0, 0, :, 0].tolist() == [0, 0, 10, 10]
+    mirrored.semantic[:] = 5
+    mirrored.instances.masks[:] = False
+    assert sample.semantic[0, 0] == 0
+    assert sample.instances.masks[0, 0, 0]
+
+
+def test_halve_shrinks_into_the_upper_left() -> None:
+    half = draw_sample(10, 0, (QUARTER,)).halve()
+    assert half.features[0, :, :, 0].tolist() == [[10, 0, 0, 0], [0] * 4, [0] * 4, [0] * 4]
+    assert half.pixels[0, 0, :28].tolist() == [30] * 14 + [10] * 14
+    assert half.semantic[0].tolist() == [0] * 4 + [VOID] * 3 + [PADDING] * 7
+    assert half.instances.masks[0, 0].tolist() == [True] * 4 + [False] * 10
+
+
+# Crops
+
+
+def lower_right_quarter(whole: CropView) -> CropView:
+    return crop_view(whole, GRID, CropWindow(top=2, left=2, side=2))
+
+
+def test_a_whole_photo_is_placed_at_the_top_left_and_padded() -> None:
     values = np.full((28, 56), 2, np.int32)
     values[:, :28] = 1
-    cells = full_view(28, 56, 56).cut_cells(values, -1)
-    assert cells.shape == (14, 14)
-    assert (cells[:7, :7] == 1).all()
-    assert (cells[:7, 7:] == 2).all()
-    assert (cells[7:] == -1).all()
+    labels = full_view(28, 56, SIDE_PX).crop_labels(values, -1)
+    assert labels.shape == (14, 14)
+    assert (labels[:7, :7] == 1).all()
+    assert (labels[:7, 7:] == 2).all()
+    assert (labels[7:] == -1).all()
 
 
-def test_several_maps_are_cut_like_one() -> None:
+def test_several_label_maps_are_cropped_like_one() -> None:
     values = np.arange(30 * 40 * 3).reshape(30, 40, 3)
-    whole = full_view(30, 40, 56)
-    together = whole.cut_cells(values, 0)
-    assert all((together[..., index] == whole.cut_cells(values[..., index], 0)).all() for index in range(3))
+    whole = full_view(30, 40, SIDE_PX)
+    together = whole.crop_labels(values, 0)
+    assert all((together[..., index] == whole.crop_labels(values[..., index], 0)).all() for index in range(3))
 
 
-def show_quarter(whole: CropView) -> CropView:
-    """The lower right quarter of the square, made as large."""
-    return crop_view(whole, 4, CropWindow(top=2, left=2, side=2))
-
-
-def test_a_window_of_half_the_side_shows_its_quarter_twice_as_large() -> None:
-    frame = show_quarter(full_view(56, 56, 56))
+def test_a_crop_of_half_the_side_is_twice_as_large() -> None:
+    view = lower_right_quarter(full_view(56, 56, SIDE_PX))
     image = np.zeros((56, 56, 3), np.uint8)
     image[28:42, 28:56] = 200
-    square = frame.cut_pixels(image)
-    assert square.shape == (3, 56, 56)
-    assert (square[:, 1:27, 1:] == 200).all()  # its rim mixes with what lies beside the window
-    assert (square[:, 29:] == 0).all()
-    assert frame.cut_cells(image[..., 0], 0)[:, 0].tolist() == [200] * 7 + [0] * 7
+    pixels = view.crop_image(image)
+    assert pixels.shape == (3, 56, 56)
+    assert (pixels[:, 1:27, 1:] == 200).all()  # the border mixes with pixels outside the crop
+    assert (pixels[:, 29:] == 0).all()
+    assert view.crop_labels(image[..., 0], 0)[:, 0].tolist() == [200] * 7 + [0] * 7
 
 
-def test_features_of_a_window_are_those_of_its_patches_and_between_them_bilinear() -> None:
-    maps = np.zeros((1, 4, 4, 1), np.float16)
-    maps[0, 2:, 2:, 0] = [[0, 4], [0, 4]]
-    part = show_quarter(full_view(56, 56, 56)).cut_maps(maps)
-    assert part[0, :, :, 0].tolist() == [[0, 1, 3, 4]] * 4
+def test_features_of_a_crop_are_those_of_its_patches_interpolated() -> None:
+    features = np.zeros((1, GRID, GRID, 1), np.float16)
+    features[0, 2:, 2:, 0] = [[0, 4], [0, 4]]
+    cropped = lower_right_quarter(full_view(56, 56, SIDE_PX)).crop_features(features)
+    assert cropped[0, :, :, 0].tolist() == [[0, 1, 3, 4]] * 4
 
 
-def test_windows_stay_on_the_photo_and_have_half_to_all_of_the_side() -> None:
-    whole = full_view(28, 56, 56)  # two of four rows of patches
-    windows = [sample_crop(whole, 4, np.random.default_rng(seed)) for seed in range(60)]
-    drawn = {(each.top, each.left, each.side) for each in windows}
-    assert drawn == {(0, 0, 2), (0, 1, 2), (0, 2, 2), (0, 0, 3), (0, 1, 3), (0, 0, 4)}
+def test_sampled_crops_lie_in_the_photo_and_have_half_to_all_of_the_side() -> None:
+    whole = full_view(28, 56, SIDE_PX)  # two of four rows of patches
+    windows = [sample_crop(whole, GRID, np.random.default_rng(seed)) for seed in range(60)]
+    sampled = {(each.top, each.left, each.side) for each in windows}
+    assert sampled == {(0, 0, 2), (0, 1, 2), (0, 2, 2), (0, 0, 3), (0, 1, 3), (0, 0, 4)}
 
 
-def test_a_window_of_everything_is_the_whole_photo() -> None:
+def test_a_crop_of_everything_is_the_whole_photo() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-    whole = full_view(40, 56, 56)
-    frame = crop_view(whole, 4, CropWindow(top=0, left=0, side=4))
-    assert (frame.cut_pixels(image) == whole.cut_pixels(image)).all()
-    maps = np.random.default_rng(1).normal(size=(1, 4, 4, 2)).astype(np.float16)
-    assert (frame.cut_maps(maps) == maps).all()
+    whole = full_view(40, 56, SIDE_PX)
+    view = crop_view(whole, GRID, CropWindow(top=0, left=0, side=4))
+    assert (view.crop_image(image) == whole.crop_image(image)).all()
+    features = np.random.default_rng(1).normal(size=(1, GRID, GRID, 2)).astype(np.float16)
+    assert (view.crop_features(features) == features).all()
 
 
-def describe(mask: np.ndarray, cluster: int, **score: float) -> dict[str, object]:
+# Instance masks
+
+
+def annotate(mask: np.ndarray, cluster: int, **score: float) -> dict[str, object]:
     rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     segmentation = {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
     return {"image_id": 1, "category_id": cluster, "segmentation": segmentation, **score}
 
 
-def write_store(folder: Path, annotations: list[dict[str, object]]) -> PseudoLabelDataset:
+def write_instances(folder: Path, annotations: list[dict[str, object]]) -> PseudoLabelDataset:
     images = [{"id": 1, "sha256": "a"}, {"id": 2, "sha256": "b"}]
     (folder / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
     return PseudoLabelDataset(folder)
 
 
-def test_whole_masks_overlap_and_come_best_first_with_their_scores_as_weights(tmp_path: Path) -> None:
-    left, all_over, corner = (np.zeros((28, 56), bool) for _ in range(3))
-    left[:, :28] = all_over[:] = corner[:4, :4] = True
-    store = write_store(
-        tmp_path, [describe(left, 2, score=0.5), describe(all_over, 3), describe(corner, 1, score=0.25)]
-    )
-    objects = InstanceMasks.read(store, most=2).show("a", full_view(28, 56, 56))
-    assert objects.clusters.tolist() == [3, 2]
-    assert objects.weights.tolist() == [1.0, 0.5]
-    assert objects.masks.sum((1, 2)).tolist() == [7 * 14, 7 * 7]
-    assert objects.masks[1, :7, :7].all()
+def test_instance_masks_may_overlap_and_are_sorted_by_score_which_is_the_weight(tmp_path: Path) -> None:
+    left, everything, corner = (np.zeros((28, 56), bool) for _ in range(3))
+    left[:, :28] = everything[:] = corner[:4, :4] = True
+    annotations = [annotate(left, 2, score=0.5), annotate(everything, 3), annotate(corner, 1, score=0.25)]
+    masks = InstanceMasks.load(write_instances(tmp_path, annotations), max_per_photo=2)
+    instances = masks.crop("a", full_view(28, 56, SIDE_PX))
+    assert instances.clusters.tolist() == [3, 2]
+    assert instances.weights.tolist() == [1.0, 0.5]
+    assert instances.masks.sum((1, 2)).tolist() == [7 * 14, 7 * 7]
+    assert instances.masks[1, :7, :7].all()
 
 
-def test_a_score_above_one_weighs_one_and_a_mask_of_no_score_is_no_target(tmp_path: Path) -> None:
+def test_weights_are_at_most_1_and_masks_of_score_0_are_dropped(tmp_path: Path) -> None:
     mask = np.ones((28, 56), bool)
-    store = write_store(tmp_path, [describe(mask, 1, score=8.5), describe(mask, 2, score=0.0)])
-    masks = InstanceMasks.read(store, most=5)
-    assert masks.show("a", full_view(28, 56, 56)).weights.tolist() == [1.0]
-    assert masks.list_clusters("a") == {1}
+    dataset = write_instances(tmp_path, [annotate(mask, 1, score=8.5), annotate(mask, 2, score=0.0)])
+    masks = InstanceMasks.load(dataset, max_per_photo=5)
+    assert masks.crop("a", full_view(28, 56, SIDE_PX)).weights.tolist() == [1.0]
+    assert masks.clusters("a") == {1}
 
 
-def test_a_photo_without_masks_has_no_objects(tmp_path: Path) -> None:
-    masks = InstanceMasks.read(write_store(tmp_path, []), most=5)
-    assert masks.show("b", full_view(28, 56, 56)).masks.shape == (0, 14, 14)
-    assert masks.list_clusters("b") == set()
+def test_a_photo_without_masks_has_no_instances(tmp_path: Path) -> None:
+    masks = InstanceMasks.load(write_instances(tmp_path, []), max_per_photo=5)
+    assert masks.crop("b", full_view(28, 56, SIDE_PX)).masks.shape == (0, 14, 14)
+    assert masks.clusters("b") == set()
 
 
-def test_merged_objects_are_the_things_of_the_map_equally_sure() -> None:
-    labels = np.array([[1, 1, 2], [0, 3, 2]], np.int32)
-    objects = instances_from_panoptic(labels, {1: 4, 2: 7, 3: 2}, thing_clusters=5)
-    assert objects.clusters.tolist() == [4, 2]
-    assert objects.masks.sum((1, 2)).tolist() == [2, 1]
-    assert objects.weights.tolist() == [1.0, 1.0]
+def test_instances_from_a_panoptic_map_have_weight_1() -> None:
+    label_map = np.array([[1, 1, 2], [0, 3, 2]], np.int32)
+    instances = instances_from_panoptic(label_map, {1: 4, 2: 7, 3: 2}, thing_clusters=5)
+    assert instances.clusters.tolist() == [4, 2]
+    assert instances.masks.sum((1, 2)).tolist() == [2, 1]
+    assert instances.weights.tolist() == [1.0, 1.0]

@@ -1,3 +1,5 @@
+"""Training samples from pixels and their augmentation on tensors."""
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,35 +11,37 @@ import torch
 
 from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto
-from training.mask_transformer.feature_dataset import PADDING, VOID, FeatureSample, make_target
-from training.mask_transformer.instances import Instances
+from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
+from training.mask_transformer.feature_dataset import FeatureSample, make_target
 from training.mask_transformer.pixel_dataset import (
     AugmentParams,
     ImageBatch,
     PixelDataset,
-    augment,
+    augment_batch,
     color_jitter,
-    split,
+    to_targets,
 )
-from training.trainer.task import IGNORE_INDEX
+from training.mask_transformer.targets import PADDING, VOID, Instances, LabelReader
+from training.trainer.task import IGNORE_INDEX, PhotoSampler
 
-SIDE, CELLS = 32, 8
-WHOLE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
+SIDE, MAP_SIDE = 32, 8
+IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 MIRRORED = ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 LOWER_RIGHT = ((0.5, 0.0, 0.5), (0.0, 0.5, 0.5))
 HALVED_AT_TOP_RIGHT = ((2.0, 0.0, -1.0), (0.0, 2.0, 1.0))
-"""As a placement: the new square's upper right quarter shows all of the old one."""
+"""As a paste transform: the upper right quarter of the target shows all of the source."""
+CONFIG = replace(MASK_TRANSFORMER_PRESETS["panoptic-targets"], inputs="pixels", copy_paste_prob=0.0, color_jitter=0.0)
 
 
-def draw_pictures() -> ImageBatch:
-    """Black with a white object in the lower right quarter, cluster 2; and grey with a light one on the left, 0.
+def draw_images() -> ImageBatch:
+    """A black image with a white instance of cluster 2 at the lower right, and a gray one with a light one at the left.
 
-    Stuff 1 is around the first; the second has no label, and shows no photo in its last row of cells.
+    The first has stuff 1 around its instance; the second has no other label, and padding in its last map row.
     """
-    masks = torch.zeros(2, CELLS, CELLS, dtype=torch.bool)
+    masks = torch.zeros(2, MAP_SIDE, MAP_SIDE, dtype=torch.bool)
     masks[0, 4:, 4:] = True
     masks[1, :, :2] = True
-    semantic = torch.full((2, CELLS, CELLS), VOID)
+    semantic = torch.full((2, MAP_SIDE, MAP_SIDE), VOID)
     semantic[0] = 1
     semantic[masks] = 0
     semantic[1, 7] = PADDING
@@ -49,219 +53,234 @@ def draw_pictures() -> ImageBatch:
         pixels=pixels,
         semantic=semantic,
         masks=masks,
-        owners=torch.tensor([0, 1]),
+        image_indices=torch.tensor([0, 1]),
         clusters=torch.tensor([2, 0]),
         weights=torch.tensor([1.0, 0.5]),
     )
 
 
-def draw(first: tuple[tuple[float, ...], ...] = WHOLE, second: tuple[tuple[float, ...], ...] = WHOLE) -> AugmentParams:
-    """Nothing but views."""
+def transform(
+    first: tuple[tuple[float, ...], ...] = IDENTITY, second: tuple[tuple[float, ...], ...] = IDENTITY
+) -> AugmentParams:
+    """Parameters without color jitter and copy-paste."""
     return AugmentParams(
-        views=torch.tensor([first, second]),
-        colours=torch.ones(2, 3),
-        sources=torch.arange(2),
-        placements=torch.tensor([WHOLE, WHOLE]),
-        pasted=torch.zeros(0, dtype=torch.int64),
-        receivers=torch.zeros(0, dtype=torch.int64),
+        transforms=torch.tensor([first, second]),
+        color_factors=torch.ones(2, 3),
+        source_images=torch.arange(2),
+        paste_transforms=torch.tensor([IDENTITY, IDENTITY]),
+        pasted_instances=torch.zeros(0, dtype=torch.int64),
+        target_images=torch.zeros(0, dtype=torch.int64),
     )
 
 
-def test_whole_views_and_factors_of_one_change_nothing() -> None:
-    pictures = draw_pictures()
-    same = augment(pictures, draw(), SIDE)
-    for name in ("pixels", "semantic", "masks", "owners", "clusters", "weights"):
-        assert torch.equal(getattr(same, name), getattr(pictures, name)), name
+def test_identity_parameters_change_nothing() -> None:
+    images = draw_images()
+    same = augment_batch(images, transform(), SIDE)
+    for name in ("pixels", "semantic", "masks", "image_indices", "clusters", "weights"):
+        assert torch.equal(getattr(same, name), getattr(images, name)), name
 
 
-def test_a_window_and_a_mirror_show_the_same_in_pixels_and_labels() -> None:
-    seen = augment(draw_pictures(), draw(LOWER_RIGHT, MIRRORED), SIDE)
-    assert seen.masks[0].all()
-    assert (seen.semantic[0] == 0).all()
-    assert (seen.pixels[0, :, 1:, 1:] == 255).all()  # the rim mixes with what lies beside the window
-    assert seen.masks[1].sum(0).tolist() == [0] * 6 + [8] * 2
-    assert seen.pixels[1, 0, 0].tolist() == [100] * 24 + [200] * 8
+def test_crop_and_mirroring_apply_to_pixels_and_labels() -> None:
+    augmented = augment_batch(draw_images(), transform(LOWER_RIGHT, MIRRORED), SIDE)
+    assert augmented.masks[0].all()
+    assert (augmented.semantic[0] == 0).all()
+    assert (augmented.pixels[0, :, 1:, 1:] == 255).all()  # the border mixes with pixels outside the crop
+    assert augmented.masks[1].sum(0).tolist() == [0] * 6 + [8] * 2
+    assert augmented.pixels[1, 0, 0].tolist() == [100] * 24 + [200] * 8
 
 
-def test_a_larger_square_is_brought_to_the_networks_size() -> None:
-    seen = augment(draw_pictures(), draw(), 16)
-    assert seen.pixels.shape == (2, 3, 16, 16)
-    assert seen.masks.shape == (2, 4, 4)
-    assert seen.masks[0].sum() == 4
+def test_larger_squares_are_resized_to_the_networks_input() -> None:
+    augmented = augment_batch(draw_images(), transform(), 16)
+    assert augmented.pixels.shape == (2, 3, 16, 16)
+    assert augmented.masks.shape == (2, 4, 4)
+    assert augmented.masks[0].sum() == 4
 
 
-def paste(pictures: ImageBatch, receiver: int, source: int) -> ImageBatch:
-    drawn = replace(
-        draw(),
-        sources=torch.tensor([source, source]),
-        placements=torch.tensor([HALVED_AT_TOP_RIGHT] * 2),
-        pasted=torch.tensor([source]),
-        receivers=torch.tensor([receiver]),
+def paste(images: ImageBatch, target: int, source: int) -> ImageBatch:
+    params = replace(
+        transform(),
+        source_images=torch.tensor([source, source]),
+        paste_transforms=torch.tensor([HALVED_AT_TOP_RIGHT] * 2),
+        pasted_instances=torch.tensor([source]),
+        target_images=torch.tensor([target]),
     )
-    return augment(pictures, drawn, SIDE)
+    return augment_batch(images, params, SIDE)
 
 
-def test_a_pasted_object_is_at_one_place_in_pixels_and_labels() -> None:
-    pasted = paste(draw_pictures(), receiver=1, source=0)
-    assert pasted.owners.tolist() == [0, 1, 1]
+def test_a_pasted_instance_is_at_the_same_position_in_pixels_and_labels() -> None:
+    pasted = paste(draw_images(), target=1, source=0)
+    assert pasted.image_indices.tolist() == [0, 1, 1]
     assert pasted.clusters.tolist() == [2, 0, 2]
     assert pasted.weights.tolist() == [1.0, 0.5, 1.0]
-    expected = torch.zeros(CELLS, CELLS, dtype=torch.bool)
+    expected = torch.zeros(MAP_SIDE, MAP_SIDE, dtype=torch.bool)
     expected[2:4, 6:] = True  # the lower right of the upper right
     assert torch.equal(pasted.masks[2], expected)
     assert (pasted.semantic[1][expected] == 0).all()
-    changed = (pasted.pixels[1] != draw_pictures().pixels[1]).any(0)
+    changed = (pasted.pixels[1] != draw_images().pixels[1]).any(0)
     assert not changed[:8].any()
     assert (pasted.pixels[1, :, 9:15, 25:] == 255).all()
-    assert torch.equal(pasted.pixels[0], draw_pictures().pixels[0])
+    assert torch.equal(pasted.pixels[0], draw_images().pixels[0])
 
 
-def test_what_a_pasted_object_hides_is_no_longer_the_other_ones() -> None:
-    pictures = draw_pictures()
-    pictures.masks[0, :, 4:] = True  # an upright half, of which an eighth will be hidden
-    pasted = paste(pictures, receiver=0, source=1)
-    assert pasted.owners.tolist() == [0, 0, 1]
+def test_a_pasted_instance_occludes_others() -> None:
+    images = draw_images()
+    images.masks[0, :, 4:] = True  # the right half, of which an eighth will be hidden
+    pasted = paste(images, target=0, source=1)
+    assert pasted.image_indices.tolist() == [0, 0, 1]
     assert pasted.clusters.tolist() == [2, 0, 0]
     assert pasted.masks[1].nonzero().tolist() == [[row, 4] for row in range(4)]
     assert pasted.masks[0].sum() == 28
     assert not (pasted.masks[0] & pasted.masks[1]).any()
 
 
-def test_an_object_that_is_hidden_by_more_than_half_goes() -> None:
-    pictures = draw_pictures()
-    pictures.masks[0] = False
-    pictures.masks[0, :3, 4] = True
-    assert paste(pictures, receiver=0, source=1).clusters.tolist() == [0, 0]
+def test_an_instance_that_is_covered_by_more_than_half_is_removed() -> None:
+    images = draw_images()
+    images.masks[0] = False
+    images.masks[0, :3, 4] = True
+    assert paste(images, target=0, source=1).clusters.tolist() == [0, 0]
 
 
-def test_nothing_is_pasted_where_there_is_no_photo() -> None:
-    pictures = draw_pictures()
-    pictures.semantic[1, :4] = PADDING
-    pasted = paste(pictures, receiver=1, source=0)
+def test_nothing_is_pasted_into_padding() -> None:
+    images = draw_images()
+    images.semantic[1, :4] = PADDING
+    pasted = paste(images, target=1, source=0)
     assert not pasted.masks[2].any()
-    assert torch.equal(pasted.pixels[1], pictures.pixels[1])
+    assert torch.equal(pasted.pixels[1], images.pixels[1])
 
 
-def test_colours_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("factors", "expected"),
+    [
+        ((2.0, 1.0, 1.0), [200, 100, 0]),
+        ((9.0, 1.0, 1.0), [255, 255, 0]),
+        ((1.0, 1.0, 0.0), [59, 59, 59]),  # gray: 29.9 + 29.35 = 59.25
+    ],
+)
+def test_color_jitter_scales_brightness_and_saturation(factors: tuple[float, ...], expected: list[int]) -> None:
     pixels = torch.tensor([100, 50, 0], dtype=torch.uint8).reshape(1, 3, 1, 1)
-    assert color_jitter(pixels, torch.tensor([[2.0, 1.0, 1.0]])).flatten().tolist() == [200, 100, 0]
-    assert color_jitter(pixels, torch.tensor([[9.0, 1.0, 1.0]])).flatten().tolist() == [255, 255, 0]
-    # grey: 29.9 + 29.35 = 59.25
-    assert color_jitter(pixels, torch.tensor([[1.0, 1.0, 0.0]])).flatten().tolist() == [59, 59, 59]
-    two = torch.tensor([[100, 200]] * 3, dtype=torch.uint8).reshape(1, 3, 1, 2)
-    assert color_jitter(two, torch.tensor([[1.0, 0.5, 1.0]]))[0, 0, 0].tolist() == [125, 175]
+    assert color_jitter(pixels, torch.tensor([factors])).flatten().tolist() == expected
 
 
-def test_what_shows_no_photo_keeps_its_colour() -> None:
-    drawn = replace(draw(), colours=torch.tensor([[1.0, 1.0, 1.0], [0.5, 1.0, 1.0]]))
-    seen = augment(draw_pictures(), drawn, SIDE)
-    assert seen.pixels[1, 0, :, 31].tolist() == [50] * 28 + [100] * 4
+def test_color_jitter_scales_the_contrast_about_the_mean() -> None:
+    pixels = torch.tensor([[100, 200]] * 3, dtype=torch.uint8).reshape(1, 3, 1, 2)
+    assert color_jitter(pixels, torch.tensor([[1.0, 0.5, 1.0]]))[0, 0, 0].tolist() == [125, 175]
 
 
-@pytest.mark.parametrize("drops_unknown", [False, True])
-def test_targets_are_those_of_the_other_path(drops_unknown: bool) -> None:
-    pictures = draw_pictures()
-    targets = split(pictures, drops_unknown=drops_unknown)
-    for place, target in enumerate(targets):
-        scene = FeatureSample(
-            maps=np.zeros((1, 1, 1, 1), np.float16),
-            square=np.zeros((3, 1, 1), np.uint8),
-            semantic=pictures.semantic[place].numpy().astype(np.int16),
-            objects=Instances(
-                masks=pictures.masks[place : place + 1].numpy(),
-                clusters=pictures.clusters[place : place + 1].numpy() + 1,
-                weights=pictures.weights[place : place + 1].numpy(),
+def test_padding_keeps_its_color() -> None:
+    params = replace(transform(), color_factors=torch.tensor([[1.0, 1.0, 1.0], [0.5, 1.0, 1.0]]))
+    augmented = augment_batch(draw_images(), params, SIDE)
+    assert augmented.pixels[1, 0, :, 31].tolist() == [50] * 28 + [100] * 4
+
+
+@pytest.mark.parametrize("droploss", [False, True])
+def test_targets_are_the_same_as_those_of_feature_samples(droploss: bool) -> None:
+    images = draw_images()
+    targets = to_targets(images, droploss=droploss)
+    for index, target in enumerate(targets):
+        sample = FeatureSample(
+            features=np.zeros((1, 1, 1, 1), np.float16),
+            pixels=np.zeros((3, 1, 1), np.uint8),
+            semantic=images.semantic[index].numpy().astype(np.int16),
+            instances=Instances(
+                masks=images.masks[index : index + 1].numpy(),
+                clusters=images.clusters[index : index + 1].numpy() + 1,
+                weights=images.weights[index : index + 1].numpy(),
             ),
         )
-        other = make_target(scene, drops_unknown=drops_unknown)
-        for name in ("masks", "clusters", "weights", "semantic", "known"):
-            assert torch.equal(getattr(target, name), getattr(other, name)), name
+        expected = make_target(sample, droploss=droploss)
+        for name in ("masks", "clusters", "weights", "semantic", "is_labeled"):
+            assert torch.equal(getattr(target, name), getattr(expected, name)), name
     assert IGNORE_INDEX in targets[0].semantic
 
 
-def test_an_object_of_three_cells_is_no_target_and_a_picture_may_have_none() -> None:
-    pictures = draw_pictures()
-    pictures.masks[0] = False
-    pictures.masks[0, 0, :3] = True
-    assert [len(each.masks) for each in split(pictures, drops_unknown=False)] == [0, 1]
+def test_an_instance_of_three_pixels_is_no_target() -> None:
+    images = draw_images()
+    images.masks[0] = False
+    images.masks[0, 0, :3] = True
+    assert [len(each.masks) for each in to_targets(images, droploss=False)] == [0, 1]
 
 
-def store_photo(folder: Path, name: str, cluster: int = 1) -> LabeledPhoto:
-    """A 56x28 photo of one colour, whose label says a thing of 14x14 at the left, stuff 3 elsewhere."""
+def write_photo(folder: Path, name: str, cluster: int = 1) -> LabeledPhoto:
+    """A 56x28 photo of one color, with a thing of 14x14 at the left on stuff 3."""
     path = folder / f"{name}.png"
     cv2.imwrite(str(path), np.full((28, 56, 3), ord(name), np.uint8))
-    labels = np.full((28, 56), 2, np.int32)
-    labels[7:21, 7:21] = 1
+    label_map = np.full((28, 56), 2, np.int32)
+    label_map[7:21, 7:21] = 1
     label = folder / f"{name}.label.png"
-    label.write_bytes(encode_panoptic_png(labels))
+    label.write_bytes(encode_panoptic_png(label_map))
     return LabeledPhoto(path=path, digest=name, label=label, categories={1: cluster, 2: 8})
 
 
-def open_walk(photos: list[LabeledPhoto], **changes: Any) -> PixelDataset:
-    plain = PixelDataset(
-        photos=photos, side_px=56, thing_clusters=5, seed=0, paste_rate=0.0, crop_rate=0.0, jitter=0.0,
-        pastes_alike=False, whole_masks=None,
-    )  # fmt: skip
-    return replace(plain, **changes)
+def make_dataset(photos: list[LabeledPhoto], **changes: Any) -> PixelDataset:
+    return PixelDataset(
+        sampler=PhotoSampler(photos=photos, seed=0),
+        labels=LabelReader(thing_clusters=5, instance_masks=None),
+        side_px=56,
+        config=replace(CONFIG, **changes),
+    )
 
 
-def test_squares_are_an_eighth_larger_than_the_networks(tmp_path: Path) -> None:
-    batch = open_walk([store_photo(tmp_path, "a")]).read(0, 2)
-    pictures = batch.pictures
-    assert pictures.pixels.shape == (2, 3, 64, 64)
-    assert (pictures.pixels[:, :, :32] == ord("a")).all()
-    assert pictures.masks.shape == (2, 16, 16)
-    assert pictures.masks.sum((1, 2)).tolist() == [16, 16]  # 14 of 56 px are 16 of 64: four cells a side
-    assert pictures.owners.tolist() == [0, 1]
-    assert pictures.clusters.tolist() == [0, 0]
-    assert pictures.semantic[0, 0, 0] == 3
-    assert pictures.semantic[0, 8, 0] == -2
+def test_photos_are_loaded_an_eighth_larger_than_the_networks_input(tmp_path: Path) -> None:
+    images = make_dataset([write_photo(tmp_path, "a")]).load_batch(0, 2).images
+    assert images.pixels.shape == (2, 3, 64, 64)
+    assert (images.pixels[:, :, :32] == ord("a")).all()
+    assert images.masks.shape == (2, 16, 16)
+    assert images.masks.sum((1, 2)).tolist() == [16, 16]  # 14 of 56 px are 16 of 64: four map pixels a side
+    assert images.image_indices.tolist() == [0, 1]
+    assert images.clusters.tolist() == [0, 0]
+    assert images.semantic[0, 0, 0] == 3
+    assert images.semantic[0, 8, 0] == PADDING
 
 
-def test_without_crops_views_show_all_of_the_square_or_its_mirror_image(tmp_path: Path) -> None:
-    drawn = open_walk([store_photo(tmp_path, "a")]).read(0, 16).drawn
-    assert drawn.views[:, 0, 0].unique().tolist() == [-1.0, 1.0]
-    assert (drawn.views[:, 1] == torch.tensor([0.0, 1.0, 0.0])).all()
-    assert (drawn.colours == 1.0).all()
+def test_without_crops_all_of_the_square_is_shown_mirrored_or_not(tmp_path: Path) -> None:
+    params = make_dataset([write_photo(tmp_path, "a")]).load_batch(0, 16).params
+    assert params.transforms[:, 0, 0].unique().tolist() == [-1.0, 1.0]
+    assert (params.transforms[:, 1] == torch.tensor([0.0, 1.0, 0.0])).all()
+    assert (params.color_factors == 1.0).all()
 
 
-def test_crops_show_four_tenths_to_all_of_the_area_and_no_more_of_the_padding_than_they_must(tmp_path: Path) -> None:
-    drawn = open_walk([store_photo(tmp_path, "a")], crop_rate=1.0, jitter=0.4).read(0, 64).drawn
-    sides = drawn.views[:, 1, 1]
+def test_crops_show_40_to_100_percent_of_the_area_with_as_little_padding_as_possible(tmp_path: Path) -> None:
+    photos = [write_photo(tmp_path, "a")]
+    params = make_dataset(photos, crop_prob=1.0, color_jitter=0.4).load_batch(0, 64).params
+    sides = params.transforms[:, 1, 1]
     assert 0.4 <= float(sides.square().min()) < 0.5
     assert 0.9 < float(sides.square().max()) <= 1.0
-    assert torch.allclose(drawn.views[:, 1, 2], sides - 1, atol=1e-6)  # the photo is half as high: from the top
-    left = drawn.views[:, 0, 2] - sides + 1
+    assert torch.allclose(params.transforms[:, 1, 2], sides - 1, atol=1e-6)  # the photo has half the height: at the top
+    left = params.transforms[:, 0, 2] - sides + 1
     assert float(left.min()) >= -1e-6
     assert float((left / 2 + sides).max()) <= 1 + 1e-6
-    assert 0.6 <= float(drawn.colours.min()) < float(drawn.colours.max()) <= 1.4
+    assert 0.6 <= float(params.color_factors.min()) < float(params.color_factors.max()) <= 1.4
 
 
-def test_objects_come_from_another_picture_of_the_batch_and_lie_in_the_square(tmp_path: Path) -> None:
-    photos = [store_photo(tmp_path, "a", 1), store_photo(tmp_path, "b", 1), store_photo(tmp_path, "c", 2)]
-    for alike in (False, True):
-        batch = open_walk(photos, paste_rate=1.0, pastes_alike=alike).read(0, 3)
-        names = [path.stem for path in batch.photos]
-        drawn, pictures = batch.drawn, batch.pictures
-        moves = list(zip(drawn.receivers.tolist(), pictures.owners[drawn.pasted].tolist(), strict=True))
-        pairs = {(names[to], names[source]) for to, source in moves}
-        assert all(to != source for to, source in pairs)
-        assert pairs == {("a", "b"), ("b", "a")} if alike else {to for to, _ in pairs} == {"a", "b", "c"}
-        assert all(drawn.sources[to] == source for to, source in moves)
-        ratio = 1.0 / drawn.placements[:, 0, 0]
-        assert ((ratio >= 0.3) & (ratio <= 1.0)).all()
-        corner = (-1.0 - drawn.placements[:, 0, 2]) / drawn.placements[:, 0, 0]  # where the source's left edge lies
-        assert (corner >= -1.0 - 1e-5).all()
-        assert (corner + 2 * ratio <= 1.0 + 1e-5).all()
+@pytest.mark.parametrize("same_class", [False, True])
+def test_instances_are_pasted_from_another_photo_of_the_batch_inside_the_square(
+    tmp_path: Path, same_class: bool
+) -> None:
+    photos = [write_photo(tmp_path, "a", 1), write_photo(tmp_path, "b", 1), write_photo(tmp_path, "c", 2)]
+    batch = make_dataset(photos, copy_paste_prob=1.0, copy_paste_same_class=same_class).load_batch(0, 3)
+    names = [path.stem for path in batch.photos]
+    params, images = batch.params, batch.images
+    sources = images.image_indices[params.pasted_instances].tolist()
+    pairs = list(zip(params.target_images.tolist(), sources, strict=True))
+    assert all(target != source for target, source in pairs)
+    assert all(params.source_images[target] == source for target, source in pairs)
+    pasted = {(names[target], names[source]) for target, source in pairs}
+    assert pasted == {("a", "b"), ("b", "a")} if same_class else {to for to, _ in pasted} == {"a", "b", "c"}
+    scale = 1.0 / params.paste_transforms[:, 0, 0]
+    assert ((scale >= 0.3) & (scale <= 1.0)).all()
+    left = (-1.0 - params.paste_transforms[:, 0, 2]) / params.paste_transforms[:, 0, 0]  # of the pasted source
+    assert (left >= -1.0 - 1e-5).all()
+    assert (left + 2 * scale <= 1.0 + 1e-5).all()
 
 
-def test_the_walk_is_the_same_each_time_and_meets_every_photo_once_an_epoch(tmp_path: Path) -> None:
-    photos = [store_photo(tmp_path, name) for name in "abcd"]
-    first, second = (open_walk(photos, paste_rate=0.5, crop_rate=0.5, jitter=0.4) for _ in range(2))
-    second.read(4, 4)  # what was opened before changes nothing
-    one, other = first.read(0, 4), second.read(0, 4)
+def test_samples_are_reproducible_and_each_epoch_has_every_photo_once(tmp_path: Path) -> None:
+    photos = [write_photo(tmp_path, name) for name in "abcd"]
+    changes = {"copy_paste_prob": 0.5, "crop_prob": 0.5, "color_jitter": 0.4}
+    first, second = (make_dataset(photos, **changes) for _ in range(2))
+    second.load_batch(4, 4)  # photos already in memory change nothing
+    one, other = first.load_batch(0, 4), second.load_batch(0, 4)
     assert sorted(path.stem for path in one.photos) == list("abcd")
     assert one.photos == other.photos
-    assert torch.equal(one.pictures.pixels, other.pictures.pixels)
-    for name in ("views", "colours", "sources", "placements", "pasted", "receivers"):
-        assert torch.equal(getattr(one.drawn, name), getattr(other.drawn, name)), name
+    assert torch.equal(one.images.pixels, other.images.pixels)
+    for name, value in vars(one.params).items():
+        assert torch.equal(value, getattr(other.params, name)), name

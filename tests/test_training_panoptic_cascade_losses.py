@@ -1,4 +1,4 @@
-"""The cascade's losses where the answer is known: heads that say nothing, boxes that are anchors."""
+"""Matching and losses of the panoptic cascade, with values known by hand."""
 
 import math
 from dataclasses import replace
@@ -12,19 +12,27 @@ from torch import Tensor
 
 from model.networks.roi_heads import STAGE_DELTA_WEIGHTS, StageOutput
 from model.networks.rpn import Proposals, RPNOutput
-from training.panoptic_cascade import losses as cascade_losses
+from training.panoptic_cascade import losses
 from training.panoptic_cascade.config import CASCADE_PRESETS
 from training.panoptic_cascade.losses import Rois, RoiTargets, crop_maps, crop_masks
-from training.panoptic_cascade.matching import CascadeTarget
+from training.panoptic_cascade.matching import (
+    CascadeTarget,
+    covered_fraction,
+    ignore_unlabeled,
+    match_boxes,
+    pairwise_box_iou,
+    subsample_labels,
+)
 from training.trainer.task import IGNORE_INDEX
 
 SIDE = 64
-RECIPE = replace(CASCADE_PRESETS["tiny"], anchors=32, ignored_share=1.0)
+CONFIG = replace(CASCADE_PRESETS["tiny"], rpn_batch_size_per_image=32, max_unlabeled_fraction=1.0)
 SIZES = torch.tensor([[SIDE, SIDE]])
+INSTANCE, HALF, FAR = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [50.0, 50.0, 60.0, 60.0]
 
 
-def label(*boxes: list[float], clusters: list[int] | None = None) -> CascadeTarget:
-    """One picture with these objects, each as large as its box, on stuff 1."""
+def make_target(*boxes: list[float], clusters: list[int] | None = None) -> CascadeTarget:
+    """An image with instances that fill their boxes, on stuff 1."""
     masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[int(y0) : int(y1), int(x0) : int(x1)] = True
@@ -36,150 +44,220 @@ def label(*boxes: list[float], clusters: list[int] | None = None) -> CascadeTarg
     )
 
 
-def seed() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-def say_nothing() -> list[RPNOutput]:
+def zero_rpn_outputs() -> list[RPNOutput]:
     sides = [SIDE // stride for stride in (4, 8, 16, 32, 64)]
     return [RPNOutput(torch.zeros(1, 3, side, side), torch.zeros(1, 12, side, side)) for side in sides]
 
 
-def draw_levels(width: int = 8, *, is_noise: bool = True) -> tuple[Tensor, ...]:
+def draw_levels(channels: int = 8) -> tuple[Tensor, ...]:
     torch.manual_seed(3)
-    shapes = [(1, width, SIDE // stride, SIDE // stride) for stride in (4, 8, 16, 32, 64)]
-    return tuple(torch.randn(shape) if is_noise else torch.zeros(shape) for shape in shapes)
+    return tuple(torch.randn(1, channels, SIDE // stride, SIDE // stride) for stride in (4, 8, 16, 32, 64))
 
 
-def test_undecided_proposals_cost_log_two_and_boxes_beside_the_object_their_distance() -> None:
-    # The anchor of 32 px at cell 4, 4 is the object; its four neighbours, 4 px away, overlap it by 28/36: 0.125 each.
-    objectness, boxes = cascade_losses.rpn_losses(say_nothing(), (label([0.0, 0.0, 32.0, 32.0]),), RECIPE, seed())
+# Matching
+
+
+def test_pairwise_box_iou_by_hand() -> None:
+    ious = pairwise_box_iou(torch.tensor([INSTANCE, FAR]), torch.tensor([HALF, [5.0, 0.0, 15.0, 10.0], [3.0] * 4]))
+    torch.testing.assert_close(ious, torch.tensor([[0.5, 1 / 3, 0.0], [0.0, 0.0, 0.0]]))
+
+
+def test_boxes_are_positive_negative_or_ignored() -> None:
+    matches = match_boxes(torch.tensor([INSTANCE, HALF, FAR]), torch.tensor([FAR, INSTANCE]), 0.3, 0.7)
+    assert matches.kind.tolist() == [1, -1, 1]
+    assert matches.nearest.tolist() == [1, 1, 0]
+    half, instance = torch.tensor([HALF]), torch.tensor([INSTANCE])
+    assert match_boxes(half, instance, 0.5, 0.5).kind.tolist() == [1]  # from 0.5 on
+    assert match_boxes(half, instance, 0.6, 0.6).kind.tolist() == [0]
+    no_instances = torch.zeros(0, 4)
+    assert match_boxes(instance, no_instances, 0.3, 0.7, allow_low_quality=True).kind.tolist() == [0]
+
+
+def test_with_low_quality_matches_the_best_boxes_of_an_instance_are_positive() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 2.0], HALF, HALF, FAR])
+    kind = match_boxes(boxes, torch.tensor([INSTANCE]), 0.3, 0.7, allow_low_quality=True).kind
+    assert kind.tolist() == [0, 1, 1, 0]
+    elsewhere = torch.tensor([[80.0, 80.0, 90.0, 90.0]])
+    assert match_boxes(boxes, elsewhere, 0.3, 0.7, allow_low_quality=True).kind.tolist() == [0, 0, 0, 0]
+
+
+def test_at_most_a_fraction_of_the_sample_is_positive() -> None:
+    kind = torch.tensor([1] * 10 + [0] * 20 + [-1] * 10)
+    positive, negative = subsample_labels(kind, 16, 0.25, generator())
+    assert (len(positive), len(negative)) == (4, 12)
+    assert (kind[positive] == 1).all()
+    assert (kind[negative] == 0).all()
+    assert len(set(positive.tolist())) == 4
+    few, rest = subsample_labels(kind[8:], 16, 0.25, generator())  # two positive boxes
+    assert (len(few), len(rest)) == (2, 14)
+    assert len(subsample_labels(kind[-15:], 16, 0.25, generator())[1]) == 5  # all there are
+
+
+def test_the_sample_depends_on_the_seed_only() -> None:
+    kind = torch.zeros(50, dtype=torch.int64)
+    first, same, other = (subsample_labels(kind, 9, 0.5, generator(seed))[1] for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_the_covered_fraction_is_counted_within_the_image() -> None:
+    area = torch.zeros(20, 30, dtype=torch.bool)
+    area[:, :15] = True
+    boxes = torch.tensor([[10.0, 0.0, 20.0, 10.0], [-10.0, -5.0, 20.0, 10.0], [20.0, 5.0, 25.0, 8.0], [40.0] * 4])
+    assert covered_fraction(area, boxes).tolist() == pytest.approx([0.5, 0.75, 0.0, 0.0])
+
+
+def test_negative_boxes_on_unlabeled_pixels_are_ignored() -> None:
+    unlabeled = torch.zeros(20, 20, dtype=torch.bool)
+    unlabeled[:, :10] = True
+    boxes = torch.tensor([[0.0, 0.0, 16.0, 20.0], [4.0, 0.0, 20.0, 20.0], [0.0, 0.0, 10.0, 10.0]])
+    kind = torch.tensor([0, 0, 1])
+    assert ignore_unlabeled(kind, boxes, unlabeled, 0.5).tolist() == [-1, 0, 1]
+    assert ignore_unlabeled(kind, boxes, unlabeled, 1.0).tolist() == [0, 0, 1]
+
+
+# RPN and RoIs
+
+
+def test_rpn_losses_by_hand() -> None:
+    # The anchor of 32 px at position 4, 4 is the instance; four neighbors, 4 px away, have an IoU of 28/36: 0.125 each.
+    target = make_target([0.0, 0.0, 32.0, 32.0])
+    objectness, boxes = losses.rpn_losses(zero_rpn_outputs(), (target,), CONFIG, generator())
     assert float(objectness) == pytest.approx(math.log(2))
     assert float(boxes) == pytest.approx(4 * 0.125 / 32)
 
 
-def test_proposals_of_a_picture_without_objects_learn_that_nothing_is_there() -> None:
-    outputs = [RPNOutput(each.logits - 20.0, each.deltas) for each in say_nothing()]
-    objectness, boxes = cascade_losses.rpn_losses(outputs, (label(),), RECIPE, seed())
+def test_anchors_of_an_image_without_instances_are_negative() -> None:
+    outputs = [RPNOutput(each.logits - 20.0, each.deltas) for each in zero_rpn_outputs()]
+    objectness, boxes = losses.rpn_losses(outputs, (make_target(),), CONFIG, generator())
     assert float(objectness) < 1e-6
     assert float(boxes) == 0.0
 
 
-def test_proposals_on_unlabelled_ground_are_no_examples_of_nothing() -> None:
-    objects = label()
-    objects.semantic[:] = IGNORE_INDEX
-    judged = cascade_losses.rpn_losses(say_nothing(), (objects,), replace(RECIPE, ignored_share=0.5), seed())
-    assert float(judged[0]) == 0.0
+def test_anchors_on_unlabeled_pixels_are_not_negative() -> None:
+    target = make_target()
+    target.semantic[:] = IGNORE_INDEX
+    config = replace(CONFIG, max_unlabeled_fraction=0.5)
+    assert float(losses.rpn_losses(zero_rpn_outputs(), (target,), config, generator())[0]) == 0.0
 
 
-def test_a_quarter_of_the_boxes_is_drawn_from_objects_which_are_among_the_candidates() -> None:
-    objects = label([0.0, 0.0, 32.0, 32.0], [40.0, 40.0, 60.0, 60.0])
+def test_a_quarter_of_the_rois_is_positive_and_instances_are_candidates() -> None:
+    target = make_target([0.0, 0.0, 32.0, 32.0], [40.0, 40.0, 60.0, 60.0])
     far = torch.tensor([[0.0, 48.0, 16.0, 64.0]]).repeat(20, 1)
     near = torch.tensor([[0.0, 0.0, 32.0, 30.0]]).repeat(20, 1)
     boxes = torch.cat([far, near])[None]
     proposals = Proposals(boxes=boxes, logits=torch.zeros(1, 40), is_valid=torch.ones(1, 40, dtype=torch.bool))
-    rois = cascade_losses.sample_rois(proposals, (objects,), replace(RECIPE, rois=16), seed())
-    kinds = [cascade_losses.match(each[None], objects.boxes, 0.5, 0.5).kind.item() for each in rois.boxes[0]]
-    assert kinds == [1] * 4 + [0] * 12
-    none = Proposals(boxes=boxes, logits=proposals.logits, is_valid=torch.zeros(1, 40, dtype=torch.bool))
-    alone = cascade_losses.sample_rois(none, (objects,), RECIPE, seed())
-    assert sorted(alone.boxes[0].tolist()) == objects.boxes.tolist()
+    rois = losses.sample_rois(proposals, (target,), replace(CONFIG, roi_batch_size_per_image=16), generator())
+    assert match_boxes(rois.boxes[0], target.boxes, 0.5, 0.5).kind.tolist() == [1] * 4 + [0] * 12
+    unused = Proposals(boxes=boxes, logits=proposals.logits, is_valid=torch.zeros(1, 40, dtype=torch.bool))
+    instances_only = losses.sample_rois(unused, (target,), CONFIG, generator())
+    assert sorted(instances_only.boxes[0].tolist()) == target.boxes.tolist()
 
 
-def test_pictures_with_fewer_boxes_have_unused_ones() -> None:
+def test_images_with_fewer_rois_are_padded() -> None:
     proposals = Proposals(boxes=torch.zeros(2, 1, 4), logits=torch.zeros(2, 1), is_valid=torch.zeros(2, 1).bool())
-    rois = cascade_losses.sample_rois(proposals, (label(), label([0.0, 0.0, 9.0, 9.0])), RECIPE, seed())
-    assert rois.is_used.tolist() == [[False], [True]]
+    targets = (make_target(), make_target([0.0, 0.0, 9.0, 9.0]))
+    assert losses.sample_rois(proposals, targets, CONFIG, generator()).is_used.tolist() == [[False], [True]]
 
 
-def test_a_later_stage_asks_for_more_overlap() -> None:
+# Box stages
+
+
+def test_later_stages_need_a_higher_iou() -> None:
     rois = Rois(boxes=torch.tensor([[[0.0, 0.0, 20.0, 13.0]]]), is_used=torch.ones(1, 1, dtype=torch.bool))
-    objects = (label([0.0, 0.0, 20.0, 20.0], clusters=[2]),)  # IoU 0.65
-    stages = [cascade_losses.assign(rois, objects, iou, 3, 1.0) for iou in cascade_losses.STAGE_IOUS]
+    targets = (make_target([0.0, 0.0, 20.0, 20.0], clusters=[2]),)  # IoU 0.65
+    stages = [losses.label_rois(rois, targets, iou, 3, 1.0) for iou in losses.CASCADE_IOU_THRESHOLDS]
     assert [each.clusters.item() for each in stages] == [2, 2, 3]
-    assert [each.is_object.item() for each in stages] == [True, True, False]
+    assert [each.is_positive.item() for each in stages] == [True, True, False]
 
 
-def test_a_box_far_from_every_label_teaches_no_cluster_but_counts() -> None:
+def test_droploss_zeroes_boxes_far_from_every_label() -> None:
     boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 60.0, 60.0], [0.0, 0.0, 1.0, 1.0]]])
     output = StageOutput(logits=torch.zeros(1, 3, 3), deltas=torch.zeros(1, 3, 4), boxes=boxes)
-    wanted = RoiTargets(
-        clusters=torch.tensor([[1, 2, -1]]), boxes=boxes, nearest=torch.zeros(1, 3), is_object=torch.zeros(1, 3)
+    roi_targets = RoiTargets(
+        clusters=torch.tensor([[1, 2, -1]]), boxes=boxes, nearest=torch.zeros(1, 3), is_positive=torch.zeros(1, 3)
     )
-    objects = (label([0.0, 0.0, 10.0, 10.0], clusters=[1]),)
-    compare = cascade_losses.classification_loss
-    assert float(compare(output, wanted, objects, 0.01)) == pytest.approx(math.log(3) / 2)
-    assert float(compare(output, wanted, objects, -1.0)) == pytest.approx(math.log(3))
-    assert float(compare(output, wanted, (label(),), 0.01)) == 0.0
+    targets = (make_target(INSTANCE, clusters=[1]),)
+    loss = losses.classification_loss
+    assert float(loss(output, roi_targets, targets, 0.01)) == pytest.approx(math.log(3) / 2)
+    assert float(loss(output, roi_targets, targets, -1.0)) == pytest.approx(math.log(3))
+    assert float(loss(output, roi_targets, (make_target(),), 0.01)) == 0.0
 
 
-def test_a_label_that_no_box_was_matched_to_still_keeps_boxes_near_it() -> None:
-    boxes = torch.tensor([[[30.0, 30.0, 40.0, 40.0]]])  # overlaps the second label by 1/7, and is "nothing"
+def test_droploss_considers_labels_that_no_box_is_matched_to() -> None:
+    boxes = torch.tensor([[[30.0, 30.0, 40.0, 40.0]]])  # background, with an IoU of 1/7 with the second label
     output = StageOutput(logits=torch.zeros(1, 1, 2), deltas=torch.zeros(1, 1, 4), boxes=boxes)
-    objects = (label([0.0, 0.0, 10.0, 10.0], [35.0, 35.0, 45.0, 45.0]),)
+    targets = (make_target(INSTANCE, [35.0, 35.0, 45.0, 45.0]),)
     rois = Rois(boxes=boxes, is_used=torch.ones(1, 1, dtype=torch.bool))
-    wanted = cascade_losses.assign(rois, objects, 0.5, 1, 1.0)
-    assert wanted.clusters.tolist() == [[1]]
-    assert float(cascade_losses.classification_loss(output, wanted, objects, 0.1)) == pytest.approx(math.log(2))
-    assert float(cascade_losses.classification_loss(output, wanted, objects, 0.2)) == 0.0
+    roi_targets = losses.label_rois(rois, targets, 0.5, 1, 1.0)
+    assert roi_targets.clusters.tolist() == [[1]]
+    assert float(losses.classification_loss(output, roi_targets, targets, 0.1)) == pytest.approx(math.log(2))
+    assert float(losses.classification_loss(output, roi_targets, targets, 0.2)) == 0.0
 
 
-def test_the_box_loss_is_the_distance_in_the_units_of_the_stage_over_all_boxes() -> None:
-    boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0], [0.0] * 4]])
+def test_the_box_loss_is_in_the_units_of_the_stage_and_divided_by_all_boxes() -> None:
+    boxes = torch.tensor([[INSTANCE, FAR, [0.0] * 4]])
     rois = Rois(boxes=boxes, is_used=torch.tensor([[True, True, False]]))
     output = StageOutput(logits=torch.zeros(1, 3, 2), deltas=torch.zeros(1, 3, 4), boxes=boxes)
-    wanted = RoiTargets(
+    roi_targets = RoiTargets(
         clusters=torch.tensor([[0, 1, -1]]), boxes=torch.tensor([[[1.0, 0.0, 11.0, 10.0]] * 3]),
-        nearest=torch.zeros(1, 3), is_object=torch.tensor([[True, False, False]]),
+        nearest=torch.zeros(1, 3), is_positive=torch.tensor([[True, False, False]]),
     )  # fmt: skip
-    losses = [float(cascade_losses.box_reg_loss(output, rois, wanted, stage)) for stage in range(3)]
-    assert losses == pytest.approx([0.1 * weights[0] / 2 for weights in STAGE_DELTA_WEIGHTS])
+    values = [float(losses.box_reg_loss(output, rois, roi_targets, stage)) for stage in range(3)]
+    assert values == pytest.approx([0.1 * weights[0] / 2 for weights in STAGE_DELTA_WEIGHTS])
 
 
-def test_stages_say_what_they_do_at_inference_and_pass_on_a_third_of_the_gradient() -> None:
+def test_stages_are_those_of_inference_with_a_third_of_the_gradient() -> None:
     heads = tiny.draw_cascade(stuff_clusters=2).roi_heads
     boxes = torch.tensor([[[3.0, 4.0, 40.0, 50.0]]])
-    gradients, said = [], []
-    for run in (heads.run_stage, lambda *given: cascade_losses.run_stage(heads, *given)):
+    gradients, outputs = [], []
+    for run in (heads.run_stage, lambda *arguments: losses.run_stage(heads, *arguments)):
         levels = tuple(each.requires_grad_() for each in draw_levels())
         output = run(1, levels, boxes)
         (output.logits.sum() + output.deltas.sum()).backward()
         gradients.append(levels[0].grad)
-        said.append(output)
-    assert all(torch.equal(*pair) for pair in zip(*said, strict=True))
+        outputs.append(output)
+    assert all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
     assert gradients[0].abs().sum() > 0
     torch.testing.assert_close(gradients[1], gradients[0] / 3)
 
 
-def test_masks_are_compared_inside_their_boxes_for_their_own_cluster() -> None:
+# Masks, semantic map and the sum
+
+
+def test_the_mask_loss_is_computed_in_the_box_for_the_cluster_of_the_instance() -> None:
     heads = tiny.draw_cascade(stuff_clusters=2).roi_heads
     torch.nn.init.zeros_(heads.mask_head.predictor.weight)
     heads.mask_head.predictor.bias.data = torch.tensor([0.0, 50.0, -50.0])
     rois = Rois(boxes=torch.tensor([[[0.0, 0.0, 30.0, 30.0]]]), is_used=torch.ones(1, 1, dtype=torch.bool))
-    objects = [label([0.0, 0.0, 30.0, 30.0], clusters=[each]) for each in range(3)]
-    losses = [cascade_losses.mask_rcnn_loss(heads, draw_levels(), rois, (each,)).item() for each in objects]
-    assert losses == pytest.approx([math.log(2), 0.0, 50.0])
-    assert float(cascade_losses.mask_rcnn_loss(heads, draw_levels(), rois, (label(),))) == 0.0
+    targets = [make_target([0.0, 0.0, 30.0, 30.0], clusters=[each]) for each in range(3)]
+    values = [losses.mask_rcnn_loss(heads, draw_levels(), rois, (each,)).item() for each in targets]
+    assert values == pytest.approx([math.log(2), 0.0, 50.0])
+    assert float(losses.mask_rcnn_loss(heads, draw_levels(), rois, (make_target(),))) == 0.0
 
 
-def test_the_semantic_loss_ignores_what_has_no_label_at_either_stride() -> None:
-    objects = label()
-    objects.semantic[:, 32:] = IGNORE_INDEX
+def test_the_semantic_loss_ignores_unlabeled_pixels_at_both_strides() -> None:
+    target = make_target()
+    target.semantic[:, 32:] = IGNORE_INDEX
     logits = torch.zeros(1, 3, 16, 16)
     logits[:, 1, :, :6] = 30.0
-    logits[:, 2, :, 8:] = 30.0  # wrong, where nobody asks
-    fine, coarse = (float(cascade_losses.sem_seg_loss(logits, (objects,), stride)) for stride in (1, 4))
+    logits[:, 2, :, 8:] = 30.0  # wrong, but ignored
+    fine, coarse = (float(losses.sem_seg_loss(logits, (target,), stride)) for stride in (1, 4))
     assert coarse == pytest.approx(math.log(3) * 2 / 8)
     assert 0.0 < fine < math.log(3)
-    objects.semantic[:] = IGNORE_INDEX
-    assert float(cascade_losses.sem_seg_loss(logits, (objects,), 1)) == 0.0
+    target.semantic[:] = IGNORE_INDEX
+    assert float(losses.sem_seg_loss(logits, (target,), 1)) == 0.0
 
 
-def test_all_terms_are_finite_reach_the_weights_and_repeat_with_the_seed() -> None:
+def test_all_losses_are_finite_reproducible_and_reach_all_heads() -> None:
     network = tiny.draw_cascade(stuff_clusters=2)
-    objects = (label([0.0, 0.0, 32.0, 32.0], [30.0, 40.0, 60.0, 60.0], clusters=[1, 2]),)
+    targets = (make_target([0.0, 0.0, 32.0, 32.0], [30.0, 40.0, 60.0, 60.0], clusters=[1, 2]),)
     first, second = (
-        cascade_losses.compute_losses(network, draw_levels(), SIZES, objects, RECIPE, seed()) for _ in range(2)
+        losses.panoptic_cascade_losses(network, draw_levels(), SIZES, targets, CONFIG, generator()) for _ in range(2)
     )
     assert first.as_floats() == second.as_floats()
     assert all(math.isfinite(value) and value > 0.0 for value in first.as_floats().values())
@@ -188,30 +266,31 @@ def test_all_terms_are_finite_reach_the_weights_and_repeat_with_the_seed() -> No
     assert reached == {"proposal_generator", "roi_heads", "sem_seg_head"}
 
 
-def test_a_picture_without_any_label_gives_finite_losses() -> None:
+def test_an_image_without_labels_has_finite_losses() -> None:
     network = tiny.draw_cascade(stuff_clusters=0)
-    losses = cascade_losses.compute_losses(network, draw_levels(), SIZES, (label(),), RECIPE, seed()).as_floats()
-    assert all(math.isfinite(value) for value in losses.values())
-    assert losses["boxes"] == losses["masks"] == losses["semantic"] == losses["classes"] == 0.0
+    targets = (make_target(),)
+    values = losses.panoptic_cascade_losses(network, draw_levels(), SIZES, targets, CONFIG, generator()).as_floats()
+    assert all(math.isfinite(value) for value in values.values())
+    assert values["boxes"] == values["masks"] == values["semantic"] == values["classes"] == 0.0
 
 
-def test_a_crop_holds_the_cells_that_are_half_covered() -> None:
+def test_a_cropped_mask_is_set_where_half_of_a_bin_is_covered() -> None:
     masks = torch.zeros(2, 12, 12, dtype=torch.bool)
     masks[0, 2:6, 2:4] = True  # the left half of the box below
-    masks[1, 2:3, :] = True  # a quarter of the upper cells
+    masks[1, 2:3, :] = True  # a quarter of the upper bins
     boxes = torch.tensor([[2.0, 2.0, 6.0, 6.0], [2.0, 2.0, 6.0, 10.0]])
     crops = crop_masks(masks, boxes, torch.tensor([0, 1]), 2)
     assert crops[0].tolist() == [[True, False], [True, False]]
     assert not crops[1].any()
 
 
-def test_the_mean_of_a_ramp_is_the_place_of_the_middle() -> None:
+def test_the_mean_of_a_ramp_is_its_value_at_the_center() -> None:
     ramp = torch.arange(20.0).expand(1, 10, 20)
     crop = crop_maps(ramp, torch.tensor([[2.0, 1.0, 12.0, 9.0]]), 2)
-    torch.testing.assert_close(crop, torch.tensor([[[4.0, 9.0], [4.0, 9.0]]]))  # pixel i's centre lies at i + 0.5
+    torch.testing.assert_close(crop, torch.tensor([[[4.0, 9.0], [4.0, 9.0]]]))  # pixel i has its center at i + 0.5
 
 
-def test_crops_are_the_same_where_the_network_computes_in_half() -> None:
+def test_crops_are_computed_in_fp32() -> None:
     torch.manual_seed(0)
     maps, boxes = torch.rand(3, 20, 20), torch.tensor([[1.0, 2.0, 15.5, 17.0]] * 3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -220,12 +299,12 @@ def test_crops_are_the_same_where_the_network_computes_in_half() -> None:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("side", [7, 14])
-def test_crops_are_the_references_roialign(golden: Path, side: int) -> None:
+@pytest.mark.parametrize("size", [7, 14])
+def test_crops_agree_with_detectron2s_roi_align(golden: Path, size: int) -> None:
     with np.load(golden / "detectron2" / "units.npz") as stored:
         units = {key: torch.from_numpy(stored[key]) for key in stored.files if key.startswith("roialign_")}
     features, rois = units["roialign_features"], units["roialign_rois"]
     maps, boxes = features[rois[:, 0].long()], rois[:, 1:] / 4.0  # N C H W
-    found = torch.stack([crop_maps(maps[:, channel], boxes, side) for channel in range(maps.shape[1])], dim=1)
-    # float32 rounds places of up to 76 pixels by 4e-6, and the features rise by up to 6 from one to the next.
-    torch.testing.assert_close(found, units[f"roialign_out{side}"], rtol=0.0, atol=3e-5)
+    crops = torch.stack([crop_maps(maps[:, channel], boxes, size) for channel in range(maps.shape[1])], dim=1)
+    # float32 rounds positions of up to 76 pixels by 4e-6, and the features rise by up to 6 between neighbors.
+    torch.testing.assert_close(crops, units[f"roialign_out{size}"], rtol=0.0, atol=3e-5)

@@ -1,4 +1,5 @@
-import argparse
+"""Rounds of self-training: new labels, the acceptance test, resuming and plots."""
+
 import json
 import shutil
 from dataclasses import asdict, replace
@@ -12,279 +13,272 @@ from pycocotools import mask as coco
 from safetensors.torch import load_file, save_file
 
 from model.errors import ConfigError, LabelStoreError, TrainingError
-from training.commands.relabel import add_options, run
 from training.data.dataset import PseudoLabelDataset
 from training.data.photos import PhotoFile
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
+from training.self_training.config import SelfTrainingConfig
 from training.self_training.pseudo_label_update import ClassMaxScores, PseudoLabelUpdater
-from training.self_training.rounds import TEACHER_FILE, SelfTrainingConfig, plot_rounds, read_teacher_info, relabel
+from training.self_training.rounds import TEACHER_FILE, TeacherInfo, plot_rounds, read_teacher_info, relabel
 from training.self_training.tta_merge import MergedPredictions, TeacherPredictions, TtaConsistency
 from training.train import train
 
-PLAN = SelfTrainingConfig(share=0.9)
+CONFIG = SelfTrainingConfig(min_relative_score=0.9)
 
 
 @pytest.fixture(scope="module")
-def sure_run(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
-    """The tiny run with steeper masks: those of four steps are so soft that none counts."""
-    run = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("sure") / "run"))
+def sharp_run(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
+    """The tiny run with sharper masks: after four steps no mask is above the threshold."""
+    run = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("sharp") / "run"))
     weights = load_file(run / "decoder.safetensors")
-    steeper = {name: 50.0 * tensor for name, tensor in weights.items() if name.startswith("mask_head.2.")}
-    save_file({**weights, **steeper}, run / "decoder.safetensors")
+    scaled = {name: 50.0 * tensor for name, tensor in weights.items() if name.startswith("mask_head.2.")}
+    save_file({**weights, **scaled}, run / "decoder.safetensors")
     return run
 
 
 @pytest.fixture(scope="module")
-def second(
-    tmp_path_factory: pytest.TempPathFactory, tiny_store: PseudoLabelDataset, sure_run: Path
+def relabeled(
+    tmp_path_factory: pytest.TempPathFactory, tiny_store: PseudoLabelDataset, sharp_run: Path
 ) -> PseudoLabelDataset:
-    """The photos of the tiny store as the sure run labels them; not to be changed."""
-    out = PseudoLabelDataset(tmp_path_factory.mktemp("relabelled") / "store")
-    report = relabel(sure_run, tiny_store, tiny_store.features, out, PLAN)
-    assert (report.round, report.photos, report.before, report.is_accepted) == (1, 8, None, True)
-    assert report.found > 0
+    """The photos of the tiny dataset with labels of the sharp run; read-only."""
+    out = PseudoLabelDataset(tmp_path_factory.mktemp("relabeled") / "labels")
+    report = relabel(sharp_run, tiny_store, tiny_store.features, out, CONFIG)
+    assert (report.round, report.photos, report.previous_consistency, report.is_accepted) == (1, 8, None, True)
+    assert report.instances > 0
     return out
 
 
-def test_a_relabelled_store_is_one_that_a_fit_takes(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, second: PseudoLabelDataset
+def read_teacher(dataset: PseudoLabelDataset) -> TeacherInfo:
+    info = read_teacher_info(dataset)
+    assert info is not None
+    return info
+
+
+def test_a_network_can_be_trained_on_the_new_labels(
+    tmp_path: Path, tiny_store: PseudoLabelDataset, relabeled: PseudoLabelDataset
 ) -> None:
-    assert [each.digest for each in second.read_photos()] == [each.digest for each in tiny_store.read_photos()]
-    masks = [mask for masks in second.read_instances().values() for mask in masks]
+    assert [each.digest for each in relabeled.read_photos()] == [each.digest for each in tiny_store.read_photos()]
+    masks = [mask for masks in relabeled.read_instances().values() for mask in masks]
     assert all(0.0 < mask["score"] <= 1.0 for mask in masks)
-    recipe = replace(MASK_TRANSFORMER_PRESETS["tiny"], targets="instances", drops_unknown=True)
-    assert train(second, tiny_store.features, tmp_path / "run", recipe).step == 4
+    config = replace(MASK_TRANSFORMER_PRESETS["tiny"], target_source="instances", droploss=True)
+    assert train(relabeled, tiny_store.features, tmp_path / "run", config).step == 4
 
 
-def test_a_store_tells_who_labelled_it(tiny_store: PseudoLabelDataset, second: PseudoLabelDataset) -> None:
-    teaching = read_teacher_info(second)
-    assert teaching is not None
-    assert (teaching.round, teaching.share) == (1, 0.9)
-    assert second.read_config().teacher_hash.startswith(teaching.weights)
+def test_the_new_labels_name_their_teacher(tiny_store: PseudoLabelDataset, relabeled: PseudoLabelDataset) -> None:
+    info = read_teacher(relabeled)
+    assert (info.round, info.min_relative_score) == (1, 0.9)
+    assert relabeled.read_config().teacher_hash.startswith(info.weights_sha256)
     assert read_teacher_info(tiny_store) is None
 
 
-def test_a_round_that_was_killed_goes_on_to_the_same_labels(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, sure_run: Path, second: PseudoLabelDataset
+def test_an_interrupted_round_continues_to_the_same_labels(
+    tmp_path: Path, tiny_store: PseudoLabelDataset, sharp_run: Path, relabeled: PseudoLabelDataset
 ) -> None:
-    half = PseudoLabelDataset(Path(shutil.copytree(second.folder, tmp_path / "store")))
+    interrupted = PseudoLabelDataset(Path(shutil.copytree(relabeled.folder, tmp_path / "labels")))
     for name in ("panoptic.json", "instances.json", TEACHER_FILE):
-        (half.folder / name).unlink()
-    shutil.rmtree(half.chunks_dir)
-    for path in list((half.folder / "findings").iterdir())[:3]:
+        (interrupted.folder / name).unlink()
+    shutil.rmtree(interrupted.chunks_dir)
+    for path in list((interrupted.folder / "teacher-predictions").iterdir())[:3]:
         path.unlink()
-    relabel(sure_run, tiny_store, tiny_store.features, half, PLAN)
+    relabel(sharp_run, tiny_store, tiny_store.features, interrupted, CONFIG)
     for name in ("panoptic.json", "instances.json", TEACHER_FILE):
-        assert (half.folder / name).read_text() == (second.folder / name).read_text()
+        assert (interrupted.folder / name).read_text() == (relabeled.folder / name).read_text()
 
 
-def pretend(second: PseudoLabelDataset, folder: Path, flip: float) -> PseudoLabelDataset:
-    """The same store, its teacher's flips agreeing as told."""
-    store = PseudoLabelDataset(Path(shutil.copytree(second.folder, folder)))
-    content = json.loads((store.folder / TEACHER_FILE).read_text())
-    content["steadiness"]["flip"] = flip
-    (store.folder / TEACHER_FILE).write_text(json.dumps(content))
-    return store
+def copy_with(dataset: PseudoLabelDataset, folder: Path, flip: float) -> PseudoLabelDataset:
+    """A copy of the dataset whose teacher has another consistency."""
+    copy = PseudoLabelDataset(Path(shutil.copytree(dataset.folder, folder)))
+    content = json.loads((copy.folder / TEACHER_FILE).read_text())
+    content["consistency"]["flip"] = flip
+    (copy.folder / TEACHER_FILE).write_text(json.dumps(content))
+    return copy
 
 
-def test_a_run_less_steady_than_its_teacher_labels_nothing_unless_forced(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, sure_run: Path, second: PseudoLabelDataset
+def test_a_run_less_consistent_than_its_teacher_is_rejected_unless_forced(
+    tmp_path: Path, tiny_store: PseudoLabelDataset, sharp_run: Path, relabeled: PseudoLabelDataset
 ) -> None:
-    steady, out = pretend(second, tmp_path / "steady", flip=1.1), PseudoLabelDataset(tmp_path / "out")
-    with pytest.raises(TrainingError, match=r"no better a teacher than the last \(flip 1\.100 to 0\.\d+\)"):
-        relabel(sure_run, steady, tiny_store.features, out, PLAN)
-    with pytest.raises(LabelStoreError, match="no finished labels"):
+    dataset = copy_with(relabeled, tmp_path / "consistent", flip=1.1)
+    out = PseudoLabelDataset(tmp_path / "out")
+    with pytest.raises(TrainingError, match=r"less consistent than the previous teacher \(flip 1\.100 to 0\.\d+\)"):
+        relabel(sharp_run, dataset, tiny_store.features, out, CONFIG)
+    with pytest.raises(LabelStoreError):
         out.read_photos()
-    forced = relabel(sure_run, steady, tiny_store.features, out, replace(PLAN, is_forced=True))
+    forced = relabel(sharp_run, dataset, tiny_store.features, out, replace(CONFIG, force=True))
     assert (forced.round, forced.is_accepted) == (2, False)
     assert len(out.read_photos()) == 8
 
 
-def test_a_zoomed_round_is_as_steady_as_a_plain_one_and_is_another_store(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, sure_run: Path, second: PseudoLabelDataset
+def test_multi_crop_changes_the_labels_but_not_the_consistency(
+    tmp_path: Path, tiny_store: PseudoLabelDataset, sharp_run: Path, relabeled: PseudoLabelDataset
 ) -> None:
-    out, zoomed = PseudoLabelDataset(tmp_path / "out"), replace(PLAN, zooms=True)
-    report = relabel(sure_run, tiny_store, tiny_store.features, out, zoomed)
-    teaching, plain = read_teacher_info(out), read_teacher_info(second)
-    assert teaching is not None
-    assert plain is not None
-    assert asdict(teaching.steadiness) == pytest.approx(asdict(plain.steadiness), nan_ok=True)
-    assert report.steadiness == teaching.steadiness
-    assert (out.folder / "instances.json").read_bytes() != (second.folder / "instances.json").read_bytes()
-    with pytest.raises(ConfigError, match="teacher_hash differ"):
-        relabel(sure_run, tiny_store, tiny_store.features, out, PLAN)
+    out, config = PseudoLabelDataset(tmp_path / "out"), replace(CONFIG, multi_crop=True)
+    report = relabel(sharp_run, tiny_store, tiny_store.features, out, config)
+    consistency = read_teacher(out).consistency
+    assert asdict(consistency) == pytest.approx(asdict(read_teacher(relabeled).consistency), nan_ok=True)
+    assert report.consistency == consistency
+    assert (out.folder / "instances.json").read_bytes() != (relabeled.folder / "instances.json").read_bytes()
+    with pytest.raises(ConfigError, match="teacher_hash"):
+        relabel(sharp_run, tiny_store, tiny_store.features, out, CONFIG)
 
 
-def test_later_rounds_ask_for_surer_objects(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, sure_run: Path, second: PseudoLabelDataset
+def test_later_rounds_need_higher_scores(
+    tmp_path: Path, tiny_store: PseudoLabelDataset, sharp_run: Path, relabeled: PseudoLabelDataset
 ) -> None:
-    unsteady = pretend(second, tmp_path / "unsteady", flip=0.0)
-    report = relabel(sure_run, unsteady, tiny_store.features, PseudoLabelDataset(tmp_path / "out"), PLAN)
-    assert report.before is not None
-    assert (report.round, report.is_accepted, report.before.flip) == (2, True, 0.0)
-    teaching = read_teacher_info(PseudoLabelDataset(tmp_path / "out"))
-    assert teaching is not None
-    assert teaching.share == pytest.approx(0.95)
-    assert asdict(teaching.steadiness) == pytest.approx(asdict(report.steadiness), nan_ok=True)
+    dataset, out = copy_with(relabeled, tmp_path / "labels", flip=0.0), PseudoLabelDataset(tmp_path / "out")
+    report = relabel(sharp_run, dataset, tiny_store.features, out, CONFIG)
+    assert report.previous_consistency is not None
+    assert (report.round, report.is_accepted, report.previous_consistency.flip) == (2, True, 0.0)
+    info = read_teacher(out)
+    assert info.min_relative_score == pytest.approx(0.95)
+    assert asdict(info.consistency) == pytest.approx(asdict(report.consistency), nan_ok=True)
 
 
-def test_without_out_a_run_is_only_measured(
-    tiny_store: PseudoLabelDataset, sure_run: Path, second: PseudoLabelDataset
+def test_without_out_the_consistency_is_measured_only(
+    tiny_store: PseudoLabelDataset, sharp_run: Path, relabeled: PseudoLabelDataset
 ) -> None:
-    report = relabel(sure_run, second, tiny_store.features, None, PLAN)
-    assert (report.photos, report.found) == (0, 0)
-    first = read_teacher_info(second)
-    assert first is not None
-    assert np.isclose(report.steadiness.flip, first.steadiness.flip, atol=1e-6)
+    report = relabel(sharp_run, relabeled, tiny_store.features, None, CONFIG)
+    assert (report.photos, report.instances) == (0, 0)
+    assert np.isclose(report.consistency.flip, read_teacher(relabeled).consistency.flip, atol=1e-6)
 
 
-def test_a_run_of_other_clusters_is_refused(tmp_path: Path, tiny_store: PseudoLabelDataset, sure_run: Path) -> None:
-    run = Path(shutil.copytree(sure_run, tmp_path / "run"))
-    store = PseudoLabelDataset(Path(shutil.copytree(tiny_store.folder, tmp_path / "store")))
-    content = json.loads((store.folder / "label.json").read_text())
-    (store.folder / "label.json").write_text(json.dumps({**content, "thing_clusters": 7}))
-    with pytest.raises(ConfigError, match="another thing clusters"):
-        relabel(run, store, store.features, PseudoLabelDataset(tmp_path / "out"), PLAN)
+def test_a_run_with_other_clusters_than_the_labels_is_rejected(
+    tmp_path: Path, tiny_store: PseudoLabelDataset, sharp_run: Path
+) -> None:
+    dataset = PseudoLabelDataset(Path(shutil.copytree(tiny_store.folder, tmp_path / "labels")))
+    content = json.loads((dataset.folder / "label.json").read_text())
+    (dataset.folder / "label.json").write_text(json.dumps({**content, "thing_clusters": 7}))
+    with pytest.raises(ConfigError, match="differ in thing clusters"):
+        relabel(sharp_run, dataset, dataset.features, PseudoLabelDataset(tmp_path / "out"), CONFIG)
 
 
-@pytest.mark.parametrize("change", [{"share": 1.5}, {"rise": -0.1}])
-def test_plans_out_of_range_are_refused(change: dict[str, float]) -> None:
+def test_a_teacher_file_of_another_version_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / TEACHER_FILE).write_text('{"round": 1, "steadiness": {}}')
+    with pytest.raises(LabelStoreError, match="format version None, expected 2: run `useg self-train` again"):
+        read_teacher_info(PseudoLabelDataset(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"min_relative_score": 1.5}, {"score_increment": -0.1}])
+def test_invalid_options_are_rejected(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
-        replace(PLAN, **change)  # type: ignore[arg-type]
+        replace(CONFIG, **change)  # type: ignore[arg-type]
 
 
-SIDE, CELLS = 32, 8
+# Labels of one photo
+
+SIDE, MAP_SIDE = 32, 8
+PHOTO = PhotoFile(path=Path("a"), name="a", digest="a", height=SIDE, width=SIDE)
 
 
-def describe(photo: str = "a") -> PhotoFile:
-    return PhotoFile(path=Path(photo), name=photo, digest=photo, height=SIDE, width=SIDE)
-
-
-def draw_found(scores: list[float], clusters: list[int]) -> MergedPredictions:
-    """Objects of one row of cells each, from the top; below the fourth row stuff 1, 0.9 sure, in the last row 0.3."""
-    soft = np.zeros((len(scores), CELLS, CELLS), np.float32)
-    for row, mask in enumerate(soft):
+def make_predictions(scores: list[float], clusters: list[int]) -> MergedPredictions:
+    """Instances of one map row each; stuff 1 from row 4 on, of probability 0.9, but 0.3 in the last row."""
+    mask_probs = np.zeros((len(scores), MAP_SIDE, MAP_SIDE), np.float32)
+    for row, mask in enumerate(mask_probs):
         mask[row] = 1.0
-    semantic = np.zeros((CELLS, CELLS), np.int16)
+    semantic = np.zeros((MAP_SIDE, MAP_SIDE), np.int16)
     semantic[4:] = 1
-    certainty = np.full((CELLS, CELLS), 0.9, np.float32)
-    certainty[7] = 0.3
+    semantic_probs = np.full((MAP_SIDE, MAP_SIDE), 0.9, np.float32)
+    semantic_probs[7] = 0.3
     return MergedPredictions(
-        soft=soft,
+        mask_probs=mask_probs,
         scores=np.array(scores, np.float32),
         clusters=np.array(clusters, np.int64),
         semantic=semantic,
-        certainty=certainty,
+        semantic_probs=semantic_probs,
     )
 
 
-def describe_old(rows: slice, cluster: int, **more: float) -> dict[str, Any]:
+def annotate(rows: slice, cluster: int, **more: float) -> dict[str, Any]:
     mask = np.zeros((SIDE, SIDE), np.uint8, order="F")
     mask[rows] = 1
     rle = coco.encode(mask)
     return {"category_id": cluster, "segmentation": {"size": [SIDE, SIDE], "counts": rle["counts"].decode()}, **more}
 
 
-def make_relabeller(found: MergedPredictions, old: list[dict[str, Any]], share: float = 0.5) -> PseudoLabelUpdater:
-    steadiness = TtaConsistency(flip=1.0, scale=1.0, covered=1.0)
-    findings = TeacherPredictions(found=found, steadiness=steadiness, height=SIDE, width=SIDE)
+def make_updater(merged: MergedPredictions, old: list[dict[str, Any]]) -> PseudoLabelUpdater:
+    consistency = TtaConsistency(flip=1.0, scale=1.0, coverage=1.0)
+    predictions = TeacherPredictions(merged=merged, consistency=consistency, height=SIDE, width=SIDE)
     return PseudoLabelUpdater(
-        read=lambda photo: findings,
-        old_masks={"a": old},
-        maxima=ClassMaxScores.survey([found], thing_clusters=3, stuff_clusters=2),
-        share=share,
+        read=lambda _photo: predictions,
+        old_instances={"a": old},
+        max_scores=ClassMaxScores.compute([merged], thing_clusters=3, stuff_clusters=2),
+        min_relative_score=0.5,
         side_px=SIDE,
         thing_clusters=3,
     )
 
 
-def test_the_map_has_what_reaches_a_share_of_its_clusters_best_and_the_masks_are_all() -> None:
-    found = draw_found([0.8, 0.5, 0.3, 0.2], [1, 1, 1, 2])
-    relabeller = make_relabeller(found, [])
-    label = relabeller.label(describe())
+def test_all_instances_are_labels_and_those_of_high_relative_score_are_in_the_panoptic_map() -> None:
+    merged = make_predictions([0.8, 0.5, 0.3, 0.2], [1, 1, 1, 2])
+    updater = make_updater(merged, [])
+    label = updater.make_label(PHOTO)
     assert label.things == [1, 1, 1, 2]
     assert label.scores == pytest.approx([0.8, 0.5, 0.3, 0.2])
     assert label.masks.any((2,)).argmax(1).tolist() == [0, 4, 8, 12]
     assert label.is_in_panoptic == [True, True, False, True]  # 0.3 is less than half of 0.8
     assert sorted(label.panoptic.categories.values()) == [1, 1, 2, 4]
-    assert relabeller.count_sure(found) == 3
+    assert updater.count_confident(merged) == 3
 
 
-def test_old_masks_stay_where_no_new_one_explains_them() -> None:
+def test_old_masks_are_kept_if_no_prediction_matches_them() -> None:
     old = [
-        describe_old(slice(0, 6), 3, score=0.4),  # IoU 4 / 6 with the new
-        describe_old(slice(0, 16), 3, score=0.25, in_panoptic=0),  # 4 / 16
-        describe_old(slice(8, 12), 2),
+        annotate(slice(0, 6), 3, score=0.4),  # IoU 4 / 6 with the prediction
+        annotate(slice(0, 16), 3, score=0.25, in_panoptic=0),  # 4 / 16
+        annotate(slice(8, 12), 2),
     ]
-    label = make_relabeller(draw_found([0.8], [1]), old).label(describe())
+    label = make_updater(make_predictions([0.8], [1]), old).make_label(PHOTO)
     assert label.things == [1, 3, 2]
     assert label.scores == pytest.approx([0.8, 0.25 * 0.25, 0.25])
     assert label.is_in_panoptic == [True, False, True]
     segments = label.panoptic.categories
     assert segments[int(label.panoptic.label_map[0, 0])] == 1
     assert segments[int(label.panoptic.label_map[9, 0])] == 2
-    assert label.panoptic.label_map[5, 0] == 0  # the mask that is not painted leaves no trace
+    assert label.panoptic.label_map[5, 0] == 0  # the mask that was not in the panoptic map
 
 
-def test_stuff_is_kept_where_the_teacher_is_half_as_sure_as_it_gets() -> None:
-    label = make_relabeller(draw_found([], []), []).label(describe())
+def test_stuff_below_half_of_its_maximum_probability_is_void() -> None:
+    label = make_updater(make_predictions([], []), []).make_label(PHOTO)
     assert set(label.panoptic.categories.values()) == {4}
     rows = label.panoptic.label_map[:, 0] > 0
     assert rows.tolist() == [False] * 16 + [True] * 12 + [False] * 4
     assert label.masks.shape == (0, SIDE, SIDE)
 
 
-def test_the_best_scores_and_chances_are_over_all_photos() -> None:
-    maxima = ClassMaxScores.survey([draw_found([0.2, 0.6], [1, 3]), draw_found([0.4], [1])], 3, 2)
-    assert maxima.things.tolist() == pytest.approx([0.4, 0.0, 0.6])
-    assert maxima.stuff.tolist() == pytest.approx([0.9, 0.9, 0.0])
+def test_maximum_scores_are_over_all_photos() -> None:
+    photos = [make_predictions([0.2, 0.6], [1, 3]), make_predictions([0.4], [1])]
+    max_scores = ClassMaxScores.compute(photos, 3, 2)
+    assert max_scores.things.tolist() == pytest.approx([0.4, 0.0, 0.6])
+    assert max_scores.stuff.tolist() == pytest.approx([0.9, 0.9, 0.0])
 
 
-def write(path: Path, content: dict[str, Any]) -> Path:
+# Plots of rounds
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(json.dumps(content))
     return path
 
 
-def score(pq: float, ap: float) -> dict[str, Any]:
+def make_evaluation(pq: float, ap: float) -> dict[str, Any]:
     headline = {"ap": {"value": ap, "low": 0.0, "high": 9.0}}
     instance = {"agnostic_mask": {"headline": headline, "others": {}}}
     return {"panoptic": {"pq": {"value": pq, "low": 0.0, "high": 9.0}}, "semantic": {}, "instance": instance}
 
 
-def test_scores_of_each_round_are_a_table_and_a_picture(tmp_path: Path) -> None:
-    results = [write(tmp_path / f"{number}.json", score(4.0 + number, 2.0)) for number in range(3)]
-    for _ in range(2):  # drawn again, it is not longer
-        figures = plot_rounds(results, tmp_path)
-    assert figures == [{"PQ": 4.0, "AP": 2.0}, {"PQ": 5.0, "AP": 2.0}, {"PQ": 6.0, "AP": 2.0}]
-    assert (tmp_path / "rounds.csv").read_text().split() == [
-        "step,PQ,AP",
-        *(f"{n},{4 + n}.00000,2.00000" for n in range(3)),
-    ]
-    with Image.open(tmp_path / "rounds.png") as picture:
-        assert picture.format == "PNG"
+def test_metrics_of_each_round_are_written_as_csv_and_plot(tmp_path: Path) -> None:
+    results = [write_json(tmp_path / f"{number}.json", make_evaluation(4.0 + number, 2.0)) for number in range(3)]
+    for _ in range(2):  # a second call replaces the files
+        metrics = plot_rounds(results, tmp_path)
+    assert metrics == [{"PQ": 4.0, "AP": 2.0}, {"PQ": 5.0, "AP": 2.0}, {"PQ": 6.0, "AP": 2.0}]
+    rows = [f"{number},{4 + number}.00000,2.00000" for number in range(3)]
+    assert (tmp_path / "rounds.csv").read_text().split() == ["step,PQ,AP", *rows]
+    with Image.open(tmp_path / "rounds.png") as plot:
+        assert plot.format == "PNG"
 
 
-def test_without_truth_it_is_the_steadiness_that_is_drawn(tmp_path: Path) -> None:
-    result = {"round": 1, "steadiness": {"flip": 0.9, "scale": 0.8, "covered": 0.7}, "before": None}
-    assert plot_rounds([write(tmp_path / "a.json", result)], tmp_path) == [{"flip": 0.9, "scale": 0.8, "covered": 0.7}]
-
-
-def test_results_of_two_kinds_or_of_none_are_refused(tmp_path: Path) -> None:
-    steady = write(tmp_path / "a.json", {"steadiness": {"flip": 0.9, "scale": 0.8, "covered": 0.7}})
-    with pytest.raises(ConfigError, match="results of one kind"):
-        plot_rounds([steady, write(tmp_path / "b.json", score(1.0, 1.0))], tmp_path)
-    with pytest.raises(ConfigError, match=r"c\.json is no result"):
-        plot_rounds([write(tmp_path / "c.json", {})], tmp_path)
-
-
-def test_what_is_not_given_is_as_the_plan_has_it(
-    tmp_path: Path, tiny_run: Path, tiny_store: PseudoLabelDataset
-) -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--threads", type=int, default=1)
-    add_options(parser)
-    given = ["--features", str(tiny_store.features), "--out", str(tmp_path / "store")]
-    run(parser.parse_args([str(tiny_run), str(tiny_store.folder), *given]))
-    teaching = read_teacher_info(PseudoLabelDataset(tmp_path / "store"))
-    assert teaching is not None
-    assert teaching.share == SelfTrainingConfig().share
+def test_the_consistency_of_rounds_can_be_plotted_but_not_mixed_with_metrics(tmp_path: Path) -> None:
+    values = {"flip": 0.9, "scale": 0.8, "coverage": 0.7}
+    consistency = write_json(tmp_path / "a.json", {"round": 1, "consistency": values})
+    assert plot_rounds([consistency], tmp_path) == [values]
+    with pytest.raises(ConfigError, match="results must be of one kind"):
+        plot_rounds([consistency, write_json(tmp_path / "b.json", make_evaluation(1.0, 1.0))], tmp_path)
+    with pytest.raises(ConfigError, match=r"c\.json is not a result"):
+        plot_rounds([write_json(tmp_path / "c.json", {})], tmp_path)

@@ -1,4 +1,4 @@
-"""A run that was trained without labels, taught the categories of a labelled set by a share of its pictures."""
+"""Fine-tunes an unsupervised run on the categories of a labeled dataset, with a fraction of its images."""
 
 import os
 from collections.abc import Sequence
@@ -28,116 +28,117 @@ from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.progress import track
 from training.train import train
 
-STORE_FOLDER = "annotations"
-NAMES_FILE = "names.json"
+LABELS_FOLDER = "annotations"
+MAPPING_FILE = "names.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneReport:
-    """What was taught."""
+    """Result of fine-tuning."""
 
     step: int
     images: int
+    """Images that the run was trained on."""
     names: str
-    """File of names, for `useg-train eval`; it knows the pictures, so that none of them is scored."""
+    """Path of the cluster mapping for `useg eval`, which rejects an evaluation on the training images."""
     losses: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneStart:
-    """What is fine-tuned."""
+class FinetuneSource:
+    """The network to fine-tune."""
 
-    shape: DecoderConfig
+    decoder: DecoderConfig
     encoder: Path
-    """File of its encoder, which stays as it is."""
-
-
-def load_finetune_start(folder: Path, encoder: Path | None = None) -> FinetuneStart:
-    """A run, or an artifact with the file of the encoder that it was made with: that is not whole in an artifact.
-
-    Raises ConfigError if it is no mask transformer, or if the encoder is missing, superfluous or another.
-    """
-    if not (folder / CONTRACT_FILE).is_file():
-        if encoder is not None:
-            raise ConfigError(f"{folder} is a run and has its encoder: leave {encoder} out")
-        card = read_run_info(folder)
-        return FinetuneStart(
-            shape=_require_decoder(folder, card.network, card.network_config), encoder=folder / card.encoder_file
-        )
-    contract = read_contract(folder)
-    origin = contract.provenance.get("encoder", {})
-    if encoder is None:
-        raise ConfigError(f"{folder} is an artifact: give the --encoder that it was made with ({origin.get('origin')})")
-    if hash_file(encoder) != origin.get("sha256"):
-        raise ConfigError(f"{encoder} is not the encoder of {folder}, whose sha256 is {origin.get('sha256')}")
-    decoder = contract.network_config.get("decoder")
-    shape = parse(DecoderConfig, decoder) if decoder else None
-    return FinetuneStart(shape=_require_decoder(folder, contract.network, shape), encoder=encoder)
+    """Encoder file; the encoder is not trained."""
 
 
 def finetune(
-    start: Path,
-    truth: GroundTruthDataset,
+    source: Path,
+    dataset: GroundTruthDataset,
     fraction: float,
     out: Path,
-    recipe: MaskTransformerTrainConfig,
+    config: MaskTransformerTrainConfig,
     features: Path | None = None,
     encoder: Path | None = None,
 ) -> FinetuneReport:
-    """Fit to that share of the set, from the weights of `start`; what `train` says of being killed holds here.
+    """Train on a fraction of a labeled dataset, from the weights of the run or artifact `source`; can be resumed.
 
-    The paper's protocol (section 4.5): the heads of classes begin anew, the rest goes on from where it was.
-    Raises ConfigError if the set is not panoptic, and what `load_finetune_start` raises.
+    The paper's protocol (section 4.5): class heads are initialized again, all other weights are kept.
+    Raises ConfigError if the dataset has no panoptic labels, and as `load_finetune_source` does.
     """
-    opened = load_finetune_start(start, encoder)
-    side_px = opened.shape.side_px
-    network = load_encoder(str(opened.encoder), side_px)
-    store = PseudoLabelDataset(out / STORE_FOLDER)
-    pictures = sample_images(truth, fraction, recipe.seed)
-    photos = write_ground_truth_labels(truth, pictures, opened.encoder, side_px, store)
-    folder = features or store.features
-    fill_cache(open_cache(folder, hash_file(opened.encoder), side_px), photos, network, side_px)
-    shaped = replace(recipe, queries=opened.shape.num_queries, layers=opened.shape.num_layers)
-    report = train(store, folder, out, shaped, start=start)
-    weights = hash_file(out / WEIGHT_FILES["mask_transformer"])
-    ground_truth_mapping(truth, store, weights).write(out / NAMES_FILE)
-    return FinetuneReport(step=report.step, images=len(pictures), names=str(out / NAMES_FILE), losses=report.losses)
+    start = load_finetune_source(source, encoder)
+    side_px = start.decoder.side_px
+    labels = PseudoLabelDataset(out / LABELS_FOLDER)
+    images = sample_images(dataset, fraction, config.seed)
+    photos = write_ground_truth_labels(dataset, images, start.encoder, side_px, labels)
+    features = features or labels.features
+    cache = open_cache(features, hash_file(start.encoder), side_px)
+    fill_cache(cache, photos, load_encoder(str(start.encoder), side_px), side_px)
+    config = replace(config, num_queries=start.decoder.num_queries, num_decoder_layers=start.decoder.num_layers)
+    report = train(labels, features, out, config, init_weights=source)
+    weights_hash = hash_file(out / WEIGHT_FILES["mask_transformer"])
+    ground_truth_mapping(dataset, labels, weights_hash).write(out / MAPPING_FILE)
+    return FinetuneReport(step=report.step, images=len(images), names=str(out / MAPPING_FILE), losses=report.losses)
 
 
-def _require_decoder(folder: Path, network: str, shape: object) -> DecoderConfig:
-    if not isinstance(shape, DecoderConfig):
-        raise ConfigError(f"{folder} is a {network}: a mask transformer can be fine-tuned")
-    return shape
+def load_finetune_source(folder: Path, encoder: Path | None = None) -> FinetuneSource:
+    """Read a run, or an artifact and the encoder file it was made with; an artifact has no complete encoder.
+
+    Raises ConfigError if it is not a mask transformer, or if the encoder file is missing, not needed or another.
+    """
+    if not (folder / CONTRACT_FILE).is_file():
+        if encoder is not None:
+            raise ConfigError(f"{folder} is a run and contains its encoder: omit --encoder")
+        info = read_run_info(folder)
+        decoder = _require_decoder(folder, info.network, info.network_config)
+        return FinetuneSource(decoder=decoder, encoder=folder / info.encoder_file)
+    contract = read_contract(folder)
+    origin = contract.provenance.get("encoder", {})
+    if encoder is None:
+        raise ConfigError(f"{folder} is an artifact: pass the --encoder it was made with ({origin.get('origin')})")
+    if hash_file(encoder) != origin.get("sha256"):
+        raise ConfigError(f"{encoder} is not the encoder of {folder}, whose sha256 is {origin.get('sha256')}")
+    stored = contract.network_config.get("decoder")
+    config = parse(DecoderConfig, stored) if stored else None
+    return FinetuneSource(decoder=_require_decoder(folder, contract.network, config), encoder=encoder)
 
 
-def sample_images(truth: GroundTruthDataset, fraction: float, seed: int) -> list[GroundTruthImage]:
-    """That share of the set, at least one picture, in the set's order.
+def _require_decoder(folder: Path, network: str, config: object) -> DecoderConfig:
+    if not isinstance(config, DecoderConfig):
+        raise ConfigError(f"{folder} is a {network}: only a mask transformer can be fine-tuned")
+    return config
 
-    Raises ConfigError if the share is not in 0..1, or if the set does not label every pixel.
+
+def sample_images(dataset: GroundTruthDataset, fraction: float, seed: int) -> list[GroundTruthImage]:
+    """Sample a fraction of the images, at least one, in the order of the dataset.
+
+    Raises ConfigError if the fraction is not in 0..1, or if the dataset has no panoptic labels.
     """
     if not 0.0 < fraction <= 1.0:
-        raise ConfigError(f"fraction must lie above 0 and at most at 1, got {fraction}")
-    if truth.kind != "panoptic":
-        raise ConfigError(f"{truth.name} knows {truth.kind} alone: fine-tuning takes a set with panoptic labels")
-    count = max(1, round(fraction * len(truth.images)))
-    drawn = np.random.default_rng(seed).permutation(len(truth.images))[:count]
-    return [truth.images[place] for place in sorted(drawn)]
+        raise ConfigError(f"fraction must be above 0 and at most 1, got {fraction}")
+    if dataset.kind != "panoptic":
+        raise ConfigError(f"{dataset.name} has only {dataset.kind} labels: fine-tuning needs panoptic labels")
+    count = max(1, round(fraction * len(dataset.images)))
+    sampled = np.random.default_rng(seed).permutation(len(dataset.images))[:count]
+    return [dataset.images[index] for index in sorted(sampled)]
 
 
 def write_ground_truth_labels(
-    truth: GroundTruthDataset,
+    dataset: GroundTruthDataset,
     images: Sequence[GroundTruthImage],
     encoder: Path,
     side_px: int,
-    store: PseudoLabelDataset,
+    labels: PseudoLabelDataset,
 ) -> list[PhotoFile]:
-    """Fill the store with these pictures' labels, category n of the set, counted from 1, being cluster n.
+    """Write the labels of these images in the format of pseudo-labels; cluster n is the n-th category.
 
-    Groups, and what the set does not label, are void. What is there of it is taken as it is; raises ConfigError if that
-    is another store.
+    Crowds and unlabeled pixels are void. Labels that are already there are kept; raises ConfigError if they were made
+    from other images.
     """
-    folder = Path(os.path.commonpath([picture.path.resolve().parent for picture in images]))
-    photos = {_inspect(picture, folder): picture for picture in track(images, "scan")}
+    folder = Path(os.path.commonpath([image.path.resolve().parent for image in images]))
+    photos = {_to_photo_file(image, folder): image for image in track(images, "scan")}
+    things = dataset.taxonomy.num_things
     config = PseudoLabelConfig(
         photos=str(folder),
         photos_hash=hash_photos(list(photos)),
@@ -145,27 +146,27 @@ def write_ground_truth_labels(
         encoder_hash=hash_file(encoder),
         side_px=side_px,
         mask_source="ground-truth",
-        thing_clusters=truth.taxonomy.num_things,
-        stuff_clusters=len(truth.taxonomy.names) - truth.taxonomy.num_things,
-        data_source=f"{len(photos)} pictures of {truth.name}, labelled by people",
+        thing_clusters=things,
+        stuff_clusters=len(dataset.taxonomy.names) - things,
+        data_source=f"{len(photos)} images of {dataset.name} with human labels",
     )
-    store.lock_config(config)
-    dependencies = {"annotations": truth.name, "classes": truth.taxonomy.title}
-    store.write_labels(config, list(photos), dependencies, lambda photo: _read(photos[photo], photo))
+    labels.lock_config(config)
+    dependencies = {"annotations": dataset.name, "classes": dataset.taxonomy.title}
+    labels.write_labels(config, list(photos), dependencies, lambda photo: _read_label(photos[photo], photo))
     return list(photos)
 
 
-def ground_truth_mapping(truth: GroundTruthDataset, store: PseudoLabelDataset, source: str) -> ClusterMapping:
-    """The set's own names for the clusters of such a store, knowing the photos, so that none is scored later."""
-    names = truth.taxonomy.names
+def ground_truth_mapping(dataset: GroundTruthDataset, labels: PseudoLabelDataset, source: str) -> ClusterMapping:
+    """Return the mapping of such labels' clusters to the categories, with hashes of the training images."""
+    names, things = dataset.taxonomy.names, dataset.taxonomy.num_things
     return ClusterMapping(
         source=source,
         method="given",
         matching=None,
-        fitted_on=fingerprint_photos(truth.name, [photo.digest for photo in store.read_photos()]),
-        thing_clusters=truth.taxonomy.num_things,
-        stuff_clusters=len(names) - truth.taxonomy.num_things,
-        num_things=truth.taxonomy.num_things,
+        fitted_on=fingerprint_photos(dataset.name, [photo.digest for photo in labels.read_photos()]),
+        thing_clusters=things,
+        stuff_clusters=len(names) - things,
+        num_things=things,
         categories=tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1)),
         clusters={
             number: ClusterAssignment(category=number, purity=1.0, support=0) for number in range(1, len(names) + 1)
@@ -173,27 +174,27 @@ def ground_truth_mapping(truth: GroundTruthDataset, store: PseudoLabelDataset, s
     )
 
 
-def _inspect(picture: GroundTruthImage, folder: Path) -> PhotoFile:
-    height, width = read_image(picture.path).image.shape[:2]
-    name = picture.path.resolve().relative_to(folder).as_posix()
-    return PhotoFile(path=picture.path, name=name, digest=hash_photo(picture), height=height, width=width)
+def _to_photo_file(image: GroundTruthImage, folder: Path) -> PhotoFile:
+    height, width = read_image(image.path).image.shape[:2]
+    name = image.path.resolve().relative_to(folder).as_posix()
+    return PhotoFile(path=image.path, name=name, digest=hash_photo(image), height=height, width=width)
 
 
-def _read(picture: GroundTruthImage, photo: PhotoFile) -> ImageLabel:
-    labels = picture.annotation.read(photo.height, photo.width)
+def _read_label(image: GroundTruthImage, photo: PhotoFile) -> ImageLabel:
+    labels = image.annotation.read(photo.height, photo.width)
     objects = [each for each in labels.objects if not each.is_crowd and each.rle is not None]
     masks = np.array([coco.decode(each.rle) for each in objects], bool).reshape(-1, photo.height, photo.width)
-    things = [each.category + 1 for each in objects]
-    return ImageLabel(panoptic=_number(labels), masks=masks, things=things, scores=None)
+    clusters = [each.category + 1 for each in objects]
+    return ImageLabel(panoptic=_to_panoptic_label(labels), masks=masks, things=clusters, scores=None)
 
 
-def _number(labels: GroundTruthLabels) -> PanopticLabel:
-    """Segments counted from 1, their categories from 1."""
-    assert labels.label_map is not None, "a panoptic set labels every picture's pixels"
+def _to_panoptic_label(labels: GroundTruthLabels) -> PanopticLabel:
+    """Renumber segments and categories from 1, without crowds."""
+    assert labels.label_map is not None, "a panoptic dataset labels every pixel"
     kept = [each for each in labels.segments if each not in labels.crowds]
-    numbered = np.zeros(labels.label_map.shape, np.int32)
+    label_map = np.zeros(labels.label_map.shape, np.int32)
     categories = {}
     for number, segment in enumerate(kept, start=1):
-        numbered[labels.label_map == segment] = number
+        label_map[labels.label_map == segment] = number
         categories[number] = labels.segments[segment] + 1
-    return PanopticLabel(label_map=numbered, categories=categories)
+    return PanopticLabel(label_map=label_map, categories=categories)

@@ -1,4 +1,4 @@
-"""Pseudo-labels to a run, for either network."""
+"""Trains a network of either architecture on a label dataset."""
 
 import math
 from pathlib import Path
@@ -16,32 +16,46 @@ from training.trainer.trainer import Trainer, TrainReport
 
 
 def train(
-    store: PseudoLabelDataset,
+    dataset: PseudoLabelDataset,
     features: Path,
     run: Path,
-    recipe: MaskTransformerTrainConfig | CascadeTrainConfig,
+    config: MaskTransformerTrainConfig | CascadeTrainConfig,
     device: str = "cpu",
     *,
-    start: Path | None = None,
-    backbone: str = "",
-    limit_s: float = math.inf,
-    ranks: DistributedContext = SINGLE_PROCESS,
-    metrics: Path | None = None,
+    init_weights: Path | None = None,
+    backbone_weights: str = "",
+    max_seconds: float = math.inf,
+    distributed: DistributedContext = SINGLE_PROCESS,
+    prometheus_textfile: Path | None = None,
 ) -> TrainReport:
-    """Fit the recipe's network, from the weights of the run `start` if one is given, and leave a run.
+    """Train the network of the configuration and write a run; a run that exists is resumed.
 
-    `backbone` are a published ResNet-50's weights for a cascade; `ranks` share every batch out among them; `metrics`
-    is a file for Prometheus. See `Trainer.train` for the rest.
-    Raises BackendUnavailable if there is no such device, and ConfigError if the network has no ResNet-50.
+    `features` is the folder of the feature cache, `init_weights` a run or artifact to start from, `backbone_weights`
+    the path or URL of a published ResNet-50 for a cascade. See `Trainer` for the rest.
+    Raises BackendUnavailable without a CUDA device, and ConfigError if the network has no ResNet-50.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailable("torch finds no CUDA device here: choose --device cpu")
-    if backbone and getattr(recipe, "backbone", None) != "resnet50":
-        raise ConfigError(f"{backbone}: weights of a ResNet-50 are for a cascade with one")
-    match recipe:
+        raise BackendUnavailable("torch finds no CUDA device: use --device cpu")
+    if backbone_weights and getattr(config, "backbone", None) != "resnet50":
+        raise ConfigError(f"{backbone_weights}: backbone weights need a panoptic cascade with --backbone resnet50")
+    match config:
         case MaskTransformerTrainConfig():
-            transformer = MaskTransformerTask(store, features, run, recipe)
-            return Trainer(transformer, run, device, start=start, ranks=ranks, metrics=metrics).train(limit_s)
+            transformer = Trainer(
+                MaskTransformerTask(dataset, features, run, config),
+                run,
+                device,
+                init_weights=init_weights,
+                distributed=distributed,
+                prometheus_textfile=prometheus_textfile,
+            )
+            return transformer.train(max_seconds)
         case CascadeTrainConfig():
-            cascade = CascadeTask(store, features, recipe, backbone)
-            return Trainer(cascade, run, device, start=start, ranks=ranks, metrics=metrics).train(limit_s)
+            cascade = Trainer(
+                CascadeTask(dataset, features, config, backbone_weights),
+                run,
+                device,
+                init_weights=init_weights,
+                distributed=distributed,
+                prometheus_textfile=prometheus_textfile,
+            )
+            return cascade.train(max_seconds)

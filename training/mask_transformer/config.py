@@ -1,63 +1,120 @@
-"""How a mask transformer is fitted; free of heavy imports, for the command line."""
+"""Options and presets for training and reclustering a mask transformer; free of torch, for the command line."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from model.errors import ConfigError
 from training.trainer.config import InputKind, TrainConfig
 
-TargetSource = Literal["merged", "instances"]
+TargetSource = Literal["panoptic", "instances"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskTransformerTrainConfig(TrainConfig):
-    """The recipe of a mask transformer's fit."""
+    """Options for training a mask transformer. The defaults are those of the bundled model: an hour on two cores."""
 
+    ema_decay: float = 0.999
+    """Decay of the exponential moving average of the weights, which the run stores; 0: store the weights themselves."""
     inputs: InputKind = "features"
-    """An encoder's, computed once, or pixels, which it looks at in every step: on a GPU."""
-    jitter: float = 0.4
-    """Most that brightness, contrast and saturation of pixels change by."""
-    warm_up: float = 0.05
-    """Share of the steps over which the learning rate rises; it falls as a cosine afterwards."""
-    queries: int = 64
-    layers: int = 3
-    paste_rate: float = 0.7
-    """Share of the samples that receive objects of another photo."""
-    pastes_alike: bool = False
-    """Paste objects of clusters that the sample has, from photos that have them, where there are such."""
-    crop_rate: float = 0.0
-    """Share of the samples that show a window of the photo, half to all of the square's side, in its place."""
-    targets: TargetSource = "merged"
-    """Objects: what shows of them in the panoptic labels, or the store's whole masks, each counting by its score."""
-    most_targets: int = 30
-    """Whole masks a photo, best first."""
-    doubt: float = 0.0
-    """How much a label's lack of weight speaks for "none", 0..1: with 1, scores become the weights of labels."""
-    drops_unknown: bool = False
-    """Hold a query that matched nothing to "none" only where at least half of its mask is labelled (DropLoss)."""
-    embeds: bool = False
-    """Teach queries the whitened features of their objects, too: clusters can then be made anew without a fit."""
+    """`features` are computed once by the frozen encoder and cached; with `pixels` the encoder runs in every step,
+    on augmented photos, which needs a GPU."""
+    warmup_ratio: float = 0.05
+    """Fraction of the steps with a linearly rising learning rate; a cosine decay to 0 follows."""
+    num_queries: int = 64
+    """Queries of the decoder: the maximum number of instances in a photo."""
+    num_decoder_layers: int = 3
+    """Transformer blocks of the decoder."""
+    copy_paste_prob: float = 0.7
+    """Fraction of the samples that get instances of another photo pasted in."""
+    copy_paste_same_class: bool = True
+    """Paste only instances of clusters that the sample has, if another photo has such."""
+    crop_prob: float = 0.25
+    """Fraction of the samples that show a crop of the photo, enlarged, instead of all of it."""
+    color_jitter: float = 0.4
+    """Maximum relative change of brightness, contrast and saturation; only with `--inputs pixels`."""
+    target_source: TargetSource = "instances"
+    """Instance targets: `instances` are the whole masks of the labels, weighted by their scores; `panoptic` are the
+    visible segments of the panoptic maps, all of weight 1."""
+    max_targets: int = 30
+    """Maximum number of instance masks per photo, best scores first; only with `--target-source instances`."""
+    no_object_from_score: float = 1.0
+    """Weight of the no-object class for low-score labels, 0..1: at 1, a label of score s is trained as a fraction s
+    object and 1 - s no-object; at 0, its loss is only scaled by s."""
+    droploss: bool = True
+    """Do not train an unmatched query as no-object if more than half of its mask is unlabeled (CutLER's DropLoss)."""
+    query_embeddings: bool = True
+    """Train an embedding head with the whitened features of the instances, as `useg recluster` needs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_positive("queries", "layers", "most_targets")
-        self._require_shares("warm_up", "paste_rate", "crop_rate", "jitter", "doubt")
-        for name, words in (("inputs", InputKind), ("targets", TargetSource)):
-            if getattr(self, name) not in get_args(words):
-                raise ConfigError(f"{name} must be one of {', '.join(get_args(words))}, got {getattr(self, name)!r}")
+        self._require_positive("num_queries", "num_decoder_layers", "max_targets")
+        self._require_fraction("warmup_ratio", "copy_paste_prob", "crop_prob", "color_jitter", "no_object_from_score")
+        self._require_choice("inputs", InputKind)
+        self._require_choice("target_source", TargetSource)
 
+
+_PANOPTIC_TARGETS = MaskTransformerTrainConfig(
+    ema_decay=0.0,
+    copy_paste_same_class=False,
+    crop_prob=0.0,
+    target_source="panoptic",
+    no_object_from_score=0.0,
+    droploss=False,
+    query_embeddings=False,
+)
 
 MASK_TRANSFORMER_PRESETS = {
-    "tiny": MaskTransformerTrainConfig(steps=4, batch=2, queries=8, layers=1, checkpoint_every=2),
-    "plain": MaskTransformerTrainConfig(),
-    "cpu": MaskTransformerTrainConfig(
-        targets="instances", doubt=1.0, crop_rate=0.25, drops_unknown=True, pastes_alike=True, embeds=True,
-        average_decay=0.999,
-    ),
+    "cpu": MaskTransformerTrainConfig(),
     "gpu": MaskTransformerTrainConfig(
-        inputs="pixels", batch=64, steps=4000, precision="bf16", average_decay=0.999, crop_rate=1.0,
-        targets="instances", drops_unknown=True, pastes_alike=True, embeds=True,
+        inputs="pixels", batch_size=64, max_steps=4000, precision="bf16", crop_prob=1.0, no_object_from_score=0.0
     ),
+    "panoptic-targets": _PANOPTIC_TARGETS,
+    "tiny": replace(
+        _PANOPTIC_TARGETS, max_steps=4, batch_size=2, num_queries=8, num_decoder_layers=1, checkpoint_interval=2
+    ),
+}
+"""`cpu`: as the bundled model. `gpu`: the same on one large GPU, from pixels. `panoptic-targets`: only the visible
+segments of the panoptic maps, all alike. `tiny`: a smoke test of seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReclusterConfig:
+    """Options for new thing clusters."""
+
+    thing_clusters: int
+    """Number of thing clusters of the new run."""
+    score_threshold: float = 0.35
+    """Minimum score of the detections that are clustered, 0..1."""
+    max_photos: int | None = None
+    """Use at most this many photos, evenly spaced; default: all photos of the labels."""
+    seed: int = 0
+    """Seed of k-means."""
+
+    def __post_init__(self) -> None:
+        if self.thing_clusters < 1 or (self.max_photos is not None and self.max_photos < 1):
+            raise ConfigError("thing_clusters and max_photos must be at least 1")
+        if not 0.0 <= self.score_threshold <= 1.0:
+            raise ConfigError(f"score_threshold must be between 0 and 1, got {self.score_threshold}")
+
+
+_PUBLISHED_STEPS = {
+    0.01: 3600, 0.02: 3600, 0.05: 4500, 0.1: 9000, 0.2: 18_000, 0.3: 27_000, 0.4: 36_000, 0.5: 45_000,
 }  # fmt: skip
-"""`tiny` shows that everything turns; `plain` learns what shows in the panoptic maps, each object alike; `cpu`, as the
-bundled model, learns all masks by their scores, in about an hour on two cores; `gpu` does so on one large GPU."""
+"""Steps with 16 images for each fraction of COCO train2017 (U2Seg_eff, COCO-PanopticSegmentation/efficiency_*)."""
+
+
+def finetune_config(fraction: float, config: MaskTransformerTrainConfig) -> MaskTransformerTrainConfig:
+    """Adapt a configuration to human labels, with the published number of steps for the next larger fraction.
+
+    Human labels are certain and complete: every one gets the full weight. Unlike in U2Seg_eff, the learning rate
+    follows a cosine. A fraction above one half gets the steps of one half.
+    """
+    listed = min((each for each in _PUBLISHED_STEPS if each >= fraction), default=max(_PUBLISHED_STEPS))
+    return replace(
+        config,
+        max_steps=_PUBLISHED_STEPS[listed],
+        target_source="panoptic",
+        no_object_from_score=0.0,
+        droploss=False,
+        query_embeddings=False,
+    )

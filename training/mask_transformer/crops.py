@@ -1,4 +1,4 @@
-"""What a sample shows of a photo: all of it, or a window made as large."""
+"""Geometry of what a training sample shows: the whole photo, or an enlarged crop."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from model.contract import InputSize
 from model.images import Letterbox, letterbox_image, plan_letterbox, resize_labels
 from model.networks.mask_transformer import MASK_STRIDE_PX
 
-_LEAST_SHARE = 0.5
-"""Of the square's side."""
+_MIN_CROP_SIDE = 0.5
+"""Smallest crop, as a fraction of the input's side."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropWindow:
-    """A square of patches."""
+    """A square in the patch grid of the whole photo's input."""
 
     top: int
     left: int
@@ -26,77 +26,77 @@ class CropWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class CropView:
-    """A square cut out of a photo that lies on a canvas at least as large."""
+    """The network's square input, cut out of a letterboxed photo that is as large or larger."""
 
     letterbox: Letterbox
-    """Of the photo on that canvas."""
+    """Size and position of the photo before the square is cut out."""
     side_px: int
-    """Of the square."""
+    """Side of the square."""
     top: int = 0
-    """Cells of the canvas above the square."""
+    """Offset of the square in map pixels, `MASK_STRIDE_PX` photo pixels each."""
     left: int = 0
     window: CropWindow | None = None
-    """The patches of the whole photo's square that the frame shows, if not all."""
+    """The patches of the whole photo that the square shows; None: all of them."""
 
     @property
-    def cells(self) -> int:
-        """Of the square, along a side."""
+    def map_side(self) -> int:
+        """Side of a mask or semantic map of the square."""
         return self.side_px // MASK_STRIDE_PX
 
-    def cut_pixels(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "3 S S"]:
-        """The picture in the square; beside it ImageNet's mean colour."""
-        laid, _ = letterbox_image(image, [self.letterbox.input_size], MASK_STRIDE_PX)
+    def crop_image(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "3 S S"]:
+        """Return the square's pixels; outside the photo they have ImageNet's mean color."""
+        pixels, _ = letterbox_image(image, [self.letterbox.input_size], MASK_STRIDE_PX)
         top, left = self.top * MASK_STRIDE_PX, self.left * MASK_STRIDE_PX
-        return np.ascontiguousarray(laid[:, top : top + self.side_px, left : left + self.side_px])
+        return np.ascontiguousarray(pixels[:, top : top + self.side_px, left : left + self.side_px])
 
-    def cut_cells(self, values: np.ndarray, outside: int) -> np.ndarray:
-        """The nearest of the photo's values [H W ...] in each cell; `outside` where the square shows no photo."""
-        rows = _sample(values.shape[0], self.letterbox.map_height, self.top, self.cells)
-        columns = _sample(values.shape[1], self.letterbox.map_width, self.left, self.cells)
-        square = np.full((self.cells, self.cells, *values.shape[2:]), outside, values.dtype)
+    def crop_labels(self, values: np.ndarray, fill: int) -> np.ndarray:
+        """Sample per-pixel values of the photo [H W ...] at the map pixels of the square; `fill` outside the photo."""
+        rows = _sample_positions(values.shape[0], self.letterbox.map_height, self.top, self.map_side)
+        columns = _sample_positions(values.shape[1], self.letterbox.map_width, self.left, self.map_side)
+        square = np.full((self.map_side, self.map_side, *values.shape[2:]), fill, values.dtype)
         square[: len(rows), : len(columns)] = values[np.ix_(rows, columns)]
         return square
 
-    def cut_maps(self, maps: Float16[np.ndarray, "T g g C"]) -> Float16[np.ndarray, "T g g C"]:
-        """The whole photo's features in the frame, bilinear: not those that the encoder would find there."""
+    def crop_features(self, maps: Float16[np.ndarray, "T g g C"]) -> Float16[np.ndarray, "T g g C"]:
+        """Resample the whole photo's features bilinearly; the encoder would compute others for the crop."""
         if self.window is None:
             return np.array(maps)
         window, grid = self.window, maps.shape[1]
         rows, columns = (slice(first, first + window.side) for first in (window.top, window.left))
-        # T w w C -> T C w w, still with channels last in memory: the quick way
+        # T w w C -> T C w w, still channels-last in memory, which is the fast layout
         part = torch.from_numpy(maps[:, rows, columns].astype(np.float32)).permute(0, 3, 1, 2)
         large = functional.interpolate(part, size=(grid, grid), mode="bilinear", align_corners=False)
         return large.permute(0, 2, 3, 1).half().numpy()
 
 
 def full_view(height: int, width: int, side_px: int) -> CropView:
-    """A whole photo of this size."""
+    """Return the view of a whole photo of this size."""
     return CropView(
         letterbox=plan_letterbox(height, width, [InputSize.square(side_px)], MASK_STRIDE_PX), side_px=side_px
     )
 
 
 def sample_crop(whole: CropView, grid: int, generator: np.random.Generator) -> CropWindow:
-    """Half to all of the square's side, drawn uniformly, with as much photo in it as there is."""
-    side = int(generator.integers(round(_LEAST_SHARE * grid), grid + 1))
-    top, left = (int(generator.integers(max(0, length - side) + 1)) for length in count_patches(whole, grid))
+    """Sample a window of half to all of the input's side, with as little padding as possible."""
+    side = int(generator.integers(round(_MIN_CROP_SIDE * grid), grid + 1))
+    top, left = (int(generator.integers(max(0, length - side) + 1)) for length in count_photo_patches(whole, grid))
     return CropWindow(top=top, left=left, side=side)
 
 
-def count_patches(whole: CropView, grid: int) -> tuple[int, int]:
-    """Rows and columns of patches, of `grid` along the square's side, that show a part of the photo."""
+def count_photo_patches(whole: CropView, grid: int) -> tuple[int, int]:
+    """Return the rows and columns of patches that show a part of the photo, of `grid` along the input's side."""
     patch_px = whole.side_px // grid
     height, width = whole.letterbox.size
     return -(-height // patch_px), -(-width // patch_px)
 
 
 def crop_view(whole: CropView, grid: int, window: CropWindow) -> CropView:
-    """What of the photo lies in the window, the patches being `grid` along the square's side."""
+    """Return the view of a window of the whole photo's input, whose side has `grid` patches."""
     patch_px, photo = whole.side_px // grid, whole.letterbox
-    canvas_px = round(whole.side_px * grid / window.side / MASK_STRIDE_PX) * MASK_STRIDE_PX
-    scale = canvas_px / whole.side_px
+    enlarged_px = round(whole.side_px * grid / window.side / MASK_STRIDE_PX) * MASK_STRIDE_PX
+    scale = enlarged_px / whole.side_px
     return CropView(
-        letterbox=plan_letterbox(photo.height, photo.width, [InputSize.square(canvas_px)], MASK_STRIDE_PX),
+        letterbox=plan_letterbox(photo.height, photo.width, [InputSize.square(enlarged_px)], MASK_STRIDE_PX),
         side_px=whole.side_px,
         top=round(window.top * patch_px * scale / MASK_STRIDE_PX),
         left=round(window.left * patch_px * scale / MASK_STRIDE_PX),
@@ -104,7 +104,7 @@ def crop_view(whole: CropView, grid: int, window: CropWindow) -> CropView:
     )
 
 
-def _sample(length: int, mapped: int, first: int, count: int) -> Int32[np.ndarray, "n"]:
-    """Places along `length` that the cells from `first` on show, as many as there are, of `mapped` in all."""
-    places = resize_labels(np.arange(length, dtype=np.int32)[:, None], mapped, 1)[:, 0]
-    return places[first : first + count]
+def _sample_positions(length: int, map_length: int, first: int, count: int) -> Int32[np.ndarray, "n"]:
+    """Return the photo rows (or columns) at map pixels `first` to `first + count`, of `map_length` in all."""
+    positions = resize_labels(np.arange(length, dtype=np.int32)[:, None], map_length, 1)[:, 0]
+    return positions[first : first + count]

@@ -1,7 +1,7 @@
-"""Labelled photos as tensors, the n-th sample of a fit always being the same."""
+"""Training samples on cached encoder features, with copy-paste and crops on the features themselves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,37 +9,32 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Int, Int16, Int32, UInt8
+from jaxtyping import Bool, Float, Float16, Int16, UInt8
 from torch import Tensor
 
 from model.images import read_image
 from model.networks.mask_transformer import MASK_STRIDE_PX
-from training.data.dataset import LabeledPhoto, read_label_map
+from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache
+from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.crops import crop_view, full_view, sample_crop
-from training.mask_transformer.instances import InstanceMasks, Instances, instances_from_panoptic
-from training.trainer.task import IGNORE_INDEX
+from training.mask_transformer.targets import (
+    BAND_WIDTH,
+    MAX_PASTED,
+    MIN_MASK_AREA,
+    PADDING,
+    Instances,
+    LabelReader,
+    Target,
+)
+from training.trainer.task import IGNORE_INDEX, PhotoSampler
 
-MIN_MASK_CELLS = 4
-"""Of an object."""
-_BAND = np.ones((5, 5), np.uint8)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What one photo should be answered with, at the mask stride."""
-
-    masks: Float[Tensor, "M h w"]
-    clusters: Int[Tensor, "M"]
-    """Counted from 0."""
-    weights: Float[Tensor, "M"]
-    """How much each mask counts, 0..1."""
-    semantic: Int[Tensor, "h w"]
-    """0 things, s stuff cluster s, IGNORE elsewhere."""
-    known: Bool[Tensor, "h w"]
-    """Where a query that matched nothing is wrong; elsewhere it may have found what has no label."""
-    vectors: Float[Tensor, "M D"] | None = None
-    """What the masks hold, of unit length, if queries are taught that."""
+_HALF_SIZE_PROB = 0.5
+_MAX_COVERED = 0.5
+"""Fraction of an instance that a pasted one may cover."""
+_INSIDE = 0.8
+"""Fraction of a mask inside another from which it counts as a part of that instance."""
+_BAND = np.ones((BAND_WIDTH, BAND_WIDTH), np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,244 +49,192 @@ class DecoderBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSample:
-    """One photo in its square, with what is known of it; the arrays are the scene's own."""
+    """Features, pixels and labels of one photo. The sample owns its arrays."""
 
-    maps: Float16[np.ndarray, "T g g C"]
-    square: UInt8[np.ndarray, "3 S S"]
+    features: Float16[np.ndarray, "T g g C"]
+    pixels: UInt8[np.ndarray, "3 S S"]
     semantic: Int16[np.ndarray, "h w"]
-    """0 things, s stuff cluster s, VOID or PADDING."""
-    objects: Instances
+    """0 for things, s for stuff cluster s, VOID or PADDING."""
+    instances: Instances
 
     @property
-    def step_px(self) -> int:
-        """The least shift that keeps patches on patches and cells on cells."""
-        return math.lcm(self.square.shape[1] // self.maps.shape[1], MASK_STRIDE_PX)
+    def shift_px(self) -> int:
+        """Smallest shift that keeps both patches and map pixels aligned."""
+        return math.lcm(self.pixels.shape[1] // self.features.shape[1], MASK_STRIDE_PX)
+
+    def hflip(self) -> "FeatureSample":
+        """Mirror left and right. The features are the cached ones, mirrored; the encoder does not run again."""
+        return FeatureSample(
+            features=self.features[:, :, ::-1].copy(),
+            pixels=self.pixels[:, :, ::-1].copy(),
+            semantic=self.semantic[:, ::-1].copy(),
+            instances=replace(self.instances, masks=self.instances.masks[:, :, ::-1].copy()),
+        )
+
+    def halve(self) -> "FeatureSample":
+        """Shrink to half size into the upper left; features are averaged, unlike those of a smaller photo."""
+        grid, side, map_side = (
+            each // 2 for each in (self.features.shape[1], self.pixels.shape[1], self.semantic.shape[0])
+        )
+        features, pixels = np.zeros_like(self.features), np.zeros_like(self.pixels)
+        semantic, masks = np.full_like(self.semantic, PADDING), np.zeros_like(self.instances.masks)
+        blocks = self.features[:, : 2 * grid, : 2 * grid].astype(np.float32)
+        features[:, :grid, :grid] = blocks.reshape(len(features), grid, 2, grid, 2, -1).mean((2, 4))
+        large = self.pixels[:, : 2 * side, : 2 * side].astype(np.float32)
+        pixels[:, :side, :side] = large.reshape(3, side, 2, side, 2).mean((2, 4)).round()
+        semantic[:map_side, :map_side] = self.semantic[: 2 * map_side : 2, : 2 * map_side : 2]
+        masks[:, :map_side, :map_side] = self.instances.masks[:, : 2 * map_side : 2, : 2 * map_side : 2]
+        instances = replace(self.instances, masks=masks)
+        return FeatureSample(features=features, pixels=pixels, semantic=semantic, instances=instances)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureDataset:
-    """An endless, seeded walk over the photos: a new order each epoch, half of them mirrored, some pasted into."""
+    """Augmented samples of a label dataset, from cached features."""
 
-    photos: Sequence[LabeledPhoto]
+    sampler: PhotoSampler
     cache: FeatureCache
+    labels: LabelReader
     side_px: int
-    thing_clusters: int
-    seed: int
-    paste_rate: float
-    """Share of the samples that receive objects of another photo."""
-    crop_rate: float = 0.0
-    """Share of the photos of which a window is shown."""
-    whole_masks: InstanceMasks | None = None
-    """Objects with what others hide of them; without, they are what shows in the panoptic maps."""
-    pastes_alike: bool = False
-    """Paste objects of clusters that the sample has, if another photo has such."""
-    drops_unknown: bool = False
-    """Ask nothing of queries that matched nothing where nothing is labelled."""
+    """Side of the encoder's input."""
+    config: MaskTransformerTrainConfig
 
-    def read(self, first: int, count: int) -> DecoderBatch:
-        """Samples `first` to `first + count` of the walk."""
-        walk = [self._choose(index) for index in range(first, first + count)]
-        scenes = [self._read(photo, generator) for photo, generator in walk]
+    def load_batch(self, first: int, count: int) -> DecoderBatch:
+        """Load samples `first` to `first + count`."""
+        sampled = [self.sampler[index] for index in range(first, first + count)]
+        samples = [self._load_sample(photo, generator) for photo, generator in sampled]
         return DecoderBatch(
-            features=torch.stack([torch.from_numpy(each.maps).flatten(1, 2) for each in scenes], dim=1).float(),
-            pixels=torch.stack([torch.from_numpy(each.square) for each in scenes]),
-            targets=tuple(make_target(each, drops_unknown=self.drops_unknown) for each in scenes),
-            photos=tuple(photo.path for photo, _ in walk),
+            features=torch.stack([torch.from_numpy(each.features).flatten(1, 2) for each in samples], dim=1).float(),
+            pixels=torch.stack([torch.from_numpy(each.pixels) for each in samples]),
+            targets=tuple(make_target(each, droploss=self.config.droploss) for each in samples),
+            photos=tuple(photo.path for photo, _ in sampled),
         )
 
-    def _choose(self, index: int) -> tuple[LabeledPhoto, np.random.Generator]:
-        epoch, place_in_epoch = divmod(index, len(self.photos))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.photos))
-        return self.photos[order[place_in_epoch]], np.random.default_rng((self.seed, epoch, place_in_epoch))
+    def _load_sample(self, photo: LabeledPhoto, generator: np.random.Generator) -> FeatureSample:
+        """Load a photo and, with the configured probability, paste instances of another one into it."""
+        sample = self._load_photo(photo, generator)
+        if generator.random() >= self.config.copy_paste_prob:
+            return sample
+        photos = self.sampler.photos
+        clusters = self.labels.clusters(photo) if self.config.copy_paste_same_class else frozenset()
+        others = sorted({index for cluster in clusters for index in self._photos_by_cluster[cluster]})
+        others = [index for index in others if photos[index].digest != photo.digest]
+        position = int(generator.integers(len(others) or len(photos)))
+        source = self._load_photo(photos[others[position] if others else position], generator)
+        return copy_paste(sample, source, generator, clusters if others else None)
 
-    def _read(self, photo: LabeledPhoto, generator: np.random.Generator) -> FeatureSample:
-        scene = self._open(photo, generator)
-        if generator.random() < self.paste_rate:
-            wanted = self._list_things(photo) if self.pastes_alike else frozenset()
-            others = sorted({index for cluster in wanted for index in self._photos_with[cluster]})
-            others = [index for index in others if self.photos[index].digest != photo.digest]
-            place = int(generator.integers(len(others) or len(self.photos)))
-            source = self._open(self.photos[others[place] if others else place], generator)
-            scene = copy_paste(scene, source, generator, wanted if others else None)
-        return scene
-
-    def _open(self, photo: LabeledPhoto, generator: np.random.Generator) -> FeatureSample:
-        picture = read_image(photo.path)
+    def _load_photo(self, photo: LabeledPhoto, generator: np.random.Generator) -> FeatureSample:
+        """Load a photo, or a crop of it, mirrored with a probability of one half."""
+        image = read_image(photo.path)
         is_mirrored = generator.random() < 0.5
-        maps = self.cache.read(photo.digest)
-        frame = full_view(picture.height, picture.width, self.side_px)
-        if self.crop_rate and generator.random() < self.crop_rate:
-            frame = crop_view(frame, maps.shape[1], sample_crop(frame, maps.shape[1], generator))
-        labels = frame.cut_cells(read_label_map(photo.label), -1)
-        whole = self.whole_masks
-        scene = FeatureSample(
-            maps=frame.cut_maps(maps),
-            square=frame.cut_pixels(picture.image),
-            semantic=make_semantic_map(labels, photo.categories, self.thing_clusters),
-            objects=whole.show(photo.digest, frame)
-            if whole
-            else instances_from_panoptic(labels, photo.categories, self.thing_clusters),
+        features = self.cache.read(photo.digest)
+        view, grid = full_view(image.height, image.width, self.side_px), features.shape[1]
+        if self.config.crop_prob and generator.random() < self.config.crop_prob:
+            view = crop_view(view, grid, sample_crop(view, grid, generator))
+        semantic, instances = self.labels.read(photo, view)
+        sample = FeatureSample(
+            features=view.crop_features(features),
+            pixels=view.crop_image(image.image),
+            semantic=semantic,
+            instances=instances,
         )
-        return hflip_features(scene) if is_mirrored else scene
-
-    def _list_things(self, photo: LabeledPhoto) -> frozenset[int]:
-        if self.whole_masks:
-            return self.whole_masks.list_clusters(photo.digest)
-        return frozenset(each for each in photo.categories.values() if each <= self.thing_clusters)
+        return sample.hflip() if is_mirrored else sample
 
     @cached_property
-    def _photos_with(self) -> Mapping[int, list[int]]:
-        """Places of the photos with an object of each cluster."""
+    def _photos_by_cluster(self) -> Mapping[int, list[int]]:
+        """Indices of the photos that have an instance of each cluster."""
         found: dict[int, list[int]] = {}
-        for index, photo in enumerate(self.photos):
-            for cluster in self._list_things(photo):
+        for index, photo in enumerate(self.sampler.photos):
+            for cluster in self.labels.clusters(photo):
                 found.setdefault(cluster, []).append(index)
         return found
 
 
-def make_semantic_map(
-    labels: Int32[np.ndarray, "h w"], categories: Mapping[int, int], thing_clusters: int
-) -> Int16[np.ndarray, "h w"]:
-    """A panoptic map, -1 where no photo is, as a scene's semantic map."""
-    semantic = np.where(labels < 0, np.int16(PADDING), np.int16(VOID))
-    for segment, category in categories.items():
-        semantic[labels == segment] = max(0, category - thing_clusters)
-    return semantic
+def copy_paste(
+    sample: FeatureSample,
+    source: FeatureSample,
+    generator: np.random.Generator,
+    clusters: frozenset[int] | None = None,
+) -> FeatureSample:
+    """Paste some instances of another sample at random positions, only of these clusters if given.
 
-
-def make_target(scene: FeatureSample, *, drops_unknown: bool) -> Target:
-    """Masks of objects that still have a few cells; void, padding and a band of stuff around things are ignored.
-
-    The band: features of patches beside an object look like the object, and stuff labels there are halos. With
-    `drops_unknown`, only stuff, objects and what shows no photo are known.
+    CutLER's copy-paste, applied to features: an instance brings the patches that it covers. Unlike in CutLER it keeps
+    its size or is halved, and moves by whole patches. As there, it is skipped if it would cover half of another
+    instance; where masks overlap, this would skip nearly all of them, so the covered instance is removed instead.
     """
-    objects = scene.objects.pick(scene.objects.masks.sum((1, 2)) >= MIN_MASK_CELLS)
-    semantic = np.where(scene.semantic < 0, IGNORE_INDEX, scene.semantic).astype(np.int64)
+    if generator.random() < _HALF_SIZE_PROB:
+        source = source.halve()
+    pasteable = generator.permutation(source.instances.find_pasteable(clusters))
+    for index in pasteable[: generator.integers(1, MAX_PASTED + 1)]:
+        rows, columns = _sample_shift(source.instances.masks[index], source, generator)
+        sample = _paste_instance(sample, source, int(index), rows, columns)
+    return sample
+
+
+def make_target(sample: FeatureSample, *, droploss: bool) -> Target:
+    """Convert a sample's labels to targets, without tiny instances.
+
+    Void, padding and a band of stuff around things are ignored: patches next to an instance have features like its
+    own, and stuff labels there are unreliable. With `droploss`, only stuff, instances and padding count as labeled.
+    """
+    instances = sample.instances.select(sample.instances.masks.sum((1, 2)) >= MIN_MASK_AREA)
+    semantic = np.where(sample.semantic < 0, IGNORE_INDEX, sample.semantic).astype(np.int64)
     is_thing = (semantic == 0).astype(np.uint8)
     semantic[(cv2.dilate(is_thing, _BAND) > 0) & (is_thing == 0)] = IGNORE_INDEX
-    known = np.ones(semantic.shape, bool)
-    if drops_unknown:
-        known = (scene.semantic > 0) | (scene.semantic == PADDING) | objects.masks.any(0)
+    is_labeled = np.ones(semantic.shape, bool)
+    if droploss:
+        is_labeled = (sample.semantic > 0) | (sample.semantic == PADDING) | instances.masks.any(0)
     return Target(
-        masks=torch.from_numpy(objects.masks.astype(np.float32)),
-        clusters=torch.from_numpy(objects.clusters - 1),
-        weights=torch.from_numpy(objects.weights),
+        masks=torch.from_numpy(instances.masks.astype(np.float32)),
+        clusters=torch.from_numpy(instances.clusters - 1),
+        weights=torch.from_numpy(instances.weights),
         semantic=torch.from_numpy(semantic),
-        known=torch.from_numpy(known),
+        is_labeled=torch.from_numpy(is_labeled),
     )
 
 
-VOID, PADDING = -1, -2
-"""Cells of a semantic map that have no label, and those that show no photo."""
-MAX_PASTED = 3
-_HALVED_RATE = 0.5
-_MOST_OVERLAP = 0.5
-_INSIDE = 0.8
-"""Share of a mask in another from which it is a part of that object."""
-_LEAST_SHARE, _MOST_SHARE = 0.01, 0.35
-"""Of the square: smaller objects have hardly a patch, larger ones leave nothing to see."""
-
-
-def hflip_features(scene: FeatureSample) -> FeatureSample:
-    """Left and right exchanged; the features are the cached ones turned over, so the encoder need not run again."""
-    return FeatureSample(
-        maps=scene.maps[:, :, ::-1].copy(),
-        square=scene.square[:, :, ::-1].copy(),
-        semantic=scene.semantic[:, ::-1].copy(),
-        objects=replace(scene.objects, masks=scene.objects.masks[:, :, ::-1].copy()),
-    )
-
-
-def halve(scene: FeatureSample) -> FeatureSample:
-    """The scene at half its size in the square's upper left; its features are means of four, not a small photo's."""
-    grid, side, cells = (each // 2 for each in (scene.maps.shape[1], scene.square.shape[1], scene.semantic.shape[0]))
-    maps, square = np.zeros_like(scene.maps), np.zeros_like(scene.square)
-    semantic, masks = np.full_like(scene.semantic, PADDING), np.zeros_like(scene.objects.masks)
-    blocks = scene.maps[:, : 2 * grid, : 2 * grid].astype(np.float32)
-    maps[:, :grid, :grid] = blocks.reshape(len(maps), grid, 2, grid, 2, -1).mean((2, 4))
-    pixels = scene.square[:, : 2 * side, : 2 * side].astype(np.float32)
-    square[:, :side, :side] = pixels.reshape(3, side, 2, side, 2).mean((2, 4)).round()
-    semantic[:cells, :cells] = scene.semantic[: 2 * cells : 2, : 2 * cells : 2]
-    masks[:, :cells, :cells] = scene.objects.masks[:, : 2 * cells : 2, : 2 * cells : 2]
-    return FeatureSample(maps=maps, square=square, semantic=semantic, objects=replace(scene.objects, masks=masks))
-
-
-def copy_paste(
-    scene: FeatureSample, source: FeatureSample, generator: np.random.Generator, clusters: frozenset[int] | None = None
-) -> FeatureSample:
-    """The scene with some of the source's surer objects pasted at random places, of these clusters if any are given.
-
-    CutLER's copy-paste on cached features: an object brings the patches it lies on. Unlike there it keeps its size or
-    is halved, and moves by whole patches. As there, it is left out where it would cover half of an object; where masks
-    overlap, parts would forbid nearly everything: there the object is pasted, and what it half covers goes.
-    """
-    if generator.random() < _HALVED_RATE:
-        source = halve(source)
-    for each in generator.permutation(list_pasteable(source.objects, clusters))[
-        : generator.integers(1, MAX_PASTED + 1)
-    ]:
-        rows, columns = _choose_shift(source.objects.masks[each], source, generator)
-        scene = _paste(scene, source, int(each), rows, columns)
-    return scene
-
-
-def list_pasteable(objects: Instances, clusters: frozenset[int] | None) -> Int[np.ndarray, "n"]:
-    """Places of the objects that have a fitting size and at least the middle weight."""
-    areas = objects.masks.mean((1, 2))
-    is_fitting = (areas >= _LEAST_SHARE) & (areas <= _MOST_SHARE)
-    if len(objects):
-        is_fitting &= objects.weights >= np.median(objects.weights)
-    if clusters is not None:
-        is_fitting &= np.isin(objects.clusters, list(clusters))
-    return np.flatnonzero(is_fitting)
-
-
-def _choose_shift(
+def _sample_shift(
     mask: Bool[np.ndarray, "h w"], source: FeatureSample, generator: np.random.Generator
 ) -> tuple[int, int]:
-    """Steps down and right, either way, that keep the object's box inside the square."""
-    cells = source.step_px // MASK_STRIDE_PX
+    """Sample how many times `shift_px` the mask moves down and right, such that it stays in the image."""
+    unit = source.shift_px // MASK_STRIDE_PX
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     shifts = []
     for first, length, side in ((top, height, mask.shape[0]), (left, width, mask.shape[1])):
-        shifts.append(int(generator.integers(-(first // cells), (side - first - length) // cells + 1)))
+        shifts.append(int(generator.integers(-(first // unit), (side - first - length) // unit + 1)))
     return shifts[0], shifts[1]
 
 
-def _paste(scene: FeatureSample, source: FeatureSample, index: int, rows: int, columns: int) -> FeatureSample:
-    cells, patches = source.step_px // MASK_STRIDE_PX, source.step_px * scene.maps.shape[1] // scene.square.shape[1]
-    mask = _shift(source.objects.masks[index], rows * cells, columns * cells) & (scene.semantic != PADDING)
-    existing = scene.objects
-    is_lost = (existing.masks & mask).sum((1, 2)) > _MOST_OVERLAP * existing.masks.sum((1, 2))
-    if is_lost.any() and not _overlap(existing):
-        return scene
-    brought = _list_parts(source.objects, index)
-    moved_masks = _shift(brought.masks, rows * cells, columns * cells, first=1) & mask
+def _paste_instance(sample: FeatureSample, source: FeatureSample, index: int, rows: int, columns: int) -> FeatureSample:
+    unit, grid = source.shift_px // MASK_STRIDE_PX, sample.features.shape[1]
+    patches = source.shift_px * grid // sample.pixels.shape[1]
+    mask = _shift(source.instances.masks[index], rows * unit, columns * unit) & (sample.semantic != PADDING)
+    existing = sample.instances
+    is_covered = (existing.masks & mask).sum((1, 2)) > _MAX_COVERED * existing.masks.sum((1, 2))
+    if is_covered.any() and not existing.has_overlap():
+        return sample
+    pasted = _with_parts(source.instances, index)
+    moved_masks = _shift(pasted.masks, rows * unit, columns * unit, first_axis=1) & mask
     pixel_mask = mask.repeat(MASK_STRIDE_PX, 0).repeat(MASK_STRIDE_PX, 1)
-    grid = scene.maps.shape[1]
     patch_mask = cv2.resize(mask.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA) >= 0.5
-    moved = _shift(source.maps, rows * patches, columns * patches, first=1)
-    pixels = _shift(source.square, rows * source.step_px, columns * source.step_px, first=1)
+    features = _shift(source.features, rows * patches, columns * patches, first_axis=1)
+    pixels = _shift(source.pixels, rows * source.shift_px, columns * source.shift_px, first_axis=1)
     return FeatureSample(
-        maps=np.where(patch_mask[None, :, :, None], moved, scene.maps),
-        square=np.where(pixel_mask, pixels, scene.square),
-        semantic=np.where(mask, np.int16(0), scene.semantic),
-        objects=existing.pick(~is_lost).hide(mask).join(replace(brought, masks=moved_masks)),
+        features=np.where(patch_mask[None, :, :, None], features, sample.features),
+        pixels=np.where(pixel_mask, pixels, sample.pixels),
+        semantic=np.where(mask, np.int16(0), sample.semantic),
+        instances=existing.select(~is_covered).occlude(mask).concat(replace(pasted, masks=moved_masks)),
     )
 
 
-def _overlap(objects: Instances) -> bool:
-    return bool((objects.masks.sum(0) > 1).any())
-
-
-def _list_parts(objects: Instances, index: int) -> Instances:
-    """An object, and after it those that lie in it."""
-    shared, sizes = (objects.masks & objects.masks[index]).sum((1, 2)), objects.masks.sum((1, 2))
+def _with_parts(instances: Instances, index: int) -> Instances:
+    """Return an instance, followed by those that lie in it."""
+    shared, sizes = (instances.masks & instances.masks[index]).sum((1, 2)), instances.masks.sum((1, 2))
     is_part = (shared >= _INSIDE * sizes) & (sizes > 0)
     is_part[index] = False
-    return objects.pick(np.concatenate([[index], np.flatnonzero(is_part)]))
+    return instances.select(np.concatenate([[index], np.flatnonzero(is_part)]))
 
 
-def _shift(array: np.ndarray, rows: int, columns: int, *, first: int = 0) -> np.ndarray:
-    """The array moved down and right along the axes `first` and the next, what leaves entering on the other side."""
-    return np.roll(array, (rows, columns), axis=(first, first + 1))
+def _shift(array: np.ndarray, rows: int, columns: int, *, first_axis: int = 0) -> np.ndarray:
+    """Roll the array down and right along `first_axis` and the next axis."""
+    return np.roll(array, (rows, columns), axis=(first_axis, first_axis + 1))

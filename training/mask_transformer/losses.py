@@ -1,4 +1,4 @@
-"""How wrong a mask transformer's prediction is: matched masks, classes, qualities and the dense map."""
+"""Losses of a mask transformer: Hungarian matching, masks, classes, predicted IoU, embeddings and the semantic map."""
 
 from dataclasses import dataclass
 
@@ -9,42 +9,44 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.networks.mask_transformer import AuxOutput, DecoderOutput
-from training.mask_transformer.feature_dataset import Target
-from training.trainer.distributed import average
+from training.mask_transformer.targets import Target
+from training.trainer.distributed import mean_over_processes
 from training.trainer.task import IGNORE_INDEX
 
 MASK_WEIGHT = 5.0
 DICE_WEIGHT = 5.0
 CLASS_WEIGHT = 2.0
 SEMANTIC_WEIGHT = 1.0
-QUALITY_WEIGHT = 1.0
+IOU_WEIGHT = 1.0
 EMBEDDING_WEIGHT = 1.0
 NO_OBJECT_WEIGHT = 0.1
-"""Of the class loss where a query matched nothing."""
+"""Weight of the class loss of unmatched queries."""
 LABEL_SMOOTHING = 0.1
-_MOST_UNKNOWN = 0.5
-"""Share of an unmatched query's mask from which nothing is asked of it."""
-_LEAST_SUM = 1e-3
-"""Of weights, against division by nothing."""
-_WORST = 1e6
+_MAX_UNLABELED = 0.5
+"""Fraction of an unmatched query's mask that may be unlabeled before DropLoss drops its class loss."""
+_MIN_WEIGHT_SUM = 1e-3
+"""Prevents division by zero."""
+_NAN_COST = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskTransformerLosses:
-    """Weighted terms, whose sum is what is minimised, and two scores to watch."""
+    """Weighted loss terms, and two metrics that are not part of the sum."""
 
     mask: Tensor
     dice: Tensor
     classes: Tensor
     quality: Tensor
+    """Loss of the predicted IoU."""
     semantic: Tensor
     layers: Tensor
+    """Mask and class losses of the intermediate blocks."""
     embedding: Tensor | None = None
-    """Of networks that have such a head."""
+    """None without an embedding head."""
     iou: Tensor
-    """Mean of the matched masks, by weight: a score, as the next one, and none of the sum."""
+    """Metric: weighted mean IoU of the matched masks."""
     stuff: Tensor
-    """Share of the known cells whose dense class is right."""
+    """Metric: fraction of the labeled map pixels with the right semantic class."""
 
     @property
     def total(self) -> Tensor:
@@ -58,196 +60,194 @@ class MaskTransformerLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedPairs:
-    """Pairs of query and target over a whole batch, and what the other queries are held to."""
+    """Matched pairs of query and target over a whole batch."""
 
     images: Int[Tensor, "P"]
     queries: Int[Tensor, "P"]
     masks: Float[Tensor, "P h w"]
+    """Target masks."""
     clusters: Int[Tensor, "P"]
     weights: Float[Tensor, "P"]
-    """Of the targets."""
-    vectors: Float[Tensor, "P D"] | None
-    is_known: Bool[Tensor, "B Q"]
-    """Whether a query, if unmatched, drew where everything is known."""
+    embeddings: Float[Tensor, "P D"] | None
+    is_in_labeled_area: Bool[Tensor, "B Q"]
+    """For every query: whether it is trained as no-object if it is unmatched."""
 
 
-def compute_losses(prediction: DecoderOutput, targets: tuple[Target, ...], doubt: float = 0.0) -> MaskTransformerLosses:
-    """Mask2Former's loss (weights 5, 5, 2) with a predicted IoU and a dense semantic term.
+def mask_transformer_losses(
+    output: DecoderOutput, targets: tuple[Target, ...], no_object_from_score: float = 0.0
+) -> MaskTransformerLosses:
+    """Compute Mask2Former's losses (weights 5, 5, 2), with a predicted IoU and a dense semantic term.
 
-    Unlike it: the queries are matched once, by the final prediction at patch resolution, and every block is held to
-    that matching; masks are compared on all cells, there being few; a pair counts by its target's weight; and, as in
-    CutLER's DropLoss, an unmatched query is free where it may have found what has no label. Always in fp32.
+    Unlike Mask2Former: queries are matched once, by the final output at patch resolution, and all intermediate blocks
+    use this matching; masks are compared at all map pixels instead of sampled points; a pair is weighted by its
+    target; and, as in CutLER's DropLoss, an unmatched query is not trained where labels are missing. Always in fp32.
 
-    `doubt`: the weight of "none" for a matched query, for each part of 1 that its target's weight lacks. Without it a
-    query learns to be as sure of doubtful objects as of others, only later; with 1 its chance of an object becomes
-    the target's weight.
+    `no_object_from_score` adds, for a matched query, a no-object loss weighted by it times (1 - target weight).
+    Without it, a query becomes as confident of uncertain labels as of certain ones, only later; with 1, its object
+    probability converges to the target's weight.
     """
-    with torch.autocast(prediction.mask_logits.device.type, enabled=False):
-        return _compute_in_full(_enlarge_floats(prediction), targets, doubt)
+    with torch.autocast(output.mask_logits.device.type, enabled=False):
+        return _compute_fp32(_to_fp32(output), targets, no_object_from_score)
 
 
-def _compute_in_full(prediction: DecoderOutput, targets: tuple[Target, ...], doubt: float) -> MaskTransformerLosses:
-    matches = match(prediction, targets)
-    matched = prediction.mask_logits[matches.images, matches.queries]
-    mask, dice = mask_losses(matched, matches.masks, matches.weights)
-    quality = prediction.iou_logits[matches.images, matches.queries]
-    overlaps = measure_iou(matched, matches.masks)
+def _compute_fp32(
+    output: DecoderOutput, targets: tuple[Target, ...], no_object_from_score: float
+) -> MaskTransformerLosses:
+    pairs = hungarian_match(output, targets)
+    masks = output.mask_logits[pairs.images, pairs.queries]
+    mask, dice = mask_losses(masks, pairs.masks, pairs.weights)
+    ious = paired_mask_iou(masks, pairs.masks)
+    quality = functional.binary_cross_entropy_with_logits(
+        output.iou_logits[pairs.images, pairs.queries], ious, reduction="none"
+    )
     return MaskTransformerLosses(
         mask=MASK_WEIGHT * mask,
         dice=DICE_WEIGHT * dice,
-        classes=CLASS_WEIGHT * class_loss(prediction.class_logits, matches, doubt),
-        quality=QUALITY_WEIGHT
-        * _average(
-            functional.binary_cross_entropy_with_logits(quality, overlaps, reduction="none"),
-            matches.weights,
-        ),
-        semantic=SEMANTIC_WEIGHT * semantic_loss(prediction.semantic_logits, targets),
-        layers=_compare_layers(prediction, matches, doubt),
-        embedding=_compare_embeddings(prediction, matches),
-        iou=_average(overlaps, matches.weights),
-        stuff=measure_accuracy(prediction.semantic_logits, targets),
+        classes=CLASS_WEIGHT * class_loss(output.class_logits, pairs, no_object_from_score),
+        quality=IOU_WEIGHT * _weighted_mean(quality, pairs.weights),
+        semantic=SEMANTIC_WEIGHT * semantic_loss(output.semantic_logits, targets),
+        layers=_aux_loss(output.aux_outputs, pairs, no_object_from_score),
+        embedding=_embedding_loss(output, pairs),
+        iou=_weighted_mean(ious, pairs.weights),
+        stuff=semantic_accuracy(output.semantic_logits, targets),
     )
 
 
 @torch.no_grad()
-def match(prediction: DecoderOutput, targets: tuple[Target, ...]) -> MatchedPairs:
-    """The cheapest one-to-one assignment of targets to queries in each picture."""
-    grid = (
-        prediction.aux_outputs[-1].mask_logits.shape[-1] if prediction.aux_outputs else prediction.mask_logits.shape[-1]
-    )
-    low = functional.adaptive_avg_pool2d(prediction.mask_logits, grid).flatten(2)
-    chances = prediction.class_logits.softmax(-1)
-    images, queries, picked = [], [], []
+def hungarian_match(output: DecoderOutput, targets: tuple[Target, ...]) -> MatchedPairs:
+    """Match targets to queries one to one in each image, with minimal total cost."""
+    finest = output.aux_outputs[-1] if output.aux_outputs else output
+    grid = finest.mask_logits.shape[-1]
+    coarse = functional.adaptive_avg_pool2d(output.mask_logits, grid).flatten(2)
+    probabilities = output.class_logits.softmax(-1)
+    images, queries, orders = [], [], []
     for image, target in enumerate(targets):
-        wanted = functional.adaptive_avg_pool2d(target.masks, grid).flatten(1)
-        cost = _price(low[image], chances[image], wanted, target.clusters)
-        rows, columns = linear_sum_assignment(cost.nan_to_num(nan=_WORST).numpy(force=True))
+        target_masks = functional.adaptive_avg_pool2d(target.masks, grid).flatten(1)
+        cost = _matching_cost(coarse[image], probabilities[image], target_masks, target.clusters)
+        rows, columns = linear_sum_assignment(cost.nan_to_num(nan=_NAN_COST).numpy(force=True))
         images += [image] * len(rows)
         queries += rows.tolist()
-        picked.append(torch.from_numpy(columns))
-    chosen = list(zip(targets, picked, strict=True))
-    device = low.device
+        orders.append(torch.from_numpy(columns))
+    pairs = list(zip(targets, orders, strict=True))
+    embeddings = [target.embeddings[order] for target, order in pairs if target.embeddings is not None]
     return MatchedPairs(
-        images=torch.tensor(images, dtype=torch.int64, device=device),
-        queries=torch.tensor(queries, dtype=torch.int64, device=device),
-        masks=torch.cat([target.masks[order] for target, order in chosen]),
-        clusters=torch.cat([target.clusters[order] for target, order in chosen]),
-        weights=torch.cat([target.weights[order] for target, order in chosen]),
-        vectors=_join_vectors(targets, picked),
-        is_known=is_in_labeled_area(low, torch.stack([target.known for target in targets])),
+        images=torch.tensor(images, dtype=torch.int64, device=coarse.device),
+        queries=torch.tensor(queries, dtype=torch.int64, device=coarse.device),
+        masks=torch.cat([target.masks[order] for target, order in pairs]),
+        clusters=torch.cat([target.clusters[order] for target, order in pairs]),
+        weights=torch.cat([target.weights[order] for target, order in pairs]),
+        embeddings=torch.cat(embeddings) if embeddings else None,
+        is_in_labeled_area=is_in_labeled_area(coarse, torch.stack([target.is_labeled for target in targets])),
     )
 
 
-def is_in_labeled_area(low: Float[Tensor, "B Q N"], known: Bool[Tensor, "B h w"]) -> Bool[Tensor, "B Q"]:
-    """Whether at least half of each mask, logits at patch resolution, lies where things are known; so do empty ones."""
-    grid = round(low.shape[2] ** 0.5)
-    shares = functional.adaptive_avg_pool2d(known.float(), grid).flatten(1)
-    drawn = (low > 0.0).to(shares.dtype)
-    inside = torch.einsum("bqn,bn->bq", drawn, shares)
-    return inside >= (1.0 - _MOST_UNKNOWN) * drawn.sum(2)
+def is_in_labeled_area(coarse: Float[Tensor, "B Q N"], is_labeled: Bool[Tensor, "B h w"]) -> Bool[Tensor, "B Q"]:
+    """Return whether at least half of each mask (logits at patch resolution) is labeled; True for an empty mask."""
+    grid = round(coarse.shape[2] ** 0.5)
+    fractions = functional.adaptive_avg_pool2d(is_labeled.float(), grid).flatten(1)
+    masks = (coarse > 0.0).to(fractions.dtype)
+    labeled_area = torch.einsum("bqn,bn->bq", masks, fractions)
+    return labeled_area >= (1.0 - _MAX_UNLABELED) * masks.sum(2)
 
 
 def mask_losses(
     logits: Float[Tensor, "P h w"], masks: Float[Tensor, "P h w"], weights: Float[Tensor, "P"]
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and Dice loss, means over pairs by their weights; 0 if there is none."""
-    cross = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
-    chances, wanted = logits.sigmoid().flatten(1), masks.flatten(1)
-    dice = 1.0 - (2.0 * (chances * wanted).sum(1) + 1.0) / (chances.sum(1) + wanted.sum(1) + 1.0)
-    return _average(cross, weights), _average(dice, weights)
+    """Return binary cross-entropy and Dice loss, weighted means over the pairs; 0 without pairs."""
+    cross_entropy = functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2))
+    probabilities, target = logits.sigmoid().flatten(1), masks.flatten(1)
+    dice = 1.0 - (2.0 * (probabilities * target).sum(1) + 1.0) / (probabilities.sum(1) + target.sum(1) + 1.0)
+    return _weighted_mean(cross_entropy, weights), _weighted_mean(dice, weights)
 
 
-def class_loss(logits: Float[Tensor, "B Q K+1"], matches: MatchedPairs, doubt: float = 0.0) -> Tensor:
-    """Cross-entropy by the weight of each query's target; one without should say "none", at a tenth or not at all."""
-    none = logits.shape[-1] - 1
-    wanted = torch.full(logits.shape[:2], none, dtype=torch.int64, device=logits.device)
-    wanted[matches.images, matches.queries] = matches.clusters
-    # Not cross_entropy's class weights: with label smoothing they would weigh the smoothed share by all classes.
-    each = functional.cross_entropy(
-        logits.flatten(0, 1), wanted.flatten(), reduction="none", label_smoothing=LABEL_SMOOTHING
+def class_loss(logits: Float[Tensor, "B Q K+1"], pairs: MatchedPairs, no_object_from_score: float = 0.0) -> Tensor:
+    """Return the weighted cross-entropy of matched queries with their clusters, of others with no-object."""
+    no_object = logits.shape[-1] - 1
+    targets = torch.full(logits.shape[:2], no_object, dtype=torch.int64, device=logits.device)
+    targets[pairs.images, pairs.queries] = pairs.clusters
+    # Not cross_entropy's class weights: with label smoothing they would weight the smoothed part by all classes.
+    losses = functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=LABEL_SMOOTHING
     )
-    weights = torch.where(matches.is_known, NO_OBJECT_WEIGHT, 0.0)
-    weights[matches.images, matches.queries] = matches.weights
-    if not doubt:
-        return _average(each, weights.flatten())
-    matched = logits[matches.images, matches.queries]
-    wrong = functional.cross_entropy(
-        matched, torch.full_like(matches.clusters, none), reduction="none", label_smoothing=LABEL_SMOOTHING
+    weights = torch.where(pairs.is_in_labeled_area, NO_OBJECT_WEIGHT, 0.0)
+    weights[pairs.images, pairs.queries] = pairs.weights
+    if not no_object_from_score:
+        return _weighted_mean(losses, weights.flatten())
+    matched = logits[pairs.images, pairs.queries]
+    no_object_losses = functional.cross_entropy(
+        matched, torch.full_like(pairs.clusters, no_object), reduction="none", label_smoothing=LABEL_SMOOTHING
     )
-    doubts = doubt * (1.0 - matches.weights)
-    return _average(torch.cat([each, wrong]), torch.cat([weights.flatten(), doubts]))
+    no_object_weights = no_object_from_score * (1.0 - pairs.weights)
+    return _weighted_mean(torch.cat([losses, no_object_losses]), torch.cat([weights.flatten(), no_object_weights]))
 
 
 def semantic_loss(logits: Float[Tensor, "B L h w"], targets: tuple[Target, ...]) -> Tensor:
-    """Mean cross-entropy over the cells that are not ignored; 0 if all are."""
-    wanted = torch.stack([target.semantic for target in targets])
-    summed = functional.cross_entropy(logits, wanted, ignore_index=IGNORE_INDEX, reduction="sum")
-    return summed / average((wanted != IGNORE_INDEX).sum().float()).clamp(min=1.0)
+    """Return the mean cross-entropy over the map pixels that are not ignored; 0 if all are."""
+    target = torch.stack([each.semantic for each in targets])
+    summed = functional.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum")
+    return summed / mean_over_processes((target != IGNORE_INDEX).sum().float()).clamp(min=1.0)
 
 
 @torch.no_grad()
-def measure_accuracy(logits: Float[Tensor, "B L h w"], targets: tuple[Target, ...]) -> Tensor:
-    """Share of the cells that are not ignored whose likeliest class is the target's."""
-    wanted = torch.stack([target.semantic for target in targets])
-    right = ((logits.argmax(1) == wanted) & (wanted != IGNORE_INDEX)).sum()
-    return right / average((wanted != IGNORE_INDEX).sum().float()).clamp(min=1.0)
+def semantic_accuracy(logits: Float[Tensor, "B L h w"], targets: tuple[Target, ...]) -> Tensor:
+    """Return the fraction of the map pixels that are not ignored whose most probable class is right."""
+    target = torch.stack([each.semantic for each in targets])
+    correct = ((logits.argmax(1) == target) & (target != IGNORE_INDEX)).sum()
+    return correct / mean_over_processes((target != IGNORE_INDEX).sum().float()).clamp(min=1.0)
 
 
 @torch.no_grad()
-def measure_iou(logits: Float[Tensor, "P h w"], masks: Float[Tensor, "P h w"]) -> Float[Tensor, "P"]:
-    """Intersection over union of thresholded masks."""
-    drawn, wanted = logits.flatten(1) > 0.0, masks.flatten(1) > 0.5
-    return (drawn & wanted).sum(1) / (drawn | wanted).sum(1).clamp(min=1)
+def paired_mask_iou(logits: Float[Tensor, "P h w"], masks: Float[Tensor, "P h w"]) -> Float[Tensor, "P"]:
+    """Return the IoU of each thresholded prediction with its target."""
+    predicted, target = logits.flatten(1) > 0.0, masks.flatten(1) > 0.5
+    return (predicted & target).sum(1) / (predicted | target).sum(1).clamp(min=1)
 
 
-def _enlarge_floats(prediction: DecoderOutput) -> DecoderOutput:
-    """The same in fp32, whatever the network computed in."""
+def _to_fp32(output: DecoderOutput) -> DecoderOutput:
     return DecoderOutput(
-        class_logits=prediction.class_logits.float(),
-        iou_logits=prediction.iou_logits.float(),
-        mask_logits=prediction.mask_logits.float(),
-        semantic_logits=prediction.semantic_logits.float(),
-        aux_outputs=tuple(AuxOutput(*(logits.float() for logits in each)) for each in prediction.aux_outputs),
-        embeddings=None if prediction.embeddings is None else prediction.embeddings.float(),
+        class_logits=output.class_logits.float(),
+        iou_logits=output.iou_logits.float(),
+        mask_logits=output.mask_logits.float(),
+        semantic_logits=output.semantic_logits.float(),
+        aux_outputs=tuple(AuxOutput(*(logits.float() for logits in each)) for each in output.aux_outputs),
+        embeddings=None if output.embeddings is None else output.embeddings.float(),
     )
 
 
-def _join_vectors(targets: tuple[Target, ...], picked: list[Tensor]) -> Float[Tensor, "P D"] | None:
-    pairs = zip(targets, picked, strict=True)
-    known = [target.vectors[order] for target, order in pairs if target.vectors is not None]
-    return torch.cat(known) if known else None
+def _weighted_mean(values: Float[Tensor, "n"], weights: Float[Tensor, "n"]) -> Tensor:
+    return (values * weights).sum() / mean_over_processes(weights.sum()).clamp(min=_MIN_WEIGHT_SUM)
 
 
-def _average(values: Float[Tensor, "n"], weights: Float[Tensor, "n"]) -> Tensor:
-    return (values * weights).sum() / average(weights.sum()).clamp(min=_LEAST_SUM)
+def _matching_cost(
+    logits: Float[Tensor, "Q N"],
+    probabilities: Float[Tensor, "Q K+1"],
+    masks: Float[Tensor, "M N"],
+    clusters: Int[Tensor, "M"],
+) -> Float[Tensor, "Q M"]:
+    num_pixels = logits.shape[1]
+    cross_entropy = (
+        functional.softplus(-logits) @ masks.T + functional.softplus(logits) @ (1.0 - masks).T
+    ) / num_pixels
+    soft = logits.sigmoid()
+    dice = 1.0 - (2.0 * soft @ masks.T + 1.0) / (soft.sum(1)[:, None] + masks.sum(1)[None] + 1.0)
+    return MASK_WEIGHT * cross_entropy + DICE_WEIGHT * dice - CLASS_WEIGHT * probabilities[:, clusters]
 
 
-def _price(low: Tensor, chances: Tensor, wanted: Tensor, clusters: Tensor) -> Float[Tensor, "Q M"]:
-    cells = low.shape[1]
-    cross = (functional.softplus(-low) @ wanted.T + functional.softplus(low) @ (1.0 - wanted).T) / cells
-    soft = low.sigmoid()
-    dice = 1.0 - (2.0 * soft @ wanted.T + 1.0) / (soft.sum(1)[:, None] + wanted.sum(1)[None] + 1.0)
-    return MASK_WEIGHT * cross + DICE_WEIGHT * dice - CLASS_WEIGHT * chances[:, clusters]
-
-
-def _compare_embeddings(prediction: DecoderOutput, matches: MatchedPairs) -> Tensor | None:
-    """One less the cosine with what the masks hold."""
-    if prediction.embeddings is None or matches.vectors is None:
+def _embedding_loss(output: DecoderOutput, pairs: MatchedPairs) -> Tensor | None:
+    """Return 1 minus the cosine with the target embeddings."""
+    if output.embeddings is None or pairs.embeddings is None:
         return None
-    found = prediction.embeddings[matches.images, matches.queries]
-    cosines = functional.cosine_similarity(found, matches.vectors, dim=1)
-    return EMBEDDING_WEIGHT * _average(1.0 - cosines, matches.weights)
+    predicted = output.embeddings[pairs.images, pairs.queries]
+    cosines = functional.cosine_similarity(predicted, pairs.embeddings, dim=1)
+    return EMBEDDING_WEIGHT * _weighted_mean(1.0 - cosines, pairs.weights)
 
 
-def _compare_layers(prediction: DecoderOutput, matches: MatchedPairs, doubt: float) -> Tensor:
-    total = prediction.mask_logits.new_zeros(())
-    for layer in prediction.aux_outputs:
-        wanted = functional.adaptive_avg_pool2d(matches.masks, layer.mask_logits.shape[-1])
-        mask, dice = mask_losses(layer.mask_logits[matches.images, matches.queries], wanted, matches.weights)
-        total = (
-            total
-            + MASK_WEIGHT * mask
-            + DICE_WEIGHT * dice
-            + CLASS_WEIGHT * class_loss(layer.class_logits, matches, doubt)
-        )
+def _aux_loss(layers: tuple[AuxOutput, ...], pairs: MatchedPairs, no_object_from_score: float) -> Tensor:
+    """Return the mask and class losses of the intermediate blocks, at patch resolution."""
+    total = pairs.masks.new_zeros(())
+    for layer in layers:
+        masks = functional.adaptive_avg_pool2d(pairs.masks, layer.mask_logits.shape[-1])
+        mask, dice = mask_losses(layer.mask_logits[pairs.images, pairs.queries], masks, pairs.weights)
+        classes = class_loss(layer.class_logits, pairs, no_object_from_score)
+        total = total + MASK_WEIGHT * mask + DICE_WEIGHT * dice + CLASS_WEIGHT * classes
     return total

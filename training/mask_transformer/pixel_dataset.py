@@ -1,4 +1,7 @@
-"""Labelled photos as pictures, with what chance says of each: the n-th sample of a fit always being the same."""
+"""Training samples from pixels: photos are loaded on the CPU and augmented as a batch on the training device.
+
+All random parameters are sampled while loading, so that the device runs a few kernels per batch and never waits.
+"""
 
 import math
 from collections.abc import Sequence
@@ -14,287 +17,282 @@ from torch.nn import functional
 
 from model.images import read_image
 from model.networks.mask_transformer import MASK_STRIDE_PX
-from training.data.dataset import LabeledPhoto, read_label_map
+from training.data.dataset import LabeledPhoto
+from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.crops import full_view
-from training.mask_transformer.feature_dataset import (
+from training.mask_transformer.targets import (
+    BAND_WIDTH,
     MAX_PASTED,
-    MIN_MASK_CELLS,
+    MIN_MASK_AREA,
     PADDING,
+    Instances,
+    LabelReader,
     Target,
-    list_pasteable,
-    make_semantic_map,
 )
-from training.mask_transformer.instances import InstanceMasks, Instances, instances_from_panoptic
-from training.trainer.task import IGNORE_INDEX
+from training.trainer.task import IGNORE_INDEX, PhotoSampler
 
-_READERS = 8
-"""Threads; photos are decoded outside Python's lock."""
-_LEAST_AREA = 0.4
-"""Of the square, that a crop shows."""
-_LEAST_RATIO = 0.3
-"""Of its size, that a pasted object shrinks to."""
+_LOADER_THREADS = 8
+_MAX_COVERED = 0.5
+"""Fraction of an instance that pasted ones may cover."""
+_LUMA = (0.299, 0.587, 0.114)
+_MIN_CROP_AREA = 0.4
+"""Smallest crop, as a fraction of the input."""
+_MIN_PASTE_SCALE = 0.3
+_OVERSIZE = 8 / 7
+"""Photos are loaded larger than the network's input, so that crops are sharp."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """Photos on squares of one size, and the objects of all of them."""
+    """Photos padded to squares of one size, and the instances of all of them."""
 
     pixels: UInt8[Tensor, "B 3 S S"]
     semantic: Int[Tensor, "B h w"]
-    """0 things, s stuff cluster s, VOID or PADDING."""
+    """0 for things, s for stuff cluster s, VOID or PADDING."""
     masks: Bool[Tensor, "P h w"]
-    owners: Int[Tensor, "P"]
-    """Places of the pictures that have the objects; in order."""
+    image_indices: Int[Tensor, "P"]
+    """Index of the photo that each instance belongs to, ascending."""
     clusters: Int[Tensor, "P"]
-    """Counted from 0."""
+    """0-based."""
     weights: Float[Tensor, "P"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentParams:
-    """What chance says of a batch. A view is a matrix from places in the new square to places in the old, -1..1."""
+    """Random parameters of a batch. Transforms map coordinates of the new square to those of the old, -1..1."""
 
-    views: Float[Tensor, "B 2 3"]
-    colours: Float[Tensor, "B 3"]
+    transforms: Float[Tensor, "B 2 3"]
+    color_factors: Float[Tensor, "B 3"]
     """Factors of brightness, contrast and saturation."""
-    sources: Int[Tensor, "B"]
-    """Places of the pictures that objects are pasted from."""
-    placements: Float[Tensor, "B 2 3"]
-    """Views of these."""
-    pasted: Int[Tensor, "N"]
-    """Places of the objects that are pasted."""
-    receivers: Int[Tensor, "N"]
-    """Places of the pictures that they are pasted into."""
+    source_images: Int[Tensor, "B"]
+    """Index of the photo whose instances are pasted into each photo."""
+    paste_transforms: Float[Tensor, "B 2 3"]
+    """Transforms of the source photos."""
+    pasted_instances: Int[Tensor, "N"]
+    """Indices of the pasted instances."""
+    target_images: Int[Tensor, "N"]
+    """Index of the photo that each of them is pasted into."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelBatch:
-    """Photos before anything is done to them, and what is to be done."""
+    """Photos before augmentation, and the parameters of their augmentation."""
 
-    pictures: ImageBatch
-    drawn: AugmentParams
+    images: ImageBatch
+    params: AugmentParams
     photos: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedPhoto:
-    """One photo on a square somewhat larger than the network's, so that crops are sharp."""
+    """One photo, padded to a square."""
 
-    square: UInt8[np.ndarray, "3 S S"]
+    pixels: UInt8[np.ndarray, "3 S S"]
     semantic: Int16[np.ndarray, "h w"]
-    objects: Instances
+    instances: Instances
     extent: tuple[float, float]
-    """Shares of the square's height and width that show the photo."""
+    """Fractions of the square's height and width that show the photo."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelDataset:
-    """An endless, seeded walk over the photos: a new order each epoch. Photos once opened are kept."""
+    """Samples of a label dataset, from pixels. Loaded photos stay in memory."""
 
-    photos: Sequence[LabeledPhoto]
+    sampler: PhotoSampler
+    labels: LabelReader
     side_px: int
-    thing_clusters: int
-    seed: int
-    paste_rate: float
-    crop_rate: float
-    jitter: float
-    pastes_alike: bool
-    whole_masks: InstanceMasks | None
-    _kept: dict[str, LoadedPhoto] = field(default_factory=dict)
+    """Side of the encoder's input."""
+    config: MaskTransformerTrainConfig
+    _loaded: dict[str, LoadedPhoto] = field(default_factory=dict)
 
     @property
-    def canvas_px(self) -> int:
-        """Side of the squares."""
-        return math.ceil(self.side_px * 8 / 7 / MASK_STRIDE_PX) * MASK_STRIDE_PX
+    def loaded_px(self) -> int:
+        """Side of the squares before augmentation."""
+        return math.ceil(self.side_px * _OVERSIZE / MASK_STRIDE_PX) * MASK_STRIDE_PX
 
-    def read(self, first: int, count: int) -> PixelBatch:
-        """Samples `first` to `first + count` of the walk; which objects are pasted hangs on these together."""
-        walk = [self._choose(index) for index in range(first, first + count)]
-        with ThreadPoolExecutor(_READERS) as readers:
-            opened = list(readers.map(self._open, (photo for photo, _ in walk)))
-        generators = [generator for _, generator in walk]
+    def load_batch(self, first: int, count: int) -> PixelBatch:
+        """Load samples `first` to `first + count`; instances are pasted between photos of this batch."""
+        sampled = [self.sampler[index] for index in range(first, first + count)]
+        with ThreadPoolExecutor(_LOADER_THREADS) as threads:
+            loaded = list(threads.map(self._load_photo, (photo for photo, _ in sampled)))
         return PixelBatch(
-            pictures=_stack(opened),
-            drawn=self._draw(opened, generators),
-            photos=tuple(photo.path for photo, _ in walk),
+            images=_to_batch(loaded),
+            params=self._sample_params(loaded, [generator for _, generator in sampled]),
+            photos=tuple(photo.path for photo, _ in sampled),
         )
 
-    def _choose(self, index: int) -> tuple[LabeledPhoto, np.random.Generator]:
-        epoch, place_in_epoch = divmod(index, len(self.photos))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.photos))
-        return self.photos[order[place_in_epoch]], np.random.default_rng((self.seed, epoch, place_in_epoch))
-
-    def _open(self, photo: LabeledPhoto) -> LoadedPhoto:
-        if photo.digest in self._kept:
-            return self._kept[photo.digest]
-        picture = read_image(photo.path)
-        frame = full_view(picture.height, picture.width, self.canvas_px)
-        labels = frame.cut_cells(read_label_map(photo.label), -1)
-        whole = self.whole_masks
-        height, width = frame.letterbox.size
-        opened = LoadedPhoto(
-            square=frame.cut_pixels(picture.image),
-            semantic=make_semantic_map(labels, photo.categories, self.thing_clusters),
-            objects=whole.show(photo.digest, frame)
-            if whole
-            else instances_from_panoptic(labels, photo.categories, self.thing_clusters),
-            extent=(height / self.canvas_px, width / self.canvas_px),
+    def _load_photo(self, photo: LabeledPhoto) -> LoadedPhoto:
+        if photo.digest in self._loaded:
+            return self._loaded[photo.digest]
+        image = read_image(photo.path)
+        view = full_view(image.height, image.width, self.loaded_px)
+        semantic, instances = self.labels.read(photo, view)
+        height, width = view.letterbox.size
+        loaded = LoadedPhoto(
+            pixels=view.crop_image(image.image),
+            semantic=semantic,
+            instances=instances,
+            extent=(height / self.loaded_px, width / self.loaded_px),
         )
-        return self._kept.setdefault(photo.digest, opened)
+        return self._loaded.setdefault(photo.digest, loaded)
 
-    def _draw(self, opened: Sequence[LoadedPhoto], generators: Sequence[np.random.Generator]) -> AugmentParams:
-        views = [self._draw_view(each, generator) for each, generator in zip(opened, generators, strict=True)]
-        colours = [generator.uniform(1.0 - self.jitter, 1.0 + self.jitter, 3) for generator in generators]
-        starts = np.cumsum([0, *(len(each.objects) for each in opened)])
-        sources, pasted, receivers = list(range(len(opened))), [], []
-        for place, generator in enumerate(generators):
-            if generator.random() < self.paste_rate:
-                sources[place], chosen = self._choose_pasted(opened, place, generator)
-                pasted += (starts[sources[place]] + chosen).tolist()
-                receivers += [place] * len(chosen)
+    def _sample_params(self, loaded: Sequence[LoadedPhoto], generators: Sequence[np.random.Generator]) -> AugmentParams:
+        jitter = self.config.color_jitter
+        transforms = [
+            self._sample_transform(each, generator) for each, generator in zip(loaded, generators, strict=True)
+        ]
+        colors = [generator.uniform(1.0 - jitter, 1.0 + jitter, 3) for generator in generators]
+        starts = np.cumsum([0, *(len(each.instances) for each in loaded)])
+        sources, pasted, targets = list(range(len(loaded))), [], []
+        for index, generator in enumerate(generators):
+            if generator.random() < self.config.copy_paste_prob:
+                sources[index], chosen = self._sample_pasted(loaded, index, generator)
+                pasted += (starts[sources[index]] + chosen).tolist()
+                targets += [index] * len(chosen)
         return AugmentParams(
-            views=torch.from_numpy(np.stack(views)),
-            colours=torch.from_numpy(np.stack(colours).astype(np.float32)),
-            sources=torch.tensor(sources, dtype=torch.int64),
-            placements=torch.from_numpy(np.stack([_draw_placement(generator) for generator in generators])),
-            pasted=torch.tensor(pasted, dtype=torch.int64),
-            receivers=torch.tensor(receivers, dtype=torch.int64),
+            transforms=torch.from_numpy(np.stack(transforms)),
+            color_factors=torch.from_numpy(np.stack(colors).astype(np.float32)),
+            source_images=torch.tensor(sources, dtype=torch.int64),
+            paste_transforms=torch.from_numpy(np.stack([_sample_paste_transform(each) for each in generators])),
+            pasted_instances=torch.tensor(pasted, dtype=torch.int64),
+            target_images=torch.tensor(targets, dtype=torch.int64),
         )
 
-    def _draw_view(self, opened: LoadedPhoto, generator: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
+    def _sample_transform(self, photo: LoadedPhoto, generator: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
+        """Sample a crop and a mirroring."""
         side = 1.0
-        if generator.random() < self.crop_rate:
-            side = math.sqrt(generator.uniform(_LEAST_AREA, 1.0))
-        top, left = (generator.uniform(0.0, max(0.0, length - side)) for length in opened.extent)
-        turn = -1.0 if generator.random() < 0.5 else 1.0
-        return np.array([[turn * side, 0.0, 2 * left + side - 1], [0.0, side, 2 * top + side - 1]], np.float32)
+        if generator.random() < self.config.crop_prob:
+            side = math.sqrt(generator.uniform(_MIN_CROP_AREA, 1.0))
+        top, left = (generator.uniform(0.0, max(0.0, length - side)) for length in photo.extent)
+        sign = -1.0 if generator.random() < 0.5 else 1.0
+        return np.array([[sign * side, 0.0, 2 * left + side - 1], [0.0, side, 2 * top + side - 1]], np.float32)
 
-    def _choose_pasted(
-        self, opened: Sequence[LoadedPhoto], place: int, generator: np.random.Generator
+    def _sample_pasted(
+        self, loaded: Sequence[LoadedPhoto], index: int, generator: np.random.Generator
     ) -> tuple[int, Int[np.ndarray, "n"]]:
-        """Another picture of the batch, and places of some of its objects; with `pastes_alike` of shared clusters."""
-        own = frozenset(opened[place].objects.clusters.tolist())
-        others = [each for each in range(len(opened)) if each != place]
-        fitting = {each: list_pasteable(opened[each].objects, own if self.pastes_alike else None) for each in others}
-        others = [each for each in others if len(fitting[each])]
+        """Sample another photo of the batch and some of its instances, of shared clusters if so configured."""
+        own = frozenset(loaded[index].instances.clusters.tolist())
+        clusters = own if self.config.copy_paste_same_class else None
+        pasteable = {
+            other: photo.instances.find_pasteable(clusters) for other, photo in enumerate(loaded) if other != index
+        }
+        others = [other for other, instances in pasteable.items() if len(instances)]
         if not others:
-            return place, np.zeros(0, np.int64)
+            return index, np.zeros(0, np.int64)
         source = others[int(generator.integers(len(others)))]
-        return source, generator.permutation(fitting[source])[: generator.integers(1, MAX_PASTED + 1)]
+        return source, generator.permutation(pasteable[source])[: generator.integers(1, MAX_PASTED + 1)]
 
 
-def _draw_placement(generator: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
-    """Another picture made smaller, anywhere in the square."""
-    ratio = generator.uniform(_LEAST_RATIO, 1.0)
-    top, left = generator.uniform(0.0, 1.0 - ratio, 2)
-    across, down = ((1.0 - 2.0 * each - ratio) / ratio for each in (left, top))
-    return np.array([[1.0 / ratio, 0.0, across], [0.0, 1.0 / ratio, down]], np.float32)
-
-
-def _stack(opened: Sequence[LoadedPhoto]) -> ImageBatch:
-    counts = [len(each.objects) for each in opened]
-    return ImageBatch(
-        pixels=torch.from_numpy(np.stack([each.square for each in opened])),
-        semantic=torch.from_numpy(np.stack([each.semantic for each in opened]).astype(np.int64)),
-        masks=torch.from_numpy(np.concatenate([each.objects.masks for each in opened])),
-        owners=torch.from_numpy(np.repeat(np.arange(len(opened)), counts)),
-        clusters=torch.from_numpy(np.concatenate([each.objects.clusters for each in opened]) - 1),
-        weights=torch.from_numpy(np.concatenate([each.objects.weights for each in opened])),
-    )
-
-
-_MOST_OVERLAP = 0.5
-_BAND = 5
-"""Cells, as in `make_target`."""
-_GREY = (0.299, 0.587, 0.114)
-
-
-def augment(pictures: ImageBatch, drawn: AugmentParams, side_px: int) -> ImageBatch:
-    """New pictures on squares of this size; the colour of what shows no photo stays as the network knows it."""
-    pasted = _paste(_view(pictures, drawn.views, side_px), pictures, drawn)
-    is_padding = _enlarge(pasted.semantic == PADDING)
-    return replace(pasted, pixels=torch.where(is_padding, pasted.pixels, color_jitter(pasted.pixels, drawn.colours)))
+def augment_batch(images: ImageBatch, params: AugmentParams, side_px: int) -> ImageBatch:
+    """Crop, mirror, copy-paste and color-jitter a batch to squares of this size; padding keeps its color."""
+    pasted = _paste(_transform(images, params.transforms, side_px), images, params)
+    is_padding = _to_pixels(pasted.semantic == PADDING)
+    jittered = color_jitter(pasted.pixels, params.color_factors)
+    return replace(pasted, pixels=torch.where(is_padding, pasted.pixels, jittered))
 
 
 def color_jitter(pixels: UInt8[Tensor, "B 3 S S"], factors: Float[Tensor, "B 3"]) -> UInt8[Tensor, "B 3 S S"]:
-    """Brightness, then contrast about the mean grey, then saturation about each pixel's own, times a factor."""
+    """Scale the brightness, then the contrast about the mean gray, then the saturation about each pixel's gray."""
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
-    weights = torch.tensor(_GREY, device=pixels.device)[:, None, None]
+    luma = torch.tensor(_LUMA, device=pixels.device)[:, None, None]
     bright = pixels.float() * brightness
-    middle = (bright * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
-    stark = middle + (bright - middle) * contrast
-    grey = (stark * weights).sum(1, keepdim=True)
-    return (grey + (stark - grey) * saturation).round().clamp(0, 255).to(torch.uint8)
+    mean = (bright * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    contrasted = mean + (bright - mean) * contrast
+    gray = (contrasted * luma).sum(1, keepdim=True)
+    return (gray + (contrasted - gray) * saturation).round().clamp(0, 255).to(torch.uint8)
 
 
-def split(pictures: ImageBatch, *, drops_unknown: bool) -> tuple[Target, ...]:
-    """What each picture should be answered with, as `make_target` of `data.py` has it."""
-    sizes = pictures.masks.flatten(1).sum(1)
-    kept = sizes >= MIN_MASK_CELLS
-    masks, owners = pictures.masks[kept], pictures.owners[kept]
-    is_thing = pictures.semantic == 0
-    wide = functional.max_pool2d(is_thing[:, None].float(), _BAND, 1, _BAND // 2)[:, 0] > 0
-    semantic = pictures.semantic.masked_fill((pictures.semantic < 0) | (wide & ~is_thing), IGNORE_INDEX)
-    known = torch.ones_like(is_thing)
-    if drops_unknown:
-        known = (pictures.semantic > 0) | (pictures.semantic == PADDING) | _unite(masks, owners, len(known))
-    clusters, weights = pictures.clusters[kept], pictures.weights[kept]
-    counts = owners.bincount(minlength=len(known)).tolist()
-    parts = zip(*(each.split(counts) for each in (masks, clusters, weights)), semantic, known, strict=True)
+def to_targets(images: ImageBatch, *, droploss: bool) -> tuple[Target, ...]:
+    """Convert the labels of a batch to targets, as `feature_dataset.make_target` does for one sample."""
+    is_kept = images.masks.flatten(1).sum(1) >= MIN_MASK_AREA
+    masks, image_indices = images.masks[is_kept], images.image_indices[is_kept]
+    is_thing = images.semantic == 0
+    near_thing = functional.max_pool2d(is_thing[:, None].float(), BAND_WIDTH, 1, BAND_WIDTH // 2)[:, 0] > 0
+    semantic = images.semantic.masked_fill((images.semantic < 0) | (near_thing & ~is_thing), IGNORE_INDEX)
+    is_labeled = torch.ones_like(is_thing)
+    if droploss:
+        union = _union(masks, image_indices, len(is_labeled))
+        is_labeled = (images.semantic > 0) | (images.semantic == PADDING) | union
+    clusters, weights = images.clusters[is_kept], images.weights[is_kept]
+    counts = image_indices.bincount(minlength=len(is_labeled)).tolist()
+    per_image = zip(*(each.split(counts) for each in (masks, clusters, weights)), semantic, is_labeled, strict=True)
     return tuple(
-        Target(masks=mask.float(), clusters=cluster, weights=weight, semantic=labels, known=sure)
-        for mask, cluster, weight, labels, sure in parts
+        Target(masks=mask.float(), clusters=cluster, weights=weight, semantic=labels, is_labeled=labeled)
+        for mask, cluster, weight, labels, labeled in per_image
     )
 
 
-def _view(pictures: ImageBatch, views: Float[Tensor, "B 2 3"], side_px: int) -> ImageBatch:
-    cells = side_px // MASK_STRIDE_PX
-    semantic = _sample(pictures.semantic[:, None].float(), views, cells, "nearest")[:, 0]
-    masks = _sample(pictures.masks[:, None].float(), views[pictures.owners], cells, "nearest")[:, 0]
+def _transform(images: ImageBatch, transforms: Float[Tensor, "B 2 3"], side_px: int) -> ImageBatch:
+    map_side = side_px // MASK_STRIDE_PX
+    semantic = _sample(images.semantic[:, None].float(), transforms, map_side, "nearest")[:, 0]
+    masks = _sample(images.masks[:, None].float(), transforms[images.image_indices], map_side, "nearest")[:, 0]
     return replace(
-        pictures,
-        pixels=_sample(pictures.pixels.float(), views, side_px, "bilinear").round().to(torch.uint8),
+        images,
+        pixels=_sample(images.pixels.float(), transforms, side_px, "bilinear").round().to(torch.uint8),
         semantic=semantic.round().long(),
         masks=masks > 0.5,
     )
 
 
-def _paste(base: ImageBatch, pictures: ImageBatch, drawn: AugmentParams) -> ImageBatch:
-    """The base with objects of the pictures; its own lose what is covered, and go if that is more than half."""
-    cells, side_px = base.masks.shape[-1], base.pixels.shape[-1]
-    moved = pictures.masks[drawn.pasted][:, None].float()
-    masks = _sample(moved, drawn.placements[drawn.receivers], cells, "nearest", outside="zeros")[:, 0] > 0.5
-    masks = masks & (base.semantic[drawn.receivers] != PADDING)
-    cover = _unite(masks, drawn.receivers, len(base.pixels))
-    hidden = cover[base.owners]
-    lost = (base.masks & hidden).flatten(1).sum(1) > _MOST_OVERLAP * base.masks.flatten(1).sum(1)
-    remaining = (base.masks & ~hidden)[~lost]
-    brought = _sample(pictures.pixels[drawn.sources].float(), drawn.placements, side_px, "bilinear")
-    owners = torch.cat([base.owners[~lost], drawn.receivers])
-    order = owners.argsort(stable=True)
+def _paste(base: ImageBatch, images: ImageBatch, params: AugmentParams) -> ImageBatch:
+    """Paste instances of `images` into `base`; an instance that is covered by more than half is removed."""
+    map_side, side_px = base.masks.shape[-1], base.pixels.shape[-1]
+    moved = images.masks[params.pasted_instances][:, None].float()
+    transforms = params.paste_transforms[params.target_images]
+    masks = _sample(moved, transforms, map_side, "nearest", outside="zeros")[:, 0] > 0.5
+    masks = masks & (base.semantic[params.target_images] != PADDING)
+    cover = _union(masks, params.target_images, len(base.pixels))
+    hidden = cover[base.image_indices]
+    is_covered = (base.masks & hidden).flatten(1).sum(1) > _MAX_COVERED * base.masks.flatten(1).sum(1)
+    remaining = (base.masks & ~hidden)[~is_covered]
+    pixels = _sample(images.pixels[params.source_images].float(), params.paste_transforms, side_px, "bilinear")
+    image_indices = torch.cat([base.image_indices[~is_covered], params.target_images])
+    order = image_indices.argsort(stable=True)
     return ImageBatch(
-        pixels=torch.where(_enlarge(cover), brought.round().to(torch.uint8), base.pixels),
+        pixels=torch.where(_to_pixels(cover), pixels.round().to(torch.uint8), base.pixels),
         semantic=base.semantic.masked_fill(cover, 0),
         masks=torch.cat([remaining, masks])[order],
-        owners=owners[order],
-        clusters=torch.cat([base.clusters[~lost], pictures.clusters[drawn.pasted]])[order],
-        weights=torch.cat([base.weights[~lost], pictures.weights[drawn.pasted]])[order],
+        image_indices=image_indices[order],
+        clusters=torch.cat([base.clusters[~is_covered], images.clusters[params.pasted_instances]])[order],
+        weights=torch.cat([base.weights[~is_covered], images.weights[params.pasted_instances]])[order],
     )
 
 
-def _enlarge(cells: Bool[Tensor, "B h w"]) -> Bool[Tensor, "B 1 S S"]:
-    return cells.repeat_interleave(MASK_STRIDE_PX, 1).repeat_interleave(MASK_STRIDE_PX, 2)[:, None]
+def _to_pixels(maps: Bool[Tensor, "B h w"]) -> Bool[Tensor, "B 1 S S"]:
+    return maps.repeat_interleave(MASK_STRIDE_PX, 1).repeat_interleave(MASK_STRIDE_PX, 2)[:, None]
 
 
-def _unite(masks: Bool[Tensor, "P h w"], owners: Int[Tensor, "P"], count: int) -> Bool[Tensor, "B h w"]:
+def _union(masks: Bool[Tensor, "P h w"], image_indices: Int[Tensor, "P"], count: int) -> Bool[Tensor, "B h w"]:
+    """Return the union of the masks of each image."""
     summed = torch.zeros(count, *masks.shape[1:], device=masks.device)
-    return summed.index_add_(0, owners, masks.float()) > 0
+    return summed.index_add_(0, image_indices, masks.float()) > 0
 
 
 def _sample(
-    maps: Float[Tensor, "N C H W"], views: Float[Tensor, "N 2 3"], side: int, method: str, outside: str = "border"
+    maps: Float[Tensor, "N C H W"], transforms: Float[Tensor, "N 2 3"], side: int, mode: str, outside: str = "border"
 ) -> Float[Tensor, "N C side side"]:
+    """Resample maps to squares."""
     if not len(maps):
         return maps.new_zeros(0, maps.shape[1], side, side)
-    grid = functional.affine_grid(views, [len(maps), 1, side, side], align_corners=False)
-    return functional.grid_sample(maps, grid, mode=method, padding_mode=outside, align_corners=False)
+    grid = functional.affine_grid(transforms, [len(maps), 1, side, side], align_corners=False)
+    return functional.grid_sample(maps, grid, mode=mode, padding_mode=outside, align_corners=False)
+
+
+def _sample_paste_transform(generator: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
+    """Sample a smaller size and a position anywhere in the square."""
+    scale = generator.uniform(_MIN_PASTE_SCALE, 1.0)
+    top, left = generator.uniform(0.0, 1.0 - scale, 2)
+    x, y = ((1.0 - 2.0 * each - scale) / scale for each in (left, top))
+    return np.array([[1.0 / scale, 0.0, x], [0.0, 1.0 / scale, y]], np.float32)
+
+
+def _to_batch(loaded: Sequence[LoadedPhoto]) -> ImageBatch:
+    counts = [len(each.instances) for each in loaded]
+    return ImageBatch(
+        pixels=torch.from_numpy(np.stack([each.pixels for each in loaded])),
+        semantic=torch.from_numpy(np.stack([each.semantic for each in loaded]).astype(np.int64)),
+        masks=torch.from_numpy(np.concatenate([each.instances.masks for each in loaded])),
+        image_indices=torch.from_numpy(np.repeat(np.arange(len(loaded)), counts)),
+        clusters=torch.from_numpy(np.concatenate([each.instances.clusters for each in loaded]) - 1),
+        weights=torch.from_numpy(np.concatenate([each.instances.weights for each in loaded])),
+    )

@@ -1,179 +1,149 @@
-"""How the paper's network is fitted; free of heavy imports, for the command line."""
+"""Options and presets for training a panoptic cascade; free of torch, for the command line."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from model.errors import ConfigError
-from training.trainer.config import InputKind, TrainConfig
+from training.trainer.config import InputKind, Precision, TrainConfig
 
 Backbone = Literal["resnet50", "vit"]
-CopyPaste = Literal["none", "any", "semantic"]
+CopyPaste = Literal["none", "any", "same-class"]
 
 _SIDE_MULTIPLE_PX = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeTrainConfig(TrainConfig):
-    """The defaults are U2Seg's on COCO, by its paper and, where that is silent, by its code.
+    """Options for training a panoptic cascade. The defaults are U2Seg's on COCO, by its paper, else by its code.
 
-    Neither has numbers for copy-paste and DropLoss: those are CutLER's, which the paper names.
+    Neither has values for copy-paste and DropLoss; these are CutLER's, which the paper cites.
     """
 
-    steps: int = 90_000
-    batch: int = 16
+    max_steps: int = 90_000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 16
+    """Photos per step, over all processes."""
     learning_rate: float = 0.01
+    """Peak learning rate; the schedule scales it at each step."""
     weight_decay: float = 5e-5
-    """Not of norms."""
-    is_clipped_each: bool = True
-    precision: Literal["fp32", "bf16"] = "bf16"
-    checkpoint_every: int = 1000
+    """Weight decay; not applied to norms."""
+    clip_per_parameter: bool = True
+    """Clip the gradient of each parameter on its own instead."""
+    precision: Precision = "bf16"
+    """Precision of the forward pass; weights, gradients and optimizer state stay fp32."""
+    checkpoint_interval: int = 1000
+    """Steps between two checkpoints."""
     momentum: float = 0.9
-    warm_up_steps: int = 1000
-    """Over which the learning rate rises in a line."""
-    warm_up_share: float = 1e-3
-    """Of the learning rate, at the first step."""
+    """Momentum of SGD."""
+    warmup_steps: int = 1000
+    """Steps with a linearly rising learning rate."""
+    warmup_factor: float = 1e-3
+    """Factor of the learning rate at the first step."""
     milestones: tuple[int, ...] = ()
-    """Steps from which on the learning rate is multiplied by `milestone_factor`, once more at each."""
-    milestone_factor: float = 0.02
-    precise_batches: int = 200
-    """After the last step the statistics of batch norms are those of so many batches (PreciseBN)."""
+    """Steps at which the learning rate is multiplied by `gamma`."""
+    gamma: float = 0.02
+    """Factor of the learning rate at each milestone."""
+    precise_bn_iters: int = 200
+    """Batches over which the batch-norm statistics of the final weights are averaged (PreciseBN)."""
 
     backbone: Backbone = "resnet50"
+    """`vit` is the frozen encoder of the labels."""
     inputs: InputKind = "pixels"
-    """`features`: what the labels' encoder made of the photos, from the cache; for a ViT, which stays as it is."""
-    is_agnostic: bool = False
-    """One thing cluster and no stuff, as CutLER's detector."""
+    """`features`: cached features of the labels' encoder; only with `--backbone vit`."""
+    cls_agnostic: bool = False
+    """Train a single thing cluster and no stuff, as CutLER's detector."""
     cls_agnostic_mask: bool = False
-    """One mask for all clusters instead of one for each."""
+    """Predict one mask for all clusters instead of one for each."""
     stem_out_channels: int = 64
+    """Channels of ResNet-50's stem."""
     bottleneck_channels: int = 64
+    """Channels inside the blocks of ResNet-50's stage res2; each stage doubles them."""
     res2_out_channels: int = 256
+    """Output channels of ResNet-50's stage res2; each stage doubles them."""
     fpn_channels: int = 256
+    """Channels of the feature pyramid."""
     box_fc_dim: int = 1024
+    """Width of the box heads."""
     mask_conv_dim: int = 256
+    """Channels of the mask head."""
     sem_seg_conv_dim: int = 128
+    """Channels of the semantic head."""
 
-    short_sides_px: tuple[int, ...] = (240, 320, 480, 640, 672, 704, 736, 768, 800, 1024)
-    """One is drawn for each photo."""
-    longest_side_px: int = 1333
+    min_sizes: tuple[int, ...] = (240, 320, 480, 640, 672, 704, 736, 768, 800, 1024)
+    """Lengths of a photo's shorter side in pixels; one is sampled for each photo."""
+    max_size: int = 1333
+    """Maximum length of the longer side in pixels."""
     side_px: int = 0
-    """Of the square on which the run answers, a multiple of 32; 0: that of cached features, else the paper's sizes."""
-    pasting: CopyPaste = "semantic"
-    """Objects of another photo of the batch: `any`, as CutLER, or of clusters that the photo has, as U2Seg."""
-    paste_ratio: float = 0.3
-    """Pasted photos have this share of the sides at least, and at most all."""
+    """Side of the square input of the exported network, a multiple of 32; 0: that of the cached features, else the
+    paper's sizes."""
+    copy_paste: CopyPaste = "same-class"
+    """Paste instances of another photo of the batch: `any` as CutLER, or of clusters that the photo has, as U2Seg."""
+    copy_paste_min_ratio: float = 0.3
+    """Minimum scale of pasted photos; the maximum is 1."""
 
-    proposals_per_level: int = 2000
-    proposals: int = 4000
-    anchors: int = 256
-    """Of a photo, that the proposals' loss is measured on; at most half of them on objects."""
-    rois: int = 512
-    """Of a photo, that the heads learn from; at most a quarter of them on objects."""
-    drop_iou: float = 0.01
-    """DropLoss: a box that overlaps no label beyond this IoU teaches no cluster; below 0 there is none such."""
-    ignored_share: float = 1.0
-    """Boxes of which more than this lies where there is no label are no examples of "nothing"; 1: all are."""
-    semantic_weight: float = 0.5
-    semantic_stride_px: int = 1
-    """1: stuff is compared in every pixel, as published; 4: in every cell."""
+    rpn_pre_nms_topk: int = 2000
+    """Proposals per pyramid level before non-maximum suppression."""
+    rpn_post_nms_topk: int = 4000
+    """Proposals per photo after non-maximum suppression."""
+    rpn_batch_size_per_image: int = 256
+    """Anchors per photo in the RPN loss, at most half of them positive."""
+    roi_batch_size_per_image: int = 512
+    """RoIs per photo in the losses of the heads, at most a quarter of them positive."""
+    droploss_iou_threshold: float = 0.01
+    """A box with a lower IoU with every label does not train the classifier (DropLoss); negative: off."""
+    max_unlabeled_fraction: float = 1.0
+    """Boxes with a larger fraction of unlabeled pixels are not negatives; 1: all may be."""
+    sem_seg_loss_weight: float = 0.5
+    """Weight of the semantic loss."""
+    sem_seg_loss_stride: int = 1
+    """1: compute the semantic loss at every pixel, as published; 4: at every fourth in each direction."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_positive(
-            "proposals_per_level",
-            "proposals",
-            "anchors",
-            "rois",
-            "longest_side_px",
-            "precise_batches",
-            "fpn_channels",
-            "box_fc_dim",
-            "mask_conv_dim",
-            "sem_seg_conv_dim",
-            "stem_out_channels",
-            "bottleneck_channels",
-            "res2_out_channels",
-        )
-        self._require_not_negative("warm_up_steps", "semantic_weight")
-        self._require_shares("momentum", "warm_up_share", "milestone_factor", "paste_ratio", "ignored_share")
-        if not self.short_sides_px or min(self.short_sides_px) < 1:
-            raise ConfigError(f"short_sides_px must be one or more lengths, got {self.short_sides_px}")
+            "rpn_pre_nms_topk", "rpn_post_nms_topk", "rpn_batch_size_per_image", "roi_batch_size_per_image", "max_size",
+            "precise_bn_iters", "fpn_channels", "box_fc_dim", "mask_conv_dim", "sem_seg_conv_dim", "stem_out_channels",
+            "bottleneck_channels", "res2_out_channels",
+        )  # fmt: skip
+        self._require_non_negative("warmup_steps", "sem_seg_loss_weight")
+        self._require_fraction("momentum", "warmup_factor", "gamma", "copy_paste_min_ratio", "max_unlabeled_fraction")
+        self._require_choice("backbone", Backbone)
+        self._require_choice("inputs", InputKind)
+        self._require_choice("copy_paste", CopyPaste)
+        if not self.min_sizes or min(self.min_sizes) < 1:
+            raise ConfigError(f"min_sizes must be one or more positive lengths, got {self.min_sizes}")
         if self.side_px < 0 or self.side_px % _SIDE_MULTIPLE_PX:
             raise ConfigError(f"side_px must be a multiple of {_SIDE_MULTIPLE_PX}, got {self.side_px}")
-        if self.semantic_stride_px not in (1, 4):
-            raise ConfigError(f"semantic_stride_px must be 1 or 4, got {self.semantic_stride_px}")
-        for name, words in (("backbone", Backbone), ("inputs", InputKind), ("pasting", CopyPaste)):
-            if getattr(self, name) not in get_args(words):
-                raise ConfigError(f"{name} must be one of {', '.join(get_args(words))}, got {getattr(self, name)!r}")
+        if self.sem_seg_loss_stride not in (1, 4):
+            raise ConfigError(f"sem_seg_loss_stride must be 1 or 4, got {self.sem_seg_loss_stride}")
         if self.inputs == "features" and self.backbone != "vit":
-            raise ConfigError(f"features are a ViT's: a {self.backbone} takes pixels")
+            raise ConfigError(f"inputs must be pixels with the backbone {self.backbone}: features are a ViT's")
 
 
 _SMALL = CascadeTrainConfig(
-    precision="fp32",
-    batch=4,
-    warm_up_steps=200,
-    milestone_factor=0.1,
-    checkpoint_every=100,
-    fpn_channels=128,
-    box_fc_dim=256,
-    mask_conv_dim=64,
-    sem_seg_conv_dim=64,
-    cls_agnostic_mask=True,
-    proposals_per_level=300,
-    proposals=500,
-    rois=128,
-    ignored_share=0.5,
-    semantic_stride_px=4,
-)
-"""7 million weights beside the encoder's: a checkpoint has 57 MB."""
+    precision="fp32", batch_size=4, warmup_steps=200, gamma=0.1, checkpoint_interval=100, fpn_channels=128,
+    box_fc_dim=256, mask_conv_dim=64, sem_seg_conv_dim=64, cls_agnostic_mask=True, rpn_pre_nms_topk=300,
+    rpn_post_nms_topk=500, roi_batch_size_per_image=128, max_unlabeled_fraction=0.5, sem_seg_loss_stride=4,
+)  # fmt: skip
+"""7 million weights in addition to the encoder's; a checkpoint has 57 MB."""
 
 CASCADE_PRESETS = {
-    "tiny": replace(
-        _SMALL,
-        steps=4,
-        batch=2,
-        warm_up_steps=2,
-        checkpoint_every=2,
-        precise_batches=2,
-        stem_out_channels=8,
-        bottleneck_channels=4,
-        res2_out_channels=16,
-        fpn_channels=32,
-        box_fc_dim=16,
-        mask_conv_dim=8,
-        sem_seg_conv_dim=32,
-        short_sides_px=(64, 80),
-        longest_side_px=96,
-        side_px=96,
-        proposals_per_level=20,
-        proposals=40,
-        anchors=32,
-        rois=32,
-    ),
-    "cpu": replace(_SMALL, backbone="vit", inputs="features", steps=4000, milestones=(3000,)),
+    "u2seg-coco": CascadeTrainConfig(),
+    "u2seg-imagenet": CascadeTrainConfig(max_steps=160_000, milestones=(80_000,)),
+    "cutler": CascadeTrainConfig(max_steps=160_000, milestones=(80_000,), cls_agnostic=True, copy_paste="any"),
+    "cpu": replace(_SMALL, backbone="vit", inputs="features", max_steps=4000, milestones=(3000,)),
     "gpu": replace(
-        _SMALL,
-        backbone="vit",
-        precision="bf16",
-        steps=6000,
-        batch=16,
-        milestones=(4500, 5500),
-        checkpoint_every=250,
-        short_sides_px=(320, 384, 448, 512, 576, 640),
-        longest_side_px=832,
-        side_px=640,
-        proposals_per_level=1000,
-        proposals=1500,
-        rois=256,
+        _SMALL, backbone="vit", precision="bf16", max_steps=6000, batch_size=16, milestones=(4500, 5500),
+        checkpoint_interval=250, min_sizes=(320, 384, 448, 512, 576, 640), max_size=832, side_px=640,
+        rpn_pre_nms_topk=1000, rpn_post_nms_topk=1500, roi_batch_size_per_image=256,
     ),
-    "paper-coco": CascadeTrainConfig(),
-    "paper-imagenet": CascadeTrainConfig(steps=160_000, milestones=(80_000,)),
-    "paper-cutler": CascadeTrainConfig(steps=160_000, milestones=(80_000,), is_agnostic=True, pasting="any"),
-}
-"""`tiny` shows that everything turns; `cpu` takes three hours on two cores, `gpu` is meant for 30 minutes of one large
-GPU, in slices (`--minutes`).
-
-The others are published schedules: U2Seg on COCO, 90,000 steps at one learning rate, as the published checkpoints
-were made (its file of settings says 270,000); U2Seg on ImageNet, two epochs; CutLER's first round.
-"""
+    "tiny": replace(
+        _SMALL, max_steps=4, batch_size=2, warmup_steps=2, checkpoint_interval=2, precise_bn_iters=2,
+        stem_out_channels=8, bottleneck_channels=4, res2_out_channels=16, fpn_channels=32, box_fc_dim=16,
+        mask_conv_dim=8, sem_seg_conv_dim=32, min_sizes=(64, 80), max_size=96, side_px=96, rpn_pre_nms_topk=20,
+        rpn_post_nms_topk=40, rpn_batch_size_per_image=32, roi_batch_size_per_image=32,
+    ),
+}  # fmt: skip
+"""Published schedules: `u2seg-coco`, 90,000 steps at one learning rate, as the published checkpoints were made (the
+published configuration says 270,000); `u2seg-imagenet`, two epochs; `cutler`, CutLER's first round. Ours: `cpu`, three
+hours on two cores; `gpu`, 30 minutes of one large GPU; `tiny`, a smoke test of seconds."""

@@ -1,4 +1,4 @@
-"""Labelled photos as a cascade is taught by them, the n-th sample of a fit always being the same."""
+"""Training samples of a panoptic cascade: photos of any size with whole masks, copy-paste, and padding to a batch."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,193 +21,192 @@ from training.data.dataset import LabeledPhoto, read_label_map
 from training.data.features import FeatureCache
 from training.panoptic_cascade.config import CascadeTrainConfig, CopyPaste
 from training.panoptic_cascade.matching import CascadeTarget
-from training.trainer.task import IGNORE_INDEX
+from training.trainer.task import IGNORE_INDEX, PhotoSampler
 
-_READERS = 8
-"""Threads; photos are decoded outside Python's lock."""
+_LOADER_THREADS = 8
+_MAX_COVERED = 0.5
+"""Fraction of an instance that a pasted one may cover."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeSample:
-    """One photo with its labels; `inputs` are its pixels, or what an encoder made of cells of them."""
+    """One photo with its labels."""
 
     inputs: Tensor
-    """uint8 3 H W, or floating C H/cell W/cell."""
-    cell_px: int
+    """Pixels, uint8 3 H W, or features, floating point C H/stride W/stride."""
+    stride_px: int
+    """Pixels per input element: 1 for pixels."""
     masks: Bool[Tensor, "M H W"]
     clusters: Int[Tensor, "M"]
-    """Counted from 0."""
+    """0-based."""
     semantic: Int[Tensor, "H W"]
-    """0 things, s stuff cluster s, IGNORE elsewhere."""
+    """0 for things, s for stuff cluster s, else IGNORE_INDEX."""
+
+    def hflip(self) -> "CascadeSample":
+        """Mirror left and right."""
+        inputs, masks, semantic = (each.flip(-1) for each in (self.inputs, self.masks, self.semantic))
+        return replace(self, inputs=inputs, masks=masks, semantic=semantic)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeBatch:
-    """Photos of any sizes, resized and mirrored, before any is pasted into another."""
+    """Resized and mirrored photos, before copy-paste and padding."""
 
-    examples: tuple[CascadeSample, ...]
+    samples: tuple[CascadeSample, ...]
     photos: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CascadeDataset:
-    """An endless, seeded walk over the photos: a new order each epoch, half of them mirrored."""
+class PaddedBatch:
+    """Samples padded to one size."""
 
-    photos: Sequence[LabeledPhoto]
-    masks: Mapping[str, Sequence[Mapping[str, Any]]]
-    """Whole masks by photo, as `PseudoLabelDataset.read_instances` gives them."""
-    cache: FeatureCache
-    thing_clusters: int
-    recipe: CascadeTrainConfig
-
-    def read(self, first: int, count: int) -> CascadeBatch:
-        """Samples `first` to `first + count` of the walk."""
-        walk = [self._choose(index) for index in range(first, first + count)]
-        with ThreadPoolExecutor(_READERS) as readers:
-            examples = tuple(readers.map(self._read, *zip(*walk, strict=True)))
-        return CascadeBatch(examples=examples, photos=tuple(photo.path for photo, _ in walk))
-
-    def _choose(self, index: int) -> tuple[LabeledPhoto, np.random.Generator]:
-        epoch, place_in_epoch = divmod(index, len(self.photos))
-        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.photos))
-        return self.photos[order[place_in_epoch]], np.random.default_rng((self.recipe.seed, epoch, place_in_epoch))
-
-    def _read(self, photo: LabeledPhoto, generator: np.random.Generator) -> CascadeSample:
-        is_mirrored = generator.random() < 0.5
-        is_cached = self.recipe.inputs == "features"
-        example = self._read_features(photo) if is_cached else self._read_pixels(photo, generator)
-        return hflip_sample(example) if is_mirrored else example
-
-    def _read_pixels(self, photo: LabeledPhoto, generator: np.random.Generator) -> CascadeSample:
-        """The photo at one of the recipe's sizes."""
-        image = read_image(photo.path).image
-        short_px = int(generator.choice(self.recipe.short_sides_px))
-        canvas = plan_size(image.shape[0], image.shape[1], short_px, self.recipe.longest_side_px)
-        pixels, placement = letterbox_image(image, [canvas], 1)
-        pixels = pixels[:, : placement.resized_height, : placement.resized_width]
-        return self._label(photo, torch.from_numpy(pixels.copy()), 1, placement.size, placement.size)
-
-    def _read_features(self, photo: LabeledPhoto) -> CascadeSample:
-        """What the encoder's last block made of the photo on its square, which is a canvas of so many patches."""
-        last = np.asarray(self.cache.read(photo.digest)[-1], dtype=np.float32)
-        maps = torch.from_numpy(last).permute(2, 0, 1)  # C g g
-        side = maps.shape[1] * PATCH_STRIDE_PX
-        height, width = read_label_map(photo.label).shape
-        size = plan_letterbox(height, width, [InputSize.square(side)], 1).size
-        return self._label(photo, maps, PATCH_STRIDE_PX, size, (side, side))
-
-    def _label(
-        self, photo: LabeledPhoto, inputs: Tensor, cell_px: int, size: tuple[int, int], input_size: tuple[int, int]
-    ) -> CascadeSample:
-        """The labels at the photo's size on a canvas."""
-        semantic = np.full(input_size, IGNORE_INDEX, np.int64)
-        semantic[: size[0], : size[1]] = self._map_semantic(photo, size)
-        entries = self.masks[photo.digest]
-        masks = np.zeros((len(entries), *input_size), bool)
-        for mask, entry in zip(masks, entries, strict=True):
-            mask[: size[0], : size[1]] = resize_labels(coco.decode(entry["segmentation"]).astype(np.int32), *size) > 0
-        is_seen = torch.from_numpy(masks.any((1, 2)))
-        numbers = [0 if self.recipe.is_agnostic else entry["category_id"] - 1 for entry in entries]
-        return CascadeSample(
-            inputs=inputs,
-            cell_px=cell_px,
-            masks=torch.from_numpy(masks)[is_seen],
-            clusters=torch.tensor(numbers, dtype=torch.int64)[is_seen],
-            semantic=torch.from_numpy(semantic),
-        )
-
-    def _map_semantic(self, photo: LabeledPhoto, size: tuple[int, int]) -> Int64[np.ndarray, "h w"]:
-        labels = resize_labels(read_label_map(photo.label), *size)
-        semantic = np.full(labels.shape, IGNORE_INDEX, np.int64)
-        for segment, category in photo.categories.items():
-            semantic[labels == segment] = max(0, category - self.thing_clusters)
-        return semantic
-
-
-def plan_size(height: int, width: int, short_px: int, longest_px: int) -> InputSize:
-    """The size of a photo whose shorter side has that length, or whose longer one has the longest allowed."""
-    scale = min(short_px / min(height, width), longest_px / max(height, width))
-    return InputSize(height_px=max(1, round(height * scale)), width_px=max(1, round(width * scale)))
-
-
-_MOST_OVERLAP = 0.5
+    inputs: Tensor
+    """B C h w; zeros outside the photos."""
+    sizes: Int[Tensor, "B 2"]
+    """Height and width of each photo."""
+    targets: tuple[CascadeTarget, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaddedBatch:
-    """A batch on one canvas."""
+class CascadeDataset:
+    """Samples of a label dataset, from pixels or cached features."""
 
-    inputs: Tensor
-    """B C h w, zeros where there is no photo."""
-    sizes: Int[Tensor, "B 2"]
-    objects: tuple[CascadeTarget, ...]
+    sampler: PhotoSampler
+    instances: Mapping[str, Sequence[Mapping[str, Any]]]
+    """COCO annotations by photo, as `PseudoLabelDataset.read_instances` returns them."""
+    cache: FeatureCache
+    thing_clusters: int
+    config: CascadeTrainConfig
+
+    def load_batch(self, first: int, count: int) -> CascadeBatch:
+        """Load samples `first` to `first + count`."""
+        sampled = [self.sampler[index] for index in range(first, first + count)]
+        with ThreadPoolExecutor(_LOADER_THREADS) as threads:
+            samples = tuple(threads.map(self._load_sample, *zip(*sampled, strict=True)))
+        return CascadeBatch(samples=samples, photos=tuple(photo.path for photo, _ in sampled))
+
+    def _load_sample(self, photo: LabeledPhoto, generator: np.random.Generator) -> CascadeSample:
+        is_mirrored = generator.random() < 0.5
+        from_cache = self.config.inputs == "features"
+        sample = self._load_features(photo) if from_cache else self._load_pixels(photo, generator)
+        return sample.hflip() if is_mirrored else sample
+
+    def _load_pixels(self, photo: LabeledPhoto, generator: np.random.Generator) -> CascadeSample:
+        """Load a photo at one of the configured sizes."""
+        image = read_image(photo.path).image
+        short_px = int(generator.choice(self.config.min_sizes))
+        input_size = plan_size(image.shape[0], image.shape[1], short_px, self.config.max_size)
+        pixels, letterbox = letterbox_image(image, [input_size], 1)
+        pixels = pixels[:, : letterbox.resized_height, : letterbox.resized_width]
+        return self._add_labels(photo, torch.from_numpy(pixels.copy()), 1, letterbox.size, letterbox.size)
+
+    def _load_features(self, photo: LabeledPhoto) -> CascadeSample:
+        """Load the output of the encoder's last block for the whole photo."""
+        last = np.asarray(self.cache.read(photo.digest)[-1], dtype=np.float32)
+        features = torch.from_numpy(last).permute(2, 0, 1)  # C g g
+        side = features.shape[1] * PATCH_STRIDE_PX
+        height, width = read_label_map(photo.label).shape
+        size = plan_letterbox(height, width, [InputSize.square(side)], 1).size
+        return self._add_labels(photo, features, PATCH_STRIDE_PX, size, (side, side))
+
+    def _add_labels(
+        self, photo: LabeledPhoto, inputs: Tensor, stride_px: int, size: tuple[int, int], padded: tuple[int, int]
+    ) -> CascadeSample:
+        """Resize the labels to the photo's size, and pad them."""
+        semantic = np.full(padded, IGNORE_INDEX, np.int64)
+        semantic[: size[0], : size[1]] = self._semantic_map(photo, size)
+        annotations = self.instances[photo.digest]
+        masks = np.zeros((len(annotations), *padded), bool)
+        for mask, entry in zip(masks, annotations, strict=True):
+            mask[: size[0], : size[1]] = resize_labels(coco.decode(entry["segmentation"]).astype(np.int32), *size) > 0
+        is_visible = torch.from_numpy(masks.any((1, 2)))
+        clusters = [0 if self.config.cls_agnostic else entry["category_id"] - 1 for entry in annotations]
+        return CascadeSample(
+            inputs=inputs,
+            stride_px=stride_px,
+            masks=torch.from_numpy(masks)[is_visible],
+            clusters=torch.tensor(clusters, dtype=torch.int64)[is_visible],
+            semantic=torch.from_numpy(semantic),
+        )
+
+    def _semantic_map(self, photo: LabeledPhoto, size: tuple[int, int]) -> Int64[np.ndarray, "h w"]:
+        label_map = resize_labels(read_label_map(photo.label), *size)
+        semantic = np.full(label_map.shape, IGNORE_INDEX, np.int64)
+        for segment, category in photo.categories.items():
+            semantic[label_map == segment] = max(0, category - self.thing_clusters)
+        return semantic
 
 
-def hflip_sample(example: CascadeSample) -> CascadeSample:
-    """Left and right exchanged."""
-    inputs, masks, semantic = (each.flip(-1) for each in (example.inputs, example.masks, example.semantic))
-    return replace(example, inputs=inputs, masks=masks, semantic=semantic)
+def plan_size(height: int, width: int, short_px: int, max_px: int) -> InputSize:
+    """Return the size of a photo whose shorter side is resized to `short_px`, or whose longer side to `max_px`."""
+    scale = min(short_px / min(height, width), max_px / max(height, width))
+    return InputSize(height_px=max(1, round(height * scale)), width_px=max(1, round(width * scale)))
 
 
 def copy_paste_batch(
-    examples: tuple[CascadeSample, ...], pasting: CopyPaste, least_ratio: float, generator: np.random.Generator
+    samples: tuple[CascadeSample, ...], copy_paste: CopyPaste, min_ratio: float, generator: np.random.Generator
 ) -> tuple[CascadeSample, ...]:
-    """Each example with objects of another one of the batch.
+    """Paste instances of another sample of the batch into each.
 
-    `any`: of the one as far from the end as it is from the beginning (CutLER's copy-paste). `semantic`: of one that
-    has a cluster in common, and objects of such clusters alone (U2Seg, equation 4).
+    `any`: sample i receives from sample B - 1 - i (CutLER's copy-paste). `same-class`: from a sample with a common
+    cluster, and only instances of common clusters (U2Seg, equation 4).
     """
+    if copy_paste == "none":
+        return samples
     pasted = []
-    for place, example in enumerate(examples):
-        source = examples[-1 - place]
-        if pasting == "semantic":
-            source = _choose_kin(example, examples, generator)
-        pasted.append(example if pasting == "none" else copy_paste_pair(example, source, least_ratio, generator))
+    for index, sample in enumerate(samples):
+        source = samples[-1 - index]
+        if copy_paste == "same-class":
+            source = _sample_same_class(sample, samples, generator)
+        pasted.append(copy_paste_pair(sample, source, min_ratio, generator))
     return tuple(pasted)
 
 
-def _choose_kin(
-    example: CascadeSample, examples: tuple[CascadeSample, ...], generator: np.random.Generator
+def _sample_same_class(
+    sample: CascadeSample, samples: tuple[CascadeSample, ...], generator: np.random.Generator
 ) -> CascadeSample:
-    """Another example with some of the same clusters, and only its objects of those; without objects if none has."""
-    kin = []
-    for other in examples:
-        is_common = torch.isin(other.clusters, example.clusters)
-        if other is not example and is_common.any():
-            kin.append(replace(other, masks=other.masks[is_common], clusters=other.clusters[is_common]))
-    return kin[int(generator.integers(len(kin)))] if kin else replace(example, masks=example.masks[:0])
+    """Sample another photo with a common cluster and keep its instances of such; without one, return no instances."""
+    candidates = []
+    for other in samples:
+        is_common = torch.isin(other.clusters, sample.clusters)
+        if other is not sample and is_common.any():
+            candidates.append(replace(other, masks=other.masks[is_common], clusters=other.clusters[is_common]))
+    if not candidates:
+        return replace(sample, masks=sample.masks[:0])
+    return candidates[int(generator.integers(len(candidates)))]
 
 
 def copy_paste_pair(
-    example: CascadeSample, source: CascadeSample, least_ratio: float, generator: np.random.Generator
+    sample: CascadeSample, source: CascadeSample, min_ratio: float, generator: np.random.Generator
 ) -> CascadeSample:
-    """The example with some of the source's objects, at a random size and place.
+    """Paste some instances of another sample at a random scale and position.
 
-    CutLER's copy-paste (cutler/data/detection_utils.py and engine/train_loop.py): all but one of the objects at most,
-    the whole source squeezed to a share of the example's size, one shift for all. As there, an object that would
-    cover half of one that is there is left out. Unlike there, boxes are shifted as masks are, and where `inputs` are
-    features sizes and shifts are whole cells.
+    CutLER's copy-paste (cutler/data/detection_utils.py and engine/train_loop.py): at most all but one of the
+    instances, the whole source resized to a fraction of the sample's size, one shift for all. As there, an instance
+    that would cover half of an existing one is left out. Unlike there, boxes are shifted as masks are, and sizes and
+    shifts of features are whole elements.
     """
     count = len(source.masks)
     if not count:
-        return example
+        return sample
     kept = 1 if count == 1 else int(generator.integers(1, count))
     chosen = torch.from_numpy(generator.permutation(count)[:kept]).to(source.masks.device)
-    ratio, cell = generator.uniform(least_ratio, 1.0), example.cell_px
-    rows, columns = (max(1, round(ratio * length / cell)) for length in example.masks.shape[1:])
+    ratio, stride = generator.uniform(min_ratio, 1.0), sample.stride_px
+    rows, columns = (max(1, round(ratio * length / stride)) for length in sample.masks.shape[1:])
     top, left = (
-        int(generator.integers(length // cell - cells + 1))
-        for length, cells in zip(example.masks.shape[1:], (rows, columns), strict=True)
+        int(generator.integers(length // stride - size + 1))
+        for length, size in zip(sample.masks.shape[1:], (rows, columns), strict=True)
     )
-    frame = (slice(None), slice(top, top + rows), slice(left, left + columns))
-    inputs, masks = torch.zeros_like(example.inputs), example.masks.new_zeros(kept, *example.masks.shape[1:])
-    inputs[frame] = _resize(source.inputs, rows, columns)
-    wide = tuple(slice(each.start * cell, each.stop * cell) for each in frame[1:])
+    inputs, masks = torch.zeros_like(sample.inputs), sample.masks.new_zeros(kept, *sample.masks.shape[1:])
+    inputs[:, top : top + rows, left : left + columns] = _resize(source.inputs, rows, columns)
     small = functional.interpolate(
-        source.masks[chosen][None].to(torch.uint8), size=(rows * cell, columns * cell), mode="nearest-exact"
+        source.masks[chosen][None].to(torch.uint8), size=(rows * stride, columns * stride), mode="nearest-exact"
     )
-    masks[(slice(None), *wide)] = small[0].bool()
-    return _lay_over(example, inputs, masks, source.clusters[chosen])
+    vertical, horizontal = (
+        slice(first * stride, (first + size) * stride) for first, size in ((top, rows), (left, columns))
+    )
+    masks[:, vertical, horizontal] = small[0].bool()
+    return _overlay(sample, inputs, masks, source.clusters[chosen])
 
 
 def _resize(inputs: Tensor, rows: int, columns: int) -> Tensor:
@@ -217,40 +216,40 @@ def _resize(inputs: Tensor, rows: int, columns: int) -> Tensor:
     return resized.round().clamp(0, 255).to(torch.uint8) if inputs.dtype == torch.uint8 else resized.to(inputs.dtype)
 
 
-def _lay_over(
-    example: CascadeSample, inputs: Tensor, masks: Bool[Tensor, "N H W"], clusters: Int[Tensor, "N"]
+def _overlay(
+    sample: CascadeSample, inputs: Tensor, masks: Bool[Tensor, "N H W"], clusters: Int[Tensor, "N"]
 ) -> CascadeSample:
-    """The example with what `masks` show of other inputs; its own masks lose that, and vanish if nothing is left."""
-    flat, own = masks.flatten(1).float(), example.masks.flatten(1).float()
-    with torch.autocast(flat.device.type, enabled=False):
-        covered = flat @ own.T / own.sum(1).clamp(min=1.0)  # N M
-    is_kept = (covered < _MOST_OVERLAP).all(1) & (flat.sum(1) > 0)
+    """Draw masked parts of other inputs over the sample; instances that are hidden completely are removed."""
+    pasted_masks, own = masks.flatten(1).float(), sample.masks.flatten(1).float()
+    with torch.autocast(pasted_masks.device.type, enabled=False):
+        covered = pasted_masks @ own.T / own.sum(1).clamp(min=1.0)  # N M
+    is_kept = (covered < _MAX_COVERED).all(1) & (pasted_masks.sum(1) > 0)
     masks, clusters = masks[is_kept], clusters[is_kept]
     pasted = masks.any(0)
-    remaining = torch.cat([example.masks & ~pasted, masks])
-    is_seen = remaining.flatten(1).any(1)
-    share = functional.avg_pool2d(pasted[None].float(), example.cell_px)[0]
+    remaining = torch.cat([sample.masks & ~pasted, masks])
+    is_visible = remaining.flatten(1).any(1)
+    fraction = functional.avg_pool2d(pasted[None].float(), sample.stride_px)[0]
     return replace(
-        example,
-        inputs=torch.where(share >= 0.5, inputs, example.inputs),
-        masks=remaining[is_seen],
-        clusters=torch.cat([example.clusters, clusters])[is_seen],
-        semantic=torch.where(pasted, 0, example.semantic),
+        sample,
+        inputs=torch.where(fraction >= 0.5, inputs, sample.inputs),
+        masks=remaining[is_visible],
+        clusters=torch.cat([sample.clusters, clusters])[is_visible],
+        semantic=torch.where(pasted, 0, sample.semantic),
     )
 
 
-def pad_to_batch(examples: tuple[CascadeSample, ...], multiple_px: int) -> PaddedBatch:
-    """All on a canvas as large as the largest, its sides rounded up."""
+def pad_to_batch(samples: tuple[CascadeSample, ...], multiple_px: int) -> PaddedBatch:
+    """Pad all samples to the largest height and width, rounded up to a multiple."""
     height, width = (
-        -(-max(each.masks.shape[axis] for each in examples) // multiple_px) * multiple_px for axis in (1, 2)
+        -(-max(each.masks.shape[axis] for each in samples) // multiple_px) * multiple_px for axis in (1, 2)
     )
-    inputs, objects = [], []
-    for each in examples:
+    inputs, targets = [], []
+    for each in samples:
         below, right = height - each.masks.shape[1], width - each.masks.shape[2]
-        inputs.append(functional.pad(each.inputs, (0, right // each.cell_px, 0, below // each.cell_px)))
+        inputs.append(functional.pad(each.inputs, (0, right // each.stride_px, 0, below // each.stride_px)))
         masks = functional.pad(each.masks, (0, right, 0, below))
         semantic = functional.pad(each.semantic, (0, right, 0, below), value=IGNORE_INDEX)
         boxes = masks_to_boxes(masks[None])[0]
-        objects.append(CascadeTarget(boxes=boxes, masks=masks, clusters=each.clusters, semantic=semantic))
-    sizes = torch.tensor([each.masks.shape[1:] for each in examples], device=examples[0].inputs.device)
-    return PaddedBatch(inputs=torch.stack(inputs), sizes=sizes, objects=tuple(objects))
+        targets.append(CascadeTarget(boxes=boxes, masks=masks, clusters=each.clusters, semantic=semantic))
+    sizes = torch.tensor([each.masks.shape[1:] for each in samples], device=samples[0].inputs.device)
+    return PaddedBatch(inputs=torch.stack(inputs), sizes=sizes, targets=tuple(targets))

@@ -1,4 +1,4 @@
-"""How wrong a panoptic cascade is: proposals, three stages of boxes, masks and the dense map."""
+"""Losses of a panoptic cascade: RPN, three box stages, masks and the semantic map."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.networks.boxes import apply_deltas, clip_boxes, get_deltas, is_nonempty
-from model.networks.fpn import FPN_STRIDES_PX as PYRAMID_STRIDES_PX
+from model.networks.fpn import FPN_STRIDES_PX
 from model.networks.panoptic_cascade import PanopticCascade
 from model.networks.resnet import STAGE_STRIDES_PX
 from model.networks.roi_heads import BOX_POOL_SIZE, MASK_SIZE, STAGE_DELTA_WEIGHTS, CascadeROIHeads, StageOutput
@@ -23,29 +23,39 @@ from model.networks.rpn import (
     make_anchors,
 )
 from training.panoptic_cascade.config import CascadeTrainConfig
-from training.panoptic_cascade.matching import CascadeTarget, draw, ignore_unlabeled, match, pairwise_box_iou
+from training.panoptic_cascade.matching import (
+    NEGATIVE,
+    POSITIVE,
+    CascadeTarget,
+    ignore_unlabeled,
+    match_boxes,
+    pairwise_box_iou,
+    subsample_labels,
+)
 from training.trainer.task import IGNORE_INDEX
 
-ANCHOR_IOUS = (0.3, 0.7)
-"""Below the first an anchor is on nothing, from the second on an object."""
-STAGE_IOUS = (0.5, 0.6, 0.7)
-ANCHOR_SHARE, ROI_SHARE = 0.5, 0.25
-_ANCHOR_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-_UNJUDGED = -1
+RPN_IOU_THRESHOLDS = (0.3, 0.7)
+"""An anchor is negative below the first IoU, and positive from the second on."""
+CASCADE_IOU_THRESHOLDS = (0.5, 0.6, 0.7)
+RPN_POSITIVE_FRACTION, ROI_POSITIVE_FRACTION = 0.5, 0.25
+_RPN_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+_IGNORED_CLASS = -1
 
 Levels = tuple[Float[Tensor, "B C h w"], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeLosses:
-    """Weighted terms; their sum is what is minimised."""
+    """Weighted loss terms."""
 
     objectness: Tensor
+    """RPN classification."""
     anchors: Tensor
-    """Boxes of the proposals."""
+    """RPN box regression."""
     classes: Tensor
-    """This and the next: the sum of three stages."""
+    """Classification, sum over the three stages."""
     boxes: Tensor
+    """Box regression, sum over the three stages."""
     masks: Tensor
     semantic: Tensor
 
@@ -58,107 +68,110 @@ class CascadeLosses:
 
 
 class Rois(NamedTuple):
-    """Boxes that the heads are taught on, those on objects first; a picture with fewer has unused ones behind them."""
+    """Boxes that the heads are trained on, positive ones first; unused ones pad images with fewer boxes."""
 
     boxes: Float[Tensor, "B N 4"]
     is_used: Bool[Tensor, "B N"]
 
 
 class RoiTargets(NamedTuple):
-    """What a stage should say about each box."""
+    """Targets of each box in one stage."""
 
     clusters: Int[Tensor, "B N"]
-    """The number of clusters for nothing; _UNJUDGED for what is not to be judged."""
+    """The number of clusters for background; -1 for an ignored box."""
     boxes: Float[Tensor, "B N 4"]
     nearest: Int[Tensor, "B N"]
-    """The object's index."""
-    is_object: Bool[Tensor, "B N"]
+    """Index of the assigned instance."""
+    is_positive: Bool[Tensor, "B N"]
 
 
-def compute_losses(
+def panoptic_cascade_losses(
     network: PanopticCascade,
     levels: Levels,
     sizes: Int[Tensor, "B 2"],
-    objects: tuple[CascadeTarget, ...],
-    recipe: CascadeTrainConfig,
+    targets: tuple[CascadeTarget, ...],
+    config: CascadeTrainConfig,
     generator: torch.Generator,
 ) -> CascadeLosses:
-    """The loss of U2Seg's network (detectron2's PanopticFPN with CascadeROIHeads), with CutLER's DropLoss."""
+    """Compute the losses of U2Seg's network (detectron2's PanopticFPN with CascadeROIHeads), with CutLER's DropLoss."""
     outputs = network.proposal_generator(levels)
-    objectness, anchors = rpn_losses(outputs, objects, recipe, generator)
+    objectness, anchors = rpn_losses(outputs, targets, config, generator)
     with torch.no_grad():
-        limits = ProposalConfig(pre_nms_topk=recipe.proposals_per_level, post_nms_topk=recipe.proposals)
+        proposal_config = ProposalConfig(pre_nms_topk=config.rpn_pre_nms_topk, post_nms_topk=config.rpn_post_nms_topk)
         detached = [RPNOutput(each.logits.float(), each.deltas.float()) for each in outputs]
-        rois = sample_rois(find_top_proposals(detached, sizes, limits), objects, recipe, generator)
-    classes, boxes = cascade_losses(network.roi_heads, levels, sizes, rois, objects, recipe)
+        rois = sample_rois(find_top_proposals(detached, sizes, proposal_config), targets, config, generator)
+    classes, boxes = cascade_losses(network.roi_heads, levels, sizes, rois, targets, config)
     semantic = levels[0].new_zeros(())
     if network.config.stuff_clusters:
-        semantic = sem_seg_loss(network.sem_seg_head(levels), objects, recipe.semantic_stride_px)
+        semantic = sem_seg_loss(network.sem_seg_head(levels), targets, config.sem_seg_loss_stride)
     return CascadeLosses(
         objectness=objectness,
         anchors=anchors,
         classes=classes,
         boxes=boxes,
-        masks=mask_rcnn_loss(network.roi_heads, levels, rois, objects),
-        semantic=recipe.semantic_weight * semantic,
+        masks=mask_rcnn_loss(network.roi_heads, levels, rois, targets),
+        semantic=config.sem_seg_loss_weight * semantic,
     )
 
 
 def rpn_losses(
-    outputs: list[RPNOutput], objects: tuple[CascadeTarget, ...], recipe: CascadeTrainConfig, generator: torch.Generator
+    outputs: list[RPNOutput], targets: tuple[CascadeTarget, ...], config: CascadeTrainConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of drawn anchors and L1 of those on objects, both over the number that could be drawn."""
+    """Return binary cross-entropy of sampled anchors and L1 of the positive ones, both divided by the sample size."""
     flat = [flatten_predictions(each) for each in outputs]
     logits, deltas = (torch.cat(parts, dim=1).float() for parts in zip(*flat, strict=True))
     anchors = torch.cat([
         make_anchors(each.logits.shape[2], each.logits.shape[3], stride_px, side_px, logits.device)
-        for each, stride_px, side_px in zip(outputs, PYRAMID_STRIDES_PX, ANCHOR_SIDES_PX, strict=True)
+        for each, stride_px, side_px in zip(outputs, FPN_STRIDES_PX, ANCHOR_SIDES_PX, strict=True)
     ])  # fmt: skip
     objectness, boxes = [], []
-    for image, each in enumerate(objects):
-        matches = match(anchors, each.boxes, *ANCHOR_IOUS, keeps_best=True)
-        kind = ignore_unlabeled(matches.kind, anchors, each.semantic == IGNORE_INDEX, recipe.ignored_share)
-        positive, negative = draw(kind, recipe.anchors, ANCHOR_SHARE, generator)
-        chosen = torch.cat([positive, negative])
-        wanted = (torch.arange(len(chosen), device=logits.device) < len(positive)).float()
-        given = logits[image, chosen]
-        objectness.append(functional.binary_cross_entropy_with_logits(given, wanted, reduction="sum"))
-        moves = get_deltas(anchors[positive], each.boxes[matches.nearest[positive]], _ANCHOR_WEIGHTS)
-        boxes.append((deltas[image, positive] - moves).abs().sum())
-    count = recipe.anchors * len(objects)
+    for image, target in enumerate(targets):
+        matches = match_boxes(anchors, target.boxes, *RPN_IOU_THRESHOLDS, allow_low_quality=True)
+        unlabeled = target.semantic == IGNORE_INDEX
+        kind = ignore_unlabeled(matches.kind, anchors, unlabeled, config.max_unlabeled_fraction)
+        positive, negative = subsample_labels(kind, config.rpn_batch_size_per_image, RPN_POSITIVE_FRACTION, generator)
+        sampled = torch.cat([positive, negative])
+        is_positive = (torch.arange(len(sampled), device=logits.device) < len(positive)).float()
+        objectness.append(
+            functional.binary_cross_entropy_with_logits(logits[image, sampled], is_positive, reduction="sum")
+        )
+        target_deltas = get_deltas(anchors[positive], target.boxes[matches.nearest[positive]], _RPN_DELTA_WEIGHTS)
+        boxes.append((deltas[image, positive] - target_deltas).abs().sum())
+    count = config.rpn_batch_size_per_image * len(targets)
     return torch.stack(objectness).sum() / count, torch.stack(boxes).sum() / count
 
 
 @torch.no_grad()
 def sample_rois(
-    proposals: Proposals, objects: tuple[CascadeTarget, ...], recipe: CascadeTrainConfig, generator: torch.Generator
+    proposals: Proposals, targets: tuple[CascadeTarget, ...], config: CascadeTrainConfig, generator: torch.Generator
 ) -> Rois:
-    """Some of the proposals and of the objects' own boxes, at most a quarter of them on objects."""
-    drawn = []
-    for boxes, is_used, each in zip(proposals.boxes, proposals.is_valid, objects, strict=True):
-        candidates = torch.cat([boxes[is_used], each.boxes])
-        kind = match(candidates, each.boxes, STAGE_IOUS[0], STAGE_IOUS[0]).kind
-        kind = ignore_unlabeled(kind, candidates, each.semantic == IGNORE_INDEX, recipe.ignored_share)
-        drawn.append(candidates[torch.cat(draw(kind, recipe.rois, ROI_SHARE, generator))])
-    most = max(1, *(len(each) for each in drawn))
-    is_used = [torch.arange(most, device=each.device) < len(each) for each in drawn]
-    boxes = [functional.pad(each, (0, 0, 0, most - len(each))) for each in drawn]
-    return Rois(boxes=torch.stack(boxes), is_used=torch.stack(is_used))
+    """Sample from the proposals and the instances' own boxes, at most a quarter of them positive."""
+    sampled = []
+    for boxes, is_used, target in zip(proposals.boxes, proposals.is_valid, targets, strict=True):
+        candidates = torch.cat([boxes[is_used], target.boxes])
+        kind = match_boxes(candidates, target.boxes, CASCADE_IOU_THRESHOLDS[0], CASCADE_IOU_THRESHOLDS[0]).kind
+        kind = ignore_unlabeled(kind, candidates, target.semantic == IGNORE_INDEX, config.max_unlabeled_fraction)
+        indices = subsample_labels(kind, config.roi_batch_size_per_image, ROI_POSITIVE_FRACTION, generator)
+        sampled.append(candidates[torch.cat(indices)])
+    length = max(1, *(len(each) for each in sampled))
+    is_used = [torch.arange(length, device=each.device) < len(each) for each in sampled]
+    padded = [functional.pad(each, (0, 0, 0, length - len(each))) for each in sampled]
+    return Rois(boxes=torch.stack(padded), is_used=torch.stack(is_used))
 
 
 @torch.no_grad()
-def assign(
-    rois: Rois, objects: tuple[CascadeTarget, ...], iou: float, clusters: int, ignored_share: float
+def label_rois(
+    rois: Rois, targets: tuple[CascadeTarget, ...], iou_threshold: float, background: int, max_unlabeled_fraction: float
 ) -> RoiTargets:
-    """What a stage that counts a box as on an object from this IoU on should say."""
+    """Return the targets of a stage with this IoU threshold; `background` is the class of negative boxes."""
     parts = []
-    for boxes, is_used, each in zip(*rois, objects, strict=True):
-        nearest, kind = match(boxes, each.boxes, iou, iou)
-        kind = ignore_unlabeled(kind, boxes, each.semantic == IGNORE_INDEX, ignored_share)
-        own = each.clusters[nearest] if len(each.clusters) else nearest
-        wanted = torch.where(kind == 1, own, torch.where(kind == 0, clusters, _UNJUDGED))
-        matched = each.boxes[nearest] if len(each.boxes) else boxes
-        parts.append((torch.where(is_used, wanted, _UNJUDGED), matched, nearest, is_used & (kind == 1)))
+    for boxes, is_used, target in zip(*rois, targets, strict=True):
+        nearest, kind = match_boxes(boxes, target.boxes, iou_threshold, iou_threshold)
+        kind = ignore_unlabeled(kind, boxes, target.semantic == IGNORE_INDEX, max_unlabeled_fraction)
+        own = target.clusters[nearest] if len(target.clusters) else nearest
+        classes = torch.where(kind == POSITIVE, own, torch.where(kind == NEGATIVE, background, _IGNORED_CLASS))
+        matched = target.boxes[nearest] if len(target.boxes) else boxes
+        parts.append((torch.where(is_used, classes, _IGNORED_CLASS), matched, nearest, is_used & (kind == POSITIVE)))
     return RoiTargets(*(torch.stack(each) for each in zip(*parts, strict=True)))
 
 
@@ -167,126 +180,128 @@ def cascade_losses(
     levels: Levels,
     sizes: Int[Tensor, "B 2"],
     rois: Rois,
-    objects: tuple[CascadeTarget, ...],
-    recipe: CascadeTrainConfig,
+    targets: tuple[CascadeTarget, ...],
+    config: CascadeTrainConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Class and box loss of the three stages, each on the boxes that the one before made of its own."""
+    """Return class and box losses, summed over the stages; each stage refines the boxes of the previous one."""
     classes, boxes = [], []
-    for stage, iou in enumerate(STAGE_IOUS):
+    for stage, iou_threshold in enumerate(CASCADE_IOU_THRESHOLDS):
         output = run_stage(heads, stage, levels, rois.boxes)
-        wanted = assign(rois, objects, iou, output.logits.shape[2] - 1, recipe.ignored_share)
-        classes.append(classification_loss(output, wanted, objects, recipe.drop_iou))
-        boxes.append(box_reg_loss(output, rois, wanted, stage))
-        moved = clip_boxes(output.boxes.detach(), sizes)
-        rois = Rois(boxes=moved, is_used=rois.is_used & is_nonempty(moved))
+        background = output.logits.shape[2] - 1
+        roi_targets = label_rois(rois, targets, iou_threshold, background, config.max_unlabeled_fraction)
+        classes.append(classification_loss(output, roi_targets, targets, config.droploss_iou_threshold))
+        boxes.append(box_reg_loss(output, rois, roi_targets, stage))
+        refined = clip_boxes(output.boxes.detach(), sizes)
+        rois = Rois(boxes=refined, is_used=rois.is_used & is_nonempty(refined))
     return torch.stack(classes).sum(), torch.stack(boxes).sum()
 
 
 def run_stage(heads: CascadeROIHeads, stage: int, levels: Levels, boxes: Float[Tensor, "B N 4"]) -> StageOutput:
-    """As `CascadeROIHeads.run_stage`, but a third of its gradient reaches the features (detectron2's
-    cascade_rcnn.py)."""
+    """Run `CascadeROIHeads.run_stage` with a third of the gradient to the features (detectron2's cascade_rcnn.py)."""
     pooled = heads.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, BOX_POOL_SIZE, heads.pooling)
     if pooled.requires_grad:
         pooled.register_hook(lambda gradient: gradient / len(STAGE_DELTA_WEIGHTS))
     logits, deltas = heads.box_predictor[stage](heads.box_head[stage](pooled))
     deltas = deltas.float()
-    return StageOutput(
-        logits=logits.float(), deltas=deltas, boxes=apply_deltas(boxes, deltas, STAGE_DELTA_WEIGHTS[stage])
-    )
+    refined = apply_deltas(boxes, deltas, STAGE_DELTA_WEIGHTS[stage])
+    return StageOutput(logits=logits.float(), deltas=deltas, boxes=refined)
 
 
 def classification_loss(
-    output: StageOutput, wanted: RoiTargets, objects: tuple[CascadeTarget, ...], drop_iou: float
+    output: StageOutput, roi_targets: RoiTargets, targets: tuple[CascadeTarget, ...], droploss_iou_threshold: float
 ) -> Tensor:
-    """Cross-entropy, the mean over all boxes that are judged, though those far from every label count as zero.
+    """Return the mean cross-entropy over all boxes that are not ignored; boxes far from every label count as zero.
 
-    DropLoss (CutLER, section 3.3). Unlike CutLER's code, a picture's labels are all its labels, not those matched.
+    DropLoss (CutLER, section 3.3). Unlike in CutLER's code, the labels of an image are all of them, not those matched.
     """
-    overlaps = []
-    for boxes, each in zip(output.boxes.detach(), objects, strict=True):
-        best = pairwise_box_iou(boxes, each.boxes).amax(1) if len(each.boxes) else boxes.new_zeros(len(boxes))
-        overlaps.append(best)
-    is_near = torch.stack(overlaps) > drop_iou
-    given, said = output.logits.flatten(0, 1), wanted.clusters.flatten()
-    each_loss = functional.cross_entropy(given, said, reduction="none", ignore_index=_UNJUDGED)
-    return (each_loss * is_near.flatten()).sum() / (said != _UNJUDGED).sum().clamp(min=1)
+    max_ious = []
+    for boxes, target in zip(output.boxes.detach(), targets, strict=True):
+        has_labels = len(target.boxes) > 0
+        max_ious.append(pairwise_box_iou(boxes, target.boxes).amax(1) if has_labels else boxes.new_zeros(len(boxes)))
+    is_near = torch.stack(max_ious) > droploss_iou_threshold
+    logits, classes = output.logits.flatten(0, 1), roi_targets.clusters.flatten()
+    losses = functional.cross_entropy(logits, classes, reduction="none", ignore_index=_IGNORED_CLASS)
+    return (losses * is_near.flatten()).sum() / (classes != _IGNORED_CLASS).sum().clamp(min=1)
 
 
-def box_reg_loss(output: StageOutput, rois: Rois, wanted: RoiTargets, stage: int) -> Tensor:
-    """L1 of the deltas of boxes on objects, over the number of all boxes."""
-    on = wanted.is_object
-    moves = get_deltas(rois.boxes[on], wanted.boxes[on], STAGE_DELTA_WEIGHTS[stage])
-    return (output.deltas[on] - moves).abs().sum() / rois.is_used.sum().clamp(min=1)
+def box_reg_loss(output: StageOutput, rois: Rois, roi_targets: RoiTargets, stage: int) -> Tensor:
+    """Return the L1 distance of the positive boxes' deltas, divided by the number of all boxes."""
+    positive = roi_targets.is_positive
+    target_deltas = get_deltas(rois.boxes[positive], roi_targets.boxes[positive], STAGE_DELTA_WEIGHTS[stage])
+    return (output.deltas[positive] - target_deltas).abs().sum() / rois.is_used.sum().clamp(min=1)
 
 
-def mask_rcnn_loss(heads: CascadeROIHeads, levels: Levels, rois: Rois, objects: tuple[CascadeTarget, ...]) -> Tensor:
-    """Binary cross-entropy of the masks of drawn boxes on objects, each for its object's cluster."""
+def mask_rcnn_loss(heads: CascadeROIHeads, levels: Levels, rois: Rois, targets: tuple[CascadeTarget, ...]) -> Tensor:
+    """Return the binary cross-entropy of the positive boxes' masks, each for the cluster of its instance."""
     channels = heads.mask_head.predictor.out_channels
-    wanted = assign(rois, objects, STAGE_IOUS[0], 0, 1.0)
-    count = int(wanted.is_object.sum(1).max())
+    roi_targets = label_rois(rois, targets, CASCADE_IOU_THRESHOLDS[0], 0, 1.0)
+    count = int(roi_targets.is_positive.sum(1).max())
     if not count:
         return levels[0].new_zeros(())
-    on, boxes = wanted.is_object[:, :count], rois.boxes[:, :count]  # those on objects come first
+    # Positive boxes come first.
+    positive, boxes = roi_targets.is_positive[:, :count], rois.boxes[:, :count]
     pooled = heads.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, MASK_SIZE // 2, heads.pooling)
-    own = torch.where(on, wanted.clusters[:, :count], 0).clamp(max=channels - 1)
-    logits = heads.mask_head(pooled, own)[on].float()
+    clusters = torch.where(positive, roi_targets.clusters[:, :count], 0).clamp(max=channels - 1)
+    logits = heads.mask_head(pooled, clusters)[positive].float()
     crops = [
-        crop_masks(each.masks, boxes[image][on[image]], wanted.nearest[image, :count][on[image]], MASK_SIZE)
-        for image, each in enumerate(objects)
+        crop_masks(
+            each.masks, boxes[image][positive[image]], roi_targets.nearest[image, :count][positive[image]], MASK_SIZE
+        )
+        for image, each in enumerate(targets)
     ]
     return functional.binary_cross_entropy_with_logits(logits, torch.cat(crops).float())
 
 
-def sem_seg_loss(logits: Float[Tensor, "B S+1 h w"], objects: tuple[CascadeTarget, ...], stride_px: int) -> Tensor:
-    """Mean cross-entropy over pixels, or every fourth, that are not ignored; 0 if all are."""
-    wanted = torch.stack([each.semantic for each in objects])
+def sem_seg_loss(logits: Float[Tensor, "B S+1 h w"], targets: tuple[CascadeTarget, ...], stride_px: int) -> Tensor:
+    """Return the mean cross-entropy over the pixels, or every fourth, that are not ignored; 0 if all are."""
+    target = torch.stack([each.semantic for each in targets])
     logits = logits.float()
     if stride_px == 1:
-        logits = functional.interpolate(logits, size=wanted.shape[1:], mode="bilinear", align_corners=False)
+        logits = functional.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
     else:
-        wanted = wanted[:, stride_px // 2 :: stride_px, stride_px // 2 :: stride_px]
-    summed = functional.cross_entropy(logits, wanted, ignore_index=IGNORE_INDEX, reduction="sum")
-    return summed / (wanted != IGNORE_INDEX).sum().clamp(min=1)
+        target = target[:, stride_px // 2 :: stride_px, stride_px // 2 :: stride_px]
+    summed = functional.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum")
+    return summed / (target != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def crop_masks(
-    masks: Bool[Tensor, "M H W"], boxes: Float[Tensor, "N 4"], index: Int[Tensor, "N"], side: int
-) -> Bool[Tensor, "N side side"]:
-    """What each box shows of the mask that `index` names: the cells of which half or more is covered.
+    masks: Bool[Tensor, "M H W"], boxes: Float[Tensor, "N 4"], indices: Int[Tensor, "N"], size: int
+) -> Bool[Tensor, "N size size"]:
+    """Crop the mask `indices[n]` to box n and resize it: an output pixel is set if half or more of it is covered.
 
-    RoIAlign with a sample for each pixel, as detectron2's `BitMasks.crop_and_resize`. Its samples form a lattice, so
-    that rows and columns are averaged one after the other.
+    RoIAlign with a sample for each pixel, as detectron2's `BitMasks.crop_and_resize`. The samples form a grid, so
+    rows and columns are averaged one after the other.
     """
-    return crop_maps(masks[index].float(), boxes, side) >= 0.5
+    return crop_maps(masks[indices].float(), boxes, size) >= 0.5
 
 
-def crop_maps(maps: Float[Tensor, "N H W"], boxes: Float[Tensor, "N 4"], side: int) -> Float[Tensor, "N side side"]:
-    """The mean of each map in the cells of its box, in pixels of the map."""
+def crop_maps(maps: Float[Tensor, "N H W"], boxes: Float[Tensor, "N 4"], size: int) -> Float[Tensor, "N size size"]:
+    """Return the mean of each map in the bins of its box, whose coordinates are pixels of the map."""
     x0, y0, x1, y1 = boxes.float().unbind(1)
-    rows = _average(y0, y1, maps.shape[1], side)
-    columns = _average(x0, x1, maps.shape[2], side)
-    with torch.autocast(maps.device.type, enabled=False):  # half of a cell must be told from less
+    rows = _bin_weights(y0, y1, maps.shape[1], size)
+    columns = _bin_weights(x0, x1, maps.shape[2], size)
+    with torch.autocast(maps.device.type, enabled=False):  # bf16 cannot tell one half from slightly less
         return torch.bmm(torch.bmm(rows, maps), columns.transpose(1, 2))
 
 
-def _average(
-    start: Float[Tensor, "N"], end: Float[Tensor, "N"], extent: int, side: int
-) -> Float[Tensor, "N side extent"]:
-    """How much each of `extent` pixels counts in each bin between `start` and `end`.
+def _bin_weights(
+    start: Float[Tensor, "N"], end: Float[Tensor, "N"], length: int, size: int
+) -> Float[Tensor, "N size length"]:
+    """Return the weight of each of `length` pixels in each bin between `start` and `end`.
 
-    Bilinear samples at most a pixel apart; one that lies more than a pixel outside counts as zero, and
-    an empty box has none.
+    Samples are bilinear and at most a pixel apart; a sample more than a pixel outside counts as zero. An empty box has
+    no samples.
     """
-    length = ((end - start) / side)[:, None, None]
-    count = torch.ceil(length)
+    bin_length = ((end - start) / size)[:, None, None]
+    count = torch.ceil(bin_length)
     samples = count.clamp(min=1.0)
     sample = torch.arange(int(samples.max()) if len(samples) else 0, device=start.device)
-    bins = torch.arange(side, device=start.device)[:, None]
-    position = start[:, None, None] - 0.5 + (bins + (sample + 0.5) / samples) * length  # N side samples
-    is_counted = (sample < count) & (position >= -1.0) & (position <= extent)
-    position = position.clamp(0.0, extent - 1.0)
+    bins = torch.arange(size, device=start.device)[:, None]
+    position = start[:, None, None] - 0.5 + (bins + (sample + 0.5) / samples) * bin_length  # N size samples
+    is_counted = (sample < count) & (position >= -1.0) & (position <= length)
+    position = position.clamp(0.0, length - 1.0)
     first = position.floor()
-    later = (position - first) * is_counted / samples
-    weights = torch.zeros(len(start), side, extent, device=start.device)
-    weights.scatter_add_(2, first.long(), is_counted / samples - later)
-    return weights.scatter_add_(2, (first.long() + 1).clamp(max=extent - 1), later)
+    second_weight = (position - first) * is_counted / samples
+    weights = torch.zeros(len(start), size, length, device=start.device)
+    weights.scatter_add_(2, first.long(), is_counted / samples - second_weight)
+    return weights.scatter_add_(2, (first.long() + 1).clamp(max=length - 1), second_weight)

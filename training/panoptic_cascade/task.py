@@ -1,6 +1,6 @@
-"""The paper's network, taught by the whole masks and the stuff of a label store."""
+"""Training task of the panoptic cascade, the paper's network, on whole masks and stuff."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.optim.swa_utils import update_bn
 
-from model.checkpoints.dino import describe_encoder_origin, infer_stored_encoder_config, load_resnet_state_dict
-from model.checkpoints.dino import read_encoder_state_dict as read_encoder_state
+from model.checkpoints.dino import (
+    describe_encoder_origin,
+    infer_stored_encoder_config,
+    load_resnet_state_dict,
+    read_encoder_state_dict,
+)
 from model.checkpoints.runs import RunInfo
 from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly
 from model.errors import CheckpointError
@@ -28,226 +33,217 @@ from training.data.features import open_cache
 from training.data.label_config import PseudoLabelConfig
 from training.panoptic_cascade.config import CascadeTrainConfig
 from training.panoptic_cascade.dataset import CascadeBatch, CascadeDataset, PaddedBatch, copy_paste_batch, pad_to_batch
-from training.panoptic_cascade.losses import CascadeLosses, compute_losses
+from training.panoptic_cascade.losses import CascadeLosses, panoptic_cascade_losses
 from training.trainer.provenance import make_provenance
+from training.trainer.task import PhotoSampler
+
+_CLASS_STD, _BOX_STD, _MASK_STD, _RPN_STD = 0.01, 0.001, 0.001, 0.01
+"""Standard deviations of the initial weights of the predictors."""
 
 
 class CascadeTask:
-    """See `training.trainer.trainer.Trainee`."""
+    """Implements `training.trainer.task.TrainingTask`."""
 
     def __init__(
-        self, store: PseudoLabelDataset, features: Path, recipe: CascadeTrainConfig, weights: str = ""
+        self,
+        dataset: PseudoLabelDataset,
+        features: Path,
+        config: CascadeTrainConfig,
+        backbone_weights: str = "",
     ) -> None:
-        """`weights`: a published ResNet-50's, by path or URL; a ViT is the encoder that the labels were made with.
+        """`backbone_weights` is the path or URL of a published ResNet-50; a ViT is the encoder of the labels.
 
-        Raises CheckpointError if the weights do not fit, or the encoder has changed.
+        Raises CheckpointError if the weights do not match, or if the encoder has changed.
         """
-        self.recipe = recipe
-        labels, photos = store.read_config(), store.read_photos()
+        self.config = config
+        labels, photos = dataset.read_config(), dataset.read_photos()
         self._samples = CascadeDataset(
-            photos=photos,
-            masks=store.read_instances(),
+            sampler=PhotoSampler(photos=photos, seed=config.seed),
+            instances=dataset.read_instances(),
             cache=open_cache(features, labels.encoder_hash, labels.side_px),
             thing_clusters=labels.thing_clusters,
-            recipe=recipe,
+            config=config,
         )
-        state = read_encoder(labels) if recipe.backbone == "vit" else None
-        shape = plan_shape(recipe, labels, state)
-        torch.manual_seed(recipe.seed)
-        self.module = PanopticCascade(shape, CascadeInferenceConfig())
+        state = load_encoder_state(labels) if config.backbone == "vit" else None
+        cascade_config = make_cascade_config(config, labels, state)
+        torch.manual_seed(config.seed)
+        self.module = PanopticCascade(cascade_config, CascadeInferenceConfig())
         init_weights(self.module)
         provenance = make_provenance(labels, len(photos))
         match self.module.backbone:
-            case SimpleFPN() as pyramid if state is not None:
-                load_strictly(pyramid.net, state)
-                pyramid.net.requires_grad_(False)
-            case FPN() as pyramid if weights:
-                path = fetch_file(weights, DEFAULT_CACHE)
-                load_strictly(pyramid.bottom_up, load_resnet_state_dict(str(path)))
+            case SimpleFPN() as fpn if state is not None:
+                load_strictly(fpn.net, state)
+                fpn.net.requires_grad_(False)
+            case FPN() as fpn if backbone_weights:
+                path = fetch_file(backbone_weights, DEFAULT_CACHE)
+                load_strictly(fpn.bottom_up, load_resnet_state_dict(str(path)))
                 digest = hash_file(path)
                 provenance["backbone"] = {"sha256": digest, "origin": describe_encoder_origin(digest)}
-        self.card = RunInfo(
+        self.run_info = RunInfo(
             network="panoptic_cascade",
-            network_config=shape,
+            network_config=cascade_config,
             step=0,
-            side_px=plan_side(recipe, labels, shape),
+            side_px=choose_side_px(config, labels, cascade_config),
             provenance=provenance,
-            train_config=asdict(recipe),
+            train_config=asdict(config),
         )
 
-    def make_optimiser(self) -> SGD:
-        groups = group_parameters(self.module, self.recipe.weight_decay)
-        return SGD(groups, lr=self.recipe.learning_rate, momentum=self.recipe.momentum)
+    def make_optimizer(self) -> SGD:
+        groups = cascade_param_groups(self.module, self.config.weight_decay)
+        return SGD(groups, lr=self.config.learning_rate, momentum=self.config.momentum)
 
-    def schedule(self, step: int) -> float:
-        return schedule(step, self.recipe)
+    def lr_factor(self, step: int) -> float:
+        return multistep_lr_factor(step, self.config)
 
-    def read(self, first: int, count: int) -> CascadeBatch:
-        return self._samples.read(first, count)
+    def load_batch(self, first: int, count: int) -> CascadeBatch:
+        return self._samples.load_batch(first, count)
 
     def compute_losses(self, batch: CascadeBatch, step: int) -> CascadeLosses:
-        draws = np.random.default_rng((self.recipe.seed, step))
-        laid = self._lay_out(batch, draws)
-        levels = extract_features(self.module, laid)
-        generator = torch.Generator(laid.inputs.device).manual_seed(int(draws.integers(2**62)))
-        return compute_losses(self.module, levels, laid.sizes, laid.objects, self.recipe, generator)
+        rng = np.random.default_rng((self.config.seed, step))
+        padded = self._augment(batch, rng)
+        levels = extract_features(self.module, padded)
+        generator = torch.Generator(padded.inputs.device).manual_seed(int(rng.integers(2**62)))
+        return panoptic_cascade_losses(self.module, levels, padded.sizes, padded.targets, self.config, generator)
 
-    def finish(self, module: nn.Module) -> None:
-        """Batch norms get the statistics that belong to the last weights."""
-        assert isinstance(module, PanopticCascade), "it is what this trains"
+    def on_train_end(self, module: nn.Module) -> None:
+        """Recompute the batch-norm statistics for the final weights, over `precise_bn_iters` batches.
+
+        PreciseBN ("Rethinking 'Batch' in BatchNorm", section 3.2), with the mean of the variances.
+        """
+        assert isinstance(module, PanopticCascade), "the module of this task"
         device = next(module.parameters()).device
+        update_bn(self._precise_bn_inputs(device), module.backbone)
 
-        def see(number: int) -> None:
-            batch = self.read(number * self.recipe.batch, self.recipe.batch)
-            laid = self._lay_out(batch, np.random.default_rng((self.recipe.seed, number)))
-            module.backbone(normalize_and_mask(laid.inputs.to(device), laid.sizes.to(device)))
+    def _precise_bn_inputs(self, device: torch.device) -> Iterator[Float[Tensor, "B 3 H W"]]:
+        size = self.config.batch_size
+        for number in range(self.config.precise_bn_iters):
+            batch = self.load_batch(number * size, size)
+            padded = self._augment(batch, np.random.default_rng((self.config.seed, number)))
+            yield normalize_and_mask(padded.inputs.to(device), padded.sizes.to(device))
 
-        recompute_bn_stats(module, see, self.recipe.precise_batches)
-
-    def _lay_out(self, batch: CascadeBatch, draws: np.random.Generator) -> PaddedBatch:
-        pasted = copy_paste_batch(batch.examples, self.recipe.pasting, self.recipe.paste_ratio, draws)
+    def _augment(self, batch: CascadeBatch, rng: np.random.Generator) -> PaddedBatch:
+        pasted = copy_paste_batch(batch.samples, self.config.copy_paste, self.config.copy_paste_min_ratio, rng)
         return pad_to_batch(pasted, SIDE_MULTIPLE_PX)
 
 
-def extract_features(network: PanopticCascade, laid: PaddedBatch) -> tuple[Float[Tensor, "B C h w"], ...]:
-    """p2 to p6 of pixels, or of what the encoder's last block made of them; a ViT hears no gradient."""
+def extract_features(network: PanopticCascade, batch: PaddedBatch) -> tuple[Float[Tensor, "B C h w"], ...]:
+    """Return the pyramid levels p2 to p6 of pixels or of cached features; a ViT gets no gradient."""
     match network.backbone:
-        case SimpleFPN() as pyramid:
+        case SimpleFPN() as fpn:
             with torch.no_grad():
-                if laid.inputs.dtype == torch.uint8:
-                    maps = pyramid.encode(normalize_and_mask(laid.inputs, laid.sizes))
+                if batch.inputs.dtype == torch.uint8:
+                    maps = fpn.encode(normalize_and_mask(batch.inputs, batch.sizes))
                 else:
-                    maps = pyramid.net.norm(laid.inputs.float().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            return pyramid.make_levels(maps)
-        case FPN() as pyramid:
-            return pyramid(normalize_and_mask(laid.inputs, laid.sizes))  # type: ignore[no-any-return]
+                    maps = fpn.net.norm(batch.inputs.float().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return fpn.make_levels(maps)
+        case FPN() as fpn:
+            return fpn(normalize_and_mask(batch.inputs, batch.sizes))  # type: ignore[no-any-return]
 
 
-def plan_shape(recipe: CascadeTrainConfig, labels: PseudoLabelConfig, encoder: StateDict | None) -> CascadeConfig:
-    """The recipe's widths for the store's clusters."""
+def make_cascade_config(
+    config: CascadeTrainConfig, labels: PseudoLabelConfig, encoder: StateDict | None
+) -> CascadeConfig:
+    """Return the network's sizes for the clusters of the labels."""
     return CascadeConfig(
-        thing_clusters=1 if recipe.is_agnostic else labels.thing_clusters,
-        stuff_clusters=0 if recipe.is_agnostic else labels.stuff_clusters,
-        backbone=recipe.backbone,
+        thing_clusters=1 if config.cls_agnostic else labels.thing_clusters,
+        stuff_clusters=0 if config.cls_agnostic else labels.stuff_clusters,
+        backbone=config.backbone,
         encoder=infer_stored_encoder_config(encoder) if encoder is not None else None,
-        stem_out_channels=recipe.stem_out_channels,
-        bottleneck_channels=recipe.bottleneck_channels,
-        res2_out_channels=recipe.res2_out_channels,
-        fpn_channels=recipe.fpn_channels,
-        box_fc_dim=recipe.box_fc_dim,
-        mask_conv_dim=recipe.mask_conv_dim,
-        cls_agnostic_mask=recipe.cls_agnostic_mask,
-        sem_seg_conv_dim=recipe.sem_seg_conv_dim,
+        stem_out_channels=config.stem_out_channels,
+        bottleneck_channels=config.bottleneck_channels,
+        res2_out_channels=config.res2_out_channels,
+        fpn_channels=config.fpn_channels,
+        box_fc_dim=config.box_fc_dim,
+        mask_conv_dim=config.mask_conv_dim,
+        cls_agnostic_mask=config.cls_agnostic_mask,
+        sem_seg_conv_dim=config.sem_seg_conv_dim,
     )
 
 
-def plan_side(recipe: CascadeTrainConfig, labels: PseudoLabelConfig, shape: CascadeConfig) -> int:
-    """The recipe's square, or that of cached features: so many patches, rounded up for the pyramid."""
-    if recipe.inputs == "pixels" or shape.encoder is None:
-        return recipe.side_px
-    side = labels.side_px // shape.encoder.patch_px * PATCH_STRIDE_PX
-    return -(-side // SIDE_MULTIPLE_PX) * SIDE_MULTIPLE_PX
+def choose_side_px(config: CascadeTrainConfig, labels: PseudoLabelConfig, cascade_config: CascadeConfig) -> int:
+    """Return the side of the exported network's input; for cached features that of their grid, rounded up."""
+    if config.inputs == "pixels" or cascade_config.encoder is None:
+        return config.side_px
+    side_px = labels.side_px // cascade_config.encoder.patch_px * PATCH_STRIDE_PX
+    return -(-side_px // SIDE_MULTIPLE_PX) * SIDE_MULTIPLE_PX
 
 
-def read_encoder(labels: PseudoLabelConfig) -> StateDict:
-    """The weights that the labels were made with. Raises CheckpointError if the file has changed."""
+def load_encoder_state(labels: PseudoLabelConfig) -> StateDict:
+    """Load the weights of the labels' encoder. Raises CheckpointError if the file has changed."""
     path = fetch_file(labels.encoder, DEFAULT_CACHE)
     if hash_file(path) != labels.encoder_hash:
         raise CheckpointError(f"{path} is not the encoder that the labels were made with")
-    return read_encoder_state(path)
+    return read_encoder_state_dict(path)
 
 
-def schedule(step: int, recipe: CascadeTrainConfig) -> float:
-    """The share of the learning rate at a step: a linear rise, times a factor for each milestone that is behind."""
-    share = recipe.milestone_factor ** sum(step >= each for each in recipe.milestones)
-    if step >= recipe.warm_up_steps:
-        return share
-    risen = step / recipe.warm_up_steps
-    return share * (recipe.warm_up_share * (1.0 - risen) + risen)
+def multistep_lr_factor(step: int, config: CascadeTrainConfig) -> float:
+    """Return the factor of the learning rate at a step: a linear warm-up, and a factor of `gamma` per milestone."""
+    factor = config.gamma ** sum(step >= each for each in config.milestones)
+    if step >= config.warmup_steps:
+        return factor
+    progress = step / config.warmup_steps
+    return factor * (config.warmup_factor * (1.0 - progress) + progress)
 
 
-def group_parameters(network: PanopticCascade, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for all that is trained but norms."""
+def cascade_param_groups(network: PanopticCascade, weight_decay: float) -> list[dict[str, Any]]:
+    """Split the trained parameters: no weight decay for norms."""
     norms: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in network.modules():
         is_norm = isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm)
-        kept = [each for each in module.parameters(recurse=False) if each.requires_grad]
-        (norms if is_norm else others).extend(kept)
+        trained = [each for each in module.parameters(recurse=False) if each.requires_grad]
+        (norms if is_norm else others).extend(trained)
     return [{"params": others, "weight_decay": weight_decay}, {"params": norms, "weight_decay": 0.0}]
 
 
-_CLASS_DEVIATION, _BOX_DEVIATION, _MASK_DEVIATION, _PROPOSAL_DEVIATION = 0.01, 0.001, 0.001, 0.01
-
-
 def init_weights(network: PanopticCascade) -> None:
-    """Draw the weights as detectron2 does; a ViT and the pyramid over it stay as torch drew them, as in ViTDet.
+    """Initialize the weights as detectron2 does; a ViT and its pyramid keep torch's initialization, as in ViTDet.
 
-    "MSRA" is He's initialisation by fan-out; Caffe's "Xavier" is uniform by fan-in.
+    "MSRA" is He's initialization by fan-out; Caffe's "Xavier" is uniform by fan-in.
     """
     for module in network.modules():
         match module:
             case RPNHead():
                 for convolution in (module.conv, module.objectness_logits, module.anchor_deltas):
-                    _draw_normal(convolution, _PROPOSAL_DEVIATION)
+                    _init_normal(convolution, _RPN_STD)
             case BoxHead():
                 for linear in (module.fc1, module.fc2):
-                    _draw_xavier(linear)
+                    _init_xavier(linear)
             case BoxPredictor():
-                _draw_normal(module.cls_score, _CLASS_DEVIATION)
-                _draw_normal(module.bbox_pred, _BOX_DEVIATION)
+                _init_normal(module.cls_score, _CLASS_STD)
+                _init_normal(module.bbox_pred, _BOX_STD)
             case MaskHead():
                 for child in module.children():
-                    _draw_msra(child)
-                _draw_normal(module.predictor, _MASK_DEVIATION)
+                    _init_msra(child)
+                _init_normal(module.predictor, _MASK_STD)
     if isinstance(network.backbone, FPN):
         for layer in network.backbone.bottom_up.modules():
             if isinstance(layer, nn.Conv2d):
-                _draw_msra(layer)
+                _init_msra(layer)
         for layer in network.backbone.children():
             if isinstance(layer, NormedConv):
-                _draw_xavier(layer)
+                _init_xavier(layer)
     if network.config.stuff_clusters:
         for layer in network.sem_seg_head.modules():
             if isinstance(layer, nn.Conv2d):
-                _draw_msra(layer)
+                _init_msra(layer)
 
 
-def _draw_normal(layer: nn.Module, deviation: float) -> None:
-    nn.init.normal_(layer.get_parameter("weight"), std=deviation)
-    _clear_bias(layer)
+def _init_normal(layer: nn.Module, std: float) -> None:
+    nn.init.normal_(layer.get_parameter("weight"), std=std)
+    _zero_bias(layer)
 
 
-def _draw_msra(layer: nn.Module) -> None:
+def _init_msra(layer: nn.Module) -> None:
     nn.init.kaiming_normal_(layer.get_parameter("weight"), mode="fan_out", nonlinearity="relu")
-    _clear_bias(layer)
+    _zero_bias(layer)
 
 
-def _draw_xavier(layer: nn.Module) -> None:
+def _init_xavier(layer: nn.Module) -> None:
     nn.init.kaiming_uniform_(layer.get_parameter("weight"), a=1)
-    _clear_bias(layer)
+    _zero_bias(layer)
 
 
-def _clear_bias(layer: nn.Module) -> None:
+def _zero_bias(layer: nn.Module) -> None:
     if getattr(layer, "bias", None) is not None:
         nn.init.zeros_(layer.get_parameter("bias"))
-
-
-@torch.no_grad()
-def recompute_bn_stats(module: nn.Module, forward: Callable[[int], object], batches: int) -> None:
-    """Let each batch norm's running statistics be the mean of those of so many batches.
-
-    PreciseBN ("Rethinking 'Batch' in BatchNorm", section 3.2), with the mean of the variances. `forward` runs the
-    module on the batch of a number; without a batch norm it is not called.
-    """
-    norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
-    if not norms:
-        return
-    momenta = [each.momentum for each in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the mean of all batches since the reset
-    for number in range(batches):
-        forward(number)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

@@ -22,7 +22,7 @@ from training.data.photos import PhotoFile
 from training.progress import Progress, track
 from training.pseudo_labels.codebook import StegoHead
 from training.pseudo_labels.maskcut import l2_normalize
-from training.trainer.checkpoint import load_checkpoint, read_facts, write_checkpoint
+from training.trainer.checkpoint import load_checkpoint, read_checkpoint_metadata, write_checkpoint
 
 CROPS = 5
 _MAX_PHOTOS = 5000
@@ -98,7 +98,7 @@ def train_stego(
     facts = {"stego": asdict(config), "clusters": clusters, "seed": seed, "photos": len(photos)}
     step = 0
     if checkpoint.is_file():
-        stored = read_facts(checkpoint)
+        stored = read_checkpoint_metadata(checkpoint)
         step = int(stored.pop("step"))
         if stored != facts:
             raise ConfigError(f"{checkpoint} has other settings: delete it, or choose another --out")

@@ -1,4 +1,4 @@
-"""A photo's new label: what a teacher found, and of the old masks those that it does not explain."""
+"""Makes the new label of a photo from a teacher's predictions, and from old masks that the teacher did not find."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,101 +16,104 @@ from training.data.photos import PhotoFile
 from training.self_training.teacher import THRESHOLDS
 from training.self_training.tta_merge import MergedPredictions, TeacherPredictions
 
-_EXPLAINED = 0.5
-"""IoU with a teacher's mask from which an old one is left out (CutLER)."""
-_UNSEEN = 0.25
-"""What the score of an old mask is multiplied by that no view of the teacher finds."""
-STUFF_SHARE = 0.5
-"""Of the highest chance of a stuff cluster; below, a cell has no label (CUPS)."""
+MIN_RELATIVE_STUFF_PROB = 0.5
+"""Pixels below this fraction of their stuff cluster's maximum probability become void (CUPS)."""
+_SAME_MASK_IOU = 0.5
+"""An old mask with this IoU with a predicted one is dropped (CutLER)."""
+_OLD_SCORE_FACTOR = 0.25
+"""Factor of the score of old masks that the teacher did not find."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMaxScores:
-    """How sure a teacher is at most, over all photos; 0 of what it never found."""
+    """The teacher's maximum confidence for each class over all photos; 0 for a class that it never predicted."""
 
     things: Float[np.ndarray, "K"]
-    """Scores of objects, by cluster."""
+    """Scores, by thing cluster."""
     stuff: Float[np.ndarray, "S+1"]
-    """Chances of cells, by label."""
+    """Probabilities, by semantic class."""
 
     @classmethod
-    def survey(cls, found: Iterable[MergedPredictions], thing_clusters: int, stuff_clusters: int) -> Self:
+    def compute(cls, predictions: Iterable[MergedPredictions], thing_clusters: int, stuff_clusters: int) -> Self:
         things, stuff = np.zeros(thing_clusters), np.zeros(stuff_clusters + 1)
-        for each in found:
+        for each in predictions:
             np.maximum.at(things, each.clusters - 1, each.scores)
-            np.maximum.at(stuff, each.semantic.ravel(), each.certainty.ravel())
+            np.maximum.at(stuff, each.semantic.ravel(), each.semantic_probs.ravel())
         return cls(things=things, stuff=stuff)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabelUpdater:
-    """All that makes a photo's new label."""
+    """Makes the new labels of a round."""
 
     read: Callable[[PhotoFile], TeacherPredictions]
-    old_masks: Mapping[str, list[dict[str, Any]]]
-    """By the photo's hash, as entries of COCO's instances JSON."""
-    maxima: ClassMaxScores
-    share: float
-    """Of its cluster's best score that an object needs to be in the panoptic map."""
+    old_instances: Mapping[str, list[dict[str, Any]]]
+    """COCO annotations by the photo's hash."""
+    max_scores: ClassMaxScores
+    min_relative_score: float
+    """Minimum score of an instance in the panoptic map, as a fraction of its cluster's maximum."""
     side_px: int
     thing_clusters: int
 
-    def label(self, photo: PhotoFile) -> ImageLabel:
-        """All of the teacher's objects by their scores, then unexplained old masks.
+    def make_label(self, photo: PhotoFile) -> ImageLabel:
+        """Return all predicted instances with their scores, followed by old masks that were not found.
 
-        The panoptic map has the sure ones, under them the old ones that the old map had.
+        The panoptic map gets the predicted instances of high score and, below them, the old masks that it had before.
         """
-        found = self.read(photo).found
-        placement = plan_letterbox(photo.height, photo.width, [InputSize.square(self.side_px)], MASK_STRIDE_PX)
-        masks, kept = _draw(found, placement)
-        things, scores = found.clusters[kept].tolist(), found.scores[kept].tolist()
-        old = self._list_unexplained(masks, self.old_masks[photo.digest])
+        merged = self.read(photo).merged
+        letterbox = plan_letterbox(photo.height, photo.width, [InputSize.square(self.side_px)], MASK_STRIDE_PX)
+        masks, kept = _upsample_masks(merged, letterbox)
+        clusters, scores = merged.clusters[kept].tolist(), merged.scores[kept].tolist()
+        old = self._find_missed(masks, self.old_instances[photo.digest])
         if old:
             decoded = coco.decode([each["segmentation"] for each in old]).transpose(2, 0, 1).astype(bool)
             masks = np.concatenate([masks, decoded])
-        things += [each["category_id"] for each in old]
-        scores += [_UNSEEN * min(1.0, float(each.get("score", 1.0))) for each in old]
-        is_old_shown = np.array([bool(each.get("in_panoptic", 1)) for each in old], bool)
-        is_shown = np.concatenate([self._is_sure(found)[kept], is_old_shown])
-        painted = remove_overlaps(masks & is_shown[:, None, None])
-        labelled = merge_panoptic(painted, things, self._read_stuff(found, placement), self.thing_clusters)
+        clusters += [each["category_id"] for each in old]
+        scores += [_OLD_SCORE_FACTOR * min(1.0, float(each.get("score", 1.0))) for each in old]
+        was_in_panoptic = np.array([bool(each.get("in_panoptic", 1)) for each in old], bool)
+        is_candidate = np.concatenate([self._is_confident(merged)[kept], was_in_panoptic])
+        visible = remove_overlaps(masks & is_candidate[:, None, None])
         return ImageLabel(
-            panoptic=labelled,
+            panoptic=merge_panoptic(visible, clusters, self._stuff_map(merged, letterbox), self.thing_clusters),
             masks=masks,
-            things=things,
+            things=clusters,
             scores=scores,
-            is_in_panoptic=[bool(mask.any()) for mask in painted],
+            is_in_panoptic=[bool(mask.any()) for mask in visible],
         )
 
-    def count_sure(self, found: MergedPredictions) -> int:
-        """Objects that are sure enough for the panoptic map."""
-        return int(self._is_sure(found).sum())
+    def count_confident(self, merged: MergedPredictions) -> int:
+        """Count the instances with a score high enough for the panoptic map."""
+        return int(self._is_confident(merged).sum())
 
-    def _is_sure(self, found: MergedPredictions) -> Bool[np.ndarray, "N"]:
-        sure: Bool[np.ndarray, "N"] = found.scores >= self.share * self.maxima.things[found.clusters - 1]
-        return sure
+    def _is_confident(self, merged: MergedPredictions) -> Bool[np.ndarray, "N"]:
+        thresholds = self.min_relative_score * self.max_scores.things[merged.clusters - 1]
+        is_confident: Bool[np.ndarray, "N"] = merged.scores >= thresholds
+        return is_confident
 
-    def _list_unexplained(self, masks: Bool[np.ndarray, "N H W"], old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _find_missed(self, masks: Bool[np.ndarray, "N H W"], old: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the old annotations that match no predicted mask."""
         if not len(masks) or not old:
             return old
         encoded = [coco.encode(np.asfortranarray(mask.view(np.uint8))) for mask in masks]
-        overlaps = coco.iou([each["segmentation"] for each in old], encoded, [0] * len(encoded))
-        return [each for each, best in zip(old, np.array(overlaps).max(1), strict=True) if best < _EXPLAINED]
+        ious = coco.iou([each["segmentation"] for each in old], encoded, [0] * len(encoded))
+        return [each for each, best in zip(old, np.array(ious).max(1), strict=True) if best < _SAME_MASK_IOU]
 
-    def _read_stuff(self, found: MergedPredictions, letterbox: Letterbox) -> Int32[np.ndarray, "H W"]:
-        is_sure = found.certainty >= STUFF_SHARE * self.maxima.stuff[found.semantic]
-        sure = np.where(is_sure, found.semantic, 0).astype(np.int32)
-        return resize_labels(_cut(sure, letterbox), letterbox.height, letterbox.width)
-
-
-def _draw(found: MergedPredictions, letterbox: Letterbox) -> tuple[Bool[np.ndarray, "n H W"], Int[np.ndarray, "n"]]:
-    """The masks that have a pixel, in the photo's size, and their places."""
-    cells = [_cut(each, letterbox) for each in found.soft]
-    masks = [resize_map(each, letterbox.height, letterbox.width) > THRESHOLDS.mask_threshold for each in cells]
-    kept = np.array([place for place, mask in enumerate(masks) if mask.any()], np.int64)
-    return np.array([masks[place] for place in kept], bool).reshape(-1, letterbox.height, letterbox.width), kept
+    def _stuff_map(self, merged: MergedPredictions, letterbox: Letterbox) -> Int32[np.ndarray, "H W"]:
+        is_confident = merged.semantic_probs >= MIN_RELATIVE_STUFF_PROB * self.max_scores.stuff[merged.semantic]
+        stuff = np.where(is_confident, merged.semantic, 0).astype(np.int32)
+        return resize_labels(_crop_photo(stuff, letterbox), letterbox.height, letterbox.width)
 
 
-def _cut(cells: np.ndarray, letterbox: Letterbox) -> np.ndarray:
-    """Those that show the photo."""
-    return np.ascontiguousarray(cells[: letterbox.map_height, : letterbox.map_width])
+def _upsample_masks(
+    merged: MergedPredictions, letterbox: Letterbox
+) -> tuple[Bool[np.ndarray, "n H W"], Int[np.ndarray, "n"]]:
+    """Return the masks that are not empty at the photo's size, and their indices."""
+    maps = [_crop_photo(each, letterbox) for each in merged.mask_probs]
+    masks = [resize_map(each, letterbox.height, letterbox.width) > THRESHOLDS.mask_threshold for each in maps]
+    kept = np.array([index for index, mask in enumerate(masks) if mask.any()], np.int64)
+    return np.array([masks[index] for index in kept], bool).reshape(-1, letterbox.height, letterbox.width), kept
+
+
+def _crop_photo(values: np.ndarray, letterbox: Letterbox) -> np.ndarray:
+    """Remove the padding of a map."""
+    return np.ascontiguousarray(values[: letterbox.map_height, : letterbox.map_width])

@@ -1,4 +1,4 @@
-"""A round of self-training: a fitted run labels the photos that it learned from anew, for another fit."""
+"""A round of self-training: a trained run makes new labels for its own training photos, for the next run."""
 
 import json
 import shutil
@@ -17,6 +17,7 @@ from training.data.features import FeatureCache, open_cache
 from training.data.label_config import PseudoLabelConfig
 from training.data.photos import PhotoFile
 from training.progress import track
+from training.self_training.config import SelfTrainingConfig
 from training.self_training.pseudo_label_update import ClassMaxScores, PseudoLabelUpdater
 from training.self_training.teacher import predict_views
 from training.self_training.tta_merge import (
@@ -26,246 +27,232 @@ from training.self_training.tta_merge import (
     merge_views,
     read_teacher_predictions,
 )
-from training.trainer.loggers import append_losses, plot_losses
+from training.trainer.loggers import CsvLogger, plot_losses
 
 TEACHER_FILE = "teacher.json"
-_MEASURED_PHOTOS = 256
+FORMAT_VERSION = 2
+ROUNDS_CSV_FILE = "rounds.csv"
+ROUNDS_PLOT_FILE = "rounds.png"
+_PREDICTIONS_FOLDER = "teacher-predictions"
+_TEST_PHOTOS = 256
+"""Photos that the consistency is measured on."""
 _TOLERANCE = 0.005
-"""A fall of the mean over so many photos that may be chance."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfTrainingConfig:
-    """How sure a teacher must be."""
-
-    share: float = 0.5
-    """Of the best score of an object's cluster that an object needs in the first round to be in the panoptic map."""
-    rise: float = 0.05
-    """What the share grows by each round."""
-    zooms: bool = False
-    """Let the encoder look at windows of each photo anew, for what is small in it: some 3 core-s a photo, not 0.4."""
-    is_forced: bool = False
-    """Label even if the teacher is less steady than the one before."""
-
-    def __post_init__(self) -> None:
-        for name in ("share", "rise"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+"""A smaller drop of a mean over so many photos may be chance."""
+_CONSISTENCY_NAMES = ("flip", "scale", "coverage")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherInfo:
-    """What a store says of the run that labelled it."""
+    """Description of the run that made a dataset's labels."""
 
     round: int
     """Counted from 1."""
-    weights: str
-    """Hash of the run's."""
-    labels: str
-    """Hash of the masks that it learned from."""
-    share: float
-    steadiness: TtaConsistency
+    weights_sha256: str
+    """Hash of the run's weights."""
+    labels_sha256: str
+    """Hash of the instance labels that the run was trained on."""
+    min_relative_score: float
+    """Minimum relative score of this round."""
+    consistency: TtaConsistency
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
-    """What came of a round."""
+    """Result of a round."""
 
     round: int
-    steadiness: TtaConsistency
-    before: TtaConsistency | None
-    """Of the run that labelled what this one learned from, if one did."""
+    consistency: TtaConsistency
+    previous_consistency: TtaConsistency | None
+    """Consistency of the run that made this run's labels; None in the first round."""
     is_accepted: bool
-    """Whether the run is as steady as that."""
+    """Whether the run is at least as consistent as the previous one."""
     photos: int
-    """Labelled anew."""
-    found: int
-    """Objects of the run's own in their panoptic maps."""
+    """Photos with new labels; 0 without `--out`."""
+    instances: int
+    """Predicted instances in the new panoptic maps."""
 
 
 def relabel(
-    run: Path, store: PseudoLabelDataset, features: Path, out: PseudoLabelDataset | None, plan: SelfTrainingConfig
+    run: Path, dataset: PseudoLabelDataset, features: Path, out: PseudoLabelDataset | None, config: SelfTrainingConfig
 ) -> RoundReport:
-    """Fill the store `out` with what a run finds in the photos of `store`, which it learned from.
+    """Fill the dataset `out` with the predictions of a run for the photos of `dataset`, which it was trained on.
 
-    In the manner of CutLER and CUPS, with two differences: in the panoptic map objects are held to a share of their
-    cluster's best score, as CUPS has it for pixels, not to an absolute one; and the masks to learn from are all that
-    were found, by their scores.
-    Killed at any moment, the same call goes on. Without `out` the run is only measured: the test of a last round.
-    Raises TrainingError if the run is less steady than the one that labelled `store`, unless that is forced, and
-    ConfigError if it does not fit the store.
+    As in CutLER and CUPS, with two differences: scores in the panoptic map are relative to the maximum of the class,
+    as CUPS has it for pixels, instead of absolute; and all predicted masks become instance labels, with their scores.
+    A killed call can be repeated to continue. Without `out` the consistency is measured only.
+    Raises TrainingError if the run is less consistent than the one that labeled `dataset`, unless forced, and
+    ConfigError if the run does not match the dataset.
     """
-    network, config = _open(run, store)
-    known = read_teacher_info(store)
-    teaching = TeacherInfo(
-        round=known.round + 1 if known else 1,
-        weights=hash_file(run / WEIGHT_FILES["mask_transformer"]),
-        labels=hash_file(store.folder / INSTANCES_FILE),
-        share=min(1.0, plan.share + plan.rise * (known.round if known else 0)),
-        steadiness=known.steadiness if known else TtaConsistency(flip=0.0, scale=0.0, covered=0.0),
-    )
+    network, labels = _load_teacher(run, dataset)
+    previous = read_teacher_info(dataset)
+    previous_round = previous.round if previous else 0
+    min_relative_score = min(1.0, config.min_relative_score + config.score_increment * previous_round)
+    weights_sha256 = hash_file(run / WEIGHT_FILES["mask_transformer"])
+    labels_sha256 = hash_file(dataset.folder / INSTANCES_FILE)
     if out is not None:
-        suffix = " zoomed" if plan.zooms else ""
-        out.lock_config(
-            replace(config, teacher_hash=f"{teaching.weights} at {teaching.share:g} on {teaching.labels}{suffix}")
-        )
-    photos = store.read_photos()
-    cache = open_cache(features, config.encoder_hash, config.side_px)
-    finder = _Finder(
+        suffix = " with multi-crop" if config.multi_crop else ""
+        teacher_hash = f"{weights_sha256} at {min_relative_score:g} on {labels_sha256}{suffix}"
+        out.lock_config(replace(labels, teacher_hash=teacher_hash))
+    photos = dataset.read_photos()
+    teacher = _Teacher(
         decoder=network.decoder,
-        encoder=network.encoder if plan.zooms else None,
-        cache=cache,
-        folder=out.folder / "findings" if out else None,
+        encoder=network.encoder if config.multi_crop else None,
+        cache=open_cache(features, labels.encoder_hash, labels.side_px),
+        folder=out.folder / _PREDICTIONS_FOLDER if out else None,
     )
-    steadiness = TtaConsistency.average(
-        [finder.find(photo).steadiness for photo in track(_spread(photos), "steadiness")]
+    tested = [teacher.predict(photo).consistency for photo in track(_subsample(photos), "consistency")]
+    info = TeacherInfo(
+        round=previous_round + 1,
+        weights_sha256=weights_sha256,
+        labels_sha256=labels_sha256,
+        min_relative_score=min_relative_score,
+        consistency=TtaConsistency.average(tested),
     )
-    falls = steadiness.list_falls(known.steadiness, _TOLERANCE) if known else []
-    if falls and out is not None and not plan.is_forced:
-        raise TrainingError(f"{run} is no better a teacher than the last ({', '.join(falls)}): keep that, or force it")
-    teaching = replace(teaching, steadiness=steadiness)
-    found = 0 if out is None else _fill(out, store, photos, finder, teaching)
+    drops = info.consistency.list_drops(previous.consistency, _TOLERANCE) if previous else []
+    if drops and out is not None and not config.force:
+        raise TrainingError(f"{run} is less consistent than the previous teacher ({', '.join(drops)}); see --force")
     return RoundReport(
-        round=teaching.round,
-        steadiness=steadiness,
-        before=known.steadiness if known else None,
-        is_accepted=not falls,
+        round=info.round,
+        consistency=info.consistency,
+        previous_consistency=previous.consistency if previous else None,
+        is_accepted=not drops,
         photos=len(photos) if out else 0,
-        found=found,
+        instances=0 if out is None else _write_labels(out, dataset, photos, teacher, info),
     )
 
 
-def read_teacher_info(store: PseudoLabelDataset) -> TeacherInfo | None:
-    """None if no run labelled the store. Raises LabelStoreError if the file is broken."""
-    path = store.folder / TEACHER_FILE
+def read_teacher_info(dataset: PseudoLabelDataset) -> TeacherInfo | None:
+    """Return the teacher of a dataset; None if its labels are not a run's.
+
+    Raises LabelStoreError if the file is invalid or has another format version.
+    """
+    path = dataset.folder / TEACHER_FILE
     if not path.exists():
         return None
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-        return TeacherInfo(**{**content, "steadiness": TtaConsistency(**content["steadiness"])})
+        if (version := content.pop("format_version", None)) != FORMAT_VERSION:
+            raise ValueError(f"format version {version}, expected {FORMAT_VERSION}: run `useg self-train` again")
+        return TeacherInfo(**{**content, "consistency": TtaConsistency(**content["consistency"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise LabelStoreError(f"{path} does not tell of a teacher: {error}") from error
+        raise LabelStoreError(f"{path} is not a description of a teacher: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Finder:
-    """A teacher that writes down what it finds."""
+class _Teacher:
+    """Predicts photos, and stores the predictions."""
 
     decoder: MaskDecoder
     encoder: VisionTransformer | None
-    """Looks at windows anew, for what is kept."""
+    """Computes features of crops; None without multi-crop."""
     cache: FeatureCache
     folder: Path | None
-    """None: nothing is kept."""
+    """None: predictions are not stored."""
 
-    def find(self, photo: LabeledPhoto) -> TeacherPredictions:
+    def predict(self, photo: LabeledPhoto) -> TeacherPredictions:
+        """Return the stored predictions for a photo, or compute them. The consistency never includes multi-crop."""
         path = self.folder / f"{photo.digest}.npz" if self.folder else None
         if path and path.is_file():
             return read_teacher_predictions(path)
         whole, views = predict_views(self.decoder, photo, self.cache)
-        steadiness, size = measure_consistency(views), whole.letterbox
+        consistency, size = measure_consistency(views), whole.letterbox
         if path and self.encoder:
             _, views = predict_views(self.decoder, photo, self.cache, self.encoder)
-        findings = TeacherPredictions(
-            found=merge_views(views), steadiness=steadiness, height=size.height, width=size.width
+        predictions = TeacherPredictions(
+            merged=merge_views(views), consistency=consistency, height=size.height, width=size.width
         )
         if path is None:
-            return findings
-        findings.write(path)
-        return read_teacher_predictions(path)  # rounded, as a later run will read it
+            return predictions
+        predictions.write(path)
+        return read_teacher_predictions(path)  # with the rounding of the stored file
 
 
-def _open(run: Path, store: PseudoLabelDataset) -> tuple[MaskTransformer, PseudoLabelConfig]:
-    card, network = load_run(run)
+def _load_teacher(run: Path, dataset: PseudoLabelDataset) -> tuple[MaskTransformer, PseudoLabelConfig]:
+    info, network = load_run(run)
     if not isinstance(network, MaskTransformer):
-        raise ConfigError(f"{run} is a {card.network}: only a mask_transformer teaches itself")
-    config, shape = store.read_config(), network.decoder.config
-    fits = {
-        "encoder": hash_file(run / card.encoder_file) == config.encoder_hash,
-        "size": shape.side_px == config.side_px,
-        "thing clusters": shape.thing_clusters == config.thing_clusters,
-        "stuff clusters": shape.stuff_clusters == config.stuff_clusters,
+        raise ConfigError(f"{run} is a {info.network}: self-training needs a mask_transformer")
+    labels, decoder_config = dataset.read_config(), network.decoder.config
+    matches = {
+        "encoder": hash_file(run / info.encoder_file) == labels.encoder_hash,
+        "input size": decoder_config.side_px == labels.side_px,
+        "thing clusters": decoder_config.thing_clusters == labels.thing_clusters,
+        "stuff clusters": decoder_config.stuff_clusters == labels.stuff_clusters,
     }
-    if wrong := [name for name, does_fit in fits.items() if not does_fit]:
-        raise ConfigError(f"{run} has another {', '.join(wrong)} than {store.folder}: give the store it learned from")
-    return network, config
+    if wrong := [name for name, is_same in matches.items() if not is_same]:
+        raise ConfigError(f"{run} and {dataset.folder} differ in {', '.join(wrong)}: pass the labels of its training")
+    return network, labels
 
 
-def _spread(photos: Sequence[LabeledPhoto]) -> list[LabeledPhoto]:
-    count = min(_MEASURED_PHOTOS, len(photos))
-    return [photos[place * len(photos) // count] for place in range(count)]
+def _subsample(photos: Sequence[LabeledPhoto]) -> list[LabeledPhoto]:
+    count = min(_TEST_PHOTOS, len(photos))
+    return [photos[index * len(photos) // count] for index in range(count)]
 
 
-def _fill(
+def _write_labels(
     out: PseudoLabelDataset,
-    store: PseudoLabelDataset,
+    dataset: PseudoLabelDataset,
     photos: Sequence[LabeledPhoto],
-    finder: _Finder,
-    teaching: TeacherInfo,
+    teacher: _Teacher,
+    info: TeacherInfo,
 ) -> int:
-    """The labels of all photos; how many masks of them are the teacher's."""
+    """Write the labels of all photos; return the number of predicted instances in the panoptic maps."""
     config = out.read_config()
-    files = [_describe(photo, finder.find(photo), Path(config.photos)) for photo in track(photos, "views")]
-    stored = {photo.digest: photo for photo in photos}
+    files = [_to_photo_file(photo, teacher.predict(photo), Path(config.photos)) for photo in track(photos, "views")]
+    by_digest = {photo.digest: photo for photo in photos}
 
     def read(photo: PhotoFile) -> TeacherPredictions:
-        return finder.find(stored[photo.digest])
+        return teacher.predict(by_digest[photo.digest])
 
-    relabeller = PseudoLabelUpdater(
+    all_merged = (read(each).merged for each in files)
+    updater = PseudoLabelUpdater(
         read=read,
-        old_masks=store.read_instances(),
-        maxima=ClassMaxScores.survey(
-            (read(each).found for each in files), config.thing_clusters, config.stuff_clusters
-        ),
-        share=teaching.share,
+        old_instances=dataset.read_instances(),
+        max_scores=ClassMaxScores.compute(all_merged, config.thing_clusters, config.stuff_clusters),
+        min_relative_score=info.min_relative_score,
         side_px=config.side_px,
         thing_clusters=config.thing_clusters,
     )
-    dependencies = {"teacher": config.teacher_hash}
-    out.write_labels(config, files, dependencies, relabeller.label)
-    for path in (path for path in (store.codebook, store.projections) if path.exists()):
+    out.write_labels(config, files, {"teacher": config.teacher_hash}, updater.make_label)
+    for path in (path for path in (dataset.codebook, dataset.projections) if path.exists()):
         with atomic_write(out.folder / path.name) as sibling:
             shutil.copyfile(path, sibling)
     with atomic_write(out.folder / TEACHER_FILE) as sibling:
-        sibling.write_text(json.dumps(asdict(teaching), indent=2) + "\n")
-    return sum(relabeller.count_sure(read(each).found) for each in files)
+        sibling.write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(info)}, indent=2) + "\n")
+    return sum(updater.count_confident(read(each).merged) for each in files)
 
 
-def _describe(photo: LabeledPhoto, findings: TeacherPredictions, folder: Path) -> PhotoFile:
+def _to_photo_file(photo: LabeledPhoto, predictions: TeacherPredictions, folder: Path) -> PhotoFile:
     name = photo.path.relative_to(folder).as_posix()
-    return PhotoFile(path=photo.path, name=name, digest=photo.digest, height=findings.height, width=findings.width)
-
-
-ROUNDS_FILE = "rounds.csv"
-PICTURE_FILE = "rounds.png"
-_STEADINESS = ("flip", "scale", "covered")
+    return PhotoFile(
+        path=photo.path, name=name, digest=photo.digest, height=predictions.height, width=predictions.width
+    )
 
 
 def plot_rounds(results: Sequence[Path], out: Path) -> list[dict[str, float]]:
-    """The figures of each round, from 0 on, which are also written to `out` and drawn there.
+    """Write the metrics of each round, counted from 0, to a CSV file and a plot in `out`, and return them.
 
-    `results` are what `useg-train eval` or `useg-train relabel` said of each round's run, in their order. Raises
-    ConfigError for a file that is neither, or if they are of both kinds.
+    `results` are the JSON outputs of `useg eval` or `useg self-train` for each round's run, in order. Raises
+    ConfigError for another file, or if both kinds are mixed.
     """
-    figures = [_read_figures(path) for path in results]
-    if len({tuple(each) for each in figures}) != 1:
-        raise ConfigError("results of one kind are drawn together: of `eval` on one set, or of `relabel`")
-    table = out / ROUNDS_FILE
-    table.unlink(missing_ok=True)
-    for number, each in enumerate(figures):
-        append_losses(table, number, each)
-    plot_losses(table, out / PICTURE_FILE, "the score of each round of self-training")
-    return figures
+    metrics = [_read_metrics(path) for path in results]
+    if len({tuple(each) for each in metrics}) != 1:
+        raise ConfigError("results must be of one kind: of `eval` on one dataset, or of `self-train`")
+    table = CsvLogger(out / ROUNDS_CSV_FILE)
+    table.path.unlink(missing_ok=True)
+    for number, each in enumerate(metrics):
+        table.log(number, each)
+    plot_losses(table.path, out / ROUNDS_PLOT_FILE, "rounds of self-training", x_label="round")
+    return metrics
 
 
-def _read_figures(path: Path) -> dict[str, float]:
-    """PQ, mIoU and AP as far as they are there, in percent; or the steadiness, as shares."""
+def _read_metrics(path: Path) -> dict[str, float]:
+    """Return PQ, mIoU and AP in percent, as far as they are there; or the consistency."""
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-        if "steadiness" in content:
-            return {name: float(content["steadiness"][name]) for name in _STEADINESS}
-        figures = {"PQ": content["panoptic"].get("pq"), "mIoU": content["semantic"].get("miou")}
-        figures |= {"AP": content["instance"].get("agnostic_mask", {"headline": {}})["headline"].get("ap")}
-        return {name: float(each["value"]) for name, each in figures.items() if each}
+        if "consistency" in content:
+            return {name: float(content["consistency"][name]) for name in _CONSISTENCY_NAMES}
+        metrics = {"PQ": content["panoptic"].get("pq"), "mIoU": content["semantic"].get("miou")}
+        metrics |= {"AP": content["instance"].get("agnostic_mask", {"headline": {}})["headline"].get("ap")}
+        return {name: float(each["value"]) for name, each in metrics.items() if each}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is no result of `useg-train eval` or `relabel`: {error!r}") from error
+        raise ConfigError(f"{path} is not a result of `useg eval` or `useg self-train`: {error!r}") from error

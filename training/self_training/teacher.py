@@ -1,4 +1,4 @@
-"""A fitted decoder as a teacher: what it finds in a photo shown whole, mirrored and in windows."""
+"""The teacher of self-training: a trained decoder's predictions with test-time augmentation (mirroring and crops)."""
 
 import math
 from collections.abc import Sequence
@@ -18,149 +18,146 @@ from model.networks.vit import VisionTransformer
 from model.postprocessing.detections import split_components
 from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache, compute_features
-from training.mask_transformer.crops import CropView, CropWindow, count_patches, crop_view, full_view
-from training.mask_transformer.inference import DecoderInput, predict
+from training.mask_transformer.crops import CropView, CropWindow, count_photo_patches, crop_view, full_view
+from training.mask_transformer.inference import DecoderInput, run_decoder
 
 THRESHOLDS = TRANSFORMER_THRESHOLDS
-"""Where a teacher's masks end, and which parts of them are objects of their own: as in its answers."""
-LEAST_SCORE = 0.1
-"""Of a query's object: surer ones are looked at."""
-_WINDOW_SHARE = 0.75
-"""Of the square's side, where a window is cut from the whole photo's features."""
-_ZOOM_SHARE = 0.5625
-"""Where the encoder looks at it anew, and sees what is small: four windows show a photo of 4:3."""
-_RIM = np.ones((3, 3), np.uint8)
+"""Mask threshold and minimum component size, as in the network's panoptic output."""
+MIN_SCORE = 0.1
+"""Queries with a lower score are ignored."""
+_CROP_SIDE = 0.75
+"""Side of a crop of cached features, as a fraction of the input's."""
+_MULTI_CROP_SIDE = 0.5625
+"""Side of a crop that the encoder runs on again: four of them cover a photo of 4:3."""
+_BORDER = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPredictions:
-    """What was found in one view, in the cells of the whole photo's square."""
+    """Predictions for one view, in map pixels of the whole photo's input."""
 
-    soft: Float32[np.ndarray, "N h w"]
-    """Chances of belonging to each object, a connected part being one; 0 outside the view."""
+    mask_probs: Float32[np.ndarray, "N h w"]
+    """Probability of each connected component of an instance; 0 outside the view."""
     scores: Float32[np.ndarray, "N"]
-    chances: Float32[np.ndarray, "N K"]
-    """Of each thing cluster, if there is an object."""
-    semantic: Float32[np.ndarray, "S+1 h w"]
-    """Chances of things, and of each stuff cluster; 0 outside the view."""
-    inside: Bool[np.ndarray, "h w"]
-    """Cells of the photo that the view shows, but for a rim where it cuts the photo off."""
+    cluster_probs: Float32[np.ndarray, "N K"]
+    """Probabilities of the thing clusters, given an instance."""
+    semantic_probs: Float32[np.ndarray, "S+1 h w"]
+    """Probabilities of things and of each stuff cluster; 0 outside the view."""
+    is_visible: Bool[np.ndarray, "h w"]
+    """Pixels of the photo in the view, without those next to its border inside the photo."""
 
     @property
-    def hard(self) -> Bool[np.ndarray, "N h w"]:
-        return self.soft > THRESHOLDS.mask_threshold
+    def masks(self) -> Bool[np.ndarray, "N h w"]:
+        return self.mask_probs > THRESHOLDS.mask_threshold
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
-    """One way of showing a photo."""
+class TtaView:
+    """One augmentation of a photo."""
 
-    frame: CropView
+    crop: CropView
     grid: int
-    """Patches along the side of the whole photo's square."""
+    """Patches along the side of the whole photo's input."""
     is_mirrored: bool = False
 
     @property
-    def cells(self) -> tuple[slice, slice]:
-        """Rows and columns of the whole photo's square that are shown."""
-        window, cells = self.frame.window, self.frame.cells
+    def map_region(self) -> tuple[slice, slice]:
+        """Rows and columns of the whole photo's map that the view shows."""
+        window, side = self.crop.window, self.crop.map_side
         if window is None:
-            return slice(0, cells), slice(0, cells)
-        ends = ((first * cells // self.grid, (first + window.side) * cells // self.grid)
-                for first in (window.top, window.left))  # fmt: skip
-        rows, columns = (slice(*each) for each in ends)
+            return slice(0, side), slice(0, side)
+        rows, columns = (
+            slice(first * side // self.grid, (first + window.side) * side // self.grid)
+            for first in (window.top, window.left)
+        )
         return rows, columns
 
 
-def make_tta_views(whole: CropView, grid: int, share: float = _WINDOW_SHARE) -> list[View]:
-    """The photo whole, mirrored, and in windows of that share of the square's side that together show all of it."""
-    step = (
-        math.lcm(whole.side_px // grid, MASK_STRIDE_PX) * grid // whole.side_px
-    )  # keeps patches on patches, cells on cells
-    side = int(share * grid) // step * step
-    views = [View(frame=whole, grid=grid), View(frame=whole, grid=grid, is_mirrored=True)]
-    places = [sorted({0, max(0, length - side) // step * step}) for length in count_patches(whole, grid)]
-    for top in places[0]:
-        for left in places[1]:
+def make_tta_views(whole: CropView, grid: int, crop_side: float = _CROP_SIDE) -> list[TtaView]:
+    """Return the whole photo, the mirrored photo, and crops of that relative side that together cover the photo."""
+    # Multiples of this keep both patches and map pixels aligned.
+    step = math.lcm(whole.side_px // grid, MASK_STRIDE_PX) * grid // whole.side_px
+    side = int(crop_side * grid) // step * step
+    views = [TtaView(crop=whole, grid=grid), TtaView(crop=whole, grid=grid, is_mirrored=True)]
+    tops, lefts = (sorted({0, max(0, length - side) // step * step}) for length in count_photo_patches(whole, grid))
+    for top in tops:
+        for left in lefts:
             window = CropWindow(top=top, left=left, side=side)
-            views.append(View(frame=crop_view(whole, grid, window), grid=grid))
+            views.append(TtaView(crop=crop_view(whole, grid, window), grid=grid))
     return views
 
 
 def predict_views(
     decoder: MaskDecoder, photo: LabeledPhoto, cache: FeatureCache, encoder: VisionTransformer | None = None
 ) -> tuple[CropView, list[ViewPredictions]]:
-    """The whole photo's frame, and what is found in each view of `make_tta_views`.
+    """Return the whole photo's view, and the predictions for each of `make_tta_views`.
 
-    With an encoder, windows are smaller and have features of their own.
+    With an encoder, crops are smaller and their features are computed instead of resampled.
     """
-    picture = read_image(photo.path)
-    maps = np.array(cache.read(photo.digest))
-    whole = full_view(picture.height, picture.width, decoder.config.side_px)
-    views = make_tta_views(whole, decoder.grid_size, _ZOOM_SHARE if encoder else _WINDOW_SHARE)
-    sights = [_show(view, picture.image, maps) for view in views]
+    image = read_image(photo.path)
+    features = np.array(cache.read(photo.digest))
+    whole = full_view(image.height, image.width, decoder.config.side_px)
+    views = make_tta_views(whole, decoder.grid_size, _MULTI_CROP_SIDE if encoder else _CROP_SIDE)
+    inputs = [_make_input(view, image.image, features) for view in views]
     if encoder:
-        sights = [*sights[:2], *_zoom(encoder, sights[2:])]
-    prediction = predict(decoder, sights)
-    return whole, [_read(prediction, index, view, whole) for index, view in enumerate(views)]
+        inputs = [*inputs[:2], *_encode_crops(encoder, inputs[2:])]
+    output = run_decoder(decoder, inputs)
+    return whole, [_decode_view(output, index, view, whole) for index, view in enumerate(views)]
 
 
-def _show(view: View, image: np.ndarray, maps: np.ndarray) -> DecoderInput:
-    sight = DecoderInput(maps=view.frame.cut_maps(maps), square=view.frame.cut_pixels(image))
+def _make_input(view: TtaView, image: np.ndarray, features: np.ndarray) -> DecoderInput:
+    cropped = DecoderInput(features=view.crop.crop_features(features), pixels=view.crop.crop_image(image))
     if not view.is_mirrored:
-        return sight
-    return DecoderInput(maps=sight.maps[:, :, ::-1].copy(), square=sight.square[:, :, ::-1].copy())
+        return cropped
+    return DecoderInput(features=cropped.features[:, :, ::-1].copy(), pixels=cropped.pixels[:, :, ::-1].copy())
 
 
-def _zoom(encoder: VisionTransformer, windows: Sequence[DecoderInput]) -> list[DecoderInput]:
-    """The same with what the encoder finds in them."""
-    pixels = torch.from_numpy(np.stack([each.square for each in windows]))
-    maps = compute_features(encoder, pixels)
-    return [replace(each, maps=found) for each, found in zip(windows, maps, strict=True)]
+def _encode_crops(encoder: VisionTransformer, crops: Sequence[DecoderInput]) -> list[DecoderInput]:
+    """Replace the resampled features of crops by those that the encoder computes."""
+    features = compute_features(encoder, torch.from_numpy(np.stack([each.pixels for each in crops])))
+    return [replace(each, features=own) for each, own in zip(crops, features, strict=True)]
 
 
-def _read(prediction: DecoderOutput, index: int, view: View, whole: CropView) -> ViewPredictions:
-    one = DecoderOutput(
-        class_logits=prediction.class_logits[index : index + 1],
-        iou_logits=prediction.iou_logits[index : index + 1],
-        mask_logits=prediction.mask_logits[index : index + 1],
-        semantic_logits=prediction.semantic_logits[index : index + 1],
+def _decode_view(output: DecoderOutput, index: int, view: TtaView, whole: CropView) -> ViewPredictions:
+    single = DecoderOutput(
+        class_logits=output.class_logits[index : index + 1],
+        iou_logits=output.iou_logits[index : index + 1],
+        mask_logits=output.mask_logits[index : index + 1],
+        semantic_logits=output.semantic_logits[index : index + 1],
         aux_outputs=(),
     )
-    raw = to_network_output(one)
-    parts = [
-        (query, torch.from_numpy(part))
-        for query in (raw.scores[0] >= LEAST_SCORE).nonzero().flatten().tolist()
-        for part in split_components(raw.masks[0][query].numpy(), THRESHOLDS)
+    raw = to_network_output(single)
+    components = [
+        (query, torch.from_numpy(component))
+        for query in (raw.scores[0] >= MIN_SCORE).nonzero().flatten().tolist()
+        for component in split_components(raw.masks[0][query].numpy(), THRESHOLDS)
     ]
-    kept = [query for query, _ in parts]
-    drawn = torch.stack([part for _, part in parts]) if parts else raw.masks[0][:0]
-    photo = np.zeros((whole.cells, whole.cells), bool)
-    photo[: whole.letterbox.map_height, : whole.letterbox.map_width] = True
-    soft = _lift(drawn, view, whole)
-    semantic = _lift(one.semantic_logits[0].softmax(0), view, whole)
+    queries = [query for query, _ in components]
+    masks = torch.stack([component for _, component in components]) if components else raw.masks[0][:0]
+    is_photo = np.zeros((whole.map_side, whole.map_side), bool)
+    is_photo[: whole.letterbox.map_height, : whole.letterbox.map_width] = True
     return ViewPredictions(
-        soft=soft * photo,
-        scores=raw.scores[0][kept].numpy(),
-        chances=one.class_logits[0][kept][:, :-1].softmax(1).numpy(),
-        semantic=semantic * photo,
-        inside=_find_inside(view, photo),
+        mask_probs=_to_whole_map(masks, view, whole) * is_photo,
+        scores=raw.scores[0][queries].numpy(),
+        cluster_probs=single.class_logits[0][queries][:, :-1].softmax(1).numpy(),
+        semantic_probs=_to_whole_map(single.semantic_logits[0].softmax(0), view, whole) * is_photo,
+        is_visible=_find_visible(view, is_photo),
     )
 
 
-def _find_inside(view: View, photo: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    shown = np.zeros_like(photo)
-    shown[view.cells] = True
-    beyond: np.ndarray = cv2.dilate((photo & ~shown).astype(np.uint8), _RIM)
-    inside: Bool[np.ndarray, "h w"] = photo & shown & (beyond == 0)
-    return inside
+def _find_visible(view: TtaView, is_photo: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    shown = np.zeros_like(is_photo)
+    shown[view.map_region] = True
+    near_hidden: np.ndarray = cv2.dilate((is_photo & ~shown).astype(np.uint8), _BORDER)
+    visible: Bool[np.ndarray, "h w"] = is_photo & shown & (near_hidden == 0)
+    return visible
 
 
-def _lift(maps: Tensor, view: View, whole: CropView) -> Float32[np.ndarray, "N h w"]:
-    """Maps of a view [N h w] in the cells of the whole square."""
-    rows, columns = view.cells
-    lifted = np.zeros((len(maps), whole.cells, whole.cells), np.float32)
+def _to_whole_map(maps: Tensor, view: TtaView, whole: CropView) -> Float32[np.ndarray, "N h w"]:
+    """Paste maps of a view [N h w] into the whole photo's map."""
+    rows, columns = view.map_region
+    pasted = np.zeros((len(maps), whole.map_side, whole.map_side), np.float32)
     if len(maps):
-        turned = maps.flip(2) if view.is_mirrored else maps
-        lifted[:, rows, columns] = functional.adaptive_avg_pool2d(turned, rows.stop - rows.start).numpy()
-    return lifted
+        unmirrored = maps.flip(2) if view.is_mirrored else maps
+        pasted[:, rows, columns] = functional.adaptive_avg_pool2d(unmirrored, rows.stop - rows.start).numpy()
+    return pasted

@@ -1,4 +1,4 @@
-"""What the views of a photo have in common: one list of objects, and how steady a teacher is."""
+"""Merges the predictions for the views of a photo, and measures how consistent they are."""
 
 import math
 from collections.abc import Sequence
@@ -13,57 +13,62 @@ from jaxtyping import Bool, Float, Float32, Int, Int16
 from model.errors import LabelStoreError
 from model.files import atomic_write, load_npz
 from model.networks.query_rescoring import matrix_nms_decay
-from training.self_training.teacher import LEAST_SCORE, THRESHOLDS, ViewPredictions
+from training.self_training.teacher import MIN_SCORE, THRESHOLDS, ViewPredictions
 
-_SAME = 0.7
-"""IoU from which the objects of two views are one, as in the vote."""
-_WINDOW = 0.8
-"""What a window's word counts beside that of the whole photo, of which it shows a part."""
-_COUNTED_SCORE = 0.2
-"""Of objects that steadiness is measured on."""
-_COVERING_SCORE = 0.4
-"""From which an object covers what it lies on: as the default model's threshold."""
-_LEAST_CELLS = 4
+MAX_INSTANCES = 40
+"""Instances stored per photo, best first."""
+_SAME_INSTANCE_IOU = 0.7
+"""Instances of two views with this IoU are the same."""
+_CROP_SCORE_FACTOR = 0.8
+"""Weight of the scores of crops, which show only a part of the photo."""
+_MIN_CONSISTENCY_SCORE = 0.2
+"""Instances with a lower score do not count for the consistency."""
+_MIN_COVERAGE_SCORE = 0.4
+"""Instances with a lower score do not count for the coverage; the bundled model's score threshold."""
+_MIN_AREA = 4
+_QUANTIZATION_LEVELS = 255
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergedPredictions:
-    """What all views together say of a photo, in the cells of its square; objects best first."""
+    """Predictions for a photo, merged from all views, in map pixels of its input; instances best first."""
 
-    soft: Float32[np.ndarray, "N h w"]
+    mask_probs: Float32[np.ndarray, "N h w"]
     scores: Float32[np.ndarray, "N"]
-    """The best view's, halved where no other that shows the object whole finds it; less beside a rival."""
+    """The score in the best view, halved if no other view that shows the whole instance finds it, and decayed by
+    overlapping instances of higher score."""
     clusters: Int[np.ndarray, "N"]
-    """Counted from 1."""
+    """1-based."""
     semantic: Int16[np.ndarray, "h w"]
-    """The likeliest of 0, things, and the stuff clusters."""
-    certainty: Float32[np.ndarray, "h w"]
-    """Its chance."""
+    """The most probable of things (0) and the stuff clusters."""
+    semantic_probs: Float32[np.ndarray, "h w"]
+    """Probability of that class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TtaConsistency:
-    """What can be said of a teacher without labels; means over photos, 0..1."""
+    """Quality of a teacher, measured without labels; means over photos, 0..1, or NaN without any instance."""
 
     flip: float
-    """IoU of objects with those of the mirrored photo, by score."""
+    """IoU of the instances with those of the mirrored photo, weighted by score."""
     scale: float
-    """IoU with those of windows, made larger, that show them whole."""
-    covered: float
-    """Share of the photo with an object or stuff."""
+    """IoU with those of enlarged crops that show the whole instance."""
+    coverage: float
+    """Fraction of the photo with an instance or stuff."""
 
     @classmethod
     def average(cls, photos: Sequence[Self]) -> Self:
-        """The mean over those of which there is something to say; NaN if there is none."""
-        figures = np.array([(each.flip, each.scale, each.covered) for each in photos])
-        known = ~np.isnan(figures)
-        sums = np.where(known, figures, 0.0).sum(0)
-        flip, scale, covered = np.where(known.any(0), sums / np.maximum(known.sum(0), 1), np.nan).tolist()
-        return cls(flip=flip, scale=scale, covered=covered)
+        """Return the mean over the photos, each value over those where it is not NaN."""
+        values = np.array([(each.flip, each.scale, each.coverage) for each in photos])
+        is_known = ~np.isnan(values)
+        sums = np.where(is_known, values, 0.0).sum(0)
+        means = np.where(is_known.any(0), sums / np.maximum(is_known.sum(0), 1), np.nan)
+        flip, scale, coverage = means.tolist()
+        return cls(flip=flip, scale=scale, coverage=coverage)
 
-    def list_falls(self, before: Self, tolerance: float) -> list[str]:
-        """What is less than it was, in words; what was not known before (NaN) cannot fall."""
-        pairs = ((name, getattr(before, name), getattr(self, name)) for name in ("flip", "scale", "covered"))
+    def list_drops(self, before: Self, tolerance: float) -> list[str]:
+        """Describe the values that dropped by more than the tolerance; a value that was NaN before cannot drop."""
+        pairs = ((name, getattr(before, name), getattr(self, name)) for name in ("flip", "scale", "coverage"))
         return [
             f"{name} {old:.3f} to {new:.3f}"
             for name, old, new in pairs
@@ -71,167 +76,177 @@ class TtaConsistency:
         ]
 
 
-def merge_views(views: Sequence[ViewPredictions]) -> MergedPredictions:
-    """Objects grouped around the surest, at most one of each view; the first two views show the photo whole.
-
-    A mask is the mean of its group's, by score, and so is its chance of each cluster. Groups that overlap are rivals:
-    the less sure one's score decays, as in the network. Objects that a window cuts off are left out. Stuff is the mean
-    over the views that show a cell.
-    """
-    finds = [_drop_cut(each) for each in views]
-    soft, scores, chances = (
-        np.concatenate([getattr(each, name) for each in finds]) for name in ("soft", "scores", "chances")
-    )
-    origins = np.repeat(np.arange(len(finds)), [len(each.scores) for each in finds])
-    trusted = np.where(origins < 2, scores, np.float32(_WINDOW) * scores)
-    hard = soft > THRESHOLDS.mask_threshold
-    groups = _group(hard, trusted, origins)
-    semantic, certainty = _read_semantic(views)
-    masks = np.array([np.average(soft[each], axis=0, weights=scores[each]) for each in groups], np.float32)
-    masks = masks.reshape(len(groups), *semantic.shape)
-    agreed = [len(each) / _count_views(views, hard[each[0]]) for each in groups]
-    sureness = np.array([trusted[each[0]] * (1 + share) / 2 for each, share in zip(groups, agreed, strict=True)])
-    sureness = _yield_to_rivals(sureness.astype(np.float32), masks > THRESHOLDS.mask_threshold)
-    order = [place for place in np.argsort(-sureness, kind="stable") if sureness[place] >= LEAST_SCORE]
-    clusters = np.array([(scores[each] @ chances[each]).argmax() + 1 for each in groups], np.int64)
-    return MergedPredictions(
-        soft=masks[order], scores=sureness[order], clusters=clusters[order], semantic=semantic, certainty=certainty
-    )
-
-
-def measure_consistency(views: Sequence[ViewPredictions]) -> TtaConsistency:
-    """Of one photo; NaN where nothing was found to measure on. The first view shows it whole, the second mirrored."""
-    whole, mirrored, *windows = views
-    is_thing = (whole.hard & (whole.scores >= _COVERING_SCORE)[:, None, None]).any(0)
-    covered = (is_thing | (whole.semantic.argmax(0) > 0))[whole.inside].mean()
-    return TtaConsistency(flip=_agree(whole, [mirrored]), scale=_agree(whole, windows), covered=float(covered))
-
-
-def compare(masks: Bool[np.ndarray, "N h w"], others: Bool[np.ndarray, "M h w"]) -> Float[np.ndarray, "N M"]:
-    """Intersection over union of each with each; 0 of two empty ones."""
-    flat, rest = (each.reshape(len(each), math.prod(each.shape[1:])).astype(np.float32) for each in (masks, others))
-    shared = flat @ rest.T
-    joined = flat.sum(1)[:, None] + rest.sum(1)[None] - shared
-    overlaps: Float[np.ndarray, "N M"] = shared / np.maximum(joined, 1.0)
-    return overlaps
-
-
-def _drop_cut(view: ViewPredictions) -> ViewPredictions:
-    """The finds that lie in the view, with a few cells."""
-    hard = view.hard
-    kept = (hard.sum((1, 2)) >= _LEAST_CELLS) & ~(hard & ~view.inside).any((1, 2))
-    return replace(view, soft=view.soft[kept], scores=view.scores[kept], chances=view.chances[kept])
-
-
-def _group(
-    hard: Bool[np.ndarray, "N h w"], scores: Float[np.ndarray, "N"], origins: Int[np.ndarray, "N"]
-) -> list[Int[np.ndarray, "n"]]:
-    """Places of the objects that are one, the surest first."""
-    overlaps = compare(hard, hard)
-    is_free = np.ones(len(hard), bool)
-    groups = []
-    for seed in np.argsort(-scores, kind="stable"):
-        if is_free[seed]:
-            groups.append(_gather(overlaps[seed], origins, is_free))
-            is_free &= overlaps[seed] < _SAME
-    return groups
-
-
-def _yield_to_rivals(scores: Float32[np.ndarray, "N"], hard: Bool[np.ndarray, "N h w"]) -> Float32[np.ndarray, "N"]:
-    """Scores as they are beside better ones that draw the same."""
-    if not len(scores):
-        return scores
-    overlaps = torch.from_numpy(compare(hard, hard)).float()
-    kept: Float32[np.ndarray, "N"] = (
-        scores * matrix_nms_decay(torch.from_numpy(scores)[None], overlaps[None])[0].numpy()
-    )
-    return kept
-
-
-def _gather(
-    overlaps: Float[np.ndarray, "N"], origins: Int[np.ndarray, "N"], is_free: Bool[np.ndarray, "N"]
-) -> Int[np.ndarray, "n"]:
-    """The best of each view among those that overlap a seed, the seed first."""
-    fitting = np.flatnonzero(is_free & (overlaps >= _SAME))
-    ranked = fitting[np.argsort(-overlaps[fitting], kind="stable")]
-    _, firsts = np.unique(origins[ranked], return_index=True)
-    return ranked[np.sort(firsts)]
-
-
-def _count_views(views: Sequence[ViewPredictions], mask: Bool[np.ndarray, "h w"]) -> int:
-    """Those that show all of it."""
-    return sum(not (mask & ~each.inside).any() for each in views)
-
-
-def _read_semantic(views: Sequence[ViewPredictions]) -> tuple[Int16[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
-    shown = np.sum([each.semantic.sum(0) > 0.5 for each in views], axis=0)
-    mean = np.sum([each.semantic for each in views], axis=0) / np.maximum(shown, 1)
-    return mean.argmax(0).astype(np.int16), mean.max(0).astype(np.float32)
-
-
-def _agree(whole: ViewPredictions, others: Sequence[ViewPredictions]) -> float:
-    """The mean of each object's best IoU in the views that show all of it, by score."""
-    gained = weight = 0.0
-    counted = whole.scores >= _COUNTED_SCORE
-    for other in others:
-        kept = counted & ~(whole.hard & ~other.inside).any((1, 2))
-        found = other.hard[other.scores >= _COUNTED_SCORE]
-        best = compare(whole.hard[kept], found).max(1, initial=0.0)
-        gained += float(best @ whole.scores[kept])
-        weight += float(whole.scores[kept].sum())
-    return gained / weight if weight else math.nan
-
-
-MOST_OBJECTS = 40
-"""Kept of one photo, best first."""
-_LEVELS = 255
-
-
 @dataclass(frozen=True, kw_only=True)
 class TeacherPredictions:
-    """Objects, stuff and how steady the views were."""
+    """What is stored of a photo between the two passes of a round."""
 
-    found: MergedPredictions
-    steadiness: TtaConsistency
+    merged: MergedPredictions
+    consistency: TtaConsistency
     height: int
-    """Of the photo, as the next."""
+    """Height of the photo."""
     width: int
+    """Width of the photo."""
 
     def write(self, path: Path) -> None:
-        """Chances are rounded to 255ths."""
-        found, steadiness = self.found, self.steadiness
+        """Save as npz; probabilities are rounded to 255ths."""
+        merged, consistency = self.merged, self.consistency
         with atomic_write(path) as sibling, sibling.open("wb") as stream:
             np.savez_compressed(
                 stream,
-                soft=_pack(found.soft[:MOST_OBJECTS]),
-                scores=found.scores[:MOST_OBJECTS],
-                clusters=found.clusters[:MOST_OBJECTS],
-                semantic=found.semantic,
-                certainty=_pack(found.certainty),
-                steadiness=np.array([steadiness.flip, steadiness.scale, steadiness.covered]),
+                mask_probs=_quantize(merged.mask_probs[:MAX_INSTANCES]),
+                scores=merged.scores[:MAX_INSTANCES],
+                clusters=merged.clusters[:MAX_INSTANCES],
+                semantic=merged.semantic,
+                semantic_probs=_quantize(merged.semantic_probs),
+                consistency=np.array([consistency.flip, consistency.scale, consistency.coverage]),
                 size=np.array([self.height, self.width]),
             )
 
 
 def read_teacher_predictions(path: Path) -> TeacherPredictions:
-    """Raises LabelStoreError if the file is missing or broken."""
+    """Load stored predictions. Raises LabelStoreError if the file is missing or invalid."""
     try:
         stored = load_npz(path)
-        found = MergedPredictions(
-            soft=stored["soft"].astype(np.float32) / _LEVELS,
+        merged = MergedPredictions(
+            mask_probs=stored["mask_probs"].astype(np.float32) / _QUANTIZATION_LEVELS,
             scores=stored["scores"],
             clusters=stored["clusters"],
             semantic=stored["semantic"],
-            certainty=stored["certainty"].astype(np.float32) / _LEVELS,
+            semantic_probs=stored["semantic_probs"].astype(np.float32) / _QUANTIZATION_LEVELS,
         )
-        flip, scale, covered = stored["steadiness"].tolist()
+        flip, scale, coverage = stored["consistency"].tolist()
         height, width = stored["size"].tolist()
-        steadiness = TtaConsistency(flip=flip, scale=scale, covered=covered)
-        return TeacherPredictions(found=found, steadiness=steadiness, height=height, width=width)
+        consistency = TtaConsistency(flip=flip, scale=scale, coverage=coverage)
+        return TeacherPredictions(merged=merged, consistency=consistency, height=height, width=width)
     except (ValueError, KeyError) as error:
-        raise LabelStoreError(f"{path} holds nothing that a teacher found: {error}") from error
+        raise LabelStoreError(f"{path} is not a file of teacher predictions, delete it: {error}") from error
 
 
-def _pack(chances: np.ndarray) -> np.ndarray:
-    packed: np.ndarray = np.round(chances * _LEVELS).astype(np.uint8)
-    return packed
+def _quantize(probabilities: np.ndarray) -> np.ndarray:
+    quantized: np.ndarray = np.round(probabilities * _QUANTIZATION_LEVELS).astype(np.uint8)
+    return quantized
+
+
+def merge_views(views: Sequence[ViewPredictions]) -> MergedPredictions:
+    """Group the instances of all views, at most one of each view; the first two views must show the whole photo.
+
+    Mask and cluster probabilities are means over a group, weighted by score. Where groups overlap, the lower score
+    decays, as in the network. Instances that a crop cuts off are left out. Semantic probabilities are means over the
+    views that show a pixel.
+    """
+    kept = [_drop_truncated(each) for each in views]
+    mask_probs, scores, cluster_probs = (
+        np.concatenate([getattr(each, name) for each in kept]) for name in ("mask_probs", "scores", "cluster_probs")
+    )
+    view_indices = np.repeat(np.arange(len(kept)), [len(each.scores) for each in kept])
+    weighted_scores = np.where(view_indices < 2, scores, np.float32(_CROP_SCORE_FACTOR) * scores)
+    masks = mask_probs > THRESHOLDS.mask_threshold
+    groups = _group_instances(masks, weighted_scores, view_indices)
+    semantic, semantic_probs = _merge_semantic(views)
+    merged = np.array([np.average(mask_probs[each], axis=0, weights=scores[each]) for each in groups], np.float32)
+    merged = merged.reshape(len(groups), *semantic.shape)
+    found_in = [len(each) / _count_views(views, masks[each[0]]) for each in groups]
+    merged_scores = np.array(
+        [weighted_scores[each[0]] * (1 + fraction) / 2 for each, fraction in zip(groups, found_in, strict=True)]
+    )
+    merged_scores = _decay_overlapping(merged_scores.astype(np.float32), merged > THRESHOLDS.mask_threshold)
+    order = [index for index in np.argsort(-merged_scores, kind="stable") if merged_scores[index] >= MIN_SCORE]
+    clusters = np.array([(scores[each] @ cluster_probs[each]).argmax() + 1 for each in groups], np.int64)
+    return MergedPredictions(
+        mask_probs=merged[order],
+        scores=merged_scores[order],
+        clusters=clusters[order],
+        semantic=semantic,
+        semantic_probs=semantic_probs,
+    )
+
+
+def measure_consistency(views: Sequence[ViewPredictions]) -> TtaConsistency:
+    """Measure the consistency for one photo. The first view must be the whole photo, the second the mirrored one."""
+    whole, mirrored, *crops = views
+    is_thing = (whole.masks & (whole.scores >= _MIN_COVERAGE_SCORE)[:, None, None]).any(0)
+    is_covered = is_thing | (whole.semantic_probs.argmax(0) > 0)
+    return TtaConsistency(
+        flip=_mean_best_iou(whole, [mirrored]),
+        scale=_mean_best_iou(whole, crops),
+        coverage=float(is_covered[whole.is_visible].mean()),
+    )
+
+
+def mask_iou_matrix(masks: Bool[np.ndarray, "N h w"], others: Bool[np.ndarray, "M h w"]) -> Float[np.ndarray, "N M"]:
+    """Return the IoU of all pairs; 0 for two empty masks."""
+    first, second = (each.reshape(len(each), math.prod(each.shape[1:])).astype(np.float32) for each in (masks, others))
+    intersection = first @ second.T
+    union = first.sum(1)[:, None] + second.sum(1)[None] - intersection
+    ious: Float[np.ndarray, "N M"] = intersection / np.maximum(union, 1.0)
+    return ious
+
+
+def _drop_truncated(view: ViewPredictions) -> ViewPredictions:
+    """Remove instances that the view cuts off, and tiny ones."""
+    masks = view.masks
+    kept = (masks.sum((1, 2)) >= _MIN_AREA) & ~(masks & ~view.is_visible).any((1, 2))
+    return replace(
+        view,
+        mask_probs=view.mask_probs[kept],
+        scores=view.scores[kept],
+        cluster_probs=view.cluster_probs[kept],
+    )
+
+
+def _group_instances(
+    masks: Bool[np.ndarray, "N h w"], scores: Float[np.ndarray, "N"], view_indices: Int[np.ndarray, "N"]
+) -> list[Int[np.ndarray, "n"]]:
+    """Return the indices of instances that are the same, groups in order of their best score."""
+    ious = mask_iou_matrix(masks, masks)
+    is_free = np.ones(len(masks), bool)
+    groups = []
+    for seed in np.argsort(-scores, kind="stable"):
+        if is_free[seed]:
+            groups.append(_best_per_view(ious[seed], view_indices, is_free))
+            is_free &= ious[seed] < _SAME_INSTANCE_IOU
+    return groups
+
+
+def _best_per_view(
+    ious: Float[np.ndarray, "N"], view_indices: Int[np.ndarray, "N"], is_free: Bool[np.ndarray, "N"]
+) -> Int[np.ndarray, "n"]:
+    """Return the instance of each view with the highest IoU with a seed, if it is the same; the seed first."""
+    same = np.flatnonzero(is_free & (ious >= _SAME_INSTANCE_IOU))
+    ranked = same[np.argsort(-ious[same], kind="stable")]
+    _, firsts = np.unique(view_indices[ranked], return_index=True)
+    return ranked[np.sort(firsts)]
+
+
+def _decay_overlapping(scores: Float32[np.ndarray, "N"], masks: Bool[np.ndarray, "N h w"]) -> Float32[np.ndarray, "N"]:
+    """Decay the scores of instances that overlap better ones (matrix NMS)."""
+    if not len(scores):
+        return scores
+    ious = torch.from_numpy(mask_iou_matrix(masks, masks)).float()
+    decay = matrix_nms_decay(torch.from_numpy(scores)[None], ious[None])[0].numpy()
+    decayed: Float32[np.ndarray, "N"] = scores * decay
+    return decayed
+
+
+def _count_views(views: Sequence[ViewPredictions], mask: Bool[np.ndarray, "h w"]) -> int:
+    """Count the views that show all of a mask."""
+    return sum(not (mask & ~each.is_visible).any() for each in views)
+
+
+def _merge_semantic(views: Sequence[ViewPredictions]) -> tuple[Int16[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
+    num_shown = np.sum([each.semantic_probs.sum(0) > 0.5 for each in views], axis=0)
+    mean = np.sum([each.semantic_probs for each in views], axis=0) / np.maximum(num_shown, 1)
+    return mean.argmax(0).astype(np.int16), mean.max(0).astype(np.float32)
+
+
+def _mean_best_iou(whole: ViewPredictions, others: Sequence[ViewPredictions]) -> float:
+    """Return the mean of each instance's best IoU in the views that show all of it, weighted by score."""
+    weighted_sum = weight = 0.0
+    is_counted = whole.scores >= _MIN_CONSISTENCY_SCORE
+    for other in others:
+        kept = is_counted & ~(whole.masks & ~other.is_visible).any((1, 2))
+        found = other.masks[other.scores >= _MIN_CONSISTENCY_SCORE]
+        best = mask_iou_matrix(whole.masks[kept], found).max(1, initial=0.0)
+        weighted_sum += float(best @ whole.scores[kept])
+        weight += float(whole.scores[kept].sum())
+    return weighted_sum / weight if weight else math.nan

@@ -1,4 +1,4 @@
-"""Everything that a fit needs to go on, in one file."""
+"""Checkpoints to resume a training run from, and initial weights from another run or an artifact."""
 
 import json
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from model.backends.onnx_to_torch import load_torch_network
 from model.checkpoints.runs import WEIGHT_FILES, NetworkName, read_run_info
@@ -19,83 +20,101 @@ from model.files import atomic_write, hash_file
 from model.networks.architecture import list_unexported_weights
 from model.networks.mask_transformer import MaskTransformer
 
-_FACTS = "facts"
-_MODULE, _AVERAGE, _OPTIMISER = "decoder.", "average.", "optimiser."
-"""Beginnings of names; the first from when only decoders were trained."""
+FORMAT_VERSION = 2
+_METADATA = "metadata"
+_MODEL, _EMA, _OPTIMIZER = "model.", "ema.", "optimizer."
+"""Prefixes of tensor names."""
+_EMA_MODULE = "module."
+"""Prefix of the weights in the state dict of an AveragedModel."""
 
 
 def write_checkpoint(
-    path: Path, module: nn.Module, optimiser: Optimizer, facts: dict[str, Any], average: nn.Module | None = None
+    path: Path, module: nn.Module, optimizer: Optimizer, metadata: dict[str, Any], ema: AveragedModel | None = None
 ) -> None:
-    """Replace the checkpoint, whole or not at all; `facts` are JSON. Parameters that are not trained are left out."""
-    frozen = _list_frozen(module)
-    tensors: dict[str, Tensor] = {}
-    for beginning, each in ((_MODULE, module), (_AVERAGE, average)):
-        state = each.state_dict() if each is not None else {}
-        tensors |= {f"{beginning}{name}": tensor for name, tensor in state.items() if name not in frozen}
-    for index, entry in optimiser.state_dict()["state"].items():
-        tensors |= {f"{_OPTIMISER}{index}.{name}": tensor for name, tensor in entry.items()}
+    """Save weights, their moving average and the optimizer state atomically; `metadata` must be JSON.
+
+    Frozen parameters are not stored.
+    """
+    frozen = _frozen_names(module)
+    tensors = {f"{_MODEL}{name}": tensor for name, tensor in module.state_dict().items() if name not in frozen}
+    if ema is not None:
+        frozen_ema = {_EMA_MODULE + name for name in frozen}
+        tensors |= {f"{_EMA}{name}": tensor for name, tensor in ema.state_dict().items() if name not in frozen_ema}
+    for index, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in entry.items()}
+    content = {"format_version": FORMAT_VERSION, **metadata}
     with atomic_write(path) as sibling:
-        save_file(tensors, sibling, metadata={_FACTS: json.dumps(facts)})
+        save_file(tensors, sibling, metadata={_METADATA: json.dumps(content)})
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """What was said of a checkpoint. Raises CheckpointError if the file is none."""
+def read_checkpoint_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a checkpoint.
+
+    Raises CheckpointError if the file is not a checkpoint, or has another format version.
+    """
     try:
         with safe_open(path, "pt") as stored:
-            facts: dict[str, Any] = json.loads(stored.metadata()[_FACTS])
-            return facts
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is no checkpoint of a fit: {error}") from error
+            metadata: dict[str, Any] = json.loads(stored.metadata()[_METADATA])
+            version = metadata.pop("format_version")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a training checkpoint of this version: delete it to restart") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version}, expected {FORMAT_VERSION}: delete it to restart the run"
+        )
+    return metadata
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimiser: Optimizer, average: nn.Module | None = None) -> None:
-    """Put the stored tensors into a module, an optimiser and an average of the same sizes."""
+def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer, ema: AveragedModel | None = None) -> None:
+    """Load the stored tensors into a module, an optimizer and a moving average of the same shapes.
+
+    Frozen parameters keep their values. Raises CheckpointError if a tensor is missing or has another shape.
+    """
     with safe_open(path, "pt") as stored:
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
-    frozen = _list_frozen(module)
-    for beginning, each in ((_MODULE, module), (_AVERAGE, average)):
-        if each is not None:
-            load_strictly(each, _keep(each.state_dict(), frozen) | _cut(tensors, beginning))
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
+    frozen = _frozen_names(module)
+    _load(module, frozen, tensors, _MODEL)
+    if ema is not None:
+        _load(ema, {_EMA_MODULE + name for name in frozen}, tensors, _EMA)
     moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in _cut(tensors, _OPTIMISER).items():
+    for key, value in _strip_prefix(tensors, _OPTIMIZER).items():
         index, name = key.split(".", 1)
         moments.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
-def _list_frozen(module: nn.Module) -> set[str]:
+def _load(module: nn.Module, frozen: set[str], tensors: dict[str, Tensor], prefix: str) -> None:
+    current = module.state_dict()
+    load_strictly(module, {name: current[name] for name in frozen} | _strip_prefix(tensors, prefix))
+
+
+def _frozen_names(module: nn.Module) -> set[str]:
     return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
 
 
-def _keep(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    return {name: state[name] for name in names}
-
-
-def _cut(tensors: dict[str, Tensor], beginning: str) -> dict[str, Tensor]:
-    """Those whose names begin so, without the beginning."""
-    return {key.removeprefix(beginning): value for key, value in tensors.items() if key.startswith(beginning)}
+def _strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with the prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmStart:
-    """What was taken."""
+class InitialWeights:
+    """Weights that a training run starts from, for its provenance."""
 
     sha256: str
-    """Of the weights."""
+    """Hash of the weight file."""
     step: int
-    """Optimiser steps behind them."""
-    drawn: tuple[str, ...]
-    """Parameters that stay as they were drawn, the run having none of that name and shape."""
+    """Optimizer steps that produced the weights."""
+    reinitialized: tuple[str, ...]
+    """Parameters that were not loaded, because the source has none of that name and shape."""
 
-    def describe(self) -> dict[str, Any]:
-        """For the provenance of what is fitted."""
-        return {"sha256": self.sha256, "steps": self.step, "drawn": list(self.drawn)}
+    def to_provenance(self) -> dict[str, Any]:
+        return {"sha256": self.sha256, "steps": self.step, "reinitialized": list(self.reinitialized)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Earlier:
-    """What there is to start from."""
+class _WeightSource:
+    """A run or artifact to load weights from."""
 
     network: str
     state: StateDict
@@ -103,43 +122,44 @@ class _Earlier:
     step: int
 
 
-def warm_start(module: nn.Module, network: NetworkName, run: Path) -> WarmStart:
-    """Load what fits by name and shape, as detectron2's checkpointer does: heads of other classes stay as drawn.
+def load_initial_weights(module: nn.Module, network: NetworkName, source: Path) -> InitialWeights:
+    """Load the weights of a run or artifact that match by name and shape, as detectron2's checkpointer does.
 
-    `run` may also be an artifact, whose weights are rounded as they are stored there. Raises ConfigError if it is
-    another network's, or if less than half of the parameters fit.
+    Other parameters, such as class heads for another number of clusters, keep their initialization. The weights of an
+    artifact are rounded to its precision. Raises ConfigError if `source` holds another network, or if fewer than half
+    of the parameters match.
     """
-    earlier = _read_artifact(run) if (run / CONTRACT_FILE).is_file() else _read_run(run)
-    if earlier.network != network:
-        raise ConfigError(f"{run} is a {earlier.network}: a {network} cannot start from it")
+    found = _read_artifact(source) if (source / CONTRACT_FILE).is_file() else _read_run(source)
+    if found.network != network:
+        raise ConfigError(f"{source} is a {found.network}: a {network} cannot be initialized from it")
     own = module.state_dict()
-    fitting = {name: tensor for name, tensor in earlier.state.items() if name in own}
-    fitting = {name: tensor for name, tensor in fitting.items() if tensor.shape == own[name].shape}
-    if 2 * len(fitting) < len(own):
-        raise ConfigError(f"{run} has only {len(fitting)} of {len(own)} parameters in these shapes: not a start for it")
-    module.load_state_dict(fitting, strict=False)
-    drawn = tuple(name for name in own if name not in fitting)
-    return WarmStart(sha256=earlier.sha256, step=earlier.step, drawn=drawn)
+    matching = {name: tensor for name, tensor in found.state.items() if name in own and tensor.shape == own[name].shape}
+    if 2 * len(matching) < len(own):
+        raise ConfigError(f"only {len(matching)} of {len(own)} parameters of {source} have the network's shapes")
+    module.load_state_dict(matching, strict=False)
+    reinitialized = tuple(name for name in own if name not in matching)
+    return InitialWeights(sha256=found.sha256, step=found.step, reinitialized=reinitialized)
 
 
-def _read_run(run: Path) -> _Earlier:
-    card = read_run_info(run)
-    path = run / WEIGHT_FILES[card.network]
-    return _Earlier(network=card.network, state=read_state_dict(path), sha256=hash_file(path), step=card.step)
+def _read_run(run: Path) -> _WeightSource:
+    info = read_run_info(run)
+    path = run / WEIGHT_FILES[info.network]
+    return _WeightSource(network=info.network, state=read_state_dict(path), sha256=hash_file(path), step=info.step)
 
 
-def _read_artifact(artifact: Path) -> _Earlier:
-    """The trained part of an artifact; what no answer depends on is not in it."""
+def _read_artifact(artifact: Path) -> _WeightSource:
+    """Read the trained part of an artifact; weights that the output does not depend on are not exported."""
     contract = read_contract(artifact)
     if contract.precision == "int8":
-        raise ConfigError(f"{artifact} is of int8, which no fit starts from: give the artifact that it was made from")
-    restored = load_torch_network(contract, artifact)
-    idle, part = list_unexported_weights(restored), "decoder." if isinstance(restored, MaskTransformer) else ""
-    state = restored.state_dict()
-    kept = [name for name in state if name.startswith(part) and not name.startswith(idle)]
-    return _Earlier(
+        raise ConfigError(f"{artifact} is an int8 artifact: initialize from the artifact that it was quantized from")
+    network = load_torch_network(contract, artifact)
+    unexported = list_unexported_weights(network)
+    prefix = "decoder." if isinstance(network, MaskTransformer) else ""
+    state = network.state_dict()
+    kept = [name for name in state if name.startswith(prefix) and not name.startswith(unexported)]
+    return _WeightSource(
         network=contract.network,
-        state={name.removeprefix(part): state[name] for name in kept},
+        state={name.removeprefix(prefix): state[name] for name in kept},
         sha256=contract.files[contract.network_files[-1]],
         step=int(contract.provenance.get("steps", 0)),
     )

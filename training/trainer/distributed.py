@@ -1,4 +1,4 @@
-"""The processes that fit one run together under `torchrun`, each on its share of every batch."""
+"""Data-parallel training in several processes started by `torchrun`; each computes its slice of every batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,50 +12,52 @@ from model.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedContext:
-    """This process among all; where there is but one, nothing here costs or changes anything."""
+    """This process among all; with a single process every method returns its input."""
 
-    number: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
 
     @property
-    def is_first(self) -> bool:
-        """Whether it is the one that writes and tells."""
-        return self.number == 0
+    def is_main_process(self) -> bool:
+        """True in the process that writes files and logs."""
+        return self.rank == 0
 
-    def share(self, first: int, size: int) -> tuple[int, int]:
-        """First sample and number of samples of this process, in a batch that begins at `first`."""
-        own = size // self.count
-        return first + self.number * own, own
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise ConfigError if the batch cannot be divided evenly."""
+        if batch_size % self.world_size:
+            raise ConfigError(
+                f"a batch of {batch_size} cannot be divided among {self.world_size} processes: choose --batch-size"
+            )
 
-    def require_shares(self, size: int) -> None:
-        """Raise ConfigError for a batch that cannot be shared out evenly."""
-        if size % self.count:
-            raise ConfigError(f"a batch of {size} cannot be shared by {self.count} processes: choose another --batch")
+    def local_slice(self, first: int, batch_size: int) -> tuple[int, int]:
+        """Return first sample and number of samples of this process, in a batch that starts at `first`."""
+        count = batch_size // self.world_size
+        return first + self.rank * count, count
 
-    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give every process the mean gradients; one that no process has stays away.
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace the gradients by their mean over all processes; a parameter without a gradient anywhere keeps None.
 
-        One message of all numbers, where DistributedDataParallel would send parts while others are still computed: the
-        decoder's 4 M weights are soon sent, and the trainer, its checkpoints and averages need not know of a wrapper.
+        All gradients are sent as one message. DistributedDataParallel would overlap communication with the backward
+        pass, but the decoder has only 4 M weights, and checkpoints and EMA need not handle a wrapped module.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return
-        flat = torch.cat([_flatten(each) for each in parameters] + [_list_present(parameters)])
+        flat = torch.cat([_flat_gradient(each) for each in parameters] + [_has_gradient(parameters)])
         distributed.all_reduce(flat)
         parts = flat.split([each.numel() for each in parameters] + [len(parameters)])
-        for parameter, mean, present in zip(parameters, parts[:-1], parts[-1], strict=True):
-            parameter.grad = (mean / self.count).view_as(parameter) if present else None
+        for parameter, total, count in zip(parameters, parts[:-1], parts[-1], strict=True):
+            parameter.grad = (total / self.world_size).view_as(parameter) if count else None
 
-    def average(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """The mean of each figure over the processes, which all have the same."""
-        if self.count == 1:
-            return dict(figures)
-        values = torch.tensor(list(figures.values()), dtype=torch.float64)
-        return dict(zip(figures, average(values).tolist(), strict=True))
+    def all_reduce_mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean of each value over the processes, which must all pass the same keys."""
+        if self.world_size == 1:
+            return dict(values)
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64)
+        return dict(zip(values, mean_over_processes(tensor).tolist(), strict=True))
 
-    def agree(self, is_wished: bool) -> bool:
-        """Whether any process wishes it."""
-        return self.average({"wished": float(is_wished)})["wished"] > 0.0
+    def all_reduce_any(self, flag: bool) -> bool:
+        """Return True if the flag is set in any process."""
+        return self.all_reduce_mean({"flag": float(flag)})["flag"] > 0.0
 
 
 SINGLE_PROCESS = DistributedContext()
@@ -63,7 +65,7 @@ SINGLE_PROCESS = DistributedContext()
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[DistributedContext]:
-    """The group that `torchrun` began, or this process alone; left when the block ends."""
+    """Join the process group of `torchrun` for the duration of the block; without `torchrun`, a single process."""
     if not distributed.is_torchelastic_launched():
         yield SINGLE_PROCESS
         return
@@ -71,15 +73,15 @@ def init_distributed(device: str) -> Iterator[DistributedContext]:
         torch.cuda.set_device(distributed.get_node_local_rank())
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     try:
-        yield DistributedContext(number=distributed.get_rank(), count=distributed.get_world_size())
+        yield DistributedContext(rank=distributed.get_rank(), world_size=distributed.get_world_size())
     finally:
         distributed.destroy_process_group()
 
 
-def average(value: Tensor) -> Tensor:
-    """The mean over the processes that fit together; itself where there is one.
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Return the mean of a tensor over all processes; the tensor itself without a process group.
 
-    Of a loss's denominator: with it, the mean of the processes' gradients is that of the whole batch.
+    Applied to a loss's denominator, it makes the mean of the gradients equal to the gradient of the whole batch.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return value
@@ -88,10 +90,10 @@ def average(value: Tensor) -> Tensor:
     return mean / distributed.get_world_size()
 
 
-def _flatten(parameter: nn.Parameter) -> Tensor:
+def _flat_gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()
 
 
-def _list_present(parameters: Sequence[nn.Parameter]) -> Tensor:
-    here = [float(each.grad is not None) for each in parameters]
-    return torch.tensor(here, dtype=parameters[0].dtype, device=parameters[0].device)
+def _has_gradient(parameters: Sequence[nn.Parameter]) -> Tensor:
+    flags = [float(each.grad is not None) for each in parameters]
+    return torch.tensor(flags, dtype=parameters[0].dtype, device=parameters[0].device)

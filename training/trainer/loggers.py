@@ -1,166 +1,208 @@
-"""The losses of a fit, a row a step."""
+"""Loggers of a training run: CSV with a plot, TensorBoard, and Prometheus' textfile format."""
 
 import csv
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import SEEK_END
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+from torch.utils.tensorboard import SummaryWriter
 
 from model.files import atomic_write
 
-
-def append_losses(path: Path, step: int, losses: dict[str, float]) -> None:
-    """Add a row; the first one brings the heading, and a term that is new since then is left out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        with path.open("w", newline="") as stream:
-            csv.writer(stream).writerow(["step", *losses])
-    with path.open("r+", newline="") as stream:
-        heading = next(csv.reader(stream))
-        stream.seek(0, SEEK_END)
-        row = {"step": step, **{name: f"{value:.5f}" for name, value in losses.items()}}
-        csv.DictWriter(stream, heading, extrasaction="ignore").writerow(row)
+LOSSES_FILE = "losses.csv"
+PLOT_FILE = "losses.png"
+TENSORBOARD_FOLDER = "tensorboard"
+TEXTFILE_INTERVAL_S = 5.0
+"""Minimum time between two textfiles; Prometheus rarely scrapes more often."""
+_COLUMNS = 3
+_SMOOTHING = 0.02
+"""Window of the running mean, as a fraction of the steps."""
+_MAX_QUANTILE = 0.98
+"""The y axis ends at this quantile, so that the high losses of the first steps do not flatten the curve."""
 
 
-def read_losses(path: Path) -> dict[str, list[float]]:
-    """The columns, `step` among them; empty without a file."""
+class Logger(Protocol):
+    """A destination of the losses of a training run."""
+
+    def log(self, step: int, losses: Mapping[str, float], left_s: float, *, is_last: bool) -> None:
+        """Record the losses of a step; `left_s` is the estimated time to the end."""
+
+    def mark_failed(self) -> None:
+        """Record that the run stopped because a loss or gradient was not finite."""
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+
+    def close(self) -> None:
+        """Release the destination; a later `log` opens it again."""
+
+
+class CsvLogger:
+    """A CSV file with a row for each step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def log(self, step: int, losses: Mapping[str, float], left_s: float = math.nan, *, is_last: bool = False) -> None:
+        """Append a row. The first row defines the columns; a term that appears later is not stored."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists():
+            with self.path.open("w", newline="") as stream:
+                csv.writer(stream).writerow(["step", *losses])
+        with self.path.open("r+", newline="") as stream:
+            header = next(csv.reader(stream))
+            stream.seek(0, SEEK_END)
+            row = {"step": step, **{name: f"{value:.5f}" for name, value in losses.items()}}
+            csv.DictWriter(stream, header, extrasaction="ignore").writerow(row)
+
+    def mark_failed(self) -> None:
+        """Nothing to do: the last row is that of the last good step."""
+
+    def flush(self) -> None:
+        """Nothing to do: every row is written at once."""
+
+    def close(self) -> None:
+        """Nothing to do: the file is closed after every row."""
+
+    def truncate_after(self, step: int) -> None:
+        """Remove the rows of later steps, which a resumed run computes again."""
+        if not self.path.exists():
+            return
+        with self.path.open(newline="") as stream:
+            header, *rows = csv.reader(stream)
+        with atomic_write(self.path) as sibling, sibling.open("w", newline="") as stream:
+            csv.writer(stream).writerows([header, *(row for row in rows if int(row[0]) <= step)])
+
+
+def read_csv_log(path: Path) -> dict[str, list[float]]:
+    """Return the columns of a CSV log, with `step` among them; empty if there is no file."""
     if not path.exists():
         return {}
     with path.open(newline="") as stream:
-        heading, *rows = csv.reader(stream)
-    return {name: [float(row[place] or "nan") for row in rows] for place, name in enumerate(heading)}
+        header, *rows = csv.reader(stream)
+    return {name: [float(row[index] or "nan") for row in rows] for index, name in enumerate(header)}
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the rows of steps that a resumed fit will do again."""
-    if not path.exists():
-        return
-    with path.open(newline="") as stream:
-        heading, *rows = csv.reader(stream)
-    with atomic_write(path) as sibling, sibling.open("w", newline="") as stream:
-        csv.writer(stream).writerows([heading, *(row for row in rows if int(row[0]) <= step)])
+class TensorBoardLogger:
+    """Scalars for TensorBoard: `loss/<term>` by step."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
 
-EVERY_S = 5.0
-"""Between two files: Prometheus seldom looks more often."""
+    def log(self, step: int, losses: Mapping[str, float], left_s: float = math.nan, *, is_last: bool = False) -> None:
+        """Add the losses; events of an earlier process at this step or later are marked as obsolete."""
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        for term, value in losses.items():
+            self._writer.add_scalar(f"loss/{term}", value, step)
+
+    def mark_failed(self) -> None:
+        """Write what is buffered, so that the last losses can be inspected."""
+        self.close()
+
+    def flush(self) -> None:
+        """Write what is buffered to the event file."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Write and close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 class PrometheusTextfileLogger:
-    """A file that is written whole or not at all, as the collector wants it."""
+    """A file for the textfile collector of Prometheus' node_exporter, replaced atomically."""
 
-    def __init__(self, path: Path, run: Path, steps: int) -> None:
-        """`path` ends in .prom, or the collector will not read it."""
+    def __init__(self, path: Path, run: Path, max_steps: int) -> None:
+        """The collector reads only files that end in .prom."""
         self._path = path
         self._run = str(run)
         self._registry = CollectorRegistry()
-        self._step = self._make("seg_fit_step", "Steps that are done.")
-        self._left_s = self._make("seg_fit_seconds_left", "Seconds to the end, at the pace so far.")
-        self._is_broken = self._make(
-            "seg_fit_not_finite", "1 if the fit ended at a loss or gradient that is no number."
-        )
-        self._losses = self._make("seg_fit_loss", "Each term of the loss, and what is watched beside it.", "term")
-        self._when = self._make("seg_fit_told_timestamp_seconds", "When these figures were written.")
-        self._make("seg_fit_steps", "Steps of the whole fit.").labels(self._run).set(steps)
-        self._told = -math.inf
+        self._step = self._gauge("useg_train_step", "Finished optimizer steps.")
+        self._left = self._gauge("useg_train_seconds_left", "Estimated seconds to the end of the run.")
+        self._failed = self._gauge("useg_train_not_finite", "1 if the run stopped at a loss or gradient not finite.")
+        self._losses = self._gauge("useg_train_loss", "Loss terms and other values of the last step.", "term")
+        self._updated = self._gauge("useg_train_updated_timestamp_seconds", "Time of the last update.")
+        self._gauge("useg_train_max_steps", "Optimizer steps of the whole run.").labels(self._run).set(max_steps)
+        self._written_at = -math.inf
 
-    def tell(self, step: int, losses: Mapping[str, float], left_s: float, *, is_last: bool) -> None:
-        """Write the file, if that is due."""
+    def log(self, step: int, losses: Mapping[str, float], left_s: float, *, is_last: bool) -> None:
+        """Write the file, at most every `TEXTFILE_INTERVAL_S` seconds."""
         now = time.monotonic()
-        if now - self._told < EVERY_S and not is_last:
+        if now - self._written_at < TEXTFILE_INTERVAL_S and not is_last:
             return
-        self._told = now
+        self._written_at = now
         self._step.labels(self._run).set(step)
-        self._left_s.labels(self._run).set(left_s)
+        self._left.labels(self._run).set(left_s)
         for term, value in losses.items():
             self._losses.labels(self._run, term).set(value)
-        self._write(is_broken=False)
+        self._write(has_failed=False)
 
-    def fail(self) -> None:
-        """Write that the fit broke; the figures stay those that were told last."""
-        self._write(is_broken=True)
+    def mark_failed(self) -> None:
+        """Set `useg_train_not_finite`; the other values stay those of the last update."""
+        self._write(has_failed=True)
 
-    def _write(self, *, is_broken: bool) -> None:
-        self._is_broken.labels(self._run).set(is_broken)
-        self._when.labels(self._run).set_to_current_time()
+    def flush(self) -> None:
+        """Nothing to do: the file is complete after every update."""
+
+    def close(self) -> None:
+        """Nothing to do: the file is closed after every update."""
+
+    def _write(self, *, has_failed: bool) -> None:
+        self._failed.labels(self._run).set(has_failed)
+        self._updated.labels(self._run).set_to_current_time()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_to_textfile(str(self._path), self._registry)
 
-    def _make(self, name: str, words: str, *labels: str) -> Gauge:
-        return Gauge(name, words, ("run", *labels), registry=self._registry)
+    def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
+        return Gauge(name, documentation, ("run", *labels), registry=self._registry)
 
 
-_WIDTH_PX, _HEIGHT_PX = 360, 200
-"""Of the plot of one term."""
-_COLUMNS = 3
-_LEFT_PX, _ABOVE_PX, _BELOW_PX, _GAP_PX, _TITLE_PX = 64, 30, 26, 22, 40
-_TEXT_PX, _HEADING_PX = 13, 18
-_PAPER_RGB, _TEXT_RGB, _FAINT_RGB = (255, 255, 255), (40, 40, 40), (140, 140, 140)
-_EACH_RGB, _MEAN_RGB, _LINE_RGB = (190, 205, 225), (40, 90, 160), (225, 225, 225)
-_WINDOW_SHARE = 0.02
-"""Of the steps; the mean is taken over so many, the last one among them."""
-_WORST_SHARE = 0.98
-"""The picture is as high as this share of the values: a few at the beginning would squash the rest."""
+def plot_losses(csv_log: Path, out: Path, title: str, x_label: str = "step") -> None:
+    """Save a PNG with one plot per column of a CSV log: the values in a light color, their running mean in a dark one.
 
-
-def plot_losses(history: Path, out: Path, title: str) -> None:
-    """A PNG with a plot for each column of a history: single steps pale, their running mean strong."""
-    columns = read_losses(history)
-    steps = columns.pop("step", [])
+    `total` comes first; a column without values gets an empty plot.
+    """
+    columns = read_csv_log(csv_log)
+    steps = np.array(columns.pop("step", []))
     names = sorted(columns, key=lambda name: name != "total")
-    rows = -(-len(names) // _COLUMNS)
-    cell_width, cell_height = _LEFT_PX + _WIDTH_PX + _GAP_PX, _ABOVE_PX + _HEIGHT_PX + _BELOW_PX
-    width, height = min(_COLUMNS, max(1, len(names))) * cell_width, _TITLE_PX + max(1, rows) * cell_height
-    sheet = Image.new("RGB", (width, height), _PAPER_RGB)
-    pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP_PX, _GAP_PX // 2), title, fill=_TEXT_RGB, font=ImageFont.load_default(_HEADING_PX))
-    for place, name in enumerate(names):
-        row, column = divmod(place, _COLUMNS)
-        corner = (column * cell_width + _LEFT_PX, _TITLE_PX + row * cell_height + _ABOVE_PX)
-        _plot(pen, corner, name, np.array(steps), np.array(columns[name]))
+    rows = max(1, -(-len(names) // _COLUMNS))
+    # Fixed margins: a layout engine would take seconds.
+    figure = Figure(figsize=(4.5 * min(_COLUMNS, max(1, len(names))), 2.8 * rows + 0.4))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.5 / (2.8 * rows), top=1.0 - 0.8 / (2.8 * rows), hspace=0.5)
+    figure.suptitle(title)
+    for number, name in enumerate(names, start=1):
+        axes = figure.add_subplot(rows, _COLUMNS if len(names) > _COLUMNS else len(names), number)
+        values = np.array(columns[name])
+        is_known = np.isfinite(values)
+        x, y = steps[is_known], values[is_known]
+        axes.set_title(f"{name}: {y[-1]:.4g}" if len(y) else name)
+        axes.set_xlabel(x_label)
+        axes.grid(alpha=0.3)
+        if len(y):
+            axes.plot(x, y, color="lightsteelblue", linewidth=0.8)
+            axes.plot(x, running_mean(y, max(1, round(_SMOOTHING * len(y)))), color="tab:blue")
+            axes.set_ylim(0.0, max(float(np.quantile(y, _MAX_QUANTILE)), 1e-9))
     with atomic_write(out) as sibling, sibling.open("wb") as stream:
-        sheet.save(stream, "PNG")
+        FigureCanvasAgg(figure)
+        figure.savefig(stream, format="png")
 
 
-def average_window(values: Float[np.ndarray, "N"], length: int) -> Float[np.ndarray, "N"]:
-    """The mean of each value and those before it, `length` in all or as many as there are."""
+def running_mean(values: Float[np.ndarray, "N"], window: int) -> Float[np.ndarray, "N"]:
+    """Return the mean of each value and those before it, `window` in all or as many as there are."""
     sums = np.concatenate([[0.0], values.cumsum()])
     ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - length)
+    starts = np.maximum(0, ends - window)
     means: Float[np.ndarray, "N"] = (sums[ends] - sums[starts]) / (ends - starts)
     return means
-
-
-def _plot(
-    pen: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    name: str,
-    steps: Float[np.ndarray, "N"],
-    values: Float[np.ndarray, "N"],
-) -> None:
-    font = ImageFont.load_default(_TEXT_PX)
-    left, top = corner
-    known = np.isfinite(values)
-    steps, values = steps[known], values[known]
-    if not len(steps):
-        return
-    means = average_window(values, max(1, round(_WINDOW_SHARE * len(values))))
-    last, highest = max(1.0, steps[-1]), max(float(np.quantile(values, _WORST_SHARE)), 1e-9)
-    pen.text((left, top - 22), f"{name}: {means[-1]:.4g}", fill=_TEXT_RGB, font=font)
-    for share in (0.0, 0.5, 1.0):
-        level = top + round((1.0 - share) * _HEIGHT_PX)
-        pen.line([(left, level), (left + _WIDTH_PX, level)], fill=_LINE_RGB)
-        pen.text((left - 8, level), f"{share * highest:.3g}", fill=_FAINT_RGB, font=font, anchor="rm")
-        along = left + round(share * _WIDTH_PX)
-        pen.text((along, top + _HEIGHT_PX + 5), f"{share * last:,.0f}", fill=_FAINT_RGB, font=font, anchor="ma")
-    for series, colour, thickness in ((values, _EACH_RGB, 1), (means, _MEAN_RGB, 2)):
-        across = left + steps / last * _WIDTH_PX
-        down = top + (1.0 - np.clip(series / highest, 0.0, 1.0)) * _HEIGHT_PX
-        points: Sequence[tuple[float, float]] = list(zip(across.tolist(), down.tolist(), strict=True))
-        if len(points) > 1:
-            pen.line(points, fill=colour, width=thickness)

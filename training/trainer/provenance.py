@@ -1,8 +1,7 @@
-"""What a fit is made from: the encoder beside the run, and where it, the photos and the labels come from."""
+"""Provenance of a run: encoder, photos, labels and the commit of the code."""
 
 import shutil
 import subprocess
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,16 @@ from model.errors import CheckpointError
 from model.files import atomic_write, hash_file
 from training.data.label_config import PseudoLabelConfig, to_json
 
+_GIT_TIMEOUT_S = 10.0
+_MACHINE_PATHS = ("photos", "encoder", "stuff_maps_dir")
+"""Prefixes of label options that hold paths of this machine, or that have an entry of their own."""
+
 
 def copy_encoder(source: str, expected_hash: str, run: Path) -> str:
-    """Copy the encoder into the run, once; returns its name there. Raises CheckpointError if it has changed."""
+    """Copy the encoder file into the run, unless it is there, and return its name in the run.
+
+    Raises CheckpointError if the file has another hash.
+    """
     name = f"{ENCODER_STEM}{Path(source).suffix}"
     if not (run / name).exists():
         with atomic_write(run / name) as sibling:
@@ -25,44 +31,32 @@ def copy_encoder(source: str, expected_hash: str, run: Path) -> str:
     return name
 
 
-def make_provenance(labels: PseudoLabelConfig, photos: int) -> dict[str, Any]:
-    """The provenance that goes into run and artifact: no paths of this machine."""
-    here = ("photos", "encoder", "stuff_maps_dir")
-    settings = {key: value for key, value in to_json(labels).items() if not key.startswith(here)}
+def make_provenance(labels: PseudoLabelConfig, num_photos: int) -> dict[str, Any]:
+    """Describe encoder, photos and labels for run and artifact, without paths of this machine."""
+    settings = {key: value for key, value in to_json(labels).items() if not key.startswith(_MACHINE_PATHS)}
     return {
         "encoder": {"sha256": labels.encoder_hash, "origin": describe_encoder_origin(labels.encoder_hash)},
-        "photos": {"count": photos, "sha256": labels.photos_hash, "note": settings.pop("data_source")},
+        "photos": {"count": num_photos, "sha256": labels.photos_hash, "note": settings.pop("data_source")},
         "labels": settings,
     }
 
 
-def is_same_provenance(stored: dict[str, Any], given: dict[str, Any]) -> bool:
-    """Whether two provenances are one; a setting of labels younger than what was stored had its default then."""
-    defaults = {entry.name: entry.default for entry in fields(PseudoLabelConfig)}
-    settings: dict[str, Any] = stored.get("labels", {})
-    younger = {name: defaults[name] for name in given["labels"] if name not in settings}
-    return {**stored, "labels": younger | settings} == given
-
-
-_TIMEOUT_S = 10.0
-
-
 def git_commit(file: Path = Path(__file__)) -> str | None:
-    """The git commit of the checkout that holds a file, `-dirty` behind it if anything there was changed since.
+    """Return the git commit of the checkout that tracks a file, with `-dirty` appended if it has local changes.
 
-    None if git is absent, or does not know the file: it may be installed inside a checkout of something else.
+    None if git is not installed or does not track the file, which may be installed inside an unrelated checkout.
     """
     git = shutil.which("git")
-    if git is None or _ask(git, file, "ls-files", "--error-unmatch", file.name) is None:
+    if git is None or _run_git(git, file, "ls-files", "--error-unmatch", file.name) is None:
         return None
-    return _ask(git, file, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return _run_git(git, file, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
-def _ask(git: str, file: Path, *words: str) -> str | None:
+def _run_git(git: str, file: Path, *arguments: str) -> str | None:
+    """Return the output of a git command in the file's folder; None if it failed."""
+    command = [git, "-C", str(file.parent), *arguments]
     try:
-        asked = subprocess.run(
-            [git, "-C", file.parent, *words], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        )
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return asked.stdout.strip()
+    return ended.stdout.strip()

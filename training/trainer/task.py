@@ -1,66 +1,87 @@
-"""What one loop must know of the networks that it trains."""
+"""The interface between the trainer and a network, and the photo sampler that all tasks use."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model.checkpoints.runs import RunInfo
 from model.networks.mask_transformer import MaskDecoder
 from model.networks.panoptic_cascade import PanopticCascade
+from training.data.dataset import LabeledPhoto
 from training.trainer.config import TrainConfig
 
 IGNORE_INDEX = -1
-"""Of a semantic target: nothing is asked there; 255, which files use, may be a cluster here."""
+"""Value of a semantic target that no loss counts. Not 255, which may be a cluster."""
 
 
 class TrainingBatch(Protocol):
-    """Inputs and targets: a dataclass of tensors, and of tuples and dataclasses of them."""
+    """Inputs and targets: a dataclass of tensors, and of tuples and dataclasses of tensors."""
 
     @property
     def photos(self) -> tuple[Path, ...]:
-        """Named where a batch breaks a fit."""
+        """Paths of the photos, for error messages."""
 
 
 class TrainingLosses(Protocol):
-    """Weighted terms."""
+    """Weighted loss terms."""
 
     @property
     def total(self) -> Tensor:
-        """Their sum, which is minimised."""
+        """Sum of the terms, which the optimizer minimizes."""
 
     def as_floats(self) -> dict[str, float]:
-        """Every term, and the sum as `total`."""
+        """Every logged value by name, with the sum as `total`."""
 
 
 BatchType = TypeVar("BatchType", bound=TrainingBatch)
 
 
 class TrainingTask(Protocol[BatchType]):
-    """A network and how it is taught: all that differs from one fit to another."""
+    """A network with its data, losses, optimizer and schedule: all that differs between two training runs."""
 
     @property
-    def recipe(self) -> TrainConfig: ...
+    def config(self) -> TrainConfig: ...
 
     @property
-    def card(self) -> RunInfo:
-        """Of the run, at step 0."""
+    def run_info(self) -> RunInfo:
+        """Description of the run at step 0."""
 
     @property
     def module(self) -> MaskDecoder | PanopticCascade:
-        """The trained part, whose weights make the run."""
+        """The trained part, whose weights are stored in the run."""
 
-    def make_optimiser(self) -> Optimizer: ...
+    def make_optimizer(self) -> Optimizer: ...
 
-    def schedule(self, step: int) -> float:
-        """The share of the recipe's learning rate at a step."""
+    def lr_factor(self, step: int) -> float:
+        """Factor of the peak learning rate at a step."""
 
-    def read(self, first: int, count: int) -> BatchType:
-        """Samples `first` to `first + count` of an endless walk that is always the same; called from another thread."""
+    def load_batch(self, first: int, count: int) -> BatchType:
+        """Load samples `first` to `first + count` of an endless, reproducible sequence; called from another thread."""
 
     def compute_losses(self, batch: BatchType, step: int) -> TrainingLosses:
-        """What is drawn at random here hangs on the seed and the step alone."""
+        """Run a forward pass. Random choices depend only on the seed and the step."""
 
-    def finish(self, module: nn.Module) -> None:
-        """Put in order what is about to be written as a finished run."""
+    def on_train_end(self, module: nn.Module) -> None:
+        """Adjust the final weights before they are saved, for example batch-norm statistics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoSampler:
+    """An endless sequence of photos in random order, a new permutation each epoch.
+
+    Sample n depends only on the seed and on n, so a resumed run sees the same samples.
+    """
+
+    photos: Sequence[LabeledPhoto]
+    seed: int
+
+    def __getitem__(self, index: int) -> tuple[LabeledPhoto, np.random.Generator]:
+        """Return the photo at this position of the sequence, and a generator for its augmentation."""
+        epoch, position = divmod(index, len(self.photos))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.photos))
+        return self.photos[order[position]], np.random.default_rng((self.seed, epoch, position))

@@ -1,6 +1,5 @@
-"""One loop for every network: it can be killed at any moment, and goes on as if it had not been."""
+"""The training loop of every network. A killed run continues from its last checkpoint with identical results."""
 
-import copy
 import json
 import logging
 import math
@@ -8,103 +7,129 @@ import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from model.checkpoints.runs import write_run
 from model.errors import ConfigError, TrainingError
+from model.networks.mask_transformer import MaskDecoder
+from model.networks.panoptic_cascade import PanopticCascade
 from training.progress import Progress
-from training.trainer.checkpoint import load_checkpoint, read_facts, warm_start, write_checkpoint
+from training.trainer.checkpoint import (
+    load_checkpoint,
+    load_initial_weights,
+    read_checkpoint_metadata,
+    write_checkpoint,
+)
 from training.trainer.config import TrainConfig
 from training.trainer.distributed import SINGLE_PROCESS, DistributedContext
-from training.trainer.loggers import PrometheusTextfileLogger, append_losses, forget_after, plot_losses
-from training.trainer.provenance import git_commit, is_same_provenance
+from training.trainer.loggers import (
+    LOSSES_FILE,
+    PLOT_FILE,
+    TENSORBOARD_FOLDER,
+    CsvLogger,
+    Logger,
+    PrometheusTextfileLogger,
+    TensorBoardLogger,
+    plot_losses,
+)
+from training.trainer.provenance import git_commit
 from training.trainer.task import BatchType, TrainingTask
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-HISTORY_FILE = "history.csv"
-CURVES_FILE = "curves.png"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """Where a fit ended."""
+    """Result of a training run."""
 
     step: int
+    """Finished optimizer steps."""
     losses: dict[str, float]
+    """Losses of the last step of this call; empty if the run was already finished."""
 
 
 class Trainer(Generic[BatchType]):
-    """A trainee, its optimiser and how far they are."""
+    """Trains the network of a task and writes a run: weights, checkpoint, logs and plots."""
 
     def __init__(
         self,
-        trainee: TrainingTask[BatchType],
+        task: TrainingTask[BatchType],
         run: Path,
         device: str = "cpu",
         *,
-        start: Path | None = None,
-        ranks: DistributedContext = SINGLE_PROCESS,
-        metrics: Path | None = None,
+        init_weights: Path | None = None,
+        distributed: DistributedContext = SINGLE_PROCESS,
+        prometheus_textfile: Path | None = None,
     ) -> None:
-        """Take up the checkpoint in `run`, or begin, from the weights of the run `start` if one is given.
+        """Load the checkpoint in `run` if there is one; else start, from the weights in `init_weights` if given.
 
-        Of several `ranks`, all do the same but for their samples, and the first writes; `metrics` is a file for it.
-        Raises ConfigError if the run was begun with another recipe, or if `start` does not fit.
+        All processes of a distributed run do the same on their own samples; the main process writes files and logs.
+        Raises ConfigError if the run was started with another configuration, or if `init_weights` do not match.
         """
-        ranks.require_shares(trainee.recipe.batch)
-        self._ranks = ranks
-        self.trainee = trainee
+        distributed.check_batch_size(task.config.batch_size)
+        self.task = task
         self.step = 0
-        self._card = trainee.card
-        if start is not None:
-            taken = warm_start(trainee.module, trainee.card.network, start)
-            self._card = replace(self._card, provenance={**self._card.provenance, "start": taken.describe()})
-        if commit := git_commit():
-            self._card = replace(self._card, train_config={**self._card.train_config, "commit": commit})
         self._run = run
-        self._recipe = trainee.recipe
-        self._gauges = (
-            PrometheusTextfileLogger(metrics, run, trainee.recipe.steps) if metrics and ranks.is_first else None
-        )
+        self._config = task.config
+        self._distributed = distributed
+        self._run_info = task.run_info
+        if init_weights is not None:
+            initial = load_initial_weights(task.module, self._run_info.network, init_weights)
+            provenance = {**self._run_info.provenance, "init_weights": initial.to_provenance()}
+            self._run_info = replace(self._run_info, provenance=provenance)
+        if commit := git_commit():
+            self._run_info = replace(self._run_info, train_config={**self._run_info.train_config, "commit": commit})
         self._device = torch.device(device)
-        trainee.module.to(self._device)
-        self._optimiser = trainee.make_optimiser()
-        self._trained = [each for each in trainee.module.parameters() if each.requires_grad]
-        self._average = copy.deepcopy(trainee.module) if self._recipe.average_decay else None
+        task.module.to(self._device)
+        self._optimizer = task.make_optimizer()
+        self._trained = [each for each in task.module.parameters() if each.requires_grad]
+        self._ema = make_ema(task.module, self._config.ema_decay) if self._config.ema_decay else None
         if (run / CHECKPOINT_FILE).exists():
             self._resume()
-        if ranks.is_first:
-            forget_after(run / HISTORY_FILE, self.step)
+        self._loggers: list[Logger] = []
+        if distributed.is_main_process:
+            csv_logger = CsvLogger(run / LOSSES_FILE)
+            csv_logger.truncate_after(self.step)
+            self._loggers += [csv_logger, TensorBoardLogger(run / TENSORBOARD_FOLDER)]
+            if prometheus_textfile:
+                self._loggers += [PrometheusTextfileLogger(prometheus_textfile, run, self._config.max_steps)]
 
-    def train(self, limit_s: float = math.inf) -> TrainReport:
-        """Fit to the end, or until so many seconds are over, and leave a run; it goes on from its last checkpoint.
+    def train(self, max_seconds: float = math.inf) -> TrainReport:
+        """Train to the last step, or until the time is up, and write the run.
 
-        Ctrl-C takes effect after the step in hand, which is saved: raises KeyboardInterrupt then.
+        Ctrl-C takes effect after the current step, which is saved; raises KeyboardInterrupt then.
         """
-        steps, every = self._recipe.steps, self._recipe.checkpoint_every
-        ends = time.monotonic() + limit_s
+        ends = time.monotonic() + max_seconds
         losses: dict[str, float] = {}
-        progress = Progress("fit", steps, unit="step", done=self.step, is_shown=self._ranks.is_first)
-        with progress, defer_keyboard_interrupt() as interruption, closing(self.batches()) as batches:
+        progress = Progress(
+            "train", self._config.max_steps, unit="step", done=self.step, is_shown=self._distributed.is_main_process
+        )
+        with progress, defer_keyboard_interrupt() as interrupt, ExitStack() as stack:
+            batches = stack.enter_context(closing(self.batches()))
+            for each in self._loggers:
+                stack.callback(each.close)
+            if self._distributed.is_main_process:
+                stack.callback(self._plot)
             for batch in batches:
-                losses = self._ranks.average(self.advance(batch))
-                is_interrupted = self._ranks.agree(interruption.is_wished)
-                is_last = is_interrupted or self._ranks.agree(time.monotonic() >= ends) or self.step == steps
-                if self._ranks.is_first:
-                    append_losses(self._run / HISTORY_FILE, self.step, losses)
+                losses = self._distributed.all_reduce_mean(self.train_step(batch))
+                is_interrupted = self._distributed.all_reduce_any(interrupt.requested)
+                is_time_up = self._distributed.all_reduce_any(time.monotonic() >= ends)
+                is_last = is_interrupted or is_time_up or self.step == self._config.max_steps
+                if self._distributed.is_main_process:
                     progress.advance(note=f"loss {losses['total']:.3f}")
-                    if self._gauges:
-                        self._gauges.tell(self.step, losses, progress.left_s, is_last=is_last)
-                    if is_last or self.step % every == 0:
+                    for each in self._loggers:
+                        each.log(self.step, losses, progress.left_s, is_last=is_last)
+                    if is_last or self.step % self._config.checkpoint_interval == 0:
                         self.save()
                 if is_interrupted:
                     raise KeyboardInterrupt
@@ -112,89 +137,111 @@ class Trainer(Generic[BatchType]):
                     break
         return TrainReport(step=self.step, losses=losses)
 
-    def advance(self, batch: BatchType) -> dict[str, float]:
-        """One optimiser step. Raises TrainingError, naming the photos, if the loss or its gradient is not finite."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._recipe.learning_rate * self.trainee.schedule(self.step)
-        is_half = self._recipe.precision == "bf16"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=is_half):
-            losses = self.trainee.compute_losses(to_device(batch, self._device), self.step)
-        figures = losses.as_floats()
-        self._require_finite("loss", figures["total"], batch)
-        self._optimiser.zero_grad(set_to_none=True)
+    def train_step(self, batch: BatchType) -> dict[str, float]:
+        """Make one optimizer step and return the losses of this process.
+
+        Raises TrainingError, with the names of the photos, if the loss or the gradient norm is not finite.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._config.learning_rate * self.task.lr_factor(self.step)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
+            losses = self.task.compute_losses(to_device(batch, self._device), self.step)
+        values = losses.as_floats()
+        self._check_finite("loss", values["total"], batch)
+        self._optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        self._ranks.average_gradients(self._trained)
-        norm = clip_gradients(self._trained, self._recipe.clip, is_each=self._recipe.is_clipped_each)
-        self._require_finite("gradient", norm, batch)
-        self._optimiser.step()
-        if self._average is not None:
-            update_ema(self._average, self.trainee.module, self._recipe.average_decay, self.step)
+        self._distributed.all_reduce_gradients(self._trained)
+        norm = clip_gradients(self._trained, self._config.grad_clip_norm, per_parameter=self._config.clip_per_parameter)
+        self._check_finite("gradient norm", norm, batch)
+        self._optimizer.step()
+        if self._ema is not None:
+            self._ema.update_parameters(self.task.module)
         self.step += 1
-        return figures
+        return values
 
     def batches(self) -> Generator[BatchType]:
-        """What is left of the walk, this rank's share of it, the next batch being read while one is used."""
-        size = self._recipe.batch
+        """Yield this process's slice of the remaining batches; the next one loads while the current one is used."""
+        size = self._config.batch_size
         with ThreadPoolExecutor(1) as reader:
-            upcoming = reader.submit(self.trainee.read, *self._ranks.share(self.step * size, size))
-            for step in range(self.step, self._recipe.steps):
+            upcoming = reader.submit(self.task.load_batch, *self._distributed.local_slice(self.step * size, size))
+            for step in range(self.step, self._config.max_steps):
                 batch = upcoming.result()
-                if step + 1 < self._recipe.steps:
-                    upcoming = reader.submit(self.trainee.read, *self._ranks.share((step + 1) * size, size))
+                if step + 1 < self._config.max_steps:
+                    following = self._distributed.local_slice((step + 1) * size, size)
+                    upcoming = reader.submit(self.task.load_batch, *following)
                 yield batch
 
     def save(self) -> None:
-        """Write the checkpoint, then the run that can be exported, of averaged weights if there are such."""
-        module = self.trainee.module
-        facts = {"step": self.step, "fit": asdict(self._recipe), "provenance": self._card.provenance}
-        write_checkpoint(self._run / CHECKPOINT_FILE, module, self._optimiser, facts, self._average)
-        written = module if self._average is None else self._average
-        if self.step == self._recipe.steps:
-            self.trainee.finish(written)
-        write_run(self._run, replace(self._card, step=self.step), written)
-        plot_losses(
-            self._run / HISTORY_FILE, self._run / CURVES_FILE, f"{self._run.resolve().name}, step {self.step:,}"
-        )
+        """Write the checkpoint, then the run with the averaged weights, or with the weights if there is no average."""
+        metadata = {"step": self.step, "config": asdict(self._config), "provenance": self._run_info.provenance}
+        write_checkpoint(self._run / CHECKPOINT_FILE, self.task.module, self._optimizer, metadata, self._ema)
+        module = self.task.module if self._ema is None else cast("MaskDecoder | PanopticCascade", self._ema.module)
+        if self.step == self._config.max_steps:
+            self.task.on_train_end(module)
+        write_run(self._run, replace(self._run_info, step=self.step), module)
+        for each in self._loggers:
+            each.flush()
 
-    def _require_finite(self, name: str, value: float, batch: BatchType) -> None:
-        if not math.isfinite(value):
-            photos = ", ".join(path.name for path in batch.photos)
-            if self._gauges:
-                self._gauges.fail()
-            raise TrainingError(f"the {name} is {value} at step {self.step}, on {photos} (and what was pasted there)")
+    def _plot(self) -> None:
+        title = f"{self._run.resolve().name}, step {self.step:,}"
+        plot_losses(self._run / LOSSES_FILE, self._run / PLOT_FILE, title)
+
+    def _check_finite(self, name: str, value: float, batch: BatchType) -> None:
+        if math.isfinite(value):
+            return
+        for each in self._loggers:
+            each.mark_failed()
+        photos = ", ".join(path.name for path in batch.photos)
+        raise TrainingError(f"the {name} is {value} at step {self.step}; photos of the batch: {photos}")
 
     def _resume(self) -> None:
         path = self._run / CHECKPOINT_FILE
-        facts = read_facts(path)
-        changed = changed_fields(facts["fit"], self._recipe)
-        if not is_same_provenance(facts["provenance"], self._card.provenance):
-            changed.append("label store or start")
+        metadata = read_checkpoint_metadata(path)
+        changed = changed_fields(metadata["config"], self._config)
+        if metadata["provenance"] != self._run_info.provenance:
+            changed.append("labels or init_weights")
         if changed:
-            raise ConfigError(f"{self._run} was begun with another {', '.join(changed)}: choose another --out")
-        load_checkpoint(path, self.trainee.module, self._optimiser, self._average)
-        self.step = int(facts["step"])
-        logger.info("resumed %s at step %d of %d", self._run, self.step, self._recipe.steps)
+            raise ConfigError(f"{self._run} was started with other {', '.join(changed)}: choose another --out")
+        load_checkpoint(path, self.task.module, self._optimizer, self._ema)
+        self.step = int(metadata["step"])
+        logger.info("resumed %s at step %d of %d", self._run, self.step, self._config.max_steps)
 
 
-def changed_fields(stored: dict[str, Any], recipe: TrainConfig) -> list[str]:
-    """Names of the recipe's fields that differ; one that is younger than what was stored had its default then."""
-    defaults = {entry.name: entry.default for entry in fields(recipe)}
-    given = json.loads(json.dumps(asdict(recipe)))  # as it was stored: JSON knows no tuples
-    return [key for key, value in given.items() if stored.get(key, defaults[key]) != value]
+def changed_fields(stored: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Return the names of the options that differ from those stored in a checkpoint."""
+    current = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in the stored JSON
+    return [name for name in sorted(current.keys() | stored.keys()) if stored.get(name) != current.get(name)]
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float, *, is_each: bool) -> float:
-    """Shorten the gradients to a norm of `limit`, all together or each by itself; the norm, or the largest, before."""
+def make_ema(module: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average of the weights and buffers, to be updated after every step.
+
+    The decay of update n rises as (1 + n) / (10 + n) towards `decay`; with a constant one, a short run would keep
+    much of its initial weights. Integer buffers are copied.
+    """
+
+    def update(averaged: Any, current: Any, num_averaged: Tensor | int) -> None:
+        if not averaged[0].is_floating_point():
+            torch._foreach_copy_(averaged, current)
+            return
+        count = float(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + count) / (10.0 + count)))
+
+    return AveragedModel(module, multi_avg_fn=update, use_buffers=True)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, *, per_parameter: bool) -> float:
+    """Clip the gradients to `max_norm`, all together or each on its own; return the (largest) norm before."""
     reached = [each for each in parameters if each.grad is not None]
-    groups = [[each] for each in reached] if is_each else [reached]
-    return float(torch.stack([nn.utils.clip_grad_norm_(group, limit) for group in groups]).max())
+    groups = [[each] for each in reached] if per_parameter else [reached]
+    return float(torch.stack([nn.utils.clip_grad_norm_(group, max_norm) for group in groups]).max())
 
 
 ValueType = TypeVar("ValueType")
 
 
 def to_device(value: ValueType, device: torch.device) -> ValueType:
-    """The same with all tensors on the device."""
+    """Return a copy with all tensors on the device; tuples and dataclasses are searched."""
     moved: Any = value
     if isinstance(value, Tensor):
         moved = value.to(device, non_blocking=True)
@@ -206,37 +253,22 @@ def to_device(value: ValueType, device: torch.device) -> ValueType:
 
 
 class InterruptFlag:
-    """Whether Ctrl-C was pressed."""
+    """Records whether Ctrl-C was pressed."""
 
     def __init__(self) -> None:
-        self.is_wished = False
+        self.requested = False
 
-    def note(self, _signal: int, _frame: FrameType | None) -> None:
-        """A signal handler."""
-        self.is_wished = True
+    def handle(self, _signal: int, _frame: FrameType | None) -> None:
+        """Signal handler."""
+        self.requested = True
 
 
 @contextmanager
 def defer_keyboard_interrupt() -> Iterator[InterruptFlag]:
-    """Ctrl-C only sets `is_wished` until the block ends; main thread only."""
-    interruption = InterruptFlag()
-    previous = signal.signal(signal.SIGINT, interruption.note)
+    """Within the block, let Ctrl-C only set a flag; main thread only."""
+    flag = InterruptFlag()
+    previous = signal.signal(signal.SIGINT, flag.handle)
     try:
-        yield interruption
+        yield flag
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-@torch.no_grad()
-def update_ema(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards a module of the same sizes, at its step counted from 0.
-
-    The decay rises towards the given one, (1 + n) / (10 + n) at step n, or a short fit would keep much of the weights
-    it began with. Statistics of norms are averaged as weights are; whole numbers are taken over.
-    """
-    share = 1.0 - min(decay, (1 + step) / (10 + step))
-    for mean, value in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, share)
-        else:
-            mean.copy_(value)

@@ -1,0 +1,102 @@
+"""The commands `useg train`, `self-train`, `recluster` and `plot-rounds`: options, presets and results."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.cli import build_app, main
+from training.data.dataset import PseudoLabelDataset
+from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, MaskTransformerTrainConfig
+from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
+from training.self_training.config import SelfTrainingConfig
+from training.self_training.rounds import read_teacher_info
+
+
+def parse_config(*options: str) -> MaskTransformerTrainConfig | CascadeTrainConfig:
+    """The configuration that `useg train` makes of these options."""
+    _, bound, _ = build_app("train").parse_args(["train", *options])
+    config = bound.arguments.get("config")
+    if config is None:  # nothing was given: the default of the function
+        config = bound.signature.parameters["config"].default
+    assert isinstance(config, MaskTransformerTrainConfig | CascadeTrainConfig)
+    return config
+
+
+@pytest.mark.parametrize("name", MASK_TRANSFORMER_PRESETS)
+def test_a_preset_sets_the_options_that_are_not_given(name: str) -> None:
+    preset = MASK_TRANSFORMER_PRESETS[name]
+    assert parse_config("LABELS", "--out", "RUN", "--preset", name) == preset
+    changed = parse_config("LABELS", "--out", "RUN", "--max-steps", "7", "--no-droploss", "--preset", name)
+    assert changed == replace(preset, max_steps=7, droploss=False)
+
+
+@pytest.mark.parametrize("name", CASCADE_PRESETS)
+def test_presets_of_the_cascade(name: str) -> None:
+    config = parse_config("panoptic-cascade", "LABELS", "--out", "RUN", "--preset", name, "--milestones", "5", "6")
+    assert config == replace(CASCADE_PRESETS[name], milestones=(5, 6))
+
+
+def test_the_defaults_are_those_of_the_first_preset() -> None:
+    assert parse_config("LABELS", "--out", "RUN") == MASK_TRANSFORMER_PRESETS["cpu"]
+    assert parse_config("panoptic-cascade", "LABELS", "--out", "RUN") == CASCADE_PRESETS["u2seg-coco"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "train panoptic-cascade", "self-train", "finetune", "recluster", "labels-from-detector", "plot-rounds"],
+)
+def test_every_option_has_a_help_text(command: str) -> None:
+    app = build_app(command.split()[0])
+    for name in command.split():
+        app = app[name]
+    arguments = app.assemble_argument_collection(parse_docstring=True)
+    assert [argument.name for argument in arguments if argument.show and not argument.parameter.help] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-steps", "0"], "max_steps must be positive"),
+        (["--steps", "3"], "--max-steps"),  # did you mean
+        (["--preset", "plain"], "panoptic-targets"),
+        (["--backbone", "vit"], "--backbone"),
+    ],
+)
+def test_wrong_options_are_reported_on_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["train", "LABELS", "--out", "RUN", *arguments]) in (1, 2)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err
+    assert output.err.count("\n") == 1
+
+
+def run_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    status = main([str(each) for each in arguments])
+    output = capsys.readouterr()
+    assert status == 0, output.err
+    result: dict[str, Any] = json.loads(output.out)
+    return result
+
+
+def test_train_recluster_and_self_train(
+    tmp_path: Path, tiny_store: PseudoLabelDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--features", tiny_store.features, "--threads", 1)
+    run, labels, out = tmp_path / "run", tiny_store.folder, tmp_path / "labels"
+    options = ("--preset", "tiny", "--query-embeddings")
+    assert run_command(capsys, "train", labels, "--out", run, *options, *common)["step"] == 4
+    options = ("--thing-clusters", 2, "--score-threshold", 0)
+    assert run_command(capsys, "recluster", run, labels, "--out", tmp_path / "two", *options, *common)["clusters"] == 2
+    report = run_command(capsys, "self-train", run, labels, "--out", out, *common)
+    assert (report["round"], report["photos"]) == (1, 8)
+    info = read_teacher_info(PseudoLabelDataset(out))
+    assert info is not None
+    assert info.min_relative_score == SelfTrainingConfig().min_relative_score
+    (tmp_path / "round.json").write_text(json.dumps(report))
+    plotted = run_command(capsys, "plot-rounds", tmp_path / "round.json", "--out", tmp_path)
+    assert Path(plotted["plot"]).is_file()

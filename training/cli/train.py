@@ -1,0 +1,360 @@
+"""The commands `useg train`, `self-train`, `finetune`, `recluster`, `labels-from-detector` and `plot-rounds`."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, ArgumentCollection, Parameter, Token
+from cyclopts.types import NonNegativeInt, PositiveFloat, PositiveInt
+
+from training.evaluation.datasets.dataset_spec import DatasetSpec
+from training.mask_transformer.config import (
+    MASK_TRANSFORMER_PRESETS,
+    MaskTransformerTrainConfig,
+    ReclusterConfig,
+    finetune_config,
+)
+from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
+from training.self_training.config import SelfTrainingConfig
+from training.trainer.config import TrainConfig
+
+Device = Literal["cpu", "cuda"]
+MaskTransformerPreset = Literal["cpu", "gpu", "panoptic-targets", "tiny"]
+CascadePreset = Literal["u2seg-coco", "u2seg-imagenet", "cutler", "cpu", "gpu", "tiny"]
+_FLAT = Parameter(name="*")
+_SELF_TRAINING = SelfTrainingConfig()
+
+
+def use_preset(presets: Mapping[str, TrainConfig]) -> Callable[[App, tuple[str, ...], ArgumentCollection], None]:
+    """Return a cyclopts configuration source: options that are not given take the values of `--preset`."""
+
+    def apply(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        by_name = {argument.name: argument for argument in arguments}
+        chosen = by_name["--preset"].tokens if "--preset" in by_name else []
+        preset = presets.get(chosen[-1].value) if chosen else None
+        for entry in fields(preset) if preset else ():
+            argument, value = by_name[f"--{entry.name.replace('_', '-')}"], getattr(preset, entry.name)
+            if argument.tokens or value == entry.default:
+                continue
+            for index, each in enumerate(value if isinstance(value, tuple) else (value,)):
+                argument.append(Token(keyword=argument.name, value=str(each), source="preset", index=index))
+
+    return apply
+
+
+train = App(name="train", config=use_preset(MASK_TRANSFORMER_PRESETS))
+_cascade = App(name="panoptic-cascade", config=use_preset(CASCADE_PRESETS))
+train.command(_cascade)
+
+
+@train.default
+def train_mask_transformer(
+    labels: Path,
+    /,
+    *,
+    out: Path,
+    preset: MaskTransformerPreset = "cpu",
+    init_weights: Path | None = None,
+    features: Path | None = None,
+    device: Device = "cpu",
+    max_minutes: PositiveFloat = math.inf,
+    prometheus_textfile: Path | None = None,
+    threads: PositiveInt = 2,
+    config: Annotated[MaskTransformerTrainConfig, _FLAT] = MASK_TRANSFORMER_PRESETS["cpu"],
+) -> dict[str, Any] | None:
+    """Train a mask transformer on pseudo-labels.
+
+    Writes a run with weights, checkpoint, TensorBoard events, losses.csv and losses.png. Repeat the command to continue
+    a run that was stopped. To train on several processes, start it with `torchrun --nproc-per-node N -m model train`.
+
+    Parameters
+    ----------
+    labels
+        Folder of pseudo-labels.
+    out
+        Folder of the run.
+    preset
+        Values of the options that are not given. cpu: as the bundled model, about an hour on two cores. gpu: from
+        pixels, on one large GPU. panoptic-targets: only the visible segments, all alike. tiny: a smoke test.
+    init_weights
+        Run or artifact whose weights training starts from; layers of other shapes are initialized.
+    features
+        Folder of the feature cache (default: LABELS/features).
+    device
+        Device to train on.
+    max_minutes
+        Stop after this time; the same command continues.
+    prometheus_textfile
+        File for the textfile collector of Prometheus' node_exporter; ends in .prom.
+    threads
+        CPU threads.
+    """
+    return _train(labels, out, config, features, device, max_minutes, threads, init_weights=init_weights,
+                  prometheus_textfile=prometheus_textfile)  # fmt: skip
+
+
+@_cascade.default
+def train_panoptic_cascade(
+    labels: Path,
+    /,
+    *,
+    out: Path,
+    preset: CascadePreset = "u2seg-coco",
+    backbone_weights: str = "",
+    init_weights: Path | None = None,
+    features: Path | None = None,
+    device: Device = "cpu",
+    max_minutes: PositiveFloat = math.inf,
+    prometheus_textfile: Path | None = None,
+    threads: PositiveInt = 2,
+    config: Annotated[CascadeTrainConfig, _FLAT] = CASCADE_PRESETS["u2seg-coco"],
+) -> dict[str, Any] | None:
+    """Train a panoptic cascade (Panoptic Cascade Mask R-CNN), the network of the U2Seg paper, on pseudo-labels.
+
+    Parameters
+    ----------
+    labels
+        Folder of pseudo-labels.
+    out
+        Folder of the run.
+    preset
+        Values of the options that are not given. u2seg-coco, u2seg-imagenet, cutler: published schedules. cpu: cached
+        features, three hours on two cores. gpu: 30 minutes on one large GPU. tiny: a smoke test.
+    backbone_weights
+        Path or URL of a published ResNet-50; only with --backbone resnet50.
+    init_weights
+        Run or artifact whose weights training starts from; layers of other shapes are initialized.
+    features
+        Folder of the feature cache (default: LABELS/features).
+    device
+        Device to train on.
+    max_minutes
+        Stop after this time; the same command continues.
+    prometheus_textfile
+        File for the textfile collector of Prometheus' node_exporter; ends in .prom.
+    threads
+        CPU threads.
+    """
+    return _train(labels, out, config, features, device, max_minutes, threads, init_weights=init_weights,
+                  prometheus_textfile=prometheus_textfile, backbone_weights=backbone_weights)  # fmt: skip
+
+
+def _train(
+    labels: Path,
+    out: Path,
+    config: MaskTransformerTrainConfig | CascadeTrainConfig,
+    features: Path | None,
+    device: Device,
+    max_minutes: float,
+    threads: int,
+    **options: Any,
+) -> dict[str, Any] | None:
+    import torch
+
+    from training.data.dataset import PseudoLabelDataset
+    from training.train import train
+    from training.trainer.distributed import init_distributed
+
+    torch.set_num_threads(threads)
+    dataset = PseudoLabelDataset(labels)
+    with init_distributed(device) as distributed:
+        report = train(
+            dataset,
+            features or dataset.features,
+            out,
+            config,
+            device,
+            max_seconds=60.0 * max_minutes,
+            distributed=distributed,
+            **options,
+        )
+        return asdict(report) if distributed.is_main_process else None
+
+
+def self_train(
+    run: Path,
+    labels: Path,
+    /,
+    *,
+    out: Path | None = None,
+    features: Path | None = None,
+    threads: PositiveInt = 2,
+    config: Annotated[SelfTrainingConfig, _FLAT] = _SELF_TRAINING,
+) -> dict[str, Any]:
+    """Make new pseudo-labels with a mask transformer, for the photos it was trained on: a round of self-training.
+
+    Fails if the predictions are less consistent under mirroring and cropping than those of the previous round. Train
+    the next run on the new labels with `useg train --init-weights`.
+
+    Parameters
+    ----------
+    run
+        Run of a mask transformer.
+    labels
+        Pseudo-labels that the run was trained on.
+    out
+        Folder of the new pseudo-labels (default: only measure the consistency).
+    features
+        Folder of the feature cache (default: LABELS/features).
+    threads
+        CPU threads.
+    """
+    import torch
+
+    from training.data.dataset import PseudoLabelDataset
+    from training.self_training.rounds import relabel
+
+    torch.set_num_threads(threads)
+    dataset = PseudoLabelDataset(labels)
+    new_labels = PseudoLabelDataset(out) if out else None
+    return asdict(relabel(run, dataset, features or dataset.features, new_labels, config))
+
+
+def finetune(
+    source: Path,
+    /,
+    *,
+    dataset: Annotated[DatasetSpec, _FLAT],
+    fraction: PositiveFloat,
+    out: Path,
+    encoder: str | None = None,
+    features: Path | None = None,
+    preset: MaskTransformerPreset = "cpu",
+    max_steps: PositiveInt | None = None,
+    batch_size: PositiveInt | None = None,
+    learning_rate: PositiveFloat | None = None,
+    seed: NonNegativeInt | None = None,
+    threads: PositiveInt = 2,
+) -> dict[str, Any]:
+    """Fine-tune a run or an artifact on the categories of a labelled dataset.
+
+    Writes a run, and a mapping of its clusters to the categories for `useg eval --mapping`. The images that it is
+    trained on are recorded there and cannot be used for evaluation.
+
+    Parameters
+    ----------
+    source
+        Run or artifact of a mask transformer.
+    fraction
+        Fraction of the images to train on, for example 0.01.
+    out
+        Folder of the run.
+    encoder
+        Path or URL of the encoder weights; required for an artifact, while a run contains them.
+    features
+        Folder of the feature cache (default: OUT/annotations/features).
+    preset
+        Training options, see `useg train`.
+    max_steps
+        Optimizer steps (default: the published number for the fraction).
+    batch_size
+        Images per step (default: the preset's).
+    learning_rate
+        Peak learning rate (default: the preset's).
+    seed
+        Seed of the choice of images, of initialization and augmentation (default: 0).
+    threads
+        CPU threads.
+    """
+    import torch
+
+    from model.checkpoints.state_dicts import DEFAULT_CACHE, fetch_file
+    from training.finetune import finetune
+
+    torch.set_num_threads(threads)
+    options = {"max_steps": max_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    config = replace(finetune_config(fraction, MASK_TRANSFORMER_PRESETS[preset]), **given)
+    encoder_file = fetch_file(encoder, DEFAULT_CACHE) if encoder else None
+    return asdict(finetune(source, dataset.read(), fraction, out, config, features, encoder_file))
+
+
+def recluster(
+    run: Path,
+    labels: Path,
+    /,
+    *,
+    config: Annotated[ReclusterConfig, _FLAT],
+    out: Path,
+    features: Path | None = None,
+    threads: PositiveInt = 2,
+) -> dict[str, Any]:
+    """Replace the thing clusters of a run without training, by k-means on its query embeddings.
+
+    Parameters
+    ----------
+    run
+        Run of a mask transformer trained with --query-embeddings.
+    labels
+        Pseudo-labels whose photos are used.
+    out
+        Folder of the new run.
+    features
+        Folder of the feature cache (default: LABELS/features).
+    threads
+        CPU threads.
+    """
+    import torch
+
+    from training.data.dataset import PseudoLabelDataset
+    from training.mask_transformer.recluster import recluster
+
+    torch.set_num_threads(threads)
+    dataset = PseudoLabelDataset(labels)
+    return asdict(recluster(run, dataset, features or dataset.features, out, config))
+
+
+def labels_from_detector(
+    detector: Path,
+    labels: Path,
+    /,
+    *,
+    out: Path,
+    score_threshold: float = 0.5,
+    features: Path | None = None,
+    threads: PositiveInt = 2,
+) -> dict[str, Any]:
+    """Combine the masks of a detector with the clusters and the stuff of pseudo-labels: the paper's baselines.
+
+    Parameters
+    ----------
+    detector
+        Run or artifact that detects the masks; one thing cluster is enough.
+    labels
+        Pseudo-labels of the photos, whose codebook and kind of stuff are used.
+    out
+        Folder of the new pseudo-labels.
+    score_threshold
+        Minimum score of a mask in the panoptic maps, 0..1.
+    features
+        Folder of the feature cache (default: LABELS/features).
+    threads
+        CPU threads.
+    """
+    import torch
+
+    from training.data.dataset import PseudoLabelDataset
+    from training.detector_labels import build_detector_labels
+    from training.evaluation.predictors import load_predictor
+
+    torch.set_num_threads(threads)
+    predictor, dataset = load_predictor(detector, threads=threads), PseudoLabelDataset(labels)
+    features = features or dataset.features
+    return asdict(build_detector_labels(predictor, dataset, PseudoLabelDataset(out), features, score_threshold))
+
+
+def plot_rounds(results: list[Path], /, *, out: Path) -> dict[str, Any]:
+    """Plot the metrics of the rounds of self-training.
+
+    Parameters
+    ----------
+    results
+        JSON outputs of `useg eval` or of `useg self-train` for the run of each round, in order.
+    out
+        Folder for rounds.csv and rounds.png.
+    """
+    from training.self_training.rounds import ROUNDS_PLOT_FILE, plot_rounds
+
+    return {"rounds": plot_rounds(results, out), "plot": str(out / ROUNDS_PLOT_FILE)}
