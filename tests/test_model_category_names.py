@@ -1,3 +1,5 @@
+"""Names of clusters: changes, undo, history, files and mappings."""
+
 import json
 import subprocess
 import sys
@@ -36,12 +38,12 @@ CONTRACT = Contract(
     files={"network.onnx": "ab" * 32},
 )
 OTHER = replace(CONTRACT, version="4", files={"network.onnx": "cd" * 32})
-EDIT_IN_A_PROCESS = """
+RENAME_IN_A_PROCESS = """
 import sys
 from pathlib import Path
 from test_model_category_names import CONTRACT, rename
-for edit in range(4):
-    rename(Path(sys.argv[1]), int(sys.argv[2]), f"{sys.argv[2]} {edit}")
+for change in range(4):
+    rename(Path(sys.argv[1]), int(sys.argv[2]), f"{sys.argv[2]} {change}")
 """
 
 
@@ -53,11 +55,11 @@ def list_names(names: CategoryNames) -> dict[int, str]:
     return {cluster: name.category_name for cluster, name in names.names.items()}
 
 
-def test_names_lie_next_to_the_artifact_and_not_in_it(tmp_path: Path) -> None:
+def test_names_are_stored_next_to_the_artifact(tmp_path: Path) -> None:
     assert names_path(tmp_path / "models" / "3") == tmp_path / "models" / "3.names.json"
 
 
-def test_a_name_is_kept_with_who_gave_it_and_read_again(tmp_path: Path) -> None:
+def test_a_name_is_stored_with_its_author(tmp_path: Path) -> None:
     path = tmp_path / "names.json"
     assert read_names(path, CONTRACT) == empty_names(CONTRACT)
     given = rename(path, 2, "  dog ")
@@ -67,40 +69,40 @@ def test_a_name_is_kept_with_who_gave_it_and_read_again(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir() if entry.suffix == ".json"] == ["names.json"]
 
 
-def test_names_go_before_those_of_the_contract_and_keep_the_numbers_of_known_categories() -> None:
+def test_names_override_the_contract_and_known_categories_keep_their_ids() -> None:
     names = empty_names(CONTRACT).rename({1: "dog", 2: "person", 3: "dog", 5: "sky"}, "ann")
     named = names.apply(CONTRACT)
-    # "dog" is new: numbered above 21, by its first cluster; nobody is called person any more but cluster 2
+    # "dog" is new: its id is 21 plus its first cluster; only cluster 2 is a person now
     dog, sky = Category(id=22, name="dog"), Category(id=21, name="sky")
     assert named.categories == {1: dog, 2: Category(id=10, name="person"), 3: dog, 4: sky, 5: sky}
     assert replace(named, categories=CONTRACT.categories) == CONTRACT
 
 
-def test_a_thing_and_stuff_of_one_name_are_two_categories() -> None:
+def test_a_thing_and_stuff_of_the_same_name_are_two_categories() -> None:
     named = empty_names(CONTRACT).rename({2: "sky"}, "ann").apply(CONTRACT)
     assert named.categories[2] == Category(id=23, name="sky")
-    assert get_category_id(3, named) == 26  # of a cluster without a name: above them all
+    assert get_category_id(3, named) == 26  # a cluster without a name: above all others
 
 
-def test_an_empty_name_gives_back_the_contracts_own() -> None:
+def test_an_empty_name_restores_the_name_in_the_contract() -> None:
     names = empty_names(CONTRACT).rename({1: "dog"}, "ann").rename({1: "  "}, "bob")
     assert (names.names, names.revision) == ({}, 2)
     assert names.apply(CONTRACT) == CONTRACT
 
 
-def test_the_same_name_again_is_no_edit() -> None:
+def test_setting_the_same_name_is_not_a_change() -> None:
     names = empty_names(CONTRACT).rename({1: "dog"}, "ann")
     assert names.rename({1: "dog"}, "bob") == names
     assert names.rename({2: ""}, "bob") == names
 
 
 @pytest.mark.parametrize("text", ["x" * 81, "two\nlines", "\x1b[31mred", "\u200b"])
-def test_what_cannot_be_shown_is_no_name(text: str) -> None:
+def test_a_name_that_is_not_printable_is_rejected(text: str) -> None:
     with pytest.raises(InvalidParameter, match="1 to 80 printable characters"):
         empty_names(CONTRACT).rename({1: text}, "ann")
 
 
-def test_an_edit_is_undone_and_the_undoing_too() -> None:
+def test_a_change_can_be_undone_and_so_can_the_undo() -> None:
     names = empty_names(CONTRACT).rename({1: "dog", 2: "cat"}, "ann").rename({1: "wolf"}, "ann")
     undone = names.undo("bob")
     assert (list_names(undone), undone.revision) == ({1: "dog", 2: "cat"}, 3)
@@ -110,42 +112,44 @@ def test_an_edit_is_undone_and_the_undoing_too() -> None:
         undone.undo("bob", revision=9)
 
 
-def test_the_history_is_bounded_and_the_names_are_not() -> None:
+def test_the_history_is_bounded_but_not_the_names() -> None:
     names = empty_names(CONTRACT).rename({2: "dog"}, "ann")
-    for edit in range(MAX_CHANGES):
-        names = names.rename({1: f"name {edit}"}, "ann")
-    assert [edit.revision for edit in names.history] == list(range(2, MAX_CHANGES + 2))
+    for change in range(MAX_CHANGES):
+        names = names.rename({1: f"name {change}"}, "ann")
+    assert [change.revision for change in names.history] == list(range(2, MAX_CHANGES + 2))
     assert list_names(names) == {1: f"name {MAX_CHANGES - 1}", 2: "dog"}
 
 
-def test_adopted_names_replace_all_and_still_tell_who_gave_them() -> None:
+def test_replaced_names_keep_their_authors() -> None:
     mine = empty_names(CONTRACT).rename({1: "dog", 2: "cat"}, "ann")
     theirs = empty_names(CONTRACT).rename({2: "lion", 5: "grass"}, "bob")
-    adopted = mine.replace_all(theirs.names, "ann")
-    assert list_names(adopted) == {2: "lion", 5: "grass"}
-    assert (adopted.names[5].author, adopted.history[-1].author, adopted.revision) == ("bob", "ann", 2)
-    assert list_names(adopted.undo("ann")) == {1: "dog", 2: "cat"}
+    replaced = mine.replace_all(theirs.names, "ann")
+    assert list_names(replaced) == {2: "lion", 5: "grass"}
+    assert (replaced.names[5].author, replaced.history[-1].author, replaced.revision) == ("bob", "ann", 2)
+    assert list_names(replaced.undo("ann")) == {1: "dog", 2: "cat"}
 
 
-def test_threads_and_processes_that_edit_at_once_lose_no_name(tmp_path: Path) -> None:
+def test_concurrent_changes_by_threads_and_processes_are_all_kept(tmp_path: Path) -> None:
     path = tmp_path / "names.json"
-    command = [sys.executable, "-c", EDIT_IN_A_PROCESS, str(path)]
+    command = [sys.executable, "-c", RENAME_IN_A_PROCESS, str(path)]
     folder = str(Path(__file__).parent)
     root = str(Path(__file__).parents[1])
     environment = {"PYTHONPATH": f"{folder}:{root}", "OPENBLAS_NUM_THREADS": "1"}
     processes = [subprocess.Popen([*command, cluster], env=environment) for cluster in "45"]
     with ThreadPoolExecutor(3) as threads:
-        edits = [threads.submit(rename, path, 1 + edit % 3, f"{1 + edit % 3} {edit // 3}") for edit in range(12)]
-    assert [edit.exception() for edit in edits] == [None] * 12
+        edits = [
+            threads.submit(rename, path, 1 + change % 3, f"{1 + change % 3} {change // 3}") for change in range(12)
+        ]
+    assert [change.exception() for change in edits] == [None] * 12
     assert [process.wait(60) for process in processes] == [0, 0]
     names = read_names(path, CONTRACT)
     assert names.revision == 20
-    assert sorted(edit.revision for edit in names.history) == list(range(1, 21))
+    assert sorted(change.revision for change in names.history) == list(range(1, 21))
     assert set(names.names) == {1, 2, 3, 4, 5}
     assert (names.names[4].category_name, names.names[5].category_name) == ("4 3", "5 3")
 
 
-def test_a_lock_left_by_a_killed_process_hinders_nobody(tmp_path: Path) -> None:
+def test_the_lock_file_of_a_killed_process_does_not_block(tmp_path: Path) -> None:
     path = tmp_path / "names.json"
     Path(f"{path}.lock").touch()
     assert list_names(rename(path, 1, "dog")) == {1: "dog"}
@@ -155,7 +159,7 @@ GOOD = json.loads(empty_names(CONTRACT).rename({1: "dog"}, "ann").to_json())
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "not JSON"),
         (json.dumps(GOOD).encode()[:-40], "not JSON"),
@@ -172,15 +176,15 @@ GOOD = json.loads(empty_names(CONTRACT).rename({1: "dog"}, "ann").to_json())
         ),
     ],
 )
-def test_a_damaged_file_is_rejected_and_left_as_it_is(tmp_path: Path, content: bytes, told: str) -> None:
+def test_an_invalid_file_is_rejected_and_stays_unchanged(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "names.json"
     path.write_bytes(content)
-    with pytest.raises(InvalidCategoryNames, match=told):
+    with pytest.raises(InvalidCategoryNames, match=message):
         rename(path, 2, "cat")
     assert path.read_bytes() == content
 
 
-def test_names_of_another_network_are_rejected_with_what_to_do(tmp_path: Path) -> None:
+def test_names_of_another_network_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "names.json"
     rename(path, 1, "dog")
     with pytest.raises(
@@ -191,7 +195,7 @@ def test_names_of_another_network_are_rejected_with_what_to_do(tmp_path: Path) -
         parse_names(path.read_bytes(), OTHER, "the body")
 
 
-def test_a_change_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+def test_a_failing_change_leaves_the_file_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "names.json"
     rename(path, 1, "dog")
     before = path.read_bytes()
@@ -202,7 +206,7 @@ def test_a_change_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         check_clusters([6], CONTRACT)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidCategoryNames, match="cannot be written"):
         edit_names(tmp_path / "file" / "names.json", CONTRACT, lambda names: names.rename({1: "dog"}, "ann"))
@@ -218,7 +222,7 @@ MAPPING: dict[str, Any] = {
 }
 
 
-def test_a_mapping_from_match_names_clusters_with_the_ids_of_its_categories() -> None:
+def test_a_mapping_names_clusters_with_the_ids_of_its_categories() -> None:
     names = parse_mapping(json.dumps(MAPPING).encode(), CONTRACT, "mapping.json")
     assert list_names(names) == {2: "cat", 4: "sky", 5: "sky"}
     assert names.names[2].author == "useg match, majority"

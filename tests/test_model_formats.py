@@ -268,7 +268,8 @@ def decode(content: bytes) -> np.ndarray:
 def test_a_cluster_png_is_gray_with_cluster_ids() -> None:
     _, segmentation = draw_scene()
     clusters = decode(encode_cluster_png(segmentation, NAMED))
-    assert (clusters.shape, clusters.dtype) == ((32, 96), np.uint8)
+    assert clusters.shape == (32, 96)
+    assert clusters.dtype == np.uint8
     assert clusters[0, [0, 40, 90]].tolist() == [1, 0, 9]
 
 

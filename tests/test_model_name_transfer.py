@@ -1,3 +1,5 @@
+"""Transfer of cluster names between versions of a model."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +37,7 @@ ONE = TransferThresholds(min_images=1)
 
 
 def draw(rows: list[list[int]], contract: Contract) -> Segmentation:
-    """An answer whose segments are numbered as their clusters are; 0 is void."""
+    """Return a segmentation whose segment ids are the clusters; 0 is void."""
     label_map = np.array(rows, np.uint8)
     segments = [
         Segment(id=int(each), cluster=int(each), is_thing=contract.is_thing(int(each)), score=1.0)
@@ -45,70 +47,72 @@ def draw(rows: list[list[int]], contract: Contract) -> Segmentation:
     return Segmentation(label_map=label_map, segments=tuple(segments))
 
 
-def compare(old: list[list[int]], new: list[list[int]], rule: TransferThresholds = ONE) -> dict[int, NameProposal]:
-    agreement = count_overlap([(draw(old, OLD), draw(new, NEW))], OLD, NEW)
-    return {each.cluster: each for each in propose_names(agreement, OLD, NEW, rule)}
+def propose(
+    old: list[list[int]], new: list[list[int]], thresholds: TransferThresholds = ONE
+) -> dict[int, NameProposal]:
+    overlap = count_overlap([(draw(old, OLD), draw(new, NEW))], OLD, NEW)
+    return {each.cluster: each for each in propose_names(overlap, OLD, NEW, thresholds)}
 
 
-def test_a_cluster_takes_the_name_that_it_lies_under() -> None:
-    found = compare([[1, 1, 1, 4], [0, 2, 2, 2]], [[2, 2, 2, 3], [2, 1, 1, 1]])
+def test_a_cluster_gets_the_most_frequent_name_of_its_pixels() -> None:
+    found = propose([[1, 1, 1, 4], [0, 2, 2, 2]], [[2, 2, 2, 3], [2, 1, 1, 1]])
     assert (found[2].category_name, found[2].overlap, found[2].runner_up) == ("dog", 0.75, None)
     assert (found[1].category_name, found[1].overlap, found[1].reason) == ("cat", 1.0, "clear")
     assert found[3].category_name == "sky"
 
 
-def test_old_clusters_of_one_name_count_together() -> None:
+def test_old_clusters_of_the_same_name_count_together() -> None:
     contract = replace(OLD, categories={1: DOG, 3: DOG, 2: CAT})
     pair = draw([[1, 3, 2, 2, 3]], OLD), draw([[1, 1, 1, 1, 1]], NEW)
     (found,) = propose_names(count_overlap([pair], OLD, NEW), contract, NEW, ONE)
     assert (found.category_name, found.overlap, found.runner_up, found.runner_up_overlap) == ("dog", 0.6, "cat", 0.4)
 
 
-def test_a_name_that_hardly_leads_or_has_too_little_is_told_and_not_carried() -> None:
-    found = compare([[1] * 11 + [2] * 9], [[1] * 20])[1]
+def test_names_below_the_thresholds_are_proposed_but_not_transferred() -> None:
+    found = propose([[1] * 11 + [2] * 9], [[1] * 20])[1]
     assert (found.category_name, found.best, found.reason) == (None, "dog", "leads by 10%, 20% are required")
-    # the rest lies in void and under a cluster without a name
-    found = compare([[1] * 8 + [2] * 1 + [0] * 6 + [3] * 5], [[1] * 20])[1]
+    # the other pixels are void or belong to a cluster without a name
+    found = propose([[1] * 8 + [2] * 1 + [0] * 6 + [3] * 5], [[1] * 20])[1]
     assert found.reason == "40% of it had this name, 50% are required"
 
 
-def test_names_of_things_do_not_go_to_stuff() -> None:
-    found = compare([[1, 1, 4, 4]], [[3, 3, 1, 1]])
+def test_names_of_things_are_not_transferred_to_stuff() -> None:
+    found = propose([[1, 1, 4, 4]], [[3, 3, 1, 1]])
     assert {cluster: each.reason for cluster, each in found.items()} == dict.fromkeys(
         (1, 3), "overlaps no named cluster"
     )
 
 
-def test_what_few_images_show_is_not_carried_and_what_none_shows_is_not_told() -> None:
-    found = compare([[1, 1]], [[1, 1]], TransferThresholds())
+def test_clusters_in_few_images_get_no_name_and_others_no_proposal() -> None:
+    found = propose([[1, 1]], [[1, 1]], TransferThresholds())
     assert found[1].reason == "in 1 images, 3 are required"
     assert set(found) == {1}
 
 
-def test_each_image_counts_alike_whatever_its_size() -> None:
+def test_images_have_equal_weights_whatever_their_size() -> None:
     large = draw([[1] * 30] * 30, OLD), draw([[1] * 30] * 30, NEW)
     small = [(draw([[2, 0]], OLD), draw([[1, 0]], NEW))] * 3
-    agreement = count_overlap([large, *small], OLD, NEW)
-    assert agreement.fractions[1, 1] == pytest.approx(1.0)
-    assert agreement.fractions[2, 1] == pytest.approx(1.5)  # half of each of three images
-    assert agreement.images.tolist() == [3, 4, 0, 0, 0]
+    overlap = count_overlap([large, *small], OLD, NEW)
+    assert overlap.fractions[1, 1] == pytest.approx(1.0)
+    assert overlap.fractions[2, 1] == pytest.approx(1.5)  # half of each of three images
+    assert overlap.images.tolist() == [3, 4, 0, 0, 0]
 
 
-def test_carried_names_belong_to_the_new_network_and_tell_where_they_come_from() -> None:
-    shares = np.zeros((5, 5))
-    shares[1, 2] = shares[4, 3] = 1.0
-    agreement = ClusterOverlap(fractions=shares, images=np.array([0, 0, 3, 3, 0]))
-    carried = transfer_names(propose_names(agreement, OLD, NEW, TransferThresholds()), OLD, NEW)
-    assert {cluster: name.category_name for cluster, name in carried.names.items()} == {2: "dog", 3: "sky"}
-    assert carried.names[2].author == "transferred from small 1"
-    assert (carried.version, carried.network_sha256) == ("2", "new")
+def test_transferred_names_belong_to_the_new_network_and_name_their_origin() -> None:
+    fractions = np.zeros((5, 5))
+    fractions[1, 2] = fractions[4, 3] = 1.0
+    overlap = ClusterOverlap(fractions=fractions, images=np.array([0, 0, 3, 3, 0]))
+    transferred = transfer_names(propose_names(overlap, OLD, NEW, TransferThresholds()), OLD, NEW)
+    assert {cluster: name.category_name for cluster, name in transferred.names.items()} == {2: "dog", 3: "sky"}
+    assert transferred.names[2].author == "transferred from small 1"
+    assert (transferred.version, transferred.network_sha256) == ("2", "new")
 
 
-def test_names_that_people_gave_can_be_carried_alone() -> None:
+def test_user_names_can_be_transferred_alone() -> None:
     given = empty_names(OLD).rename({2: "dog", 3: "wolf"}, "ann")
     assert keep_user_names(OLD, given).categories == {2: DOG, 3: Category(id=6, name="wolf")}
 
 
-def test_a_share_beyond_1_is_rejected() -> None:
+def test_an_overlap_above_1_is_rejected() -> None:
     with pytest.raises(ConfigError, match="min_overlap must lie in"):
         TransferThresholds(min_overlap=1.5)

@@ -1,4 +1,4 @@
-"""A registry on disk: whole versions, one change at a time, and a state that is never half written."""
+"""The registry on disk, and the deployment of a model."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from fake_registry import NAME, make_registry, write_artifact
 
 from model.contract import NETWORK_FILE, read_contract
 from model.errors import ArtifactError, ConfigError, ModelNotFound, RegistryConflict, RegistryError
+from model.registry.category_names import edit_names, names_path, read_names
 from model.registry.deployment import (
     MAX_EVENTS,
     DeploymentEvent,
@@ -34,7 +35,7 @@ def registry(tmp_path: Path) -> Registry:
     return make_registry(tmp_path, {"1": "good", "2": "good"})
 
 
-def test_an_added_version_is_a_whole_copy_under_its_name(tmp_path: Path, registry: Registry) -> None:
+def test_an_added_version_is_a_complete_copy(tmp_path: Path, registry: Registry) -> None:
     shutil.rmtree(tmp_path / "artifact-1")
     assert (registry.list_models(), registry.list_versions(NAME)) == ((NAME,), ("1", "2"))
     contract = read_contract(registry.find_version(NAME, "1"))
@@ -48,13 +49,20 @@ def test_a_version_can_be_added_under_another_name(tmp_path: Path, registry: Reg
     assert (contract.name, contract.version, contract.categories[1].name) == ("other", "7+a", "tomato")
 
 
+def test_the_names_of_an_artifact_are_added_with_it(tmp_path: Path, registry: Registry) -> None:
+    artifact = tmp_path / "artifact-1"
+    names = edit_names(names_path(artifact), read_contract(artifact), lambda old: old.rename({1: "pepper"}, "ann"))
+    contract = registry.add(artifact, version="3", author="test")
+    assert read_names(registry.names_path(NAME, "3"), contract) == names
+
+
 def test_versions_never_change(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(RegistryConflict, match="give another version"):
         registry.add(tmp_path / "artifact-1", author="test")
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "1.names.json", "deployment.json", "a b", "ü", "x" * 65])
-def test_a_name_leads_nowhere_else(tmp_path: Path, registry: Registry, name: str) -> None:
+def test_names_that_are_not_plain_file_names_are_rejected(tmp_path: Path, registry: Registry, name: str) -> None:
     with pytest.raises(ConfigError, match="has letters, digits"):
         registry.add(tmp_path / "artifact-1", model=name or " ", version="9", author="test")
     with pytest.raises(ConfigError, match="has letters, digits"):
@@ -65,7 +73,7 @@ def test_a_name_leads_nowhere_else(tmp_path: Path, registry: Registry, name: str
         registry.read_state(name)
 
 
-def test_a_damaged_artifact_is_not_taken_and_leaves_nothing(tmp_path: Path, registry: Registry) -> None:
+def test_a_damaged_artifact_is_not_added_and_leaves_no_files(tmp_path: Path, registry: Registry) -> None:
     broken = write_artifact(tmp_path / "broken", "3")
     (broken / NETWORK_FILE).write_bytes(b"goo")
     with pytest.raises(ArtifactError, match="was changed"):
@@ -74,32 +82,32 @@ def test_a_damaged_artifact_is_not_taken_and_leaves_nothing(tmp_path: Path, regi
     assert [each.name for each in (registry.folder / NAME).iterdir() if each.is_dir()] in (["1", "2"], ["2", "1"])
 
 
-def test_each_change_is_in_the_history_with_who_and_why(tmp_path: Path, registry: Registry) -> None:
+def test_changes_are_recorded_with_author_and_reason(tmp_path: Path, registry: Registry) -> None:
     timed = Registry(registry.folder, clock=lambda: NOW)
     timed.activate(NAME, "1", author="alice", reason="the first")
     timed.deploy_as(NAME, "canary", "2", 0.25, author="bob")
-    state = timed.promote(NAME, author="bob", reason="it does well")
+    state = timed.promote(NAME, author="bob", reason="good masks")
     assert state == timed.read_state(NAME)
     assert (state.active, state.previous_versions, state.revision) == ("2", ("1",), 5)
-    told = [(event.action, event.version, event.author, event.reason) for event in state.history[2:]]
-    assert told == [
+    recorded = [(event.action, event.version, event.author, event.reason) for event in state.history[2:]]
+    assert recorded == [
         ("activate", "1", "alice", "the first"),
         ("canary", "2", "bob", "traffic fraction 0.25"),
-        ("promote", "2", "bob", "it does well"),
+        ("promote", "2", "bob", "good masks"),
     ]
     assert state.history[-1].timestamp == "2026-11-23T04:05:06+00:00"
     state = timed.roll_back(NAME, author="alice", reason="no")
     assert (state.active, state.history[-1].action, state.history[-1].version) == ("1", "rollback", "2")
 
 
-def test_a_version_that_is_damaged_is_not_activated(registry: Registry) -> None:
+def test_a_damaged_version_is_not_activated(registry: Registry) -> None:
     (registry.find_version(NAME, "2") / NETWORK_FILE).write_bytes(b"")
     with pytest.raises(ArtifactError, match="was changed"):
         registry.activate(NAME, "2", author="test")
     assert registry.read_state(NAME).active is None
 
 
-def test_what_is_served_is_not_removed(registry: Registry) -> None:
+def test_a_version_in_use_is_not_removed(registry: Registry) -> None:
     registry.activate(NAME, "1", author="test")
     with pytest.raises(RegistryConflict, match="cannot be removed"):
         registry.remove(NAME, "1", author="test")
@@ -110,18 +118,18 @@ def test_what_is_served_is_not_removed(registry: Registry) -> None:
         registry.roll_back(NAME, author="test")
 
 
-def test_a_version_is_withdrawn_once_and_only_from_its_role(registry: Registry) -> None:
+def test_a_version_is_quarantined_once_and_only_from_its_role(registry: Registry) -> None:
     registry.activate(NAME, "1", author="test")
     registry.activate(NAME, "2", author="test")
     state = registry.quarantine(NAME, "2", "rollback", author="service", reason="drift")
     assert (state.active, state.history[-1].reason) == ("1", "drift")
     assert registry.quarantine(NAME, "2", "rollback", author="service", reason="drift") == state
-    rejected = registry.quarantine(NAME, "1", "reject", author="service", reason="wrong")  # nothing to go back to
+    rejected = registry.quarantine(NAME, "1", "reject", author="service", reason="wrong")  # no previous version
     assert (rejected.active, rejected.revision) == ("1", state.revision + 1)
     assert registry.quarantine(NAME, "1", "reject", author="another", reason="wrong") == rejected
 
 
-def test_changes_at_once_are_all_made(registry: Registry) -> None:
+def test_concurrent_changes_are_all_made(registry: Registry) -> None:
     registry.activate(NAME, "1", author="test")
     before = registry.read_state(NAME).revision
 
@@ -138,7 +146,7 @@ def test_changes_at_once_are_all_made(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 9}'])
-def test_a_state_that_cannot_be_read_is_an_error_and_stays(registry: Registry, text: str) -> None:
+def test_an_invalid_state_is_an_error_and_stays_unchanged(registry: Registry, text: str) -> None:
     path = registry.folder / NAME / "deployment.json"
     path.write_text(text)
     with pytest.raises(RegistryError, match=r"deployment\.json is not a valid"):
@@ -146,7 +154,7 @@ def test_a_state_that_cannot_be_read_is_an_error_and_stays(registry: Registry, t
     assert path.read_text() == text
 
 
-def test_unknown_models_and_versions_are_told_with_what_there_is(registry: Registry) -> None:
+def test_unknown_models_and_versions_are_reported_with_known_ones(registry: Registry) -> None:
     with pytest.raises(ModelNotFound, match="no model 'none': there is fake"):
         registry.promote("none", author="test")
     assert registry.list_models() == (NAME,)
@@ -156,22 +164,22 @@ def test_unknown_models_and_versions_are_told_with_what_there_is(registry: Regis
         Registry(registry.folder / "none").list_models()
 
 
-KILLED = """
+ADD_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from model.registry import versions as registry
 
-def die(source, target):
+def copy_half_and_die(source, target):
     Path(target).write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 
-registry.shutil.copyfile = die
+registry.shutil.copyfile = copy_half_and_die
 registry.Registry(Path(sys.argv[1])).add(Path(sys.argv[2]), version="3", author="test")
 """
 
 
-def test_an_add_that_is_killed_leaves_the_registry_as_it_was(tmp_path: Path, registry: Registry) -> None:
-    command = [sys.executable, "-c", KILLED, str(registry.folder), str(tmp_path / "artifact-1")]
+def test_a_killed_add_leaves_the_registry_unchanged(tmp_path: Path, registry: Registry) -> None:
+    command = [sys.executable, "-c", ADD_AND_DIE, str(registry.folder), str(tmp_path / "artifact-1")]
     assert (
         subprocess.run(command, timeout=60, check=False, cwd=Path(__file__).parent.parent).returncode == -signal.SIGKILL
     )
@@ -183,14 +191,14 @@ def test_an_add_that_is_killed_leaves_the_registry_as_it_was(tmp_path: Path, reg
     assert not any(each.is_dir() and each.name.startswith(".") for each in (registry.folder / NAME).iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_registry_that_cannot_be_written_says_so(registry: Registry) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
+def test_a_registry_that_cannot_be_written_is_an_error(registry: Registry) -> None:
     (registry.folder / NAME).chmod(0o555)
     with pytest.raises(RegistryError, match="cannot be changed"):
         registry.activate(NAME, "1", author="test")
 
 
-def test_the_file_is_json_that_people_can_read(registry: Registry) -> None:
+def test_the_state_is_stored_as_json(registry: Registry) -> None:
     registry.activate(NAME, "1", author="test")
     content = json.loads((registry.folder / NAME / "deployment.json").read_text())
     assert (content["format_version"], content["active"], content["canary"], content["shadow"]) == (2, "1", None, None)
@@ -202,42 +210,42 @@ def make_event(version: str = "1") -> DeploymentEvent:
     )
 
 
-def test_each_activation_remembers_the_one_before() -> None:
+def test_an_activation_remembers_the_previous_versions() -> None:
     state = DeploymentState().activate("1").activate("2").activate("3")
     assert (state.active, state.previous_versions) == ("3", ("1", "2"))
     back = state.activate("1")
     assert (back.active, back.previous_versions) == ("1", ("2", "3"))
 
 
-def test_a_version_that_is_active_is_asked_for_again() -> None:
+def test_activating_the_active_version_changes_nothing() -> None:
     state = DeploymentState().activate("1").activate("2")
     assert state.activate("2") == state
 
 
-def test_rollbacks_go_back_one_by_one_and_never_forth() -> None:
+def test_rollbacks_go_back_one_by_one() -> None:
     state = DeploymentState().activate("1").activate("2").activate("3")
-    taken, state = state.roll_back()
-    assert (taken, state.active, state.previous_versions) == ("3", "2", ("1",))
-    taken, state = state.roll_back()
-    assert (taken, state.active, state.previous_versions) == ("2", "1", ())
+    version, state = state.roll_back()
+    assert (version, state.active, state.previous_versions) == ("3", "2", ("1",))
+    version, state = state.roll_back()
+    assert (version, state.active, state.previous_versions) == ("2", "1", ())
     with pytest.raises(RegistryConflict, match="no previous version"):
         state.roll_back()
 
 
-def test_a_rollback_ends_the_canary_first_then_the_shadow() -> None:
+def test_a_rollback_stops_the_canary_first_then_the_shadow() -> None:
     state = DeploymentState().activate("1").activate("2")
     state = state.deploy_as("shadow", TrafficSplit(version="3", traffic_fraction=0.1)).deploy_as(
         "canary", TrafficSplit(version="4", traffic_fraction=0.2)
     )
     assert state.versions_in_use == {"2", "3", "4"}
-    taken, state = state.roll_back()
-    assert (taken, state.canary, state.active) == ("4", None, "2")
-    taken, state = state.roll_back()
-    assert (taken, state.shadow, state.active) == ("3", None, "2")
+    version, state = state.roll_back()
+    assert (version, state.canary, state.active) == ("4", None, "2")
+    version, state = state.roll_back()
+    assert (version, state.shadow, state.active) == ("3", None, "2")
     assert state.roll_back()[0] == "2"
 
 
-def test_a_canary_that_is_promoted_is_one_no_more() -> None:
+def test_a_promoted_canary_is_active_and_no_longer_a_canary() -> None:
     state = (
         DeploymentState().activate("1").deploy_as("canary", TrafficSplit(version="2", traffic_fraction=1.0)).promote()
     )
@@ -254,26 +262,26 @@ def test_a_version_has_one_role_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
-def test_what_is_active_or_without_company_cannot_be_tried(version: str) -> None:
+def test_a_canary_requires_another_active_version(version: str) -> None:
     with pytest.raises(RegistryConflict):
         DeploymentState(active="1" if version == "1" else None).deploy_as(
             "canary", TrafficSplit(version=version, traffic_fraction=0.1)
         )
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
-def test_a_share_lies_above_0_and_is_at_most_1(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
+def test_a_traffic_fraction_is_above_0_and_at_most_1(fraction: float) -> None:
     with pytest.raises(RegistryConflict, match="traffic fraction"):
-        TrafficSplit(version="1", traffic_fraction=share)
+        TrafficSplit(version="1", traffic_fraction=fraction)
 
 
-def test_the_last_version_there_is_cannot_be_withdrawn() -> None:
+def test_the_only_version_stays_active_when_quarantined() -> None:
     assert DeploymentState(active="1").quarantine("1").active == "1"
     assert DeploymentState(active="2", previous_versions=("1",)).quarantine("2") == DeploymentState(active="1")
     assert DeploymentState(active="2", previous_versions=("1",)).quarantine("1") == DeploymentState(active="2")
 
 
-def test_the_history_is_bounded_and_every_note_is_a_revision() -> None:
+def test_the_history_is_bounded_and_every_event_is_a_revision() -> None:
     state = DeploymentState()
     for number in range(MAX_EVENTS + 5):
         state = state.record(make_event(str(number)))
@@ -281,7 +289,7 @@ def test_the_history_is_bounded_and_every_note_is_a_revision() -> None:
     assert state.history[-1].version == str(MAX_EVENTS + 4)
 
 
-def test_json_gives_the_state_back() -> None:
+def test_a_state_round_trips_through_json() -> None:
     state = (
         DeploymentState()
         .activate("1")
@@ -307,7 +315,7 @@ def test_json_gives_the_state_back() -> None:
         {"history": [{"timestamp": "", "action": "explode", "version": "1", "author": "", "reason": ""}]},
     ],
 )
-def test_anything_else_is_rejected(changed: dict[str, Any]) -> None:
+def test_an_invalid_state_is_rejected(changed: dict[str, Any]) -> None:
     content = json.loads(serialize_state(DeploymentState())) | changed
     with pytest.raises((ConfigError, RegistryConflict)):
         parse_state(json.dumps(content))
