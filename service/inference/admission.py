@@ -1,4 +1,4 @@
-"""A bounded number of requests at once, shared fairly among those who ask."""
+"""Admission control: a bounded number of requests at once, shared fairly among clients."""
 
 import asyncio
 from collections import Counter
@@ -13,58 +13,67 @@ from service.telemetry.metrics import SharedGauge
 
 @dataclass(kw_only=True, eq=False)
 class _Slot:
-    claim: RequestContext
+    context: RequestContext
     task: "asyncio.Task[object] | None"
-    is_lost: bool = False
+    is_revoked: bool = False
 
 
 class AdmissionController:
-    """Each request holds one from its first byte to its answer; without a bound, bodies would pile up before the queue.
+    """Each request holds a slot from its headers to its response, so that bodies cannot pile up before the queue.
 
-    When all are taken, the newest place of whoever has most goes to a caller who has at least two less (longest queue
-    drop), or who is more urgent; else the caller is turned away with what `make_busy` gives.
+    If all slots are taken, a new request gets the slot of a less urgent request, or the newest slot of the client that
+    has most, if that has at least two more than its own client (longest queue drop). Else it is rejected.
     """
 
-    def __init__(self, capacity: int, make_busy: Callable[[], QueueFull], gauge: SharedGauge) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        check_wait: Callable[[RequestContext], None],
+        make_queue_full: Callable[[], QueueFull],
+        gauge: SharedGauge,
+    ) -> None:
+        """`check_wait` raises QueueFull for a request that would wait too long; `make_queue_full` makes that error."""
         self._capacity = capacity
+        self._check_wait = check_wait
+        self._make_queue_full = make_queue_full
         self._gauge = gauge
-        self._make_busy = make_busy
-        self._taken: list[_Slot] = []
+        self._slots: list[_Slot] = []
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody has a place."""
-        return not self._taken
+        """Whether no request holds a slot."""
+        return not self._slots
 
     @contextmanager
-    def admit(self, claim: RequestContext) -> Iterator[None]:
-        """A place for the current task. Raises Busy if there is none, or when it is lost to somebody else."""
-        if len(self._taken) >= self._capacity:
-            self._free_one(claim)
-        place = _Slot(claim=claim, task=asyncio.current_task())
-        self._taken.append(place)
-        self._gauge.set(len(self._taken))
+    def admit(self, context: RequestContext) -> Iterator[None]:
+        """Hold a slot for the current task. Raises QueueFull if there is none, or when it is revoked."""
+        self._check_wait(context)
+        if len(self._slots) >= self._capacity:
+            self._revoke_slot(context)
+        slot = _Slot(context=context, task=asyncio.current_task())
+        self._slots.append(slot)
+        self._gauge.set(len(self._slots))
         try:
             yield
         except asyncio.CancelledError:
-            if place.is_lost and place.task and place.task.uncancel() == 0:
-                raise self._make_busy() from None
+            if slot.is_revoked and slot.task and slot.task.uncancel() == 0:
+                raise self._make_queue_full() from None
             raise
         finally:
-            if not place.is_lost:
-                self._taken.remove(place)
-            self._gauge.set(len(self._taken))
+            if not slot.is_revoked:
+                self._slots.remove(slot)
+            self._gauge.set(len(self._slots))
 
-    def _free_one(self, claim: RequestContext) -> None:
-        counts = Counter(place.claim.owner for place in self._taken)
-        least = max(place.claim.priority for place in self._taken)
-        candidates = [place for place in self._taken if place.claim.priority == least]
-        # The last of equals: the newest has cost least so far.
-        victim = max(enumerate(candidates), key=lambda each: (counts[each[1].claim.owner], each[0]))[1]
-        is_greedy = counts[victim.claim.owner] >= counts[claim.owner] + 2 and claim.priority <= least
-        if not is_greedy and claim.priority >= least:
-            raise self._make_busy()
-        victim.is_lost = True
-        self._taken.remove(victim)
+    def _revoke_slot(self, context: RequestContext) -> None:
+        counts = Counter(slot.context.owner for slot in self._slots)
+        lowest = max(slot.context.priority for slot in self._slots)
+        candidates = [slot for slot in self._slots if slot.context.priority == lowest]
+        # Among equals the last one: the newest request has cost least so far.
+        victim = max(enumerate(candidates), key=lambda each: (counts[each[1].context.owner], each[0]))[1]
+        has_more = counts[victim.context.owner] >= counts[context.owner] + 2 and context.priority <= lowest
+        if not has_more and context.priority >= lowest:
+            raise self._make_queue_full()
+        victim.is_revoked = True
+        self._slots.remove(victim)
         if victim.task:
             victim.task.cancel()

@@ -1,4 +1,4 @@
-"""The names of one artifact's clusters while it is served: what people change is in every later answer."""
+"""The category names of a loaded artifact; changes by users apply to all later results."""
 
 import asyncio
 import logging
@@ -13,85 +13,81 @@ from model.registry.category_names import CategoryNames, NameChange, edit_names,
 logger = logging.getLogger(__name__)
 
 _POLL_INTERVAL_S = 1.0
-"""Between two looks at the file, which other processes may change, too."""
+"""Between two checks of the file, which other processes may change, too."""
 
 
 class LiveCategoryNames:
-    """A glossary and the contract under its names. Safe to share by threads."""
+    """The names in a file, and the contract with them applied; thread-safe."""
 
     def __init__(self, contract: Contract, file: Path | None = None) -> None:
-        """Without a file, the contract's names are all there are."""
+        """Without a file, the contract's own names are used and cannot be changed."""
         self.contract = contract
-        """With the names; its own where none is given."""
-        self.glossary = empty_names(contract)
-        self._own = contract
+        """With the users' names applied."""
+        self.names = empty_names(contract)
+        self._original = contract
         self._file = file
-        self._stamp: tuple[int, int, int] | None = None
-        self._had_home = file is not None and file.parent.is_dir()
+        self._fingerprint: tuple[int, int, int] | None = None
+        self._had_folder = file is not None and file.parent.is_dir()
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
-        """Take up the file if it is another one than at the last look.
-
-        One that is broken changes nothing, nor does one whose folder is gone: that disk will be back.
-        """
+        """Read the file if it has changed; if it is invalid or its folder is unmounted, the names stay as they are."""
         with self._lock:
-            stamp = self._read_stamp()
-            if self._file is None or stamp == self._stamp or self._is_away():
+            fingerprint = self._read_fingerprint()
+            if self._file is None or fingerprint == self._fingerprint or self._is_folder_missing():
                 return
-            self._stamp = stamp
+            self._fingerprint = fingerprint
             try:
-                self.glossary = read_names(self._file, self._own)
+                self.names = read_names(self._file, self._original)
             except InvalidCategoryNames as error:
-                logger.error("the names of clusters stay as they were: %s", error)
+                logger.error("could not reload category names, keeping the previous ones: %s", error)
             else:
-                self.contract = self.glossary.apply(self._own)
+                self.contract = self.names.apply(self._original)
 
-    def change(self, change: Callable[[CategoryNames], CategoryNames]) -> tuple[CategoryNames, NameChange | None]:
-        """The glossary after a change that was written, and the edit, if the change was one.
+    def edit(self, change: Callable[[CategoryNames], CategoryNames]) -> tuple[CategoryNames, NameChange | None]:
+        """Write the names that `change` returns; return them and the recorded change, if there was any.
 
-        Raises InvalidCategoryNames, and what `change` raises.
+        Raises InvalidCategoryNames if the file cannot be written, and what `change` raises.
         """
         if self._file is None:
-            raise InvalidCategoryNames(
-                "this service has no place for names of clusters: serve an artifact from a folder"
-            )
-        if self._is_away():
-            raise InvalidCategoryNames(f"{self._file.parent} is gone: put it back, and name again")
-        edit: NameChange | None = None
+            raise InvalidCategoryNames("category names cannot be changed here: serve an artifact in a directory")
+        if self._is_folder_missing():
+            raise InvalidCategoryNames(f"{self._file.parent} is missing: restore it, then try again")
+        recorded: NameChange | None = None
 
-        def note(old: CategoryNames) -> CategoryNames:
-            nonlocal edit
+        def record(old: CategoryNames) -> CategoryNames:
+            nonlocal recorded
             new = change(old)
-            edit = new.history[-1] if new.revision != old.revision else None
+            recorded = new.history[-1] if new.revision != old.revision else None
             return new
 
-        changed = edit_names(self._file, self._own, note)
+        changed = edit_names(self._file, self._original, record)
         self.refresh()
-        if edit:
-            template = "names of %s %s: revision %d by %s, clusters %s"
-            clusters = ", ".join(map(str, edit.after))
-            logger.info(template, self._own.name, self._own.version, edit.revision, edit.author, clusters)
-        return changed, edit
+        if recorded:
+            template = "category names of %s %s: revision %d by %s, clusters %s"
+            clusters = ", ".join(map(str, recorded.after))
+            name, version = self._original.name, self._original.version
+            logger.info(template, name, version, recorded.revision, recorded.author, clusters)
+        return changed, recorded
 
-    def apply(self, glossary: CategoryNames) -> Contract:
-        """The artifact's contract under these names."""
-        return glossary.apply(self._own)
+    def apply(self, names: CategoryNames) -> Contract:
+        """Return the artifact's contract with these names."""
+        return names.apply(self._original)
 
-    async def follow(self) -> None:
-        """Take up every change of the file, without end."""
+    async def poll(self) -> None:
+        """Read the file whenever it changes, until cancelled."""
         while True:
             await asyncio.sleep(_POLL_INTERVAL_S)
             await asyncio.to_thread(self.refresh)
 
-    def _is_away(self) -> bool:
-        """Whether the folder of the names was there at first, and is not any more."""
-        return self._had_home and self._file is not None and not self._file.parent.is_dir()
+    def _is_folder_missing(self) -> bool:
+        """Whether the file's folder existed at the start and does not any more, such as an unmounted volume."""
+        return self._had_folder and self._file is not None and not self._file.parent.is_dir()
 
-    def _read_stamp(self) -> tuple[int, int, int] | None:
-        """What changes whenever the file does; None without one."""
+    def _read_fingerprint(self) -> tuple[int, int, int] | None:
+        """Return what changes whenever the file does; None if it does not exist."""
         try:
-            facts = self._file.stat() if self._file else None
+            stat = self._file.stat() if self._file else None
         except OSError:
             return None
-        return (facts.st_mtime_ns, facts.st_size, facts.st_ino) if facts else None
+        return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat else None

@@ -1,4 +1,4 @@
-"""An artifact on its way to the callers: opening, then ready or refused, in the end stopped."""
+"""One model version: loaded in the background, then ready or failed, finally stopped."""
 
 import asyncio
 import logging
@@ -19,129 +19,134 @@ from service.telemetry.metrics import ModelState, Telemetry
 logger = logging.getLogger(__name__)
 
 ModelLoader = Callable[[], tuple[Contract, Session]]
-"""Gives a checked artifact, or raises UsegError; called off the event loop, again if its session dies."""
+"""Returns a checked artifact and its session, or raises UsegError.
+
+Called off the event loop, and again if the inference thread died.
+"""
 
 
 class LoadedModel:
-    """Opens an artifact in the background, so that the process answers while it warms up."""
+    """Loads an artifact in the background, so that the server answers health checks meanwhile."""
 
     def __init__(
-        self, opener: ModelLoader, settings: Settings, telemetry: Telemetry, glossary: Path | None = None
+        self, load: ModelLoader, settings: Settings, telemetry: Telemetry, category_names_file: Path | None = None
     ) -> None:
-        """`glossary` is the file of the names that people give to its clusters."""
-        self._opener = opener
-        self._glossary = glossary
+        self._load_artifact = load
+        self._category_names_file = category_names_file
         self._settings = settings
         self._telemetry = telemetry
-        self._pipeline: Pipeline | None = None
         self._session: Session | None = None
         self._contract: Contract | None = None
-        self._refusal: UsegError | None = None
-        self._obstacle = "the artifact is being opened: try again in a moment"
-        self._opening: asyncio.Task[None] | None = None
-        self._is_settled = asyncio.Event()
+        self._error: UsegError | None = None
+        self._unready_reason = "the artifact is loading: try again in a moment"
+        self._loading: asyncio.Task[None] | None = None
+        self._is_loaded = asyncio.Event()
+        self.pipeline: Pipeline | None = None
+        """None before the artifact is loaded and after `stop`."""
         self.is_draining = False
-        """Whether the end is near: pictures are still taken, but the service says that it is not ready."""
 
     async def start(self) -> None:
-        """Begin to open the artifact."""
-        self._opening = asyncio.create_task(self._open())
+        """Start loading the artifact."""
+        self._loading = asyncio.create_task(self._load())
 
     def drain(self) -> None:
-        """Say from now on that the service is not ready, so that others are asked; what comes is still answered."""
+        """Report as not ready from now on, and run batches without delay; requests are still accepted."""
         self.is_draining = True
-        if self._pipeline:
-            self._pipeline.engine.drain()
+        if self.pipeline:
+            self.pipeline.scheduler.drain()
 
     async def stop(self) -> None:
-        """Take no more pictures, and end what was started."""
-        if self._opening:
-            self._opening.cancel()
-            await asyncio.gather(self._opening, return_exceptions=True)
-        pipeline, self._pipeline = self._pipeline, None
-        self._obstacle = "the service is shutting down: try again in a moment"
+        """Reject further images and release what was started."""
+        if self._loading:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        pipeline, self.pipeline = self.pipeline, None
+        self._unready_reason = "the server is shutting down: try again in a moment"
         if pipeline:
             await pipeline.stop()
         if isinstance(self._session, HotSwapSession):
             self._session.close()
 
-    async def settle(self) -> None:
-        """Return once pictures are taken. Raises the error for which the artifact was refused."""
-        await self._is_settled.wait()
-        if self._refusal:
-            raise self._refusal
+    async def wait_ready(self) -> None:
+        """Return once images are accepted. Raises the error with which loading failed."""
+        await self._is_loaded.wait()
+        if self._error:
+            raise self._error
 
-    def require(self) -> Pipeline:
-        """The artifact at work. Raises NotReady, with the reason, while there is none."""
-        if not self._pipeline:
-            raise ShuttingDown(self._obstacle) if self.is_draining else NotReady(self._obstacle)
-        if not self._pipeline.engine.is_alive:
-            raise NotReady("the network died and is being started again: try again in a moment")
-        return self._pipeline
+    def get_pipeline(self) -> Pipeline:
+        """Return the pipeline. Raises NotReady, with the reason, while it is not ready."""
+        if not self.pipeline:
+            raise ShuttingDown(self._unready_reason) if self.is_draining else NotReady(self._unready_reason)
+        if not self.pipeline.scheduler.is_alive:
+            raise NotReady("the inference worker died and is being restarted: try again in a moment")
+        return self.pipeline
 
-    @property
-    def pipeline(self) -> Pipeline | None:
-        """The artifact at work, or about to be again; None before it was opened and after the end."""
-        return self._pipeline
+    def find_pipeline(self) -> Pipeline | None:
+        """Return the pipeline if it is ready."""
+        return self.pipeline if self.state == "ready" else None
 
     @property
     def backend(self) -> str:
-        """What answers now: a session may have handed over to a faster one."""
+        """The backend in use; it changes when a faster session takes over."""
         return self._session.backend if self._session else ""
 
     @property
     def state(self) -> ModelState:
-        if self._refusal:
+        if self._error:
             return "failed"
-        if not self._pipeline:
+        if not self.pipeline:
             return "loading"
-        return "ready" if self._pipeline.engine.is_alive else "restarting"
+        return "ready" if self.pipeline.scheduler.is_alive else "restarting"
 
-    def find(self) -> Pipeline | None:
-        """The artifact at work, if it is."""
-        return self._pipeline if self.state == "ready" else None
-
-    async def _open(self) -> None:
+    async def _load(self) -> None:
         started = time.perf_counter()
         try:
-            contract, session = await asyncio.to_thread(self._open_warm)
+            contract, session = await asyncio.to_thread(self._load_and_warm_up)
         except UsegError as error:
-            self._refuse(error)
-        except Exception as error:  # a backend may raise anything; the process stays up to say that it is not ready
+            self._fail(error)
+        except Exception as error:  # a backend may raise anything; the server stays up to report it
             logger.exception("the artifact could not be run")
-            self._refuse(ArtifactError(f"the artifact could not be run: {type(error).__name__}, see the log"))
+            self._fail(ArtifactError(f"the artifact could not be run: {type(error).__name__}, see the log"))
         else:
             pipeline = Pipeline(
-                contract, session, self._settings, self._telemetry, reopen=self._reopen, glossary=self._glossary
+                contract,
+                session,
+                self._settings,
+                self._telemetry,
+                reload=self._reload,
+                category_names_file=self._category_names_file,
             )
             await pipeline.start()
             self._telemetry.model_load_duration.set(time.perf_counter() - started)
-            self._pipeline, self._session, self._contract = pipeline, session, contract
-        self._is_settled.set()
+            self.pipeline, self._session, self._contract = pipeline, session, contract
+        self._is_loaded.set()
 
-    def _refuse(self, error: UsegError) -> None:
-        logger.error("the artifact was refused: %s", error)
-        self._refusal = error
-        self._obstacle = f"the artifact was refused: {error}"
+    def _fail(self, error: UsegError) -> None:
+        logger.error("the artifact could not be loaded: %s", error)
+        self._error = error
+        self._unready_reason = f"the artifact could not be loaded: {error}"
 
-    def _reopen(self) -> Session:
-        """A new session, after the old one died; the contract stays what it was, or the artifact is refused."""
-        contract, session = self._open_warm()
+    def _reload(self) -> Session:
+        """Return a new session after the inference thread died. Raises ArtifactError if the artifact has changed."""
+        contract, session = self._load_and_warm_up()
         if self._contract and contract != self._contract:
-            raise ArtifactError("the artifact was changed while it was served: restart the service to take the new one")
+            raise ArtifactError("the artifact changed while it was served: restart the server to use the new one")
         if isinstance(self._session, HotSwapSession):
             self._session.close()
         self._session = session
         return session
 
-    def _open_warm(self) -> tuple[Contract, Session]:
-        """The artifact after first runs on each canvas, slower than all that follow and as hungry for memory as any."""
-        contract, session = self._opener()
-        for canvas in contract.input_sizes:
-            size = (canvas.height_px, canvas.width_px)
-            affordable = self._settings.max_batch_pixels // (canvas.height_px * canvas.width_px)
-            for count in sorted({1, max(1, min(self._settings.max_batch_size, affordable))}):
-                raws = session.run(np.zeros((count, 3, *size), np.uint8), np.array([size] * count))
-                if not all(is_finite(raw) for raw in raws):
-                    raise ArtifactError(f"{contract.name} {contract.version} gives numbers that are not finite")
+    def _load_and_warm_up(self) -> tuple[Contract, Session]:
+        """Load the artifact and run the smallest and the largest batch of each input size.
+
+        First runs are slower than later ones, and allocate as much memory as any.
+        """
+        contract, session = self._load_artifact()
+        for input_size in contract.input_sizes:
+            size = (input_size.height_px, input_size.width_px)
+            max_images = self._settings.max_batch_pixels // (size[0] * size[1])
+            for count in sorted({1, max(1, min(self._settings.max_batch_size, max_images))}):
+                outputs = session.run(np.zeros((count, 3, *size), np.uint8), np.array([size] * count))
+                if not all(is_finite(each) for each in outputs):
+                    raise ArtifactError(f"{contract.name} {contract.version} outputs numbers that are not finite")
         return contract, session

@@ -1,4 +1,4 @@
-"""A thread that computes, and whose death is noticed."""
+"""A thread that runs the network, and whose death is noticed."""
 
 import asyncio
 import logging
@@ -16,47 +16,47 @@ T = TypeVar("T")
 
 
 class InferenceThreadDied(InferenceError):
-    """A thread that ended, or did not come back from a call; the service starts another."""
+    """A thread that ended or did not return from a call; the service starts another."""
 
 
 class InferenceThread:
-    """One thread, one call after the other.
+    """One thread that runs one call after the other.
 
-    Not an executor, whose threads hold up the end of the process: a thread that hangs in a driver must not.
+    Not an executor: its threads would keep the process from exiting while one hangs in a driver.
     """
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run_calls, name="inference", daemon=True)
         self._thread.start()
 
-    async def run(self, call: Callable[[], T], limit_s: float | None = None) -> T:
-        """Return what the call returns or raises; raise InferenceThreadDied if it does not return within `limit_s`."""
+    async def run(self, call: Callable[[], T], timeout_s: float | None = None) -> T:
+        """Return what `call` returns. Raises InferenceThreadDied if the thread ends or `timeout_s` has passed."""
         if not self._thread.is_alive():
-            raise InferenceThreadDied("the thread of the network has ended")
+            raise InferenceThreadDied("the inference thread has ended")
         future: Future[T] = Future()
         self._calls.put((call, future))
         waiting = asyncio.wrap_future(future)
-        await asyncio.wait({waiting}, timeout=limit_s)
+        await asyncio.wait({waiting}, timeout=timeout_s)
         if not waiting.done():
             waiting.cancel()
-            raise InferenceThreadDied(f"the network did not come back within {limit_s:g} s")
+            raise InferenceThreadDied(f"inference did not finish within {timeout_s:g} s")
         return waiting.result()
 
-    async def stop(self, limit_s: float) -> None:
-        """End after the calls that were made; a thread that takes longer is left behind."""
+    async def stop(self, timeout_s: float) -> None:
+        """End the thread after the calls so far; if that takes longer than `timeout_s`, abandon it."""
         self._calls.put(None)
-        await asyncio.to_thread(self._thread.join, limit_s)
+        await asyncio.to_thread(self._thread.join, timeout_s)
         if self._thread.is_alive():
-            logger.warning("left a thread behind that has not come back for %g s", limit_s)
+            logger.warning("the inference thread did not stop within %g s; abandoned", timeout_s)
 
     def abandon(self) -> None:
-        """Let it end whenever it comes back."""
+        """Let the thread end when its current call returns."""
         self._calls.put(None)
 
-    def _work(self) -> None:
-        while (order := self._calls.get()) is not None:
-            call, future = order
+    def _run_calls(self) -> None:
+        while (item := self._calls.get()) is not None:
+            call, future = item
             if not future.set_running_or_notify_cancel():
                 continue
             try:
@@ -64,6 +64,6 @@ class InferenceThread:
             except Exception as error:  # a session may raise anything
                 future.set_exception(error)
             except BaseException as error:
-                future.set_exception(InferenceThreadDied(f"the thread of the network ended: {type(error).__name__}"))
+                future.set_exception(InferenceThreadDied(f"the inference thread ended: {type(error).__name__}"))
                 return
-            del order, call, future  # or a batch stays in memory until the next one comes
+            del item, call, future  # or the batch stays in memory until the next call

@@ -1,298 +1,343 @@
-"""One model of a registry: its versions opened, put into their roles, watched, taken back and closed."""
+"""Keeps one model in sync with the registry: loads, routes, watches, rolls back and unloads its versions."""
 
 import asyncio
 import ctypes
 import gc
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Literal
 
 from model.backends.session import Session
 from model.contract import Contract
-from model.errors import UsegError
-from model.registry.deployment import TrafficSplit
+from model.errors import RegistryError, UsegError
+from model.registry.deployment import DeploymentState, TrafficSplit
 from model.registry.versions import Registry
 from service.inference.loaded_model import LoadedModel
 from service.inference.pipeline import Pipeline
-from service.rollout.canary_analysis import (
-    AnalysisThresholds,
-    RollbackCause,
-    VersionMetrics,
-    analyze,
-    collect_metrics,
-    require_name,
-    require_speed,
-)
-from service.rollout.controller_state import (
-    ControllerState,
-    PreviousVersion,
-    RejectedVersion,
-    model_status,
-    read_registry_state,
-    unready_reason,
-    version_role,
-)
-from service.rollout.model_status import ModelHistory
-from service.rollout.router import TrafficRouter
-from service.rollout.shadow import ShadowRunner
+from service.rollout.canary_analysis import AnalysisThresholds, check_identity, check_latency, find_regression
+from service.rollout.model_status import HistoryEvent, ModelHistory, VersionStatus
+from service.rollout.router import ShadowRunner, TrafficRouter
 from service.settings import Settings
-from service.telemetry.metrics import Telemetry
+from service.telemetry.metrics import RollbackCause, Telemetry, VersionRole
+from service.telemetry.version_stats import VersionMetrics
 
 logger = logging.getLogger(__name__)
 
 ArtifactLoader = Callable[[Path], tuple[Contract, Session]]
-"""Gives the checked artifact of a folder, or raises UsegError; called off the event loop."""
+"""Returns the checked artifact of a directory and its session, or raises UsegError; called off the event loop."""
 
 AUTHOR = "useg serve"
+"""Author of the service's own changes in the registry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PreviousVersion:
+    """The version that was active before, for as long as its successor is compared with it."""
+
+    version: str
+    until: float
+    """On the event loop's clock; then it is unloaded."""
+    metrics: VersionMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FailedVersion:
+    """A version that failed a check or was rolled back in this process."""
+
+    reason: str
+    revision: int
+    """Of the registry's state; a later one that uses the version makes it load again."""
 
 
 class RolloutController:
-    """Does, in one process, what a registry says of one model. `step` is one look; whoever leads calls it often."""
+    """One model of a registry in this process; `reconcile` is to be called regularly."""
 
     def __init__(
-        self, registry: Registry, model: str, opener: ArtifactLoader, settings: Settings, telemetry: Telemetry
+        self, registry: Registry, model: str, load_artifact: ArtifactLoader, settings: Settings, telemetry: Telemetry
     ) -> None:
         self.model = model
         self.router = TrafficRouter()
-        self.held = ControllerState()
+        self.state = DeploymentState()
+        """The registry's state, without versions that failed here."""
+        self.loading: dict[str, asyncio.Task[None]] = {}
+        """At most one, because loading takes memory and processor time from serving."""
         self._registry = registry
-        self._opener = opener
+        self._load_artifact = load_artifact
         self._settings = settings
         self._telemetry = telemetry
-        self._limits = AnalysisThresholds(
-            errors=settings.canary_max_error_rate,
-            slowest=settings.canary_max_latency_ratio,
-            drift=settings.canary_max_psi,
+        self._thresholds = AnalysisThresholds(
+            max_error_rate=settings.canary_max_error_rate,
+            max_latency_ratio=settings.canary_max_latency_ratio,
+            max_psi=settings.canary_max_psi,
         )
-        self._turn = asyncio.Lock()
-        self._trouble = ""
-        self._orphans: frozenset[str] = frozenset()
+        self._listed: tuple[str, ...] = ()
+        """Versions in the registry, the latest last."""
+        self._loaded: dict[str, LoadedModel] = {}
+        self._failed: dict[str, _FailedVersion] = {}
+        self._previous: _PreviousVersion | None = None
+        self._missing: frozenset[str] = frozenset()
+        self._last_error = ""
+        self._lock = asyncio.Lock()
 
     @property
     def is_settled(self) -> bool:
-        """Whether all that is to be served was opened, or refused."""
-        held = self.held
-        return not held.opening and all(
-            each in held.open or each in held.refused for each in held.state.versions_in_use
-        )
+        """Whether every version in use is loaded or failed."""
+        in_use = self.state.versions_in_use
+        return not self.loading and all(each in self._loaded or each in self._failed for each in in_use)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is open, nor about to be."""
-        return not self.held.open and not self.held.opening
+        """Whether no version is loaded or loading."""
+        return not self._loaded and not self.loading
 
-    async def step(self) -> None:
-        """Look at the registry, and do what is to be done by now."""
-        async with self._turn:
-            await self._read()
-            self._open_next()
-            self._place()
-            await self._judge()
-            await self._close_unused()
-            self._tell()
+    async def reconcile(self) -> None:
+        """Read the registry and do the next steps towards its state."""
+        async with self._lock:
+            await self._read_registry()
+            self._load_next()
+            self._apply_roles()
+            await self._roll_back_regression()
+            await self._unload_unused()
+            self._report()
 
     def drain(self) -> None:
-        """Wait for nobody any more."""
-        for deployment in self.held.open.values():
-            deployment.drain()
-
-    def describe(self) -> ModelHistory:
-        """What the versions are up to; reads files."""
-        return model_status(self._registry, self.model, self.held, self.router)
+        """Run batches without waiting for more images."""
+        for model in self._loaded.values():
+            model.drain()
 
     async def stop(self) -> None:
-        """Close all versions."""
+        """Unload all versions."""
         self._telemetry.set_version_roles(self.model, {})
-        for task in self.held.opening.values():
+        for task in self.loading.values():
             task.cancel()
-        await asyncio.gather(*self.held.opening.values(), return_exceptions=True)
+        await asyncio.gather(*self.loading.values(), return_exceptions=True)
         if self.router.shadow:
             self.router.shadow.stop()
-        for deployment in self.held.open.values():
-            await deployment.stop()
+        for model in self._loaded.values():
+            await model.stop()
 
-    async def _read(self) -> None:
-        held = self.held
+    def describe(self) -> ModelHistory:
+        """Return the status of all versions; reads the registry, or returns its last state if that is unreadable."""
         try:
-            # Off the event loop, for a disk that does not answer must not keep the network from it.
-            held.state = await asyncio.to_thread(read_registry_state, self._registry, self.model, held.state)
-            held.listed = await asyncio.to_thread(self._registry.list_versions, self.model)
-            self._trouble = ""
-        except (UsegError, OSError) as error:
-            held.listed = ()
-            if str(error) != self._trouble:
-                logger.error("%s stays as it was: %s", self.model, error)
-            self._trouble = str(error)
-        state = held.state
-        for version, refusal in list(held.refused.items()):
-            if version in state.versions_in_use and state.revision > refusal.revision:
-                del held.refused[version]
-            else:
-                held.state = held.state.quarantine(version)  # where the registry could not be written
-
-    def _open_next(self) -> None:
-        """Begin to open the next version that is wanted; the active one goes first."""
-        held = self.held
-        trials = [each.version for each in (held.state.canary, held.state.shadow) if each]
-        wanted = [each for each in (held.state.active, *trials) if each]
-        missing = [each for each in wanted if each not in held.open and each not in held.refused]
-        if missing and not held.opening:
-            held.opening[missing[0]] = asyncio.create_task(self._open(missing[0]))
-
-    async def _open(self, version: str) -> None:
-        """Open a version beside those that answer, check it, and have it open or refused."""
-        logger.info("%s %s is being opened", self.model, version)
-        deployment = LoadedModel(
-            lambda: self._check(version),
-            self._settings,
-            self._telemetry,
-            self._registry.names_path(self.model, version),
+            state = self._read_state()
+        except UsegError:
+            state = self.state
+        fractions = {each.version: each.traffic_fraction for each in (state.canary, state.shadow) if each}
+        active = self.router.active.pipeline if self.router.active else None
+        return ModelHistory(
+            name=self.model,
+            active=state.active,
+            serving_version=active.contract.version if active else None,
+            revision=state.revision,
+            versions=[
+                VersionStatus(
+                    version=version,
+                    state=role,
+                    traffic_fraction=fractions.get(version),
+                    reason=self._failed[version].reason if version in self._failed else None,
+                )
+                for version, role in self._roles().items()
+            ],
+            previous_versions=list(state.previous_versions),
+            history=[HistoryEvent(**asdict(each)) for each in state.history],
         )
+
+    def _read_state(self) -> DeploymentState:
+        state = self._registry.read_state(self.model)
+        if not state.revision and self.state.revision:
+            raise RegistryError(f"the registry has lost the deployment state of {self.model!r}")
+        return state
+
+    async def _read_registry(self) -> None:
         try:
-            await deployment.start()
-            await deployment.settle()
-            await self._require_speed(deployment.require())
-            self.held.open[version] = deployment
+            # Off the event loop: a disk that hangs must not stop the serving.
+            self.state = await asyncio.to_thread(self._read_state)
+            self._listed = await asyncio.to_thread(self._registry.list_versions, self.model)
+            self._last_error = ""
+        except (UsegError, OSError) as error:
+            self._listed = ()
+            if str(error) != self._last_error:
+                logger.error("cannot read the registry, keeping the versions of %s: %s", self.model, error)
+            self._last_error = str(error)
+        for version, failure in list(self._failed.items()):
+            if version in self.state.versions_in_use and self.state.revision > failure.revision:
+                del self._failed[version]
+            else:
+                self.state = self.state.quarantine(version)  # for a registry that cannot be written
+
+    def _load_next(self) -> None:
+        """Start to load the next version in use, the active one first."""
+        splits = [each.version for each in (self.state.canary, self.state.shadow) if each]
+        in_use = [each for each in (self.state.active, *splits) if each]
+        missing = [each for each in in_use if each not in self._loaded and each not in self._failed]
+        if missing and not self.loading:
+            self.loading[missing[0]] = asyncio.create_task(self._load(missing[0]))
+
+    async def _load(self, version: str) -> None:
+        """Load and check a version next to those that serve; it ends up loaded or failed."""
+        logger.info("loading %s %s", self.model, version)
+
+        def load() -> tuple[Contract, Session]:
+            contract, session = self._load_artifact(self._registry.find_version(self.model, version))
+            check_identity(contract, self.model, version)
+            return contract, session
+
+        names_file = self._registry.names_path(self.model, version)
+        model = LoadedModel(load, self._settings, self._telemetry, names_file)
+        try:
+            await model.start()
+            await model.wait_ready()
+            await self._check_latency(model.get_pipeline())
+            self._loaded[version] = model
         except UsegError as error:
-            await self._take_back(version, "reject", "load_failed", str(error))
+            await self._quarantine(version, "refuse", "load_failed", str(error))
         except Exception as error:  # a session may raise anything
-            logger.exception("%s %s could not be tried", self.model, version)
-            await self._take_back(version, "reject", "load_failed", f"{type(error).__name__}, see the log")
+            logger.exception("%s %s could not be checked", self.model, version)
+            await self._quarantine(version, "refuse", "load_failed", f"{type(error).__name__}, see the log")
         finally:
-            self.held.opening.pop(version, None)
-            if version not in self.held.open:
-                await deployment.stop()
+            self.loading.pop(version, None)
+            if version not in self._loaded:
+                await model.stop()
 
-    def _check(self, version: str) -> tuple[Contract, Session]:
-        contract, session = self._opener(self._registry.find_version(self.model, version))
-        require_name(contract, self.model, version)
-        return contract, session
+    async def _check_latency(self, candidate: Pipeline) -> None:
+        active = self.router.active.find_pipeline() if self.router.active else None
+        history = self.state.history
+        is_rollback = bool(history) and history[-1].action == "rollback"  # to a version that was good enough before
+        if active and not is_rollback:
+            await check_latency(candidate, active, self._settings.canary_max_latency_ratio)
 
-    async def _require_speed(self, candidate: Pipeline) -> None:
-        active = self.router.active.find() if self.router.active else None
-        history = self.held.state.history
-        is_return = bool(history) and history[-1].action == "rollback"  # what is gone back to was good enough before
-        if active and not is_return:
-            await require_speed(candidate, active, self._settings.canary_max_latency_ratio)
+    def _apply_roles(self) -> None:
+        """Give loaded versions the roles of the registry's state; a role whose version is not loaded stays as it is."""
+        router, state = self.router, self.state
+        active = self._loaded.get(state.active) if state.active else None
+        if active and active is not router.active:
+            self._activate(active)
+        canary = self._loaded.get(state.canary.version) if state.canary else None
+        if canary is not router.canary and canary and canary.pipeline:
+            canary.pipeline.stats.reset_recent()
+        router.canary, router.canary_fraction = canary, state.canary.traffic_fraction if state.canary else 0.0
+        self._apply_shadow(state.shadow)
+        router.unready_reason = self._unready_reason()
 
-    def _place(self) -> None:
-        """Put what is open into the roles that the state gives; what is not open leaves its role as it is."""
-        state, rollout, held = self.held.state, self.router, self.held
-        active = held.open.get(state.active) if state.active else None
-        if active and active is not rollout.active:
-            self._switch(active)
-        canary = self._find_trial(state.canary)
-        if canary is not rollout.canary and canary and canary.pipeline:
-            canary.pipeline.begin()
-        rollout.canary, rollout.canary_share = canary, state.canary.traffic_fraction if state.canary else 0.0
-        self._place_shadow(state.shadow)
-        rollout.obstacle = unready_reason(self.model, held)
-
-    def _switch(self, deployment: LoadedModel) -> None:
-        """Have a version answer from the next request on; requests that are under way end where they began."""
-        held, before = self.held, self.router.active
-        version = held.state.active or ""
-        former = next((name for name, each in held.open.items() if each is before), None)
-        held.standby = self.router.spare = None
-        if before and before.pipeline and former in held.state.previous_versions:
+    def _activate(self, model: LoadedModel) -> None:
+        """Route new requests to a version; those in flight finish on the version they started with."""
+        router, before = self.router, self.router.active
+        before_version = next((name for name, each in self._loaded.items() if each is before), None)
+        self._previous = router.fallback = None
+        if before and before.pipeline and before_version in self.state.previous_versions:
             until = asyncio.get_running_loop().time() + self._settings.rollback_window_s
-            held.standby = PreviousVersion(version=former, until=until, record=collect_metrics(before.pipeline))
-            self.router.spare = before
-        if deployment.pipeline:
-            deployment.pipeline.begin()
-        self.router.active = deployment
-        logger.info("%s: version %s answers from now on, before it %s", self.model, version, former or "none")
+            metrics = before.pipeline.stats.recent()
+            self._previous = _PreviousVersion(version=before_version, until=until, metrics=metrics)
+            router.fallback = before
+        if model.pipeline:
+            model.pipeline.stats.reset_recent()
+        router.active = model
+        logger.info("%s: switched from version %s to %s", self.model, before_version or "none", self.state.active)
 
-    def _place_shadow(self, trial: TrafficSplit | None) -> None:
-        rollout = self.router
-        deployment = self._find_trial(trial)
-        pipeline = deployment.find() if deployment else None
-        active = rollout.active.find() if rollout.active else None
-        current = rollout.shadow
+    def _apply_shadow(self, split: TrafficSplit | None) -> None:
+        router = self.router
+        model = self._loaded.get(split.version) if split else None
+        pipeline = model.find_pipeline() if model else None
+        active = router.active.find_pipeline() if router.active else None
+        current = router.shadow
         if current and (current.pipeline is not pipeline or current.active is not active):
             current.stop()
-            current = rollout.shadow = None
-        if trial and pipeline and active and not current:
-            pipeline.begin()
-            rollout.shadow = ShadowRunner(pipeline, active, trial.traffic_fraction, self._telemetry)
-        if trial and rollout.shadow:
-            rollout.shadow.share = trial.traffic_fraction
+            current = router.shadow = None
+        if split and pipeline and active and not current:
+            pipeline.stats.reset_recent()
+            router.shadow = ShadowRunner(pipeline, active, split.traffic_fraction, self._telemetry)
+        if split and router.shadow:
+            router.shadow.traffic_fraction = split.traffic_fraction
 
-    def _find_trial(self, trial: TrafficSplit | None) -> LoadedModel | None:
-        return self.held.open.get(trial.version) if trial else None
-
-    async def _judge(self) -> None:
-        """Take back what does worse than the version before it, or beside it."""
+    async def _roll_back_regression(self) -> None:
+        """Roll back a version that is worse than the one it replaced or runs next to."""
         active = self.router.active.pipeline if self.router.active else None
         if not active:
             return
-        trials: list[tuple[Pipeline, VersionMetrics]] = []
-        if self.held.standby:
-            trials.append((active, self.held.standby.record))
-        if self.router.canary and self.router.canary.pipeline:
-            trials.append((self.router.canary.pipeline, collect_metrics(active)))
-        if self.router.shadow:
-            trials.append((self.router.shadow.pipeline, collect_metrics(active)))
-        # What opens takes turns of the processor from those that answer, and from the one on trial more than before.
-        limits = replace(self._limits, slowest=inf) if self.held.opening else self._limits
-        for pipeline, record in trials:
-            if verdict := analyze(collect_metrics(pipeline), record, limits):
-                await self._take_back(pipeline.contract.version, "rollback", verdict.cause, verdict.reason)
-                self._place()
+        canary = self.router.canary.pipeline if self.router.canary else None
+        shadow = self.router.shadow.pipeline if self.router.shadow else None
+        trials = [(active, self._previous.metrics)] if self._previous else []
+        trials += [(each, active.stats.recent()) for each in (canary, shadow) if each]
+        # Loading takes processor time from serving, and slows the new version more than its past.
+        thresholds = replace(self._thresholds, max_latency_ratio=inf) if self.loading else self._thresholds
+        for pipeline, baseline in trials:
+            if regression := find_regression(pipeline.stats.recent(), baseline, thresholds):
+                version = pipeline.contract.version
+                await self._quarantine(version, "rollback", regression.cause, regression.reason)
+                self._apply_roles()
                 return
 
-    async def _take_back(
-        self,
-        version: str,
-        action: Literal["rollback", "reject"],
-        cause: Literal[RollbackCause, "load_failed"],
-        reason: str,
+    async def _quarantine(
+        self, version: str, action: Literal["rollback", "refuse"], cause: RollbackCause, reason: str
     ) -> None:
-        """Take a version out of the registry's state, so that no process serves it until somebody asks again."""
-        logger.error("%s %s is taken back (%s): %s", self.model, version, cause, reason)
+        """Remove a version from the registry's state, so that no process serves it until it is activated again."""
+        logger.error("%s %s is rolled back (%s): %s", self.model, version, cause, reason)
         self._telemetry.rollbacks.labels(self.model, cause).inc()
-        held = self.held
+        quarantine = self._registry.quarantine
         try:
-            held.state = await asyncio.to_thread(
-                self._registry.quarantine, self.model, version, action, author=AUTHOR, reason=f"{cause}: {reason}"
+            self.state = await asyncio.to_thread(
+                quarantine, self.model, version, action, author=AUTHOR, reason=f"{cause}: {reason}"
             )
         except UsegError as error:
-            logger.error("the registry does not know of it: %s", error)
-            held.state = held.state.quarantine(version)
-        held.refused[version] = RejectedVersion(reason=reason, revision=held.state.revision)
-        self.router.obstacle = unready_reason(self.model, held)
+            logger.error("rollback could not be written to the registry: %s", error)
+            self.state = self.state.quarantine(version)
+        self._failed[version] = _FailedVersion(reason=reason, revision=self.state.revision)
+        self.router.unready_reason = self._unready_reason()
 
-    async def _close_unused(self) -> None:
-        """Close versions that have no role any more, once their last requests are answered."""
-        held, rollout = self.held, self.router
-        if held.standby and held.standby.until <= asyncio.get_running_loop().time():
-            held.standby = rollout.spare = None
-        kept = {*held.state.versions_in_use, *([held.standby.version] if held.standby else [])}
-        for version, deployment in list(held.open.items()):
-            is_idle = deployment.pipeline is None or deployment.pipeline.is_idle
-            if version not in kept and deployment is not rollout.active and is_idle:
-                del held.open[version]
-                await deployment.stop()
-                await asyncio.to_thread(release_memory)
-                logger.info("%s %s is closed", self.model, version)
+    async def _unload_unused(self) -> None:
+        """Unload versions without a role once their last requests are finished."""
+        if self._previous and self._previous.until <= asyncio.get_running_loop().time():
+            self._previous = self.router.fallback = None
+        kept = {*self.state.versions_in_use, *([self._previous.version] if self._previous else [])}
+        for version, model in list(self._loaded.items()):
+            is_idle = model.pipeline is None or model.pipeline.is_idle
+            if version not in kept and model is not self.router.active and is_idle:
+                del self._loaded[version]
+                await model.stop()
+                await asyncio.to_thread(_release_memory)
+                logger.info("%s %s is unloaded", self.model, version)
 
-    def _tell(self) -> None:
-        held, orphans = self.held, self.held.orphans
-        for version in sorted(orphans - self._orphans):
-            template = "%s %s answers, but the registry does not give it any more: a restart would not bring it back"
+    def _report(self) -> None:
+        roles = self._roles()
+        missing = frozenset(version for version, role in roles.items() if role == "missing_from_registry")
+        for version in sorted(missing - self._missing):
+            template = "%s %s is served, but no longer in the registry: it will not survive a restart"
             logger.error(template, self.model, version)
-        for version in sorted(self._orphans - orphans):
-            logger.info("%s %s is no orphan any more", self.model, version)
-        self._orphans = orphans
-        roles = {each: version_role(held, self.router, each) for each in held.versions}
+        for version in sorted(self._missing - missing):
+            logger.info("%s %s is in the registry again", self.model, version)
+        self._missing = missing
         self._telemetry.set_version_roles(self.model, roles)
 
+    def _roles(self) -> dict[str, VersionRole]:
+        """Return the role of each version in the registry or in use."""
+        missing = self.state.versions_in_use.intersection(self._loaded).difference(self._listed)
+        roles = {version: self._role(version) for version in self._listed}
+        return roles | dict.fromkeys(sorted(missing), "missing_from_registry")
 
-def release_memory() -> None:
-    """Hand freed memory to the system: glibc keeps what threads that have ended had allocated."""
+    def _role(self, version: str) -> VersionRole:
+        model = self._loaded.get(version)
+        if model is None:
+            return "loading" if version in self.loading else "failed" if version in self._failed else "unloaded"
+        if model is self.router.active:
+            return "active"
+        if model is self.router.canary:
+            return "canary"
+        return "shadow" if self.router.shadow and self.router.shadow.pipeline is model.pipeline else "standby"
+
+    def _unready_reason(self) -> str:
+        active = self.state.active
+        if active is None:
+            return f"no version of {self.model!r} is active: run `useg registry activate`"
+        if failure := self._failed.get(active):
+            return f"version {active!r} of {self.model!r} failed: {failure.reason}"
+        return f"version {active!r} of {self.model!r} is loading: try again in a moment"
+
+
+def _release_memory() -> None:
+    """Return freed memory to the system: glibc keeps what threads that have ended had allocated."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Models and their versions in JSON, documented for OpenAPI."""
+"""Models and their versions in JSON."""
 
 from typing import Annotated
 
@@ -7,62 +7,64 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.registry.deployment import Action
 from service.telemetry.metrics import VersionRole
 
-_Share = Annotated[float, Field(gt=0.0, le=1.0)]
-_Reason = Annotated[str, Field(max_length=500, description="For the history.")]
-
 
 class _StatusSchema(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class VersionStatus(_StatusSchema):
     """One version of a model."""
 
     version: str
-    state: Annotated[
-        VersionRole,
-        Field(
-            description="What it is up to in this process: standby was active before and is kept warm, refused failed "
-            "a check or was taken back, idle is not open; orphaned answers, but the registry does not give it any "
-            "more: a restart would not bring it back."
-        ),
-    ]
-    share: Annotated[_Share | None, Field(description="Of a canary or a shadow.")] = None
-    reason: Annotated[str | None, Field(description="Why it was refused, or taken back.")] = None
+    state: VersionRole
+    """State in this process. `standby`: previously active and still loaded, for a rollback; `failed`: rejected by a
+    check or rolled back; `unloaded`: not in use; `missing_from_registry`: still serving, but no longer in the registry;
+    it will not survive a restart."""
+    traffic_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Fraction of the traffic of a canary or a shadow."""
+    reason: str | None = None
+    """Why it failed."""
 
 
 class ModelStatus(_StatusSchema):
-    """One model; without a registry it has one version, and no history."""
+    """One model; without a registry it has one version and no history."""
 
     name: str
-    active: Annotated[str | None, Field(description="The version that the registry wants to answer.")]
-    serving: Annotated[str | None, Field(description="The one that does, in this process.")]
-    revision: Annotated[int | None, Field(description="Counts the changes of the registry's state.")]
+    active: str | None
+    """Version that is active in the registry."""
+    serving_version: str | None
+    """Version that handles requests in this process."""
+    revision: int | None
+    """Number of changes of the registry's state."""
     versions: list[VersionStatus]
 
 
 class HistoryEvent(_StatusSchema):
-    """One change."""
+    """One change of the registry's state."""
 
-    at: Annotated[str, Field(description="ISO 8601, in UTC.")]
+    timestamp: str
+    """ISO 8601, in UTC."""
     action: Action
     version: str | None
-    by: Annotated[str, Field(description="An administrator, a command, or the service itself.")]
+    author: str
+    """An administrator, a command, or the service itself."""
     reason: str
 
 
 class ModelHistory(ModelStatus):
-    """One model, and how it came about."""
+    """One model and the changes that led to its state."""
 
-    former: Annotated[list[str], Field(description="What was active before; `rollback` goes back to the last.")]
-    history: Annotated[list[HistoryEvent], Field(description="The last changes, oldest first.")]
+    previous_versions: list[str]
+    """Previously active versions, the latest last; `rollback` returns to it."""
+    history: list[HistoryEvent]
+    """The latest changes, oldest first."""
 
-    def summarise(self) -> ModelStatus:
-        """The model without the history."""
+    def without_history(self) -> ModelStatus:
+        """Return the status alone."""
         return ModelStatus(**{name: getattr(self, name) for name in ModelStatus.model_fields})
 
 
 class ModelList(_StatusSchema):
-    """All models that are served."""
+    """All served models."""
 
     models: list[ModelStatus]

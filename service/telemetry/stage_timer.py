@@ -1,5 +1,6 @@
-"""Where a request spends its time."""
+"""Measures the stages of a request."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from service.telemetry.version_stats import VersionStats
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpan:
-    """One stay in a stage, in nanoseconds since 1970."""
+    """One pass through a stage, in nanoseconds since 1970."""
 
     stage: Stage
     started_ns: int
@@ -19,50 +20,44 @@ class StageSpan:
 
 
 class StageTimer:
-    """The seconds that one request spends in each stage; every one is also counted in the telemetry, and in `tally`."""
+    """Times of one request by stage, summed over its images; thread-safe.
 
-    def __init__(self, telemetry: Telemetry, tally: VersionStats | None = None) -> None:
+    Each is also recorded in `telemetry`, unless that is None, and in the statistics of the version at work.
+    """
+
+    def __init__(self, telemetry: Telemetry | None) -> None:
         self._telemetry = telemetry
-        self._tally = tally
-        self.laps: list[StageSpan] = []
-        """In the order of their ends."""
         self._seconds: dict[Stage, float] = {}
+        self._lock = threading.Lock()
         self.stage: Stage = "read"
-        """Where the request is, or was when it ended."""
+        """The stage that was entered last."""
+        self.spans: list[StageSpan] = []
+        """In the order of their ends."""
 
     def enter(self, stage: Stage) -> None:
+        """Set the stage that the request is in, for one that is cancelled there."""
         self.stage = stage
 
-    def add(self, stage: Stage, seconds: float, *, ago_s: float = 0.0) -> None:
-        """Take the time that a stage needed; it ended `ago_s` before now."""
-        ended_ns = time.time_ns() - int(ago_s * 1e9)
-        self.laps.append(StageSpan(stage=stage, started_ns=ended_ns - int(seconds * 1e9), ended_ns=ended_ns))
-        self._seconds[stage] = seconds
-        self._telemetry.stage_duration.labels(stage).observe(seconds)
-        if self._tally:
-            self._tally.take_stage(stage, seconds)
+    def add(self, stage: Stage, seconds: float, stats: VersionStats | None = None, *, ended_ago_s: float = 0.0) -> None:
+        """Record a stage that ended `ended_ago_s` before now."""
+        ended_ns = time.time_ns() - int(ended_ago_s * 1e9)
+        span = StageSpan(stage=stage, started_ns=ended_ns - int(seconds * 1e9), ended_ns=ended_ns)
+        with self._lock:
+            self.spans.append(span)
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+        if self._telemetry:
+            self._telemetry.stage_duration.labels(stage).observe(seconds)
+        if stats:
+            stats.record_stage(stage, seconds)
 
     @contextmanager
-    def follow(self, tally: VersionStats) -> Iterator["StageTimer"]:
-        """One for a picture of the request that a version answers; what it measures is this one's, too, in the end."""
-        own = StageTimer(self._telemetry, tally)
-        own.stage = self.stage
-        try:
-            yield own
-        finally:
-            self.stage = own.stage
-            self.laps += own.laps
-            for stage, seconds in own._seconds.items():
-                self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
-
-    @contextmanager
-    def time(self, stage: Stage) -> Iterator[None]:
-        """Measure the block; one that raises is not counted."""
+    def time(self, stage: Stage, stats: VersionStats | None = None) -> Iterator[None]:
+        """Measure a block; if it raises, nothing is recorded."""
         self.stage = stage
         started = time.perf_counter()
         yield
-        self.add(stage, time.perf_counter() - started)
+        self.add(stage, time.perf_counter() - started, stats)
 
     def render(self) -> str:
-        """The value of a `Server-Timing` header, in milliseconds."""
+        """Return the value of a `Server-Timing` header, in milliseconds."""
         return ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in self._seconds.items())

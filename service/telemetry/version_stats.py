@@ -1,21 +1,31 @@
-"""What one version did since it was opened: it goes when the version does, and costs the metrics no label."""
+"""Statistics of one loaded version: totals for the Open Inference Protocol, recent images, drift of outputs."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.contract import Contract, Histogram
+from model.contract import Contract, Histogram, Task
 from model.drift import STATISTICS, Statistic, build_histograms, output_statistics, population_stability_index
 from model.postprocessing.panoptic import Segmentation
 from service.telemetry.metrics import STAGES, Outcome, Stage, Telemetry
 
+RECENT_IMAGES = 200
+"""Images whose latency and failures are kept."""
+DRIFT_WINDOW = 500
+"""Outputs that are compared with the reference."""
+MIN_DRIFT_SAMPLES = 200
+"""Outputs before the drift is published: with fewer, chance alone gives a large index."""
+_DRIFT_INTERVAL = 10
+"""Outputs between two updates of the published drift."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DurationSum:
-    """How often something took place, and how long it took in all."""
+    """Number of events and their total duration."""
 
     count: int = 0
     seconds: float = 0.0
@@ -24,121 +34,113 @@ class DurationSum:
         return DurationSum(count=self.count + 1, seconds=self.seconds + seconds)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VersionMetrics:
+    """Recent images of one version, as a rollout is judged by them."""
+
+    images: int = 0
+    failures: int = 0
+    """Images on which it failed and another version did not."""
+    p95_s: float = 0.0
+    """95th percentile of the time from an image's bytes to its encoded segments."""
+    outputs: Mapping[Statistic, Histogram] = field(default_factory=dict)
+    """Histograms of its outputs; empty without a reference."""
+    reference: Mapping[str, Histogram] = field(default_factory=dict)
+    """Histograms of the artifact's drift reference."""
+
+
 class VersionStats:
-    """The sums of one version of a model. Safe to share by threads."""
+    """Records everything that is counted of one version; thread-safe. Ends with the version, unlike the metrics."""
 
-    def __init__(self, model: str, version: str) -> None:
-        self.model = model
-        self.version = version
-        self.last_answer_s = 0.0
-        """When a picture was last answered, in seconds since 1970; 0 for never."""
+    def __init__(self, contract: Contract, telemetry: Telemetry) -> None:
+        self.model, self.version = contract.name, contract.version
+        self.last_inference_s = 0.0
+        """Time of the last image, in seconds since 1970; 0 for never."""
         self.stages = dict.fromkeys(STAGES, DurationSum())
-        """Pictures in each stage."""
-        self.answered = DurationSum()
-        """Requests that got what they asked for, from the first byte to the end."""
+        self.succeeded = DurationSum()
+        """Requests with a successful response."""
         self.failed = DurationSum()
-        """Requests that ended in any other way."""
+        """All other requests."""
+        self._contract = contract
+        self._telemetry = telemetry
+        self._reference = {name: contract.drift_reference[name] for name in STATISTICS if name in contract.drift_reference}
+        self._recent: deque[float | None] = deque(maxlen=RECENT_IMAGES)
+        self._outputs: deque[Mapping[Statistic, float]] = deque(maxlen=DRIFT_WINDOW)
+        self._outputs_seen = 0
         self._lock = threading.Lock()
+        telemetry.init_series(contract)
 
-    def take_stage(self, stage: Stage, seconds: float) -> None:
-        """Take what a picture needed for a stage."""
+    def record_stage(self, stage: Stage, seconds: float) -> None:
+        """Record the time that one image spent in a stage."""
         with self._lock:
             self.stages[stage] = self.stages[stage].add(seconds)
 
-    def take_request(self, outcome: Outcome, seconds: float) -> None:
-        """Take a request that came to this version."""
+    def record_request(self, outcome: Outcome, seconds: float) -> None:
+        """Record a request that was routed to this version."""
         with self._lock:
             if outcome == "ok":
-                self.answered = self.answered.add(seconds)
+                self.succeeded = self.succeeded.add(seconds)
             else:
                 self.failed = self.failed.add(seconds)
 
-
-RECENT_WINDOW = 200
-"""Last pictures that are looked at."""
-
-
-class RecentOutcomes:
-    """To be used on the event loop alone."""
-
-    def __init__(self) -> None:
-        self._last: deque[float | None] = deque(maxlen=RECENT_WINDOW)
-
-    @property
-    def tried(self) -> int:
-        """Pictures that are looked at."""
-        return len(self._last)
-
-    @property
-    def failures(self) -> int:
-        """Those among them that another version had to answer."""
-        return sum(seconds is None for seconds in self._last)
-
-    @property
-    def p95_s(self) -> float:
-        """What 95 of 100 answers took at most, in seconds, from the picture to its segments; 0 if there are none."""
-        taken = [seconds for seconds in self._last if seconds is not None]
-        return float(np.percentile(taken, 95)) if taken else 0.0
-
-    def take(self, seconds: float) -> None:
-        self._last.append(seconds)
-
-    def fail(self) -> None:
-        self._last.append(None)
-
-    def clear(self) -> None:
-        """Begin anew, in another role."""
-        self._last.clear()
-
-
-DRIFT_WINDOW = 500
-"""Last answers that are compared."""
-MIN_DRIFT_SAMPLES = 200
-"""Answers before a comparison is told: of fewer, chance alone makes an index that looks like drift."""
-_DRIFT_INTERVAL = 10
-"""Answers between two comparisons."""
-
-
-class DriftMonitor:
-    """Tells the telemetry how far the last answers of one version are from its reference; safe to share by threads."""
-
-    def __init__(self, contract: Contract, telemetry: Telemetry) -> None:
-        self._which = (contract.name, contract.version)
-        self._references = {
-            name: contract.drift_reference[name] for name in STATISTICS if name in contract.drift_reference
-        }
-        self._gauge = telemetry.output_drift
-        self._last: deque[Mapping[Statistic, float]] = deque(maxlen=DRIFT_WINDOW)
-        self._seen = 0
-        self._lock = threading.Lock()
-
-    def observe(self, answer: Segmentation) -> None:
-        """Take a panoptic answer that was made with the contract's thresholds, as the reference was."""
-        if not self._references:
-            return
-        measured = output_statistics(answer)
+    def record_image(self, seconds: float) -> None:
+        """Record a segmented image."""
         with self._lock:
-            self._last.append(measured)
-            self._seen += 1
-            if self._seen < MIN_DRIFT_SAMPLES or self._seen % _DRIFT_INTERVAL:
+            self._recent.append(seconds)
+
+    def record_failure(self) -> None:
+        """Record an image or request that another version answered instead."""
+        with self._lock:
+            self._recent.append(None)
+
+    def record_outputs(self, segmentations: Mapping[Task, Segmentation], *, is_default: bool) -> None:
+        """Record the outputs for one image; only panoptic ones with the artifact's thresholds count towards drift."""
+        first = next(iter(segmentations.values()))
+        version = (self.model, self.version)
+        self.last_inference_s = time.time()
+        self._telemetry.segments.labels(*version).observe(len(first.segments))
+        void = 1.0 - np.count_nonzero(first.label_map) / first.label_map.size
+        self._telemetry.void.labels(*version).observe(void)
+        if first.segments:
+            mean = sum(segment.score for segment in first.segments) / len(first.segments)
+            self._telemetry.mean_score.labels(*version).observe(mean)
+        if self._reference and is_default and "panoptic" in segmentations:
+            self._record_drift(output_statistics(segmentations["panoptic"]))
+
+    def recent(self) -> VersionMetrics:
+        """Return the figures of recent images."""
+        with self._lock:
+            recent, outputs = list(self._recent), build_histograms(self._outputs)
+        latencies = [seconds for seconds in recent if seconds is not None]
+        return VersionMetrics(
+            images=len(recent),
+            failures=recent.count(None),
+            p95_s=float(np.percentile(latencies, 95)) if latencies else 0.0,
+            outputs=outputs,
+            reference=self._reference,
+        )
+
+    def reset_recent(self) -> None:
+        """Forget recent images, as the version gets another role."""
+        with self._lock:
+            self._recent.clear()
+            self._outputs.clear()
+            self._outputs_seen = 0
+
+    def close(self) -> None:
+        """Remove the series of this version from the metrics."""
+        self._telemetry.remove_series(self._contract)
+        for name in self._reference:
+            self._telemetry.output_drift.remove(name, self.model, self.version)
+
+    def _record_drift(self, statistics: Mapping[Statistic, float]) -> None:
+        with self._lock:
+            self._outputs.append(statistics)
+            self._outputs_seen += 1
+            if self._outputs_seen < MIN_DRIFT_SAMPLES or self._outputs_seen % _DRIFT_INTERVAL:
                 return
-            histograms = build_histograms(self._last)
-        for name, reference in self._references.items():
+            histograms = build_histograms(self._outputs)
+        for name, reference in self._reference.items():
             if sum(histograms[name].counts):
-                self._gauge.labels(name, *self._which).set(population_stability_index(reference, histograms[name]))
-
-    def build_histograms(self) -> Mapping[Statistic, Histogram]:
-        """How the last answers look; nothing of a version without a reference."""
-        with self._lock:
-            return build_histograms(self._last)
-
-    def begin(self) -> None:
-        """Forget the answers so far, as the version gets another role."""
-        with self._lock:
-            self._last.clear()
-            self._seen = 0
-
-    def forget(self) -> None:
-        """Tell nothing of this version any more."""
-        for name in self._references:
-            self._gauge.remove(name, *self._which)
+                psi = population_stability_index(reference, histograms[name])
+                self._telemetry.output_drift.labels(name, self.model, self.version).set(psi)
