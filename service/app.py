@@ -24,7 +24,6 @@ from service.requests import SegmentJsonBody
 from service.responses.schemas import FeatureCollection, HuggingFaceMask, Problem
 from service.rollout.controller import ArtifactLoader
 from service.rollout.model_repository import ModelRepository
-from service.rollout.registry_watcher import make_version_source
 from service.routes.category_names import router as category_names_router
 from service.routes.health import router as health_router
 from service.routes.models import router as models_router
@@ -34,7 +33,7 @@ from service.settings import Settings
 from service.state import AppState
 from service.telemetry.logging import record_event_loop_lag
 from service.telemetry.metrics import Telemetry
-from service.telemetry.tracing import make_span_exporter
+from service.telemetry.tracing import make_tracing
 
 _REFERENCED_SCHEMAS = (FeatureCollection, HuggingFaceMask, InferRequest, Problem, SegmentJsonBody)
 """Schemas of other media types than JSON, and of a body that the route reads itself."""
@@ -66,17 +65,17 @@ class Api(FastAPI):
 
 
 def create_app(
-    settings: Settings, *, opener: ModelLoader | None = None, open_artifact: ArtifactLoader | None = None
+    settings: Settings, *, load_model: ModelLoader | None = None, load_artifact: ArtifactLoader | None = None
 ) -> FastAPI:
     """Create the service.
 
-    `opener` loads its model, by default the artifact in the settings; `open_artifact` loads an artifact of a folder.
+    `load_model` loads the model of a server without a registry, by default the artifact in the settings;
+    `load_artifact` loads the artifact in a directory.
     """
     telemetry = Telemetry()
     telemetry.output_drift_limit.set(settings.canary_max_psi)
-    source = make_version_source(settings, telemetry, opener, open_artifact)
-    repository = ModelRepository(source, telemetry, settings.default_model)
-    sink = make_span_exporter(settings.otlp_endpoint)
+    repository = ModelRepository(settings, telemetry, load_model=load_model, load_artifact=load_artifact)
+    tracing = make_tracing(settings)
     api_keys = load_api_keys(settings.api_key_file, settings.api_keys)
     admin_keys = load_api_keys(settings.admin_api_key_file, settings.admin_api_keys)
     app = Api(
@@ -89,7 +88,7 @@ def create_app(
         lifespan=_run,
     )
     app.state.useg = AppState(
-        settings=settings, model_repository=repository, telemetry=telemetry, admin_keys=admin_keys, sink=sink
+        settings=settings, model_repository=repository, telemetry=telemetry, admin_keys=admin_keys, tracing=tracing
     )
     for router in _ROUTERS:
         app.include_router(router)
@@ -101,9 +100,10 @@ def create_app(
         RequestMiddleware,
         telemetry=telemetry,
         model_repository=repository,
-        sink=sink,
-        trace_sample_ratio=settings.trace_sample_ratio,
+        tracing=tracing,
     )
+    if tracing:
+        app.add_middleware(tracing.instrument)
     for error in (HTTPException, RequestValidationError):
         app.add_exception_handler(error, _raise)  # in place of FastAPI's handlers
     return app
@@ -119,8 +119,8 @@ async def _run(app: FastAPI) -> AsyncIterator[None]:
     finally:
         lag.cancel()
         await state.model_repository.stop()
-        if state.sink:
-            await asyncio.to_thread(state.sink.close)
+        if state.tracing:
+            await asyncio.to_thread(state.tracing.close)
 
 
 async def _raise(_request: Request, error: Exception) -> Response:

@@ -49,7 +49,7 @@ def run_server(
         signal.signal(each, _exit)
     cv2.setNumThreads(1)  # images are decoded in parallel: threads within one decoder only compete
     with contextlib.closing(bind(settings.host, settings.port)) as listener:
-        app = create_app(settings, opener=load_model, open_artifact=load_artifact)
+        app = create_app(settings, load_model=load_model, load_artifact=load_artifact)
         asyncio.run(serve_app(app, settings, listener, on_ready))
 
 
@@ -114,7 +114,7 @@ async def _announce(
 ) -> None:
     """Report the base URL once a model is ready; stop the server and raise if its artifact cannot be loaded."""
     try:
-        await repository.settle()
+        await repository.wait_ready()
     except UsegError:
         server.should_exit = True
         raise

@@ -8,7 +8,7 @@ from service.middleware.api_keys import ApiKeyStore
 from service.rollout.model_repository import ModelRepository
 from service.settings import Settings
 from service.telemetry.metrics import Telemetry
-from service.telemetry.tracing import SpanExporter
+from service.telemetry.tracing import Tracing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class AppState:
     telemetry: Telemetry
     admin_keys: ApiKeyStore
     """Keys that may change what is served."""
-    sink: SpanExporter | None = None
+    tracing: Tracing | None = None
 
 
 def get_state(request: Request) -> AppState:

@@ -62,9 +62,9 @@ def open_fake() -> tuple[Contract, Session]:
 @asynccontextmanager
 async def open_client(opener: ModelLoader = open_fake, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a service that is ready; exceptions of the app are raised here."""
-    app = create_app(Settings(**settings), opener=opener)
+    app = create_app(Settings(**settings), load_model=opener)
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(app.state.useg.model_repository.settle(), 10)
+        await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), 10)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
             yield client
 

@@ -49,11 +49,11 @@ async def wait_for(event: threading.Event) -> None:
 async def listen(opener: ModelLoader = open_fake, **settings: Any) -> AsyncIterator[tuple[str, int]]:
     """Serve on a real socket; yields host and port."""
     chosen = Settings(port=0, **settings)
-    app = create_app(chosen, opener=opener)
+    app = create_app(chosen, load_model=opener)
     with bind(chosen.host, chosen.port) as listener:
         server = Server(make_uvicorn_config(app, client_timeout_s=chosen.client_timeout_s, finish_s=1.0))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await asyncio.wait_for(app.state.useg.model_repository.settle(), WAIT_S)
+        await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), WAIT_S)
         host, port = listener.getsockname()
         try:
             yield host, port

@@ -187,17 +187,17 @@ async def test_the_service_is_alive_at_once_and_ready_once_its_model_is_loaded()
         assert gate.wait(WAIT_S)
         return open_fake()
 
-    app = create_app(Settings(), opener=open_late)
+    app = create_app(Settings(), load_model=open_late)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         assert (await client.get("/livez")).json() == {"status": "alive"}
         early = await client.get("/readyz")
-        assert (early.status_code, "being opened" in early.json()["detail"]) == (503, True)
+        assert (early.status_code, "is loading" in early.json()["detail"]) == (503, True)
         rejected = await post(client, HALVES)
         assert (rejected.status_code, int(rejected.headers["retry-after"]) >= 1) == (503, True)
         assert 'useg_requests_rejected_total{reason="not_ready"} 1.0' in (await client.get("/metrics")).text
         gate.set()
-        await asyncio.wait_for(app.state.useg.model_repository.settle(), WAIT_S)
+        await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), WAIT_S)
         ready = await client.get("/readyz")
         assert (ready.status_code, Readiness.model_validate_json(ready.content).model.name) == (200, "fake")
     assert (await httpx.AsyncClient(transport=transport, base_url="http://t").get("/readyz")).status_code == 503
@@ -208,11 +208,11 @@ async def test_a_rejected_artifact_leaves_the_service_alive_but_not_ready(error:
     def refuse() -> tuple[Contract, Session]:
         raise error
 
-    app = create_app(Settings(), opener=refuse)
+    app = create_app(Settings(), load_model=refuse)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         with pytest.raises(ArtifactError):
-            await asyncio.wait_for(app.state.useg.model_repository.settle(), WAIT_S)
+            await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), WAIT_S)
         response = await client.get("/readyz")
         assert (response.status_code, words in response.json()["detail"]) == (503, True)
         assert (await client.get("/livez")).status_code == 200

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.anyio
 async def open_registry(registry: Registry, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a service with a registry, once a model is ready."""
     chosen = Settings(registry=registry.folder, registry_poll_interval_s=POLL_S, **settings)
-    app = create_app(chosen, open_artifact=open_artifact)
+    app = create_app(chosen, load_artifact=open_artifact)
     async with app.router.lifespan_context(app):
-        await asyncio.wait_for(app.state.useg.model_repository.settle(), 10)
+        await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), 10)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=LOCAL) as client:
             yield client
 
@@ -177,7 +177,7 @@ async def test_statistics_are_counted_per_version(tmp_path: Path, registry: Regi
 
 async def test_a_bad_first_version_leaves_the_service_alive_but_not_ready(tmp_path: Path) -> None:
     registry = make_registry(tmp_path, {"1": "wrong", "2": "good"})
-    app = create_app(Settings(registry=registry.folder, registry_poll_interval_s=POLL_S), open_artifact=open_artifact)
+    app = create_app(Settings(registry=registry.folder, registry_poll_interval_s=POLL_S), load_artifact=open_artifact)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url=LOCAL) as client:
         assert (await client.get("/readyz")).status_code == 503
@@ -186,7 +186,7 @@ async def test_a_bad_first_version_leaves_the_service_alive_but_not_ready(tmp_pa
         assert "golden answers differ" in ((await see(client, "1", "failed")).versions[0].reason or "")
         assert "was refused" in (await client.get("/readyz")).json()["detail"]
         await asyncio.to_thread(registry.activate, NAME, "2", author="test")
-        await asyncio.wait_for(app.state.useg.model_repository.settle(), 10)
+        await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), 10)
         assert (await client.get("/readyz")).status_code == 200
 
 

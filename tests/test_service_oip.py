@@ -104,7 +104,7 @@ async def test_errors_are_reported_to_the_client() -> None:
     def fail(client: InferenceServerClient) -> None:
         for model, images, options, words in (
             (MODEL, [HALVES, TEXT_FILE], {}, "image 1: 12 bytes"),
-            ("another", [HALVES], {}, "no model of name 'another'"),
+            ("another", [HALVES], {}, "model 'another' not found"),
             (MODEL, [HALVES], {"parameters": {"tsak": 1}}, "unknown parameter 'tsak'"),
             (MODEL, [HALVES], {"outputs": [InferRequestedOutput("depth")]}, "outputs.0.name"),
             (MODEL, [HALVES], {"outputs": [InferRequestedOutput("panoptic_ids", binary_data=False)]}, "binary data"),
@@ -148,7 +148,7 @@ async def test_statistics_count_runs_and_requests() -> None:
 
 
 async def test_a_service_that_is_not_ready_is_live() -> None:
-    app = create_app(Settings(), opener=open_fake)  # and nothing starts it
+    app = create_app(Settings(), load_model=open_fake)  # and nothing starts it
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.get("/v2/health/live")).status_code == 200
         ready = await client.get("/v2/health/ready")

@@ -72,7 +72,7 @@ def open_fake() -> tuple[Contract, TwoBoxes]:
 
 async def serve(app: FastAPI, server: uvicorn.Server, listener: socket.socket, is_ready: threading.Event) -> None:
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await app.state.useg.model_repository.settle()
+    await app.state.useg.model_repository.wait_ready()
     is_ready.set()
     await serving
 
@@ -85,7 +85,7 @@ def names_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(names_file: Path) -> Iterator[str]:
-    app = create_app(Settings(category_names_file=names_file), opener=open_fake)
+    app = create_app(Settings(category_names_file=names_file), load_model=open_fake)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     is_ready = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:

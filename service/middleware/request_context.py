@@ -19,7 +19,7 @@ from service.responses.problems import (
 from service.rollout.model_repository import ModelRepository
 from service.telemetry.metrics import Telemetry, outcome_of_status
 from service.telemetry.stage_timer import StageTimer
-from service.telemetry.tracing import RequestSpan, SpanExporter, begin_trace
+from service.telemetry.tracing import Tracing
 from service.telemetry.version_stats import VersionStats
 
 logger = logging.getLogger(__name__)
@@ -70,8 +70,7 @@ class RequestMiddleware:
         app: ASGIApp,
         telemetry: Telemetry,
         model_repository: ModelRepository,
-        sink: SpanExporter | None = None,
-        trace_sample_ratio: float = 1.0,
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._telemetry = telemetry
@@ -79,8 +78,7 @@ class RequestMiddleware:
         for reason in _REJECTION_REASONS.values():
             telemetry.requests_rejected.labels(reason)
         self._repository = model_repository
-        self._sink = sink
-        self._trace_share = trace_sample_ratio if sink else 0.0
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,8 +86,7 @@ class RequestMiddleware:
             return
         state = scope.setdefault("state", {})
         state["request_id"] = choose_request_id(Headers(scope=scope).get("x-request-id"))
-        state["trace"] = begin_trace(Headers(scope=scope).get("traceparent"), self._trace_share)
-        started, started_ns = time.perf_counter(), time.time_ns()
+        started = time.perf_counter()
         status = sent_bytes = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -97,6 +94,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._add_headers(scope, MutableHeaders(scope=message))
+                self._annotate_span(scope, status)
             sent_bytes += len(message.get("body", b""))
             await send(message)
 
@@ -109,20 +107,33 @@ class RequestMiddleware:
             state["problem"] = find_problem_type(error).slug
             await make_error_response(error, state["request_id"], scope["path"])(scope, receive, send_with_headers)
         finally:
+            if not status:
+                self._annotate_span(scope, CLIENT_CLOSED_REQUEST)
             self._record(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - started, sent_bytes)
-            if self._sink and state["trace"].is_sampled:
-                self._sink.send(make_span(scope, status or CLIENT_CLOSED_REQUEST, started_ns))
 
     def _add_headers(self, scope: Scope, headers: MutableHeaders) -> None:
         """Add the headers of every response."""
         headers["X-Request-ID"] = scope["state"]["request_id"]
-        headers["traceparent"] = scope["state"]["trace"].render()
         for name, text in SECURITY_HEADERS.items():
             headers[name] = text
         if headers.get("content-type", "").startswith("text/html"):
             headers.setdefault("Content-Security-Policy", _PAGE_CSP)
         if self._repository.is_draining:
             headers["Connection"] = "close"  # a kept connection would be closed during a later request
+
+    def _annotate_span(self, scope: Scope, status: int) -> None:
+        """Add the route, ids and stages to the request's span; neither path, query nor client."""
+        if not self._tracing:
+            return
+        state, route, timer = scope["state"], route_template(scope), scope["state"].get("timer")
+        attributes = {
+            "http.route": route,
+            "http.response.status_code": status,
+            "useg.request_id": state["request_id"],
+            **({"useg.task": str(state["task"])} if "task" in state else {}),
+        }
+        stages = tuple(timer.spans) if isinstance(timer, StageTimer) else ()
+        self._tracing.annotate_request(f"{method_label(scope)} {route}", attributes, stages)
 
     def _record(self, scope: Scope, status: int, seconds: float, sent_bytes: int) -> None:
         method, route, state = method_label(scope), route_template(scope), scope["state"]
@@ -138,20 +149,20 @@ class RequestMiddleware:
             "duration_ms": round(seconds * 1000, 1),
             "response_bytes": sent_bytes,
             "request_id": state["request_id"],
-            "trace_id": state["trace"].trace_id,
-            "span_id": state["trace"].span_id,
             "owner": state.get("owner"),
         }
+        if self._tracing and (ids := self._tracing.current_ids()):
+            fields["trace_id"], fields["span_id"] = ids
         template = "%s %s %d %.1f ms, request %s"
         logger.info(template, method, route, status, seconds * 1000, state["request_id"], extra={"fields": fields})
 
     def _record_segmentation(self, state: dict[str, object], status: int, seconds: float, sent_bytes: int) -> None:
         task, outcome = str(state.get("task", "unknown")), outcome_of_status(status)
-        stats = state["version_stats"] if "version_stats" in state else self._repository.find_tally()
+        stats = state["version_stats"] if "version_stats" in state else self._repository.find_stats()
         which = (stats.model, stats.version) if isinstance(stats, VersionStats) else ("none", "none")
         self._telemetry.requests.labels(*which, task, outcome).inc()
         if isinstance(stats, VersionStats):
-            stats.take_request(outcome, seconds)
+            stats.record_request(outcome, seconds)
         if outcome == "ok":
             self._telemetry.request_duration.labels(task).observe(seconds)
             self._telemetry.response_bytes.observe(sent_bytes)
@@ -163,27 +174,6 @@ class RequestMiddleware:
 def choose_request_id(given: str | None) -> str:
     """Return the client's id if it is short and plain, else a new one."""
     return given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
-
-
-def make_span(scope: Scope, status: int, started_ns: int) -> RequestSpan:
-    """Return the span of a request, without path, query and client."""
-    method, route, state = method_label(scope), route_template(scope), scope["state"]
-    timer = state.get("timer")
-    return RequestSpan(
-        name=f"{method} {route}",
-        trace=state["trace"],
-        started_ns=started_ns,
-        ended_ns=time.time_ns(),
-        attributes={
-            "http.request.method": method,
-            "http.route": route,
-            "http.response.status_code": status,
-            "useg.request_id": state["request_id"],
-            **({"useg.task": str(state["task"])} if "task" in state else {}),
-        },
-        is_failure=status >= HTTPStatus.INTERNAL_SERVER_ERROR,
-        laps=tuple(timer.laps) if isinstance(timer, StageTimer) else (),
-    )
 
 
 def method_label(scope: Scope) -> str:

@@ -99,15 +99,15 @@ async def infer_images(
 
 def version_statistics(pipeline: Pipeline) -> dict[str, Any]:
     """Return the statistics of a version since it was loaded; times in nanoseconds."""
-    stats = pipeline.tally
+    stats = pipeline.stats
     return {
         "name": stats.model,
         "version": stats.version,
-        "last_inference": round(stats.last_answer_s * 1000),
+        "last_inference": round(stats.last_inference_s * 1000),
         "inference_count": stats.stages["infer"].count,
-        "execution_count": pipeline.engine.runs,
+        "execution_count": pipeline.scheduler.runs,
         "inference_stats": {
-            "success": _duration(stats.answered),
+            "success": _duration(stats.succeeded),
             "fail": _duration(stats.failed),
             **{name: _duration(*(stats.stages[each] for each in stages)) for name, stages in _STAGES.items()},
             "cache_hit": _duration(DurationSum()),

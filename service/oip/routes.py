@@ -83,7 +83,7 @@ async def health_live() -> dict[str, bool]:
 async def health_ready(request: Request, response: Response) -> dict[str, bool]:
     """Report whether images are accepted; 503 if not."""
     try:
-        get_state(request).model_repository.require_ready()
+        get_state(request).model_repository.get_ready_pipeline()
     except NotReady:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
         return {"ready": False}
@@ -160,7 +160,7 @@ async def model_ready(request: Request, response: Response, name: str, version: 
 @router.post("/repository/index", responses=_errors(429, 503))
 async def repository_index(request: Request) -> list[RepositoryEntry]:
     """List all models with all their versions."""
-    statuses = await asyncio.to_thread(get_state(request).model_repository.leader.list_statuses)
+    statuses = await asyncio.to_thread(get_state(request).model_repository.list_statuses)
     return [
         RepositoryEntry(
             name=model.name,
@@ -178,7 +178,7 @@ async def repository_index(request: Request) -> list[RepositoryEntry]:
 async def reject_repository_change(request: Request, name: str) -> Response:
     """Not supported: the response says how to change what is served."""
     _get_pipeline(request, name, None)
-    has_registry = get_state(request).model_repository.leader.registry is not None
+    has_registry = get_state(request).model_repository.registry is not None
     raise InvalidParameter(_HAS_REGISTRY if has_registry else _NO_REGISTRY)
 
 
@@ -203,11 +203,9 @@ async def infer(
     state = get_state(request)
     router = _get_router(request, name)
     timer = StageTimer(state.telemetry)
-    request.state.version_stats, request.state.timer = router.tally, timer
+    request.state.version_stats, request.state.timer = router.stats, timer
     admitted = (
-        router.admit(context, context.routing_key)
-        if version is None
-        else _admit_version(_get_pipeline(request, name, version), context)
+        router.admit(context) if version is None else _admit_version(_get_pipeline(request, name, version), context)
     )
     with admitted as route:
         with timer.time("read"):
@@ -216,10 +214,10 @@ async def infer(
         own_context, options = parse_infer_parameters(infer_request, outputs, context)
 
         async def run(pipeline: Pipeline, context: RequestContext) -> tuple[bytes, int | None]:
-            request.state.version_stats = pipeline.tally
+            request.state.version_stats = pipeline.stats
             return await infer_images(pipeline, images, outputs, options, context, timer, infer_request.id)
 
-        work = replace(route, claim=own_context).answer(run)
+        work = replace(route, context=own_context).run(run)
         content, json_length = await cancel_on_disconnect(request, work, own_context.deadline)
     router.mirror(images)
     headers = {"Server-Timing": timer.render()}
@@ -229,17 +227,17 @@ async def infer(
 
 
 def _get_router(request: Request, name: str) -> TrafficRouter:
-    return get_state(request).model_repository.find(name)
+    return get_state(request).model_repository.get(name)
 
 
 def _get_pipeline(request: Request, name: str, version: str | None) -> Pipeline:
     """Return a version, by default the active one. Raises ModelNotFound, and NotReady if no version is active."""
     router = _get_router(request, name)
-    active = router.require()
+    active = router.get_pipeline()
     return active if version is None else router.find_version(version)
 
 
 @contextmanager
 def _admit_version(pipeline: Pipeline, context: RequestContext) -> Iterator[Route]:
     with pipeline.admit(context):
-        yield Route(pipeline=pipeline, spare=None, claim=context)
+        yield Route(pipeline=pipeline, fallback=None, context=context)

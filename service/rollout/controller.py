@@ -225,17 +225,16 @@ class RolloutController:
     def _activate(self, model: LoadedModel) -> None:
         """Route new requests to a version; those in flight finish on the version they started with."""
         router, before = self.router, self.router.active
-        before_version = next((name for name, each in self._loaded.items() if each is before), None)
+        previous = next((name for name, each in self._loaded.items() if each is before), None)
         self._previous = router.fallback = None
-        if before and before.pipeline and before_version in self.state.previous_versions:
+        if before and before.pipeline and previous and previous in self.state.previous_versions:
             until = asyncio.get_running_loop().time() + self._settings.rollback_window_s
-            metrics = before.pipeline.stats.recent()
-            self._previous = _PreviousVersion(version=before_version, until=until, metrics=metrics)
+            self._previous = _PreviousVersion(version=previous, until=until, metrics=before.pipeline.stats.recent())
             router.fallback = before
         if model.pipeline:
             model.pipeline.stats.reset_recent()
         router.active = model
-        logger.info("%s: switched from version %s to %s", self.model, before_version or "none", self.state.active)
+        logger.info("%s: switched from version %s to %s", self.model, previous or "none", self.state.active)
 
     def _apply_shadow(self, split: TrafficSplit | None) -> None:
         router = self.router

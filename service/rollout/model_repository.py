@@ -76,16 +76,18 @@ class ModelRepository:
     def drain(self) -> None:
         """Fail readiness from now on, and run batches without delay; requests are still accepted."""
         self.is_draining = True
-        for each in (self._model, *self._controllers.values()):
-            each.drain()
+        self._model.drain()
+        for controller in self._controllers.values():
+            controller.drain()
 
     async def stop(self) -> None:
         """Reject further images and unload the models."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for each in (self._model, *self._controllers.values()):
-            await each.stop()
+        await self._model.stop()
+        for controller in self._controllers.values():
+            await controller.stop()
 
     async def reconcile(self) -> None:
         """Bring all models in line with the registry; one that is gone stays as long as a version of it is loaded."""

@@ -168,10 +168,13 @@ class TrafficRouter:
             raise NotReady(self.unready_reason)
         return self.active.get_pipeline()
 
+    def list_models(self) -> list[LoadedModel]:
+        """Return the loaded versions, the active one first."""
+        return [each for each in (self.active, self.canary, self.fallback) if each]
+
     def list_pipelines(self) -> list[Pipeline]:
-        """Return the versions that handle requests or could, the active one first."""
-        models = [each for each in (self.active, self.canary, self.fallback) if each]
-        return [pipeline for each in models if (pipeline := each.find_pipeline())]
+        """Return those of them that are ready."""
+        return [pipeline for each in self.list_models() if (pipeline := each.find_pipeline())]
 
     def list_versions(self) -> list[str]:
         """Return the names of those versions."""
@@ -191,12 +194,12 @@ class TrafficRouter:
             self.shadow.submit(images)
 
     @contextmanager
-    def admit(self, context: RequestContext, routing_key: str) -> Iterator[Route]:
+    def admit(self, context: RequestContext) -> Iterator[Route]:
         """Admit one request, whose body has not been read yet, and choose its version.
 
-        Requests with the same key get the same version as long as it is ready. Raises QueueFull and NotReady.
+        Requests with the same routing key get the same version as long as it is ready. Raises QueueFull and NotReady.
         """
-        candidates = self._list_candidates(routing_key)
+        candidates = self._list_candidates(context.routing_key)
         with ExitStack() as stack:
             for index, pipeline in enumerate(candidates):
                 is_last = index == len(candidates) - 1

@@ -101,11 +101,11 @@ async def get_names(
 
     Raises ModelNotFound, also for a version that is not loaded, and NotReady while none is active.
     """
-    router = get_state(request).model_repository.find(name)
-    active = router.require()
+    router = get_state(request).model_repository.get(name)
+    active = router.get_pipeline()
     if version is None or version == active.contract.version:
         return active.names
-    for model in router.list_deployments():
+    for model in router.list_models():
         if model.pipeline and model.pipeline.contract.version == version:
             return model.pipeline.names
     raise ModelNotFound(f"version {version!r} of {name} is not loaded: the active one is {active.contract.version}")
@@ -143,7 +143,7 @@ class NamesEditor:
                 )
             return change(old)
 
-        names, change_made = await asyncio.to_thread(self.live.change, change_expected)
+        names, change_made = await asyncio.to_thread(self.live.edit, change_expected)
         if change_made:
             get_state(self._request).telemetry.category_name_edits.labels(self.live.contract.name).inc()
         _set_etag(self._response, names)
@@ -166,7 +166,7 @@ Editor = Annotated[NamesEditor, Depends()]
 @router.get("/clusters", responses=_READ)
 async def list_clusters(live: Names, response: Response) -> ClusterList:
     """List all clusters of a version with their names and who gave them."""
-    names, contract = live.glossary, live.contract
+    names, contract = live.names, live.contract
     _set_etag(response, names)
     count = contract.thing_clusters + contract.stuff_clusters
     return ClusterList(
@@ -191,8 +191,8 @@ async def reset_category_name(cluster_id: int, editor: Editor) -> RenamedCluster
 @router.get("/names", responses=_READ)
 async def export_category_names(live: Names, response: Response) -> CategoryNamesDocument:
     """Export all names that people gave, and the last changes."""
-    _set_etag(response, live.glossary)
-    return _to_document(live.glossary)
+    _set_etag(response, live.names)
+    return _to_document(live.names)
 
 
 @router.put("/names", responses=_CHANGE)

@@ -21,7 +21,7 @@ async def live() -> Liveness:
 @router.get("/readyz", responses=document_problems(503))
 async def ready(request: Request) -> Readiness:
     """Report whether images are accepted: the model passed its checks and is warmed up."""
-    contract = get_state(request).model_repository.require_ready().contract
+    contract = get_state(request).model_repository.get_ready_pipeline().contract
     return Readiness(status="ready", model=ModelInfo(name=contract.name, version=contract.version))
 
 
@@ -29,5 +29,5 @@ async def ready(request: Request) -> Readiness:
 async def metrics(request: Request) -> Response:
     """Return all metrics in the Prometheus text format."""
     state = get_state(request)
-    state.model_repository.describe()
+    state.model_repository.update_metrics()
     return Response(state.telemetry.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})

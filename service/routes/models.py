@@ -12,7 +12,7 @@ from model.errors import ArtifactError, RegistryConflict
 from model.registry.deployment import DeploymentState
 from model.registry.versions import Registry
 from service.responses.problems import document_problems
-from service.rollout.model_repository import VersionSource
+from service.rollout.model_repository import ModelRepository
 from service.rollout.model_status import ModelHistory, ModelList
 from service.routes.dependencies import API_KEY, Admin
 from service.state import get_state
@@ -50,16 +50,16 @@ class TrafficSplitRequest(ReasonBody):
 @router.get("/v1/models", responses=document_problems(500))
 async def list_models(request: Request) -> ModelList:
     """List all models and the states of their versions."""
-    statuses = await asyncio.to_thread(get_state(request).model_repository.leader.list_statuses)
-    return ModelList(models=[status.summarise() for status in statuses])
+    statuses = await asyncio.to_thread(get_state(request).model_repository.list_statuses)
+    return ModelList(models=[status.without_history() for status in statuses])
 
 
 @router.get("/v1/models/{name}", responses=document_problems(404, 422, 500, 503))
 async def show_model(name: str, request: Request) -> ModelHistory:
     """Return one model: its versions, their states, and the history of changes."""
     repository = get_state(request).model_repository
-    repository.find(name)
-    return await _get_status(repository.leader, name)
+    repository.get(name)
+    return await _get_status(repository, name)
 
 
 @router.post("/v1/models/{name}/active", responses=_CHANGE)
@@ -113,17 +113,17 @@ async def _split_traffic(
 
 async def _change(request: Request, name: str, change: Change) -> ModelHistory:
     """Change the registry, apply the change at once, and return the model."""
-    source = get_state(request).model_repository.leader
-    if source.registry is None:
+    repository = get_state(request).model_repository
+    if repository.registry is None:
         raise RegistryConflict(_NO_REGISTRY)
     try:
-        await asyncio.to_thread(change, source.registry)
+        await asyncio.to_thread(change, repository.registry)
     except ArtifactError as error:
         raise RegistryConflict(f"that version cannot be served: {error}") from error
-    await source.look()
-    return await _get_status(source, name)
+    await repository.reconcile()
+    return await _get_status(repository, name)
 
 
-async def _get_status(source: VersionSource, name: str) -> ModelHistory:
-    statuses = await asyncio.to_thread(source.list_statuses)  # reads files
+async def _get_status(repository: ModelRepository, name: str) -> ModelHistory:
+    statuses = await asyncio.to_thread(repository.list_statuses)  # reads files
     return next(status for status in statuses if status.name == name)

@@ -120,14 +120,14 @@ async def segment(
     format of the response.
     """
     state: AppState = request.app.state.useg
-    traffic = state.model_repository.find(parameters.model)
+    traffic = state.model_repository.get(parameters.model)
     timer = StageTimer(state.telemetry)
-    request.state.task, request.state.version_stats, request.state.timer = parameters.tasks[0], traffic.tally, timer
-    with traffic.admit(context, context.routing_key) as route:
+    request.state.task, request.state.version_stats, request.state.timer = parameters.tasks[0], traffic.stats, timer
+    with traffic.admit(context) as route:
         with timer.time("read"):
             uploads = await read_uploads(request, context.deadline)
         job = _make_job(request, parameters, uploads, timer, route)
-        response = await cancel_on_disconnect(request, route.answer(job.run), context.deadline)
+        response = await cancel_on_disconnect(request, route.run(job.run), context.deadline)
     traffic.mirror(upload.content for upload in uploads.files)
     return response
 
@@ -149,7 +149,7 @@ class _Job:
         Raises any error of a single image. In a batch each image fails by itself, unless none was started, or an error
         that is not the client's can be retried on another version.
         """
-        self.request.state.version_stats = pipeline.tally
+        self.request.state.version_stats = pipeline.stats
         contract = pipeline.contract
         self.options.find_clusters(contract)
         if self.uploads.is_batch:

@@ -45,7 +45,7 @@ class VersionMetrics:
     """95th percentile of the time from an image's bytes to its encoded segments."""
     outputs: Mapping[Statistic, Histogram] = field(default_factory=dict)
     """Histograms of its outputs; empty without a reference."""
-    reference: Mapping[str, Histogram] = field(default_factory=dict)
+    reference: Mapping[Statistic, Histogram] = field(default_factory=dict)
     """Histograms of the artifact's drift reference."""
 
 
