@@ -1,4 +1,4 @@
-"""Places are bounded, and a caller who has many gives one up to a caller who has few."""
+"""Slots are bounded, and a client that holds many loses one to a client that holds few."""
 
 import asyncio
 
@@ -13,28 +13,29 @@ from service.telemetry.metrics import SharedGauge
 pytestmark = pytest.mark.anyio
 
 
-def make_places(capacity: int) -> AdmissionController:
+def make_controller(capacity: int) -> AdmissionController:
     return AdmissionController(
         capacity,
+        lambda _context: None,
         lambda: QueueFull("full", retry_after_s=3),
-        SharedGauge(Gauge("useg_requests_in_flight", "Places.", registry=None)),
+        SharedGauge(Gauge("useg_requests_in_flight", "Slots.", registry=None)),
     )
 
 
-async def hold(places: AdmissionController, owner: str, priority: int = 2) -> None:
-    with places.admit(RequestContext(deadline=0.0, owner=owner, priority=priority)):
+async def hold(controller: AdmissionController, owner: str, priority: int = 2) -> None:
+    with controller.admit(RequestContext(deadline=0.0, owner=owner, priority=priority)):
         await asyncio.Event().wait()
 
 
-async def begin(places: AdmissionController, *owners: str, priority: int = 2) -> list[asyncio.Task[None]]:
-    tasks = [asyncio.create_task(hold(places, owner, priority)) for owner in owners]
+async def begin(controller: AdmissionController, *owners: str, priority: int = 2) -> list[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(hold(controller, owner, priority)) for owner in owners]
     for _ in range(5):
         await asyncio.sleep(0)
     return tasks
 
 
 def see(tasks: list[asyncio.Task[None]]) -> str:
-    """A letter each: holds its place, or is turned away as busy."""
+    """One letter each: h holds its slot, B is rejected as busy."""
     return "".join("B" if each.done() and isinstance(each.exception(), QueueFull) else "h" for each in tasks)
 
 
@@ -44,43 +45,43 @@ async def end(tasks: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_a_caller_alone_may_have_all_places_and_no_more() -> None:
-    places = make_places(3)
-    tasks = await begin(places, *"aaaa")
+async def test_one_client_may_hold_all_slots_and_no_more() -> None:
+    controller = make_controller(3)
+    tasks = await begin(controller, *"aaaa")
     assert see(tasks) == "hhhB"
     await end(tasks[:1])
-    more = await begin(places, "a")
+    more = await begin(controller, "a")
     assert see(more) == "h"
     await end(tasks + more)
 
 
-async def test_a_caller_without_a_place_gets_the_newest_of_who_has_most() -> None:
-    places = make_places(4)
-    tasks = await begin(places, *"aaab")
-    tasks += await begin(places, *"c")
+async def test_a_client_without_a_slot_gets_the_newest_of_the_client_with_most() -> None:
+    controller = make_controller(4)
+    tasks = await begin(controller, *"aaab")
+    tasks += await begin(controller, *"c")
     assert see(tasks) == "hhBhh"
-    tasks += await begin(places, *"d")
+    tasks += await begin(controller, *"d")
     assert see(tasks) == "hBBhhh"
-    tasks += await begin(places, *"bcda")  # all have one now: nobody has two more than another
+    tasks += await begin(controller, *"bcda")  # each holds one now: none has two more than another
     assert see(tasks) == "hBBhhhBBBB"
     await end(tasks)
 
 
-async def test_the_urgent_take_the_place_of_the_least_urgent() -> None:
-    places = make_places(2)
-    tasks = [*await begin(places, "a", priority=2), *await begin(places, "b", priority=3)]
-    tasks += await begin(places, "a", priority=1)
+async def test_an_urgent_request_takes_the_slot_of_the_least_urgent() -> None:
+    controller = make_controller(2)
+    tasks = [*await begin(controller, "a", priority=2), *await begin(controller, "b", priority=3)]
+    tasks += await begin(controller, "a", priority=1)
     assert see(tasks) == "hBh"
-    tasks += await begin(places, "b", priority=3)
+    tasks += await begin(controller, "b", priority=3)
     assert see(tasks) == "hBhB"
     await end(tasks)
 
 
-async def test_a_request_that_is_cancelled_is_cancelled_and_not_busy() -> None:
-    places = make_places(1)
-    tasks = await begin(places, "a")
+async def test_a_cancelled_request_is_not_reported_as_rejected() -> None:
+    controller = make_controller(1)
+    tasks = await begin(controller, "a")
     await end(tasks)
     assert tasks[0].cancelled()
-    tasks = await begin(places, "b")
+    tasks = await begin(controller, "b")
     assert see(tasks) == "h"
     await end(tasks)

@@ -1,4 +1,4 @@
-"""The queue is fair between owners, lets the urgent go first, and keeps canvases apart."""
+"""The queue is fair between clients, orders by priority, and keeps input sizes apart."""
 
 import asyncio
 
@@ -13,8 +13,8 @@ SQUARE, WIDE = (3, 2, 2), (3, 2, 4)
 
 
 def make_item(name: int, owner: str = "", priority: int = 2, shape: tuple[int, int, int] = SQUARE) -> QueuedImage:
-    claim = RequestContext(deadline=1.0, owner=owner, priority=priority)
-    return QueuedImage(pixels=np.full(shape, name, np.uint8), size=(2, 2), claim=claim, submitted=0.0)
+    context = RequestContext(deadline=1.0, owner=owner, priority=priority)
+    return QueuedImage(pixels=np.full(shape, name, np.uint8), size=(2, 2), context=context, submitted=0.0)
 
 
 def fill(*items: QueuedImage) -> FairQueue:
@@ -28,7 +28,7 @@ def name(items: list[QueuedImage]) -> list[int]:
     return [int(item.pixels.max()) for item in items]
 
 
-async def test_owners_take_turns_however_many_one_has_sent() -> None:
+async def test_clients_take_turns_however_many_images_one_has_sent() -> None:
     queue = fill(*(make_item(i, "greedy") for i in range(1, 6)), make_item(6, "modest"), make_item(7, "third"))
     assert name(queue.take(SQUARE, 4)) == [1, 6, 7, 2]
     queue.put(make_item(8, "modest"))
@@ -36,13 +36,13 @@ async def test_owners_take_turns_however_many_one_has_sent() -> None:
     assert (len(queue), queue.list_shapes()) == (0, [])
 
 
-async def test_the_urgent_go_first_and_the_rest_fills_the_batch() -> None:
+async def test_urgent_images_come_first_and_others_fill_the_batch() -> None:
     queue = fill(make_item(1, priority=3), make_item(2), make_item(3, priority=1), make_item(4))
     assert name(queue.take(SQUARE, 3)) == [3, 2, 4]
     assert name(list(queue)) == [1]
 
 
-async def test_canvases_are_kept_apart() -> None:
+async def test_input_sizes_are_kept_apart() -> None:
     queue = fill(make_item(1), make_item(2, shape=WIDE), make_item(3))
     assert queue.list_shapes() == [SQUARE, WIDE]
     assert name(queue.take(WIDE, 8)) == [2]
@@ -50,7 +50,7 @@ async def test_canvases_are_kept_apart() -> None:
     assert len(queue) == 2
 
 
-async def test_what_is_discarded_is_gone_and_its_turn_with_it() -> None:
+async def test_a_discarded_image_loses_its_turn() -> None:
     items = [make_item(1, "a"), make_item(2, "b"), make_item(3, "a")]
     queue = fill(*items)
     queue.discard(items[1])
@@ -60,19 +60,19 @@ async def test_what_is_discarded_is_gone_and_its_turn_with_it() -> None:
     assert len(queue) == 0
 
 
-async def test_how_many_go_before_a_newcomer_depends_on_whose_it_is_and_how_urgent() -> None:
+async def test_the_images_ahead_depend_on_client_and_priority() -> None:
     queue = fill(*(make_item(i, "greedy") for i in range(5)), make_item(6, "modest"), make_item(7, "a", priority=1))
 
     def count(owner: str, priority: int = 2) -> int:
         return queue.count_ahead(RequestContext(deadline=1.0, owner=owner, priority=priority))
 
-    assert count("greedy") == 7  # all: five of its own, the modest one, the urgent one
-    assert count("modest") == 4  # the urgent one, its own, and two turns of the greedy
+    assert count("greedy") == 7  # all: five of its own, the one of modest, the urgent one
+    assert count("modest") == 4  # the urgent one, its own, and two turns of greedy
     assert count("new") == 3
     assert (count("new", 1), count("a", 1), count("new", 3)) == (1, 1, 7)
 
 
-async def test_random_comings_and_goings_lose_nobody_and_serve_nobody_twice() -> None:
+async def test_random_operations_lose_no_image_and_return_none_twice() -> None:
     rng = np.random.default_rng(0)
     queue, waiting, served = FairQueue(), [], []
     for step in range(2_000):

@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry gets the spans of a request, in its caller's trace; without one nothing is sent."""
+"""Spans of a request and its stages reach an OpenTelemetry collector, in the trace of the client."""
 
 import threading
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ from fake_service import draw_halves, open_client, post, save
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from service.telemetry.tracing import make_span_exporter
+from service.settings import Settings
+from service.telemetry.tracing import make_tracing
 
 pytestmark = pytest.mark.anyio
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -55,12 +56,12 @@ def collected() -> Iterator[Collected]:
 
 
 async def ask(url: str, content: bytes, **headers: str) -> None:
-    """One picture for a service that lives no longer than its answer, so that all spans are sent."""
+    """Send an image to a service that stops after its response, so that all spans are sent."""
     async with open_client(otlp_endpoint=url, trace_sample_ratio=0.0) as client:
         await post(client, content, headers=headers)
 
 
-async def test_a_request_and_its_stages_are_spans_of_the_callers_trace(collected: Collected) -> None:
+async def test_a_request_and_its_stages_are_spans_in_the_trace_of_the_client(collected: Collected) -> None:
     await ask(collected.url, save(draw_halves()), traceparent=f"00-{TRACE}-{CALLER}-01")
     request = next(span for span in collected.spans if span.kind == Span.SPAN_KIND_SERVER)
     assert (request.name, request.trace_id.hex(), request.parent_span_id.hex()) == ("POST /v1/segment", TRACE, CALLER)
@@ -75,22 +76,22 @@ async def test_a_request_and_its_stages_are_spans_of_the_callers_trace(collected
     assert collected.services == {"useg"}
 
 
-async def test_a_mistake_of_the_caller_is_no_failure_of_the_span(collected: Collected) -> None:
-    await ask(collected.url, b"no picture", traceparent=f"00-{TRACE}-{CALLER}-01")
+async def test_a_client_error_is_not_an_error_of_the_span(collected: Collected) -> None:
+    await ask(collected.url, b"no image", traceparent=f"00-{TRACE}-{CALLER}-01")
     request = next(span for span in collected.spans if span.kind == Span.SPAN_KIND_SERVER)
     assert request.status.code == Status.STATUS_CODE_UNSET
 
 
 @pytest.mark.parametrize("headers", [{}, {"traceparent": f"00-{TRACE}-{CALLER}-00"}])
-async def test_a_trace_that_is_not_sampled_sends_nothing(collected: Collected, headers: dict[str, str]) -> None:
+async def test_a_request_that_is_not_sampled_sends_no_span(collected: Collected, headers: dict[str, str]) -> None:
     await ask(collected.url, save(draw_halves()), **headers)
     assert collected.spans == []
 
 
-async def test_a_collector_that_is_away_costs_no_answer() -> None:
+async def test_requests_succeed_while_the_collector_is_down() -> None:
     async with open_client(otlp_endpoint="http://127.0.0.1:9") as client:
         assert (await post(client, save(draw_halves()))).status_code == 200
 
 
-def test_without_an_address_there_is_no_sink() -> None:
-    assert make_span_exporter("") is None
+def test_without_an_endpoint_there_is_no_tracing() -> None:
+    assert make_tracing(Settings()) is None

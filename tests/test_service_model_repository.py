@@ -1,0 +1,98 @@
+"""The repository serves one artifact or a registry of models; signatures are required where keys are trusted."""
+
+from pathlib import Path
+
+import pytest
+from fake_registry import NAME, make_registry, open_artifact, write_artifact
+
+from model.errors import ArtifactError, RegistryError, SignatureError
+from model.registry.signatures import create_signing_key, sign_artifact
+from model.registry.versions import Registry
+from service.rollout.model_repository import ModelRepository, make_artifact_loader
+from service.settings import Settings
+from service.telemetry.metrics import Telemetry
+
+pytestmark = pytest.mark.anyio
+
+
+def make_repository(registry: Path) -> ModelRepository:
+    return ModelRepository(Settings(registry=registry), Telemetry(), load_artifact=open_artifact)
+
+
+async def load_active(repository: ModelRepository, model: str) -> None:
+    """Reconcile until a version of the model serves."""
+    while model not in repository.list_routers() or not repository.list_routers()[model].active:
+        await repository.reconcile()
+
+
+def test_a_directory_that_is_not_a_registry_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="not a registry"):
+        make_repository(tmp_path / "none")
+
+
+def test_an_artifact_without_a_trusted_signature_is_not_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="useg[signing] is not installed")
+    artifact = write_artifact(tmp_path / "artifact", "1")
+    (tmp_path / "trusted").write_text(create_signing_key(tmp_path / "key", "alice"))
+    load = make_artifact_loader(Settings(trusted_keys_file=tmp_path / "trusted"))
+    with pytest.raises(SignatureError, match="is not signed"):
+        load(artifact)
+    sign_artifact(artifact, tmp_path / "key", "alice")
+    with pytest.raises(ArtifactError, match="ONNX Runtime"):  # signed: now its network is what is wrong
+        load(artifact)
+
+
+async def test_a_model_that_cannot_be_reconciled_does_not_stop_the_others(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path, {"1": "good"})
+    registry.activate(NAME, "1", author="test")
+    contract = registry.add(tmp_path / "artifact-1", model="alone", author="test")
+    registry.activate(contract.name, "1", author="test")
+    repository = make_repository(registry.folder)
+    await repository.reconcile()
+    (registry.folder / "alone").rename(tmp_path / "gone")  # a served model is deleted
+    await load_active(repository, NAME)
+    assert repository.get(NAME).get_pipeline().contract.name == NAME
+    await repository.stop()
+
+
+async def test_models_keep_serving_when_their_registry_is_unmounted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = make_registry(tmp_path, {"1": "good"})
+    registry.activate(NAME, "1", author="test")
+    repository = make_repository(registry.folder)
+    await load_active(repository, NAME)
+    registry.folder.rename(tmp_path / "away")
+    for is_mounted in (False, True, True):  # first the directory is missing, then it is empty
+        if is_mounted:
+            registry.folder.mkdir(exist_ok=True)
+        await repository.reconcile()
+        assert repository.get(NAME).get_pipeline().contract.version == "1"
+        (status,) = repository.list_statuses()
+        assert [(each.version, each.state) for each in status.versions] == [("1", "missing_from_registry")]
+    assert caplog.text.count("cannot read the registry, keeping current models") == 1
+    await repository.stop()
+
+
+async def test_a_deleted_model_that_was_never_loaded_is_dropped(tmp_path: Path) -> None:
+    registry = make_registry(tmp_path, {"1": "good"})
+    repository = make_repository(registry.folder)
+    await repository.reconcile()
+    assert list(repository.list_routers()) == [NAME]
+    (registry.folder / NAME).rename(tmp_path / "away")
+    await repository.reconcile()
+    assert repository.list_routers() == {}
+
+
+async def test_a_model_that_is_added_later_is_served(tmp_path: Path) -> None:
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    repository = make_repository(folder)
+    await repository.reconcile()
+    assert repository.list_routers() == {}
+    registry = Registry(folder)
+    registry.add(write_artifact(tmp_path / "artifact", "1"), author="test")
+    registry.activate(NAME, "1", author="test")
+    await load_active(repository, NAME)
+    assert repository.get(NAME).list_versions() == ["1"]
+    await repository.stop()

@@ -1,0 +1,153 @@
+"""Metrics belong to one app, stages are timed once, and log lines for machines are JSON."""
+
+import logging
+import sys
+
+import numpy as np
+import orjson
+import pytest
+from fake_service import CONTRACT
+
+from model.contract import Contract, Histogram
+from model.drift import BIN_EDGES, Statistic
+from model.postprocessing.panoptic import Segment, Segmentation
+from service.telemetry.logging import JsonFormatter
+from service.telemetry.metrics import ROLLBACK_CAUSES, Telemetry, outcome_of_status
+from service.telemetry.stage_timer import StageTimer
+from service.telemetry.version_stats import MIN_DRIFT_SAMPLES, VersionStats
+
+VERSION = {"model": "fake", "version": "1+test"}
+SEGMENTATION = Segmentation(
+    label_map=np.ones((1, 1), np.int32), segments=(Segment(id=1, cluster=1, is_thing=True, score=0.95),)
+)
+
+
+def test_two_apps_have_their_own_metrics() -> None:
+    first, second = Telemetry(), Telemetry()
+    labels = VERSION | {"task": "panoptic", "outcome": "ok"}
+    first.requests.labels(**labels).inc()
+    assert first.registry.get_sample_value("useg_requests_total", labels) == 1.0
+    assert second.registry.get_sample_value("useg_requests_total", labels) is None
+
+
+def test_the_series_of_an_artifact_start_at_zero() -> None:
+    read = Telemetry()
+    read.init_series(CONTRACT)
+    requests = VERSION | {"task": "semantic", "outcome": "ok"}
+    assert read.registry.get_sample_value("useg_requests_total", requests) == 0.0
+    batches = {"input_size": "56x56", "release_reason": "max_queue_delay"}
+    assert read.registry.get_sample_value("useg_batch_size_count", batches) == 0.0
+    assert read.registry.get_sample_value("useg_stage_duration_seconds_count", {"stage": "encode"}) == 0.0
+
+
+def test_rollbacks_of_a_model_start_at_zero_for_every_cause() -> None:
+    telemetry = Telemetry()
+    telemetry.set_version_roles("a", {"1": "active"})
+    for cause in ROLLBACK_CAUSES:
+        assert telemetry.registry.get_sample_value("useg_rollbacks_total", {"model": "a", "cause": cause}) == 0.0
+
+
+def test_a_stage_is_reported_to_the_client_the_histogram_and_the_version() -> None:
+    telemetry = Telemetry()
+    stats = VersionStats(CONTRACT, telemetry)
+    timer = StageTimer(telemetry)
+    timer.add("decode", 0.25, stats)
+    timer.add("decode", 0.25, stats)
+    timer.add("infer", 1.0)
+    assert timer.render() == "decode;dur=500.0, infer;dur=1000.0"
+    assert telemetry.registry.get_sample_value("useg_stage_duration_seconds_sum", {"stage": "decode"}) == 0.5
+    assert (stats.stages["decode"].count, stats.stages["decode"].seconds) == (2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (200, "ok"),
+        (413, "client_error"),
+        (422, "client_error"),
+        (429, "rejected"),
+        (499, "cancelled"),
+        (500, "error"),
+        (503, "rejected"),
+        (504, "timeout"),
+    ],
+)
+def test_the_outcome_follows_from_the_status(status: int, outcome: str) -> None:
+    assert outcome_of_status(status) == outcome
+
+
+def make_reference(statistic: Statistic, index: int) -> Histogram:
+    """100 outputs in one bin."""
+    edges = BIN_EDGES[statistic]
+    return Histogram(edges=edges, counts=tuple(100 * (bin_ == index) for bin_ in range(len(edges) + 1)))
+
+
+@pytest.fixture
+def described() -> Contract:
+    """A contract whose reference has the segments and void of `SEGMENTATION`, but lower scores."""
+    reference = {"segments": 1, "void": 0, "score": 0}
+    histograms = {name: make_reference(name, index) for name, index in reference.items()}  # type: ignore[arg-type]
+    return Contract(**{name: getattr(CONTRACT, name) for name in vars(CONTRACT)} | {"drift_reference": histograms})
+
+
+def record(contract: Contract, count: int) -> tuple[Telemetry, VersionStats]:
+    telemetry = Telemetry()
+    stats = VersionStats(contract, telemetry)
+    for _ in range(count):
+        stats.record_outputs({"panoptic": SEGMENTATION}, is_default=True)
+    return telemetry, stats
+
+
+def read_drift(telemetry: Telemetry, statistic: str) -> float | None:
+    return telemetry.registry.get_sample_value("useg_output_drift_psi", VERSION | {"measure": statistic})
+
+
+def test_outputs_like_the_reference_do_not_drift_and_others_do(described: Contract) -> None:
+    telemetry, _ = record(described, MIN_DRIFT_SAMPLES)
+    assert read_drift(telemetry, "segments") == 0.0
+    assert read_drift(telemetry, "void") == 0.0
+    # All scores moved from one bin to another; an empty bin counts as 0.001: twice 0.999 ln 1000.
+    assert round(read_drift(telemetry, "score") or 0.0, 2) == 13.80
+
+
+def test_drift_is_published_once_there_are_enough_outputs(described: Contract) -> None:
+    telemetry, _ = record(described, MIN_DRIFT_SAMPLES - 1)
+    assert read_drift(telemetry, "segments") is None
+
+
+def test_an_unloaded_version_has_no_drift(described: Contract) -> None:
+    telemetry, stats = record(described, MIN_DRIFT_SAMPLES)
+    stats.close()
+    assert read_drift(telemetry, "segments") is None
+
+
+@pytest.mark.parametrize(("task", "is_default"), [("instance", True), ("semantic", True), ("panoptic", False)])
+def test_only_panoptic_outputs_with_default_thresholds_count_towards_drift(
+    described: Contract, task: str, is_default: bool
+) -> None:
+    stats = VersionStats(described, Telemetry())
+    stats.record_outputs({task: SEGMENTATION}, is_default=is_default)  # type: ignore[dict-item]
+    assert sum(stats.recent().outputs["segments"].counts) == 0
+
+
+def test_a_json_log_line_holds_the_message_and_the_fields() -> None:
+    record = logging.LogRecord("service.app", logging.INFO, "", 0, "%s done\nwell", ("all",), None)
+    record.fields = {"status": 200, "request_id": "a"}
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    assert orjson.loads(line) | {"time": ""} == {
+        "time": "",
+        "level": "info",
+        "logger": "service.app",
+        "message": "all done\nwell",
+        "status": 200,
+        "request_id": "a",
+    }
+
+
+def test_a_json_log_line_holds_the_traceback() -> None:
+    try:
+        raise ValueError("why")
+    except ValueError:
+        record = logging.LogRecord("a", logging.ERROR, "", 0, "failed", (), sys.exc_info())
+    assert "ValueError: why" in orjson.loads(JsonFormatter().format(record))["exception"]
