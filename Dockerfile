@@ -1,12 +1,12 @@
-# Three images: `service` answers on a CPU without torch, `service-gpu` on NVIDIA's, `train` makes new versions.
+# Three images: `service` (CPU, without torch and training/), `service-gpu` (NVIDIA) and `train` (makes new versions).
 #   docker build --target service --tag useg/service .
-# Build secret `pip`, if given, is pip's configuration: an index of your own leaves no trace in an image.
+# The build secret `pip`, if given, is pip's configuration; it leaves no trace in an image.
 # Pin a base by its digest with --build-arg, e.g. PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:…
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
-# NVIDIA's TensorRT image of CUDA 13 and Ubuntu 24.04 brings TensorRT along, and trtexec for deploy/engine.sh.
+# For TensorRT, and trtexec for deploy/engine.sh: NVIDIA's TensorRT image of CUDA 13 and Ubuntu 24.04.
 ARG CUDA_IMAGE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 
-# ---- service: the environment, with what it needs first, since that changes seldom; then what runs.
+# ---- service: first the environment (dependencies before code, which changes more often), then the image.
 FROM ${PYTHON_IMAGE} AS service-venv
 ARG EXTRAS=service,otel,signing
 WORKDIR /useg
@@ -17,7 +17,6 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     && /opt/venv/bin/pip uninstall --yes useg
 COPY model model
 COPY service service
-COPY training training
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \
     && /opt/venv/bin/pip uninstall --yes setuptools pip
@@ -39,12 +38,12 @@ USER 65532:65532
 EXPOSE 8000
 HEALTHCHECK --start-period=30s --interval=10s --timeout=3s \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
-# Refuses to start without API keys (USEG_API_KEY_FILE, USEG_API_KEYS), unless USEG_ALLOW_UNAUTHENTICATED=true says that whoever reaches it may ask.
+# Needs API keys (USEG_API_KEY_FILE or USEG_API_KEYS), or USEG_ALLOW_UNAUTHENTICATED=true to run without authentication.
 ENTRYPOINT ["useg", "serve"]
 
 # ---- train
 FROM ${PYTHON_IMAGE} AS train-venv
-# Where pip finds the CPU build of torch; empty gives PyPI's, which brings CUDA along.
+# Index of the CPU build of torch; if empty, PyPI's build for CUDA is installed.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /useg
 RUN python -m venv /opt/venv
@@ -54,7 +53,6 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
       ".[train,signing]" \
     && /opt/venv/bin/pip uninstall --yes useg
 COPY model model
-COPY service service
 COPY training training
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[train,signing]" \
@@ -64,7 +62,7 @@ FROM ${PYTHON_IMAGE} AS train
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="useg train" \
-      org.opencontainers.image.description="Photos to a new version in a registry, without a human mask" \
+      org.opencontainers.image.description="Trains a new model version from photos without labels and adds it to a registry" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
@@ -90,7 +88,6 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     && /opt/venv/bin/pip uninstall --yes useg
 COPY model model
 COPY service service
-COPY training training
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[service-gpu,otel,signing]' onnx \
     && /opt/venv/bin/pip uninstall --yes pip
@@ -118,5 +115,5 @@ HEALTHCHECK --start-period=120s --interval=10s --timeout=3s \
   CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
 ENTRYPOINT ["useg", "serve"]
 
-# ---- What is built where no target is given.
+# ---- The default target.
 FROM service

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Builds and tries the images without a daemon: by buildah, in a chroot, its storage in a folder of its own.
-# Usage: deploy/containers.sh base                     a stand-in for the base image, by debootstrap, where none can be pulled
-#        deploy/containers.sh build TARGET             the image useg/TARGET: service, service-gpu or train
-#        deploy/containers.sh run TARGET [ARGUMENT...] the image as its user, on a read-only root; VOLUMES are writable
-#        deploy/containers.sh try PHOTO                serves from the image, asks, ends it by SIGTERM: exit 0 is expected
+# Builds and tests the images without a daemon: with buildah in a chroot, its storage in a separate folder.
+# Usage: deploy/containers.sh base                     makes a replacement of the base image with debootstrap, if none can be pulled
+#        deploy/containers.sh build TARGET             builds the image useg/TARGET: service, service-gpu or train
+#        deploy/containers.sh run TARGET [ARGUMENT...] runs the image as its user on a read-only root; VOLUMES are writable
+#        deploy/containers.sh try PHOTO                starts the service, runs the smoke test, stops it with SIGTERM; expects exit status 0
 #        deploy/containers.sh sizes                    megabytes of each image
-# STORAGE     where images lie (/var/tmp/useg-containers)
-# VOLUMES     folders that a run may write to, HOST:INSIDE, separated by spaces; USEG_* and *_OPTIONS go along
-# ENTRYPOINT  what to run in the place of the image's own
+# STORAGE     folder of the images (/var/tmp/useg-containers)
+# VOLUMES     folders that a run may write to, HOST:INSIDE, separated by spaces; USEG_* and *_OPTIONS are passed on
+# ENTRYPOINT  command to run instead of the image's own
 # BUILD_ARGS  flags for the build, such as --build-arg=TORCH_INDEX=
-# MIRROR      where debootstrap finds Debian
-# Needs root, buildah and util-linux; `base` debootstrap, too. pip asks where the host's pip asks.
+# MIRROR      Debian mirror for debootstrap
+# Needs root, buildah and util-linux; `base` also needs debootstrap. pip uses the configuration of the host's pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,7 +26,7 @@ fail() {
   exit 1
 }
 
-buildah_here() { # buildah, on images of ours alone
+buildah_here() { # buildah with its own storage
   buildah --root "$storage/images" --runroot "$storage/run" "$@"
 }
 
@@ -36,7 +36,7 @@ clean() {
 }
 trap clean EXIT
 
-# Debian's Python where the official image has its own, so that the same Dockerfile builds.
+# Links Debian's Python to the path of the official image, so that the same Dockerfile builds.
 make_base() {
   debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv bookworm "$work/base" \
     "${MIRROR:-http://deb.debian.org/debian}" >&2
@@ -50,7 +50,7 @@ make_base() {
   buildah_here commit --quiet --rm "$container" "docker.io/library/$base" >/dev/null
 }
 
-# pip's configuration as one file; the folders that it names are seen in the build, and are in no image.
+# Passes pip's configuration as one file; the folders that it names are mounted during the build.
 build() {
   local target=$1 folder
   local flags=() arguments=()
@@ -63,7 +63,7 @@ build() {
     "${arguments[@]}" --target "$target" --tag "useg/$target" . >&2
 }
 
-# The image's own user, environment and entrypoint, a read-only root, PIDs of its own; the network is the host's.
+# Uses the image's user, environment and entrypoint, a read-only root, a PID namespace, and the host's network.
 run() {
   local target=$1 image=localhost/useg/$1 root volume
   shift
@@ -90,15 +90,15 @@ run() {
     env --ignore-environment "${environment[@]}" "${entrypoint[@]}" "$@"
 }
 
-inspect() { # an image, and a template of Go's
+inspect() { # an image and a Go template
   buildah_here inspect --type image --format "$2" "$1"
 }
 
-serve_and_leave() {
+smoke_test() {
   local photo=$1 server process child status=0
   USEG_PORT=$port USEG_ALLOW_UNAUTHENTICATED=true run service >"$work/served" 2>&1 &
   server=$!
-  deploy/smoke.sh "$photo" "http://127.0.0.1:$port" || { cat "$work/served" >&2; fail "the service does not answer"; }
+  deploy/smoke.sh "$photo" "http://127.0.0.1:$port" || { cat "$work/served" >&2; fail "the smoke test failed"; }
   process=$server
   while child=$(pgrep --parent "$process" | head --lines=1) && [[ -n $child ]]; do process=$child; done
   echo "as user $(stat --format %u "/proc/$process"), process $(awk '/^NSpid/ {print $3}' "/proc/$process/status")" \
@@ -118,9 +118,9 @@ show_sizes() {
 
 case ${1:-} in
   base) make_base ;;
-  build) build "${2:?which target?}" ;;
+  build) build "${2:?no target given}" ;;
   run) shift && run "$@" ;;
-  try) serve_and_leave "$(realpath "${2:?which photo?}")" ;;
+  try) smoke_test "$(realpath "${2:?no photo given}")" ;;
   sizes) show_sizes ;;
   *) sed --quiet '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2 && exit 2 ;;
 esac

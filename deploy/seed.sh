@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts the bundled model into a registry where no version of its name is active, and activates it; else does nothing.
+# Adds the bundled model to a registry and activates it, unless a version of that model is active already.
 # Usage: deploy/seed.sh REGISTRY [MODEL]
 set -euo pipefail
 registry=${1:?usage: deploy/seed.sh REGISTRY [MODEL]}

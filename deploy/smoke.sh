@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Is a running service in order? Waits until it is ready, then asks for one photo in every form.
+# Smoke test of a running service: waits until it is ready, then segments a photo with every task and format.
 # Usage: deploy/smoke.sh PHOTO [URL]
 set -euo pipefail
 photo=${1:?usage: deploy/smoke.sh PHOTO [URL]}

@@ -79,7 +79,7 @@ def test_the_service_understands_its_variables_and_its_end_is_waited_for(folder:
     settings = read_settings(image | list_variables(container) | list_variables(more) | list_variables(gpu))
     assert pod["terminationGracePeriodSeconds"] > settings.shutdown_delay_s + settings.graceful_shutdown_timeout_s
     ports = {each["name"]: each["containerPort"] for each in container["ports"]}
-    assert ports == {"http": settings.port, "machines": settings.admin_port}
+    assert ports == {"http": settings.port, "admin": settings.admin_port}
     mounted = {each["mountPath"] for part in (container, more, gpu) for each in part["volumeMounts"]}
     assert {str(settings.registry), str(settings.api_key_file and settings.api_key_file.parent)} <= mounted
 
@@ -89,7 +89,7 @@ def test_the_service_understands_its_variables_and_its_end_is_waited_for(folder:
 async def test_probes_ask_for_what_the_port_for_machines_answers(folder: Path) -> None:
     container = read(folder / "base/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
     probes = [container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
-    assert {probe["port"] for probe in probes} == {"machines"}
+    assert {probe["port"] for probe in probes} == {"admin"}
     asked: list[str] = []
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
