@@ -1,57 +1,111 @@
 #!/usr/bin/env python3
-"""How much the service answers, how fast, and what it does when far more is asked.
+"""Measures the throughput and latency of the service, and its behaviour under overload.
 
-    python deploy/bench.py PHOTOS [--seconds 20] [--overload-s 120] [--artifact DIR] [--fake-s S]
-        [-- FLAGS OF useg-serve]
+    python deploy/bench.py PHOTOS [--seconds 20] [--overload-s 120] [--artifact DIR] [--fake-s S] [-- OPTIONS]
 
-Sends photos of a folder, scaled to 0.2, 0.8 and 2.5 megapixels, to a service of its own: four callers at once for the
-peak, then open-loop arrivals at 50, 80 and 100 % of it, then at 300 % for two minutes with health asked beside it. A
-bare loop of the same session on the same placed pixels runs before and after the peak; its rate and its CPU time are
-what the service's are divided by. With --fake-s the network is a fake that takes so long for a picture and no
-processor, and there is no bare loop. Prints JSON. Client and service share the machine: on two cores the ratio of rates
-counts the client and the decoding against the service, the ratio of CPU times the decoding alone.
+Starts a service and sends photos of a folder, scaled to 0.2, 0.8 and 2.5 megapixels: first one client at a time, then
+four for the peak rate, then open-loop arrivals at 50, 80 and 100 % of the peak, then at 300 % for two minutes while
+health is checked. Before and after the peak, a bare loop runs the same session on prepared inputs; the service is
+reported relative to it. With --fake-s the network is a fake that sleeps that long per image, without a bare loop.
+OPTIONS are options of `useg serve`. Prints JSON. Client and service share the machine: on two cores the ratio of the
+rates counts the client and the decoding against the service, the ratio of the CPU times only the decoding.
 """
 
 import argparse
 import asyncio
+import io
 import json
+import os
+import re
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-from load import Answer, Served, make_fake_command, open_client, read_photos, send_closed, send_open, serve, summarise
+import psutil
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.backends.loader import load_session
 from model.images import decode_image, letterbox_image
 from service.settings import find_bundled_artifact
 
-LIMIT_S = 10.0
-"""A later answer is no good one."""
+MAX_LATENCY_S = 10.0
+"""A later response does not count as successful."""
+SIZES_MP = (0.2, 0.8, 2.5)
+"""Megapixels that photos are scaled to, in turn."""
 _HEALTH_PERIOD_S = 0.1
+_READY_TIMEOUT_S = 300.0
+_RETRY_DELAY_S = 1.0
+"""Delay of a closed-loop client after a rejection."""
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_FAKE = """
+import time
+from fake_service import CONTRACT, RedSession
+from service.cli import run
+from service.settings import read_settings
+
+class SleepingSession(RedSession):
+    def run(self, pixels, sizes):
+        time.sleep({run_s} * len(pixels))
+        return super().run(pixels, sizes)
+
+run(read_settings(), load_model=lambda: (CONTRACT, SleepingSession()))
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """The outcome of one request; status 0 is a broken connection."""
+
+    seconds: float
+    status: int
+    stages_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A server in a process of its own."""
+
+    url: str
+    process: psutil.Process
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of the process and its children so far."""
+        times = [each.cpu_times() for each in self._family()]
+        return sum(each.user + each.system for each in times)
+
+    def rss_mb(self) -> float:
+        """Return their resident memory."""
+        return sum(each.memory_info().rss for each in self._family()) / 2**20
+
+    def _family(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
 
 
 class BareLoop:
-    """The session alone, on pixels that were placed before."""
+    """Runs the session of an artifact without a service, on prepared inputs."""
 
     def __init__(self, artifact: Path, photos: Sequence[bytes], threads: int) -> None:
         contract, self._session = load_session(artifact, threads=threads)
-        self._placed = []
+        self._inputs = []
         for photo in photos:
-            pixels, placement = letterbox_image(decode_image(photo).image, contract.input_sizes, contract.stride_px)
-            self._placed.append((pixels[None], np.array([placement.size])))
+            pixels, letterbox = letterbox_image(decode_image(photo).image, contract.input_sizes, contract.stride_px)
+            self._inputs.append((pixels[None], np.array([letterbox.size])))
 
     def run(self, seconds: float) -> tuple[float, float]:
-        """Pictures a second, and CPU seconds a picture."""
-        for pixels, sizes in self._placed[:3]:
+        """Return images per second and CPU seconds per image."""
+        for pixels, sizes in self._inputs[:3]:
             self._session.run(pixels, sizes)
         started, cpu, runs = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - started < seconds:
-            self._session.run(*self._placed[runs % len(self._placed)])
+            self._session.run(*self._inputs[runs % len(self._inputs)])
             runs += 1
         return runs / (time.perf_counter() - started), (time.process_time() - cpu) / runs
 
@@ -60,70 +114,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder of photos")
     parser.add_argument("--artifact", type=Path, default=find_bundled_artifact(), help="directory of the artifact")
-    parser.add_argument("--fake-s", type=float, help="seconds that a fake network takes for a picture")
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of each load (20)")
-    parser.add_argument("--overload-s", type=float, default=120.0, help="length of the overload, 0 for none (120)")
+    parser.add_argument("--fake-s", type=float, help="seconds per image of a fake network")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of each load (20)")
+    parser.add_argument("--overload-s", type=float, default=120.0, help="duration of the overload, 0 for none (120)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the network (2)")
-    parser.add_argument("flags", nargs="*", help="further flags of useg-serve, after --")
-    options = parser.parse_args(arguments)
-    photos = read_photos(options.photos)
-    real = [sys.executable, "-m", "service", "--artifact", str(options.artifact)]
-    is_real = options.fake_s is None
-    command = real if is_real else make_fake_command(options.fake_s)
-    bare = BareLoop(options.artifact, photos, options.threads) if is_real else None
-    with serve(
-        [*command, "--port", "0", "--threads", str(options.threads), "--shutdown-delay-s", "0", *options.flags]
-    ) as served:
-        report = asyncio.run(measure(served, bare, photos, options.seconds, options.overload_s))
+    parser.add_argument("options", nargs="*", help="further options of `useg serve`, after --")
+    given = parser.parse_args(arguments)
+    photos = read_photos(given.photos)
+    if given.fake_s is None:
+        bare = BareLoop(given.artifact, photos, given.threads)
+        command = [sys.executable, "-m", "model", "serve", "--artifact", str(given.artifact), *given.options]
+    else:
+        bare, command = None, [sys.executable, "-c", _FAKE.format(run_s=given.fake_s)]
+    settings = {"USEG_PORT": "0", "USEG_INTRA_OP_THREADS": str(given.threads), "USEG_SHUTDOWN_DELAY_S": "0"}
+    with serve(command, settings) as server:
+        report = asyncio.run(measure(server, bare, photos, given.seconds, given.overload_s))
     print(json.dumps(report, indent=2))
     return 0
 
 
 async def measure(
-    served: Served, bare: BareLoop | None, photos: Sequence[bytes], seconds: float, overload_s: float
+    server: Server, bare: BareLoop | None, photos: Sequence[bytes], seconds: float, overload_s: float
 ) -> dict[str, Any]:
-    """All loads in turn."""
-    await send_closed(served.url, photos, at_once=2, seconds=3.0)
-    alone, _ = await send_closed(served.url, photos, at_once=1, seconds=seconds)
-    report: dict[str, Any] = {"one caller": summarise(alone, seconds, LIMIT_S)}
+    """Run all loads in turn."""
+    await send_closed(server.url, photos, clients=2, seconds=3.0)
+    single, _ = await send_closed(server.url, photos, clients=1, seconds=seconds)
+    report: dict[str, Any] = {"one client": summarize(single, seconds)}
     before = bare.run(seconds / 2) if bare else None
-    cpu_s = served.measure_cpu_s()
-    answers, took_s = await send_closed(served.url, photos, at_once=4, seconds=seconds)
-    cpu_s = (served.measure_cpu_s() - cpu_s) / sum(answer.status == 200 for answer in answers)
-    report["peak"] = summarise(answers, took_s, LIMIT_S)
-    report["cpu_s_per_picture"] = round(cpu_s, 4)
+    cpu_s = server.cpu_s()
+    responses, took_s = await send_closed(server.url, photos, clients=4, seconds=seconds)
+    cpu_s = (server.cpu_s() - cpu_s) / sum(response.status == 200 for response in responses)
+    report["peak"] = summarize(responses, took_s)
+    report["cpu_s_per_image"] = round(cpu_s, 4)
     peak = float(report["peak"]["goodput_per_s"])
     if bare and before:
         report["bare loop"] = compare([before, bare.run(seconds / 2)], peak, cpu_s)
-    for share in (0.5, 0.8, 1.0):
-        answers = await send_open(served.url, photos, rate=share * peak, seconds=seconds, limit_s=LIMIT_S)
-        report[f"{share:.0%} of the peak"] = summarise(answers, seconds, LIMIT_S)
+    for fraction in (0.5, 0.8, 1.0):
+        responses = await send_open(server.url, photos, rate=fraction * peak, seconds=seconds)
+        report[f"{fraction:.0%} of the peak"] = summarize(responses, seconds)
     if overload_s:
-        report["300% of the peak"] = await overload(served, photos, 3 * peak, overload_s)
-        again, took_s = await send_closed(served.url, photos, at_once=4, seconds=seconds)
-        report["peak again"] = summarise(again, took_s, LIMIT_S)
-    report["loop lag"] = await read_lag(served.url)
-    report["rss_mb"] = round(served.measure_rss_mb())
+        report["300% of the peak"] = await overload(server, photos, 3 * peak, overload_s)
+        again, took_s = await send_closed(server.url, photos, clients=4, seconds=seconds)
+        report["peak again"] = summarize(again, took_s)
+    report["event_loop_lag"] = await read_lag(server.url)
+    report["rss_mb"] = round(server.rss_mb())
     return report
 
 
 def compare(bare: Sequence[tuple[float, float]], rate_per_s: float, cpu_s: float) -> dict[str, Any]:
-    """The service's rate and CPU time a picture, beside those of the bare loop before and after."""
+    """Return the service's rate and CPU time per image relative to the bare loop before and after."""
     bare_rate, bare_cpu_s = (float(each) for each in np.mean(bare, axis=0))
     return {
         "rate_per_s": [round(rate, 2) for rate, _ in bare],
-        "cpu_s_per_picture": round(bare_cpu_s, 4),
+        "cpu_s_per_image": round(bare_cpu_s, 4),
         "rate_ratio": round(rate_per_s / bare_rate, 3),
         "cpu_ratio": round(bare_cpu_s / cpu_s, 3),
     }
 
 
-async def overload(served: Served, photos: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
-    """Far more than can be answered, with health asked ten times a second beside it."""
+async def overload(server: Server, photos: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
+    """Send more than the service can process while its health is checked ten times a second."""
     health: list[float] = []
 
     async def watch() -> None:
-        async with open_client(served.url, LIMIT_S) as client:
+        async with open_client(server.url, MAX_LATENCY_S) as client:
             while True:
                 started = time.perf_counter()
                 (await client.get("/livez")).raise_for_status()
@@ -132,24 +186,156 @@ async def overload(served: Served, photos: Sequence[bytes], rate: float, seconds
 
     watching = asyncio.create_task(watch())
     started = time.perf_counter()
-    answers: list[Answer] = await send_open(served.url, photos, rate=rate, seconds=seconds, limit_s=LIMIT_S)
+    responses = await send_open(server.url, photos, rate=rate, seconds=seconds)
     took_s = time.perf_counter() - started
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
-    summary = summarise(answers, took_s, LIMIT_S)
-    return {**summary, "health_ms": {f"p{share}": round(float(np.percentile(health, share)), 1) for share in (50, 99)}}
+    quantiles = {f"p{percent}": round(float(np.percentile(health, percent)), 1) for percent in (50, 99)}
+    return {**summarize(responses, took_s), "health_ms": quantiles}
 
 
 async def read_lag(url: str) -> dict[str, float]:
-    """The smallest bucket of the event loop's lag that holds 50 and 99 % of the samples, in milliseconds."""
+    """Return upper bounds of the median and 99th percentile of the event loop lag, in milliseconds."""
     async with httpx.AsyncClient(base_url=url) as client:
         families = text_string_to_metric_families((await client.get("/metrics")).text)
     (lag,) = [family for family in families if family.name == "useg_event_loop_lag_seconds"]
     buckets = [(float(each.labels["le"]), each.value) for each in lag.samples if each.name.endswith("_bucket")]
     total = buckets[-1][1]
     return {
-        f"p{share}_ms_at_most": next(1000 * bound for bound, count in buckets if count >= total * share / 100)
-        for share in (50, 99)
+        f"p{percent}_max_ms": next(1000 * bound for bound, count in buckets if count >= total * percent / 100)
+        for percent in (50, 99)
+    }
+
+
+def read_photos(folder: Path, count: int = 24, sizes_mp: Sequence[float] = SIZES_MP) -> list[bytes]:
+    """Return evenly chosen photos of a folder, scaled to the sizes in turn, as JPEG of quality 90."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    photos = []
+    for index, path in enumerate(paths[:: max(1, len(paths) // count)][:count]):
+        with Image.open(path) as source:
+            scale = (sizes_mp[index % len(sizes_mp)] * 1e6 / (source.width * source.height)) ** 0.5
+            size = (round(source.width * scale), round(source.height * scale))
+            scaled = source.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        scaled.save(buffer, "JPEG", quality=90)
+        photos.append(buffer.getvalue())
+    return photos
+
+
+@contextmanager
+def serve(
+    command: Sequence[str], environment: dict[str, str], url: str | None = None, ready: str = "/readyz"
+) -> Iterator[Server]:
+    """Start a server and wait until it is ready; ours prints its `url` in its first line."""
+    paths = os.pathsep.join((str(_REPOSITORY), str(_REPOSITORY / "tests")))
+    output = subprocess.DEVNULL if url else subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=output, text=True, env={**os.environ, "PYTHONPATH": paths, **environment}
+    ) as process:
+        try:
+            if url is None:
+                assert process.stdout is not None
+                url = process.stdout.readline().removeprefix("useg is ready: ").strip().rstrip("/")
+            _wait_until_ready(url + ready, process)
+            yield Server(url=url, process=psutil.Process(process.pid))
+        finally:
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            process.terminate()
+            process.wait(60)
+            for child in children:  # LitServe does not stop its workers
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+
+def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
+    until = time.monotonic() + _READY_TIMEOUT_S
+    while time.monotonic() < until and process.poll() is None:
+        with suppress(httpx.TransportError):
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"{url} did not become ready")
+
+
+Sender = Callable[[httpx.AsyncClient, bytes], Awaitable[httpx.Response]]
+
+
+async def send_body(client: httpx.AsyncClient, photo: bytes) -> httpx.Response:
+    """Send a photo to our own route."""
+    return await client.post("/v1/segment", content=photo, headers={"Content-Type": "image/jpeg"})
+
+
+def open_client(url: str, timeout_s: float) -> httpx.AsyncClient:
+    """Return a client without a limit on its connections."""
+    return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=httpx.Limits(max_connections=None))
+
+
+async def send(client: httpx.AsyncClient, sender: Sender, photo: bytes) -> Response:
+    """Send one request."""
+    started = time.perf_counter()
+    try:
+        response = await sender(client, photo)
+    except httpx.TransportError:
+        return Response(seconds=time.perf_counter() - started, status=0)
+    stages = re.findall(r"(\w+);dur=([\d.]+)", response.headers.get("server-timing", ""))
+    return Response(
+        seconds=time.perf_counter() - started,
+        status=response.status_code,
+        stages_ms={name: float(milliseconds) for name, milliseconds in stages},
+    )
+
+
+async def send_open(
+    url: str, photos: Sequence[bytes], *, rate: float, seconds: float, sender: Sender = send_body
+) -> list[Response]:
+    """Send requests as a Poisson process (always the same one), whether or not earlier ones have finished."""
+    rng = np.random.default_rng(0)
+    async with open_client(url, MAX_LATENCY_S) as client:
+        loop, tasks = asyncio.get_running_loop(), []
+        due = loop.time()
+        until = due + seconds
+        while (due := due + rng.exponential(1 / rate)) < until:
+            await asyncio.sleep(due - loop.time())
+            tasks.append(asyncio.create_task(send(client, sender, photos[rng.integers(len(photos))])))
+        return list(await asyncio.gather(*tasks))
+
+
+async def send_closed(
+    url: str, photos: Sequence[bytes], *, clients: int, seconds: float, sender: Sender = send_body
+) -> tuple[list[Response], float]:
+    """Let clients send the next request when the last one has finished; return the responses and the duration."""
+    rng = np.random.default_rng(0)
+    responses: list[Response] = []
+    started = time.perf_counter()
+    async with open_client(url, 60.0) as client:
+
+        async def run_client() -> None:
+            while time.perf_counter() - started < seconds:
+                responses.append(await send(client, sender, photos[rng.integers(len(photos))]))
+                if responses[-1].status in (429, 503):
+                    await asyncio.sleep(_RETRY_DELAY_S)
+
+        await asyncio.gather(*(run_client() for _ in range(clients)))
+    return responses, time.perf_counter() - started
+
+
+def summarize(responses: Sequence[Response], seconds: float, max_latency_s: float = MAX_LATENCY_S) -> dict[str, Any]:
+    """Return the metrics of one load; successful is a 200 within the maximum latency."""
+    good = [response for response in responses if response.status == 200 and response.seconds <= max_latency_s]
+    latencies = [response.seconds for response in good] or [float("nan")]
+    stages = sorted({stage for response in good for stage in response.stages_ms})
+    statuses = sorted({response.status for response in responses})
+    rejected = sum(response.status in (429, 503) for response in responses)
+    return {
+        "sent_per_s": round(len(responses) / seconds, 2),
+        "goodput_per_s": round(len(good) / seconds, 2),
+        **{f"p{percent}_ms": round(1000 * float(np.percentile(latencies, percent)), 1) for percent in (50, 95, 99)},
+        "rejected_fraction": round(rejected / max(1, len(responses)), 3),
+        "statuses": {status: sum(response.status == status for response in responses) for status in statuses},
+        "stages_ms": {
+            stage: round(float(np.mean([response.stages_ms.get(stage, 0.0) for response in good])), 1)
+            for stage in stages
+        },
     }
 
 
