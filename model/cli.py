@@ -53,7 +53,7 @@ COMMANDS = {
         "names": ("model.commands.names:app", "Show and change the names of clusters."),
     },
     "Serve": {
-        "serve": ("service.cli:serve", "Serve an artifact or a registry over HTTP."),
+        "serve": ("service.cli:app", "Serve an artifact or a registry over HTTP."),
         "create-api-key": ("service.cli:create_api_key", "Create an API key for the service."),
         "registry": ("model.commands.registry:app", "Manage the versions of models that a service serves."),
         "sign": ("model.commands.registry:sign", "Sign an artifact."),
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _print_result(_build_app(given[0])(given, exit_on_error=False, print_error=False))
     except CycloptsError as error:
-        return _report(" ".join(str(error).split()), 2)
+        return _report(_describe_usage(error), 2)
     except (UsegError, OSError) as error:
         return _report(str(error), 1)
     except ImportError as error:
@@ -119,6 +119,15 @@ def _format_help() -> str:
     for group, commands in COMMANDS.items():
         lines += [f"{group}:", *(f"  {name:<{width}}  {summary}" for name, (_, summary) in commands.items()), ""]
     return "\n".join([*lines, "`useg COMMAND --help` describes a command, `useg --version` prints the version."])
+
+
+def _describe_usage(error: CycloptsError) -> str:
+    from pydantic import ValidationError  # after an error only: importing it takes as long as `useg --help`
+
+    from model.validation import describe_errors
+
+    cause = error.__cause__
+    return describe_errors(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
 
 
 def _print_result(result: dict[str, Any] | None) -> int:

@@ -83,6 +83,16 @@ def reject_unknown_keys(target: Any, content: Any) -> None:
         reject_unknown_keys(argument, item)
 
 
+def describe_errors(error: ValidationError) -> str:
+    """Return the messages of a pydantic error on one line, each with the name of its field."""
+    messages = []
+    for each in error.errors(include_url=False):
+        name = ".".join(map(str, each["loc"]))
+        message = each["msg"].removeprefix("Value error, ")
+        messages.append(f"{name}: {message}, got {each['input']!r}" if name else message)
+    return "; ".join(messages)
+
+
 @cache
 def _make_adapter(target: Any) -> TypeAdapter[Any]:
     return TypeAdapter(target)

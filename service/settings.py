@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.backends.session import Backend
 from model.errors import ConfigError
 from model.images import MAX_IMAGE_PIXELS
-from model.validation import did_you_mean
+from model.validation import describe_errors, did_you_mean
 
 PREFIX = "USEG_"
 _MAX_PORT = 65_535
@@ -149,13 +149,3 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         return Settings.model_validate({names[name]: text for name, text in environment.items() if name in names})
     except ValidationError as error:
         raise ConfigError(describe_errors(error)) from error
-
-
-def describe_errors(error: ValidationError) -> str:
-    """Return the messages of a pydantic error on one line, each with the name of its setting."""
-    messages = []
-    for each in error.errors():
-        name = ".".join(map(str, each["loc"]))
-        message = each["msg"].removeprefix("Value error, ")
-        messages.append(f"{name}: {message}, got {each['input']!r}" if name else message)
-    return "; ".join(messages)

@@ -26,7 +26,9 @@ def fill(*items: QueuedImage) -> FairQueue:
 
 
 def make_policy(max_batch_size: int = 4, max_queue_delay_s: float = 2.0, max_batch_pixels: int = 10_000) -> BatchPolicy:
-    return BatchPolicy(max_batch_size=max_batch_size, max_queue_delay_s=max_queue_delay_s, max_batch_pixels=max_batch_pixels)
+    return BatchPolicy(
+        max_batch_size=max_batch_size, max_queue_delay_s=max_queue_delay_s, max_batch_pixels=max_batch_pixels
+    )
 
 
 def describe(choice: ImageBatch | float | None) -> tuple[str, int]:

@@ -87,7 +87,9 @@ def make_context(limit_s: float = FAR_S, owner: str = "", priority: int = 2) -> 
     return RequestContext(deadline=asyncio.get_running_loop().time() + limit_s, owner=owner, priority=priority)
 
 
-async def ask(scheduler: BatchScheduler, color: int, limit_s: float = FAR_S, owner: str = "", priority: int = 2) -> float:
+async def ask(
+    scheduler: BatchScheduler, color: int, limit_s: float = FAR_S, owner: str = "", priority: int = 2
+) -> float:
     inference = await scheduler.submit(paint(color), (2, 2), make_context(limit_s, owner, priority))
     return float(inference.raw.scores[0])
 
@@ -127,7 +129,10 @@ async def test_each_batch_has_one_input_size() -> None:
     async with run_scheduler(session, max_batch_size=2, max_queue_delay_ms=1000 * FAR_S) as scheduler:
         shapes = {4: (2, 2), 5: (2, 6), 6: (2, 2), 7: (2, 6)}
         inferences = await asyncio.gather(
-            *(scheduler.submit(np.full((3, *shape), color, np.uint8), shape, make_context()) for color, shape in shapes.items())
+            *(
+                scheduler.submit(np.full((3, *shape), color, np.uint8), shape, make_context())
+                for color, shape in shapes.items()
+            )
         )
     assert [float(inference.raw.scores[0]) for inference in inferences] == [4, 5, 6, 7]
     assert session.batches == [[4, 6], [5, 7]]
@@ -330,7 +335,9 @@ async def test_a_dead_or_hanging_thread_is_replaced_and_waiting_images_succeed(c
         assert may_open.wait(FAR_S)
         return following
 
-    async with run_scheduler(session, telemetry, max_batch_size=1, inference_timeout_s=0.05, reload=reload) as scheduler:
+    async with run_scheduler(
+        session, telemetry, max_batch_size=1, inference_timeout_s=0.05, reload=reload
+    ) as scheduler:
         culprit, waits = begin(scheduler, color, 2)
         with pytest.raises(InferenceThreadDied):
             await culprit
@@ -365,7 +372,9 @@ async def test_random_crashes_cancellations_and_failures_leave_no_request_hangin
     session = EchoSession()
     async with run_scheduler(session, max_batch_size=4, max_queue_delay_ms=0.1, max_queue_size=64) as scheduler:
         for _ in range(30):
-            tasks = begin(scheduler, *rng.choice([1, 2, 3, 4, FAILING, NAN, DEADLY], 12, p=[0.21] * 4 + [0.06, 0.06, 0.04]))
+            tasks = begin(
+                scheduler, *rng.choice([1, 2, 3, 4, FAILING, NAN, DEADLY], 12, p=[0.21] * 4 + [0.06, 0.06, 0.04])
+            )
             await asyncio.sleep(0)
             for each in rng.choice(len(tasks), 3):
                 tasks[each].cancel()

@@ -21,7 +21,7 @@ ENVIRONMENT = {name: text for name, text in os.environ.items() if not name.start
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "service", *arguments]
+    command = [sys.executable, "-m", "model", *arguments]
     environment = {**ENVIRONMENT, **variables}
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False)
 

@@ -62,8 +62,8 @@ async def test_a_version_is_activated_and_rolled_back_over_http(registry: Regist
         response = await post(client, HALVES)
         assert (response.json()["model"]["version"], response.headers["x-model-version"]) == ("2", "2")
         back = ModelHistory.model_validate_json((await client.post(f"/v1/models/{NAME}/rollback")).content)
-        assert (back.active, back.serving) == ("1", "1")  # at once: it was warm
-        assert [(event.action, event.by, event.reason) for event in back.history[-2:]] == [
+        assert (back.active, back.serving_version) == ("1", "1")  # at once: it was warm
+        assert [(event.action, event.author, event.reason) for event in back.history[-2:]] == [
             ("activate", "local", "newer"),
             ("rollback", "local", ""),
         ]
@@ -75,12 +75,12 @@ async def test_a_canary_is_tried_and_promoted_over_http(registry: Registry) -> N
     async with open_registry(registry) as client:
         await client.post(f"/v1/models/{NAME}/canary", json={"version": "2", "traffic_fraction": 1.0})
         status = await see(client, "2", "canary")
-        assert status.versions[1].share == 1.0
+        assert status.versions[1].traffic_fraction == 1.0
         response = await post(client, HALVES, headers={"X-Routing-Key": "anybody"})
         assert response.json()["model"]["version"] == "2"
         assert (await client.post(f"/v1/models/{NAME}/promote", json={})).json()["active"] == "2"
         await client.post(f"/v1/models/{NAME}/shadow", json={"version": "1", "traffic_fraction": 0.5})
-        assert (await see(client, "1", "shadow")).versions[0].share == 0.5
+        assert (await see(client, "1", "shadow")).versions[0].traffic_fraction == 0.5
         text = (await client.get("/metrics")).text
         assert f'useg_requests_total{{model="{NAME}",outcome="ok",task="panoptic",version="2"}} 1.0' in text
         assert f'useg_model_version_state{{model="{NAME}",state="shadow",version="1"}} 1.0' in text
@@ -119,12 +119,12 @@ async def test_several_models_are_selected_by_name(tmp_path: Path, registry: Reg
             response = await post(client, HALVES, params={"model": model})
             assert response.json()["model"] == {"name": model, "version": version}
         ambiguous = await post(client, HALVES)
-        assert (ambiguous.status_code, "say model=NAME, of fake, other" in ambiguous.json()["detail"]) == (422, True)
+        assert (ambiguous.status_code, "set model=NAME, one of fake, other" in ambiguous.json()["detail"]) == (422, True)
         unknown = await post(client, HALVES, params={"model": "none"})
         assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:useg:problem:model-not-found")
         assert (await client.get("/readyz")).status_code == 200
         models = ModelList.model_validate_json((await client.get("/v1/models")).content).models
-        assert [(each.name, each.serving) for each in models] == [(NAME, "1"), ("other", "7")]
+        assert [(each.name, each.serving_version) for each in models] == [(NAME, "1"), ("other", "7")]
     async with open_registry(registry, default_model="other") as client:
         assert (await post(client, HALVES)).json()["model"]["name"] == "other"
         assert (await client.get("/readyz")).json()["model"]["name"] == "other"
@@ -184,7 +184,7 @@ async def test_a_bad_first_version_leaves_the_service_alive_but_not_ready(tmp_pa
         assert (await client.post("/v1/segment", content=HALVES)).status_code == 503
         await asyncio.to_thread(registry.activate, NAME, "1", author="test")
         assert "golden answers differ" in ((await see(client, "1", "failed")).versions[0].reason or "")
-        assert "was refused" in (await client.get("/readyz")).json()["detail"]
+        assert "failed: " in (await client.get("/readyz")).json()["detail"]
         await asyncio.to_thread(registry.activate, NAME, "2", author="test")
         await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), 10)
         assert (await client.get("/readyz")).status_code == 200
@@ -207,7 +207,7 @@ async def test_the_model_is_a_query_parameter_only(registry: Registry) -> None:
 async def test_without_a_registry_there_is_one_version_and_no_history() -> None:
     async with open_client() as client:
         status = ModelHistory.model_validate_json((await client.get("/v1/models/fake")).content)
-        assert (status.active, status.serving, status.revision, status.history) == ("1+test", "1+test", None, [])
+        assert (status.active, status.serving_version, status.revision, status.history) == ("1+test", "1+test", None, [])
         assert (await client.get("/v1/models/none")).status_code == 404
         assert (await post(client, HALVES, params={"model": "fake"})).status_code == 200
         assert (await post(client, HALVES, params={"model": "none"})).status_code == 404

@@ -141,7 +141,7 @@ async def test_a_version_that_fails_a_check_is_rejected(tmp_path: Path, kind: st
         await case.activate("2")
         assert await case.segment() == "1"
         status = case.controller.describe()
-        assert (status.active, status.serving_version, case.read_last()) == ("1", "1", ("refuse", "2", "useg serve"))
+        assert (status.active, status.serving_version, case.read_last()) == ("1", "1", ("reject", "2", "useg serve"))
         assert words in status.history[-1].reason
         assert words in (status.versions[1].reason or "")
         labels = {"model": NAME, "version": "2", "state": "failed"}
@@ -217,7 +217,7 @@ async def test_a_rolled_back_version_is_retried_when_it_is_activated_again(tmp_p
 
 
 async def test_a_version_whose_outputs_drift_is_rolled_back(tmp_path: Path) -> None:
-    changes = {"reference": {"segments": SEGMENTS}}
+    changes = {"drift_reference": {"segments": SEGMENTS}}
     async with follow(tmp_path, {"1": "good", "2": "blind"}, changes) as case:
         await case.activate("1")
         for _ in range(50):
@@ -359,7 +359,7 @@ async def test_a_version_is_rolled_back_although_the_registry_is_read_only(tmp_p
         assert await case.segment(image=save(draw_halves(BLUE))) == "1"
     await case.controller.reconcile()
     await case.load_all()
-    assert (case.controller.describe().active, case.controller.describe().serving) == ("2", "1")
+    assert (case.controller.describe().active, case.controller.describe().serving_version) == ("2", "1")
     await case.controller.stop()
 
 

@@ -193,10 +193,10 @@ class RolloutController:
             await self._check_latency(model.get_pipeline())
             self._loaded[version] = model
         except UsegError as error:
-            await self._quarantine(version, "refuse", "load_failed", str(error))
+            await self._quarantine(version, "reject", "load_failed", str(error))
         except Exception as error:  # a session may raise anything
             logger.exception("%s %s could not be checked", self.model, version)
-            await self._quarantine(version, "refuse", "load_failed", f"{type(error).__name__}, see the log")
+            await self._quarantine(version, "reject", "load_failed", f"{type(error).__name__}, see the log")
         finally:
             self.loading.pop(version, None)
             if version not in self._loaded:
@@ -270,7 +270,7 @@ class RolloutController:
                 return
 
     async def _quarantine(
-        self, version: str, action: Literal["rollback", "refuse"], cause: RollbackCause, reason: str
+        self, version: str, action: Literal["rollback", "reject"], cause: RollbackCause, reason: str
     ) -> None:
         """Remove a version from the registry's state, so that no process serves it until it is activated again."""
         logger.error("%s %s is rolled back (%s): %s", self.model, version, cause, reason)

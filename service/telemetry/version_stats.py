@@ -63,7 +63,9 @@ class VersionStats:
         """All other requests."""
         self._contract = contract
         self._telemetry = telemetry
-        self._reference = {name: contract.drift_reference[name] for name in STATISTICS if name in contract.drift_reference}
+        self._reference = {
+            name: contract.drift_reference[name] for name in STATISTICS if name in contract.drift_reference
+        }
         self._recent: deque[float | None] = deque(maxlen=RECENT_IMAGES)
         self._outputs: deque[Mapping[Statistic, float]] = deque(maxlen=DRIFT_WINDOW)
         self._outputs_seen = 0
