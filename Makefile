@@ -12,7 +12,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 serve: $(VENV)/.service  ## serve the bundled model on http://127.0.0.1:8000
-	@ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 exec $(BIN)/useg-serve
+	@ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 exec $(BIN)/useg serve
 
 retrain: $(VENV)/.dev  ## photos to a new version: PHOTOS=folder [REGISTRY=folder] [RETRAIN="--activate"]
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/retrain.sh "$(PHOTOS)" $(if $(REGISTRY),"$(REGISTRY)") $(RETRAIN)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TIMEOUT_S = 30
+TIMEOUT_S = 120
 
 
 def start_fake_server(*, stderr: int = subprocess.PIPE, **settings: object) -> "subprocess.Popen[str]":

@@ -189,15 +189,15 @@ def test_names_are_kept_while_their_folder_is_missing(tmp_path: Path) -> None:
     home, away = tmp_path / "registry", tmp_path / "not mounted"
     home.mkdir()
     names = LiveCategoryNames(CONTRACT, home / "fake.names.json")
-    names.change(lambda old: old.rename({1: "pepper"}, "alice"))
+    names.edit(lambda old: old.rename({1: "pepper"}, "alice"))
     home.rename(away)
     names.refresh()
     assert names.contract.categories[1].name == "pepper"
-    with pytest.raises(InvalidCategoryNames, match="registry is gone"):
-        names.change(lambda old: old.rename({1: "chilli"}, "alice"))
+    with pytest.raises(InvalidCategoryNames, match="registry is missing"):
+        names.edit(lambda old: old.rename({1: "chilli"}, "alice"))
     assert not home.exists()
     away.rename(home)
-    names.change(lambda old: old.rename({1: "chilli"}, "alice"))
+    names.edit(lambda old: old.rename({1: "chilli"}, "alice"))
     assert names.contract.categories[1].name == "chilli"
 
 
@@ -241,7 +241,7 @@ async def test_changes_are_counted_and_logged_without_the_name(
     await client.put(RED, json={"category_name": "pepper"})
     await client.put(RED, json={"category_name": "pepper"})
     assert 'useg_category_name_edits_total{model="fake"} 1.0' in (await client.get("/metrics")).text
-    assert caplog.messages == ["names of fake 1+test: revision 2 by local, clusters 1"]
+    assert caplog.messages == ["category names of fake 1+test: revision 2 by local, clusters 1"]
 
 
 async def test_the_routes_are_documented(client: httpx.AsyncClient) -> None:
