@@ -121,8 +121,8 @@ def _format_help() -> str:
     return "\n".join([*lines, "`useg COMMAND --help` describes a command, `useg --version` prints the version."])
 
 
-def _describe_usage(error: CycloptsError) -> str:
-    from pydantic import ValidationError  # after an error only: importing it takes as long as `useg --help`
+def _describe_usage(error: Exception) -> str:
+    from pydantic import ValidationError
 
     from model.validation import describe_errors
 
