@@ -28,8 +28,8 @@ def make_label(scores: list[float] | None = None) -> ImageLabel:
     """Two thing masks that overlap in one pixel, the second on top, and a row of stuff."""
     masks = np.array([[[1, 1, 0], [0, 0, 0]], [[0, 1, 1], [0, 0, 0]]], bool)
     label_map = np.array([[1, 2, 2], [5, 5, 5]], np.int32)
-    labelled = PanopticLabel(label_map=label_map, categories={1: 4, 2: 3, 5: 9})
-    return ImageLabel(panoptic=labelled, masks=masks, things=[4, 3], scores=scores)
+    panoptic = PanopticLabel(label_map=label_map, categories={1: 4, 2: 3, 5: 9})
+    return ImageLabel(panoptic=panoptic, masks=masks, things=[4, 3], scores=scores)
 
 
 def test_a_chunk_stores_merged_segments_and_whole_masks(tmp_path: Path) -> None:
@@ -48,16 +48,11 @@ def test_a_chunk_stores_merged_segments_and_whole_masks(tmp_path: Path) -> None:
     assert "score" not in record.instances[0]
 
 
-def test_scores_are_stored_if_there_are_any(tmp_path: Path) -> None:
-    (chunk,) = plan_chunks([make_photo("a.jpg")], {})
-    chunk.write(tmp_path, iter([make_label([0.5, 0.25])]))
-    assert [each["score"] for record in chunk.read(tmp_path) for each in record.instances] == [0.5, 0.25]
-
-
-def test_masks_know_whether_they_are_in_the_panoptic_map(tmp_path: Path) -> None:
+def test_a_chunk_stores_scores_and_whether_masks_are_in_the_panoptic_map(tmp_path: Path) -> None:
     (chunk,) = plan_chunks([make_photo("a.jpg")], {})
     chunk.write(tmp_path, iter([replace(make_label([0.5, 0.25]), is_in_panoptic=[True, False])]))
-    assert [each["in_panoptic"] for record in chunk.read(tmp_path) for each in record.instances] == [1, 0]
+    (record,) = chunk.read(tmp_path)
+    assert [(each["score"], each["in_panoptic"]) for each in record.instances] == [(0.5, 1), (0.25, 0)]
 
 
 def test_the_name_of_a_chunk_depends_on_photos_and_dependencies() -> None:
@@ -130,25 +125,25 @@ def test_a_killed_run_loses_at_most_one_chunk_and_the_next_run_finishes(
     tmp_path: Path, tiny_encoder: Path, moment: str
 ) -> None:
     photos = draw_photos(tmp_path / "photos", count=4 * CHUNK_SIZE)
-    store, whole = PseudoLabelDataset(tmp_path / "store"), PseudoLabelDataset(tmp_path / "whole")
+    labels, whole = PseudoLabelDataset(tmp_path / "labels"), PseudoLabelDataset(tmp_path / "whole")
     command = [sys.executable, "-m", "model", "label", str(photos), "--encoder", str(tiny_encoder)]
     command += ["--side-px", "56", "--proposals", "maskcut", "--maskcut-n", "2", "--maskcut-tau", "0.6"]
     command += ["--stuff", "kmeans", "--pca-dim", "6"]
     command += ["--thing-clusters", "3", "--stuff-clusters", "4", "--features", str(tmp_path / "features")]
     subprocess.run([*command, "--out", whole.folder], check=True, capture_output=True, timeout=LIMIT_S)
-    command += ["--out", str(store.folder)]
+    command += ["--out", str(labels.folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while not any(store.folder.glob(moment)):
+        while not any(labels.folder.glob(moment)):
             assert process.poll() is None
             time.sleep(0)
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=LIMIT_S)
     assert process.returncode == -signal.SIGKILL
-    survivors = {path: path.stat().st_mtime_ns for path in store.folder.glob(moment)}
-    assert not (store.folder / "panoptic.json").exists()
+    survivors = {path: path.stat().st_mtime_ns for path in labels.folder.glob(moment)}
+    assert not (labels.folder / "panoptic.json").exists()
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert ended.returncode == 0, ended.stderr
     assert {path: path.stat().st_mtime_ns for path in survivors} == survivors
-    assert {path.name for path in store.chunks_dir.iterdir()} == {path.name for path in whole.chunks_dir.iterdir()}
+    assert {path.name for path in labels.chunks_dir.iterdir()} == {path.name for path in whole.chunks_dir.iterdir()}
     for name in ("panoptic.json", "instances.json"):
-        assert (store.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+        assert (labels.folder / name).read_bytes() == (whole.folder / name).read_bytes()

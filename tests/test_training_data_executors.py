@@ -25,7 +25,7 @@ from training.pseudo_labels.pipeline import PseudoLabelWorker, label_photos
 
 PHOTOS = 130
 """Three chunks."""
-FINDS_TESTS = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +34,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, photos: Path, tiny_encoder: Path) -> PseudoLabelDataset:
+def single_process(tmp_path_factory: pytest.TempPathFactory, photos: Path, tiny_encoder: Path) -> PseudoLabelDataset:
     """Labels made by one process."""
-    store = PseudoLabelDataset(tmp_path_factory.mktemp("alone") / "store")
-    label_photos(*tiny.configure(photos, tiny_encoder), dataset=store, features=store.features)
-    return store
+    labels = PseudoLabelDataset(tmp_path_factory.mktemp("single") / "labels")
+    label_photos(*tiny.configure(photos, tiny_encoder), dataset=labels, features=labels.features)
+    return labels
 
 
-def read_all(store: PseudoLabelDataset) -> dict[str, bytes]:
+def read_all(labels: PseudoLabelDataset) -> dict[str, bytes]:
     """Return every file but the configuration, which has paths, and the codebook, which has the time."""
-    paths = [path for path in store.folder.rglob("*") if path.is_file() and path.suffix in (".json", ".png", ".npy")]
-    return {str(path.relative_to(store.folder)): path.read_bytes() for path in paths if path.name != "label.json"}
+    paths = [path for path in labels.folder.rglob("*") if path.is_file() and path.suffix in (".json", ".png", ".npy")]
+    return {str(path.relative_to(labels.folder)): path.read_bytes() for path in paths if path.name != "label.json"}
 
 
 def test_a_shard_is_given_by_index_and_count_and_takes_every_count_th_group() -> None:
@@ -60,21 +60,23 @@ def test_an_invalid_shard_is_rejected(text: str) -> None:
 
 
 def test_shards_in_any_order_make_the_same_labels_as_one_process(
-    tmp_path: Path, photos: Path, tiny_encoder: Path, alone: PseudoLabelDataset
+    tmp_path: Path, photos: Path, tiny_encoder: Path, single_process: PseudoLabelDataset
 ) -> None:
     scan, config = tiny.configure(photos, tiny_encoder)
-    book, store = load_codebook(alone.codebook), PseudoLabelDataset(tmp_path / "store")
+    codebook, labels = load_codebook(single_process.codebook), PseudoLabelDataset(tmp_path / "labels")
     with pytest.raises(ConfigError, match="pass the codebook"):
-        label_photos(scan, config, store, store.features, shard=JobShard(0, 2))
-    counts = [label_photos(scan, config, store, store.features, book, shard=JobShard(i, 2)).photos for i in (1, 0)]
+        label_photos(scan, config, labels, labels.features, shard=JobShard(0, 2))
+    counts = [
+        label_photos(scan, config, labels, labels.features, codebook, shard=JobShard(i, 2)).photos for i in (1, 0)
+    ]
     assert counts == [64, 66]
-    assert not (store.folder / "panoptic.json").exists()
-    shutil.move(store.features, tmp_path / "features")  # labels do not need them any more
-    shutil.move(store.folder / "masks", tmp_path / "masks")
-    whole = label_photos(scan, config, store, store.features, book)
-    assert whole.photos == PHOTOS
-    shutil.move(tmp_path / "features", store.features)
-    assert read_all(store) == read_all(alone)
+    assert not (labels.folder / "panoptic.json").exists()
+    shutil.move(labels.features, tmp_path / "features")  # labels do not need them any more
+    shutil.move(labels.folder / "masks", tmp_path / "masks")
+    report = label_photos(scan, config, labels, labels.features, codebook)
+    assert report.photos == PHOTOS
+    shutil.move(tmp_path / "features", labels.features)
+    assert read_all(labels) == read_all(single_process)
 
 
 def test_the_codebook_carries_the_projections_of_consensus_masks_to_shards(
@@ -84,8 +86,8 @@ def test_the_codebook_carries_the_projections_of_consensus_masks_to_shards(
     config = replace(config, proposals="consensus", maskcut_tau=0.3, objects_per_image=2)
     first, second = PseudoLabelDataset(tmp_path / "first"), PseudoLabelDataset(tmp_path / "second")
     label_photos(scan, config, first, tmp_path / "features")
-    book = load_codebook(first.codebook)
-    label_photos(scan, config, second, tmp_path / "features", book, shard=JobShard(0, 2))
+    codebook = load_codebook(first.codebook)
+    label_photos(scan, config, second, tmp_path / "features", codebook, shard=JobShard(0, 2))
     assert second.projections.read_bytes() == first.projections.read_bytes()
     with pytest.raises(ConfigError, match="has no feature projections"):
         label_photos(
@@ -93,30 +95,30 @@ def test_the_codebook_carries_the_projections_of_consensus_masks_to_shards(
             config,
             PseudoLabelDataset(tmp_path / "third"),
             tmp_path,
-            replace(book, projections=None),
+            replace(codebook, projections=None),
             shard=JobShard(0, 2),
         )
 
 
 @pytest.mark.slow
 def test_ray_makes_the_same_labels_although_an_actor_is_killed(
-    tmp_path: Path, photos: Path, tiny_encoder: Path, alone: PseudoLabelDataset
+    tmp_path: Path, photos: Path, tiny_encoder: Path, single_process: PseudoLabelDataset
 ) -> None:
     scan, config = tiny.configure(photos, tiny_encoder)
-    store = PseudoLabelDataset(tmp_path / "store")
-    with lose_an_actor(store.folder, "masks/*.npz") as victims:
+    labels = PseudoLabelDataset(tmp_path / "labels")
+    with lose_an_actor(labels.folder, "masks/*.npz") as victims:
         from training.data.ray_executor import RayExecutor
 
-        report = label_photos(scan, config, store, store.features, executor=RayExecutor(1))
+        report = label_photos(scan, config, labels, labels.features, executor=RayExecutor(1))
         other = PseudoLabelDataset(tmp_path / "none")
         broken = PseudoLabelWorker(
-            config=replace(config, proposals="consensus"), dataset=other, features_dir=store.features
+            config=replace(config, proposals="consensus"), dataset=other, features_dir=labels.features
         )
         with pytest.raises(LabelStoreError, match="holds no feature projections"):
             RayExecutor(1).run(broken, "masks", [scan.photos[:1]])
     assert len(victims) == 1
     assert report.photos == PHOTOS
-    assert read_all(store) == read_all(alone)
+    assert read_all(labels) == read_all(single_process)
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ if __name__ == "__main__":
     MultiprocessExecutor(2, 1).run(Sleeper(Path({str(tmp_path)!r})), "sleep", [[1], [2], [3]])
 """
     (tmp_path / "main.py").write_text(code)
-    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], start_new_session=True, env=FINDS_TESTS)
+    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], start_new_session=True, env=ENVIRONMENT)
     while len(started := list(tmp_path.glob("*.pid"))) < 2:
         assert process.poll() is None
         time.sleep(0.05)
@@ -183,9 +185,9 @@ class Sleeper:
     """Writes its process id and never ends."""
 
     folder: Path
-    unit: ClassVar[str] = "night"
+    unit: ClassVar[str] = "item"
 
-    def work(self, stage: str, nights: Sequence[int]) -> Iterator[int]:
+    def work(self, stage: str, items: Sequence[int]) -> Iterator[int]:
         (self.folder / f"{os.getpid()}.pid").touch()
         threading.Event().wait()
-        yield len(nights)
+        yield len(items)
