@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,6 @@ from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
 from training.self_training.config import SelfTrainingConfig
 from training.trainer.config import TrainConfig
 
-Device = Literal["cpu", "cuda"]
 MaskTransformerPreset = Literal["cpu", "gpu", "panoptic-targets", "tiny"]
 CascadePreset = Literal["u2seg-coco", "u2seg-imagenet", "cutler", "cpu", "gpu", "tiny"]
 _FLAT = Parameter(name="*")
@@ -44,6 +43,26 @@ def use_preset(presets: Mapping[str, TrainConfig]) -> Callable[[App, tuple[str, 
     return apply
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of a training run that every network has."""
+
+    out: Path
+    """Folder of the run."""
+    init_weights: Path | None = None
+    """Run or artifact whose weights training starts from; layers of other shapes are initialized."""
+    features: Path | None = None
+    """Folder of the feature cache (default: LABELS/features)."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device to train on."""
+    max_minutes: PositiveFloat = math.inf
+    """Stop after this time; the same command continues."""
+    prometheus_textfile: Path | None = None
+    """File for the textfile collector of Prometheus' node_exporter; ends in .prom."""
+    threads: PositiveInt = 2
+    """CPU threads."""
+
+
 train = App(name="train", config=use_preset(MASK_TRANSFORMER_PRESETS))
 _cascade = App(name="panoptic-cascade", config=use_preset(CASCADE_PRESETS))
 train.command(_cascade)
@@ -54,14 +73,8 @@ def train_mask_transformer(
     labels: Path,
     /,
     *,
-    out: Path,
+    run: Annotated[RunOptions, _FLAT],
     preset: MaskTransformerPreset = "cpu",
-    init_weights: Path | None = None,
-    features: Path | None = None,
-    device: Device = "cpu",
-    max_minutes: PositiveFloat = math.inf,
-    prometheus_textfile: Path | None = None,
-    threads: PositiveInt = 2,
     config: Annotated[MaskTransformerTrainConfig, _FLAT] = MASK_TRANSFORMER_PRESETS["cpu"],
 ) -> dict[str, Any] | None:
     """Train a mask transformer on pseudo-labels.
@@ -73,26 +86,11 @@ def train_mask_transformer(
     ----------
     labels
         Folder of pseudo-labels.
-    out
-        Folder of the run.
     preset
         Values of the options that are not given. cpu: as the bundled model, about an hour on two cores. gpu: from
         pixels, on one large GPU. panoptic-targets: only the visible segments, all alike. tiny: a smoke test.
-    init_weights
-        Run or artifact whose weights training starts from; layers of other shapes are initialized.
-    features
-        Folder of the feature cache (default: LABELS/features).
-    device
-        Device to train on.
-    max_minutes
-        Stop after this time; the same command continues.
-    prometheus_textfile
-        File for the textfile collector of Prometheus' node_exporter; ends in .prom.
-    threads
-        CPU threads.
     """
-    return _train(labels, out, config, features, device, max_minutes, threads, init_weights=init_weights,
-                  prometheus_textfile=prometheus_textfile)  # fmt: skip
+    return _train(labels, run, config)
 
 
 @_cascade.default
@@ -100,15 +98,9 @@ def train_panoptic_cascade(
     labels: Path,
     /,
     *,
-    out: Path,
+    run: Annotated[RunOptions, _FLAT],
     preset: CascadePreset = "u2seg-coco",
     backbone_weights: str = "",
-    init_weights: Path | None = None,
-    features: Path | None = None,
-    device: Device = "cpu",
-    max_minutes: PositiveFloat = math.inf,
-    prometheus_textfile: Path | None = None,
-    threads: PositiveInt = 2,
     config: Annotated[CascadeTrainConfig, _FLAT] = CASCADE_PRESETS["u2seg-coco"],
 ) -> dict[str, Any] | None:
     """Train a panoptic cascade (Panoptic Cascade Mask R-CNN), the network of the U2Seg paper, on pseudo-labels.
@@ -117,39 +109,20 @@ def train_panoptic_cascade(
     ----------
     labels
         Folder of pseudo-labels.
-    out
-        Folder of the run.
     preset
         Values of the options that are not given. u2seg-coco, u2seg-imagenet, cutler: published schedules. cpu: cached
         features, three hours on two cores. gpu: 30 minutes on one large GPU. tiny: a smoke test.
     backbone_weights
         Path or URL of a published ResNet-50; only with --backbone resnet50.
-    init_weights
-        Run or artifact whose weights training starts from; layers of other shapes are initialized.
-    features
-        Folder of the feature cache (default: LABELS/features).
-    device
-        Device to train on.
-    max_minutes
-        Stop after this time; the same command continues.
-    prometheus_textfile
-        File for the textfile collector of Prometheus' node_exporter; ends in .prom.
-    threads
-        CPU threads.
     """
-    return _train(labels, out, config, features, device, max_minutes, threads, init_weights=init_weights,
-                  prometheus_textfile=prometheus_textfile, backbone_weights=backbone_weights)  # fmt: skip
+    return _train(labels, run, config, backbone_weights)
 
 
 def _train(
     labels: Path,
-    out: Path,
+    run: RunOptions,
     config: MaskTransformerTrainConfig | CascadeTrainConfig,
-    features: Path | None,
-    device: Device,
-    max_minutes: float,
-    threads: int,
-    **options: Any,
+    backbone_weights: str = "",
 ) -> dict[str, Any] | None:
     import torch
 
@@ -157,18 +130,20 @@ def _train(
     from training.train import train
     from training.trainer.distributed import init_distributed
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(run.threads)
     dataset = PseudoLabelDataset(labels)
-    with init_distributed(device) as distributed:
+    with init_distributed(run.device) as distributed:
         report = train(
             dataset,
-            features or dataset.features,
-            out,
+            run.features or dataset.features,
+            run.out,
             config,
-            device,
-            max_seconds=60.0 * max_minutes,
+            run.device,
+            init_weights=run.init_weights,
+            backbone_weights=backbone_weights,
+            max_seconds=60.0 * run.max_minutes,
             distributed=distributed,
-            **options,
+            prometheus_textfile=run.prometheus_textfile,
         )
         return asdict(report) if distributed.is_main_process else None
 
