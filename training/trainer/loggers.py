@@ -3,10 +3,10 @@
 import csv
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from os import SEEK_END
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -29,23 +29,25 @@ _MAX_QUANTILE = 0.98
 """The y axis ends at this quantile, so that the high losses of the first steps do not flatten the curve."""
 
 
-class Logger(Protocol):
+class Logger(ABC):
     """A destination of the losses of a training run."""
 
+    @abstractmethod
     def log(self, step: int, losses: Mapping[str, float], left_s: float, *, is_last: bool) -> None:
         """Record the losses of a step; `left_s` is the estimated time to the end."""
 
     def mark_failed(self) -> None:
         """Record that the run stopped because a loss or gradient was not finite."""
+        self.close()
 
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027 (optional)
         """Write what is buffered."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (optional)
         """Release the destination; a later `log` opens it again."""
 
 
-class CsvLogger:
+class CsvLogger(Logger):
     """A CSV file with a row for each step."""
 
     def __init__(self, path: Path) -> None:
@@ -62,15 +64,6 @@ class CsvLogger:
             stream.seek(0, SEEK_END)
             row = {"step": step, **{name: f"{value:.5f}" for name, value in losses.items()}}
             csv.DictWriter(stream, header, extrasaction="ignore").writerow(row)
-
-    def mark_failed(self) -> None:
-        """Nothing to do: the last row is that of the last good step."""
-
-    def flush(self) -> None:
-        """Nothing to do: every row is written at once."""
-
-    def close(self) -> None:
-        """Nothing to do: the file is closed after every row."""
 
     def truncate_after(self, step: int) -> None:
         """Remove the rows of later steps, which a resumed run computes again."""
@@ -91,7 +84,7 @@ def read_csv_log(path: Path) -> dict[str, list[float]]:
     return {name: [float(row[index] or "nan") for row in rows] for index, name in enumerate(header)}
 
 
-class TensorBoardLogger:
+class TensorBoardLogger(Logger):
     """Scalars for TensorBoard: `loss/<term>` by step."""
 
     def __init__(self, folder: Path) -> None:
@@ -105,10 +98,6 @@ class TensorBoardLogger:
         for term, value in losses.items():
             self._writer.add_scalar(f"loss/{term}", value, step)
 
-    def mark_failed(self) -> None:
-        """Write what is buffered, so that the last losses can be inspected."""
-        self.close()
-
     def flush(self) -> None:
         """Write what is buffered to the event file."""
         if self._writer is not None:
@@ -121,7 +110,7 @@ class TensorBoardLogger:
             self._writer = None
 
 
-class PrometheusTextfileLogger:
+class PrometheusTextfileLogger(Logger):
     """A file for the textfile collector of Prometheus' node_exporter, replaced atomically."""
 
     def __init__(self, path: Path, run: Path, max_steps: int) -> None:
@@ -153,12 +142,6 @@ class PrometheusTextfileLogger:
         """Set `useg_train_not_finite`; the other values stay those of the last update."""
         self._write(has_failed=True)
 
-    def flush(self) -> None:
-        """Nothing to do: the file is complete after every update."""
-
-    def close(self) -> None:
-        """Nothing to do: the file is closed after every update."""
-
     def _write(self, *, has_failed: bool) -> None:
         self._failed.labels(self._run).set(has_failed)
         self._updated.labels(self._run).set_to_current_time()
@@ -187,12 +170,14 @@ def plot_losses(csv_log: Path, out: Path, title: str, x_label: str = "step") -> 
         values = np.array(columns[name])
         is_known = np.isfinite(values)
         x, y = steps[is_known], values[is_known]
-        axes.set_title(f"{name}: {y[-1]:.4g}" if len(y) else name)
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.3)
+        axes.set_title(name)
         if len(y):
+            mean = running_mean(y, max(1, round(_SMOOTHING * len(y))))
+            axes.set_title(f"{name}: {mean[-1]:.4g}")
             axes.plot(x, y, color="lightsteelblue", linewidth=0.8)
-            axes.plot(x, running_mean(y, max(1, round(_SMOOTHING * len(y)))), color="tab:blue")
+            axes.plot(x, mean, color="tab:blue")
             axes.set_ylim(0.0, max(float(np.quantile(y, _MAX_QUANTILE)), 1e-9))
     with atomic_write(out) as sibling, sibling.open("wb") as stream:
         FigureCanvasAgg(figure)
