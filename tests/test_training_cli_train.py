@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cyclopts import App, Parameter
 
-from model.cli import build_app, main
+from model.cli import COMMANDS, main
 from training.data.dataset import PseudoLabelDataset
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, MaskTransformerTrainConfig
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
@@ -15,9 +16,16 @@ from training.self_training.config import SelfTrainingConfig
 from training.self_training.rounds import read_teacher_info
 
 
+def make_app(command: str) -> App:
+    """The application with one subcommand."""
+    app = App(name="useg", default_parameter=Parameter(negative_iterable=(), consume_multiple=True))
+    app.command(COMMANDS["Train"][command][0], name=command)
+    return app
+
+
 def parse_config(*options: str) -> MaskTransformerTrainConfig | CascadeTrainConfig:
     """The configuration that `useg train` makes of these options."""
-    _, bound, _ = build_app("train").parse_args(["train", *options])
+    _, bound, _ = make_app("train").parse_args(["train", *options])
     config = bound.arguments.get("config")
     if config is None:  # nothing was given: the default of the function
         config = bound.signature.parameters["config"].default
@@ -49,7 +57,7 @@ def test_the_defaults_are_those_of_the_first_preset() -> None:
     ["train", "train panoptic-cascade", "self-train", "finetune", "recluster", "labels-from-detector", "plot-rounds"],
 )
 def test_every_option_has_a_help_text(command: str) -> None:
-    app = build_app(command.split()[0])
+    app = make_app(command.split()[0])
     for name in command.split():
         app = app[name]
     arguments = app.assemble_argument_collection(parse_docstring=True)
