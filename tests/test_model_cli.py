@@ -1,5 +1,6 @@
 """`useg` with commands of the model package and `useg gate`, on an artifact of random weights."""
 
+import ast
 import json
 import re
 import shutil
@@ -127,6 +128,15 @@ def test_help_lists_all_subcommands_without_importing_them(capsys: pytest.Captur
         assert main(arguments) == 0
         listed = capsys.readouterr().out
         assert all(f"  {name} " in listed for commands in COMMANDS.values() for name in commands)
+
+
+@pytest.mark.parametrize("path", [path for commands in COMMANDS.values() for path, _ in commands.values()])
+def test_every_subcommand_exists(path: str) -> None:
+    module, _, name = path.partition(":")
+    tree = ast.parse((Path(__file__).parent.parent / f"{module.replace('.', '/')}.py").read_text())
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert name in functions + [ast.unparse(target) for target in targets]
 
 
 @pytest.mark.parametrize("command", ["import", "export", "check", "quantize", "bench", "segment", "names transfer"])

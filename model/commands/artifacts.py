@@ -15,6 +15,12 @@ from model.errors import ConfigError
 
 _MAX_PARITY_PHOTOS = 4
 
+Artifact = Annotated[Path, Parameter(name="ARTIFACT", help="Folder of the artifact.")]
+NewArtifact = Annotated[Path, Parameter(help="Folder of the new artifact.")]
+BackendName = Annotated[Backend, Parameter(help="What runs the network.")]
+Threads = Annotated[PositiveInt, Parameter(help="CPU threads.")]
+Photos = Annotated[Path, Parameter(help="Folder of photos like those to be segmented later.")]
+
 
 def import_checkpoint(
     source: str,
@@ -54,7 +60,7 @@ def export(
     run: Path,
     /,
     *,
-    out: Path,
+    out: NewArtifact,
     name: str = "useg",
     version: str = "1",
     photos: Path | None = None,
@@ -62,7 +68,7 @@ def export(
     min_component_area_fraction: float | None = None,
     precision: FloatPrecision = "fp16-stored",
     input_sizes: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
-    threads: PositiveInt = 2,
+    threads: Threads = 2,
 ) -> dict[str, Any]:
     """Export a run as an artifact: an ONNX graph, its contract and reference outputs.
 
@@ -72,8 +78,6 @@ def export(
     ----------
     run
         Folder of a training run or of an imported checkpoint.
-    out
-        Folder of the new artifact.
     name
         Name of the model.
     version
@@ -89,8 +93,6 @@ def export(
         Precision of weights and arithmetic. `fp16-stored` and `int8-stored` store smaller weights and compute in fp32.
     input_sizes
         Input sizes of a panoptic cascade, as HEIGHTxWIDTH, multiples of 32 (default: those of the run, or five).
-    threads
-        CPU threads.
     """
     import torch  # not installed with the service
 
@@ -110,18 +112,8 @@ def export(
     return {"artifact": str(out), "files": contract.files, "parity": contract.provenance["parity"]}
 
 
-def check(artifact: Path, /, *, backend: Backend = "cpu", threads: PositiveInt = 2) -> dict[str, Any]:
-    """Load an artifact and compare its outputs with its reference outputs.
-
-    Parameters
-    ----------
-    artifact
-        Folder of the artifact.
-    backend
-        What runs the network.
-    threads
-        CPU threads.
-    """
+def check(artifact: Artifact, /, *, backend: BackendName = "cpu", threads: Threads = 2) -> dict[str, Any]:
+    """Load an artifact and compare its outputs with its reference outputs."""
     from model.backends.loader import load_session
     from model.backends.session import HotSwapSession
 
@@ -132,7 +124,7 @@ def check(artifact: Path, /, *, backend: Backend = "cpu", threads: PositiveInt =
 
 
 def quantize(
-    artifact: Path, /, *, photos: Path, out: Path, max_photos: PositiveInt = 100, threads: PositiveInt = 2
+    artifact: Artifact, /, *, photos: Photos, out: NewArtifact, max_photos: PositiveInt = 100, threads: Threads = 2
 ) -> dict[str, Any]:
     """Quantize an artifact to int8 weights and activations, for OpenVINO on a CPU.
 
@@ -140,16 +132,8 @@ def quantize(
 
     Parameters
     ----------
-    artifact
-        Folder of the artifact.
-    photos
-        Folder of photos like those to be segmented later.
-    out
-        Folder of the new artifact.
     max_photos
         Maximum number of photos to calibrate on.
-    threads
-        CPU threads.
     """
     from model.export.quantize import QuantizeConfig, quantize_artifact
 
@@ -158,31 +142,25 @@ def quantize(
 
 
 def bench(
-    artifact: Path,
+    artifact: Artifact,
     /,
     *,
-    backend: Backend = "cpu",
+    backend: BackendName = "cpu",
     batch_sizes: tuple[PositiveInt, ...] = (1, 2, 3, 5, 8),
     rounds: PositiveInt = 5,
     peak_tflops: PositiveFloat | None = None,
-    threads: PositiveInt = 2,
+    threads: Threads = 2,
 ) -> dict[str, Any]:
     """Measure how fast an artifact runs, next to the same weights in torch.
 
     Parameters
     ----------
-    artifact
-        Folder of the artifact.
-    backend
-        What runs the network.
     batch_sizes
         Batch sizes to time.
     rounds
         Timed runs of each batch size.
     peak_tflops
         Peak performance of the hardware in TFLOP/s, to report the fraction that is reached.
-    threads
-        CPU threads.
     """
     from model.export.bench import BenchConfig, run_bench
 
@@ -191,31 +169,25 @@ def bench(
 
 
 def segment(
-    artifact: Path,
+    artifact: Artifact,
     photo: Path,
     /,
     *,
     out: Path,
     task: Task = "panoptic",
-    backend: Backend = "cpu",
-    threads: PositiveInt = 2,
+    backend: BackendName = "cpu",
+    threads: Threads = 2,
 ) -> dict[str, Any]:
     """Segment a photo, and write the masks or an overlay.
 
     Parameters
     ----------
-    artifact
-        Folder of the artifact.
     photo
         JPEG, PNG, WebP, GIF, BMP or TIFF file.
     out
         File to write: .png for COCO's panoptic format, .jpg for an overlay of the segments over the photo.
     task
         Kind of segmentation.
-    backend
-        What runs the network.
-    threads
-        CPU threads.
     """
     import numpy as np
 
@@ -242,28 +214,20 @@ def segment(
 
 
 def drift_reference(
-    artifact: Path,
+    artifact: Artifact,
     /,
     *,
-    photos: Path,
+    photos: Photos,
     max_photos: PositiveInt = 200,
-    backend: Backend = "cpu",
-    threads: PositiveInt = 2,
+    backend: BackendName = "cpu",
+    threads: Threads = 2,
 ) -> dict[str, Any]:
-    """Store statistics of an artifact's outputs in its contract; services and `useg gate` detect drift from them.
+    """Store statistics of an artifact's outputs in its contract, to detect drift of later outputs.
 
     Parameters
     ----------
-    artifact
-        Folder of the artifact; its contract is rewritten.
-    photos
-        Folder of photos like those to be segmented later.
     max_photos
         Maximum number of photos to segment.
-    backend
-        What runs the network.
-    threads
-        CPU threads.
     """
     from model.export.predictor import write_drift_reference
 

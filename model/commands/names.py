@@ -29,19 +29,19 @@ from model.registry.name_transfer import (
 
 _AUTHOR = "useg"
 
+Artifact = Annotated[Path, Parameter(name="ARTIFACT", help="Folder of the artifact.")]
+File = Annotated[Path | None, Parameter(help="File of the names (default: ARTIFACT.names.json).")]
+Author = Annotated[str, Parameter(help="Who makes the change, for the history.")]
+
 app = App(name="names", help="Show and change the names of clusters.")
 
 
 @app.command
-def show(artifact: Path, /, *, file: Path | None = None, out: Path | None = None) -> dict[str, Any]:
+def show(artifact: Artifact, /, *, file: File = None, out: Path | None = None) -> dict[str, Any]:
     """Show the name of every cluster that has one.
 
     Parameters
     ----------
-    artifact
-        Folder of the artifact.
-    file
-        File of the names (default: ARTIFACT.names.json).
     out
         File to write all names to, with their history; `useg names apply` reads it.
     """
@@ -53,22 +53,16 @@ def show(artifact: Path, /, *, file: Path | None = None, out: Path | None = None
 
 @app.command(name="set")
 def set_name(
-    artifact: Path, cluster: int, name: str, /, *, file: Path | None = None, author: str = _AUTHOR
+    artifact: Artifact, cluster: int, name: str, /, *, file: File = None, author: Author = _AUTHOR
 ) -> dict[str, Any]:
     """Name a cluster.
 
     Parameters
     ----------
-    artifact
-        Folder of the artifact.
     cluster
         Id of the cluster, from 1.
     name
         The name; an empty one restores the name in the artifact's contract.
-    file
-        File of the names (default: ARTIFACT.names.json).
-    author
-        Who makes the change, for the history.
     """
     contract = read_contract(artifact)
     check_clusters([cluster], contract)
@@ -78,20 +72,14 @@ def set_name(
 
 @app.command
 def undo(
-    artifact: Path, /, *, revision: PositiveInt | None = None, file: Path | None = None, author: str = _AUTHOR
+    artifact: Artifact, /, *, revision: PositiveInt | None = None, file: File = None, author: Author = _AUTHOR
 ) -> dict[str, Any]:
     """Undo a change.
 
     Parameters
     ----------
-    artifact
-        Folder of the artifact.
     revision
         Revision of the change (default: the last one).
-    file
-        File of the names (default: ARTIFACT.names.json).
-    author
-        Who makes the change, for the history.
     """
     names = edit_names(_path(artifact, file), read_contract(artifact), lambda old: old.undo(author, revision))
     return _describe(artifact, file, names)
@@ -99,28 +87,22 @@ def undo(
 
 @app.command
 def apply(
-    artifact: Path,
+    artifact: Artifact,
     names: Path,
     /,
     *,
-    file: Path | None = None,
+    file: File = None,
     merge: Annotated[bool, Parameter(negative="")] = False,
-    author: str = _AUTHOR,
+    author: Author = _AUTHOR,
 ) -> dict[str, Any]:
     """Replace all names by those of a file, as one change.
 
     Parameters
     ----------
-    artifact
-        Folder of the artifact.
     names
         File written by `useg match`, `useg names transfer` or `useg names show --out`.
-    file
-        File of the names (default: ARTIFACT.names.json).
     merge
         Keep the names of clusters that the file does not name.
-    author
-        Who makes the change, for the history.
     """
     contract = read_contract(artifact)
     try:
