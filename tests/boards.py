@@ -1,4 +1,4 @@
-"""Grafana's boards as files, and a Prometheus that answers what they ask."""
+"""Grafana boards as files, and a Prometheus that evaluates their queries."""
 
 import asyncio
 import json
@@ -27,14 +27,14 @@ def read_board(repository: Path, name: str) -> dict[str, Any]:
 
 
 def read_source(repository: Path) -> str:
-    """What the provisioned data source is called."""
+    """Return the uid of the provisioned data source."""
     sources = (repository / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8")
     uid: str = yaml.safe_load(sources)["datasources"][0]["uid"]
     return uid
 
 
 def list_panels(board: dict[str, Any]) -> list[dict[str, Any]]:
-    """The panels that ask for something."""
+    """Return the panels with queries."""
     return [panel for panel in board["panels"] if panel["type"] != "row"]
 
 
@@ -49,7 +49,7 @@ def list_queries(board: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @asynccontextmanager
 async def scrape(folder: Path, target: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a Prometheus that watches a service."""
+    """Run a Prometheus that scrapes `target`; yield its client."""
     config = folder / "prometheus.yml"
     config.write_text(SCRAPE.format(target=target), encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -71,12 +71,12 @@ async def scrape(folder: Path, target: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def ask(prometheus: httpx.AsyncClient, query: str) -> list[str]:
-    """The values that a query has now; none where Prometheus is not there yet."""
+    """Return the current values of a query; none while Prometheus starts."""
     try:
         answer = await prometheus.get("/api/v1/query", params={"query": query})
     except httpx.TransportError:
         return []
-    if answer.status_code == 503:  # it is still reading its store
+    if answer.status_code == 503:  # it is still loading its data
         return []
     assert answer.status_code == 200, answer.text
     return [each["value"][1] for each in answer.json()["data"]["result"]]

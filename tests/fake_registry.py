@@ -1,4 +1,4 @@
-"""A registry of versions without networks: what is in a version's network file says how it does."""
+"""A registry of fake versions: the content of the network file selects how a version behaves."""
 
 import time
 from dataclasses import replace
@@ -19,22 +19,22 @@ from model.registry.versions import Registry
 NAME = CONTRACT.name
 SLEEP_S = 0.04
 SEGMENTS = Histogram(edges=BIN_EDGES["segments"], counts=(0, 0, 1000, *[0] * 9))
-"""Two segments in each picture, as the red halves of the tests have."""
+"""Two segments per image, as in the half-red images of the tests."""
 
 
 class FakeSession(RedSession):
-    """A session in one of the ways that a version can be good or bad."""
+    """A session that behaves well, or fails in one of several ways."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.pictures = 0
+        self.images = 0
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-        self.pictures += int(pixels.any())
+        self.images += int(pixels.any())
         if self.kind == "slow":
             time.sleep(SLEEP_S)
         if self.kind == "broken" and pixels.any():
-            raise RuntimeError("this version fails on every real picture")
+            raise RuntimeError("this version fails on every real image")
         raws = super().run(pixels, sizes)
         if self.kind == "nan":
             return [replace(raw, scores=raw.scores * np.nan) for raw in raws]
@@ -46,7 +46,7 @@ class FakeSession(RedSession):
 
 
 def write_artifact(folder: Path, version: str, kind: str = "good", **changes: Any) -> Path:
-    """An artifact of the fake model."""
+    """Write an artifact of the fake model."""
     folder.mkdir(parents=True)
     (folder / NETWORK_FILE).write_text(kind)
     (folder / GOLDEN_FILE).write_bytes(b"golden")
@@ -65,7 +65,7 @@ def open_artifact(folder: Path) -> tuple[Contract, Session]:
 
 
 def make_registry(folder: Path, kinds: dict[str, str], **changes: Any) -> Registry:
-    """A registry of those versions, none of them active."""
+    """Make a registry of these versions, none of them active."""
     registry = Registry(folder / "registry")
     for version, kind in kinds.items():
         registry.add(write_artifact(folder / f"artifact-{version}", version, kind, **changes), author="test")

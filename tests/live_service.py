@@ -28,11 +28,11 @@ class GatedSession(RedSession):
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.is_inside = threading.Event()
-        self.pictures = 0
+        self.images = 0
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
         if pixels.any():
-            self.pictures += len(pixels)
+            self.images += len(pixels)
             self.is_inside.set()
             assert self.gate.wait(WAIT_S)
         return super().run(pixels, sizes)

@@ -1,4 +1,4 @@
-"""The board shows what the service measures: no panel is empty under load."""
+"""The board of the service uses existing metrics, and no panel is empty under load."""
 
 import asyncio
 import math
@@ -31,7 +31,7 @@ def board(repository: Path) -> dict[str, Any]:
     return read_board(repository, "latency-and-load")
 
 
-def test_each_panel_has_its_own_title_place_and_words(board: dict[str, Any]) -> None:
+def test_each_panel_has_a_title_a_place_and_a_description(board: dict[str, Any]) -> None:
     panels = list_panels(board)
     for name in ("id", "title"):
         assert len({panel[name] for panel in board["panels"]}) == len(board["panels"])
@@ -46,7 +46,7 @@ def test_each_panel_has_its_own_title_place_and_words(board: dict[str, Any]) -> 
     assert max(x for x, _ in cells) < 24
 
 
-def test_each_panel_asks_the_provisioned_data_source_and_says_its_unit(board: dict[str, Any], repository: Path) -> None:
+def test_each_panel_has_the_provisioned_data_source_and_a_unit(board: dict[str, Any], repository: Path) -> None:
     panels = list_panels(board)
     assert {panel["datasource"]["uid"] for panel in panels} == {read_source(repository)}
     drawn = [panel for panel in panels if panel["type"] in ("timeseries", "stat")]
@@ -54,7 +54,7 @@ def test_each_panel_asks_the_provisioned_data_source_and_says_its_unit(board: di
 
 
 @pytest.mark.parametrize("file", ["grafana/dashboards/latency-and-load.json", "prometheus/alerts.yml"])
-async def test_no_metric_is_asked_for_that_the_service_does_not_have(repository: Path, file: str) -> None:
+async def test_queries_use_existing_metrics(repository: Path, file: str) -> None:
     async with open_client() as client:
         assert (await post(client, PHOTO)).status_code == 200
         measured = (await client.get("/metrics")).text
@@ -63,10 +63,10 @@ async def test_no_metric_is_asked_for_that_the_service_does_not_have(repository:
 
 
 async def load(service: httpx.AsyncClient) -> None:
-    """Good requests of every task, bad ones, and more at once than there are places."""
+    """Send valid requests of every task, invalid ones, and more than the queue holds."""
     for task in ("panoptic", "instance", "semantic"):
         await post(service, PHOTO, params={"task": task})
-    await post(service, b"no picture")
+    await post(service, b"no image")
     await service.get("/nothing-here")
     await asyncio.gather(*(post(service, PHOTO) for _ in range(40)))
 

@@ -1,4 +1,4 @@
-"""Manifests are valid, select their own pods alone, and agree with the service that they start."""
+"""Manifests are valid, select only their own pods, and match the settings of the service."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ from service.middleware.auth import AdminPortApp
 from service.settings import read_settings
 
 VERSION = "1.34"
-"""Of Kubernetes, whose schemas are held against the manifests."""
+"""Version of Kubernetes whose schemas the manifests are validated against."""
 OVERLAYS = ("base", "registry", "gpu", "prometheus", "kserve")
 NAME = {"app.kubernetes.io/name": "useg"}
 
@@ -86,7 +86,7 @@ def test_the_service_understands_its_variables_and_its_end_is_waited_for(folder:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_probes_ask_for_what_the_port_for_machines_answers(folder: Path) -> None:
+async def test_probes_use_paths_of_the_admin_port(folder: Path) -> None:
     container = read(folder / "base/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
     probes = [container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
     assert {probe["port"] for probe in probes} == {"admin"}
@@ -100,7 +100,7 @@ async def test_probes_ask_for_what_the_port_for_machines_answers(folder: Path) -
     assert asked == ["/readyz", "/readyz", "/livez"]
 
 
-def test_the_autoscaler_reads_the_metric_that_the_adapter_makes(folder: Path) -> None:
+def test_the_autoscaler_uses_the_metric_of_the_adapter(folder: Path) -> None:
     wanted = read(folder / "base/autoscaler.yaml")["spec"]["metrics"][0]["pods"]["metric"]["name"]
     rule = read(folder / "prometheus/adapter.yaml")["rules"][0]
     assert rule["name"]["as"] == wanted
@@ -110,7 +110,7 @@ def test_the_autoscaler_reads_the_metric_that_the_adapter_makes(folder: Path) ->
     }
 
 
-def test_the_operator_gets_the_alerts_that_prometheus_has(folder: Path, repository: Path) -> None:
+def test_the_rules_for_the_operator_are_those_of_prometheus(folder: Path, repository: Path) -> None:
     plain = repository / "deploy" / "prometheus"
     made = subprocess.run([plain / "wrap.sh"], capture_output=True, text=True, check=True).stdout
     assert (folder / "prometheus/rules.yaml").read_text(encoding="utf-8") == made
@@ -120,7 +120,7 @@ def test_the_operator_gets_the_alerts_that_prometheus_has(folder: Path, reposito
     assert "rules.yaml" in read(folder / "prometheus/kustomization.yaml")["resources"]
 
 
-def test_the_alerts_know_the_job_by_the_name_that_the_operator_gives_it(folder: Path) -> None:
+def test_the_alerts_match_the_job_name_of_the_operator(folder: Path) -> None:
     assert read(folder / "prometheus/monitor.yaml")["spec"]["jobLabel"] in NAME
     (down,) = re.findall(r'up\{job=~"([^"]+)"\}', (folder / "prometheus/rules.yaml").read_text(encoding="utf-8"))
     assert re.fullmatch(down, NAME["app.kubernetes.io/name"])

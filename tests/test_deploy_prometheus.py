@@ -1,4 +1,4 @@
-"""Alerts are valid, and each of them was seen to fire and to stay silent."""
+"""Alerts are valid, and each is tested to fire and to stay silent."""
 
 import shutil
 import subprocess
@@ -27,21 +27,21 @@ def run_promtool(folder: Path, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("check", "config", "prometheus.yml"), ("check", "rules", "alerts.yml")])
-def test_promtool_can_read_it(folder: Path, arguments: tuple[str, ...]) -> None:
+def test_promtool_accepts_the_files(folder: Path, arguments: tuple[str, ...]) -> None:
     run_promtool(folder, *arguments)
 
 
 @pytest.mark.slow
-def test_alerts_fire_and_stay_silent_where_they_should(folder: Path) -> None:
+def test_alerts_fire_above_and_stay_silent_below_their_thresholds(folder: Path) -> None:
     run_promtool(folder, "test", "rules", "alerts_test.yml")
 
 
-def test_each_alert_fires_in_a_series_drawn_by_hand(folder: Path) -> None:
+def test_each_alert_has_a_test_in_which_it_fires(folder: Path) -> None:
     tests = (folder / "alerts_test.yml").read_text(encoding="utf-8")
     assert [rule["alert"] for rule in read_rules(folder) if f'alertname="{rule["alert"]}"' not in tests] == []
 
 
-def test_each_alert_says_how_urgent_it_is_and_what_to_do(folder: Path) -> None:
+def test_each_alert_has_a_severity_a_summary_and_a_description(folder: Path) -> None:
     for rule in read_rules(folder):
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert set(rule["annotations"]) == {"summary", "description"}

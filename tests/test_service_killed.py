@@ -1,4 +1,4 @@
-"""A service that is killed while people name clusters: what was acknowledged is there, and no file is torn."""
+"""A server that is killed while categories are renamed loses no acknowledged name and corrupts no file."""
 
 import random
 import subprocess
@@ -20,7 +20,7 @@ CLUSTERS = (1, 2, 3)
 
 
 class Editor:
-    """Gives one cluster one name after the other, 1, 2, 3 and so on, for as long as it is answered."""
+    """Renames one cluster to "name 1", "name 2" and so on until the server is gone."""
 
     def __init__(self, cluster: int, is_acknowledged: threading.Semaphore) -> None:
         self.cluster = cluster
@@ -35,7 +35,7 @@ class Editor:
                 self.sent += 1
                 try:
                     path = f"v1/models/fake/clusters/{self.cluster}"
-                    answer = client.put(path, json={"category": f"name {self.sent}"})
+                    answer = client.put(path, json={"category_name": f"name {self.sent}"})
                 except httpx.TransportError:
                     return
                 if answer.status_code == 200:
@@ -44,15 +44,15 @@ class Editor:
                 else:
                     self.refused = answer.text
 
-    def check(self, category: str | None) -> None:
-        """Hold that the name is the last that was acknowledged, or one that was sent after it."""
-        number = int(category.removeprefix("name ")) if category and category.startswith("name ") else 0
+    def check(self, name: str | None) -> None:
+        """Check that the name is the last acknowledged one, or one that was sent after it."""
+        number = int(name.removeprefix("name ")) if name and name.startswith("name ") else 0
         assert self.acknowledged <= number <= self.sent
 
 
 @contextmanager
 def serve(names: Path) -> Iterator[str]:
-    """The address of a service, which is killed in the end."""
+    """Yield the address of a server that is killed at the end."""
     with start_fake_server(stderr=subprocess.DEVNULL, category_names_file=names) as process:
         try:
             yield read_address(process)
@@ -66,7 +66,7 @@ def read_categories(address: str) -> dict[int, str | None]:
 
 
 @pytest.mark.slow
-def test_a_service_killed_again_and_again_loses_no_acknowledged_name(tmp_path: Path) -> None:
+def test_a_repeatedly_killed_server_loses_no_acknowledged_name(tmp_path: Path) -> None:
     file = tmp_path / "fake.names.json"
     is_acknowledged = threading.Semaphore(0)
     editors = [Editor(cluster, is_acknowledged) for cluster in CLUSTERS]
@@ -84,10 +84,10 @@ def test_a_service_killed_again_and_again_loses_no_acknowledged_name(tmp_path: P
         for thread in threads:
             thread.join()
         assert [editor.refused for editor in editors] == [""] * len(editors)
-        written = read_names(file, CONTRACT)  # raises for a file that is torn
+        written = read_names(file, CONTRACT)  # raises for a corrupt file
         for editor in editors:
             name = written.names.get(editor.cluster)
             editor.check(name.category_name if name else None)
     with serve(file) as address:
-        httpx.put(f"{address}v1/models/fake/clusters/1", json={"category": "tidy"}, timeout=WAIT_S)
+        httpx.put(f"{address}v1/models/fake/clusters/1", json={"category_name": "tidy"}, timeout=WAIT_S)
     assert sorted(each.name for each in tmp_path.iterdir()) == [file.name, f"{file.name}.lock"]

@@ -1,4 +1,4 @@
-"""What answers may change while the service runs, and metrics say so."""
+"""A model is warmed up before it is ready, and its backend may change while it serves."""
 
 import threading
 
@@ -27,7 +27,7 @@ def open_handover(is_allowed: threading.Event, opened: list[HotSwapSession]) -> 
     return CONTRACT, opened[0]
 
 
-async def test_metrics_name_the_backend_that_answers_now() -> None:
+async def test_metrics_name_the_current_backend() -> None:
     is_allowed = threading.Event()
     opened: list[HotSwapSession] = []
     async with open_client(lambda: open_handover(is_allowed, opened)) as client:
@@ -39,12 +39,12 @@ async def test_metrics_name_the_backend_that_answers_now() -> None:
         assert 'backend="fake"' not in text
 
 
-async def test_a_session_that_is_still_built_when_the_service_stops_is_dropped() -> None:
+async def test_a_session_that_is_still_loading_when_the_server_stops_is_dropped() -> None:
     is_allowed = threading.Event()
     opened: list[HotSwapSession] = []
     async with open_client(lambda: open_handover(is_allowed, opened)):
         pass
-    opened[0].wait_ready(WAIT_S)  # closed: returns though nothing was built
+    opened[0].wait_ready(WAIT_S)  # closed: returns although no session was made
     is_allowed.set()
     for thread in threading.enumerate():
         if thread.name == "handover":
@@ -53,7 +53,7 @@ async def test_a_session_that_is_still_built_when_the_service_stops_is_dropped()
     assert len(opened[0].run(np.zeros((1, 3, 56, 56), np.uint8), np.array([[56, 56]]))) == 1
 
 
-async def test_the_smallest_and_the_largest_batch_ran_before_the_service_is_ready() -> None:
+async def test_the_smallest_and_the_largest_batch_run_before_the_server_is_ready() -> None:
     counts: list[int] = []
 
     class CountingSession(RedSession):

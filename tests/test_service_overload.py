@@ -1,4 +1,4 @@
-"""Under too much work the service says so at once, keeps its deadlines, and drops work that nobody waits for."""
+"""Under overload the service rejects requests at once, keeps deadlines, and drops cancelled work."""
 
 import asyncio
 import itertools
@@ -18,7 +18,7 @@ HALVES = save(draw_halves())
 pytestmark = pytest.mark.anyio
 
 
-async def test_more_requests_than_places_are_busy_and_the_others_are_answered() -> None:
+async def test_requests_beyond_the_queue_are_rejected_and_the_others_succeed() -> None:
     session = GatedSession()
     async with open_client(session.open, max_queue_size=1, max_batch_size=1) as client:
         first = asyncio.create_task(post(client, HALVES))
@@ -34,7 +34,7 @@ async def test_more_requests_than_places_are_busy_and_the_others_are_answered() 
         assert (await post(client, HALVES)).status_code == 200
 
 
-async def test_an_answer_that_takes_too_long_is_504() -> None:
+async def test_a_response_after_the_timeout_is_504() -> None:
     session = GatedSession()
     async with open_client(session.open, request_timeout_s=0.2) as client:
         answer = await post(client, HALVES)
@@ -52,7 +52,7 @@ async def test_a_body_that_does_not_arrive_is_504() -> None:
         assert (answer.status_code, "did not arrive" in answer.json()["detail"]) == (504, True)
 
 
-async def test_health_is_answered_while_the_network_is_busy() -> None:
+async def test_health_checks_succeed_while_the_network_is_busy() -> None:
     session = GatedSession()
     async with open_client(session.open) as client:
         busy = asyncio.create_task(post(client, HALVES))
@@ -62,7 +62,7 @@ async def test_health_is_answered_while_the_network_is_busy() -> None:
         assert (await busy).status_code == 200
 
 
-async def test_a_picture_whose_sender_hung_up_is_never_run() -> None:
+async def test_an_image_of_a_disconnected_client_is_never_run() -> None:
     session = GatedSession()
     async with listen(session.open, max_batch_size=1) as (host, port):
         _, first = await asyncio.open_connection(host, port)
@@ -79,11 +79,11 @@ async def test_a_picture_whose_sender_hung_up_is_never_run() -> None:
         session.gate.set()
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as client:
             assert (await post(client, HALVES)).status_code == 200
-    assert session.pictures == 2  # the one inside when its sender left, and the last
+    assert session.images == 2  # the one that was running when its client disconnected, and the last
 
 
 class GatedRaw:
-    """An answer whose merge waits for a gate."""
+    """Raw outputs whose postprocessing waits for a gate."""
 
     def __init__(self, raw: RawOutputs, session: "GatedSession") -> None:
         self.scores, self.boxes, self.masks, self.semantic = raw.scores, raw.boxes, raw.masks, raw.semantic
@@ -96,16 +96,16 @@ class GatedRaw:
         return self._clusters
 
 
-class GatedAnswers(GatedSession):
-    """Runs at once; what comes after waits."""
+class GatedOutputsSession(GatedSession):
+    """Runs at once; postprocessing waits."""
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-        self.pictures += bool(pixels.any())
+        self.images += bool(pixels.any())
         return [GatedRaw(raw, self) for raw in RedSession().run(pixels, sizes)]
 
 
-async def test_senders_that_hang_up_before_the_decoder_or_after_the_network_are_dropped_there() -> None:
-    session = GatedAnswers()
+async def test_work_of_disconnected_clients_is_dropped_before_decoding_and_after_inference() -> None:
+    session = GatedOutputsSession()
     async with listen(session.open, max_batch_size=1, intra_op_threads=1) as (host, port):
         _, first = await asyncio.open_connection(host, port)
         first.write(make_request(HALVES))
@@ -120,10 +120,10 @@ async def test_senders_that_hang_up_before_the_decoder_or_after_the_network_are_
         await see_metric(host, port, 'useg_requests_cancelled_total{stage="decode"} 1.0')
         await see_metric(host, port, "useg_requests_in_flight 0.0")
         session.gate.set()
-    assert session.pictures == 1  # the second was never decoded
+    assert session.images == 1  # the second was never decoded
 
 
-async def test_a_sender_that_hangs_up_within_its_body_counts_as_cancelled() -> None:
+async def test_a_client_that_disconnects_within_its_body_counts_as_cancelled() -> None:
     async with listen() as (host, port):
         _, writer = await asyncio.open_connection(host, port)
         writer.write(make_request(HALVES)[:-10])
@@ -133,7 +133,7 @@ async def test_a_sender_that_hangs_up_within_its_body_counts_as_cancelled() -> N
         await see_metric(host, port, 'useg_requests_cancelled_total{stage="read"} 1.0')
 
 
-async def test_a_large_body_is_refused_over_a_socket_before_it_is_sent_whole() -> None:
+async def test_a_large_body_is_rejected_before_it_is_sent_completely() -> None:
     async with listen(max_body_bytes=1000) as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(make_request(bytes(10_000_000))[:500])
@@ -144,7 +144,7 @@ async def test_a_large_body_is_refused_over_a_socket_before_it_is_sent_whole() -
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost:"])
-async def test_a_connection_that_dawdles_over_its_header_is_cut_off(sent: bytes) -> None:
+async def test_a_connection_with_a_slow_header_is_closed(sent: bytes) -> None:
     async with listen(client_timeout_s=0.2) as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(sent)
@@ -153,7 +153,7 @@ async def test_a_connection_that_dawdles_over_its_header_is_cut_off(sent: bytes)
         writer.close()
 
 
-async def test_a_body_that_pauses_too_long_is_504_long_before_the_deadline() -> None:
+async def test_a_body_with_a_long_pause_is_504_long_before_the_timeout() -> None:
     async with listen(client_timeout_s=0.2, request_timeout_s=1000.0) as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(make_request(HALVES)[:-10])
@@ -162,7 +162,7 @@ async def test_a_body_that_pauses_too_long_is_504_long_before_the_deadline() -> 
         await writer.wait_closed()
 
 
-async def test_a_header_without_end_is_refused() -> None:
+async def test_a_header_without_end_is_rejected() -> None:
     async with listen() as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(b"GET /livez HTTP/1.1\r\nX: " + b"x" * 20_000)

@@ -1,4 +1,4 @@
-"""Log lines: for people, or one JSON object each for machines."""
+"""JSON log lines, and the measurement of the event loop's lag."""
 
 import asyncio
 import logging
@@ -8,11 +8,12 @@ import orjson
 
 from service.telemetry.metrics import Telemetry
 
+_LAG_PERIOD_S = 0.05
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line; what a record was given as `extra={"fields": {...}}` stands beside the message."""
+    """Formats a record as one JSON object per line, with the fields of `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -27,11 +28,8 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-_LAG_PERIOD_S = 0.05
-
-
 async def record_event_loop_lag(telemetry: Telemetry) -> None:
-    """Measure until cancelled."""
+    """Record the delay of the event loop until cancelled."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + _LAG_PERIOD_S
