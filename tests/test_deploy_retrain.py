@@ -108,7 +108,8 @@ def test_two_versions_from_photos_to_the_registry_one_interrupted_one_rejected_a
     is_rejected = "round 1 is not better than the round before" in log
     assert read_contract(newer).provenance["start"]["steps"] == (8 if is_rejected else 4)
     files = {path.name for path in (folder / "runs" / "useg" / "2").iterdir()}
-    assert {"config.txt", "log.txt", "labels.jpg", "before.jpg", "after.jpg", "transfer.json", "gate.json"} <= files
+    assert {"config.txt", "log.txt", "transfer.json", "gate.json"} <= files
+    assert {"labels.jpg", "before.jpg", "after.jpg", "rounds.png"} <= files
 
 
 def test_other_options_for_an_attempt_that_was_started_are_rejected(retraining: Retraining) -> None:
