@@ -1,4 +1,4 @@
-"""The first session answers until the next is ready, and goes on if there is none."""
+"""The first session runs until the next is ready, and stays if that fails."""
 
 import threading
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ WAIT_S = 10.0
 
 
 class ScoringSession:
-    """Scores everything the same."""
+    """Returns the same score for every image."""
 
     def __init__(self, backend: str, score: float) -> None:
         self.backend = backend
@@ -35,7 +35,7 @@ class ScoringSession:
 
 
 class Builder:
-    """Makes the next session when it is let to."""
+    """Makes the next session when it is released."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.is_allowed = threading.Event()
@@ -51,7 +51,7 @@ class Builder:
 
 
 @contextmanager
-def open_handover(builder: Builder) -> Iterator[HotSwapSession]:
+def start_swap(builder: Builder) -> Iterator[HotSwapSession]:
     session = HotSwapSession(ScoringSession("slow", 0.25), builder)
     try:
         yield session
@@ -64,32 +64,32 @@ def answer(session: HotSwapSession) -> tuple[str, float]:
     return session.backend, float(session.run(PIXELS, SIZES)[0].scores[0])
 
 
-def test_the_next_session_answers_once_it_is_ready_and_not_before() -> None:
+def test_the_next_session_runs_as_soon_as_it_is_ready() -> None:
     builder = Builder()
-    with open_handover(builder) as session:
+    with start_swap(builder) as session:
         assert answer(session) == ("slow", 0.25)
         builder.is_allowed.set()
         session.wait_ready(WAIT_S)
         assert answer(session) == ("fast", 0.75)
 
 
-def test_a_next_session_that_is_not_to_be_trusted_is_told_and_the_first_goes_on(
+def test_if_the_next_session_fails_its_checks_the_first_stays(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     builder = Builder(ParityError("golden.npz on tensorrt: answers differ"))
-    with open_handover(builder) as session:
+    with start_swap(builder) as session:
         builder.is_allowed.set()
-        with pytest.raises(ParityError, match="answers differ"):
+        with pytest.raises(ParityError, match="outputs differ"):
             session.wait_ready(WAIT_S)
         assert answer(session) == ("slow", 0.25)
     assert [record.message for record in caplog.records] == [
-        "slow goes on alone: golden.npz on tensorrt: answers differ"
+        "could not switch to the faster backend, staying on slow: golden.npz on tensorrt: outputs differ"
     ]
 
 
-def test_a_backend_that_fails_in_a_way_of_its_own_does_not_end_the_first(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_of_a_backend_keeps_the_first_session(caplog: pytest.LogCaptureFixture) -> None:
     builder = Builder(RuntimeError("CUDA error: out of memory"))
-    with open_handover(builder) as session:
+    with start_swap(builder) as session:
         builder.is_allowed.set()
         with pytest.raises(RuntimeError, match="out of memory"):
             session.wait_ready(WAIT_S)
@@ -97,9 +97,9 @@ def test_a_backend_that_fails_in_a_way_of_its_own_does_not_end_the_first(caplog:
     assert "RuntimeError: CUDA error: out of memory" in caplog.text
 
 
-def test_after_closing_a_session_that_comes_late_is_dropped() -> None:
+def test_a_session_that_is_ready_after_closing_is_discarded() -> None:
     builder = Builder()
-    with open_handover(builder) as session:
+    with start_swap(builder) as session:
         session.close()
         session.wait_ready(WAIT_S)
         builder.is_allowed.set()
@@ -110,7 +110,7 @@ def test_after_closing_a_session_that_comes_late_is_dropped() -> None:
         assert answer(session) == ("slow", 0.25)
 
 
-def test_a_run_that_has_begun_ends_where_it_began() -> None:
+def test_a_run_finishes_on_the_session_it_started_on() -> None:
     entered, is_allowed = threading.Event(), threading.Event()
 
     class Waiting(ScoringSession):
@@ -133,9 +133,9 @@ def test_a_run_that_has_begun_ends_where_it_began() -> None:
     session.close()
 
 
-def test_many_threads_see_one_session_or_the_other_and_never_neither() -> None:
+def test_threads_run_on_one_session_or_the_other_during_the_switch() -> None:
     builder = Builder()
-    with open_handover(builder) as session:
+    with start_swap(builder) as session:
         seen: list[float] = []
 
         def ask() -> None:

@@ -1,4 +1,4 @@
-"""A session that does not give its artifact's golden answers is refused."""
+"""Loading an artifact checks files, shapes and golden outputs, on every backend."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ SIZES = np.array([[8, 8], [8, 4]])
 
 
 class FixedSession:
-    """Gives one answer for every picture."""
+    """Returns the same outputs for every image."""
 
     backend = "fixed"
 
@@ -38,8 +38,8 @@ class FixedSession:
         return [self.answer] * len(pixels)
 
 
-def draw_answer(score: float = 0.9, cluster: int = 1, mask: float = 0.8, weak_mask: float = 0.2) -> RawOutputs:
-    """One sure detection and one far below any threshold."""
+def make_outputs(score: float = 0.9, cluster: int = 1, mask: float = 0.8, weak_mask: float = 0.2) -> RawOutputs:
+    """One confident detection and one far below any threshold."""
     masks = np.zeros((2, 8, 8), np.float32)
     masks[0, :4], masks[1] = mask, weak_mask
     semantic = np.zeros((3, 8, 8), np.float32)
@@ -55,61 +55,61 @@ def draw_answer(score: float = 0.9, cluster: int = 1, mask: float = 0.8, weak_ma
 
 @pytest.fixture
 def golden_file(tmp_path: Path) -> Path:
-    """The golden answers of `draw_answer()`."""
+    """Golden outputs of `make_outputs()`."""
     path = tmp_path / "golden.npz"
-    write_golden(FixedSession(draw_answer()), PIXELS, SIZES, path)
+    write_golden(FixedSession(make_outputs()), PIXELS, SIZES, path)
     return path
 
 
-def test_a_session_that_gives_the_golden_answers_passes(golden_file: Path) -> None:
-    check_golden(FixedSession(draw_answer()), golden_file)
+def test_a_session_with_the_golden_outputs_passes(golden_file: Path) -> None:
+    check_golden(FixedSession(make_outputs()), golden_file)
 
 
 def test_a_score_within_the_tolerance_passes(golden_file: Path) -> None:
-    check_golden(FixedSession(draw_answer(score=0.9 + 0.9 * SCORE_TOLERANCE)), golden_file)
+    check_golden(FixedSession(make_outputs(score=0.9 + 0.9 * SCORE_TOLERANCE)), golden_file)
 
 
 def test_masks_of_weak_detections_may_differ(golden_file: Path) -> None:
-    check_golden(FixedSession(draw_answer(weak_mask=0.9)), golden_file)
+    check_golden(FixedSession(make_outputs(weak_mask=0.9)), golden_file)
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (draw_answer(score=0.9 + 1.5 * SCORE_TOLERANCE), "score_difference 0.0015"),
-        (draw_answer(score=np.nan), "score_difference nan"),
-        (draw_answer(cluster=2), r"detections_equal 0\.00000"),
-        (draw_answer(mask=0.3), "masks_equal 0.5"),
+        (make_outputs(score=0.9 + 1.5 * SCORE_TOLERANCE), "score_difference 0.0015"),
+        (make_outputs(score=np.nan), "score_difference nan"),
+        (make_outputs(cluster=2), r"detections_equal 0\.00000"),
+        (make_outputs(mask=0.3), "masks_equal 0.5"),
     ],
     ids=["score", "no number", "cluster", "mask"],
 )
-def test_another_answer_is_refused_with_what_differs(golden_file: Path, answer: RawOutputs, said: str) -> None:
+def test_other_outputs_are_refused_with_the_differences(golden_file: Path, answer: RawOutputs, said: str) -> None:
     with pytest.raises(ParityError, match=said):
         check_golden(FixedSession(answer), golden_file)
 
 
-def test_golden_answers_of_another_network_are_refused(golden_file: Path) -> None:
+def test_golden_outputs_of_another_network_are_refused(golden_file: Path) -> None:
     with np.load(golden_file) as stored:
         arrays = dict(stored)
     np.savez(golden_file, allow_pickle=False, **{**arrays, "scores": np.zeros((2, 5))})
     with pytest.raises(ParityError, match="another network"):
-        check_golden(FixedSession(draw_answer()), golden_file)
+        check_golden(FixedSession(make_outputs()), golden_file)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut"])
-def test_a_file_without_golden_answers_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_golden_outputs_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "golden.npz"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="holds no golden answers"):
-        check_golden(FixedSession(draw_answer()), path)
+    with pytest.raises(ArtifactError, match="does not contain golden outputs"):
+        check_golden(FixedSession(make_outputs()), path)
 
 
 def copy(artifact: Path, folder: Path) -> Path:
     return Path(shutil.copytree(artifact, folder / "artifact"))
 
 
-def sign(artifact: Path) -> None:
-    """Correct the hashes in the contract, as whoever changed a file on purpose would."""
+def update_hashes(artifact: Path) -> None:
+    """Update the hashes in the contract after a deliberate change."""
     contract = json.loads((artifact / "contract.json").read_text())
     contract["files"] = {name: hash_file(artifact / name) for name in contract["files"]}
     (artifact / "contract.json").write_text(json.dumps(contract))
@@ -120,11 +120,11 @@ def change_golden(artifact: Path, part: str, change: Callable[[np.ndarray], np.n
         arrays = dict(stored)
     arrays[part] = change(arrays[part])
     np.savez(artifact / "golden.npz", allow_pickle=False, **arrays)
-    sign(artifact)
+    update_hashes(artifact)
 
 
-def flip_a_hundredth(masks: np.ndarray) -> np.ndarray:
-    """One byte in a hundred, half of its bits: a hundredth of what is compared, the masks of sure detections."""
+def flip_one_percent(masks: np.ndarray) -> np.ndarray:
+    """Flip half of the bits of one byte in a hundred."""
     flat = masks.reshape(-1).copy()
     flat[::100] ^= 0b11110000
     return flat.reshape(masks.shape)
@@ -135,11 +135,11 @@ def flip_a_hundredth(masks: np.ndarray) -> np.ndarray:
     [
         ("scores", lambda scores: (scores * 1.01).astype(np.float32), "score_difference 0.00"),
         ("boxes", lambda boxes: (boxes * 1.01).astype(np.float32), "detections_equal"),
-        ("masks", flip_a_hundredth, r"masks_equal 0\.9[89]"),
+        ("masks", flip_one_percent, r"masks_equal 0\.9[89]"),
     ],
     ids=["scores", "boxes", "masks"],
 )
-def test_golden_answers_off_by_a_hundredth_are_refused_though_their_hash_is_right(
+def test_golden_outputs_off_by_one_percent_are_refused_even_with_a_valid_hash(
     tmp_path: Path,
     tiny_artifact: Path,
     part: str,
@@ -150,11 +150,11 @@ def test_golden_answers_off_by_a_hundredth_are_refused_though_their_hash_is_righ
     change_golden(artifact, part, lambda values: values)
     load_session(artifact)
     change_golden(artifact, part, change)
-    with pytest.raises(ParityError, match=rf"golden\.npz on cpu: answers differ \(.*{said}"):
+    with pytest.raises(ParityError, match=rf"golden\.npz on cpu: outputs differ \(.*{said}"):
         load_session(artifact)
 
 
-def test_the_graph_of_another_network_is_refused_though_its_hash_is_right(tmp_path: Path, tiny_artifact: Path) -> None:
+def test_the_graph_of_another_network_is_refused_even_with_a_valid_hash(tmp_path: Path, tiny_artifact: Path) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     x = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["B", 3, 8, 8])
     node = onnx.helper.make_node("Identity", ["pixels"], ["scores"])
@@ -162,35 +162,35 @@ def test_the_graph_of_another_network_is_refused_though_its_hash_is_right(tmp_pa
     graph = onnx.helper.make_graph([node], "other", [x], [y])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
     (artifact / "network.onnx").write_bytes(model.SerializeToString())
-    sign(artifact)
+    update_hashes(artifact)
     with pytest.raises(ContractMismatch, match=r"the network has \{'pixels'.*its contract says"):
         load_session(artifact)
 
 
-def test_a_graph_of_the_same_shapes_and_other_weights_gives_other_answers(tmp_path: Path, tiny_artifact: Path) -> None:
+def test_a_graph_with_other_weights_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     model = onnx.load(artifact / "network.onnx")
     for tensor in model.graph.initializer:
         if tensor.name.startswith("decoder.class_head.weight"):
             tensor.CopyFrom(onnx.numpy_helper.from_array(-4 * onnx.numpy_helper.to_array(tensor), tensor.name))
     (artifact / "network.onnx").write_bytes(model.SerializeToString())
-    sign(artifact)
+    update_hashes(artifact)
     for backend in ("cpu", "torch"):
-        with pytest.raises(ParityError, match=f"golden.npz on {backend}: answers differ"):
+        with pytest.raises(ParityError, match=f"golden.npz on {backend}: outputs differ"):
             load_session(artifact, backend=backend)  # type: ignore[arg-type]
 
 
-def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path, tiny_artifact: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_refused_on_one_line(tmp_path: Path, tiny_artifact: Path) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     (artifact / "network.onnx").write_bytes(b"no graph")
-    sign(artifact)
+    update_hashes(artifact)
     for backend in ("cpu", "torch"):
         with pytest.raises(ArtifactError, match=r"network\.onnx") as refused:
             load_session(artifact, backend=backend)  # type: ignore[arg-type]
         assert len(str(refused.value).splitlines()) == 1
 
 
-def test_torch_is_refused_an_artifact_whose_weights_are_not_all_there(tmp_path: Path, tiny_artifact: Path) -> None:
+def test_an_artifact_with_missing_weights_is_refused_in_torch(tmp_path: Path, tiny_artifact: Path) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     model = onnx.load(artifact / "network.onnx")
     names = {tensor.name: f"w{index}" for index, tensor in enumerate(model.graph.initializer)}
@@ -200,17 +200,17 @@ def test_torch_is_refused_an_artifact_whose_weights_are_not_all_there(tmp_path: 
         node.input[:] = [names.get(name, name) for name in node.input]
     del model.metadata_props[:]
     (artifact / "network.onnx").write_bytes(model.SerializeToString())
-    sign(artifact)
+    update_hashes(artifact)
     assert load_session(artifact)[1].backend == "cpu"
     with pytest.raises(
-        ArtifactError, match=r"makes no mask_transformer in torch: \d+ tensors do not fit: missing"
+        ArtifactError, match=r"cannot be loaded as a mask_transformer in torch: \d+ tensors do not fit: missing"
     ) as e:
         load_session(artifact, backend="torch")
     assert len(str(e.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
-def test_a_backend_that_is_not_there_is_an_error_unless_a_lesser_one_may_answer(
+def test_an_unavailable_backend_is_an_error_unless_fallback_is_allowed(
     tiny_artifact: Path, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     if PROVIDER_NAMES[backend] in onnxruntime.get_available_providers():  # type: ignore[index]
@@ -219,7 +219,7 @@ def test_a_backend_that_is_not_there_is_an_error_unless_a_lesser_one_may_answer(
         load_session(tiny_artifact, backend=backend)
     _, session = load_session(tiny_artifact, backend=backend, allow_fallback=True)
     assert session.backend == "cpu"
-    assert "going on with cpu" in caplog.text
+    assert "falling back to cpu" in caplog.text
 
 
 def test_threads_below_one_are_refused(tiny_artifact: Path) -> None:
@@ -229,12 +229,12 @@ def test_threads_below_one_are_refused(tiny_artifact: Path) -> None:
 
 ARTIFACTS = ("tiny_artifact", pytest.param("tiny_cascade_artifact", marks=pytest.mark.slow))
 EVERYWHERE = ("cpu", "torch")
-"""Backends that no machine of ours may lack."""
+"""Backends that every machine must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An artifact on a backend, its golden answers checked; beside it, what the CPU says."""
+    """An artifact loaded on a backend, and on the CPU for comparison."""
 
     artifact: Path
     contract: Contract
@@ -271,13 +271,13 @@ def opened(request: pytest.FixtureRequest, artifact: Path) -> Opened:
 
 
 def draw(contract: Contract, count: int) -> list[InputImage]:
-    """Scenes on the first canvas, the last one narrower than it."""
+    """Scenes of the first input size, the last one narrower."""
     scenes = [draw_scene(20 + seed, contract.input_sizes[0]) for seed in range(count)]
     height, width = scenes[-1].size
     return [*scenes[:-1], InputImage(pixels=scenes[-1].pixels, size=(height, width - 8))]
 
 
-def test_answers_are_those_of_the_cpu_on_every_canvas(opened: Opened) -> None:
+def test_outputs_equal_those_of_the_cpu_for_every_input_size(opened: Opened) -> None:
     for canvas in opened.contract.input_sizes:
         scene = stack_images([draw_scene(11, canvas)])
         given = opened.session.run(*scene)
@@ -285,7 +285,7 @@ def test_answers_are_those_of_the_cpu_on_every_canvas(opened: Opened) -> None:
         opened.require_equal(opened.reference.run(*scene), given, f"{canvas} on {opened.session.backend}")
 
 
-def test_three_pictures_together_are_answered_as_each_alone(opened: Opened) -> None:
+def test_outputs_of_a_batch_equal_those_of_each_image(opened: Opened) -> None:
     pictures = draw(opened.contract, 3)
     together = opened.session.run(*stack_images(pictures))
     alone = [opened.session.run(*stack_images([picture]))[0] for picture in pictures]
@@ -293,7 +293,7 @@ def test_three_pictures_together_are_answered_as_each_alone(opened: Opened) -> N
     opened.require_equal(alone, together, "together and alone")
 
 
-def test_canvases_may_take_turns(opened: Opened) -> None:
+def test_input_sizes_can_alternate(opened: Opened) -> None:
     scenes = [stack_images([draw_scene(3, canvas)]) for canvas in opened.contract.input_sizes]
     first = [opened.session.run(*scene)[0] for scene in scenes]
     again = [opened.session.run(*scene)[0] for scene in scenes]
@@ -301,7 +301,7 @@ def test_canvases_may_take_turns(opened: Opened) -> None:
         opened.require_equal([one], [other], "the same picture, later")
 
 
-def test_answers_outlive_the_next_run(opened: Opened) -> None:
+def test_outputs_are_not_overwritten_by_the_next_run(opened: Opened) -> None:
     scene, other = (stack_images([draw_scene(seed, opened.contract.input_sizes[0])]) for seed in (1, 2))
     answer = opened.session.run(*scene)[0]
     kept = {name: value.copy() for name, value in vars(answer).items()}

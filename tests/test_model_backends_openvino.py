@@ -1,4 +1,4 @@
-"""OpenVINO answers as every backend does (test_model_backends); here, what is its own."""
+"""What is specific to OpenVINO; test_model_backends_loader compares its outputs."""
 
 import json
 import os
@@ -26,16 +26,16 @@ needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="useg[
 
 @needs_openvino
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x07\x12\x04cut"])
-def test_a_file_that_is_no_graph_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_graph_is_refused_on_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "network.onnx"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=r"network\.onnx was refused by OpenVINO: .+") as caught:
+    with pytest.raises(ArtifactError, match=r"network\.onnx was rejected by OpenVINO: .+") as caught:
         OpenvinoSession(path, threads=1)
     assert "\n" not in str(caught.value)
 
 
 @needs_openvino
-def test_a_contract_that_its_network_does_not_keep_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
+def test_a_contract_that_differs_from_the_network_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
     artifact = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
     content = json.loads((artifact / "contract.json").read_text())
     (artifact / "contract.json").write_text(json.dumps({**content, "detections": 9}))
@@ -44,7 +44,7 @@ def test_a_contract_that_its_network_does_not_keep_is_refused(tmp_path: Path, ti
 
 
 @needs_openvino
-def test_threads_that_ask_at_once_get_their_own_answers(tiny_artifact: Path) -> None:
+def test_concurrent_runs_return_their_own_outputs(tiny_artifact: Path) -> None:
     session = OpenvinoSession(tiny_artifact / "network.onnx", threads=1)
     scenes = [stack_images([draw_scene(seed, InputSize.square(tiny.SIDE_PX))]) for seed in range(4)]
     alone = [session.run(*scene)[0].semantic for scene in scenes]
@@ -54,7 +54,7 @@ def test_threads_that_ask_at_once_get_their_own_answers(tiny_artifact: Path) -> 
             np.testing.assert_array_equal(answers[0].semantic, alone[index % 4])
 
 
-def test_where_openvino_is_missing_one_line_says_what_to_install(tiny_artifact: Path) -> None:
+def test_without_openvino_the_error_says_what_to_install(tiny_artifact: Path) -> None:
     code = "import sys; sys.modules['openvino'] = None; from model.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "check", str(tiny_artifact), "--backend", "openvino"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
@@ -71,8 +71,8 @@ print(import_openvino().__name__, import_nncf().__name__, "openvino_telemetry" i
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantise] is not installed")
-def test_nothing_is_sent_and_nothing_is_left_in_the_home_folder(tmp_path: Path) -> None:
+@pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantize] is not installed")
+def test_imports_send_no_telemetry_and_store_no_id(tmp_path: Path) -> None:
     # In a process of its own: NNCF is silent wherever pytest runs.
     ended = subprocess.run(
         [sys.executable, "-c", WATCH],
@@ -82,11 +82,11 @@ def test_nothing_is_sent_and_nothing_is_left_in_the_home_folder(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_package_that_is_missing_is_named_with_what_to_install() -> None:
-    with pytest.raises(BackendUnavailable, match=r"^quantise: nowhere is not installed: install useg\[quantise\]$"):
-        import_without_telemetry("nowhere", "quantise", "quantise")
+def test_a_missing_package_is_named_with_the_extra_to_install() -> None:
+    with pytest.raises(BackendUnavailable, match=r"^quantize: nowhere is not installed: install useg\[quantize\]$"):
+        import_without_telemetry("nowhere", "quantize", "quantize")
 
 
-def test_a_module_that_was_there_is_there_again() -> None:
+def test_a_loaded_telemetry_module_is_restored() -> None:
     import_without_telemetry("json", "nothing", "none")
     assert "openvino_telemetry" not in sys.modules

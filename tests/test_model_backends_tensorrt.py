@@ -1,4 +1,4 @@
-"""What ONNX Runtime is asked for, and that nothing else is taken for it."""
+"""Execution providers of ONNX Runtime, and TensorRT engines on disk."""
 
 import dataclasses
 import os
@@ -38,21 +38,21 @@ PAPER = dataclasses.replace(
 )
 
 
-def test_one_canvas_makes_a_profile_of_one_size_and_batches_of_1_8_and_32() -> None:
+def test_one_input_size_gives_a_profile_of_batches_of_1_8_and_32() -> None:
     profile = make_optimization_profile(CONTRACT)
     assert format_shapes(profile.min) == "pixels:1x3x448x448,sizes:1x2"
     assert format_shapes(profile.opt) == "pixels:8x3x448x448,sizes:8x2"
     assert format_shapes(profile.max) == "pixels:32x3x448x448,sizes:32x2"
 
 
-def test_several_canvases_are_spanned_and_the_first_is_best() -> None:
+def test_the_profile_spans_several_input_sizes_and_favors_the_first() -> None:
     profile = make_optimization_profile(PAPER)
     assert format_shapes(profile.min) == "pixels:1x3x800x800,sizes:1x2"
     assert format_shapes(profile.opt) == "pixels:8x3x800x1088,sizes:8x2"
     assert format_shapes(profile.max) == "pixels:32x3x1088x1088,sizes:32x2"
 
 
-def test_tensorrt_gets_the_profile_and_its_folder_and_has_cuda_and_the_cpu_behind_it() -> None:
+def test_tensorrt_gets_profile_and_folder_with_cuda_and_cpu_as_fallback() -> None:
     (name, options), *rest = list_tensorrt_providers(make_optimization_profile(CONTRACT), "fp16", Path("/engines/a"))
     assert name == "TensorrtExecutionProvider"
     assert options["trt_engine_cache_path"] == "/engines/a"
@@ -62,7 +62,7 @@ def test_tensorrt_gets_the_profile_and_its_folder_and_has_cuda_and_the_cpu_behin
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16-stored"])
-def test_tensorrt_computes_in_fp32_unless_the_graph_does_not(precision: str) -> None:
+def test_tensorrt_computes_in_fp32_unless_the_graph_is_fp16(precision: str) -> None:
     assert (
         list_tensorrt_providers(make_optimization_profile(CONTRACT), precision, Path())[0][1]["trt_fp16_enable"] == "0"
     )  # type: ignore[arg-type]
@@ -72,29 +72,29 @@ def test_fp32_is_not_rounded_to_tf32_on_a_gpu() -> None:
     assert list_cuda_providers()[0][1]["use_tf32"] == "0"
 
 
-def test_a_build_without_the_backend_is_told_with_what_to_install() -> None:
-    with pytest.raises(BackendUnavailable, match=r"backend cuda: .* has CPUExecutionProvider alone: .*service-gpu"):
+def test_a_build_without_the_backend_is_reported_with_what_to_install() -> None:
+    with pytest.raises(BackendUnavailable, match=r"backend cuda: .* only has CPUExecutionProvider: .*service-gpu"):
         require_provider_available("cuda", ["CPUExecutionProvider"])
     require_provider_available("cuda", ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize(
-    ("asked", "providers", "obtained"),
+    ("requested", "providers", "obtained"),
     [
         ("cuda", ["CPUExecutionProvider"], "cpu"),
         ("tensorrt", ["CUDAExecutionProvider", "CPUExecutionProvider"], "cuda"),
     ],
 )
-def test_a_silent_fall_back_is_an_error_that_names_both(asked: str, providers: list[str], obtained: str) -> None:
-    with pytest.raises(BackendUnavailable, match=f"backend {asked}: ONNX Runtime fell back to {obtained}: install"):
-        require_provider_active(asked, backend_of(providers))  # type: ignore[arg-type]
+def test_a_silent_fallback_is_an_error_that_names_both(requested: str, providers: list[str], obtained: str) -> None:
+    with pytest.raises(BackendUnavailable, match=f"backend {requested}: ONNX Runtime fell back to {obtained}: install"):
+        require_provider_active(requested, backend_of(providers))  # type: ignore[arg-type]
 
 
-def test_what_was_asked_for_and_obtained_passes() -> None:
+def test_what_was_requested_for_and_obtained_passes() -> None:
     require_provider_active("tensorrt", backend_of(["TensorrtExecutionProvider", "CUDAExecutionProvider"]))
 
 
-def test_a_backend_that_is_not_there_is_a_wrong_option() -> None:
+def test_an_unavailable_backend_is_a_configuration_error() -> None:
     assert issubclass(BackendUnavailable, ConfigError)
 
 
@@ -135,19 +135,19 @@ def test_the_same_network_on_the_same_machine_has_the_same_folder() -> None:
     ],
     ids=["gpu", "compute capability", "TensorRT", "ONNX Runtime"],
 )
-def test_anything_else_about_the_machine_is_another_folder(other: EngineKey) -> None:
+def test_another_gpu_or_version_has_another_folder(other: EngineKey) -> None:
     root = Path("/engines")
     assert engine_folder(root, ENGINE_CONTRACT, MACHINE, "fp32") != engine_folder(root, ENGINE_CONTRACT, other, "fp32")
 
 
-def test_another_network_or_precision_is_another_folder() -> None:
+def test_another_network_or_precision_has_another_folder() -> None:
     folder = engine_folder(Path(), ENGINE_CONTRACT, MACHINE, "fp32")
     changed = dataclasses.replace(ENGINE_CONTRACT, files={"network.onnx": "cd" * 32})
     assert engine_folder(Path(), changed, MACHINE, "fp32") != folder
     assert engine_folder(Path(), ENGINE_CONTRACT, MACHINE, "fp16") != folder
 
 
-def test_a_built_engine_is_one_node_with_the_inputs_and_outputs_of_its_network(
+def test_the_graph_of_an_engine_is_one_node_with_the_same_inputs_and_outputs(
     tmp_path: Path, tiny_artifact: Path
 ) -> None:
     network = tiny_artifact / "network.onnx"
@@ -222,16 +222,14 @@ def test_a_failed_build_leaves_no_engine(tmp_path: Path, repository: Path, tiny_
     assert list((tmp_path / "e").rglob("*.engine")) == []
 
 
-def test_without_trtexec_or_a_gpu_the_script_says_what_is_missing(
-    tmp_path: Path, repository: Path, tiny_artifact: Path
-) -> None:
+def test_the_script_reports_a_missing_trtexec_or_gpu(tmp_path: Path, repository: Path, tiny_artifact: Path) -> None:
     ended = run_script(repository, tmp_path, tiny_artifact)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("engine.sh: trtexec was not found: install TensorRT 10")
     write_program(tmp_path / "trtexec", FAKE_TRTEXEC)
     write_program(tmp_path / "nvidia-smi", "#!/bin/sh\nexit 9\n")
     ended = run_script(repository, tmp_path, tiny_artifact)
-    assert ended.stderr.startswith("engine.sh: nvidia-smi names no GPU")
+    assert ended.stderr.startswith("engine.sh: nvidia-smi reports no GPU")
     write_program(tmp_path / "nvidia-smi", FAKE_SMI)
     ended = run_script(repository, tmp_path, "--engines", tmp_path / "engines", tiny_artifact)
     if ended.returncode:  # a machine without TensorRT
@@ -239,5 +237,5 @@ def test_without_trtexec_or_a_gpu_the_script_says_what_is_missing(
     assert run_script(repository, tmp_path).returncode == 2
 
 
-def test_engines_are_kept_in_the_users_cache() -> None:
+def test_engines_are_stored_in_the_users_cache() -> None:
     assert default_engine_cache().parts[-3:] == (".cache", "useg", "engines")

@@ -1,4 +1,4 @@
-"""Torch answers as the artifact promises, in any precision within what that precision allows."""
+"""torch sessions compute the golden outputs, eagerly or by CUDA graphs, in any precision."""
 
 import dataclasses
 import logging
@@ -38,20 +38,20 @@ SCENES = stack_images([draw_scene(seed, InputSize.square(tiny.SIDE_PX)) for seed
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 
 
-def open_tiny(artifact: Path, device: str, precision: TorchPrecision) -> TorchSession:
+def load_tiny(artifact: Path, device: str, precision: TorchPrecision) -> TorchSession:
     return load_torch_session(read_contract(artifact), artifact, torch.device(device), precision)
 
 
-def test_on_a_cpu_it_is_eager_and_in_fp32(tiny_artifact: Path) -> None:
+def test_on_a_cpu_runs_are_eager_and_fp32(tiny_artifact: Path) -> None:
     session = load_torch_session(read_contract(tiny_artifact), tiny_artifact, torch.device("cpu"))
     assert (session.backend, session.tolerance) == ("torch", FP32_TOLERANCE)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_answers_in_fp32_and_within_its_tolerance(
+def test_half_precision_outputs_are_fp32_and_within_the_tolerance(
     tiny_artifact: Path, precision: TorchPrecision
 ) -> None:
-    exact, session = (open_tiny(tiny_artifact, "cpu", each) for each in ("fp32", precision))
+    exact, session = (load_tiny(tiny_artifact, "cpu", each) for each in ("fp32", precision))
     expected, given = exact.run(*SCENES), session.run(*SCENES)
     assert {value.dtype for answer in given for value in vars(answer).values()} == {
         np.dtype(np.float32),
@@ -65,14 +65,14 @@ def test_half_precision_answers_in_fp32_and_within_its_tolerance(
 
 @needs_cuda
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_gpu_replays_graphs_and_answers_as_the_cpu_does(
+def test_a_gpu_replays_graphs_with_the_outputs_of_the_cpu(
     tiny_artifact: Path, precision: TorchPrecision, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = open_tiny(tiny_artifact, "cpu", "fp32").run(*SCENES)
-    session = open_tiny(tiny_artifact, "cuda", precision)
+    expected = load_tiny(tiny_artifact, "cpu", "fp32").run(*SCENES)
+    session = load_tiny(tiny_artifact, "cuda", precision)
     given = session.run(*SCENES)
     assert session.backend == f"torch on cuda, {precision}"
-    assert "no CUDA graph" not in caplog.text
+    assert "cannot capture" not in caplog.text
     compare_outputs(decode_outputs(expected), decode_outputs(given), session.tolerance).require(
         precision, session.tolerance
     )
@@ -81,8 +81,8 @@ def test_a_gpu_replays_graphs_and_answers_as_the_cpu_does(
 needs_cuda_graphs = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
 
 
-def answer(pixels: Tensor, sizes: Tensor) -> NetworkOutput:
-    """The mean of each picture as its score, its size as its box."""
+def predict(pixels: Tensor, sizes: Tensor) -> NetworkOutput:
+    """Return the mean of each image as its score, its size as its box."""
     count = len(pixels)
     return NetworkOutput(
         scores=pixels.float().mean((1, 2, 3))[:, None],
@@ -94,7 +94,7 @@ def answer(pixels: Tensor, sizes: Tensor) -> NetworkOutput:
 
 
 class Recorder:
-    """Records as CUDA does: the answers of one recording lie in one place."""
+    """Captures as CUDA does: all replays share one output buffer."""
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -113,14 +113,14 @@ class Recorder:
 
 
 def draw(count: int, height: int = 4, width: int = 6) -> tuple[Tensor, Tensor]:
-    """Picture i is all i + 1, of size (1, i + 1)."""
+    """Image i has all values i + 1 and size (1, i + 1)."""
     values = torch.arange(1, count + 1)
     pixels = values.to(torch.uint8)[:, None, None, None].expand(-1, 3, height, width)
     return pixels, torch.stack([torch.ones(count, dtype=torch.int64), values], dim=1)
 
 
 @pytest.mark.parametrize(("count", "batch"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (32, 32)])
-def test_a_batch_is_filled_up_to_the_next_size(count: int, batch: int) -> None:
+def test_a_batch_is_padded_to_the_next_graph_batch_size(count: int, batch: int) -> None:
     assert choose_graph_batch_size(count) == batch
     pixels, sizes = pad_batch(*draw(count))
     assert (pixels.shape[0], sizes.shape[0]) == (batch, batch)
@@ -129,28 +129,28 @@ def test_a_batch_is_filled_up_to_the_next_size(count: int, batch: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 32, 33, 70])
-def test_every_picture_gets_its_own_answer(count: int) -> None:
-    outputs = CudaGraphRunner(answer, Recorder())(*draw(count))
+def test_every_image_gets_its_own_outputs(count: int) -> None:
+    outputs = CudaGraphRunner(predict, Recorder())(*draw(count))
     assert outputs.scores[:, 0].tolist() == list(range(1, count + 1))
     assert outputs.boxes[:, 0, 1].tolist() == list(range(1, count + 1))
 
 
-def test_a_recording_is_made_once_for_each_size_of_batch_and_canvas() -> None:
+def test_a_graph_is_captured_once_per_batch_and_input_size() -> None:
     recorder = Recorder()
-    run = CudaGraphRunner(answer, recorder)
+    run = CudaGraphRunner(predict, recorder)
     for count, width in [(3, 6), (4, 6), (1, 6), (3, 8), (4, 8), (3, 6)]:
         run(*draw(count, width=width))
     assert recorder.shapes == [(4, 3, 4, 6), (1, 3, 4, 6), (4, 3, 4, 8)]
 
 
-def test_answers_are_not_overwritten_by_the_next_run() -> None:
-    run = CudaGraphRunner(answer, Recorder())
+def test_outputs_are_not_overwritten_by_the_next_run() -> None:
+    run = CudaGraphRunner(predict, Recorder())
     first = run(*draw(1))
     run(torch.full((1, 3, 4, 6), 9, dtype=torch.uint8), torch.tensor([[4, 6]]))
     assert first.scores.tolist() == [[1.0]]
 
 
-def test_where_nothing_can_be_recorded_runs_are_eager_and_the_log_says_so_once(
+def test_if_a_capture_fails_runs_are_eager_and_this_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     asked = []
@@ -159,21 +159,21 @@ def test_where_nothing_can_be_recorded_runs_are_eager_and_the_log_says_so_once(
         asked.append(len(pixels))
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    run = CudaGraphRunner(answer, refuse)
+    run = CudaGraphRunner(predict, refuse)
     with caplog.at_level(logging.WARNING):
         assert run(*draw(3)).scores[:, 0].tolist() == [1.0, 2.0, 3.0]
         assert run(*draw(2)).scores[:, 0].tolist() == [1.0, 2.0]
     assert asked == [4]
     assert [record.message for record in caplog.records] == [
-        "no CUDA graph for (4, 3, 4, 6), running without: operation not permitted when stream is capturing"
+        "cannot capture a CUDA graph for (4, 3, 4, 6), running eagerly: operation not permitted when stream is capturing"
     ]
 
 
 @needs_cuda_graphs
 @pytest.mark.parametrize("count", [1, 3, max(GRAPH_BATCH_SIZES) + 1])
-def test_a_cuda_graph_answers_as_an_eager_run_does(count: int) -> None:
+def test_a_cuda_graph_computes_as_an_eager_run(count: int) -> None:
     pixels, sizes = (each.cuda() for each in draw(count))
-    outputs = CudaGraphRunner(answer, capture_cuda_graph)(pixels, sizes)
+    outputs = CudaGraphRunner(predict, capture_cuda_graph)(pixels, sizes)
     assert outputs.scores[:, 0].tolist() == list(range(1, count + 1))
 
 
@@ -188,7 +188,7 @@ def contract(tiny_artifact: Path) -> Contract:
 
 
 def drop(artifact: Path, start: str) -> None:
-    """Take the weight whose name begins so out of the graph, and put another name in its place."""
+    """Rename the weight with that prefix in the graph."""
     path = artifact / "network.onnx"
     model = onnx.load(path)
     tensor = next(each for each in model.graph.initializer if each.name.startswith(start))
@@ -196,9 +196,7 @@ def drop(artifact: Path, start: str) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def test_every_weight_that_an_answer_depends_on_comes_back(
-    tiny_artifact: Path, contract: Contract, tiny_run: Path
-) -> None:
+def test_all_exported_weights_are_restored(tiny_artifact: Path, contract: Contract, tiny_run: Path) -> None:
     _, network = load_run(tiny_run)
     round_to_fp16(network)
     restored = load_torch_network(contract, tiny_artifact).state_dict()
@@ -208,7 +206,7 @@ def test_every_weight_that_an_answer_depends_on_comes_back(
 
 
 @pytest.mark.slow
-def test_the_cascade_comes_back_with_its_norms_folded(tiny_cascade_artifact: Path) -> None:
+def test_the_cascade_is_restored_with_folded_norms(tiny_cascade_artifact: Path) -> None:
     network = load_torch_network(read_contract(tiny_cascade_artifact), tiny_cascade_artifact)
     assert [name for name in network.state_dict() if "running_mean" in name] == []
     assert not network.training
@@ -237,14 +235,14 @@ def test_a_misshapen_weight_is_named_with_both_shapes(artifact: Path, contract: 
     ],
     ids=["no settings", "unknown network", "another network"],
 )
-def test_a_contract_that_makes_no_network_is_refused(
+def test_an_invalid_network_config_is_refused(
     artifact: Path, contract: Contract, changes: dict[str, object], said: str
 ) -> None:
     with pytest.raises(ArtifactError, match=said):
         load_torch_network(dataclasses.replace(contract, **changes), artifact)  # type: ignore[arg-type]
 
 
-def test_operations_are_counted_without_weights(contract: Contract, tiny_run: Path) -> None:
+def test_flops_are_counted_without_weights(contract: Contract, tiny_run: Path) -> None:
     _, network = load_run(tiny_run)
     assert isinstance(network, MaskTransformer)
     # The encoder's matrices alone: 17 tokens, 12 width^2 multiplications each in every block.

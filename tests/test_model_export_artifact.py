@@ -1,4 +1,4 @@
-"""A network whose answers depend on who runs it, or on its neighbours, does not pass."""
+"""Exported artifacts load, and exports with differing outputs are refused."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def copy(artifact: Path, folder: Path) -> Path:
     return Path(shutil.copytree(artifact, folder / "artifact"))
 
 
-def test_an_artifact_opens_and_says_what_it_is(tiny_artifact: Path) -> None:
+def test_an_artifact_loads_with_its_description(tiny_artifact: Path) -> None:
     contract, session = load_session(tiny_artifact)
     assert (contract.name, contract.version, contract.thing_clusters, contract.stuff_clusters) == ("tiny", "3", 3, 4)
     assert (session.backend, contract.precision) == ("cpu", "fp16-stored")
@@ -35,7 +35,7 @@ def test_an_artifact_opens_and_says_what_it_is(tiny_artifact: Path) -> None:
     assert contract.provenance["parity"]["score_difference"] < 1e-3
 
 
-def test_large_weights_are_stored_in_half_the_bytes(tiny_artifact: Path) -> None:
+def test_large_weights_are_stored_as_fp16(tiny_artifact: Path) -> None:
     graph = onnx.load(tiny_artifact / "network.onnx").graph
     large = [tensor for tensor in graph.initializer if np.prod(tensor.dims) >= 4096]
     assert large
@@ -43,7 +43,7 @@ def test_large_weights_are_stored_in_half_the_bytes(tiny_artifact: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_cascade_takes_several_canvases_in_one_graph(tiny_cascade_artifact: Path) -> None:
+def test_a_cascade_takes_several_input_sizes_in_one_graph(tiny_cascade_artifact: Path) -> None:
     contract, session = load_session(tiny_cascade_artifact)
     assert (contract.network, contract.box_mask_size, contract.input_sizes) == ("panoptic_cascade", 28, tiny.CANVASES)
     for canvas in tiny.CANVASES:
@@ -54,7 +54,7 @@ def test_a_cascade_takes_several_canvases_in_one_graph(tiny_cascade_artifact: Pa
 
 
 @pytest.mark.parametrize("input_size", [InputSize(height_px=60, width_px=96), InputSize(height_px=0, width_px=32)])
-def test_a_canvas_that_the_pyramid_cannot_halve_is_refused(
+def test_an_input_size_that_is_not_a_multiple_of_32_is_refused(
     tmp_path: Path, tiny_cascade_run: Path, input_size: InputSize
 ) -> None:
     with pytest.raises(ConfigError, match="multiples of 32"):
@@ -62,7 +62,7 @@ def test_a_canvas_that_the_pyramid_cannot_halve_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cascade_answers_on_the_square_it_was_made_for_unless_told_otherwise() -> None:
+def test_the_default_input_size_of_a_cascade_is_the_square_it_was_trained_for() -> None:
     network = tiny.draw_cascade(stuff_clusters=2)
     card = RunInfo(network="panoptic_cascade", network_config=network.config, step=0, side_px=64)
     assert make_contract(card, network, ExportConfig()).input_sizes == (InputSize.square(64),)
@@ -70,19 +70,19 @@ def test_a_cascade_answers_on_the_square_it_was_made_for_unless_told_otherwise()
     assert make_contract(replace(card, side_px=0), network, ExportConfig()).input_sizes == PAPER_INPUT_SIZES
 
 
-def test_a_small_canvas_among_several_is_refused(tmp_path: Path, tiny_cascade_run: Path) -> None:
+def test_a_small_input_size_among_several_is_refused(tmp_path: Path, tiny_cascade_run: Path) -> None:
     config = ExportConfig(input_sizes=(InputSize.square(64), InputSize.square(96)))
-    with pytest.raises(ConfigError, match="less than 96 px"):
+    with pytest.raises(ConfigError, match="at least 96 px"):
         export_run(tiny_cascade_run, tmp_path / "artifact", config, [])
 
 
-def test_no_picture_falls_off_the_end_of_a_batch(tiny_artifact: Path) -> None:
+def test_all_images_of_a_batch_are_returned(tiny_artifact: Path) -> None:
     session = OnnxSession(tiny_artifact / "network.onnx", threads=1)
     assert len(session.run(*stack_images([SCENE] * 7))) == 7
 
 
 @pytest.mark.parametrize("name", ["network.onnx", "golden.npz"])
-def test_a_flipped_byte_or_a_missing_file_is_refused_by_name(tmp_path: Path, tiny_artifact: Path, name: str) -> None:
+def test_a_changed_or_missing_file_is_named(tmp_path: Path, tiny_artifact: Path, name: str) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     content = bytearray((artifact / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -102,7 +102,7 @@ def test_a_newer_format_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
         load_session(artifact)
 
 
-def test_a_contract_that_its_network_does_not_keep_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
+def test_a_contract_that_differs_from_the_network_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     content = json.loads((artifact / "contract.json").read_text())
     (artifact / "contract.json").write_text(json.dumps({**content, "max_detections": 9}))
@@ -110,14 +110,14 @@ def test_a_contract_that_its_network_does_not_keep_is_refused(tmp_path: Path, ti
         load_session(artifact)
 
 
-def test_an_export_onto_a_folder_of_other_things_leaves_it_alone(tmp_path: Path, tiny_run: Path) -> None:
+def test_a_folder_that_is_not_an_artifact_is_not_overwritten(tmp_path: Path, tiny_run: Path) -> None:
     (tmp_path / "thesis.txt").write_text("do not touch")
-    with pytest.raises(ConfigError, match="is no artifact"):
+    with pytest.raises(ConfigError, match="is not an artifact"):
         export_run(tiny_run, tmp_path, ExportConfig(name="other"), [])
     assert (tmp_path / "thesis.txt").is_file()
 
 
-def test_a_failed_export_leaves_what_was_there(tmp_path: Path, tiny_artifact: Path, tiny_run: Path) -> None:
+def test_a_failed_export_leaves_the_existing_artifact(tmp_path: Path, tiny_artifact: Path, tiny_run: Path) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     (run / "decoder.safetensors").write_bytes(b"cut")
@@ -131,7 +131,7 @@ SCENES = [draw_scene(seed, InputSize.square(tiny.SIDE_PX)) for seed in range(3)]
 
 
 class MoodySession:
-    """Answers like another session, but for the last picture of a batch."""
+    """Returns other outputs for the last image of a batch."""
 
     backend = "moody"
 
@@ -147,7 +147,7 @@ class MoodySession:
 
 
 class StuffySession:
-    """Answers like another session, but for one semantic cell in a thousand, where the picture is."""
+    """Returns another semantic label for some pixels of the image."""
 
     backend = "stuffy"
 
@@ -171,13 +171,11 @@ def contract(tiny_artifact: Path) -> Contract:
     return read_contract(tiny_artifact)
 
 
-def test_a_network_that_answers_otherwise_is_found_out(
-    session: OnnxSession, contract: Contract, tiny_run: Path
-) -> None:
+def test_a_network_with_other_outputs_is_detected(session: OnnxSession, contract: Contract, tiny_run: Path) -> None:
     _, network = load_run(tiny_run)
     for parameter in network.decoder.quality_head.parameters():
         parameter.data += 1.0
-    with pytest.raises(ParityError, match="picture 0 on torch and cpu"):
+    with pytest.raises(ParityError, match="image 0 on torch and cpu"):
         check_parity(TorchSession(network), session, SCENES, contract)
 
 
@@ -192,13 +190,13 @@ def test_a_session_equals_itself(session: OnnxSession, contract: Contract) -> No
     }
 
 
-def test_one_cell_of_another_label_is_found_out(session: OnnxSession, contract: Contract) -> None:
+def test_a_few_different_labels_are_detected(session: OnnxSession, contract: Contract) -> None:
     # One cell of 14 x 14 is more than the thousandth that may differ.
     with pytest.raises(ParityError, match=r"semantic_equal 0\.99490"):
-        check_parity(session, StuffySession(session), SCENES, contract)
+        check_parity(session, OtherLabelsSession(session), SCENES, contract)
 
 
-def test_an_answer_that_depends_on_its_batch_is_found_out(session: OnnxSession) -> None:
+def test_outputs_that_depend_on_the_batch_are_detected(session: OnnxSession) -> None:
     check_batch_invariance(session, SCENES)
     with pytest.raises(ParityError, match="alone and at position 1 in a batch of 2"):
-        check_batch_invariance(MoodySession(session, drift=0.01), SCENES)
+        check_batch_invariance(BatchDependentSession(session, drift=0.01), SCENES)

@@ -1,4 +1,4 @@
-"""Figures that compare: what is counted, and on what."""
+"""Summaries of times, and benchmarks of an artifact."""
 
 from pathlib import Path
 
@@ -8,38 +8,38 @@ import torch
 from model.export.bench import BenchConfig, measure_memory, repeat_golden_inputs, run_bench, summarize_times
 
 
-def test_times_become_medians_quartiles_and_rates() -> None:
+def test_times_are_summarized_as_median_quartiles_and_rates() -> None:
     figures = summarize_times([0.5, 0.1, 0.2, 0.4, 0.3], batch=3, flops=10_000_000_000, peak_tflops=1.0)
     assert figures == {
         "ms": 300.0,
         "quartiles_ms": [200.0, 400.0],
         "images_per_s": 10.0,
         "gflops_per_s": 100.0,
-        "share_of_peak": 0.1,
+        "fraction_of_peak": 0.1,
     }
 
 
-def test_without_a_count_or_a_peak_nothing_is_said_of_them() -> None:
+def test_unknown_flops_and_peak_are_omitted() -> None:
     assert set(summarize_times([0.5], batch=1, flops=None, peak_tflops=1.0)) == {"ms", "quartiles_ms", "images_per_s"}
-    assert "share_of_peak" not in summarize_times([0.5], batch=1, flops=1, peak_tflops=None)
+    assert "fraction_of_peak" not in summarize_times([0.5], batch=1, flops=1, peak_tflops=None)
 
 
-def test_golden_pictures_fill_a_batch_of_any_size(tiny_artifact: Path) -> None:
+def test_golden_images_fill_a_batch_of_any_size(tiny_artifact: Path) -> None:
     pixels, sizes = repeat_golden_inputs(tiny_artifact, 5)
     assert (len(pixels), len(sizes)) == (5, 5)
     assert (pixels[4] == pixels[0]).all()
     assert (pixels[1] != pixels[0]).any()
 
 
-def test_an_artifact_is_timed_beside_torch_for_every_batch(tiny_artifact: Path) -> None:
+def test_an_artifact_is_timed_next_to_torch_for_every_batch_size(tiny_artifact: Path) -> None:
     threads = torch.get_num_threads()
-    report = run_bench(tiny_artifact, BenchConfig(batches=(1, 2), rounds=2, threads=1))
+    report = run_bench(tiny_artifact, BenchConfig(batch_sizes=(1, 2), rounds=2, threads=1))
     torch.set_num_threads(threads)
     assert report["sessions"] == {"cpu": "cpu", "torch": "torch"}
     assert [row["batch"] for row in report["batches"]] == [1, 2]
     for row in report["batches"]:
-        low, high = row["quartiles_share"]
-        assert 0.0 < low <= row["share_of_torch"] <= high
+        low, high = row["quartiles_of_fraction"]
+        assert 0.0 < low <= row["fraction_of_torch"] <= high
         for backend in ("cpu", "torch"):
             low, high = row[backend]["quartiles_ms"]
             assert 0.0 < low <= row[backend]["ms"] <= high
@@ -48,12 +48,12 @@ def test_an_artifact_is_timed_beside_torch_for_every_batch(tiny_artifact: Path) 
 
 def test_torch_is_not_compared_with_itself(tiny_artifact: Path) -> None:
     threads = torch.get_num_threads()
-    report = run_bench(tiny_artifact, BenchConfig(backend="torch", batches=(1,), rounds=1, threads=1))
+    report = run_bench(tiny_artifact, BenchConfig(backend="torch", batch_sizes=(1,), rounds=1, threads=1))
     torch.set_num_threads(threads)
     assert set(report["sessions"]) == {"torch"}
-    assert "share_of_torch" not in report["batches"][0]
+    assert "fraction_of_torch" not in report["batches"][0]
 
 
 @pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
-def test_the_memory_of_a_gpu_is_not_guessed(tiny_artifact: Path, backend: str) -> None:
+def test_memory_of_a_gpu_is_not_measured(tiny_artifact: Path, backend: str) -> None:
     assert measure_memory(tiny_artifact, backend, 1, 1) is None  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A graph in fp16 computes products so, and nothing that would suffer from it."""
+"""fp16 graphs compute only safe operators in fp16; int8 storage keeps outputs equal."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ EXACT = {
 
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> dict[str, Path]:
-    """The graphs of the tiny mask transformer, by precision."""
+    """Graphs of the tiny mask transformer, by precision."""
     _, network = load_run(tiny_run)
     assert isinstance(network, MaskTransformer)
     round_to_fp16(network)
@@ -46,7 +46,7 @@ def transformer(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> dic
 
 @pytest.fixture(scope="module")
 def cascade(tmp_path_factory: pytest.TempPathFactory, tiny_cascade_run: Path) -> Path:
-    """The tiny cascade's graph in fp16."""
+    """Graph of the tiny cascade in fp16."""
     _, network = load_run(tiny_cascade_run)
     assert isinstance(network, PanopticCascade)
     path = tmp_path_factory.mktemp("graphs") / "cascade.onnx"
@@ -55,7 +55,7 @@ def cascade(tmp_path_factory: pytest.TempPathFactory, tiny_cascade_run: Path) ->
 
 
 def list_types(path: Path) -> dict[str, set[int]]:
-    """The floating-point types that nodes of each kind are given, scales of Resize aside."""
+    """Float types of the inputs of each operator, except scales of Resize."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
     values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
     types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -100,7 +100,7 @@ def test_inputs_and_outputs_keep_their_types(transformer: dict[str, Path], casca
         ]  # fmt: skip
 
 
-def test_onnx_runtime_answers_within_the_tolerance_of_fp16(transformer: dict[str, Path]) -> None:
+def test_fp16_outputs_are_within_the_tolerance(transformer: dict[str, Path]) -> None:
     scenes = stack_images([draw_scene(seed, InputSize.square(tiny.SIDE_PX)) for seed in range(3)])
     exact, session = (OnnxSession(transformer[precision], threads=1) for precision in ("fp32", "fp16"))
     expected, given = exact.run(*scenes), session.run(*scenes)
@@ -125,13 +125,13 @@ def make_model(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto
 
 
 def list_kinds(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
-    """Every node's kind and the type of its first input."""
+    """Operator and first input type of every node."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in [*inferred.value_info, *inferred.input]}
     return ((node.op_type, types[node.input[0]]) for node in model.graph.node)
 
 
-def test_what_lies_between_two_products_needs_no_cast() -> None:
+def test_operators_between_two_products_need_no_cast() -> None:
     weight = np.eye(2, dtype=np.float32)
     model = make_model(
         helper.make_node("MatMul", ["x", "w"], ["a"]),
@@ -161,7 +161,7 @@ def test_a_softmax_between_two_products_stays_fp32() -> None:
     assert ("Softmax", TensorProto.FLOAT) in list(list_kinds(model))
 
 
-def test_a_product_with_a_weight_that_fp16_cannot_hold_stays_fp32() -> None:
+def test_a_product_with_a_weight_beyond_fp16_stays_fp32() -> None:
     model = make_model(helper.make_node("MatMul", ["x", "w"], ["y"]), w=np.full((2, 2), 70_000.0, np.float32))
     compute_in_fp16(model, "_fp16")
     assert list(list_kinds(model)) == [("MatMul", TensorProto.FLOAT)]
@@ -187,7 +187,7 @@ def load_rounded(run: Path) -> MaskTransformer:
     return network
 
 
-def test_rounding_moves_a_weight_by_half_a_step_of_its_group_at_most(tiny_run: Path) -> None:
+def test_rounding_changes_a_weight_by_at_most_half_a_step(tiny_run: Path) -> None:
     _, network = load_run(tiny_run)
     before = network.encoder.blocks[0].mlp.fc1.weight.clone().unflatten(1, (-1, 32))
     round_to_int8(network)
@@ -197,7 +197,7 @@ def test_rounding_moves_a_weight_by_half_a_step_of_its_group_at_most(tiny_run: P
     assert bool(((after - before).abs() <= step / 2 * (1 + 1e-6)).all())
 
 
-def test_what_was_rounded_stays_as_it_is_and_the_decoder_is_left_alone(tiny_run: Path) -> None:
+def test_rounding_again_changes_nothing_and_the_decoder_is_not_rounded(tiny_run: Path) -> None:
     network = load_rounded(tiny_run)
     once = {name: weight.clone() for name, weight in network.state_dict().items()}
     round_to_int8(network)
@@ -207,7 +207,7 @@ def test_what_was_rounded_stays_as_it_is_and_the_decoder_is_left_alone(tiny_run:
     assert all(torch.equal(weight, once[f"decoder.{name}"]) for name, weight in original.decoder.state_dict().items())
 
 
-def test_a_group_of_zeros_stays_one(tiny_run: Path) -> None:
+def test_a_group_of_zeros_stays_zero(tiny_run: Path) -> None:
     _, network = load_run(tiny_run)
     network.encoder.blocks[0].mlp.fc1.weight.data[3, :32] = 0.0
     round_to_int8(network)
@@ -215,7 +215,7 @@ def test_a_group_of_zeros_stays_one(tiny_run: Path) -> None:
     assert bool(network.encoder.blocks[0].mlp.fc1.weight.isfinite().all())
 
 
-def test_the_matrices_of_the_encoder_take_a_byte_a_weight(artifact: Path) -> None:
+def test_encoder_matrices_are_stored_as_int8(artifact: Path) -> None:
     graph = onnx.load(artifact / "network.onnx").graph
     large = {each.name: each.data_type for each in graph.initializer if np.prod(each.dims) >= 4096}
     matrices = [name for name in large if name.startswith("encoder.blocks.")]
@@ -224,7 +224,7 @@ def test_the_matrices_of_the_encoder_take_a_byte_a_weight(artifact: Path) -> Non
     assert onnx.TensorProto.FLOAT not in large.values()
 
 
-def test_the_artifact_answers_on_both_backends_and_comes_back_in_torch(artifact: Path, tiny_run: Path) -> None:
+def test_an_int8_stored_artifact_runs_on_all_backends(artifact: Path, tiny_run: Path) -> None:
     contract, session = load_session(artifact, threads=1)
     assert (contract.precision, session.backend) == ("int8-stored", "cpu")
     assert load_session(artifact, backend="torch", threads=1)[1].backend == "torch"
@@ -234,7 +234,7 @@ def test_the_artifact_answers_on_both_backends_and_comes_back_in_torch(artifact:
             assert torch.equal(restored[f"encoder.{name}"], weight), name
 
 
-def test_widened_it_holds_fp32_and_answers_the_same(tmp_path: Path, artifact: Path) -> None:
+def test_materialized_weights_are_fp32_with_equal_outputs(tmp_path: Path, artifact: Path) -> None:
     wide = tmp_path / "wide.onnx"
     materialize_fp32(artifact / "network.onnx", wide)
     weights = [each for each in onnx.load(wide).graph.initializer if np.prod(each.dims) >= 4096]
@@ -242,8 +242,8 @@ def test_widened_it_holds_fp32_and_answers_the_same(tmp_path: Path, artifact: Pa
     check_golden(OnnxSession(wide, threads=1), artifact / "golden.npz")
 
 
-def test_a_cascade_has_no_encoder_to_round(tmp_path: Path, tiny_cascade_run: Path) -> None:
+def test_a_cascade_has_no_frozen_encoder_to_round(tmp_path: Path, tiny_cascade_run: Path) -> None:
     config = ExportConfig(precision="int8-stored", input_sizes=tiny.CANVASES[:1])
-    with pytest.raises(ConfigError, match="no frozen encoder"):
+    with pytest.raises(ConfigError, match="needs a frozen encoder"):
         export_run(tiny_cascade_run, tmp_path / "artifact", config, [])
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Artifacts that run: one door to every backend, and the golden answers that each must give."""
+"""Loads artifacts on a backend, and compares their golden outputs."""
 
 import logging
 from collections.abc import Sequence
@@ -51,11 +51,11 @@ _FALLBACKS: dict[Backend, Backend] = {"tensorrt": "cuda", "cuda": "cpu", "torch"
 def load_session(
     artifact: Path, *, backend: Backend = "cpu", threads: int = 2, allow_fallback: bool = False
 ) -> tuple[Contract, Session]:
-    """A checked artifact, ready to run; nothing is returned unless every check passed.
+    """Load an artifact on a backend, and check files, shapes and golden outputs.
 
-    TensorRT's engine takes minutes to build where it is not on disk: until then CUDA, or the CPU, answers (see
-    `HotSwapSession`). Raises ArtifactError (files), ContractMismatch (shapes), ParityError (golden answers), or
-    BackendUnavailable; with `allow_fallback`, the next lesser backend is opened instead of this last one.
+    A TensorRT engine that is not on disk takes minutes to build; until then CUDA, or the CPU, is used (see
+    `HotSwapSession`). Raises ArtifactError (files), ContractMismatch (shapes), ParityError (golden outputs) or
+    BackendUnavailable; with `allow_fallback`, the next slower backend is loaded instead of raising the last.
     """
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
@@ -65,17 +65,15 @@ def load_session(
     except BackendUnavailable as error:
         if not allow_fallback or backend == "cpu":
             raise
-        logger.warning("%s; going on with %s", error, _FALLBACKS[backend])
+        logger.warning("%s; falling back to %s", error, _FALLBACKS[backend])
         return load_session(artifact, backend=_FALLBACKS[backend], threads=threads, allow_fallback=True)
-    logger.info("opened %s %s on %s", contract.name, contract.version, session.backend)
+    logger.info("loaded %s %s on %s", contract.name, contract.version, session.backend)
     return contract, session
 
 
 def _load(artifact: Path, contract: Contract, backend: Backend, threads: int) -> Session:
     if contract.precision == "int8" and backend != "openvino":
-        raise BackendUnavailable(
-            f"backend {backend}: {artifact} is of int8, which OpenVINO alone answers: take openvino"
-        )
+        raise BackendUnavailable(f"backend {backend}: {artifact} is int8, which needs --backend openvino")
     match backend:
         case "cpu":
             return _load_onnx(artifact, contract, "cpu", threads, [(PROVIDER_NAMES["cpu"], {})])
@@ -97,7 +95,7 @@ def _load_onnx(
     providers: Sequence[Provider],
     network: Path | None = None,
 ) -> OnnxSession:
-    """A session that gives the golden answers; `network` goes before the artifact's own."""
+    """Load a session and check it; `network` replaces the artifact's graph."""
     require_provider_available(backend, onnxruntime.get_available_providers())
     session = OnnxSession(network or artifact / NETWORK_FILE, threads=threads, providers=providers)
     require_provider_active(backend, session.backend)
@@ -112,7 +110,7 @@ def _load_tensorrt(artifact: Path, contract: Contract, threads: int) -> Session:
     try:
         first = _load_onnx(artifact, contract, "cuda", threads, list_cuda_providers())
     except BackendUnavailable as error:
-        logger.warning("%s; the CPU answers until the engine is ready", error)
+        logger.warning("%s; using the CPU until the engine is ready", error)
         first = _load_onnx(artifact, contract, "cpu", threads, [(PROVIDER_NAMES["cpu"], {})])
     folder = engine_folder(default_engine_cache(), contract, machine, contract.precision)
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,20 +140,20 @@ def _load_torch(artifact: Path, contract: Contract, threads: int) -> Session:
 def write_golden(
     session: Session, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"], path: Path
 ) -> None:
-    """Keep pictures and what the session decides about them."""
-    decisions = decode_outputs(session.run(pixels, sizes))
+    """Store images and the thresholded outputs of the session."""
+    outputs = decode_outputs(session.run(pixels, sizes))
     with path.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, pixels=pixels, sizes=sizes, **vars(decisions))
+        np.savez_compressed(stream, allow_pickle=False, pixels=pixels, sizes=sizes, **vars(outputs))
 
 
 def check_golden(session: Session, path: Path, tolerance: Tolerance = FP32_TOLERANCE) -> None:
-    """Raise ParityError unless the session gives the golden answers, ArtifactError if there are none."""
+    """Raise ParityError unless the session reproduces the golden outputs, ArtifactError if there are none."""
     try:
         stored = load_npz(path)
         pixels, sizes = stored.pop("pixels"), stored.pop("sizes")
         reference = DecodedOutputs(**stored)
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} holds no golden answers: {error}") from error
+        raise ArtifactError(f"{path} does not contain golden outputs: {error}") from error
     compare_outputs(reference, decode_outputs(session.run(pixels, sizes)), tolerance).require(
         f"{path} on {session.backend}", tolerance
     )

@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: what to ask for, and whether it was given."""
+"""ONNX Runtime sessions, and the execution providers they run on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from model.network_io import OUTPUT_NAMES, RawOutputs, check_shapes
 
 OnnxBackend = Literal["cpu", "cuda", "tensorrt"]
 Provider = tuple[str, dict[str, str]]
-"""A provider's name and its options."""
+"""Name and options of a provider."""
 InputShapes = dict[str, tuple[int, ...]]
-"""By input."""
+"""Shapes by input name."""
 
 PROVIDER_NAMES: dict[OnnxBackend, str] = {
     "cpu": "CPUExecutionProvider",
@@ -31,12 +31,12 @@ _REQUIREMENTS: dict[OnnxBackend, str] = {
 }
 _CPU: Provider = (PROVIDER_NAMES["cpu"], {})
 PROFILE_BATCH_SIZES = (1, 8, 32)
-"""Least, likeliest and largest batch that a TensorRT engine is built for."""
+"""Minimum, typical and maximum batch size that a TensorRT engine is built for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizationProfile:
-    """The shapes of inputs that a TensorRT engine takes, and those that it is best at."""
+    """Input shapes that a TensorRT engine accepts, and those it is optimized for."""
 
     min: InputShapes
     opt: InputShapes
@@ -44,13 +44,12 @@ class OptimizationProfile:
 
 
 def make_optimization_profile(contract: Contract) -> OptimizationProfile:
-    """Batches of `PROFILE_BATCH_SIZES`; where there are several canvases, sides from the shortest to the longest,
-    best the first's.
+    """Return the profile for `PROFILE_BATCH_SIZES`, and for sides from the shortest to the longest input size.
 
-    That allows more than the canvases, such as one of both longest sides: an engine knows no lists.
+    It is optimized for the first input size. A range also allows sizes that are not in the contract.
     """
-    heights = [canvas.height_px for canvas in contract.input_sizes]
-    widths = [canvas.width_px for canvas in contract.input_sizes]
+    heights = [size.height_px for size in contract.input_sizes]
+    widths = [size.width_px for size in contract.input_sizes]
     sides = ((min(heights), min(widths)), (heights[0], widths[0]), (max(heights), max(widths)))
     least, best, most = (
         {"pixels": (batch, 3, *each), "sizes": (batch, 2)}
@@ -60,16 +59,16 @@ def make_optimization_profile(contract: Contract) -> OptimizationProfile:
 
 
 def format_shapes(shapes: InputShapes) -> str:
-    """As ONNX Runtime's TensorRT options and trtexec spell them: "pixels:1x3x448x448,sizes:1x2"."""
+    """Format shapes for ONNX Runtime's TensorRT options and trtexec: "pixels:1x3x448x448,sizes:1x2"."""
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def list_cuda_providers() -> list[Provider]:
-    """CUDA, and the CPU for what it lacks."""
+    """CUDA, with the CPU for operators that it lacks."""
     options = {
         "device_id": "0",
-        "use_tf32": "0",  # fp32 means fp32 on every backend: who wants speed exports fp16
-        "cudnn_conv_algo_search": "HEURISTIC",  # the default tries all of them again for every size of a batch
+        "use_tf32": "0",  # fp32 means fp32 on every backend; for speed, export fp16
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default searches again for every batch size
         "arena_extend_strategy": "kSameAsRequested",
         "do_copy_in_default_stream": "1",
     }
@@ -77,7 +76,7 @@ def list_cuda_providers() -> list[Provider]:
 
 
 def list_tensorrt_providers(profile: OptimizationProfile, precision: Precision, folder: Path) -> list[Provider]:
-    """TensorRT with its engines kept in `folder`, and CUDA for what it lacks."""
+    """TensorRT with its engines in `folder`, with CUDA for operators that it lacks."""
     options = {
         "device_id": "0",
         "trt_engine_cache_enable": "1",
@@ -94,27 +93,27 @@ def list_tensorrt_providers(profile: OptimizationProfile, precision: Precision, 
 
 
 def require_provider_available(backend: OnnxBackend, available: Sequence[str]) -> None:
-    """Raise BackendUnavailable if this ONNX Runtime lacks the backend.
+    """Raise BackendUnavailable if this build of ONNX Runtime lacks the backend's provider.
 
-    Asked for it all the same, some versions would warn, some raise.
+    Given a missing provider, some versions of ONNX Runtime warn and some raise.
     """
     if PROVIDER_NAMES[backend] not in available:
         raise BackendUnavailable(
-            f"backend {backend}: this ONNX Runtime has {', '.join(available)} alone: {_REQUIREMENTS[backend]}"
+            f"backend {backend}: this ONNX Runtime only has {', '.join(available)}: {_REQUIREMENTS[backend]}"
         )
 
 
-def require_provider_active(backend: OnnxBackend, obtained: str) -> None:
-    """Raise BackendUnavailable if another backend than the one asked for was obtained.
+def require_provider_active(backend: OnnxBackend, actual: str) -> None:
+    """Raise BackendUnavailable if a session runs on another backend than the requested one.
 
-    onnxruntime-gpu takes the CPU without a word where a library of CUDA's is missing.
+    onnxruntime-gpu falls back to the CPU silently if a CUDA library is missing.
     """
-    if obtained != backend:
-        raise BackendUnavailable(f"backend {backend}: ONNX Runtime fell back to {obtained}: {_REQUIREMENTS[backend]}")
+    if actual != backend:
+        raise BackendUnavailable(f"backend {backend}: ONNX Runtime fell back to {actual}: {_REQUIREMENTS[backend]}")
 
 
 def backend_of(providers: Sequence[str]) -> OnnxBackend:
-    """The backend of a session's first provider, which takes all it can."""
+    """The backend of a session's first provider, which runs all operators that it supports."""
     return next(backend for backend in get_args(OnnxBackend) if PROVIDER_NAMES[backend] == providers[0])
 
 
@@ -122,21 +121,21 @@ _ORT_ERROR = 3
 
 
 class OnnxSession:
-    """A network on the first of the providers that ONNX Runtime could get; `backend` says which that is."""
+    """Runs a network in ONNX Runtime; `backend` is the first provider that it could load."""
 
     def __init__(
         self, network: Path, *, threads: int, providers: Sequence[Provider] = ((PROVIDER_NAMES["cpu"], {}),)
     ) -> None:
-        """Raises ArtifactError if ONNX Runtime refuses the file, BackendUnavailable if a provider cannot start."""
-        onnxruntime.disable_telemetry_events()  # since 1.32 it would tell Microsoft
+        """Raises ArtifactError if ONNX Runtime rejects the file, BackendUnavailable if a provider cannot start."""
+        onnxruntime.disable_telemetry_events()  # since 1.32 it would report to Microsoft
         try:
             self._session = onnxruntime.InferenceSession(
                 network, _session_options(threads), providers=list(providers), enable_fallback=0
             )
-        except (ValueError, RuntimeError) as error:  # what providers raise; graphs raise classes of their own
+        except (ValueError, RuntimeError) as error:  # raised by providers; errors of graphs have other classes
             raise BackendUnavailable(f"{providers[0][0]} cannot start: {_first_line(error)}") from error
         except Exception as error:  # onnxruntime's own exceptions share no public base
-            raise ArtifactError(f"{network} was refused by ONNX Runtime: {_first_line(error)}") from error
+            raise ArtifactError(f"{network} was rejected by ONNX Runtime: {_first_line(error)}") from error
         self.backend: str = backend_of(self._session.get_providers())
 
     def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
@@ -150,18 +149,18 @@ class OnnxSession:
         return [RawOutputs(**dict(zip(OUTPUT_NAMES, row, strict=True))) for row in zip(*outputs, strict=True)]
 
     def check_contract(self, contract: Contract) -> None:
-        """Raise ContractMismatch if the graph's inputs and outputs are not what the contract says."""
+        """Raise ContractMismatch if the inputs and outputs of the graph differ from the contract."""
         nodes = [*self._session.get_inputs(), *self._session.get_outputs()]
-        # Axes that have a name take any length.
+        # Named axes have any length.
         actual = {node.name: [each if isinstance(each, int) else None for each in node.shape[1:]] for node in nodes}
         check_shapes(actual, contract)
 
 
 def materialize_fp32(network: Path, out: Path) -> None:
-    """Write the graph with the weights that it computes with, however they are stored."""
+    """Write the graph with fp32 weights instead of compressed ones."""
     onnxruntime.disable_telemetry_events()
     options = _session_options(1)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # what is constant is folded
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # folds constants
     options.optimized_model_filepath = str(out)
     onnxruntime.InferenceSession(network, options, providers=[PROVIDER_NAMES["cpu"]])
 

@@ -1,4 +1,4 @@
-"""A network in torch again, from the graph of an artifact."""
+"""Rebuilds the torch network from the ONNX graph of an artifact."""
 
 import json
 from pathlib import Path
@@ -23,45 +23,47 @@ INT8_SUFFIX = "_int8"
 SCALE_SUFFIX = "_scale"
 TRANSPOSED_SUFFIX = ".T"
 ALIASES_KEY = "aliases"
-"""Of the graph's metadata: weights that are not in it to weights that are equal, as JSON."""
+"""Metadata key of the graph: omitted weights and the equal weights that are stored, as JSON."""
 _FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def load_torch_network(contract: Contract, artifact: Path) -> Network:
-    """The network of an artifact, its weights from the graph: what is stored there and what its contract chose.
+    """Build the network from the contract's configuration and the weights of the graph.
 
-    Weights that no answer depends on are not in a graph and stay as drawn. Raises ArtifactError if any other weight is
-    missing, unexpected or misshapen, or if the contract's settings make no network.
+    Weights that no output depends on are not in the graph and stay at their initial values. Raises ArtifactError if any
+    other weight is missing, unexpected or misshapen, or if the configuration is invalid.
     """
     path = artifact / NETWORK_FILE
     try:
         network = _make_network(contract)
-        drawn = network.state_dict()
-        idle = {name: drawn[name] for name in drawn if name.startswith(list_unexported_weights(network))}
-        state = {**idle, **read_graph_weights(path)}
-        load_strictly(network, {name: _shape_as(drawn.get(name), state[name]) for name in state})
+        initial = network.state_dict()
+        unexported = {name: initial[name] for name in initial if name.startswith(list_unexported_weights(network))}
+        state = {**unexported, **read_graph_weights(path)}
+        load_strictly(network, {name: _restore_shape(state[name], initial.get(name)) for name in state})
     except (CheckpointError, ConfigError, TypeError, KeyError, ValueError, DecodeError) as error:
-        raise ArtifactError(f"{path} makes no {contract.network} in torch: {error}; export the run again") from error
+        raise ArtifactError(
+            f"{path} cannot be loaded as a {contract.network} in torch: {error}; export the run again"
+        ) from error
     return network
 
 
 def count_artifact_flops(contract: Contract) -> int:
-    """Floating-point operations behind one picture's answer on the contract's first canvas; see `count_flops`."""
-    canvas = contract.input_sizes[0]
+    """Floating-point operations for one image of the contract's first input size; see `count_flops`."""
+    size = contract.input_sizes[0]
     with torch.device("meta"):
         network = _make_network(contract)
-        pixels = torch.zeros(1, 3, canvas.height_px, canvas.width_px, dtype=torch.uint8)
+        pixels = torch.zeros(1, 3, size.height_px, size.width_px, dtype=torch.uint8)
         return count_flops(network, pixels, torch.zeros(1, 2, dtype=torch.int64))
 
 
 def read_graph_weights(path: Path) -> StateDict:
-    """The weights of a graph in fp32, under the names of the state dict that it was written from.
+    """Read the weights of a graph as fp32, with the names of the state dict that was exported.
 
-    Names of ours have dots, those of the exporter's constants have none.
+    Our names contain dots; those of the exporter's constants do not.
     """
     model = onnx.load(path)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    held: StateDict = {}
+    weights: StateDict = {}
     for tensor in stored.values():
         name = tensor.name.removesuffix(FP16_SUFFIX).removesuffix(INT8_SUFFIX)
         if name.endswith(SCALE_SUFFIX):
@@ -70,23 +72,23 @@ def read_graph_weights(path: Path) -> StateDict:
             values = torch.from_numpy(numpy_helper.to_array(tensor).copy()).float()
             if scale := stored.get(name + SCALE_SUFFIX):
                 values = (values * torch.from_numpy(numpy_helper.to_array(scale).copy())).flatten(1)
-            held[name.removesuffix(TRANSPOSED_SUFFIX)] = values.T if name.endswith(TRANSPOSED_SUFFIX) else values
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    aliases = json.loads(told.get(ALIASES_KEY, "{}"))
-    return {name: held[name] for name in held if "." in name} | {name: held[aliases[name]] for name in aliases}
+            weights[name.removesuffix(TRANSPOSED_SUFFIX)] = values.T if name.endswith(TRANSPOSED_SUFFIX) else values
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    aliases = json.loads(metadata.get(ALIASES_KEY, "{}"))
+    return {name: weights[name] for name in weights if "." in name} | {name: weights[aliases[name]] for name in aliases}
 
 
-def _shape_as(drawn: Tensor | None, values: Tensor) -> Tensor:
-    """The values with those axes of length 1 that the drawn weight has; an exporter may have folded them."""
-    if drawn is None or [length for length in drawn.shape if length > 1] != [
+def _restore_shape(values: Tensor, initial: Tensor | None) -> Tensor:
+    """Restore axes of length 1 that the exporter may have folded."""
+    if initial is None or [length for length in initial.shape if length > 1] != [
         length for length in values.shape if length > 1
     ]:
         return values
-    return values.reshape(drawn.shape)
+    return values.reshape(initial.shape)
 
 
 def _make_network(contract: Contract) -> Network:
-    """The untrained network of the contract's settings, for inference."""
+    """Return an untrained network of the contract's configuration, for inference."""
     settings = contract.network_config
     match contract.network:
         case "mask_transformer":
@@ -98,4 +100,4 @@ def _make_network(contract: Contract) -> Network:
             inference = parse(CascadeInferenceConfig, settings["inference"])
             return PanopticCascade(config, inference).eval().requires_grad_(False)
         case other:
-            raise ConfigError(f"no network is called {other!r}")
+            raise ConfigError(f"unknown network {other!r}")

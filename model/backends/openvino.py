@@ -1,4 +1,4 @@
-"""A network in OpenVINO on the CPU, behind the protocol of every session."""
+"""OpenVINO sessions on the CPU, and imports of Intel packages without their telemetry."""
 
 import sys
 from importlib import import_module
@@ -15,29 +15,29 @@ from model.network_io import OUTPUT_NAMES, RawOutputs, check_shapes
 
 
 class OpenvinoSession:
-    """A network of any precision; what is not int8 is computed in fp32."""
+    """Runs a network of any precision in OpenVINO; all but int8 computes in fp32."""
 
     backend = "openvino"
 
     def __init__(self, network: Path, *, threads: int) -> None:
-        """Raises ArtifactError if OpenVINO refuses the file, BackendUnavailable if it is not installed."""
+        """Raises ArtifactError if OpenVINO rejects the file, BackendUnavailable if it is not installed."""
         core = import_openvino().Core()
         try:
             self._compiled = core.compile_model(core.read_model(network), "CPU", _compile_options(threads))
         except RuntimeError as error:
-            raise ArtifactError(f"{network} was refused by OpenVINO: {_last_line(error)}") from error
+            raise ArtifactError(f"{network} was rejected by OpenVINO: {_last_line(error)}") from error
         self._request = self._compiled.create_infer_request()
         self._lock = Lock()
 
     def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
-        given = {"pixels": np.ascontiguousarray(pixels), "sizes": np.ascontiguousarray(sizes)}
-        with self._lock:  # a request takes no second run before its first has ended
-            outputs = self._request.infer(given, share_inputs=True, share_outputs=False)
+        inputs = {"pixels": np.ascontiguousarray(pixels), "sizes": np.ascontiguousarray(sizes)}
+        with self._lock:  # an infer request cannot run twice at once
+            outputs = self._request.infer(inputs, share_inputs=True, share_outputs=False)
         arrays = [outputs[part] for part in OUTPUT_NAMES]
         return [RawOutputs(**dict(zip(OUTPUT_NAMES, row, strict=True))) for row in zip(*arrays, strict=True)]
 
     def check_contract(self, contract: Contract) -> None:
-        """Raise ContractMismatch if the graph's inputs and outputs are not what the contract says."""
+        """Raise ContractMismatch if the inputs and outputs of the graph differ from the contract."""
         ports = [*self._compiled.inputs, *self._compiled.outputs]
         shapes = {port.any_name: list(port.partial_shape)[1:] for port in ports}
         check_shapes(
@@ -47,13 +47,13 @@ class OpenvinoSession:
 
 
 def _compile_options(threads: int) -> dict[str, object]:
-    """By their names as OpenVINO's documentation lists them."""
+    """Options by the names in OpenVINO's documentation."""
     return {
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the processor has it, and other answers than elsewhere
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # else what meets weights stored in int8 is rounded, too
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bf16 on some processors, with other outputs
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # the default also rounds activations next to int8 weights
         "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # else two processes pin themselves to the same cores
+        "ENABLE_CPU_PINNING": False,  # the default pins two processes to the same cores
     }
 
 
@@ -65,28 +65,28 @@ _TELEMETRY = "openvino_telemetry"
 
 
 def import_openvino() -> Any:
-    """The package `openvino`; see `import_without_telemetry`."""
+    """Import `openvino`; see `import_without_telemetry`."""
     return import_without_telemetry("openvino", "backend openvino", "openvino")
 
 
 def import_nncf() -> Any:
-    """The package `nncf`; see `import_without_telemetry`."""
-    return import_without_telemetry("nncf", "quantise", "quantise")
+    """Import `nncf`; see `import_without_telemetry`."""
+    return import_without_telemetry("nncf", "quantize", "quantize")
 
 
 def import_without_telemetry(name: str, purpose: str, extra: str) -> Any:
-    """A package of Intel's that tells nobody of it.
+    """Import a package of Intel's without its telemetry.
 
-    At their import these send an event to Google Analytics and leave an identity in the home folder, unless they find
-    no `openvino_telemetry`: so none can be found meanwhile. Raises BackendUnavailable, with the extra to install, if
-    the package is not there.
+    On import these packages send an event to Google Analytics and store an ID in the home folder, unless
+    `openvino_telemetry` cannot be imported: so its import is blocked meanwhile. Raises BackendUnavailable, with the
+    extra to install, if the package is not installed.
     """
-    held = {_TELEMETRY: sys.modules[_TELEMETRY]} if _TELEMETRY in sys.modules else {}
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's way to say that there is no such module
+    loaded = {_TELEMETRY: sys.modules[_TELEMETRY]} if _TELEMETRY in sys.modules else {}
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # makes its import fail
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"{purpose}: {error.name} is not installed: install useg[{extra}]") from error
     finally:
         del sys.modules[_TELEMETRY]
-        sys.modules.update(held)
+        sys.modules.update(loaded)

@@ -1,4 +1,4 @@
-"""What runs a network: one protocol for every backend."""
+"""The protocol of all backends, and a session that switches to a faster backend when it is ready."""
 
 import logging
 import threading
@@ -12,23 +12,22 @@ from model.errors import UsegError
 from model.network_io import RawOutputs
 
 Backend = Literal["cpu", "openvino", "cuda", "tensorrt", "torch"]
-"""ONNX Runtime on a CPU, OpenVINO on a CPU, ONNX Runtime with CUDA or with TensorRT; torch on whatever it finds."""
+"""ONNX Runtime on the CPU, OpenVINO on the CPU, ONNX Runtime with CUDA or TensorRT, torch on a GPU or the CPU."""
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 class Session(Protocol):
-    """Something that runs a network."""
+    """Runs a network."""
 
     @property
     def backend(self) -> str:
-        """What answers now, which need not be what was asked for."""
+        """The backend in use, which can differ from the requested one."""
         ...
 
     def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
-        """One answer a picture, in order; each is the same alone and in any batch.
+        """Return the outputs for each image, in order; they do not depend on the rest of the batch.
 
-        Pictures of `sizes` (height, width) lie at the top left of their pixels, which are one of the contract's
-        canvases.
+        Images of `sizes` (height, width) are at the top left of `pixels`, which have one of the contract's input sizes.
         """
         ...
 
@@ -37,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 class HotSwapSession:
-    """Answers from `first` until `make_next` gave another session, and from that one afterwards.
+    """Runs on `first` until `make_next` has returned another session, then on that one.
 
-    `make_next` is called once, on a thread of its own, and raises if its session is not to be trusted; then `first`
-    stays. Runs that have begun end where they began.
+    `make_next` is called once, on a thread of its own. If it raises, `first` stays. A run finishes on the session it
+    started on.
     """
 
     def __init__(self, first: Session, make_next: Callable[[], Session]) -> None:
@@ -49,42 +48,42 @@ class HotSwapSession:
         self._failure: Exception | None = None
         self._is_closed = False
         self._lock = threading.Lock()
-        self._is_settled = threading.Event()
-        # A daemon: a build of minutes that cannot be interrupted must not keep the process from ending.
-        threading.Thread(target=self._take_over, name="handover", daemon=True).start()
+        self._is_ready = threading.Event()
+        # A daemon thread: a build of minutes that cannot be interrupted must not keep the process alive.
+        threading.Thread(target=self._switch, name="hot-swap", daemon=True).start()
 
     @property
     def backend(self) -> str:
-        """That of the session which would answer now."""
+        """The backend that the next run would use."""
         return self._current.backend
 
     def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
         return self._current.run(pixels, sizes)
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Return once the next session answers, or none will or the time is over. Raises what kept it from it."""
-        self._is_settled.wait(timeout_s)
+        """Wait until the switch has succeeded, failed or `timeout_s` has passed. Raises the error of a failure."""
+        self._is_ready.wait(timeout_s)
         if self._failure:
             raise self._failure
 
     def close(self) -> None:
-        """No handover from now on; a next session that is still being made is dropped when it is ready."""
+        """Do not switch any more; a session that is still being made is discarded."""
         with self._lock:
             self._is_closed = True
-        self._is_settled.set()
+        self._is_ready.set()
 
-    def _take_over(self) -> None:
+    def _switch(self) -> None:
         try:
-            following = self._make_next()
+            session = self._make_next()
         except UsegError as error:
-            logger.error("%s goes on alone: %s", self.backend, error)
+            logger.error("could not switch to the faster backend, staying on %s: %s", self.backend, error)
             self._failure = error
-        except Exception as error:  # a backend may raise anything; the first session still answers
-            logger.exception("%s goes on alone", self.backend)
+        except Exception as error:  # a backend can raise anything, and the first session still works
+            logger.exception("could not switch to the faster backend, staying on %s", self.backend)
             self._failure = error
         else:
             with self._lock:
                 if not self._is_closed:
-                    logger.info("%s hands over to %s", self._current.backend, following.backend)
-                    self._current = following
-        self._is_settled.set()
+                    logger.info("switching from %s to %s", self._current.backend, session.backend)
+                    self._current = session
+        self._is_ready.set()

@@ -1,4 +1,4 @@
-"""TensorRT engines on disk: each belongs to one network, GPU and set of versions."""
+"""TensorRT engines on disk, each for one network, GPU and set of library versions."""
 
 import ctypes
 import hashlib
@@ -15,7 +15,7 @@ from model.errors import BackendUnavailable
 from model.files import atomic_write
 
 ENGINE_FILE = "network.engine"
-"""What trtexec built."""
+"""Engine file that trtexec builds."""
 _INFER_LIBRARY = "libnvinfer.so.10"
 _NVIDIA_SMI = "nvidia-smi"
 _QUERY = ("--query-gpu=name,compute_cap", "--format=csv,noheader", "--id=0")
@@ -26,7 +26,7 @@ _OPSET = 18
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
-    """What an engine is tied to, beside its network."""
+    """GPU and versions that an engine depends on, apart from its network."""
 
     gpu: str
     compute_capability: str
@@ -35,19 +35,19 @@ class EngineKey:
 
 
 def default_engine_cache() -> Path:
-    """The folder below which engines are kept."""
+    """Default folder of all engines."""
     return Path.home() / ".cache" / "useg" / "engines"
 
 
 def engine_folder(root: Path, contract: Contract, machine: EngineKey, precision: Precision) -> Path:
-    """Where the engines of one network on one machine are kept; any other network, version or GPU has another."""
-    facts = {"network": contract.files[NETWORK_FILE], "precision": precision, **asdict(machine)}
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    """Folder of the engines of one network on one machine; each network, version and GPU has its own."""
+    parts = {"network": contract.files[NETWORK_FILE], "precision": precision, **asdict(machine)}
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return root / key[:_KEY_LENGTH]
 
 
 def detect_engine_key(tensorrt: str | None = None) -> EngineKey:
-    """This machine's first GPU and the versions of what runs on it; `tensorrt` goes before the library's own version.
+    """Detect the first GPU and the library versions; `tensorrt` overrides the version of the installed library.
 
     Raises BackendUnavailable if there is no GPU or no TensorRT.
     """
@@ -61,20 +61,22 @@ def detect_engine_key(tensorrt: str | None = None) -> EngineKey:
 
 
 def _query_gpu() -> tuple[str, str]:
-    """Name and compute capability."""
+    """Name and compute capability of the first GPU."""
     program = shutil.which(_NVIDIA_SMI)
     if program is None:
         raise BackendUnavailable(f"{_NVIDIA_SMI} was not found: TensorRT needs an NVIDIA GPU and its driver")
     try:
-        told = subprocess.run([program, *_QUERY], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout
-        name, capability = told.strip().rsplit(", ", 1)
+        output = subprocess.run(
+            [program, *_QUERY], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+        ).stdout
+        name, capability = output.strip().rsplit(", ", 1)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise BackendUnavailable(f"{_NVIDIA_SMI} names no GPU: {error}") from error
+        raise BackendUnavailable(f"{_NVIDIA_SMI} reports no GPU: {error}") from error
     return name, capability
 
 
 def _read_tensorrt_version() -> str:
-    """ "101303" for 10.13.3."""
+    """Version of the installed TensorRT, such as "101303" for 10.13.3."""
     try:
         library = ctypes.CDLL(_INFER_LIBRARY)
     except OSError as error:
@@ -85,11 +87,11 @@ def _read_tensorrt_version() -> str:
 
 
 def make_ep_context_model(network: Path, folder: Path) -> Path:
-    """A graph in `folder` that hands `network`'s inputs to the engine beside it, which is all that TensorRT then loads.
+    """Write a graph in `folder` that runs the engine there, so that TensorRT does not build one.
 
-    ONNX Runtime's EPContext node (com.microsoft), which names a file relative to its graph.
+    It consists of one node, ONNX Runtime's EPContext (com.microsoft), which refers to the engine by file name.
     """
-    import onnx  # what a service runs with has none
+    import onnx  # not installed with the service
 
     model = onnx.load(network)
     graph = model.graph

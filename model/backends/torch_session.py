@@ -1,4 +1,4 @@
-"""Runs of a network recorded once for each size of a batch and replayed: CUDA graphs."""
+"""torch sessions: eager on the CPU, CUDA graphs on a GPU."""
 
 import logging
 import threading
@@ -24,34 +24,33 @@ logger = logging.getLogger(__name__)
 
 Forward = Callable[[UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]], NetworkOutput]
 Capture = Callable[[Forward, UInt8[Tensor, "B 3 H W"], Int[Tensor, "B 2"]], Forward]
-"""Records a run on inputs of those shapes; what it gives takes no others."""
+"""Captures a run on inputs; the result takes only inputs of the same shapes."""
 
 GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
 _WARMUP_RUNS = 3
-"""Runs before a recording, so that libraries have chosen their kernels and hold their memory."""
+"""Runs before a capture, so that libraries have chosen kernels and allocated memory."""
 
 
 class CudaGraphRunner:
-    """Answers batches of any size from recordings of a few, each made when it is first needed.
+    """Runs batches of any size by CUDA graphs of a few batch sizes, each captured on first use.
 
-    A recording is tied to the size of a batch and to the canvas. A batch is filled up to the next size with pictures
-    of zeros, and split if it is larger than the largest. After a recording that failed, for whatever reason, all runs
-    are eager, and the log says so once.
+    A graph has a fixed batch size and input size. A batch is padded with zeros to the next batch size, and split if it
+    exceeds the largest. After a capture has failed, all runs are eager; this is logged once.
     """
 
     def __init__(self, forward: Forward, capture: Capture) -> None:
         self._forward = forward
         self._capture = capture
-        self._recordings: dict[tuple[int, ...], Forward] = {}
+        self._graphs: dict[tuple[int, ...], Forward] = {}
         self._is_eager = False
         self._lock = threading.Lock()
 
     def __call__(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
-        """The answers; they belong to the caller."""
-        with self._lock:  # a recording has one place for its inputs
+        """Run the network; the caller owns the returned tensors."""
+        with self._lock:  # a graph has one input buffer
             parts = [
-                self._run(each, of_each)
-                for each, of_each in zip(
+                self._run(part, part_sizes)
+                for part, part_sizes in zip(
                     pixels.split(GRAPH_BATCH_SIZES[-1]), sizes.split(GRAPH_BATCH_SIZES[-1]), strict=True
                 )
             ]
@@ -61,28 +60,30 @@ class CudaGraphRunner:
         if self._is_eager:
             return self._forward(pixels, sizes)
         count = pixels.shape[0]
-        filled, filled_sizes = pad_batch(pixels, sizes)
-        key = tuple(filled.shape)
-        if key not in self._recordings:
+        padded, padded_sizes = pad_batch(pixels, sizes)
+        key = tuple(padded.shape)
+        if key not in self._graphs:
             try:
-                self._recordings[key] = self._capture(self._forward, filled, filled_sizes)
-            except RuntimeError as error:  # what torch raises for anything that CUDA refuses
-                logger.warning("no CUDA graph for %s, running without: %s", key, str(error).splitlines()[0])
+                self._graphs[key] = self._capture(self._forward, padded, padded_sizes)
+            except RuntimeError as error:  # raised by torch for any CUDA error
+                logger.warning(
+                    "cannot capture a CUDA graph for %s, running eagerly: %s", key, str(error).splitlines()[0]
+                )
                 self._is_eager = True
-                self._recordings.clear()
+                self._graphs.clear()
                 return self._forward(pixels, sizes)
-        return NetworkOutput(*(part[:count].clone() for part in self._recordings[key](filled, filled_sizes)))
+        return NetworkOutput(*(part[:count].clone() for part in self._graphs[key](padded, padded_sizes)))
 
 
 def choose_graph_batch_size(count: int) -> int:
-    """The least of `GRAPH_BATCH_SIZES` that holds as many pictures."""
+    """The smallest of `GRAPH_BATCH_SIZES` for that many images."""
     return next(batch for batch in GRAPH_BATCH_SIZES if batch >= count)
 
 
 def pad_batch(
     pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]
 ) -> tuple[UInt8[Tensor, "N 3 H W"], Int[Tensor, "N 2"]]:
-    """The batch with pictures of zeros, as large as the canvas, up to one of `GRAPH_BATCH_SIZES`."""
+    """Pad a batch with images of zeros, as large as the input, to one of `GRAPH_BATCH_SIZES`."""
     count = pixels.shape[0]
     missing = choose_graph_batch_size(count) - count
     empty = pixels.new_zeros((missing, *pixels.shape[1:]))
@@ -91,26 +92,27 @@ def pad_batch(
 
 
 def capture_cuda_graph(forward: Forward, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Forward:
-    """A CUDA graph of one run; its answers are overwritten by the next. Raises RuntimeError if CUDA cannot record it.
+    """Capture a CUDA graph of one run; each replay overwrites its outputs.
 
-    As torch's notes on CUDA graphs ask for: inputs that stay in place, and a warm-up on a side stream.
+    Raises RuntimeError if CUDA cannot capture it. As torch's notes on CUDA graphs require:
+    static input buffers, and warm-up runs on a side stream.
     """
-    kept, kept_sizes = pixels.clone(), sizes.clone()
+    static_pixels, static_sizes = pixels.clone(), sizes.clone()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(_WARMUP_RUNS):
-            forward(kept, kept_sizes)
+            forward(static_pixels, static_sizes)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        answers = forward(kept, kept_sizes)
+        outputs = forward(static_pixels, static_sizes)
 
     def replay(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
-        kept.copy_(pixels)
-        kept_sizes.copy_(sizes)
+        static_pixels.copy_(pixels)
+        static_sizes.copy_(sizes)
         graph.replay()
-        return answers
+        return outputs
 
     return replay
 
@@ -123,11 +125,10 @@ _CPU = torch.device("cpu")
 
 
 class TorchSession:
-    """A network on the CPU as it is; on a GPU replayed from CUDA graphs.
+    """Runs a network in torch: eagerly on the CPU, by CUDA graphs on a GPU.
 
-    In fp16 or bf16, convolutions and matrix products alone are computed so, by torch's autocast: norms, softmax and the
-    arithmetic of boxes stay fp32. (Suppression counts rivals in a matrix product; a sum of zeros and ones is zero in
-    any precision or in none.)
+    In fp16 or bf16, only convolutions and matrix products have that precision, by autocast: norms, softmax and box
+    arithmetic stay fp32. (NMS counts boxes in a matrix product; whether that sum is zero is exact in any precision.)
     """
 
     def __init__(self, network: Network, *, device: torch.device = _CPU, precision: TorchPrecision = "fp32") -> None:
@@ -139,12 +140,11 @@ class TorchSession:
             self._forward = CudaGraphRunner(self._run_eager, capture_cuda_graph)
         self.backend = "torch" if device.type == "cpu" else f"torch on {device.type}, {precision}"
         self.tolerance = _TOLERANCES[precision]
-        """Within which the artifact's golden answers are to be met."""
+        """Tolerance for comparing with the artifact's golden outputs."""
 
     def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
         with torch.inference_mode():
-            given = (torch.from_numpy(each).to(self._device) for each in (pixels, sizes))
-            outputs = self._forward(*given)
+            outputs = self._forward(*(torch.from_numpy(each).to(self._device) for each in (pixels, sizes)))
             parts = [part.cpu().numpy() for part in outputs]
         return [RawOutputs(**dict(zip(RawBatch._fields, row, strict=True))) for row in zip(*parts, strict=True)]
 
@@ -156,7 +156,7 @@ class TorchSession:
     def _cast(self) -> AbstractContextManager[object]:
         if self._dtype is None:
             return nullcontext()
-        # Its cache of cast weights would outlive a CUDA graph's recording.
+        # Autocast's cache of cast weights would outlive the capture of a CUDA graph.
         return torch.autocast(self._device.type, dtype=self._dtype, cache_enabled=False)
 
 
@@ -168,10 +168,10 @@ def load_torch_session(
     *,
     threads: int | None = None,
 ) -> TorchSession:
-    """The network of an artifact, not yet checked against its golden answers.
+    """Load the network of an artifact, without comparing its golden outputs.
 
-    By default on the first GPU in fp16, or else on the CPU in fp32. `threads` are set for the whole process, as torch
-    knows no other way. Raises ArtifactError if the artifact's weights make no network.
+    By default it runs on the first GPU in fp16, or on the CPU in fp32. `threads` applies to the whole process, as torch
+    has no other setting. Raises ArtifactError if the artifact's weights do not make a network.
     """
     network = load_torch_network(contract, artifact)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -180,5 +180,5 @@ def load_torch_session(
     precision = precision or ("fp16" if device.type == "cuda" else "fp32")
     session = TorchSession(network, device=device, precision=precision)
     if precision == "fp32" and contract.precision == "fp16":
-        session.tolerance = FP16_TOLERANCE  # the golden answers are rounded, if not these
+        session.tolerance = FP16_TOLERANCE  # the golden outputs were computed in fp16
     return session

@@ -137,8 +137,9 @@ def quantize(
     """
     from model.export.quantize import QuantizeConfig, quantize_artifact
 
-    contract = quantize_artifact(artifact, photos, out, QuantizeConfig(count=max_photos, threads=threads))
-    return {"artifact": str(out), "files": contract.files, **contract.provenance["quantisation"]}
+    config = QuantizeConfig(max_calibration_photos=max_photos, threads=threads)
+    contract = quantize_artifact(artifact, photos, out, config)
+    return {"artifact": str(out), "files": contract.files, **contract.provenance["quantization"]}
 
 
 def bench(
@@ -164,7 +165,9 @@ def bench(
     """
     from model.export.bench import BenchConfig, run_bench
 
-    config = BenchConfig(backend=backend, batches=batch_sizes, rounds=rounds, threads=threads, peak_tflops=peak_tflops)
+    config = BenchConfig(
+        backend=backend, batch_sizes=batch_sizes, rounds=rounds, threads=threads, peak_tflops=peak_tflops
+    )
     return run_bench(artifact, config)
 
 

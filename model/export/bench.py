@@ -1,4 +1,4 @@
-"""How fast an artifact answers here, beside the same weights in plain torch."""
+"""Measures the speed of an artifact, next to the same weights in torch."""
 
 import contextlib
 import time
@@ -30,35 +30,34 @@ BatchInputs = tuple[UInt8[np.ndarray, "B 3 H W"], Int64[np.ndarray, "B 2"]]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What is timed."""
+    """Settings of a benchmark."""
 
     backend: Backend = "cpu"
-    batches: tuple[int, ...] = (1, 2, 3, 5, 8)
+    batch_sizes: tuple[int, ...] = (1, 2, 3, 5, 8)
     rounds: int = 5
-    """Each runs every backend once on every size of a batch."""
+    """Timed runs of each backend and batch size."""
     threads: int = 2
     peak_tflops: float | None = None
-    """What the hardware could do at best; None: unknown."""
+    """Peak performance of the hardware, to report the fraction that is reached; None: unknown."""
 
 
 def run_bench(artifact: Path, config: BenchConfig) -> dict[str, Any]:
-    """Medians and quartiles of the time of a batch, on the backend and on torch where there is any.
+    """Measure the median and quartiles of the time per batch, on the backend and on torch if it is installed.
 
-    In every round the two take turns, so that ratios are not between times of different load; a ratio is the median of
-    those of the rounds. The pictures are the golden ones. Memory is how far the peak of a fresh process rises in its
-    first run; None where the system does not tell.
+    In each round the two alternate, so that a change of load affects both; their ratio is the median over the rounds.
+    The images are the golden ones. Memory is the growth of the peak of a new process in its first run.
     """
     contract, session = load_session(artifact, backend=config.backend, threads=config.threads)
     if isinstance(session, HotSwapSession):
         session.wait_ready()
     sessions = {config.backend: session, **_load_torch_sessions(artifact, config)}
     flops = _count_flops(contract)
-    pictures = {batch: repeat_golden_inputs(artifact, batch) for batch in config.batches}
-    seconds = _time_rounds(sessions, pictures, config.rounds)
+    inputs = {batch: repeat_golden_inputs(artifact, batch) for batch in config.batch_sizes}
+    seconds = _time_rounds(sessions, inputs, config.rounds)
     memory = {
         (name, batch): measure_memory(artifact, name, batch, config.threads)
         for name in sessions
-        for batch in config.batches
+        for batch in config.batch_sizes
     }
     return {
         "artifact": f"{contract.name} {contract.version}",
@@ -76,13 +75,13 @@ def run_bench(artifact: Path, config: BenchConfig) -> dict[str, Any]:
                 },
                 **_compare_with_torch(config.backend, seconds, batch),
             }
-            for batch in config.batches
+            for batch in config.batch_sizes
         ],
     }
 
 
 def repeat_golden_inputs(artifact: Path, batch: int) -> BatchInputs:
-    """The artifact's golden pictures, as often as a batch of that size takes."""
+    """Repeat the artifact's golden images to a batch of that size."""
     stored = load_npz(artifact / GOLDEN_FILE)
     order = np.arange(batch) % len(stored["pixels"])
     return stored["pixels"][order], stored["sizes"][order]
@@ -91,24 +90,24 @@ def repeat_golden_inputs(artifact: Path, batch: int) -> BatchInputs:
 def summarize_times(
     seconds: Sequence[float], batch: int, flops: int | None, peak_tflops: float | None
 ) -> dict[str, Any]:
-    """Times of a batch in figures that compare."""
+    """Summarize the times of a batch as latency, throughput and fraction of the peak."""
     low, median, high = np.percentile(seconds, _QUARTILES)
-    figures: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "ms": round(median * 1e3, 3),
         "quartiles_ms": [round(low * 1e3, 3), round(high * 1e3, 3)],
         "images_per_s": round(batch / median, 3),
     }
     if flops is not None:
-        figures["gflops_per_s"] = round(batch * flops / median / 1e9, 1)
+        summary["gflops_per_s"] = round(batch * flops / median / 1e9, 1)
         if peak_tflops is not None:
-            figures["share_of_peak"] = round(batch * flops / median / (peak_tflops * 1e12), 4)
-    return figures
+            summary["fraction_of_peak"] = round(batch * flops / median / (peak_tflops * 1e12), 4)
+    return summary
 
 
 def measure_memory(artifact: Path, backend: Backend, batch: int, threads: int) -> int | None:
-    """By how many bytes the peak of resident memory rises when a fresh process runs its first batch, of that size.
+    """Measure by how many bytes the peak memory of a new process grows in its first run of that batch size.
 
-    None for a backend that computes elsewhere than in main memory, and where the system does not tell.
+    None for a backend that computes on a GPU, and on a system other than Linux.
     """
     if backend not in ("cpu", "openvino", "torch") or not _STATUS.is_file():
         return None
@@ -120,14 +119,14 @@ def _measure_peak_growth(artifact: Path, backend: Backend, batch: int, threads: 
     pixels, sizes = repeat_golden_inputs(artifact, batch)
     session = _load_without_run(artifact, backend, threads)
     with contextlib.suppress(OSError):
-        _PEAK_RESET.write_text("5")  # opening takes more than it keeps: the peak counts from here on
+        _PEAK_RESET.write_text("5")  # loading takes more than it keeps: reset the peak
     before = _read_peak()
     session.run(pixels, sizes)
     return _read_peak() - before
 
 
 def _load_without_run(artifact: Path, backend: Backend, threads: int) -> Session:
-    """A session that has not run: the golden answers would take memory first."""
+    """Load a session without running it: comparing golden outputs would use memory first."""
     if backend == "cpu":
         return OnnxSession(artifact / NETWORK_FILE, threads=threads)
     if backend == "openvino":
@@ -138,13 +137,13 @@ def _load_without_run(artifact: Path, backend: Backend, threads: int) -> Session
 
 
 def _read_peak() -> int:
-    """The most bytes that this process ever held; unlike `ru_maxrss`, not counting what its parent held."""
+    """Peak memory of this process in bytes; unlike `ru_maxrss`, without that of its parent."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(_PEAK))
     return int(line.removeprefix(_PEAK).removesuffix("kB")) * 1024
 
 
 def _load_torch_sessions(artifact: Path, config: BenchConfig) -> dict[Backend, Session]:
-    """Torch to compare with; nothing where it is not installed, or is the backend itself."""
+    """The torch session to compare with; empty if torch is not installed or is the backend itself."""
     if config.backend == "torch":
         return {}
     try:
@@ -154,7 +153,7 @@ def _load_torch_sessions(artifact: Path, config: BenchConfig) -> dict[Backend, S
 
 
 def _count_flops(contract: Contract) -> int | None:
-    """Operations behind one picture's answer, on the first canvas; None without torch."""
+    """Floating-point operations for one image of the first input size; None without torch."""
     try:
         from model.backends.onnx_to_torch import count_artifact_flops
     except ModuleNotFoundError:
@@ -163,15 +162,15 @@ def _count_flops(contract: Contract) -> int | None:
 
 
 def _time_rounds(
-    sessions: dict[Backend, Session], pictures: dict[int, BatchInputs], rounds: int
+    sessions: dict[Backend, Session], inputs: dict[int, BatchInputs], rounds: int
 ) -> dict[tuple[Backend, int], list[float]]:
-    """Seconds of each round, after one that does not count."""
+    """Seconds of each round, after one warm-up round."""
     seconds: dict[tuple[Backend, int], list[float]] = {}
     for _ in range(rounds + 1):
-        for batch, given in pictures.items():
+        for batch, images in inputs.items():
             for name, session in sessions.items():
                 started = time.perf_counter()
-                session.run(*given)
+                session.run(*images)
                 seconds.setdefault((name, batch), []).append(time.perf_counter() - started)
     return {key: values[1:] for key, values in seconds.items()}
 
@@ -179,9 +178,9 @@ def _time_rounds(
 def _compare_with_torch(
     backend: Backend, seconds: dict[tuple[Backend, int], list[float]], batch: int
 ) -> dict[str, Any]:
-    """The backend's share of torch's time."""
+    """The backend's time as a fraction of torch's."""
     if ("torch", batch) not in seconds or backend == "torch":
         return {}
-    shares = np.array(seconds[backend, batch]) / np.array(seconds["torch", batch])
-    low, median, high = np.percentile(shares, _QUARTILES)
-    return {"share_of_torch": round(median, 3), "quartiles_share": [round(low, 3), round(high, 3)]}
+    fractions = np.array(seconds[backend, batch]) / np.array(seconds["torch", batch])
+    low, median, high = np.percentile(fractions, _QUARTILES)
+    return {"fraction_of_torch": round(median, 3), "quartiles_of_fraction": [round(low, 3), round(high, 3)]}

@@ -1,4 +1,4 @@
-"""A run to an artifact: one ONNX graph, its contract and its golden answers, refused unless they agree."""
+"""Exports a run as an artifact: an ONNX graph, its contract and golden outputs, after parity checks."""
 
 import copy
 import logging
@@ -42,49 +42,49 @@ PAPER_INPUT_SIZES = tuple(
     InputSize(height_px=height, width_px=width)
     for height, width in ((800, 1088), (1088, 800), (800, 800), (800, 1216), (1216, 800))
 )
-"""For a short side of 800 px: photos lie 0.99 times as large as at the paper's 800 to 1,333 px, on as many pixels."""
+"""For a short side of 800 px: photos are 0.99 times as large as with the paper's 800 to 1,333 px."""
 TRANSFORMER_THRESHOLDS = Thresholds(mask_threshold=0.4, min_component_area_fraction=0.25)
-"""Of a mask transformer, which draws a little small, and at times several objects as one; see docs/experiments."""
+"""For a mask transformer, whose masks are slightly small and sometimes join objects; see docs/experiments."""
 _SCENES_PER_SIZE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What an artifact is to be called, and choices that no weight makes."""
+    """Name of an artifact, and settings that the weights do not determine."""
 
     name: str = "useg"
     version: str = "1"
     precision: FloatPrecision = "fp16-stored"
     score_threshold: float | None = None
-    """Threshold; None: what suits the network."""
+    """None: the default of the network."""
     min_component_area_fraction: float | None = None
-    """Threshold; None: what suits the network."""
+    """None: the default of the network."""
     input_sizes: tuple[InputSize, ...] = ()
-    """Of a panoptic cascade, none: the square it was made for, or the paper's; a mask transformer has its own."""
+    """For a panoptic cascade. Empty: the square it was trained for, or the paper's sizes."""
 
 
 def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Contract:
-    """Write the artifact whole, or raise and leave what was there.
+    """Write the complete artifact, or raise and leave an existing one unchanged.
 
-    `images` are photos on which torch and ONNX Runtime must agree; drawn scenes are added, and are the only ones that
-    the artifact keeps. Raises ConfigError if `out` is something else than an artifact, and ParityError, with the
-    figures, if the graph answers otherwise than torch, or otherwise in a batch than alone.
+    `images` are photos on which torch and ONNX Runtime must agree, in addition to drawn scenes; only the scenes are
+    stored, as golden inputs. Raises ConfigError if `out` is not an artifact, and ParityError, with the values, if the
+    graph differs from torch, or in a batch from alone.
     """
     if out.exists() and not (out / CONTRACT_FILE).is_file():
-        raise ConfigError(f"{out} exists and is no artifact: choose another --out")
-    card, network = load_run(run)
+        raise ConfigError(f"{out} exists and is not an artifact: choose another --out")
+    info, network = load_run(run)
     deployed = fold_batch_norms(network) if isinstance(network, PanopticCascade) else network
     if config.precision != "fp32":
         round_to_fp16(deployed)
     if config.precision == "int8-stored":
         round_to_int8(deployed)
-    contract = make_contract(card, deployed, config)
+    contract = make_contract(info, deployed, config)
     tolerance = FP16_TOLERANCE if config.precision == "fp16" else FP32_TOLERANCE
     with atomic_directory(out) as folder:
         write_graph(deployed, contract.input_sizes, config.precision, folder / NETWORK_FILE)
         session = OnnxSession(folder / NETWORK_FILE, threads=torch.get_num_threads())
         session.check_contract(contract)
-        logger.info("wrote %s; now it must answer as torch does, and alone as in a batch", NETWORK_FILE)
+        logger.info("wrote %s; comparing it with torch, alone and in batches", NETWORK_FILE)
         contract.provenance["parity"] = _check_outputs(deployed, session, contract, tolerance, images)
         scenes = [draw_scene(seed, contract.input_sizes[0]) for seed in range(_SCENES_PER_SIZE)]
         write_golden(session, *stack_images(scenes), folder / GOLDEN_FILE)
@@ -95,28 +95,28 @@ def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt
     return contract
 
 
-def make_contract(card: RunInfo, network: Network, config: ExportConfig) -> Contract:
-    """The contract of the artifact to be, no files listed yet."""
+def make_contract(info: RunInfo, network: Network, config: ExportConfig) -> Contract:
+    """Return the contract of the artifact, without its files."""
     match network:
         case MaskTransformer():
-            contract = _make_transformer_contract(card, network, config)
+            contract = _make_transformer_contract(info, network, config)
         case PanopticCascade():
-            contract = _make_cascade_contract(card, network, config)
+            contract = _make_cascade_contract(info, network, config)
     chosen = {
         name: value
         for name in ("score_threshold", "min_component_area_fraction")
         if (value := getattr(config, name)) is not None
     }
-    provenance = {**copy.deepcopy(card.provenance), "steps": card.step, "fit": card.train_config}
+    provenance = {**copy.deepcopy(info.provenance), "steps": info.step, "fit": info.train_config}
     return replace(contract, thresholds=replace(contract.thresholds, **chosen), provenance=provenance)
 
 
-def _make_transformer_contract(card: RunInfo, network: MaskTransformer, config: ExportConfig) -> Contract:
+def _make_transformer_contract(info: RunInfo, network: MaskTransformer, config: ExportConfig) -> Contract:
     shape = network.decoder.config
     return Contract(
         name=config.name,
         version=config.version,
-        network=card.network,
+        network=info.network,
         input_sizes=(InputSize.square(shape.side_px),),
         stride_px=MASK_STRIDE_PX,
         max_detections=shape.num_queries,
@@ -128,20 +128,21 @@ def _make_transformer_contract(card: RunInfo, network: MaskTransformer, config: 
     )
 
 
-def _make_cascade_contract(card: RunInfo, network: PanopticCascade, config: ExportConfig) -> Contract:
+def _make_cascade_contract(info: RunInfo, network: PanopticCascade, config: ExportConfig) -> Contract:
     cascade, inference = network.config, network.inference
-    canvases = config.input_sizes or ((InputSize.square(card.side_px),) if card.side_px else PAPER_INPUT_SIZES)
-    for canvas in canvases:
-        if min(canvas.height_px, canvas.width_px) < 1 or (canvas.height_px | canvas.width_px) % SIDE_MULTIPLE_PX:
-            size = f"{canvas.height_px}x{canvas.width_px}"
-            raise ConfigError(f"canvas {size}: a panoptic cascade takes multiples of {SIDE_MULTIPLE_PX} px")
-        if len(canvases) > 1 and min(canvas.height_px, canvas.width_px) < MIN_DYNAMIC_SIDE_PX:
-            raise ConfigError(f"one of several canvases has less than {MIN_DYNAMIC_SIDE_PX} px a side")
+    input_sizes = config.input_sizes or ((InputSize.square(info.side_px),) if info.side_px else PAPER_INPUT_SIZES)
+    for size in input_sizes:
+        if min(size.height_px, size.width_px) < 1 or (size.height_px | size.width_px) % SIDE_MULTIPLE_PX:
+            raise ConfigError(
+                f"input size {size.height_px}x{size.width_px}: expected multiples of {SIDE_MULTIPLE_PX} px"
+            )
+        if len(input_sizes) > 1 and min(size.height_px, size.width_px) < MIN_DYNAMIC_SIDE_PX:
+            raise ConfigError(f"with several input sizes, sides must be at least {MIN_DYNAMIC_SIDE_PX} px")
     return Contract(
         name=config.name,
         version=config.version,
-        network=card.network,
-        input_sizes=canvases,
+        network=info.network,
+        input_sizes=input_sizes,
         stride_px=STAGE_STRIDES_PX[0],
         max_detections=inference.detections.max_detections,
         thing_clusters=cascade.thing_clusters,
@@ -149,7 +150,7 @@ def _make_cascade_contract(card: RunInfo, network: PanopticCascade, config: Expo
         box_mask_size=MASK_SIZE,
         precision=config.precision,
         network_config={"cascade": asdict(cascade), "inference": asdict(inference)},
-        thresholds=Thresholds(score_threshold=0.5),  # detectron2's confidence when it combines
+        thresholds=Thresholds(score_threshold=0.5),  # detectron2's confidence threshold for panoptic maps
     )
 
 
@@ -160,20 +161,20 @@ def _check_outputs(
     tolerance: Tolerance,
     images: Sequence[UInt8[np.ndarray, "H W 3"]],
 ) -> dict[str, float]:
-    """Figures of the parity with torch. Batches are tried on the first canvas."""
+    """Compare with torch, and batches of the first input size; returns the worst differences from torch."""
     placed = [letterbox_image(image, contract.input_sizes, contract.stride_px) for image in images]
-    photos = [InputImage(pixels=pixels, size=placement.size) for pixels, placement in placed]
-    scenes = [draw_scene(seed, canvas) for canvas in contract.input_sizes for seed in range(_SCENES_PER_SIZE)]
-    figures = check_parity(TorchSession(network), session, scenes + photos, contract, tolerance)
-    together = [each for each in scenes + photos if each.pixels.shape == scenes[0].pixels.shape]
-    check_batch_invariance(session, together[: max(CHECKED_BATCH_SIZES)], tolerance)
-    return figures
+    photos = [InputImage(pixels=pixels, size=letterbox.size) for pixels, letterbox in placed]
+    scenes = [draw_scene(seed, size) for size in contract.input_sizes for seed in range(_SCENES_PER_SIZE)]
+    worst = check_parity(TorchSession(network), session, scenes + photos, contract, tolerance)
+    batch = [each for each in scenes + photos if each.pixels.shape == scenes[0].pixels.shape]
+    check_batch_invariance(session, batch[: max(CHECKED_BATCH_SIZES)], tolerance)
+    return worst
 
 
-def draw_scene(seed: int, canvas: InputSize) -> InputImage:
-    """A made-up picture, the same on every machine: a shaded ground with a few bright shapes on it."""
+def draw_scene(seed: int, input_size: InputSize) -> InputImage:
+    """Draw a synthetic image, equal on every machine: a gradient with a few bright ellipses."""
     generator = np.random.default_rng(seed)
-    height, width = canvas.height_px, canvas.width_px
+    height, width = input_size.height_px, input_size.width_px
     rows, columns = np.mgrid[0:height, 0:width] / np.array([height, width]).reshape(2, 1, 1)
     scene = np.stack([80 + 90 * rows, 110 + 40 * columns, 150 - 60 * rows])
     for _ in range(3):

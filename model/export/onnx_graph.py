@@ -1,4 +1,4 @@
-"""A network to one static ONNX graph with a dynamic batch axis."""
+"""Exports a network as one static ONNX graph with a dynamic batch axis."""
 
 import hashlib
 import json
@@ -26,23 +26,22 @@ from model.networks.roi_align import roi_align_onnx
 _OPSET = 18
 _MAX_BATCH_SIZE = 1024
 MIN_DYNAMIC_SIDE_PX = 96
-"""Below, the pyramid's last level has a single row, which the exporter takes for a constant."""
+"""Below this, the last FPN level has a single row, which the exporter treats as a constant."""
 _MIN_STORED_VALUES = 1024
-"""Smaller tensors stay fp32: nothing to gain."""
+"""Smaller tensors stay fp32."""
 
 
 def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: FloatPrecision, path: Path) -> None:
-    """Write the graph, checked by ONNX. Height and width stay open if there are several canvases.
+    """Write the graph, checked by ONNX. Height and width are dynamic if there are several input sizes.
 
-    Weights keep the names of the state dict, with ".T" where they lie transposed. fp32 weights that fp16 holds exactly
-    are stored so unless all is fp32; see `round_to_fp16`, and `byte_weights` for int8. With fp16, the graph computes so
-    too; see `half_graph`.
+    Weights keep the names of the state dict, with ".T" if they are transposed. Except for precision fp32, weights that
+    fp16 represents exactly (see `round_to_fp16`) are stored as fp16; see `model.export.precision` for the others.
     """
-    canvas = input_sizes[0]
-    pixels = torch.zeros(2, 3, canvas.height_px, canvas.width_px, dtype=torch.uint8)
-    sizes = torch.tensor([[canvas.height_px, canvas.width_px]] * 2)
+    size = input_sizes[0]
+    pixels = torch.zeros(2, 3, size.height_px, size.width_px, dtype=torch.uint8)
+    sizes = torch.tensor([[size.height_px, size.width_px]] * 2)
     with _onnx_roi_align(network), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own dependencies
+        warnings.simplefilter("ignore")  # from the exporter, about its own dependencies
         program = torch.onnx.export(
             network,
             (pixels, sizes),
@@ -53,7 +52,7 @@ def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: F
             dynamic_shapes=_dynamic_axes(input_sizes),
             opset_version=_OPSET,
         )
-    assert program is not None, "the exporter gave no program"
+    assert program is not None, "the exporter returned no program"
     graph = program.model_proto
     _name_weights(graph, network)
     aliases = json.dumps(_find_aliases(graph, network))
@@ -73,7 +72,7 @@ def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: F
 
 
 def round_to_fp16(network: nn.Module) -> None:
-    """Round all large weights to what fp16 can hold."""
+    """Round all large weights to values that fp16 represents."""
     for parameter in network.parameters():
         if parameter.numel() >= _MIN_STORED_VALUES:
             parameter.data = parameter.data.half().float()
@@ -86,8 +85,8 @@ def _dynamic_axes(input_sizes: Sequence[InputSize]) -> dict[str, dict[int, Any]]
     rows, columns = (
         torch.export.Dim(name, min=min(sides) // SIDE_MULTIPLE_PX, max=max(sides) // SIDE_MULTIPLE_PX)
         for name, sides in (
-            ("rows", [canvas.height_px for canvas in input_sizes]),
-            ("columns", [canvas.width_px for canvas in input_sizes]),
+            ("rows", [size.height_px for size in input_sizes]),
+            ("columns", [size.width_px for size in input_sizes]),
         )
     )
     return {"pixels": {0: batch, 2: SIDE_MULTIPLE_PX * rows, 3: SIDE_MULTIPLE_PX * columns}, "sizes": {0: batch}}
@@ -95,7 +94,7 @@ def _dynamic_axes(input_sizes: Sequence[InputSize]) -> dict[str, dict[int, Any]]
 
 @contextmanager
 def _onnx_roi_align(network: nn.Module) -> Iterator[None]:
-    """The network with RoIAlign as ONNX's operator."""
+    """Replace RoIAlign by ONNX's operator during the export."""
     if not isinstance(network, PanopticCascade):
         yield
         return
@@ -108,7 +107,7 @@ def _onnx_roi_align(network: nn.Module) -> Iterator[None]:
 
 
 def _name_weights(model: onnx.ModelProto, network: nn.Module) -> None:
-    """Give weights that the exporter folded their names back."""
+    """Restore the names of weights that the exporter folded."""
     state = network.state_dict()
     kept = {tensor.name for tensor in model.graph.initializer}
     names = {}
@@ -129,21 +128,21 @@ def _name_weights(model: onnx.ModelProto, network: nn.Module) -> None:
 
 
 def _find_aliases(model: onnx.ModelProto, network: Network) -> dict[str, str]:
-    """For each weight that the exporter left out since an equal one is there, the name of that one."""
+    """Map each weight that the exporter omitted as a duplicate to the name of the equal one."""
     tensors = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    held = {_fingerprint(numpy_helper.to_array(tensor)): tensor.name for tensor in tensors}
+    stored = {_fingerprint(numpy_helper.to_array(tensor)): tensor.name for tensor in tensors}
     aliases = {}
     for name, weight in network.state_dict().items():
-        found = held.get(_fingerprint(weight.numpy()), "")
-        turned = held.get(_fingerprint(weight.numpy().T), "")
-        if {name, f"{name}{TRANSPOSED_SUFFIX}"} & set(held.values()) or name.startswith(
+        found = stored.get(_fingerprint(weight.numpy()), "")
+        transposed = stored.get(_fingerprint(weight.numpy().T), "")
+        if {name, f"{name}{TRANSPOSED_SUFFIX}"} & set(stored.values()) or name.startswith(
             list_unexported_weights(network)
         ):
             continue
         if found and not found.endswith(TRANSPOSED_SUFFIX):
             aliases[name] = found
-        elif turned.endswith(TRANSPOSED_SUFFIX):
-            aliases[name] = turned.removesuffix(TRANSPOSED_SUFFIX)
+        elif transposed.endswith(TRANSPOSED_SUFFIX):
+            aliases[name] = transposed.removesuffix(TRANSPOSED_SUFFIX)
     return aliases
 
 
@@ -152,7 +151,7 @@ def _fingerprint(values: np.ndarray) -> str:
 
 
 def _store_as_fp16(model: onnx.ModelProto) -> None:
-    """Keep large fp32 weights as fp16 behind a Cast, which ONNX Runtime folds once at loading."""
+    """Store large fp32 weights as fp16 followed by a Cast, which ONNX Runtime folds when it loads the graph."""
     casts = []
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:

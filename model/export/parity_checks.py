@@ -1,4 +1,4 @@
-"""What a network must pass before it becomes an artifact: the same answers everywhere, alone and in any batch."""
+"""Checks of a network before it becomes an artifact: equal outputs on all backends, alone and in batches."""
 
 import logging
 from collections.abc import Sequence
@@ -22,77 +22,77 @@ CHECKED_BATCH_SIZES = (1, 2, 3, 5, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class InputImage:
-    """A picture of `size` (height, width) at the top left of a canvas."""
+    """An image of `size` (height, width) at the top left of the network's input."""
 
     pixels: UInt8[np.ndarray, "3 H W"]
     size: tuple[int, int]
 
-    def place(self, contract: Contract) -> Letterbox:
-        """The placement that changes nothing: the picture as large as it lies on the canvas."""
+    def letterbox(self, contract: Contract) -> Letterbox:
+        """The letterbox that does not resize: outputs have the size of the image in the input."""
         height, width = self.size
-        canvas = InputSize(height_px=self.pixels.shape[1], width_px=self.pixels.shape[2])
+        input_size = InputSize(height_px=self.pixels.shape[1], width_px=self.pixels.shape[2])
         return Letterbox(
             height=height,
             width=width,
             resized_height=height,
             resized_width=width,
-            input_size=canvas,
+            input_size=input_size,
             stride_px=contract.stride_px,
         )
 
 
-def stack_images(pictures: Sequence[InputImage]) -> tuple[UInt8[np.ndarray, "B 3 H W"], Int64[np.ndarray, "B 2"]]:
-    """Pictures on one canvas as a session takes them."""
-    return np.stack([each.pixels for each in pictures]), np.array([each.size for each in pictures])
+def stack_images(images: Sequence[InputImage]) -> tuple[UInt8[np.ndarray, "B 3 H W"], Int64[np.ndarray, "B 2"]]:
+    """Stack images of one input size to the arrays that a session takes."""
+    return np.stack([each.pixels for each in images]), np.array([each.size for each in images])
 
 
 def check_parity(
     reference: Session,
     session: Session,
-    pictures: Sequence[InputImage],
+    images: Sequence[InputImage],
     contract: Contract,
     tolerance: Tolerance = FP32_TOLERANCE,
 ) -> dict[str, float]:
-    """The worst figures of `Agreement` and the least share of equal pixels in panoptic maps.
+    """Return the worst values of `ParityReport`, and the smallest fraction of equal pixels of panoptic maps.
 
-    Raises ParityError, with the figures, if a picture's answers are too far apart.
+    Raises ParityError, with the values, if the outputs for an image differ too much.
     """
-    figures = []
-    for index, picture in enumerate(pictures):
-        expected, given = (each.run(*stack_images([picture]))[0] for each in (reference, session))
-        agreement = compare_outputs(decode_outputs([expected]), decode_outputs([given]), tolerance)
-        agreement.require(f"picture {index} on {reference.backend} and {session.backend}", tolerance)
-        panoptic, least = _compare_panoptic_maps(expected, given, picture, contract), tolerance.equal_cells
-        if panoptic < least:
-            raise ParityError(f"picture {index}: {panoptic:.5f} of its panoptic map equal, expected {least}")
-        figures.append({**vars(agreement), "panoptic_equal": panoptic})
-    worst = {name: (max if name == "score_difference" else min)(each[name] for each in figures) for name in figures[0]}
-    logger.info("%s and %s on %d pictures: %s", reference.backend, session.backend, len(pictures), worst)
+    values = []
+    for index, image in enumerate(images):
+        expected, actual = (each.run(*stack_images([image]))[0] for each in (reference, session))
+        report = compare_outputs(decode_outputs([expected]), decode_outputs([actual]), tolerance)
+        report.require(f"image {index} on {reference.backend} and {session.backend}", tolerance)
+        panoptic, minimum = _compare_panoptic_maps(expected, actual, image, contract), tolerance.min_equal_pixels
+        if panoptic < minimum:
+            raise ParityError(f"image {index}: {panoptic:.5f} of the panoptic map is equal, expected {minimum}")
+        values.append({**vars(report), "panoptic_equal": panoptic})
+    worst = {name: (max if name == "score_difference" else min)(each[name] for each in values) for name in values[0]}
+    logger.info("%s and %s on %d images: %s", reference.backend, session.backend, len(images), worst)
     return worst
 
 
-def _compare_panoptic_maps(expected: RawOutputs, given: RawOutputs, picture: InputImage, contract: Contract) -> float:
-    """The share of pixels of the same segment."""
-    placement = picture.place(contract)
+def _compare_panoptic_maps(expected: RawOutputs, actual: RawOutputs, image: InputImage, contract: Contract) -> float:
+    """Fraction of pixels of the same segment."""
+    letterbox = image.letterbox(contract)
     maps = [
-        postprocess(raw, placement, contract, "panoptic", contract.thresholds).label_map for raw in (expected, given)
+        postprocess(raw, letterbox, contract, "panoptic", contract.thresholds).label_map for raw in (expected, actual)
     ]
     return float((maps[0] == maps[1]).mean())
 
 
 def check_batch_invariance(
-    session: Session, pictures: Sequence[InputImage], tolerance: Tolerance = FP32_TOLERANCE
+    session: Session, images: Sequence[InputImage], tolerance: Tolerance = FP32_TOLERANCE
 ) -> None:
-    """Raise ParityError unless each picture has the same answer alone and at every position of every batch size.
+    """Raise ParityError unless outputs are equal alone and at every position of every batch size.
 
-    All pictures lie on one canvas.
+    All images have one input size.
     """
-    alone = [session.run(*stack_images([picture]))[0] for picture in pictures]
+    alone = [session.run(*stack_images([image]))[0] for image in images]
     for size in CHECKED_BATCH_SIZES:
         for shift in range(size):
-            order = [(shift + index) % len(pictures) for index in range(size)]
-            together = session.run(*stack_images([pictures[index] for index in order]))
-            for position, (index, answer) in enumerate(zip(order, together, strict=True)):
-                agreement = compare_outputs(decode_outputs([alone[index]]), decode_outputs([answer]), tolerance)
-                agreement.require(f"picture {index} alone and at position {position} in a batch of {size}", tolerance)
-        logger.info("the same answers alone and in batches of %d", size)
+            order = [(shift + index) % len(images) for index in range(size)]
+            together = session.run(*stack_images([images[index] for index in order]))
+            for position, (index, outputs) in enumerate(zip(order, together, strict=True)):
+                report = compare_outputs(decode_outputs([alone[index]]), decode_outputs([outputs]), tolerance)
+                report.require(f"image {index} alone and at position {position} in a batch of {size}", tolerance)
+        logger.info("equal outputs alone and in batches of %d", size)

@@ -1,4 +1,4 @@
-"""A graph that computes in fp16 where that is safe: convolutions and matrix products, and what lies between them."""
+"""Lower precisions of ONNX graphs: fp16 arithmetic where it is safe, and encoder weights stored as int8."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,22 +16,22 @@ from model.networks.architecture import Network
 from model.networks.mask_transformer import MaskTransformer
 
 FP16_OPERATORS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
-"""Computed in fp16 wherever they stand, but for sums of yes and no."""
+"""Always computed in fp16, except for sums of booleans."""
 FP16_FOLLOWING_OPERATORS = frozenset({
     "Add", "Concat", "Erf", "Expand", "Flatten", "MaxPool", "Mul", "Relu", "Reshape", "Resize", "Slice", "Split",
     "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""Computed in fp16 if all that they are given was. Norms, softmax, RoIAlign, top-k and the arithmetic of boxes, which
-divides, bounds and exponentiates before it multiplies, are not among them and stay fp32."""
+"""Computed in fp16 if all their inputs are. Norms, softmax, RoIAlign, top-k and box arithmetic (division, clipping,
+exponentials) are not among them and stay fp32."""
 _LAYOUT_OPERATORS = frozenset({"Expand", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _SUFFIX = "_half"
 _FP16_MAX = float(np.finfo(np.float16).max)
 
 
 def compute_in_fp16(model: onnx.ModelProto, suffix: str) -> None:
-    """Rewrite the graph; its inputs and outputs keep their types, its weights their names with `suffix`.
+    """Rewrite the graph to compute in fp16; inputs and outputs keep their types, fp16 weights get `suffix`.
 
-    Where a value is needed in both types, it is cast once.
+    A value that is needed in both types is cast once.
     """
     graph = _Fp16Rewriter(model)
     chosen = graph.choose()
@@ -59,7 +59,7 @@ def compute_in_fp16(model: onnx.ModelProto, suffix: str) -> None:
 
 
 class _Fp16Rewriter:
-    """What must be known of a graph to choose."""
+    """Producers, consumers and types of a graph, to choose the nodes that compute in fp16."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model).graph
@@ -76,27 +76,27 @@ class _Fp16Rewriter:
         self._halved_constants: dict[str, str] = {}
 
     def choose(self) -> list[NodeProto]:
-        """The nodes to compute in fp16, in order."""
+        """Choose the nodes to compute in fp16, in order."""
         chosen: list[NodeProto] = []
         halved: set[str] = set()
         for node in self._model.graph.node:
-            given = [name for _, name in self.list_float_inputs(node)]
-            varying = [name for name in given if name not in self.constants]
+            inputs = [name for _, name in self.list_float_inputs(node)]
+            varying = [name for name in inputs if name not in self.constants]
             is_following = bool(varying) and self._is_following(node) and halved.issuperset(varying)
-            is_heavy = node.op_type in FP16_OPERATORS and not any(self._counts(name) for name in varying)
-            if (is_following or is_heavy) and all(self._fits(name) for name in given if name in self.constants):
+            is_heavy = node.op_type in FP16_OPERATORS and not any(self._is_boolean(name) for name in varying)
+            if (is_following or is_heavy) and all(self._fits(name) for name in inputs if name in self.constants):
                 chosen.append(node)
                 halved.update(node.output)
         return chosen
 
     def list_float_inputs(self, node: NodeProto) -> list[tuple[int, str]]:
-        """Position and name of the inputs that are computed with; the scales of Resize are fp32 by its definition."""
+        """Position and name of the float inputs; the scales of Resize are fp32 by definition."""
         last = 1 if node.op_type == "Resize" else len(node.input)
         named = enumerate(node.input[:last])
         return [(position, name) for position, name in named if self._types.get(name) == TensorProto.FLOAT]
 
     def halve_constant(self, name: str, suffix: str) -> str:
-        """The name of a constant's fp16 copy."""
+        """Return the name of a constant's fp16 copy, and make it on first use."""
         if name not in self._halved_constants:
             halved = numpy_helper.to_array(self.constants[name]).astype(np.float16)
             self._halved_constants[name] = f"{name}{suffix}"
@@ -104,12 +104,12 @@ class _Fp16Rewriter:
         return self._halved_constants[name]
 
     def replace_nodes(self, nodes: list[NodeProto]) -> None:
-        """Put these in place of all nodes, without casts and constants that nobody asks for."""
+        """Replace all nodes, dropping unused casts and constants."""
         graph = self._model.graph
-        asked = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-        kept = [node for node in nodes if node.op_type != "Cast" or asked.intersection(node.output)]
-        asked = {name for node in kept for name in node.input} | {value.name for value in graph.output}
-        kept_tensors = [tensor for tensor in graph.initializer if tensor.name in asked]
+        used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+        kept = [node for node in nodes if node.op_type != "Cast" or used.intersection(node.output)]
+        used = {name for node in kept for name in node.input} | {value.name for value in graph.output}
+        kept_tensors = [tensor for tensor in graph.initializer if tensor.name in used]
         for target, remaining in ((graph.node, kept), (graph.initializer, kept_tensors)):
             copies = [type(each).FromString(each.SerializeToString()) for each in remaining]
             del target[:]
@@ -117,22 +117,22 @@ class _Fp16Rewriter:
         del graph.value_info[:]
 
     def _is_following(self, node: NodeProto) -> bool:
-        if node.op_type == "Div":  # of GELU alone; boxes divide too
+        if node.op_type == "Div":  # only that of GELU; box arithmetic divides too
             return [each.op_type for each in self._consumers[node.output[0]]] == ["Erf"]
         return node.op_type in FP16_FOLLOWING_OPERATORS
 
     def _fits(self, name: str) -> bool:
-        """Whether fp16 holds a constant without overflow."""
+        """Whether a constant fits fp16 without overflow."""
         return bool(np.abs(numpy_helper.to_array(self.constants[name])).max(initial=0.0) <= _FP16_MAX)
 
-    def _counts(self, name: str) -> bool:
-        """Whether a value is yes and no, as numbers."""
+    def _is_boolean(self, name: str) -> bool:
+        """Whether a value is a boolean cast to a number."""
         return any(
             node.op_type == "Cast" and self._types.get(node.input[0]) == TensorProto.BOOL for node in self._trace(name)
         )
 
     def _trace(self, name: str) -> Iterator[NodeProto]:
-        """The node that made a value, seen through those that only move it."""
+        """Yield the node that produced a value, and its producer as long as nodes only change the layout."""
         node = self._producers.get(name)
         while node is not None:
             yield node
@@ -145,19 +145,19 @@ def _make_cast(source: str, target: str, kind: int) -> NodeProto:
 
 _ENCODER_PREFIX = "encoder."
 _GROUP_SIZE = 32
-"""Weights that share a scale: one output's, of neighbouring inputs. A whole row's moved answers twice as far."""
+"""Neighboring inputs of one output that share a scale. One scale per output changed predictions twice as much."""
 _INT8_MAX = 127
 _SCALE_MANTISSA_BITS = 12
-"""Of a scale: few enough for its product with a whole number up to 127 to be exact in fp32."""
+"""Mantissa bits of a scale, so few that its product with an integer up to 127 is exact in fp32."""
 
 
 def round_to_int8(network: Network) -> None:
-    """Round the encoder's matrices to 255 levels a group.
+    """Round the matrices of the frozen encoder to 255 levels per group.
 
-    Raises ConfigError for a network without a frozen encoder, which would have to learn to live with it.
+    Raises ConfigError for a network without a frozen encoder.
     """
     if not isinstance(network, MaskTransformer):
-        raise ConfigError("int8-stored is for mask transformers: a panoptic cascade has no frozen encoder")
+        raise ConfigError("precision int8-stored needs a frozen encoder: export a mask_transformer")
     for module in network.encoder.modules():
         if isinstance(module, nn.Linear) and module.in_features % _GROUP_SIZE == 0:
             values, scales = _round_groups(module.weight.detach().numpy())
@@ -165,18 +165,18 @@ def round_to_int8(network: Network) -> None:
 
 
 def store_as_int8(model: onnx.ModelProto) -> None:
-    """Keep fp32 matrices of the encoder that `round_to_int8` rounded as int8, behind a cast and a product.
+    """Store the encoder matrices that `round_to_int8` rounded as int8, followed by a cast and a multiplication.
 
-    ONNX Runtime folds both once at loading: the graph computes with the same numbers bit for bit.
+    ONNX Runtime folds both when it loads the graph, which then computes with exactly the same values.
     """
     nodes: list[onnx.NodeProto] = []
     for tensor in list(model.graph.initializer):
         name = tensor.name.removesuffix(TRANSPOSED_SUFFIX)
-        is_turned = name != tensor.name
+        is_transposed = name != tensor.name
         if tensor.data_type != TensorProto.FLOAT or not name.startswith(_ENCODER_PREFIX) or len(tensor.dims) != 2:
             continue
         weights = numpy_helper.to_array(tensor)
-        weights = weights.T if is_turned else weights
+        weights = weights.T if is_transposed else weights
         if weights.shape[1] % _GROUP_SIZE:
             continue
         values, scales = _round_groups(weights)
@@ -186,18 +186,18 @@ def store_as_int8(model: onnx.ModelProto) -> None:
             shape = np.array(weights.shape, np.int64)
             model.graph.initializer.append(numpy_helper.from_array(scales, name + SCALE_SUFFIX))
             model.graph.initializer.append(numpy_helper.from_array(shape, f"{name}_shape"))
-            nodes += _dequantize_nodes(name, target, is_turned=is_turned)
+            nodes += _dequantize_nodes(name, target, is_transposed=is_transposed)
     for position, node in enumerate(nodes):
         model.graph.node.insert(position, node)
 
 
-def _dequantize_nodes(name: str, target: str, *, is_turned: bool) -> list[onnx.NodeProto]:
-    """Bytes and scales to the matrix `target`."""
+def _dequantize_nodes(name: str, target: str, *, is_transposed: bool) -> list[onnx.NodeProto]:
+    """Nodes that compute the matrix `target` from integers and scales."""
     steps: list[tuple[str, list[str], dict[str, Any]]] = [
         ("Cast", [name + INT8_SUFFIX], {"to": TensorProto.FLOAT}),
         ("Mul", [f"{name}_cast", name + SCALE_SUFFIX], {}),
         ("Reshape", [f"{name}_mul", f"{name}_shape"], {}),
-        *([("Transpose", [f"{name}_reshape"], {"perm": [1, 0]})] if is_turned else []),
+        *([("Transpose", [f"{name}_reshape"], {"perm": [1, 0]})] if is_transposed else []),
     ]
     nodes = [
         helper.make_node(kind, inputs, [f"{name}_{kind.lower()}"], name=f"{name}_{kind.lower()}", **settings)
@@ -210,7 +210,7 @@ def _dequantize_nodes(name: str, target: str, *, is_turned: bool) -> list[onnx.N
 def _round_groups(
     weights: Float32[np.ndarray, "O I"],
 ) -> tuple[Int8[np.ndarray, "O g 32"], Float32[np.ndarray, "O g 1"]]:
-    """Whole numbers and scales, group by group; rounding what was rounded before gives the same."""
+    """Return integers and scales of each group; rounding rounded weights returns the same."""
     groups = weights.reshape(len(weights), -1, _GROUP_SIZE)
     largest = np.abs(groups).max(axis=2, keepdims=True)
     mantissas, exponents = np.frexp(largest / np.float32(_INT8_MAX))

@@ -1,4 +1,4 @@
-"""An artifact asked about photos of a folder."""
+"""Predictions of an artifact for the photos of a folder, and the drift reference made from them."""
 
 import contextlib
 import logging
@@ -24,63 +24,63 @@ _LOG_INTERVAL_S = 30.0
 
 
 class ArtifactPredictor:
-    """A contract and a session that keeps it."""
+    """Segments photos with an artifact."""
 
     def __init__(self, contract: Contract, session: Session) -> None:
         self.contract = contract
         self._session = session
 
     def segment(self, image: UInt8[np.ndarray, "H W 3"]) -> Segmentation:
-        """The panoptic answer to one photo."""
-        pixels, placement = letterbox_image(image, self.contract.input_sizes, self.contract.stride_px)
-        raw = self._session.run(pixels[None], np.array([placement.size]))[0]
-        return postprocess(raw, placement, self.contract, "panoptic", self.contract.thresholds)
+        """Return the panoptic segmentation of one photo."""
+        pixels, letterbox = letterbox_image(image, self.contract.input_sizes, self.contract.stride_px)
+        outputs = self._session.run(pixels[None], np.array([letterbox.size]))[0]
+        return postprocess(outputs, letterbox, self.contract, "panoptic", self.contract.thresholds)
 
 
 def load_artifact_predictor(artifact: Path, *, threads: int) -> ArtifactPredictor:
-    """On the CPU, by whatever answers the artifact's precision there; raises what `load_session` does."""
+    """Load an artifact on the CPU, with the backend for its precision. Raises what `load_session` does."""
     backend: Backend = "openvino" if read_contract(artifact).precision == "int8" else "cpu"
     return ArtifactPredictor(*load_session(artifact, backend=backend, threads=threads))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampledPhoto:
-    """A photo and where it lies."""
+    """A photo and its path."""
 
     path: Path
     image: UInt8[np.ndarray, "H W 3"]
 
 
-def sample_photos(folder: Path, most: int, seed: int = 0) -> Iterator[SampledPhoto]:
-    """Photos below the folder that can be read, one at a time; with a seed, always the same in the same order.
+def sample_photos(folder: Path, max_photos: int, seed: int = 0) -> Iterator[SampledPhoto]:
+    """Yield up to `max_photos` readable photos below a folder, in an order that depends on the seed only.
 
-    Where that takes long, the log tells how far it is. Raises ConfigError in the end if there was none.
+    Progress is logged if it takes long. Raises ConfigError at the end if there was none.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    total, done = min(most, len(paths)), 0
-    started = told = time.monotonic()
+    total, done = min(max_photos, len(paths)), 0
+    started = logged = time.monotonic()
     for index in np.random.default_rng(seed).permutation(len(paths)):
-        if done >= most:
+        if done >= max_photos:
             return
         with contextlib.suppress(InputError):
             yield SampledPhoto(path=paths[index], image=read_image(paths[index]).image)
             done += 1
-        if done and (now := time.monotonic()) - told >= _LOG_INTERVAL_S:
-            told = now
+        if done and (now := time.monotonic()) - logged >= _LOG_INTERVAL_S:
+            logged = now
             logger.info("%d of %d photos, %.0f s left", done, total, (now - started) / done * (total - done))
     if not done:
-        raise ConfigError(f"{folder} holds no photo that can be read: give --photos another folder")
+        raise ConfigError(f"{folder} has no readable photo: give --photos another folder")
 
 
-def write_drift_reference(artifact: Path, photos: Path, most: int, backend: Backend, threads: int) -> Contract:
-    """Histograms of panoptic answers to up to `most` photos, drawn from the folder, in the place of earlier ones.
+def write_drift_reference(artifact: Path, photos: Path, max_photos: int, backend: Backend, threads: int) -> Contract:
+    """Store histograms of output statistics of up to `max_photos` photos in the contract, replacing earlier ones.
 
-    Raises ConfigError, and leaves the artifact as it was, if no photo can be read; what `load_session` raises.
+    Raises ConfigError, leaving the artifact unchanged, if no photo can be read, and what `load_session` raises.
     """
-    segmenter = ArtifactPredictor(*load_session(artifact, backend=backend, threads=threads))
-    counted = build_histograms(
-        output_statistics(segmenter.segment(photo.image)) for photo in sample_photos(photos, most)
+    predictor = ArtifactPredictor(*load_session(artifact, backend=backend, threads=threads))
+    histograms = build_histograms(
+        output_statistics(predictor.segment(photo.image)) for photo in sample_photos(photos, max_photos)
     )
-    described = replace(segmenter.contract, drift_reference={str(name): each for name, each in counted.items()})
+    described = replace(predictor.contract, drift_reference={str(name): each for name, each in histograms.items()})
     described.write(artifact)
     return described
