@@ -76,7 +76,7 @@ def test_the_next_session_runs_as_soon_as_it_is_ready() -> None:
 def test_if_the_next_session_fails_its_checks_the_first_stays(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    builder = Builder(ParityError("golden.npz on tensorrt: answers differ"))
+    builder = Builder(ParityError("golden.npz on tensorrt: outputs differ"))
     with start_swap(builder) as session:
         builder.is_allowed.set()
         with pytest.raises(ParityError, match="outputs differ"):

@@ -165,7 +165,8 @@ def test_if_a_capture_fails_runs_are_eager_and_this_is_logged_once(
         assert run(*draw(2)).scores[:, 0].tolist() == [1.0, 2.0]
     assert asked == [4]
     assert [record.message for record in caplog.records] == [
-        "cannot capture a CUDA graph for (4, 3, 4, 6), running eagerly: operation not permitted when stream is capturing"
+        "cannot capture a CUDA graph for (4, 3, 4, 6), running eagerly: "
+        "operation not permitted when stream is capturing"
     ]
 
 
@@ -221,24 +222,24 @@ def test_a_missing_and_an_unexpected_weight_are_named(artifact: Path, contract: 
 
 
 def test_a_misshapen_weight_is_named_with_both_shapes(artifact: Path, contract: Contract) -> None:
-    settings = {**contract.network_config, "decoder": {**contract.network_config["decoder"], "queries": 7}}
+    config = {**contract.network_config, "decoder": {**contract.network_config["decoder"], "num_queries": 7}}
     with pytest.raises(ArtifactError, match=r"misshapen decoder\.queries: \(1, \d+, \d+\) for \(1, 7, \d+\)"):
-        load_torch_network(dataclasses.replace(contract, settings=settings), artifact)
+        load_torch_network(dataclasses.replace(contract, network_config=config), artifact)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"settings": {}}, "encoder"),
-        ({"network": "hydra"}, "no network is called 'hydra'"),
-        ({"network": "panoptic_cascade"}, "shape"),
+        ({"network_config": {}}, "encoder"),
+        ({"network": "hydra"}, "unknown network 'hydra'"),
+        ({"network": "panoptic_cascade"}, "cascade"),
     ],
-    ids=["no settings", "unknown network", "another network"],
+    ids=["no config", "unknown network", "another network"],
 )
 def test_an_invalid_network_config_is_refused(
-    artifact: Path, contract: Contract, changes: dict[str, object], said: str
+    artifact: Path, contract: Contract, changes: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ArtifactError, match=said):
+    with pytest.raises(ArtifactError, match=message):
         load_torch_network(dataclasses.replace(contract, **changes), artifact)  # type: ignore[arg-type]
 
 

@@ -130,7 +130,7 @@ def test_a_failed_export_leaves_the_existing_artifact(tmp_path: Path, tiny_artif
 SCENES = [draw_scene(seed, InputSize.square(tiny.SIDE_PX)) for seed in range(3)]
 
 
-class MoodySession:
+class BatchDependentSession:
     """Returns other outputs for the last image of a batch."""
 
     backend = "moody"
@@ -146,7 +146,7 @@ class MoodySession:
         return answers
 
 
-class StuffySession:
+class OtherLabelsSession:
     """Returns another semantic label for some pixels of the image."""
 
     backend = "stuffy"
