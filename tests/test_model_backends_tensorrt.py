@@ -90,7 +90,7 @@ def test_a_silent_fallback_is_an_error_that_names_both(requested: str, providers
         require_provider_active(requested, backend_of(providers))  # type: ignore[arg-type]
 
 
-def test_what_was_requested_for_and_obtained_passes() -> None:
+def test_the_requested_backend_passes() -> None:
     require_provider_active("tensorrt", backend_of(["TensorrtExecutionProvider", "CUDAExecutionProvider"]))
 
 

@@ -106,13 +106,13 @@ def _load_onnx(
 
 def _load_tensorrt(artifact: Path, contract: Contract, threads: int) -> Session:
     require_provider_available("tensorrt", onnxruntime.get_available_providers())
-    machine = detect_engine_key()
+    key = detect_engine_key()
     try:
         first = _load_onnx(artifact, contract, "cuda", threads, list_cuda_providers())
     except BackendUnavailable as error:
         logger.warning("%s; using the CPU until the engine is ready", error)
         first = _load_onnx(artifact, contract, "cpu", threads, [(PROVIDER_NAMES["cpu"], {})])
-    folder = engine_folder(default_engine_cache(), contract, machine, contract.precision)
+    folder = engine_folder(default_engine_cache(), contract, key, contract.precision)
     folder.mkdir(parents=True, exist_ok=True)
     providers = list_tensorrt_providers(make_optimization_profile(contract), contract.precision, folder)
     built = folder / NETWORK_FILE

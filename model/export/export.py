@@ -107,23 +107,23 @@ def make_contract(info: RunInfo, network: Network, config: ExportConfig) -> Cont
         for name in ("score_threshold", "min_component_area_fraction")
         if (value := getattr(config, name)) is not None
     }
-    provenance = {**copy.deepcopy(info.provenance), "steps": info.step, "fit": info.train_config}
+    provenance = {**copy.deepcopy(info.provenance), "steps": info.step, "train_config": info.train_config}
     return replace(contract, thresholds=replace(contract.thresholds, **chosen), provenance=provenance)
 
 
 def _make_transformer_contract(info: RunInfo, network: MaskTransformer, config: ExportConfig) -> Contract:
-    shape = network.decoder.config
+    decoder = network.decoder.config
     return Contract(
         name=config.name,
         version=config.version,
         network=info.network,
-        input_sizes=(InputSize.square(shape.side_px),),
+        input_sizes=(InputSize.square(decoder.side_px),),
         stride_px=MASK_STRIDE_PX,
-        max_detections=shape.num_queries,
-        thing_clusters=shape.thing_clusters,
-        stuff_clusters=shape.stuff_clusters,
+        max_detections=decoder.num_queries,
+        thing_clusters=decoder.thing_clusters,
+        stuff_clusters=decoder.stuff_clusters,
         precision=config.precision,
-        network_config={"decoder": asdict(shape), "encoder": asdict(network.encoder.config)},
+        network_config={"decoder": asdict(decoder), "encoder": asdict(network.encoder.config)},
         thresholds=TRANSFORMER_THRESHOLDS,
     )
 
