@@ -109,7 +109,7 @@ def test_a_cascade_cannot_be_fine_tuned(tmp_path: Path, tiny_cascade_run: Path) 
 
 
 def test_initial_weights_with_few_matching_parameters_are_rejected(tmp_path: Path, tiny_run: Path) -> None:
-    decoder = MaskDecoder(replace(read_run_info(tiny_run).network_config, width=64), tiny.SHAPE)
+    decoder = MaskDecoder(replace(read_run_info(tiny_run).network_config, hidden_dim=64), tiny.SHAPE)
     with pytest.raises(ConfigError, match="have the network's shapes"):
         load_initial_weights(decoder, "mask_transformer", tiny_run)
 
@@ -188,6 +188,6 @@ def test_the_mapping_records_the_training_images(
     labels = PseudoLabelDataset(tmp_path / "labels")
     photos = write_ground_truth_labels(dataset, dataset.images[:2], tiny_encoder, tiny.SIDE_PX, labels)
     mapping = ground_truth_mapping(dataset, labels, "ab")
-    assert names.to_table().tolist() == [-1, 0, 1]
+    assert mapping.to_table().tolist() == [-1, 0, 1]
     assert [category.name for category in mapping.categories] == ["animal", "wall"]
     assert mapping.fitted_on.count_overlap([photo.digest for photo in photos]) == 2
