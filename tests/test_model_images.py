@@ -262,9 +262,9 @@ def test_a_jpeg_with_errors_is_decoded_by_pillow() -> None:
         np.testing.assert_array_equal(decode_image(each).image, np.asarray(Image.open(io.BytesIO(each))))
 
 
-def restore(soft: np.ndarray, letterbox: Letterbox) -> np.ndarray:
+def restore(values: np.ndarray, letterbox: Letterbox) -> np.ndarray:
     """Resize a stride-sized map to the image, as `model.postprocessing.upsampling` does implicitly."""
-    return resize_map(soft[: letterbox.map_height, : letterbox.map_width], letterbox.height, letterbox.width)
+    return resize_map(values[: letterbox.map_height, : letterbox.map_width], letterbox.height, letterbox.width)
 
 
 def test_the_long_side_fills_the_square_and_the_rest_is_padding() -> None:
@@ -313,8 +313,8 @@ def test_an_edge_in_the_middle_returns_to_the_middle(height: int, width: int, ax
     cells = (letterbox.map_height, letterbox.map_width)[axis]
     centers = np.arange(128) + 0.5
     ramp = (centers / cells).astype(np.float32)  # 0.5 in the middle of the image, whatever its size
-    soft = np.tile(ramp[:, None] if axis == 0 else ramp, (1, 128) if axis == 0 else (128, 1))
-    restored = restore(soft, letterbox)
+    values = np.tile(ramp[:, None] if axis == 0 else ramp, (1, 128) if axis == 0 else (128, 1))
+    restored = restore(values, letterbox)
     profile = restored[:, 0] if axis == 0 else restored[0]
     assert restored.shape == (height, width)
     assert abs(np.count_nonzero(profile < 0.5) - (height, width)[axis] / 2) <= 0.5
@@ -322,18 +322,18 @@ def test_an_edge_in_the_middle_returns_to_the_middle(height: int, width: int, ax
 
 def test_a_ramp_is_restored_to_the_position_of_every_pixel() -> None:
     letterbox = plan_letterbox(300, 451, [InputSize.square(512)], stride_px=4)
-    soft = np.tile(((np.arange(128) + 0.5) / letterbox.map_width).astype(np.float32), (128, 1))
+    values = np.tile(((np.arange(128) + 0.5) / letterbox.map_width).astype(np.float32), (128, 1))
     positions = (np.arange(451) + 0.5) / 451
     # Half a cell at either end lies beyond the outermost centers, where bilinear interpolation is flat.
     inner = slice(2, -2)
-    np.testing.assert_allclose(restore(soft, letterbox)[150, inner], positions[inner], atol=1e-4)  # float32
+    np.testing.assert_allclose(restore(values, letterbox)[150, inner], positions[inner], atol=1e-4)  # float32
 
 
 def test_values_in_the_padding_do_not_reach_the_image() -> None:
     letterbox = plan_letterbox(100, 300, [InputSize.square(512)], stride_px=4)
-    soft = np.full((128, 128), np.nan, np.float32)
-    soft[: letterbox.map_height, : letterbox.map_width] = 0.25
-    assert np.unique(restore(soft, letterbox)).tolist() == [0.25]
+    values = np.full((128, 128), np.nan, np.float32)
+    values[: letterbox.map_height, : letterbox.map_width] = 0.25
+    assert np.unique(restore(values, letterbox)).tolist() == [0.25]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -341,8 +341,8 @@ def test_an_edge_survives_letterboxing_and_its_inverse(height: int, width: int) 
     image = np.zeros((height, width, 3), np.uint8)
     image[:, width // 3 :] = 255
     pixels, letterbox = letterbox_image(image, [InputSize.square(512)], stride_px=4)
-    soft = pixels[0].reshape(128, 4, 128, 4).mean((1, 3)).astype(np.float32) / 255
-    found = np.count_nonzero(restore(soft, letterbox)[height // 2] < 0.5)
+    values = pixels[0].reshape(128, 4, 128, 4).mean((1, 3)).astype(np.float32) / 255
+    found = np.count_nonzero(restore(values, letterbox)[height // 2] < 0.5)
     # Only the cell that the edge crosses has a fractional value: the error is at most half a cell.
     assert abs(found - width // 3) <= max(1.0, 0.5 * width / letterbox.map_width)
 

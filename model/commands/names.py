@@ -1,5 +1,6 @@
 """`useg names`: show and change the names of an artifact's clusters."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,8 +110,7 @@ def apply(
         content = names.read_bytes()
     except OSError as error:
         raise InvalidCategoryNames(f"{names} cannot be read: {error.strerror}") from error
-    parse = parse_mapping if b'"method"' in content else parse_names
-    given = parse(content, contract, str(names))
+    given = (parse_mapping if _is_mapping(content) else parse_names)(content, contract, str(names))
 
     def change(old: CategoryNames) -> CategoryNames:
         return old.replace_all({**old.names, **given.names} if merge else given.names, author)
@@ -173,6 +173,14 @@ def transfer(
         ),
         "clusters": [asdict(each) for each in proposals],
     }
+
+
+def _is_mapping(content: bytes) -> bool:
+    """Whether a file is one that `useg match` wrote; if it is not JSON at all, `parse_names` reports that."""
+    try:
+        return "clusters" in json.loads(content)
+    except (ValueError, TypeError):
+        return False
 
 
 def _path(artifact: Path, file: Path | None) -> Path:
