@@ -38,7 +38,7 @@ def test_a_file_that_is_not_a_graph_is_refused_on_one_line(tmp_path: Path, conte
 def test_a_contract_that_differs_from_the_network_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
     artifact = Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
     content = json.loads((artifact / "contract.json").read_text())
-    (artifact / "contract.json").write_text(json.dumps({**content, "detections": 9}))
+    (artifact / "contract.json").write_text(json.dumps({**content, "max_detections": 9}))
     with pytest.raises(ContractMismatch, match="its contract says"):
         load_session(artifact, backend="openvino")
 
@@ -65,7 +65,7 @@ def test_without_openvino_the_error_says_what_to_install(tiny_artifact: Path) ->
 WATCH = """
 import sys
 sys.addaudithook(lambda event, _: event in ("socket.connect", "socket.getaddrinfo") and print("network:", event))
-from model.backends.intel import import_nncf, import_openvino
+from model.backends.openvino import import_nncf, import_openvino
 print(import_openvino().__name__, import_nncf().__name__, "openvino_telemetry" in sys.modules)
 """
 

@@ -99,9 +99,7 @@ def test_an_invalid_private_key_is_rejected(tmp_path: Path, artifact: Path, cont
         sign_artifact(artifact, tmp_path / "key", "")
 
 
-def test_a_registry_copies_signatures_and_does_not_rename_signed_artifacts(
-    tmp_path: Path, artifact: Path
-) -> None:
+def test_a_registry_copies_signatures_and_does_not_rename_signed_artifacts(tmp_path: Path, artifact: Path) -> None:
     trusted = trust(tmp_path, "alice")
     sign_artifact(artifact, tmp_path / "alice", "alice")
     registry = make_registry(tmp_path, {})
