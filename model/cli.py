@@ -108,6 +108,7 @@ def _build_app(name: str) -> "App":
         help_format="markdown",
         result_action="return_value",
         default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
+        suppress_keyboard_interrupt=False,
     )
     app.command(known[name], name=name)
     return app
