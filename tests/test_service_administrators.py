@@ -79,6 +79,6 @@ async def test_an_api_key_has_no_admin_rights_but_an_admin_key_is_an_api_key() -
 
 
 async def test_api_keys_and_admin_keys_have_different_names() -> None:
-    with pytest.raises(ConfigError, match="two API keys have one name"):
+    with pytest.raises(ConfigError, match="two API keys have the same name"):
         async with open_client(api_keys=make_line("alice"), admin_api_keys=make_line("alice")):
             pass

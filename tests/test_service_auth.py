@@ -130,9 +130,9 @@ def digest(key: str) -> str:
 def test_keys_are_loaded_from_a_file_and_a_list(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# ours\n\nalice:{digest('one')}\n  bob:{digest('two')}:2.5:7\n")
-    keyring = load_api_keys(file, f"carol:{digest('three')}:0,")
-    assert bool(keyring)
-    alice, bob, carol = (keyring.require(key) for key in ("one", "two", "three"))
+    store = load_api_keys(file, f"carol:{digest('three')}:0,")
+    assert bool(store)
+    alice, bob, carol = (store.authenticate(key) for key in ("one", "two", "three"))
     assert (alice.name, alice.rate_limit_rps, alice.burst) == ("alice", None, None)
     assert (bob.name, bob.rate_limit_rps, bob.burst) == ("bob", 2.5, 7)
     assert (carol.name, carol.rate_limit_rps, carol.burst) == ("carol", 0.0, None)
@@ -141,7 +141,7 @@ def test_keys_are_loaded_from_a_file_and_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", ["", "on", "one ", digest("one"), "é\udcff"])
 def test_an_unknown_key_is_rejected(given: str) -> None:
     with pytest.raises(Unauthorized, match="send 'Authorization: Bearer KEY'"):
-        load_api_keys(None, f"alice:{digest('one')}").require(given)
+        load_api_keys(None, f"alice:{digest('one')}").authenticate(given)
 
 
 def test_a_store_without_keys_is_falsy() -> None:
@@ -154,21 +154,21 @@ def test_a_store_without_keys_is_falsy() -> None:
 def test_an_invalid_line_is_reported_by_number_without_its_text(tmp_path: Path, line: str) -> None:
     file = tmp_path / "keys"
     file.write_text(f"bob:{digest('two')}\n{line}\n")
-    with pytest.raises(ConfigError, match="line 2 is not NAME:SHA256") as caught:
+    with pytest.raises(ConfigError, match="line 2 is not of the form NAME:SHA256") as caught:
         load_api_keys(file, "")
     assert line not in str(caught.value)
 
 
 def test_a_key_file_that_is_empty_or_missing_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("# none yet\n")
-    with pytest.raises(ConfigError, match="holds no API key"):
+    with pytest.raises(ConfigError, match="contains no API key"):
         load_api_keys(tmp_path / "keys", "")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_api_keys(tmp_path / "none", "")
 
 
 def test_names_of_keys_are_unique() -> None:
-    with pytest.raises(ConfigError, match="two API keys have one name"):
+    with pytest.raises(ConfigError, match="two API keys have the same name"):
         load_api_keys(None, f"a:{digest('x')},a:{digest('y')}")
 
 
@@ -176,7 +176,7 @@ def test_a_generated_key_matches_its_line() -> None:
     key, line = generate_api_key("alice")
     assert len(key) == 43
     assert key not in line
-    assert load_api_keys(None, line).require(key).name == "alice"
+    assert load_api_keys(None, line).authenticate(key).name == "alice"
     assert generate_api_key("alice")[0] != key
     with pytest.raises(ConfigError):
         generate_api_key("a:b")

@@ -23,7 +23,7 @@ def test_generated_requests_get_documented_responses(tmp_path: Path) -> None:
         url = read_address(process).rstrip("/")
         command = [str(SCHEMATHESIS), "run", f"{url}/openapi.json", "--url", url, "--phases", "fuzzing"]
         command += ["--max-examples", str(MAX_EXAMPLES), "--checks", CHECKS, "--continue-on-failure"]
-        command += ["--seed", "1", "--warnings", "off"]
+        command += ["--seed", "1", "--warnings", "off", "-H", "X-Request-Timeout-Ms: 30000"]
         environment = {**os.environ, "NO_COLOR": "1"}
         try:
             run = subprocess.run(

@@ -1,4 +1,4 @@
-"""API keys: who may ask, known by the SHA-256 of a secret that the service never holds."""
+"""API keys, stored as SHA-256 hashes."""
 
 import hashlib
 import hmac
@@ -16,49 +16,51 @@ _LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})(?::(\d{1,9}(?:\.\d{1,
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """One caller; keys are random and long, so that a plain hash keeps them."""
+    """A client. Keys are long and random, so an unsalted hash is safe."""
 
     name: str
-    """What logs and metrics may say."""
+    """Name in logs and metrics."""
     digest: bytes
     """SHA-256 of the key."""
     rate_limit_rps: float | None = None
-    """Requests a second on average, 0 for no limit; None takes the service's own."""
+    """Average requests per second, 0 for no limit; None uses the limit in the settings."""
     burst: int | None = None
-    """Requests at once; None takes the service's own."""
+    """Maximum burst of requests; None uses the limit in the settings."""
 
 
 class ApiKeyStore:
-    """The keys that open the service; an empty one opens it to everybody."""
+    """The accepted keys; without keys the service is open."""
 
     def __init__(self, keys: Sequence[ApiKey] = ()) -> None:
         names = [key.name for key in keys]
         if len(set(names)) < len(names):
-            raise ConfigError(f"two API keys have one name, among {', '.join(sorted(names))}: give each its own")
+            raise ConfigError(
+                f"two API keys have the same name, among {', '.join(sorted(names))}: names must be unique"
+            )
         self._keys = tuple(keys)
 
     def __bool__(self) -> bool:
         return bool(self._keys)
 
     def join(self, other: "ApiKeyStore") -> "ApiKeyStore":
-        """The keys of both. Raises ConfigError if two have one name."""
+        """Return a store with the keys of both. Raises ConfigError if two have the same name."""
         return ApiKeyStore((*self._keys, *other._keys))
 
-    def require(self, given: str) -> ApiKey:
-        """The key that was given. Raises Unauthorized if it is none of ours, in a time that does not depend on it."""
-        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+    def authenticate(self, secret: str) -> ApiKey:
+        """Return the key of a secret, in constant time. Raises Unauthorized if it is missing or unknown."""
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         found = None
-        for key in self._keys:  # all of them, always
+        for key in self._keys:  # always all of them, for constant time
             found = key if hmac.compare_digest(key.digest, digest) else found
         if found is None:
-            raise Unauthorized("no API key, or an unknown one: send 'Authorization: Bearer KEY'")
+            raise Unauthorized("missing or unknown API key: send 'Authorization: Bearer KEY'")
         return found
 
 
 def load_api_keys(file: Path | None, listed: str) -> ApiKeyStore:
-    """The keys in a file, one a line, and those in `listed`, separated by commas.
+    """Load the keys in a file, one per line, and those in `listed`, separated by commas.
 
-    Empty lines and those that begin with # are skipped. Raises ConfigError, with the line's number and not its text.
+    Empty lines and lines that start with # are skipped. Raises ConfigError with the line's number, but not its text.
     """
     keys = []
     if file:
@@ -69,26 +71,26 @@ def load_api_keys(file: Path | None, listed: str) -> ApiKeyStore:
         lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
         keys += [_parse(line, f"{file}, line {number}") for number, line in lines if line and line[0] != "#"]
         if not keys:
-            raise ConfigError(f"{file} holds no API key: give lines of {_LINE_FORMAT}")
+            raise ConfigError(f"{file} contains no API key: expected lines of {_LINE_FORMAT}")
     keys += [
-        _parse(part.strip(), f"API key {place}") for place, part in enumerate(listed.split(","), 1) if part.strip()
+        _parse(part.strip(), f"API key {number}") for number, part in enumerate(listed.split(","), 1) if part.strip()
     ]
     return ApiKeyStore(keys)
 
 
 def generate_api_key(name: str) -> tuple[str, str]:
-    """A new random key, and the line to keep of it. Raises ConfigError for a name that is none."""
+    """Return a new random key and its line for a key file. Raises ConfigError for an invalid name."""
     key = secrets.token_urlsafe(32)
     line = f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
     _parse(line, "the new API key")
     return key, line
 
 
-def _parse(line: str, place: str) -> ApiKey:
-    """The key in a line; what the line holds is not told, because it may be a key in the clear."""
+def _parse(line: str, source: str) -> ApiKey:
+    """Parse a line. Errors do not contain the line, since it may be a secret in plain text."""
     match = _LINE.fullmatch(line)
     if not match:
-        raise ConfigError(f"{place} is not {_LINE_FORMAT}")
+        raise ConfigError(f"{source} is not of the form {_LINE_FORMAT}")
     name, digest, rate, burst = match.groups()
     return ApiKey(
         name=name,

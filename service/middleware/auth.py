@@ -55,7 +55,7 @@ class AuthMiddleware:
         client = scope.get("client") or ("unknown", 0)
         owner, rate_per_s, burst = client[0], self._settings.rate_limit_rps, self._settings.rate_limit_burst
         if self._has_api_keys and not is_public(scope["path"]):
-            key = self._api_keys.require(read_api_key(Headers(scope=scope)))
+            key = self._api_keys.authenticate(read_api_key(Headers(scope=scope)))
             owner = key.name
             rate_per_s = rate_per_s if key.rate_limit_rps is None else key.rate_limit_rps
             burst = burst if key.burst is None else key.burst

@@ -51,7 +51,7 @@ def _has_api_keys(settings: Settings) -> bool:
 def _require_admin_key(request: Request) -> str:
     state = get_state(request)
     try:
-        return state.admin_keys.require(read_api_key(request.headers)).name
+        return state.admin_keys.authenticate(read_api_key(request.headers)).name
     except Unauthorized as error:
         if _has_api_keys(state.settings):  # AuthMiddleware knew the key, or the request would not be here
             raise PermissionDenied("this API key has no admin rights: send an admin key") from error
