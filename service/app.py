@@ -19,9 +19,16 @@ from service.middleware.client_limits import BodyLimitMiddleware
 from service.middleware.request_context import RequestMiddleware
 from service.oip.routes import health_router as oip_health_router
 from service.oip.routes import router as oip_router
-from service.oip.schemas import InferRequest
+from service.oip.schemas import InferRequest, InferResponse, OipError
 from service.requests import SegmentJsonBody
-from service.responses.schemas import FeatureCollection, HuggingFaceMask, Problem
+from service.responses.schemas import (
+    BatchResponse,
+    FeatureCollection,
+    HuggingFaceMask,
+    MultiTaskResponse,
+    Problem,
+    SegmentationResponse,
+)
 from service.rollout.controller import ArtifactLoader
 from service.rollout.model_repository import ModelRepository
 from service.routes.category_names import router as category_names_router
@@ -35,8 +42,19 @@ from service.telemetry.logging import record_event_loop_lag
 from service.telemetry.metrics import Telemetry
 from service.telemetry.tracing import make_tracing
 
-_REFERENCED_SCHEMAS = (FeatureCollection, HuggingFaceMask, InferRequest, Problem, SegmentJsonBody)
-"""Schemas of other media types than JSON, and of a body that the route reads itself."""
+_REFERENCED_SCHEMAS = (
+    BatchResponse,
+    FeatureCollection,
+    HuggingFaceMask,
+    InferRequest,
+    InferResponse,
+    MultiTaskResponse,
+    OipError,
+    Problem,
+    SegmentationResponse,
+    SegmentJsonBody,
+)
+"""Schemas to which routes refer by name: FastAPI does not see them, and they are not needed at the start."""
 
 _ROUTERS = (
     segment_router,

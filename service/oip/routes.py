@@ -27,7 +27,7 @@ from service.oip.schemas import (
 )
 from service.oip.tensors import LENGTH_HEADER, list_outputs
 from service.requests import RequestContext, cancel_on_disconnect, parse_request_context
-from service.responses.problems import OIP_PREFIX, Responses
+from service.responses.problems import OIP_PREFIX, Responses, reference
 from service.rollout.router import Route, TrafficRouter
 from service.routes.dependencies import API_KEY
 from service.state import get_state
@@ -42,7 +42,8 @@ _BINARY = {"schema": {"type": "string", "format": "binary", "description": "JSON
 
 
 def _errors(*statuses: int) -> Responses:
-    return {status: {"model": OipError} for status in statuses}
+    content = {"application/json": {"schema": reference(OipError)}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 _MODEL_ERRORS = _errors(404, 422, 503)
@@ -51,9 +52,9 @@ _READY_ERRORS: Responses = _errors(404, 422) | {503: {"description": "Not ready"
 
 _INFER_RESPONSES: Responses = {
     200: {
-        "model": InferResponse,
+        "description": "The requested outputs; binary tensors follow the JSON.",
         "headers": {LENGTH_HEADER: {"description": "Bytes of JSON before the tensors.", "schema": {"type": "integer"}}},
-        "content": {"application/octet-stream": _BINARY},
+        "content": {"application/json": {"schema": reference(InferResponse)}, "application/octet-stream": _BINARY},
     },
     **_errors(400, 404, 413, 415, 422, 429, 500, 503, 504),
 }
@@ -61,7 +62,7 @@ _INFER_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}},
+            "application/json": {"schema": reference(InferRequest)},
             "application/octet-stream": _BINARY,
         },
     }

@@ -18,7 +18,7 @@ OUTPUTS: dict[OutputName, tuple[Datatype, list[int]]] = {
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, defer_build=True)
 
 
 class _Request(_Message):

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -42,6 +43,7 @@ from model.errors import (
     UrlInputUnsupported,
     UsegError,
 )
+from service.responses.schemas import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +165,12 @@ def make_problem(error: Exception, request_id: str) -> dict[str, Any]:
     return body
 
 
+def reference(*schemas: type[BaseModel]) -> dict[str, Any]:
+    """Return an OpenAPI schema that is any of `schemas`, which `service.app` adds to the document."""
+    references = [{"$ref": f"#/components/schemas/{schema.__name__}"} for schema in schemas]
+    return references[0] if len(references) == 1 else {"anyOf": references}
+
+
 def document_problems(*statuses: int) -> Responses:
     """Document the errors of a route, with an example of each kind of error that has one of these statuses."""
     return {status: _document_problem(status) for status in statuses}
@@ -189,7 +197,7 @@ def _validation_detail(error: dict[str, Any]) -> str:
 
 def _document_problem(status: int) -> dict[str, Any]:
     kinds = [kind for kind in dict.fromkeys(PROBLEM_TYPES.values()) if kind.status == status]
-    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    content: dict[str, Any] = {"schema": reference(Problem)}
     if kinds:
         content["examples"] = {kind.slug: {"summary": kind.title, "value": _example_problem(kind)} for kind in kinds}
     response: dict[str, Any] = {"description": HTTPStatus(status).phrase, "content": {PROBLEM_MEDIA_TYPE: content}}

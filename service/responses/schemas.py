@@ -14,7 +14,8 @@ from model.contract import Task
 class Schema(BaseModel):
     """Base of the documented responses; the docstrings of fields are their descriptions."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    # Schemas are built when the documentation is requested, which shortens the start.
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
 
 class ImageInfo(Schema):

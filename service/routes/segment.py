@@ -34,8 +34,14 @@ from service.responses.encoders import (
     image_warnings,
     negotiate_media_type,
 )
-from service.responses.problems import Responses, document_problems, make_problem
-from service.responses.schemas import BatchResponse, MultiTaskResponse, SegmentationResponse
+from service.responses.problems import Responses, document_problems, make_problem, reference
+from service.responses.schemas import (
+    BatchResponse,
+    FeatureCollection,
+    HuggingFaceMask,
+    MultiTaskResponse,
+    SegmentationResponse,
+)
 from service.rollout.router import Route
 from service.routes.dependencies import API_KEY
 from service.state import AppState
@@ -62,26 +68,24 @@ _RESPONSES: Responses = {
     200: {
         "description": "The segments, in the format that `Accept` selects. Several images or tasks are available as"
         " JSON, zip and multipart only.",
-        "model": SegmentationResponse | MultiTaskResponse | BatchResponse,
         "headers": _HEADERS,
         "content": {
-            "application/json": {},
+            "application/json": {"schema": reference(SegmentationResponse, MultiTaskResponse, BatchResponse)},
             "image/png": _binary("COCO panoptic PNG: id = R + 256 G + 65536 B, 0 is void."),
             "image/jpeg": _binary("The image with colored segments."),
-            "application/geo+json": {"schema": {"$ref": "#/components/schemas/FeatureCollection"}},
+            "application/geo+json": {"schema": reference(FeatureCollection)},
             'image/png;profile="clusters"': _binary("Cluster id of each pixel, 0 is void; 16 bits if above 255."),
             "application/x-npz": _binary("NumPy arrays: label_map, ids, clusters, scores, …"),
             "application/vnd.hf.image-segmentation+json": {
-                "schema": {"type": "array", "items": {"$ref": "#/components/schemas/HuggingFaceMask"}}
+                "schema": {"type": "array", "items": reference(HuggingFaceMask)}
             },
             **_ARCHIVES,
         },
     },
     207: {
         "description": "Some images of a batch failed; the others have results.",
-        "model": BatchResponse,
         "headers": _HEADERS,
-        "content": {"application/json": {}, **_ARCHIVES},
+        "content": {"application/json": {"schema": reference(BatchResponse)}, **_ARCHIVES},
     },
     **document_problems(401, 404, 406, 413, 415, 422, 429, 431, 500, 503, 504),
 }
@@ -98,7 +102,7 @@ _BODY = {
                     "properties": {"file": {"type": "array", "items": _FILE, "maxItems": MAX_IMAGES}},
                 }
             },
-            "application/json": {"schema": {"$ref": f"#/components/schemas/{SegmentJsonBody.__name__}"}},
+            "application/json": {"schema": reference(SegmentJsonBody)},
             "image/*": {"schema": _FILE},
             "application/octet-stream": {"schema": _FILE},
         },
