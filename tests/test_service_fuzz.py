@@ -19,7 +19,9 @@ TIMEOUT_S = 900
 @pytest.mark.slow
 @pytest.mark.skipif(not SCHEMATHESIS.exists(), reason="useg[dev] is not installed: schemathesis is missing")
 def test_generated_requests_get_documented_responses(tmp_path: Path) -> None:
-    with start_fake_server(stderr=subprocess.DEVNULL, shutdown_delay_s=0) as process:
+    with start_fake_server(
+        stderr=subprocess.DEVNULL, shutdown_delay_s=0, category_names_file=tmp_path / "names.json"
+    ) as process:
         url = read_address(process).rstrip("/")
         command = [str(SCHEMATHESIS), "run", f"{url}/openapi.json", "--url", url, "--phases", "fuzzing"]
         command += ["--max-examples", str(MAX_EXAMPLES), "--checks", CHECKS, "--continue-on-failure"]
