@@ -107,7 +107,9 @@ def _build_app(name: str) -> "App":
         name="useg",
         help_format="markdown",
         result_action="return_value",
-        default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
+        default_parameter=Parameter(
+            negative_iterable=(), consume_multiple=True, allow_repeating=True
+        ),  # the last value wins
         suppress_keyboard_interrupt=False,
     )
     app.command(known[name], name=name)

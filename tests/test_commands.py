@@ -166,7 +166,9 @@ def test_an_int8_artifact_is_checked_drawn_and_evaluated(
     photos, out = tiny.draw_photos(tmp_path / "photos", count=58), tmp_path / "int8"
     source = Path(shutil.copytree(tiny_artifact, tmp_path / "source"))
     content = json.loads((source / "contract.json").read_text())
-    content["thresholds"]["stuff_area"] = 0.2  # after four steps of training, small stuff is noise in any precision
+    content["thresholds"]["min_stuff_area_fraction"] = (
+        0.2  # after four steps of training, small stuff is noise in any precision
+    )
     (source / "contract.json").write_text(json.dumps(content))
 
     quantized = useg("quantize", source, "--photos", photos, "--out", out, "--max-photos", 40)

@@ -35,7 +35,7 @@ def test_a_class_agnostic_detector_is_trained_clustered_and_evaluated(
     config = json.loads((out / "maskcut-detected" / "label.json").read_text())
     assert (config["mask_source"], config["thing_clusters"]) == ("detector", 3)
     card = json.loads((out / "detector" / "run.json").read_text())
-    assert card["shape"]["thing_clusters"] == 1
+    assert card["network_config"]["thing_clusters"] == 1
     assert (out / "report-cutler" / "report.html").is_file()
 
 
