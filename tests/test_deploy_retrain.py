@@ -103,10 +103,10 @@ def test_two_versions_from_photos_to_the_registry_one_interrupted_one_rejected_a
     newer = folder / "registry" / "useg" / "2"
     names = read_names(names_path(newer), read_contract(newer))
     assert {name.category_name for name in names.names.values()} == {"disc"}
-    assert retraining.read("runs/useg/2/run/run.json")["provenance"]["start"]["steps"] == 8
+    assert retraining.read("runs/useg/2/run/run.json")["provenance"]["init_weights"]["steps"] == 8
     # The round starts from that run's 4 steps; whether it is used depends on how consistent so short a training is.
     is_rejected = "round 1 is not better than the round before" in log
-    assert read_contract(newer).provenance["start"]["steps"] == (8 if is_rejected else 4)
+    assert read_contract(newer).provenance["init_weights"]["steps"] == (8 if is_rejected else 4)
     files = {path.name for path in (folder / "runs" / "useg" / "2").iterdir()}
     assert {"config.txt", "log.txt", "transfer.json", "gate.json"} <= files
     assert {"labels.jpg", "before.jpg", "after.jpg", "rounds.png"} <= files
