@@ -94,7 +94,8 @@ def test_embedding_targets_are_the_weighted_mean_of_whitened_patches() -> None:
     features[2:] = torch.tensor([5.0, 1.0])
     features[2:, :, 1::2] = torch.tensor([1.0, 5.0])  # the right patches of two rows
     projection = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    embedding_targets = MaskEmbeddingTargets(mean=torch.tensor([0.5, 0.0, -0.5, 0.0]), projection=projection)
+    mean = torch.tensor([0.5, 0.0, -0.5, 0.0])
+    embedding_targets = MaskEmbeddingTargets(layers=(2, 3), mean=mean, projection=projection)
     masks = torch.zeros(2, 4, 4)
     masks[0, :, :2] = 1
     masks[1, :2, :3] = 1  # all of one patch, half of another
@@ -135,7 +136,8 @@ def test_photos_are_predicted_in_order_and_batches(
     batches = list(predict_photos(network.decoder, photos, cache))
     assert [each for batch, _ in batches for each in batch] == photos
     assert [len(output.mask_logits) for _, output in batches] == [8, 1]
-    torch.testing.assert_close(batches[0][1].masks[0], batches[1][1].masks[0], atol=1e-4, rtol=1e-4)  # float32
+    first, again = (output.mask_logits[0] for _, output in batches)
+    torch.testing.assert_close(first, again, atol=1e-4, rtol=1e-4)  # float32
 
 
 # Reclustering
