@@ -22,7 +22,7 @@ SMALL = {
     "useg export": "--score-threshold 0",
 }
 """Options that make the documented commands fast."""
-PAGES = ("README.md", "docs/training.md", "docs/checkpoints.md")
+PAGES = ("README.md", "docs/training.md")
 
 
 def list_commands(page: str) -> list[str]:
@@ -66,6 +66,7 @@ def test_the_commands_of_a_page_run_in_their_order(
         "PHOTOS": tiny.draw_photos(tmp_path / "photos"),
         "FILE_OR_URL": tiny_encoder,
         "SET": tiny_truth,
+        "LABELS/features": tmp_path / "labels" / "features",
         "u2seg.pth": tiny.write_checkpoint(tmp_path / "u2seg.pth"),
         "800": 3,
         "OTHER": tiny_artifact,
