@@ -22,7 +22,7 @@ SMALL = {
     "useg export": "--score-threshold 0",
 }
 """Options that make the documented commands fast."""
-PAGES = ("README.md", "docs/training.md")
+PAGES = ("README.md",)
 
 
 def list_commands(page: str) -> list[str]:
