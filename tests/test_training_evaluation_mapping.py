@@ -223,9 +223,13 @@ def labeled(tmp_path: Path) -> GroundTruthDataset:
 
 def make_codebook(things: list[np.ndarray], stuff: list[np.ndarray]) -> Codebook:
     return Codebook(
-        config=CodebookConfig(encoder_hash=""), mean=np.zeros(2), projection=np.eye(2), inside=np.zeros(len(stuff)),
-        things=np.array(things), stuff=np.array(stuff),
-    )  # fmt: skip
+        config=CodebookConfig(encoder_hash=""),
+        mean=np.zeros(2),
+        projection=np.eye(2),
+        stuff_in_masks=np.zeros(len(stuff)),
+        thing_centroids=np.array(things),
+        stuff_centroids=np.array(stuff),
+    )
 
 
 def test_a_prototype_is_the_mean_direction_of_its_regions() -> None:
@@ -282,7 +286,7 @@ def copy_with_stuff(labels: PseudoLabelDataset, folder: Path, stuff: str) -> Pse
     """The same pseudo-labels, with a codebook that names another stuff method."""
     copied = PseudoLabelDataset(Path(shutil.copytree(labels.folder, folder)))
     codebook = load_codebook(copied.codebook)
-    replace(codebook, config=replace(codebook.config, stuff=stuff)).write(copied.codebook)  # type: ignore[arg-type]
+    replace(codebook, config=replace(codebook.config, stuff=stuff)).save(copied.codebook)  # type: ignore[arg-type]
     return copied
 
 
