@@ -107,9 +107,8 @@ def _build_app(name: str) -> "App":
         name="useg",
         help_format="markdown",
         result_action="return_value",
-        default_parameter=Parameter(
-            negative_iterable=(), consume_multiple=True, allow_repeating=True
-        ),  # the last value wins
+        # A scalar option that is given twice takes the last value, as scripts expect.
+        default_parameter=Parameter(negative_iterable=(), consume_multiple=True, allow_repeating=True),
         suppress_keyboard_interrupt=False,
     )
     app.command(known[name], name=name)

@@ -33,7 +33,8 @@ def test_objects_in_all_projections_come_first_and_are_separate() -> None:
     drawn = tokens.draw([FIRST, SECOND])
     found = consensus_masks(drawn, fit_projections(drawn.reshape(-1, 8)).transform(drawn))
     # Whitening amplifies noise: a patch at the border may be missing in a projection.
-    ious = pairwise_mask_iou(np.concatenate([found.binary[:2], [mark(FIRST), mark(SECOND)]]))
+    masks = np.concatenate([found.binary[:2], [mark(FIRST), mark(SECOND)]])
+    ious = pairwise_mask_iou(masks, masks)
     assert sorted(ious[:2, 2:].max(0).tolist()) == pytest.approx([1.0, 1.0], abs=0.1)
     assert (np.diff(found.scores) <= 0).all()
 
@@ -66,7 +67,7 @@ def test_soft_masks_lie_in_0_to_1_with_one_score_each() -> None:
 def test_pairwise_iou_is_intersection_over_union() -> None:
     masks = np.array([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[0, 0, 0, 1]]], bool)
     expected = [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]]
-    assert pairwise_mask_iou(masks) == pytest.approx(np.array(expected))
+    assert pairwise_mask_iou(masks, masks) == pytest.approx(np.array(expected))
 
 
 def test_contrast_is_inside_minus_ring_minus_half_the_border() -> None:

@@ -18,8 +18,9 @@ from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache, compute_features
 from training.mask_transformer.crops import full_view
 from training.mask_transformer.inference import DecoderInput, run_decoder
+from training.pseudo_labels.consensus import pairwise_mask_iou
 from training.self_training.teacher import MIN_SCORE, ViewPredictions, make_tta_views, predict_views
-from training.self_training.tta_merge import TtaConsistency, mask_iou_matrix, measure_consistency, merge_views
+from training.self_training.tta_merge import TtaConsistency, measure_consistency, merge_views
 
 GRID, MAP_SIDE = 4, 14
 
@@ -235,7 +236,7 @@ def test_drops_beyond_the_tolerance_are_listed() -> None:
     assert before.list_drops(after, 0.005) == []
 
 
-def test_mask_iou_matrix_by_hand() -> None:
+def test_pairwise_mask_iou_by_hand() -> None:
     masks = make_view([LEFT, SHIFTED], [1, 1], [0, 0]).masks
-    assert mask_iou_matrix(masks, masks[:1]).ravel().tolist() == pytest.approx([1.0, 12 / 20])
-    assert mask_iou_matrix(masks[:0], masks).shape == (0, 2)
+    assert pairwise_mask_iou(masks, masks[:1]).ravel().tolist() == pytest.approx([1.0, 12 / 20])
+    assert pairwise_mask_iou(masks[:0], masks).shape == (0, 2)

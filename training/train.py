@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from training.mask_transformer.task import MaskTransformerTask
 from training.panoptic_cascade.config import CascadeTrainConfig
 from training.panoptic_cascade.task import CascadeTask
 from training.trainer.distributed import SINGLE_PROCESS, DistributedContext
+from training.trainer.task import TrainingTask
 from training.trainer.trainer import Trainer, TrainReport
 
 
@@ -38,24 +40,18 @@ def train(
         raise BackendUnavailable("torch finds no CUDA device: use --device cpu")
     if backbone_weights and getattr(config, "backbone", None) != "resnet50":
         raise ConfigError(f"{backbone_weights}: backbone weights need a panoptic cascade with --backbone resnet50")
+    task: TrainingTask[Any]
     match config:
         case MaskTransformerTrainConfig():
-            transformer = Trainer(
-                MaskTransformerTask(dataset, features, run, config),
-                run,
-                device,
-                init_weights=init_weights,
-                distributed=distributed,
-                prometheus_textfile=prometheus_textfile,
-            )
-            return transformer.train(max_seconds)
+            task = MaskTransformerTask(dataset, features, run, config)
         case CascadeTrainConfig():
-            cascade = Trainer(
-                CascadeTask(dataset, features, config, backbone_weights),
-                run,
-                device,
-                init_weights=init_weights,
-                distributed=distributed,
-                prometheus_textfile=prometheus_textfile,
-            )
-            return cascade.train(max_seconds)
+            task = CascadeTask(dataset, features, config, backbone_weights)
+    trainer = Trainer[Any](
+        task,
+        run,
+        device,
+        init_weights=init_weights,
+        distributed=distributed,
+        prometheus_textfile=prometheus_textfile,
+    )
+    return trainer.train(max_seconds)

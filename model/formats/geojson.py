@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int32, Int64
 from model.contract import Contract
 from model.formats.coco import encode_rles, segment_properties
 from model.formats.rle import decode_rle
+from model.postprocessing.masks import mask_iou
 from model.postprocessing.panoptic import Segmentation
 
 MIN_IOU = 0.98
@@ -53,7 +54,7 @@ def mask_to_polygons(bits: Bool[np.ndarray, "h w"], *, top: int = 0, left: int =
     exact = _trace_rings(bits)
     for tolerance_px in _TOLERANCES_PX:
         rings = [_simplify(ring, tolerance_px) for ring in exact]
-        if not tolerance_px or _mask_iou(rasterize(rings, *bits.shape), bits) >= MIN_IOU:
+        if not tolerance_px or mask_iou(rasterize(rings, *bits.shape), bits) >= MIN_IOU:
             break
     outers: dict[int, Ring] = {}
     holes: dict[int, list[Ring]] = {}
@@ -80,11 +81,6 @@ def rasterize(rings: list[Ring], height: int, width: int) -> Bool[np.ndarray, "h
     columns = np.ceil(crossings - 0.5).astype(np.int64)
     turns = np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1)).astype(np.uint8)
     return (np.cumsum(turns.reshape(height, width + 1), axis=1, dtype=np.uint8)[:, :width] & 1).astype(bool)
-
-
-def _mask_iou(first: Bool[np.ndarray, "h w"], second: Bool[np.ndarray, "h w"]) -> float:
-    union = int(np.count_nonzero(first | second))
-    return int(np.count_nonzero(first & second)) / max(1, union)
 
 
 def _simplify(ring: Ring, tolerance_px: float) -> Ring:

@@ -39,6 +39,12 @@ def pack_mask(bits: Bool[np.ndarray, "H W"], *, top: int = 0, left: int = 0) -> 
     return PackedMask(top=top + y, left=left + x, height=height, width=width, packed=packed)
 
 
+def mask_iou(first: Bool[np.ndarray, "h w"], second: Bool[np.ndarray, "h w"]) -> float:
+    """Return the intersection over union of two masks of one size; 0 for two empty masks."""
+    union = int(np.count_nonzero(first | second))
+    return int(np.count_nonzero(first & second)) / max(1, union)
+
+
 def packed_mask_iou(first: PackedMask, second: PackedMask) -> float:
     """Return the IoU of two masks."""
     top, left = max(first.top, second.top), max(first.left, second.left)

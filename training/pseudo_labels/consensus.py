@@ -1,5 +1,6 @@
 """Consensus masks: regions on which several projections of the features agree."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -82,19 +83,19 @@ def consensus_masks(
     if not len(candidates):
         return MaskProposals(soft=np.zeros((0, height, width), np.float32), scores=np.zeros(0, np.float32))
     starts = np.cumsum([0, *map(len, found)])
-    ious = pairwise_mask_iou(candidates)
+    ious = pairwise_mask_iou(candidates, candidates)
     agreeing = np.where(ious >= _SAME_OBJECT_IOU, ious, 0.0)
     best = [agreeing[:, low:high].max(1) for low, high in pairwise(starts) if high > low]
     scores = np.sum(best, axis=0) + _CONTRAST_WEIGHT * feature_contrast(candidates, unit)
     return _group_candidates(candidates, ious, scores)
 
 
-def pairwise_mask_iou(masks: Bool[np.ndarray, "N h w"]) -> Float[np.ndarray, "N N"]:
-    """Return the IoU of every two masks, none of which may be empty."""
-    flat = masks.reshape(len(masks), -1).astype(np.float32)
-    shared = flat @ flat.T
-    sizes = np.diag(shared)
-    ious: Float[np.ndarray, "N N"] = shared / (sizes[:, None] + sizes - shared)
+def pairwise_mask_iou(masks: Bool[np.ndarray, "N h w"], others: Bool[np.ndarray, "M h w"]) -> Float[np.ndarray, "N M"]:
+    """Return the IoU of all pairs; 0 for two empty masks."""
+    first, second = (each.reshape(len(each), math.prod(each.shape[1:])).astype(np.float32) for each in (masks, others))
+    intersection = first @ second.T
+    union = first.sum(1)[:, None] + second.sum(1)[None] - intersection
+    ious: Float[np.ndarray, "N M"] = intersection / np.maximum(union, 1.0)
     return ious
 
 

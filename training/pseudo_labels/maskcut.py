@@ -12,6 +12,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
 from model.errors import LabelStoreError
 from model.files import atomic_write, load_npz
+from model.postprocessing.masks import mask_iou
 from training.data.label_config import MaskDiscoveryConfig
 
 logger = logging.getLogger(__name__)
@@ -141,11 +142,6 @@ def select_object(vector: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     components, _ = ndimage.label(foreground)
     selected: Bool[np.ndarray, "h w"] = (components == components[seed]) & foreground
     return selected
-
-
-def mask_iou(one: Bool[np.ndarray, "h w"], other: Bool[np.ndarray, "h w"]) -> float:
-    """Return intersection over union; 0 for two empty masks."""
-    return float((one & other).sum() / max(1, (one | other).sum()))
 
 
 def fiedler_vector(is_connected: Bool[np.ndarray, "P P"]) -> Float[np.ndarray, "P"]:

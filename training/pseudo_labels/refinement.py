@@ -10,8 +10,8 @@ from scipy import ndimage
 
 from model.errors import ConfigError
 from model.images import Letterbox, resize_map
+from model.postprocessing.masks import mask_iou
 from training.data.label_config import RefinementMethod
-from training.pseudo_labels.maskcut import mask_iou
 
 MaskFilter = Callable[[Float[np.ndarray, "H W"]], Bool[np.ndarray, "H W"]]
 """Maps a soft mask in pixels to a binary one."""

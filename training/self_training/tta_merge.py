@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int16
 from model.errors import LabelStoreError
 from model.files import atomic_write, load_npz
 from model.networks.query_rescoring import matrix_nms_decay
+from training.pseudo_labels.consensus import pairwise_mask_iou
 from training.self_training.teacher import MIN_SCORE, THRESHOLDS, ViewPredictions
 
 MAX_INSTANCES = 40
@@ -173,15 +174,6 @@ def measure_consistency(views: Sequence[ViewPredictions]) -> TtaConsistency:
     )
 
 
-def mask_iou_matrix(masks: Bool[np.ndarray, "N h w"], others: Bool[np.ndarray, "M h w"]) -> Float[np.ndarray, "N M"]:
-    """Return the IoU of all pairs; 0 for two empty masks."""
-    first, second = (each.reshape(len(each), math.prod(each.shape[1:])).astype(np.float32) for each in (masks, others))
-    intersection = first @ second.T
-    union = first.sum(1)[:, None] + second.sum(1)[None] - intersection
-    ious: Float[np.ndarray, "N M"] = intersection / np.maximum(union, 1.0)
-    return ious
-
-
 def _drop_truncated(view: ViewPredictions) -> ViewPredictions:
     """Remove instances that the view cuts off, and tiny ones."""
     masks = view.masks
@@ -198,7 +190,7 @@ def _group_instances(
     masks: Bool[np.ndarray, "N h w"], scores: Float[np.ndarray, "N"], view_indices: Int[np.ndarray, "N"]
 ) -> list[Int[np.ndarray, "n"]]:
     """Return the indices of instances that are the same, groups in order of their best score."""
-    ious = mask_iou_matrix(masks, masks)
+    ious = pairwise_mask_iou(masks, masks)
     is_free = np.ones(len(masks), bool)
     groups = []
     for seed in np.argsort(-scores, kind="stable"):
@@ -222,7 +214,7 @@ def _decay_overlapping(scores: Float32[np.ndarray, "N"], masks: Bool[np.ndarray,
     """Decay the scores of instances that overlap better ones (matrix NMS)."""
     if not len(scores):
         return scores
-    ious = torch.from_numpy(mask_iou_matrix(masks, masks)).float()
+    ious = torch.from_numpy(pairwise_mask_iou(masks, masks)).float()
     decay = matrix_nms_decay(torch.from_numpy(scores)[None], ious[None])[0].numpy()
     decayed: Float32[np.ndarray, "N"] = scores * decay
     return decayed
@@ -246,7 +238,7 @@ def _mean_best_iou(whole: ViewPredictions, others: Sequence[ViewPredictions]) ->
     for other in others:
         kept = is_counted & ~(whole.masks & ~other.is_visible).any((1, 2))
         found = other.masks[other.scores >= _MIN_CONSISTENCY_SCORE]
-        best = mask_iou_matrix(whole.masks[kept], found).max(1, initial=0.0)
+        best = pairwise_mask_iou(whole.masks[kept], found).max(1, initial=0.0)
         weighted_sum += float(best @ whole.scores[kept])
         weight += float(whole.scores[kept].sum())
     return weighted_sum / weight if weight else math.nan

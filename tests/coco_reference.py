@@ -1,0 +1,18 @@
+"""Masks as pycocotools encodes them, to compare our codecs with."""
+
+import numpy as np
+from pycocotools import mask as coco
+
+from model.formats.rle import Rle
+
+
+def encode_by_pycocotools(mask: np.ndarray) -> Rle:
+    """Encode a mask with pycocotools."""
+    rle = coco.encode(np.asfortranarray(mask, np.uint8))
+    left, top, width, height = (int(value) for value in coco.toBbox(rle))
+    return Rle(
+        size=(mask.shape[0], mask.shape[1]),
+        counts=rle["counts"].decode("ascii"),
+        area=int(coco.area(rle)),
+        bbox=(left, top, width, height),
+    )
