@@ -152,7 +152,7 @@ def test_int8_artifacts_and_cascades_are_not_quantized(
     tmp_path: Path, int8: Path, tiny_cascade_artifact: Path, photos: Path
 ) -> None:
     refuse(int8, photos, tmp_path / "out", "computes in int8: quantize one of fp32, fp16-stored, int8-stored")
-    refuse(tiny_cascade_artifact, photos, tmp_path / "out", "is a panoptic_cascade, which int8 breaks")
+    refuse(tiny_cascade_artifact, photos, tmp_path / "out", "is a panoptic_cascade, which does not work in int8")
     assert list(tmp_path.iterdir()) == []
 
 
