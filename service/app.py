@@ -38,8 +38,7 @@ from service.routes.pages import router as pages_router
 from service.routes.segment import router as segment_router
 from service.settings import Settings
 from service.state import AppState
-from service.telemetry.logging import record_event_loop_lag
-from service.telemetry.metrics import Telemetry
+from service.telemetry.metrics import Telemetry, record_event_loop_lag
 from service.telemetry.tracing import make_tracing
 
 _REFERENCED_SCHEMAS = (

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import Gauge
 
 from model.errors import QueueFull
-from service.inference.admission import AdmissionController
+from service.inference.queue import AdmissionController
 from service.requests import RequestContext
 from service.telemetry.metrics import SharedGauge
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from service.inference.batch_policy import BatchPolicy, ImageBatch
-from service.inference.queue import FairQueue, QueuedImage
+from service.inference.queue import BatchPolicy, FairQueue, ImageBatch, QueuedImage
 from service.requests import RequestContext
 
 pytestmark = pytest.mark.anyio

@@ -11,8 +11,7 @@ import pytest
 
 from model.errors import DeadlineExceeded, InferenceError, NotReady, QueueFull
 from model.network_io import RawOutputs
-from service.inference.batch_scheduler import BatchScheduler
-from service.inference.worker import InferenceThreadDied
+from service.inference.batch_scheduler import BatchScheduler, InferenceThreadDied
 from service.requests import RequestContext
 from service.telemetry.metrics import Telemetry
 

@@ -18,9 +18,9 @@ from model.contract import Contract, Task
 from model.images import DecodedImage, Letterbox, decode_image, letterbox_image, limit_size
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, select_clusters
-from service.inference.admission import AdmissionController
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.live_category_names import LiveCategoryNames
+from service.inference.queue import AdmissionController
 from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
 from service.settings import Settings
 from service.telemetry.metrics import SharedGauge, Telemetry

@@ -1,19 +1,30 @@
-"""Queue of images for the network, fair between clients."""
+"""Admission of requests, the queue of their images, and the policy that makes batches of them."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import numpy as np
 from jaxtyping import UInt8
 
-from model.errors import DeadlineExceeded
+from model.errors import DeadlineExceeded, QueueFull
 from model.network_io import RawOutputs
 from service.requests import RequestContext
+from service.telemetry.metrics import ReleaseReason, SharedGauge
 
 Shape = tuple[int, ...]
+
+_INITIAL_RUN_S = 0.5
+"""Assumed duration of a run before one was measured."""
+_SMOOTHING = 0.8
+"""Weight of earlier runs in the mean duration."""
+_DEADLINE_FACTOR = 1.5
+"""A batch runs when its closest deadline is this many mean runs away."""
+_RECOVERY_RUNS = 100
+"""Successful runs after which an input size that was short of memory may have larger batches again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,3 +142,158 @@ class FairQueue:
 def make_deadline_error() -> DeadlineExceeded:
     """Return the error of an image whose result is not ready in time."""
     return DeadlineExceeded("the image was not segmented within the timeout: send fewer at once, or try again")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """Images of one input size that run together."""
+
+    images: list[QueuedImage]
+    reason: ReleaseReason
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width with padding."""
+        height, width = self.images[0].pixels.shape[-2:]
+        return height, width
+
+
+class BatchPolicy:
+    """Runs a batch when it is full, has waited long enough, or a deadline is close; each has one input size."""
+
+    def __init__(self, *, max_batch_size: int, max_queue_delay_s: float, max_batch_pixels: int) -> None:
+        self._max_batch_size = max_batch_size
+        self._max_queue_delay_s = max_queue_delay_s
+        self._max_batch_pixels = max_batch_pixels
+        self._run_s = _INITIAL_RUN_S
+        self._reduced: dict[Shape, tuple[int, int]] = {}
+        """Maximum batch size of input sizes that were short of memory, and successful runs since."""
+        self.is_measured = False
+        """Whether the duration of a run has been measured."""
+        self.is_draining = False
+        """Run batches without waiting for more images."""
+
+    def batch_limit(self, shape: Shape) -> int:
+        """Return the maximum batch size of an input size: by the setting, its pixels, and the memory it took."""
+        by_pixels = max(1, self._max_batch_pixels // (shape[-1] * shape[-2]))
+        by_memory, _ = self._reduced.get(shape, (self._max_batch_size, 0))
+        return min(self._max_batch_size, by_pixels, by_memory)
+
+    def choose(self, queue: FairQueue, now: float) -> ImageBatch | float | None:
+        """Take the next batch from the queue; else return the seconds until one is due; None if the queue is empty."""
+        due: list[tuple[tuple[int, float], Shape, ReleaseReason]] = []
+        next_due_s: float | None = None
+        for shape in queue.list_shapes():
+            images = queue.list_images(shape)
+            oldest = min(image.submitted for image in images)
+            deadline = min(image.context.deadline for image in images)
+            reason, wait_s = self._release(shape, len(images), now - oldest, deadline - now)
+            if reason:
+                due.append(((min(image.context.priority for image in images), oldest), shape, reason))
+            next_due_s = wait_s if next_due_s is None else min(next_due_s, wait_s)
+        if not due:
+            return next_due_s
+        _, shape, reason = min(due)
+        return ImageBatch(images=queue.take(shape, self.batch_limit(shape)), reason=reason)
+
+    def estimate_wait(self, images: int) -> float:
+        """Return the seconds that this many images will take."""
+        return -(-images // self._max_batch_size) * self._run_s
+
+    def record(self, shape: Shape, run_s: float) -> None:
+        """Record a successful run."""
+        self._run_s = _SMOOTHING * self._run_s + (1 - _SMOOTHING) * run_s if self.is_measured else run_s
+        self.is_measured = True
+        if shape in self._reduced:
+            limit, runs = self._reduced[shape]
+            self._reduced[shape] = (limit, runs + 1) if runs + 1 < _RECOVERY_RUNS else (2 * limit, 0)
+            if self._reduced[shape][0] >= self._max_batch_size:
+                del self._reduced[shape]
+
+    def halve_limit(self, shape: Shape, count: int) -> None:
+        """Halve the maximum batch size of an input size: there was not enough memory for `count` images."""
+        self._reduced[shape] = (max(1, count // 2), 0)
+
+    def _release(
+        self, shape: Shape, count: int, age_s: float, time_left_s: float
+    ) -> tuple[ReleaseReason | None, float]:
+        """Return why a batch of this input size runs now, else None and the seconds until it will."""
+        delay_s = self._max_queue_delay_s - age_s
+        slack_s = time_left_s - _DEADLINE_FACTOR * self._run_s
+        if count >= self.batch_limit(shape):
+            return "max_batch_size", 0.0
+        if self.is_draining:
+            return "shutdown", 0.0
+        if delay_s <= 0.0:
+            return "max_queue_delay", 0.0
+        if slack_s <= 0.0:
+            return "deadline", 0.0
+        return None, min(delay_s, slack_s)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Slot:
+    context: RequestContext
+    task: "asyncio.Task[object] | None"
+    is_revoked: bool = False
+
+
+class AdmissionController:
+    """Each request holds a slot from its headers to its response, so that bodies cannot pile up before the queue.
+
+    If all slots are taken, a new request gets the slot of a less urgent request, or the newest slot of the client that
+    has most, if that has at least two more than its own client (longest queue drop). Else it is rejected.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        check_wait: Callable[[RequestContext], None],
+        make_queue_full: Callable[[], QueueFull],
+        gauge: SharedGauge,
+    ) -> None:
+        """`check_wait` raises QueueFull for a request that would wait too long; `make_queue_full` makes that error."""
+        self._capacity = capacity
+        self._check_wait = check_wait
+        self._make_queue_full = make_queue_full
+        self._gauge = gauge
+        self._slots: list[_Slot] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request holds a slot."""
+        return not self._slots
+
+    @contextmanager
+    def admit(self, context: RequestContext) -> Iterator[None]:
+        """Hold a slot for the current task. Raises QueueFull if there is none, or when it is revoked."""
+        self._check_wait(context)
+        if len(self._slots) >= self._capacity:
+            self._revoke_slot(context)
+        slot = _Slot(context=context, task=asyncio.current_task())
+        self._slots.append(slot)
+        self._gauge.set(len(self._slots))
+        try:
+            yield
+        except asyncio.CancelledError:
+            if slot.is_revoked and slot.task and slot.task.uncancel() == 0:
+                raise self._make_queue_full() from None
+            raise
+        finally:
+            if not slot.is_revoked:
+                self._slots.remove(slot)
+            self._gauge.set(len(self._slots))
+
+    def _revoke_slot(self, context: RequestContext) -> None:
+        counts = Counter(slot.context.owner for slot in self._slots)
+        lowest = max(slot.context.priority for slot in self._slots)
+        candidates = [slot for slot in self._slots if slot.context.priority == lowest]
+        # Among equals the last one: the newest request has cost least so far.
+        victim = max(enumerate(candidates), key=lambda each: (counts[each[1].context.owner], each[0]))[1]
+        has_more = counts[victim.context.owner] >= counts[context.owner] + 2 and context.priority <= lowest
+        if not has_more and context.priority >= lowest:
+            raise self._make_queue_full()
+        victim.is_revoked = True
+        self._slots.remove(victim)
+        if victim.task:
+            victim.task.cancel()

@@ -1,5 +1,6 @@
 """Prometheus metrics of the service."""
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -24,6 +25,7 @@ ROLLBACK_CAUSES: tuple[RollbackCause, ...] = get_args(RollbackCause)
 
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
 _STAGE_BUCKETS_S = tuple(0.0005 * 2**power for power in range(15))
+_LAG_PERIOD_S = 0.05
 _LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 _COUNT_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
@@ -223,3 +225,12 @@ def outcome_of_status(status: int) -> Outcome:
             return "client_error"
         case _:
             return "error"
+
+
+async def record_event_loop_lag(telemetry: Telemetry) -> None:
+    """Record the delay of the event loop until cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _LAG_PERIOD_S
+        await asyncio.sleep(_LAG_PERIOD_S)
+        telemetry.event_loop_lag.observe(max(0.0, loop.time() - due))
