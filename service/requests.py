@@ -20,7 +20,9 @@ from model.errors import DeadlineExceeded, InvalidParameter, UnsupportedMediaTyp
 from model.validation import did_you_mean
 from service.settings import Settings
 
-FormatName = Literal["json", "geojson", "png", "clusters", "overlay", "npz", "huggingface"]
+FormatName = Literal[
+    "json", "geojson", "png", "coco-instances", "coco-polygons", "clusters", "overlay", "npz", "huggingface"
+]
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
 
 HIGHEST_PRIORITY, NORMAL_PRIORITY, LOWEST_PRIORITY = 1, 2, 3
@@ -81,7 +83,9 @@ class SegmentOptions(BaseModel):
     agnostic_nms: bool = False
     """Drop a detection that overlaps a better one of any class (mask IoU above 0.5)."""
     formats: Annotated[tuple[FormatName, ...], _CommaSeparated] = ("json", "png")
-    """Files per image and task in an `application/zip` or `multipart/mixed` response, separated by commas."""
+    """Files per image and task in an `application/zip` or `multipart/mixed` response, separated by commas. `png`
+    is COCO's panoptic format, `coco-instances` has RLE masks and `coco-polygons` lists of points; a zip has one
+    COCO JSON file of all images for each of these."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,16 +5,24 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import pytest
 from coco_reference import encode_by_pycocotools
 from PIL import Image
+from pycocotools import mask as coco
 
 from model.contract import Category, Contract, InputSize
-from model.formats.coco import encode_rles, list_coco_categories, to_coco_annotation, to_hf_masks
-from model.formats.geojson import to_geojson_features
+from model.formats.coco import (
+    encode_rles,
+    list_coco_categories,
+    to_coco_annotation,
+    to_coco_instances,
+    to_geojson_features,
+    to_hf_masks,
+)
 from model.formats.npz import to_npz
 from model.formats.overlay import draw_overlay, encode_overlay, segment_color
 from model.formats.png import decode_panoptic_png, encode_cluster_png, encode_panoptic_png
@@ -282,9 +290,23 @@ def test_geojson_features_are_multipolygons_with_segment_properties() -> None:
     corners = [[0, 0], [32, 0], [32, 32], [0, 32], [0, 0]]
     assert [[ring.tolist() for ring in part] for part in thing["geometry"]["coordinates"]] == [[corners]]
     assert stuff["properties"] == {
-        "id": 2, "cluster_id": 9, "category_id": 193, "category_name": "grass", "isthing": False, "score": 1.0,
+        "id": 2, "cluster_id": 9, "category_id": 193, "category_name": "grass", "isthing": 0, "score": 1.0,
         "area": 1024, "bbox": [64, 0, 32, 32],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("mask_format", ["rle", "polygons"])
+def test_coco_instances_have_masks_that_pycocotools_reads(mask_format: Literal["rle", "polygons"]) -> None:
+    label_map = np.zeros((90, 120), np.int32)
+    label_map[10:80, 20:100] = 1
+    label_map[20:35, 30:45] = label_map[50:70, 60:90] = 0  # two holes
+    label_map[5:20, 105:115] = 1  # a second component
+    (entry,) = to_coco_instances(draw(label_map), NAMED, mask_format)
+    segmentation = entry["segmentation"]
+    assert isinstance(segmentation, list) == (mask_format == "polygons")
+    rle = coco.merge(coco.frPyObjects(segmentation, 90, 120)) if mask_format == "polygons" else segmentation
+    np.testing.assert_array_equal(coco.decode(rle), label_map)
+    assert (entry["area"], entry["bbox"], entry["iscrowd"]) == (int(label_map.sum()), [20, 5, 95, 75], 0)
 
 
 def test_npz_has_the_label_map_and_a_row_per_segment_without_pickles() -> None:

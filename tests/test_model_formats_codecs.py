@@ -8,8 +8,8 @@ import pytest
 from coco_reference import encode_by_pycocotools
 from PIL import Image
 
-from model.formats.geojson import MIN_IOU, Polygon, mask_to_polygons
 from model.formats.png import encode_png
+from model.formats.polygons import MIN_IOU, Polygon, mask_to_polygons
 from model.formats.rle import decode_rle, encode_label_map, encode_mask
 
 

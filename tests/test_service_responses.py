@@ -228,11 +228,33 @@ async def test_a_zip_is_a_coco_panoptic_dataset(client: httpx.AsyncClient) -> No
         assert orjson.loads(archive.read("results.json"))[1]["error"]["status"] == 422
 
 
+@pytest.mark.parametrize("name", ["coco-instances", "coco-polygons"])
+async def test_a_zip_has_one_coco_file_of_the_instances_of_all_images(client: httpx.AsyncClient, name: str) -> None:
+    files = [HALVES, TEXT_FILE, BLUES]
+    response = await post_files(client, files, "application/zip", formats=f"json,{name}")
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        data = orjson.loads(archive.read(f"panoptic.{name.removeprefix('coco-')}.json"))
+        segments = [
+            (image, segment["area"], segment["bbox"])
+            for image in (1, 3)
+            for segment in orjson.loads(archive.read(f"panoptic/{image:06}.json"))["segments_info"]
+        ]
+    assert [(each["image_id"], each["area"], each["bbox"]) for each in data["annotations"]] == segments
+    assert [each["id"] for each in data["annotations"]] == list(range(1, len(segments) + 1))
+    assert [each["id"] for each in data["images"]] == [1, 3]
+    parts = read_parts(await post_files(client, files, "multipart/mixed", formats=name))
+    alone = [orjson.loads(get_content(part)) for part in parts if part["X-Item-Status"] == "200"]
+    masks = [each["segmentation"] for part in alone for each in part["annotations"]]
+    assert masks == [each["segmentation"] for each in data["annotations"]]
+    assert isinstance(masks[0], list) == (name == "coco-polygons")
+
+
 async def test_a_zip_holds_the_requested_formats(client: httpx.AsyncClient) -> None:
-    everything = "json,geojson,png,clusters,overlay,npz,huggingface"
+    everything = "json,geojson,png,clusters,overlay,npz,huggingface,coco-instances,coco-polygons"
     response = await request_segments(client, "application/zip", formats=everything)
     with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
         endings = {name.partition("000001")[2] for name in archive.namelist() if "000001" in name}
+        assert {"panoptic.json", "panoptic.instances.json", "panoptic.polygons.json"} <= set(archive.namelist())
     assert endings == {
         ".json", ".geojson", ".png", ".clusters.png", ".overlay.jpg", ".npz", ".huggingface.json"
     }  # fmt: skip

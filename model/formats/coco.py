@@ -1,16 +1,18 @@
-"""Segmentations as COCO's JSON, and as the responses of Hugging Face's image-segmentation task.
+"""Segmentations as COCO's JSON, GeoJSON, and the responses of Hugging Face's image-segmentation task.
 
 COCO's panoptic annotations pass panopticapi's checks: the ids in the PNG and in `segments_info` are the same, and every
 category is listed.
 """
 
 import base64
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from model.contract import Contract
 from model.formats.png import encode_png
+from model.formats.polygons import Polygon, mask_to_polygons
 from model.formats.rle import Rle, decode_rle, encode_label_map, encode_mask
 from model.postprocessing.panoptic import Segment, Segmentation
 
@@ -39,7 +41,7 @@ def segment_properties(segment: Segment, rle: Rle, contract: Contract) -> dict[s
         "cluster_id": segment.cluster,
         "category_id": category.id if category else None,
         "category_name": category.name if category else None,
-        "isthing": segment.is_thing,
+        "isthing": int(segment.is_thing),
         "score": round(segment.score, 4),
         "area": rle.area,
         "bbox": list(rle.bbox),
@@ -90,6 +92,55 @@ def to_coco_annotation(segmentation: Segmentation, contract: Contract, image_id:
     return {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
 
 
+def to_coco_instances(
+    segmentation: Segmentation, contract: Contract, mask_format: Literal["rle", "polygons"]
+) -> list[dict[str, Any]]:
+    """Return COCO's instance annotations of all segments, of things and stuff; the caller adds `id` and `image_id`."""
+    annotations = []
+    for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True):
+        mask: Any = {"size": list(rle.size), "counts": rle.counts}
+        if mask_format == "polygons":
+            mask = [polygon.to_coco() for polygon in _to_polygons(rle)]
+        if rle.area:
+            annotations.append(
+                {
+                    "category_id": get_category_id(segment.cluster, contract),
+                    "cluster_id": segment.cluster,
+                    "score": round(segment.score, 4),
+                    "area": rle.area,
+                    "bbox": list(rle.bbox),
+                    "segmentation": mask,
+                    "iscrowd": 0,
+                }
+            )
+    return annotations
+
+
+def to_coco_dataset(
+    contract: Contract, images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return COCO's JSON of several images; instances, unlike panoptic annotations, are numbered from 1."""
+    return {
+        "info": {"description": f"{contract.name} {contract.version}"},
+        "images": images,
+        "annotations": [
+            {"id": number, **annotation} if "segmentation" in annotation else annotation
+            for number, annotation in enumerate(annotations, start=1)
+        ],
+        "categories": list_coco_categories(contract),
+    }
+
+
+def to_geojson_features(segmentation: Segmentation, contract: Contract) -> list[dict[str, Any]]:
+    """Return GeoJSON's `features`: a multipolygon per segment, in pixels; rings are NumPy arrays."""
+    features = []
+    for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True):
+        geometry = {"type": "MultiPolygon", "coordinates": [[each.outer, *each.holes] for each in _to_polygons(rle)]}
+        properties = segment_properties(segment, rle, contract)
+        features.append({"type": "Feature", "id": segment.id, "geometry": geometry, "properties": properties})
+    return features
+
+
 def to_hf_masks(segmentation: Segmentation, contract: Contract) -> list[dict[str, Any]]:
     """Return the response of Hugging Face's image-segmentation task: label, score, and mask as gray PNG in base64."""
     masks = []
@@ -104,3 +155,8 @@ def to_hf_masks(segmentation: Segmentation, contract: Contract) -> list[dict[str
             }
         )
     return masks
+
+
+def _to_polygons(rle: Rle) -> list[Polygon]:
+    left, top, width, height = rle.bbox
+    return mask_to_polygons(decode_rle(rle)[top : top + height, left : left + width], top=top, left=left)

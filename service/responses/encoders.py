@@ -13,8 +13,14 @@ import orjson
 
 from model.contract import Contract, Task
 from model.errors import NotAcceptable
-from model.formats.coco import list_coco_categories, to_coco_annotation, to_hf_masks, to_segments_info
-from model.formats.geojson import to_geojson_features
+from model.formats.coco import (
+    to_coco_annotation,
+    to_coco_dataset,
+    to_coco_instances,
+    to_geojson_features,
+    to_hf_masks,
+    to_segments_info,
+)
 from model.formats.npz import to_npz
 from model.formats.overlay import encode_overlay
 from model.formats.png import encode_cluster_png, encode_panoptic_png
@@ -49,13 +55,17 @@ _FORMATS: dict[FormatName, tuple[str, str]] = {
     "json": ("application/json", ".json"),
     "geojson": ("application/geo+json", ".geojson"),
     "png": ("image/png", ".png"),
+    "coco-instances": ("application/json", ".instances.json"),
+    "coco-polygons": ("application/json", ".polygons.json"),
     "clusters": ('image/png;profile="clusters"', ".clusters.png"),
     "overlay": ("image/jpeg", ".overlay.jpg"),
     "npz": ("application/x-npz", ".npz"),
     "huggingface": ("application/vnd.hf.image-segmentation+json", ".huggingface.json"),
 }
 """Media type and file suffix of each format."""
-_FORMAT_OF_MEDIA_TYPE = {media_type: name for name, (media_type, _) in _FORMATS.items()}
+_FORMAT_OF_MEDIA_TYPE = {media_type: name for name, (media_type, _) in _FORMATS.items() if not name.startswith("coco-")}
+_COCO_FILES = {".png": ".json", ".instances.json": ".instances.json", ".polygons.json": ".polygons.json"}
+"""File suffix of the COCO JSON of all images in a zip, by the suffix of the parts that it lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +77,8 @@ class ResponsePart:
     suffix: str
     task: Task | None
     """None for a file that covers all tasks."""
-    annotation: dict[str, Any] | None = None
-    """COCO annotation of a panoptic PNG in a zip file; image id and file name are set when the zip is written."""
+    annotations: Sequence[dict[str, Any]] | None = None
+    """COCO annotations for a zip file; ids and file names are set when it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,15 +149,8 @@ def encode_result(
         content = orjson.dumps(result_to_json(result, contract))
         return (ResponsePart(content=content, media_type=media_type, suffix=".json", task=None),)
     single = _FORMAT_OF_MEDIA_TYPE.get(media_type)
-    has_annotations = media_type == "application/zip"
     return tuple(
-        ResponsePart(
-            content=_encode_format(name, result, task, segmentation, contract),
-            media_type=_FORMATS[name][0],
-            suffix=_FORMATS[name][1],
-            task=task,
-            annotation=to_coco_annotation(segmentation, contract, 0, "") if has_annotations and name == "png" else None,
-        )
+        _encode_part(name, result, task, segmentation, contract, is_zip=media_type == "application/zip")
         for task, segmentation in result.segmentations
         for name in ((single,) if single else options.formats)
     )
@@ -207,24 +210,43 @@ def _image_to_json(result: SegmentationResult) -> dict[str, Any]:
     }
 
 
-def _encode_format(
-    name: FormatName, result: SegmentationResult, task: Task, segmentation: Segmentation, contract: Contract
-) -> bytes:
+def _encode_part(
+    name: FormatName,
+    result: SegmentationResult,
+    task: Task,
+    segmentation: Segmentation,
+    contract: Contract,
+    *,
+    is_zip: bool,
+) -> ResponsePart:
+    content, annotations = b"", None
     match name:
         case "json":
-            return orjson.dumps(result_to_json(replace(result, segmentations=((task, segmentation),)), contract))
+            content = orjson.dumps(result_to_json(replace(result, segmentations=((task, segmentation),)), contract))
         case "geojson":
-            return _encode_geojson(result, task, segmentation, contract)
+            content = _encode_geojson(result, task, segmentation, contract)
         case "png":
-            return encode_panoptic_png(segmentation.label_map)
+            content = encode_panoptic_png(segmentation.label_map)
+            annotations = [to_coco_annotation(segmentation, contract, 0, "")] if is_zip else None
+        case "coco-instances" | "coco-polygons":
+            annotations = to_coco_instances(segmentation, contract, "rle" if name == "coco-instances" else "polygons")
+            if not is_zip:
+                content = _encode_instances(result, contract, annotations)
         case "clusters":
-            return encode_cluster_png(segmentation, contract)
+            content = encode_cluster_png(segmentation, contract)
         case "overlay":
-            return encode_overlay(result.image.image, segmentation)
+            content = encode_overlay(result.image.image, segmentation)
         case "npz":
-            return to_npz(segmentation, contract)
+            content = to_npz(segmentation, contract)
         case "huggingface":
-            return orjson.dumps(to_hf_masks(segmentation, contract))
+            content = orjson.dumps(to_hf_masks(segmentation, contract))
+    media_type, suffix = _FORMATS[name]
+    return ResponsePart(content=content, media_type=media_type, suffix=suffix, task=task, annotations=annotations)
+
+
+def _encode_instances(result: SegmentationResult, contract: Contract, annotations: Sequence[dict[str, Any]]) -> bytes:
+    image = {"id": 1, "file_name": "", "height": result.image.height, "width": result.image.width}
+    return orjson.dumps(to_coco_dataset(contract, [image], [{"image_id": 1, **each} for each in annotations]))
 
 
 def _encode_geojson(result: SegmentationResult, task: Task, segmentation: Segmentation, contract: Contract) -> bytes:
@@ -293,32 +315,36 @@ def _encode_multipart(images: Sequence[ImageResponse], boundary: str) -> bytes:
 
 
 def _encode_zip(images: Sequence[ImageResponse], contract: Contract) -> bytes:
-    """Encode one folder per task; with panoptic PNGs, a COCO JSON file next to the folder."""
+    """Encode one folder per task, and next to it a COCO JSON file of all images for each of COCO's formats."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
+        coco: dict[tuple[Task | None, str], list[tuple[int, ResponsePart]]] = {}
         for index, image in enumerate(images):
             for part in image.parts:
-                _add_to_zip(archive, f"{part.task}/{_file_stem(index)}{part.suffix}", part.content)
-        for task in dict.fromkeys(part.task for image in images for part in image.parts if part.annotation):
-            _add_to_zip(archive, f"{task}.json", orjson.dumps(_coco_panoptic_json(images, contract, task)))
+                if part.content:
+                    _add_to_zip(archive, f"{part.task}/{_file_stem(index)}{part.suffix}", part.content)
+                if part.annotations is not None:
+                    coco.setdefault((part.task, _COCO_FILES[part.suffix]), []).append((index, part))
+        for (task, suffix), parts in coco.items():
+            _add_to_zip(archive, f"{task}{suffix}", orjson.dumps(_merge_coco(parts, images, contract)))
         statuses = [_image_status(index, image) for index, image in enumerate(images)]
         _add_to_zip(archive, "results.json", orjson.dumps(statuses))
     return buffer.getvalue()
 
 
-def _coco_panoptic_json(images: Sequence[ImageResponse], contract: Contract, task: str | None) -> dict[str, Any]:
-    """Return COCO's panoptic JSON of all images; image ids start at 1, as the file names do."""
+def _merge_coco(
+    parts: Sequence[tuple[int, ResponsePart]], images: Sequence[ImageResponse], contract: Contract
+) -> dict[str, Any]:
+    """Return COCO's JSON of the parts; image ids start at 1, as the file names do."""
     entries, annotations = [], []
-    for index, image in enumerate(images):
-        for part in image.parts:
-            if part.annotation and part.task == task:
-                file_name = f"{_file_stem(index)}{part.suffix}"
-                annotations.append(part.annotation | {"image_id": index + 1, "file_name": file_name})
-                height, width = image.size
-                entries.append({"id": index + 1, "file_name": image.name or "", "height": height, "width": width})
-    info = {"description": f"{contract.name} {contract.version}"}
-    categories = list_coco_categories(contract)
-    return {"info": info, "images": entries, "annotations": annotations, "categories": categories}
+    for index, part in parts:
+        height, width = images[index].size
+        entries.append({"id": index + 1, "file_name": images[index].name or "", "height": height, "width": width})
+        ids: dict[str, Any] = {"image_id": index + 1}
+        if part.content:
+            ids["file_name"] = f"{_file_stem(index)}{part.suffix}"
+        annotations += [each | ids for each in part.annotations or ()]
+    return to_coco_dataset(contract, entries, annotations)
 
 
 def _add_to_zip(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

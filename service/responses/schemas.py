@@ -65,8 +65,8 @@ class SegmentProperties(Schema):
     """Id of the cluster's category; null if it has no name."""
     category_name: Annotated[str | None, Field(examples=["dog"])]
     """Name of the cluster's category; null if it has none."""
-    isthing: bool
-    """True for a countable object, false for stuff."""
+    isthing: Literal[0, 1]
+    """1 for a countable object, 0 for stuff, as in COCO."""
     score: Annotated[float, Field(ge=0.0, le=1.0, examples=[0.91])]
     area: Annotated[int, Field(ge=1, examples=[1200])]
     """Number of pixels."""

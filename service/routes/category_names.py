@@ -50,7 +50,7 @@ class ClusterInfo(_Schema):
     """A class of the network and its category name."""
 
     cluster_id: Annotated[int, Field(ge=1)]
-    isthing: bool
+    isthing: Literal[0, 1]
     category_id: int | None
     """As in results; null if the cluster has no name."""
     category_name: str | None
@@ -220,7 +220,7 @@ def cluster_info(cluster: int, contract: Contract, names: CategoryNames) -> Clus
     category, given = contract.categories.get(cluster), names.names.get(cluster)
     return ClusterInfo(
         cluster_id=cluster,
-        isthing=contract.is_thing(cluster),
+        isthing=1 if contract.is_thing(cluster) else 0,
         category_id=category.id if category else None,
         category_name=category.name if category else None,
         origin="user" if given else "model" if category else None,

@@ -1,17 +1,12 @@
-"""Masks as polygons along pixel edges, with holes, and segmentations as GeoJSON."""
+"""Masks as polygons along pixel edges, with holes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from model.contract import Contract
-from model.formats.coco import encode_rles, segment_properties
-from model.formats.rle import decode_rle
 from model.postprocessing.masks import mask_iou
-from model.postprocessing.panoptic import Segmentation
 
 MIN_IOU = 0.98
 """Minimum IoU between a mask and its polygons, rasterized."""
@@ -35,17 +30,19 @@ class Polygon:
     holes: tuple[Ring, ...]
     """Counterclockwise on the screen."""
 
+    def to_coco(self) -> list[int]:
+        """Return x and y of all points as one ring, as COCO has no holes.
 
-def to_geojson_features(segmentation: Segmentation, contract: Contract) -> list[dict[str, Any]]:
-    """Return GeoJSON's `features`: a multipolygon per segment, in pixels; rings are NumPy arrays."""
-    features = []
-    for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True):
-        left, top, width, height = rle.bbox
-        polygons = mask_to_polygons(decode_rle(rle)[top : top + height, left : left + width], top=top, left=left)
-        geometry = {"type": "MultiPolygon", "coordinates": [[each.outer, *each.holes] for each in polygons]}
-        properties = segment_properties(segment, rle, contract)
-        features.append({"type": "Feature", "id": segment.id, "geometry": geometry, "properties": properties})
-    return features
+        A line of no width, there and back, joins each hole at its nearest point.
+        """
+        ring = self.outer[:-1]
+        for hole in self.holes:
+            distances = np.square(ring[:, None].astype(np.int64) - hole[:-1]).sum(-1)
+            start, nearest = np.unravel_index(distances.argmin(), distances.shape)
+            turned = np.roll(hole[:-1], -int(nearest), axis=0)
+            ring = np.concatenate([ring[: start + 1], turned, turned[:1], ring[start:]])
+        points: list[int] = ring.ravel().tolist()
+        return points
 
 
 def mask_to_polygons(bits: Bool[np.ndarray, "h w"], *, top: int = 0, left: int = 0) -> list[Polygon]:
