@@ -21,6 +21,7 @@ UsegError
 ├─ NotReady
 │  └─ ShuttingDown
 ├─ DeadlineExceeded
+├─ UploadTimeout
 ├─ ArtifactError          an artifact that is not loaded
 │  ├─ ContractMismatch
 │  ├─ ParityError
@@ -122,6 +123,10 @@ class ShuttingDown(NotReady):
 
 class DeadlineExceeded(UsegError):
     """The response cannot be ready before the request's deadline."""
+
+
+class UploadTimeout(UsegError):
+    """A client that pauses while it sends a request, or sends it too slowly."""
 
 
 class ArtifactError(UsegError):

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,6 +21,7 @@ from service.middleware.request_context import RequestMiddleware
 from service.oip.routes import health_router as oip_health_router
 from service.oip.routes import router as oip_router
 from service.oip.schemas import InferRequest, InferResponse, OipError
+from service.oip.tensors import LENGTH_HEADER
 from service.requests import SegmentJsonBody
 from service.responses.schemas import (
     BatchResponse,
@@ -54,6 +56,17 @@ _REFERENCED_SCHEMAS = (
     SegmentJsonBody,
 )
 """Schemas to which routes refer by name: FastAPI does not see them, and they are not needed at the start."""
+
+_EXPOSED_HEADERS = (
+    "ETag",
+    LENGTH_HEADER,
+    "Retry-After",
+    "Server-Timing",
+    "X-Image-Warnings",
+    "X-Model-Version",
+    "X-Request-ID",
+)
+"""Headers of responses that pages of other origins may read."""
 
 _ROUTERS = (
     segment_router,
@@ -113,14 +126,17 @@ def create_app(
     app.add_middleware(
         AuthMiddleware, settings=settings, api_keys=api_keys.join(admin_keys) if api_keys else ApiKeyStore()
     )
-    app.add_middleware(
-        RequestMiddleware,
-        telemetry=telemetry,
-        model_repository=repository,
-        tracing=tracing,
-    )
+    app.add_middleware(RequestMiddleware, telemetry=telemetry, model_repository=repository, tracing=tracing)
     if tracing:
         app.add_middleware(tracing.instrument)
+    if settings.allowed_origins:  # outermost, so that pages of other origins can read errors, too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
     for error in (HTTPException, RequestValidationError):
         app.add_exception_handler(error, _raise)  # in place of FastAPI's handlers
     return app

@@ -6,6 +6,8 @@ import binascii
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
+from email.message import Message
+from email.utils import collapse_rfc2231_value
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from fastapi import Header
@@ -16,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from model.contract import Contract, Task, Thresholds
-from model.errors import DeadlineExceeded, InvalidParameter, UnsupportedMediaType, UrlInputUnsupported
+from model.errors import DeadlineExceeded, InvalidParameter, UnsupportedMediaType, UploadTimeout, UrlInputUnsupported
 from model.validation import did_you_mean
 from service.settings import Settings
 
@@ -244,20 +246,25 @@ async def read_uploads(request: Request, deadline: float) -> Uploads:
     """Read the images of a request; the declared type of an image is ignored.
 
     Raises UnsupportedMediaType, InvalidParameter or RequestValidationError for a malformed body, UrlInputUnsupported,
-    DeadlineExceeded at `deadline` (the event loop's clock), ClientDisconnect, and what `BodyLimitMiddleware` raises.
+    UploadTimeout at `deadline` (the event loop's clock), ClientDisconnect, and what `BodyLimitMiddleware` raises.
     """
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        return await read_in_time(_read_form(request), deadline)
+    if media_type == "application/json":
+        return await asyncio.to_thread(parse_json_body, await read_in_time(request.body(), deadline))
+    if media_type == "application/octet-stream" or media_type.startswith("image/"):
+        return Uploads(files=(Upload(content=await read_in_time(request.body(), deadline)),), is_batch=False)
+    raise UnsupportedMediaType(f"unsupported Content-Type {media_type or '(none)'!r}: {_SUPPORTED_BODIES}")
+
+
+async def read_in_time(body: Coroutine[Any, Any, T], deadline: float) -> T:
+    """Return what `body` reads from the client. Raises UploadTimeout at `deadline` (the event loop's clock)."""
     try:
         async with asyncio.timeout_at(deadline):
-            if media_type == "multipart/form-data":
-                return await _read_form(request)
-            if media_type == "application/json":
-                return await asyncio.to_thread(parse_json_body, await request.body())
-            if media_type == "application/octet-stream" or media_type.startswith("image/"):
-                return Uploads(files=(Upload(content=await request.body()),), is_batch=False)
+            return await body
     except TimeoutError as error:
-        raise DeadlineExceeded("the body did not arrive within the request timeout: send a smaller image") from error
-    raise UnsupportedMediaType(f"unsupported Content-Type {media_type or '(none)'!r}: {_SUPPORTED_BODIES}")
+        raise UploadTimeout("the body did not arrive within the request timeout: send a smaller one") from error
 
 
 def parse_json_body(content: bytes) -> Uploads:
@@ -317,8 +324,22 @@ async def _wait_for_disconnect(request: Request) -> None:
         pass
 
 
+class _FormParser(MultiPartParser):
+    """Starlette's parser, which also takes a part as a file if only `filename*` (RFC 5987) names it."""
+
+    def on_headers_finished(self) -> None:
+        disposition = Message()
+        header = self._current_part.content_disposition or b""
+        disposition["Content-Disposition"] = header.decode("latin-1")
+        name = disposition.get_param("filename", None, "Content-Disposition")
+        if isinstance(name, tuple):  # charset, language, name
+            plain = collapse_rfc2231_value(name).replace('"', "'")
+            self._current_part.content_disposition = header + f'; filename="{plain}"'.encode()
+        super().on_headers_finished()
+
+
 async def _read_form(request: Request) -> Uploads:
-    parser = MultiPartParser(request.headers, request.stream(), max_files=MAX_IMAGES, max_fields=_MAX_FORM_FIELDS)
+    parser = _FormParser(request.headers, request.stream(), max_files=MAX_IMAGES, max_fields=_MAX_FORM_FIELDS)
     parser.spool_max_size = sys.maxsize  # BodyLimitMiddleware bounds the memory, so nothing is written to disk
     try:
         form = await parser.parse()

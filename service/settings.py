@@ -6,6 +6,7 @@ from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -73,6 +74,8 @@ class Settings(BaseModel):
     """API keys that may also change what is served, separated by commas."""
     allow_unauthenticated: bool = False
     """Listen on other addresses than localhost without API keys."""
+    cors_origins: str = ""
+    """Origins of web pages that may call the service, separated by commas; `*` is any, only without API keys (CORS)."""
     rate_limit_rps: NonNegative = 0.0
     """Requests per second of one API key, or of one address if there are no keys; 0 is unlimited."""
     rate_limit_burst: Count = 20
@@ -118,6 +121,21 @@ class Settings(BaseModel):
                 "set api_key_file, or allow_unauthenticated to run without"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_origins(self) -> "Settings":
+        for origin in self.allowed_origins:
+            if origin == "*" and (self.api_key_file or self.api_keys):
+                raise ValueError("cors_origins is `*`, but there are API keys: list the origins that may use them")
+            parts = urlsplit(origin)
+            if origin != "*" and (origin != f"{parts.scheme}://{parts.netloc}" or " " in origin):
+                raise ValueError(f"cors_origins has {origin!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT")
+        return self
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """The entries of `cors_origins`."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
 
 def is_loopback(host: str) -> bool:

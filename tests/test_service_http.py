@@ -138,6 +138,18 @@ async def test_an_unknown_path_or_method_is_a_problem(
     assert Problem.model_validate_json(response.content).status == response.status_code == status
 
 
+async def test_head_is_get_without_the_body(client: httpx.AsyncClient) -> None:
+    for path in ("/", "/static/main.js", "/docs", "/openapi.json", "/livez", "/readyz", "/v1/models", "/v2", "/none"):
+        head, get = await client.head(path), await client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert [head.headers[name] for name in ("content-type", "content-length")] == [
+            get.headers[name] for name in ("content-type", "content-length")
+        ]
+    assert (await client.head("/v1/segment")).headers["allow"] == "POST"
+    line = 'http_request_method="HEAD",http_response_status_code="200",http_route="/livez"'
+    assert line in (await client.get("/metrics")).text
+
+
 class BrokenSession(RedSession):
     """Fails after the warm-up."""
 

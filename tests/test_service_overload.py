@@ -14,6 +14,7 @@ from live_service import WAIT_S, GatedSession, listen, make_request, see_metric,
 from model.network_io import RawOutputs
 
 HALVES = save(draw_halves())
+INFER = "v2/models/fake/infer"
 
 pytestmark = pytest.mark.anyio
 
@@ -42,14 +43,16 @@ async def test_a_response_after_the_timeout_is_504() -> None:
         assert (answer.status_code, answer.json()["type"]) == (504, "urn:useg:problem:deadline-exceeded")
 
 
-async def test_a_body_that_does_not_arrive_is_504() -> None:
+async def test_a_body_that_does_not_arrive_is_408() -> None:
     async def stall() -> AsyncIterator[bytes]:
         yield HALVES[:100]
         await asyncio.Event().wait()
 
     async with open_client(request_timeout_s=0.1) as client:
-        answer = await client.post("/v1/segment", content=stall(), headers={"Content-Type": "image/png"})
-        assert (answer.status_code, "did not arrive" in answer.json()["detail"]) == (504, True)
+        for path, media in (("v1/segment", "image/png"), ("v1/segment", "application/json"), (INFER, "image/png")):
+            answer = await client.post(f"/{path}", content=stall(), headers={"Content-Type": media})
+            assert (answer.status_code, "did not arrive" in answer.text) == (408, True)
+        assert 'outcome="client_error",task="panoptic",version="1+test"} 2.0' in (await client.get("/metrics")).text
 
 
 async def test_health_checks_succeed_while_the_network_is_busy() -> None:
@@ -153,11 +156,11 @@ async def test_a_connection_with_a_slow_header_is_closed(sent: bytes) -> None:
         writer.close()
 
 
-async def test_a_body_with_a_long_pause_is_504_long_before_the_timeout() -> None:
+async def test_a_body_with_a_long_pause_is_408_long_before_the_timeout() -> None:
     async with listen(client_timeout_s=0.2, request_timeout_s=1000.0) as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(make_request(HALVES)[:-10])
-        assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 504 ")
+        assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 408 ")
         writer.close()
         await writer.wait_closed()
 

@@ -7,6 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from chromium import WAIT_S, open_browser, open_page
 from fastapi import FastAPI
 from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, Route, expect
+from playwright.sync_api import Browser, Error, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
 
 from model.contract import Category, Contract, InputSize
@@ -84,8 +86,21 @@ def names_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(names_file: Path) -> Iterator[str]:
-    app = create_app(Settings(category_names_file=names_file), load_model=open_fake)
+def other_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of a server of an empty folder, whose pages may call the service from 127.0.0.1, not from localhost."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path_factory.mktemp("other"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join(WAIT_S)
+
+
+@pytest.fixture(scope="module")
+def address(names_file: Path, other_port: int) -> Iterator[str]:
+    settings = Settings(category_names_file=names_file, cors_origins=f"http://127.0.0.1:{other_port}")
+    app = create_app(settings, load_model=open_fake)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None))
     is_ready = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -420,6 +435,27 @@ def test_swagger_ui_works_offline_and_makes_a_call(page: Page, address: str, tmp
     response = operation.locator(".live-responses-table")
     expect(response).to_contain_text('"name": "two-boxes"')
     assert all(url.startswith((address, "data:", "blob:")) for url in urls)
+
+
+def test_pages_of_listed_origins_alone_may_call_the_service(
+    page: Page, address: str, other_port: int, console_errors: list[str]
+) -> None:
+    script = """async ([url, photo]) => {
+        const body = new Blob([Uint8Array.from(photo)], { type: "image/png" });
+        const response = await fetch(`${url}v1/segment`, { method: "POST", headers: { "X-Request-ID": "7" }, body });
+        const content = await response.json();
+        return [response.status, response.headers.get("X-Request-ID"), content.task ?? content.title];
+    }"""
+    page.goto(f"http://127.0.0.1:{other_port}")
+    given = [address, list(draw_photo()["buffer"])]
+    assert page.evaluate(script, given) == [200, "7", "panoptic"]
+    assert page.evaluate(script, [address, []]) == [422, "7", "The image cannot be decoded"]
+    assert "422" in console_errors.pop()
+    page.goto(f"http://localhost:{other_port}")
+    with pytest.raises(Error, match="Failed to fetch"):
+        page.evaluate(script, given)
+    assert any("CORS policy" in each for each in console_errors)
+    console_errors.clear()
 
 
 def test_the_better_of_overlapping_instances_is_visible(page: Page) -> None:

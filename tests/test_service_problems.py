@@ -21,6 +21,7 @@ from model.errors import (
     NotReady,
     QueueFull,
     UnsupportedMediaType,
+    UploadTimeout,
     UsegError,
 )
 from service.responses.problems import PROBLEM_TYPES, find_problem_type, make_error_response
@@ -54,6 +55,7 @@ def test_slugs_are_unique() -> None:
         (QueueFull("x", retry_after_s=3), 503, "queue-full"),
         (NotReady("x"), 503, "not-ready"),
         (DeadlineExceeded("x"), 504, "deadline-exceeded"),
+        (UploadTimeout("x"), 408, "upload-timeout"),
         (ConfigError("x"), 500, "internal"),
         (ContractMismatch("x"), 500, "internal"),
         (HTTPException(404), 404, "not-found"),

@@ -68,6 +68,20 @@ def test_other_hosts_than_localhost_need_keys_or_an_explicit_permission(host: st
     assert read_settings({"USEG_HOST": host, "USEG_ALLOW_UNAUTHENTICATED": "True"}).allow_unauthenticated
 
 
+@pytest.mark.parametrize("origin", ["example.org", "https://example.org/", "https://a.org b.org", "https://a.org,*/x"])
+def test_what_is_no_origin_is_rejected(origin: str) -> None:
+    with pytest.raises(ConfigError, match="an origin is SCHEME://HOST"):
+        read_settings({"USEG_CORS_ORIGINS": origin})
+
+
+def test_any_origin_is_allowed_without_api_keys_only() -> None:
+    assert read_settings({"USEG_CORS_ORIGINS": "*"}).allowed_origins == ["*"]
+    with pytest.raises(ConfigError, match="list the origins"):
+        read_settings({"USEG_CORS_ORIGINS": "*", "USEG_API_KEYS": "a:b"})
+    listed = read_settings({"USEG_CORS_ORIGINS": "https://a.org, http://localhost:3000", "USEG_API_KEYS": "a:b"})
+    assert listed.allowed_origins == ["https://a.org", "http://localhost:3000"]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.7", "::1", "localhost"])
 def test_localhost_needs_no_keys(host: str) -> None:
     assert read_settings({"USEG_HOST": host}).host == host

@@ -63,6 +63,7 @@ def test_a_stage_is_reported_to_the_client_the_histogram_and_the_version() -> No
     ("status", "outcome"),
     [
         (200, "ok"),
+        (408, "client_error"),
         (413, "client_error"),
         (422, "client_error"),
         (429, "rejected"),

@@ -157,6 +157,23 @@ async def test_the_name_and_type_of_a_form_file_are_ignored(client: httpx.AsyncC
     assert find_thing(await client.post("/v1/segment", files=files))["area"] == 28 * 28
 
 
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ("filename*=UTF-8''na%C3%AFve%20%22one%22.png", "naïve 'one'.png"),
+        ("filename*0*=UTF-8''a%20; filename*1=b.png", "a b.png"),
+        ("filename=plain.png; filename*=UTF-8''other.png", "plain.png"),
+    ],
+)
+async def test_an_encoded_file_name_alone_makes_a_file(client: httpx.AsyncClient, parameters: str, name: str) -> None:
+    part = f'--abc\r\nContent-Disposition: form-data; name="file"; {parameters}\r\n\r\n'.encode()
+    content = part + save(draw_halves()) + b"\r\n" + part + b"no image\r\n--abc--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=abc"}
+    response = await client.post("/v1/segment", content=content, headers=headers)
+    results = response.json()["results"]
+    assert [(each["status"], each["name"]) for each in results] == [(200, name), (422, name)]
+
+
 @pytest.mark.parametrize("media", ["image/jpeg", "application/octet-stream", "IMAGE/PNG; q=1"])
 async def test_the_body_may_be_the_image(client: httpx.AsyncClient, media: str) -> None:
     content = save(draw_halves())

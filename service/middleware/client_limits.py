@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from model.errors import DeadlineExceeded, ImageTooLarge, UnsupportedMediaType
+from model.errors import ImageTooLarge, UnsupportedMediaType, UploadTimeout
 from service.settings import Settings
 
 MAX_HEADER_BYTES = 16 * 1024
@@ -99,7 +99,7 @@ def make_uvicorn_config(app: Any, *, client_timeout_s: float, finish_s: float) -
 class BodyLimitMiddleware:
     """Pure ASGI middleware that bounds the size of request bodies and the time that clients take to send them.
 
-    Reading the body raises ImageTooLarge, UnsupportedMediaType for a compressed body, and DeadlineExceeded.
+    Reading the body raises ImageTooLarge, UnsupportedMediaType for a compressed body, and UploadTimeout.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -126,7 +126,7 @@ class BodyLimitMiddleware:
             try:
                 message = await asyncio.wait_for(receive(), min(left_s, settings.client_timeout_s))
             except TimeoutError as error:
-                raise DeadlineExceeded("the body did not arrive in time: send a smaller one, or try again") from error
+                raise UploadTimeout("the body did not arrive in time: send a smaller one, or try again") from error
             received += len(message.get("body", b""))
             if received > max_bytes:
                 raise ImageTooLarge(f"the body has more than {max_bytes} bytes, the maximum: send a smaller file")

@@ -84,7 +84,9 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = scope.setdefault("state", {})
+        state, method = scope.setdefault("state", {}), method_label(scope)
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}  # routes know GET alone; the body is dropped below
         state["request_id"] = choose_request_id(Headers(scope=scope).get("x-request-id"))
         started = time.perf_counter()
         status = sent_bytes = 0
@@ -95,6 +97,8 @@ class RequestMiddleware:
                 status = message["status"]
                 self._add_headers(scope, MutableHeaders(scope=message))
                 self._annotate_span(scope, status)
+            if method == "HEAD" and "body" in message:
+                message = {**message, "body": b""}
             sent_bytes += len(message.get("body", b""))
             await send(message)
 
@@ -109,7 +113,7 @@ class RequestMiddleware:
         finally:
             if not status:
                 self._annotate_span(scope, CLIENT_CLOSED_REQUEST)
-            self._record(scope, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - started, sent_bytes)
+            self._record(scope, method, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - started, sent_bytes)
 
     def _add_headers(self, scope: Scope, headers: MutableHeaders) -> None:
         """Add the headers of every response."""
@@ -135,8 +139,8 @@ class RequestMiddleware:
         stages = tuple(timer.spans) if isinstance(timer, StageTimer) else ()
         self._tracing.annotate_request(f"{method_label(scope)} {route}", attributes, stages)
 
-    def _record(self, scope: Scope, status: int, seconds: float, sent_bytes: int) -> None:
-        method, route, state = method_label(scope), route_template(scope), scope["state"]
+    def _record(self, scope: Scope, method: str, status: int, seconds: float, sent_bytes: int) -> None:
+        route, state = route_template(scope), scope["state"]
         self._telemetry.http_request_duration.labels(method, route, status).observe(seconds)
         if method == "POST" and (rejection := _REJECTION_REASONS.get(state.get("problem"))):
             self._telemetry.requests_rejected.labels(rejection).inc()

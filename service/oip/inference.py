@@ -12,11 +12,18 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from model.contract import Contract, Task
-from model.errors import DeadlineExceeded, InputError, InvalidParameter
+from model.errors import InputError, InvalidParameter
 from service.inference.pipeline import Pipeline, SegmentationResult
 from service.oip.schemas import IDS_OUTPUT, InferRequest, OutputName
 from service.oip.tensors import LENGTH_HEADER, Output, encode_infer_response, parse_infer_request
-from service.requests import LOWEST_PRIORITY, NORMAL_PRIORITY, RequestContext, SegmentOptions, invalid_request
+from service.requests import (
+    LOWEST_PRIORITY,
+    NORMAL_PRIORITY,
+    RequestContext,
+    SegmentOptions,
+    invalid_request,
+    read_in_time,
+)
 from service.responses.encoders import result_to_json
 from service.telemetry.metrics import Stage
 from service.telemetry.stage_timer import StageTimer
@@ -32,12 +39,8 @@ _STAGES: dict[str, Sequence[Stage]] = {
 
 
 async def read_infer_request(request: Request, deadline: float) -> tuple[InferRequest, tuple[bytes, ...]]:
-    """Read a request and its images. Raises as `parse_infer_request`, and DeadlineExceeded."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            body = await request.body()
-    except TimeoutError as error:
-        raise DeadlineExceeded("the body did not arrive within the request timeout: send fewer images") from error
+    """Read a request and its images. Raises as `parse_infer_request` and `read_in_time`."""
+    body = await read_in_time(request.body(), deadline)
     return await asyncio.to_thread(parse_infer_request, body, request.headers.get(LENGTH_HEADER))
 
 

@@ -56,7 +56,7 @@ _INFER_RESPONSES: Responses = {
         "headers": {LENGTH_HEADER: {"description": "Bytes of JSON before the tensors.", "schema": {"type": "integer"}}},
         "content": {"application/json": {"schema": reference(InferResponse)}, "application/octet-stream": _BINARY},
     },
-    **_errors(400, 404, 413, 415, 422, 429, 500, 503, 504),
+    **_errors(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 }
 _INFER_BODY: dict[str, Any] = {
     "requestBody": {

@@ -40,6 +40,7 @@ from model.errors import (
     TrainingError,
     Unauthorized,
     UnsupportedMediaType,
+    UploadTimeout,
     UrlInputUnsupported,
     UsegError,
 )
@@ -95,6 +96,7 @@ PROBLEM_TYPES: dict[type[UsegError], ProblemType] = {
     RateLimited: ProblemType(429, "rate-limited", "Too many requests", "rate_limit"),
     NotReady: ProblemType(503, "not-ready", "The server is not ready", "not_ready"),
     ShuttingDown: ProblemType(503, "shutting-down", "The server is shutting down", "draining"),
+    UploadTimeout: ProblemType(408, "upload-timeout", "The body did not arrive in time"),
     DeadlineExceeded: ProblemType(504, "deadline-exceeded", "The request timed out"),
     ArtifactError: INTERNAL_ERROR,
     InferenceError: INTERNAL_ERROR,

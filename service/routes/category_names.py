@@ -21,7 +21,7 @@ from service.state import get_state
 
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,9})"?', re.ASCII)
 _READ = document_problems(404, 422, 503)
-_CHANGE = document_problems(403, 404, 409, 412, 413, 415, 422, 429, 500, 503, 504)
+_CHANGE = document_problems(403, 404, 408, 409, 412, 413, 415, 422, 429, 500, 503)
 
 router = APIRouter(
     prefix="/v1/models/{name}", tags=["Category names"], dependencies=API_KEY, responses=document_problems(401, 431)

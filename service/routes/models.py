@@ -17,7 +17,7 @@ from service.rollout.model_status import ModelHistory, ModelList
 from service.routes.dependencies import API_KEY, Admin
 from service.state import get_state
 
-_CHANGE = document_problems(403, 404, 409, 413, 415, 422, 429, 500, 503, 504)
+_CHANGE = document_problems(403, 404, 408, 409, 413, 415, 422, 429, 500, 503)
 _NO_REGISTRY = "this server serves a single artifact: start it with --registry to change versions"
 
 Change = Callable[[Registry], DeploymentState]

@@ -87,7 +87,7 @@ _RESPONSES: Responses = {
         "headers": _HEADERS,
         "content": {"application/json": {"schema": reference(BatchResponse)}, **_ARCHIVES},
     },
-    **document_problems(401, 404, 406, 413, 415, 422, 429, 431, 500, 503, 504),
+    **document_problems(401, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504),
 }
 _FILE = {"type": "string", "format": "binary"}
 _BODY = {
