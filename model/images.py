@@ -3,13 +3,14 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import Float, Int32, UInt8
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Float, Int32, Shaped, UInt8
+from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
 from model.contract import InputSize
 from model.errors import ImageTooLarge, InputError, InvalidImage, TooManyPixels
@@ -18,7 +19,17 @@ PAD_RGB = (124, 116, 104)
 """ImageNet's mean color: zero once normalized."""
 MAX_IMAGE_PIXELS = 50_000_000
 _MAX_PAGES = 1_000
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # a closed list: Pillow passes EPS to Ghostscript, for example
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jpf"}
+    | {".jpx", ".gif", ".bmp", ".tif", ".tiff"}
+)
+"""Suffixes of image files, in lower case."""
+# A closed list: Pillow passes EPS to Ghostscript, for example.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+_SUPPORTED = "send a JPEG, PNG, WebP, HEIC, AVIF, JPEG 2000, GIF, BMP or TIFF file"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_JPEG_END = b"\xff\xd9"
+_TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION_TAG = 0x0112
 _EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,7 +40,10 @@ _EXIF_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAX_UINT16 = 65_535
+_PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+"""Pillow's mode of pixels, by the color space of an ICC profile."""
+_SRGB_TOLERANCE = 3
+"""Largest difference to sRGB, in 8-bit levels, of a profile that is taken for sRGB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +55,8 @@ class DecodedImage:
     """Frames in the file; only the first is decoded."""
     orientation: int
     """EXIF orientation that was applied, 1..8; 1 is upright."""
+    warnings: tuple[str, ...] = ()
+    """What was ignored or is missing in the file, in ASCII."""
 
     @property
     def height(self) -> int:
@@ -82,27 +98,29 @@ class Letterbox:
 
 
 def decode_image(content: bytes, *, max_image_pixels: int = MAX_IMAGE_PIXELS) -> DecodedImage:
-    """Decode the first frame to upright 8-bit RGB; transparency is blended with white, 16-bit gray is scaled.
+    """Decode the first frame to upright 8-bit sRGB.
 
-    Raises TooManyPixels before any pixel is decoded, and InvalidImage if the content is not a complete image.
+    Transparency is blended with white. Gray values of more than 8 bits are scaled from 0..1 if they are floats of at
+    most 1, from 0..255 if none is above 255, else from 0..65535. Colors are converted from an embedded ICC profile.
+    Raises TooManyPixels before any pixel is decoded, and InvalidImage if the content is not a complete image; only the
+    end marker of a JPEG may be missing.
     """
     if not content:
-        raise InvalidImage("the image is empty (0 bytes): send a JPEG, PNG, WebP, GIF, BMP or TIFF file")
+        raise InvalidImage(f"the image is empty (0 bytes): {_SUPPORTED}")
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as source:
+        with Image.open(io.BytesIO(content), formats=_list_formats(content)) as source:
             _check_size(source, max_image_pixels)
-            num_frames = _count_frames(source)
-            source.seek(0)
-            if (image := _decode_jpeg(source, content)) is not None:
-                return DecodedImage(image=image, num_frames=num_frames, orientation=_read_orientation(source))
-            rgb, orientation = _load_upright(source)
-            return DecodedImage(image=np.array(rgb), num_frames=num_frames, orientation=orientation)
+            try:
+                return _decode_opened(source, content)
+            except OSError:
+                if not _lacks_only_end_marker(source, content):
+                    raise
+        image = decode_image(content + _JPEG_END, max_image_pixels=max_image_pixels)
+        return replace(image, warnings=(*image.warnings, "the end marker of the JPEG is missing"))
     except (InputError, MemoryError):  # running out of memory is not the client's fault
         raise
     except UnidentifiedImageError as error:
-        raise InvalidImage(
-            f"{len(content)} bytes in no supported image format: send a JPEG, PNG, WebP, GIF, BMP or TIFF file"
-        ) from error
+        raise InvalidImage(_describe_unidentified(content)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooManyPixels(f"the image has too many pixels: the limit is {max_image_pixels}") from error
     except Exception as error:  # Pillow's parsers raise IndexError, TypeError, struct.error and more on broken files
@@ -182,6 +200,52 @@ def _check_size(source: Image.Image, max_image_pixels: int) -> None:
         )
 
 
+def _list_formats(content: bytes) -> tuple[str, ...]:
+    is_heif = content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS
+    return (*_FORMATS, "HEIF") if is_heif and _register_heif() else _FORMATS
+
+
+@cache
+def _register_heif() -> bool:
+    """Make Pillow read HEIC. Returns False if pillow-heif (extra `heic`) is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+    return True
+
+
+def _describe_unidentified(content: bytes) -> str:
+    """Return why Pillow does not know the format."""
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+        reason = "is corrupt" if _register_heif() else "needs a package that is missing: pip install 'useg[heic]'"
+        return f"the HEIC image {reason}"
+    if content.startswith(_TIFF_HEADERS):
+        try:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+            stream = io.BytesIO(content)
+            stream.seek(tags.next)
+            tags.load(stream)
+            channels, bits = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1), tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+            return f"a TIFF of {channels} channels of {max(bits)} bits is not supported: convert it to 8-bit RGB"
+        except Exception:  # as with any broken file
+            return "the TIFF is corrupt or of an unknown kind: convert it to 8-bit RGB"
+    return f"{len(content)} bytes in no supported image format: {_SUPPORTED}"
+
+
+def _decode_opened(source: Image.Image, content: bytes) -> DecodedImage:
+    num_frames = _count_frames(source)
+    warnings = (f"only the first of {num_frames} frames was read",) if num_frames > 1 else ()
+    image = _decode_jpeg(source, content)
+    if image is not None:
+        orientation = _read_orientation(source)
+    else:
+        rgb, orientation = _load_upright(source)
+        image = np.array(rgb)
+    return DecodedImage(image=image, num_frames=num_frames, orientation=orientation, warnings=warnings)
+
+
 def _decode_jpeg(source: Image.Image, content: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
     """Decode a color JPEG, upright: the same bytes as Pillow in two thirds of its time.
 
@@ -193,10 +257,22 @@ def _decode_jpeg(source: Image.Image, content: bytes) -> UInt8[np.ndarray, "H W 
         image: UInt8[np.ndarray, "H W 3"] = simplejpeg.decode_jpeg(content, strict=True)
     except ValueError:
         return None
-    orientation = _read_orientation(source)
-    if orientation not in _EXIF_TRANSPOSES:
+    orientation, profile = _read_orientation(source), source.info.get("icc_profile")
+    if orientation not in _EXIF_TRANSPOSES and (not profile or _make_srgb_transform(profile) is None):
         return image
-    return np.asarray(Image.fromarray(image).transpose(_EXIF_TRANSPOSES[orientation]))
+    rgb = _convert_profile(Image.fromarray(image), profile)
+    return np.asarray(rgb.transpose(_EXIF_TRANSPOSES[orientation]) if orientation in _EXIF_TRANSPOSES else rgb)
+
+
+def _lacks_only_end_marker(source: Image.Image, content: bytes) -> bool:
+    """Whether a JPEG has all its pixels, and only the two bytes of its end marker are missing."""
+    if source.format not in ("JPEG", "MPO") or content.endswith(_JPEG_END):
+        return False
+    try:
+        simplejpeg.decode_jpeg(content + _JPEG_END, strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _count_frames(source: Image.Image) -> int:
@@ -207,6 +283,7 @@ def _count_frames(source: Image.Image) -> int:
         try:
             source.seek(page)
         except EOFError:
+            source.seek(0)
             return page
     raise ImageTooLarge(f"the TIFF has more than {_MAX_PAGES} pages: send only the first one")
 
@@ -231,20 +308,62 @@ def _read_orientation(source: Image.Image) -> int:
 
 
 def _convert_to_rgb(source: Image.Image) -> Image.Image:
+    profile = source.info.get("icc_profile")
     match source.mode:
-        case "I;16" | "I;16B" | "I;16L" | "I;16N" | "I":
-            gray = np.asarray(source, dtype=np.int64).clip(0, _MAX_UINT16)
-            return Image.fromarray((gray // 257).astype(np.uint8)).convert("RGB")
-        case "F":
-            values = np.asarray(source)
-            if not np.isfinite(values).all() or values.min() < 0.0 or values.max() > 255.0:
-                raise InvalidImage("a floating-point image with values outside 0..255: send 8 or 16 bits")
-            return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+        case "I;16" | "I;16B" | "I;16L" | "I;16N" | "I" | "F":
+            rgb = Image.fromarray(_scale_to_8_bits(np.asarray(source))).convert("RGB")
+        case "CMYK":
+            return _convert_profile(source, profile).convert("RGB")
         case _ if source.has_transparency_data:
             rgba = source.convert("RGBA")
             white = Image.new("RGBA", rgba.size, "white")
-            return Image.alpha_composite(white, rgba).convert("RGB")
-        case "RGB":
-            return source
+            rgb = Image.alpha_composite(white, rgba).convert("RGB")
         case _:
-            return source.convert("RGB")
+            rgb = source.convert("RGB")
+    return _convert_profile(rgb, profile)
+
+
+def _scale_to_8_bits(values: Shaped[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """Scale gray values by the rule of `decode_image`. Raises InvalidImage for values outside these ranges."""
+    is_float = np.issubdtype(values.dtype, np.floating)
+    low, high = float(values.min()), float(values.max())
+    scales = (1, 255) if is_float else (255, 65_535)
+    scale = next((scale for scale in scales if low >= 0.0 and high <= scale), None)  # none if a value is not finite
+    if scale is None:
+        expected = "0..1 or 0..255" if is_float else "0..65535"
+        raise InvalidImage(f"an image of values from {low:.6g} to {high:.6g}, expected {expected}: send 8 or 16 bits")
+    return (values * np.float32(255 / scale)).round().astype(np.uint8)
+
+
+def _convert_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert the colors of an RGB or CMYK image to sRGB; unchanged if the profile is invalid or for another mode."""
+    found = _make_srgb_transform(profile) if profile else None
+    if found is None:
+        return image
+    mode, transform = found
+    if mode == "L" and image.mode == "RGB":
+        image = image.getchannel(0)
+    return ImageCms.applyTransform(image, transform) or image if image.mode == mode else image
+
+
+@lru_cache(maxsize=16)
+def _make_srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform] | None:
+    """Return the mode of the pixels to convert and the transform; None if the profile is sRGB, or not readable."""
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _PROFILE_MODES.get(given.profile.xcolor_space)
+        if mode is None:
+            return None
+        transform = ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
+    if mode == "CMYK":
+        return mode, transform
+    if mode == "L":
+        colors = np.repeat(steps, 3).reshape(1, -1, 3)
+    samples = Image.fromarray(colors)
+    converted = ImageCms.applyTransform(samples if mode == "RGB" else samples.getchannel(0), transform)
+    difference = np.abs(np.asarray(converted, np.int16) - colors)
+    return None if difference.max() <= _SRGB_TOLERANCE else (mode, transform)

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from model.contract import InputSize
 from model.errors import ImageTooLarge, InputError, InvalidImage
@@ -92,7 +92,7 @@ def test_a_corrupt_exif_block_does_not_prevent_decoding(suffix: str, block: byte
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "TIFF"])
-@pytest.mark.parametrize(("stored", "expected"), [(0, 0), (257, 1), (32_768, 127), (65_535, 255)])
+@pytest.mark.parametrize(("stored", "expected"), [(0, 0), (257, 1), (32_768, 128), (65_535, 255)])
 def test_16_bit_gray_is_scaled_and_not_clipped(suffix: str, stored: int, expected: int) -> None:
     photo = decode_image(save(Image.fromarray(np.full((3, 5), stored, np.uint16)), suffix))
     assert photo.image.shape == (3, 5, 3)
@@ -182,7 +182,7 @@ def test_an_image_exactly_at_the_limit_is_accepted() -> None:
     assert decode_image(save(draw_corner(), "PNG"), max_image_pixels=384).width == 24
 
 
-@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5, 0.9])
 def test_a_truncated_file_is_invalid_not_a_crash(suffix: str, fraction: float) -> None:
     content = save(draw_noise(200, 300), suffix)
@@ -198,7 +198,7 @@ def test_a_png_with_changed_pixels_is_invalid_even_without_exif() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # raised by Pillow
-@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
 def test_random_damage_gives_an_image_or_an_input_error(suffix: str) -> None:
     frames = [draw_noise(), draw_corner().resize((20, 24))]
     is_animated = suffix in ("GIF", "WEBP", "TIFF")
@@ -245,6 +245,95 @@ def test_a_float_tiff_outside_8_bits_is_invalid(value: float) -> None:
     content = save(Image.fromarray(np.array([[0.0, value, value]] * 9, np.float32)), "TIFF")
     with pytest.raises(InvalidImage, match=r"0\.\.255"):
         decode_image(content)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 0.5, 1.5]], np.float32), [0, 0, 2]),
+        (np.array([[0, 10, 255]], np.uint16), [0, 10, 255]),
+        (np.array([[0, 256, 65_535]], np.uint16), [0, 1, 255]),
+        (np.array([[0, 256, 65_535]], np.int32), [0, 1, 255]),
+    ],
+)
+def test_gray_values_are_scaled_from_the_smallest_range_that_holds_them(
+    values: np.ndarray, expected: list[int]
+) -> None:
+    assert decode_image(save(Image.fromarray(values), "TIFF")).image[0, :, 0].tolist() == expected
+
+
+def draw_tiff(samples: int, bits: int) -> bytes:
+    """Return a TIFF of one white pixel with so many channels."""
+    pixels = b"\xff" * (samples * bits // 8)
+    offset = 8 + 2 + 8 * 12 + 4
+    entries = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries += [(273, 4, 1, offset), (277, 3, 1, samples), (279, 4, 1, len(pixels))]
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + pixels
+
+
+def test_a_multispectral_tiff_is_rejected_with_its_channels() -> None:
+    assert decode_image(draw_tiff(1, 8)).image.tolist() == [[[255, 255, 255]]]
+    with pytest.raises(InvalidImage, match="a TIFF of 8 channels of 16 bits is not supported"):
+        decode_image(draw_tiff(8, 16))
+
+
+def make_profile(*, is_srgb: bool = False) -> bytes:
+    """Return sRGB's ICC profile, or one in which red and blue are exchanged."""
+    srgb: bytes = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return srgb if is_srgb else srgb.replace(b"rXYZ", b"none").replace(b"bXYZ", b"rXYZ").replace(b"none", b"bXYZ")
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_colors_are_converted_from_an_icc_profile_to_srgb(suffix: str, orientation: int) -> None:
+    given = Image.new("RGB", (24, 16), RED)
+    for profile, expected in ((make_profile(), BLUE), (make_profile(is_srgb=True), RED), (b"no profile", RED)):
+        photo = decode_image(save(given, suffix, icc_profile=profile, exif=turn(orientation), quality=95))
+        assert photo.image.shape == ((16, 24, 3) if orientation == 1 else (24, 16, 3))
+        np.testing.assert_allclose(photo.image[4, 4].astype(int), expected, atol=12)  # lossy
+
+
+def test_a_profile_of_gray_images_is_applied_to_gray() -> None:
+    gray = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    content = save(Image.new("L", (2, 2), 100), "PNG", icc_profile=gray.tobytes())
+    assert np.unique(decode_image(content).image).tolist() == [100]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}])
+def test_a_jpeg_may_lack_its_end_marker_and_nothing_else(mode: str, options: dict[str, Any]) -> None:
+    content = save(draw_noise(64, 48).convert(mode), "JPEG", **options)
+    complete = decode_image(content)
+    for end in (-1, -2):
+        photo = decode_image(content[:end])
+        np.testing.assert_array_equal(photo.image, complete.image)
+        assert photo.warnings == ("the end marker of the JPEG is missing",)
+    assert complete.warnings == ()
+    for end in (-3, -4, -20, -len(content) // 2):
+        with pytest.raises(InvalidImage, match="complete file"):
+            decode_image(content[:end])
+        with pytest.raises(InvalidImage, match="complete file"):
+            decode_image(content[:end] + b"\xff")
+
+
+@pytest.mark.parametrize("suffix", ["AVIF", "JPEG2000", "HEIF"])
+def test_photos_of_phones_and_cameras_are_read(suffix: str) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif") if suffix == "HEIF" else None
+    if pillow_heif:
+        pillow_heif.register_heif_opener()
+    options = {} if suffix == "JPEG2000" else {"quality": 95, "exif": turn(6).tobytes()}
+    photo = decode_image(save(draw_corner().resize((96, 64)), suffix, **options))
+    row, column = SEEN_AT[6 if options else 1]
+    assert photo.image.shape == ((96, 64, 3) if options else (64, 96, 3))
+    np.testing.assert_allclose(photo.image[row, column].astype(int), RED, atol=12)  # lossy
+
+
+@pytest.mark.parametrize(("brand", "reason"), [(b"heic", "HEIC image"), (b"isom", "no supported image format")])
+def test_a_container_without_an_image_is_invalid(brand: bytes, reason: str) -> None:
+    with pytest.raises(InvalidImage, match=reason):
+        decode_image(b"\0\0\0\x18ftyp" + brand + bytes(12))
 
 
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"subsampling": 1, "quality": 40}])

@@ -144,7 +144,7 @@ async def test_only_the_first_frame_of_an_animation_is_segmented_with_a_warning(
     frames = [draw_halves(WHITE, BLUE), draw_halves(BLUE, BLUE)]
     content = save(draw_halves(), "GIF", save_all=True, append_images=frames)
     response = await post(client, content)
-    warning = "only the first of 3 frames was segmented"
+    warning = "only the first of 3 frames was read"
     assert find_thing(response)["bbox"] == [0, 0, 28, 28]
     assert response.json()["image"]["num_frames"] == 3
     assert response.json()["image"]["warnings"] == [warning]

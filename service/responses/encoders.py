@@ -24,7 +24,6 @@ from model.formats.coco import (
 from model.formats.npz import to_npz
 from model.formats.overlay import encode_overlay
 from model.formats.png import encode_cluster_png, encode_panoptic_png
-from model.images import DecodedImage
 from model.postprocessing.panoptic import Segmentation
 from service.inference.pipeline import SegmentationResult
 from service.requests import FormatName, SegmentOptions
@@ -191,11 +190,6 @@ def model_to_json(contract: Contract) -> dict[str, str]:
     return {"name": contract.name, "version": contract.version}
 
 
-def image_warnings(image: DecodedImage) -> tuple[str, ...]:
-    """Return what was ignored in the image."""
-    return (f"only the first of {image.num_frames} frames was segmented",) if image.num_frames > 1 else ()
-
-
 def _image_to_json(result: SegmentationResult) -> dict[str, Any]:
     image = result.image
     return {
@@ -206,7 +200,7 @@ def _image_to_json(result: SegmentationResult) -> dict[str, Any]:
         "num_frames": image.num_frames,
         "frame_index": 0,
         "exif_transposed": image.orientation != 1,
-        "warnings": image_warnings(image),
+        "warnings": image.warnings,
     }
 
 

@@ -31,7 +31,6 @@ from service.responses.encoders import (
     MediaType,
     compose_response,
     encode_result,
-    image_warnings,
     negotiate_media_type,
 )
 from service.responses.problems import Responses, document_problems, make_problem, reference
@@ -93,7 +92,8 @@ _FILE = {"type": "string", "format": "binary"}
 _BODY = {
     "requestBody": {
         "required": True,
-        "description": "JPEG, PNG, WebP, GIF, BMP or TIFF: one image by itself, or one or more in a form or in JSON.",
+        "description": "JPEG, PNG, WebP, HEIC, AVIF, JPEG 2000, GIF, BMP or TIFF: one image by itself,"
+        " or one or more in a form or in JSON.",
         "content": {
             "multipart/form-data": {
                 "schema": {
@@ -177,7 +177,7 @@ class _Job:
                 name=upload.name,
                 size=(result.image.height, result.image.width),
                 parts=encode_result(result, pipeline.contract, self.options, self.media_type),
-                warnings=image_warnings(result.image),
+                warnings=result.image.warnings,
             )
 
         return await pipeline.run(upload.content, self.options, encode, context, self.timer)
