@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import tiny
@@ -169,17 +168,42 @@ def test_labels_that_are_already_written_are_kept(
         write_ground_truth_labels(dataset, dataset.images[:2], tiny_encoder, tiny.SIDE_PX, labels)
 
 
-def test_a_dataset_without_panoptic_labels_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    cv2.imwrite(str(tmp_path / "images" / "0.png"), np.zeros((4, 6, 3), np.uint8))
-    box = {"id": 1, "image_id": 1, "category_id": 17, "bbox": [1, 1, 2, 2], "area": 4, "iscrowd": 0,
-           "segmentation": [[1, 1, 3, 1, 3, 3, 1, 3]]}  # fmt: skip
-    content = {"images": [{"id": 1, "file_name": "0.png", "height": 4, "width": 6}], "annotations": [box],
-               "categories": [{"id": 17, "name": "cat", "supercategory": "animal"}]}  # fmt: skip
-    (tmp_path / "instances.json").write_text(json.dumps(content))
-    dataset = DatasetSpec(folder=tmp_path, format="instances").read()
-    with pytest.raises(ConfigError, match="has only masks labels: fine-tuning needs panoptic labels"):
-        sample_images(dataset, 1.0, 0)
+def write_instances(folder: Path, *, has_masks: bool) -> GroundTruthDataset:
+    """Write four photos, each with a square and a part of it as another object, and a crowd in the last."""
+    photos = tiny.draw_photos(folder / "images")
+    outer, inner = [4, 4, 44, 4, 44, 44, 4, 44], [8, 8, 20, 8, 20, 20, 8, 20]
+    annotations = [
+        {"image_id": image, "category_id": category, "segmentation": [polygon] if has_masks else [], "iscrowd": crowd,
+         "bbox": [4, 4, 40, 40]}
+        for image in range(4) for category, polygon, crowd in ((3, outer, 0), (8, inner, 0), (8, inner, image // 3))
+    ]  # fmt: skip
+    names = sorted(path.name for path in photos.iterdir())[:4]
+    content = {
+        "images": [{"id": image, "file_name": name} for image, name in enumerate(names)],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "box"}, {"id": 8, "name": "lid"}],
+    }
+    (folder / "labels.json").write_text(json.dumps(content))
+    return DatasetSpec(folder=folder).read()
+
+
+def test_instances_alone_give_a_network_without_stuff(tmp_path: Path, tiny_run: Path) -> None:
+    dataset = write_instances(tmp_path / "set", has_masks=True)
+    report = finetune(tiny_run, dataset, 0.5, tmp_path / "run", CONFIG)
+    info, _ = load_run(tmp_path / "run")
+    assert (info.network_config.thing_clusters, info.network_config.stuff_clusters) == (2, 0)
+    first = PseudoLabelDataset(tmp_path / "run" / "annotations").read_photos()[0]
+    label_map = read_label_map(first.label)
+    assert [first.categories[int(label_map[row, row])] for row in (5, 10)] == [1, 2]  # small objects lie on top
+    assert label_map[2, 2] == 0
+    config = ClassMappingConfig(mapping=read_mapping(Path(report.names)), allow_overlap=True)
+    evaluated, _ = evaluate(load_predictor(tmp_path / "run", threads=1), dataset, config)
+    assert evaluated.summary.instance["named_mask"].headline["ap"].value >= 0.0
+
+
+def test_a_dataset_without_masks_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has only boxes labels: fine-tuning needs panoptic labels or masks"):
+        sample_images(write_instances(tmp_path, has_masks=False), 1.0, 0)
 
 
 def test_the_mapping_records_the_training_images(

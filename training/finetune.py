@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32
 from pycocotools import mask as coco
 
 from model.checkpoints.dino import load_encoder
@@ -19,7 +20,7 @@ from model.validation import parse
 from training.data.dataset import PseudoLabelDataset
 from training.data.features import fill_cache, open_cache
 from training.data.label_config import PseudoLabelConfig
-from training.data.panoptic_labels import ImageLabel, PanopticLabel
+from training.data.panoptic_labels import ImageLabel, PanopticLabel, merge_panoptic
 from training.data.photos import PhotoFile, hash_photos
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage, GroundTruthLabels
 from training.evaluation.image_results import hash_photo
@@ -42,6 +43,8 @@ class FinetuneReport:
     names: str
     """Path of the cluster mapping for `useg eval`, which rejects an evaluation on the training images."""
     losses: dict[str, float]
+    skipped: tuple[str, ...]
+    """What was left out of the dataset's file, one line for each reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,8 @@ def finetune(
     """Train on a fraction of a labeled dataset, from the weights of the run or artifact `source`; can be resumed.
 
     The paper's protocol (section 4.5): class heads are initialized again, all other weights are kept.
-    Raises ConfigError if the dataset has no panoptic labels, and as `load_finetune_source` does.
+    Instances without stuff give a network without stuff clusters. Raises ConfigError if the dataset has no masks of
+    objects, and as `load_finetune_source` does.
     """
     start = load_finetune_source(source, encoder)
     side_px = start.decoder.side_px
@@ -79,7 +83,13 @@ def finetune(
     report = train(labels, features, out, config, init_weights=source)
     weights_hash = hash_file(out / WEIGHT_FILES["mask_transformer"])
     ground_truth_mapping(dataset, labels, weights_hash).write(out / MAPPING_FILE)
-    return FinetuneReport(step=report.step, images=len(images), names=str(out / MAPPING_FILE), losses=report.losses)
+    return FinetuneReport(
+        step=report.step,
+        images=len(images),
+        names=str(out / MAPPING_FILE),
+        losses=report.losses,
+        skipped=dataset.skipped,
+    )
 
 
 def load_finetune_source(folder: Path, encoder: Path | None = None) -> FinetuneSource:
@@ -113,12 +123,12 @@ def _require_decoder(folder: Path, network: str, config: object) -> DecoderConfi
 def sample_images(dataset: GroundTruthDataset, fraction: float, seed: int) -> list[GroundTruthImage]:
     """Sample a fraction of the images, at least one, in the order of the dataset.
 
-    Raises ConfigError if the fraction is not in 0..1, or if the dataset has no panoptic labels.
+    Raises ConfigError if the fraction is not in 0..1, or if the dataset has no masks of objects.
     """
     if not 0.0 < fraction <= 1.0:
         raise ConfigError(f"fraction must be above 0 and at most 1, got {fraction}")
-    if dataset.kind != "panoptic":
-        raise ConfigError(f"{dataset.name} has only {dataset.kind} labels: fine-tuning needs panoptic labels")
+    if dataset.kind not in ("panoptic", "masks"):
+        raise ConfigError(f"{dataset.name} has only {dataset.kind} labels: fine-tuning needs panoptic labels or masks")
     count = max(1, round(fraction * len(dataset.images)))
     sampled = np.random.default_rng(seed).permutation(len(dataset.images))[:count]
     return [dataset.images[index] for index in sorted(sampled)]
@@ -185,16 +195,20 @@ def _read_label(image: GroundTruthImage, photo: PhotoFile) -> ImageLabel:
     objects = [each for each in labels.objects if not each.is_crowd and each.rle is not None]
     masks = np.array([coco.decode(each.rle) for each in objects], bool).reshape(-1, photo.height, photo.width)
     clusters = [each.category + 1 for each in objects]
-    return ImageLabel(panoptic=_to_panoptic_label(labels), masks=masks, things=clusters, scores=None)
+    if labels.label_map is None:
+        no_stuff = np.zeros((photo.height, photo.width), np.int32)
+        panoptic = merge_panoptic(masks, clusters, no_stuff, thing_clusters=max(clusters, default=0))
+    else:
+        panoptic = _to_panoptic_label(labels, labels.label_map)
+    return ImageLabel(panoptic=panoptic, masks=masks, things=clusters, scores=None)
 
 
-def _to_panoptic_label(labels: GroundTruthLabels) -> PanopticLabel:
+def _to_panoptic_label(labels: GroundTruthLabels, ids: Int32[np.ndarray, "H W"]) -> PanopticLabel:
     """Renumber segments and categories from 1, without crowds."""
-    assert labels.label_map is not None, "a panoptic dataset labels every pixel"
     kept = [each for each in labels.segments if each not in labels.crowds]
-    label_map = np.zeros(labels.label_map.shape, np.int32)
+    label_map = np.zeros(ids.shape, np.int32)
     categories = {}
     for number, segment in enumerate(kept, start=1):
-        label_map[labels.label_map == segment] = number
+        label_map[ids == segment] = number
         categories[number] = labels.segments[segment] + 1
     return PanopticLabel(label_map=label_map, categories=categories)

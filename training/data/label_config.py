@@ -118,13 +118,19 @@ class ClusteringConfig:
     """Random seed of sampling, k-means and STEGO."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "side_px", "pca_dim", "thing_clusters", "stuff_clusters", "crop_px", "stego_steps")
+        _require_positive(self, "side_px", "pca_dim", "thing_clusters", "crop_px", "stego_steps")
+        if self.stuff_clusters < self._min_stuff_clusters:
+            raise ConfigError(f"stuff_clusters must be at least {self._min_stuff_clusters}, got {self.stuff_clusters}")
         if self.seed < 0:
             raise ConfigError(f"seed must be 0 or more, got {self.seed}")
         if self.side_px % _MASK_STRIDE_PX:
             raise ConfigError(f"side_px must be a multiple of {_MASK_STRIDE_PX}, got {self.side_px}")
         if not self.layers:
             raise ConfigError("layers must name at least one encoder block")
+
+    @property
+    def _min_stuff_clusters(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +194,10 @@ class PseudoLabelConfig(PseudoLabelOptions):
         super().__post_init__()
         if bool(self.detector_hash) != (self.mask_source == "detector"):
             raise ConfigError("detector_hash and mask_source detector must be given together")
+
+    @property
+    def _min_stuff_clusters(self) -> int:
+        return 0 if self.mask_source == "ground-truth" else 1
 
 
 def to_json(config: CodebookConfig | PseudoLabelConfig) -> dict[str, Any]:
