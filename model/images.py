@@ -44,6 +44,8 @@ _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Pillow's mode of pixels, by the color space of an ICC profile."""
 _SRGB_TOLERANCE = 3
 """Largest difference to sRGB, in 8-bit levels, of a profile that is taken for sRGB."""
+_SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,26 @@ def read_image(path: Path) -> DecodedImage:
         raise InvalidImage(f"{path}: {error.strerror}") from error
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def read_image_size(path: Path) -> tuple[int, int]:
+    """Return height and width of an image file as `read_image` decodes it, from its header alone.
+
+    Raises InvalidImage, with the path in front of the message.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(16)
+            stream.seek(0)
+            with Image.open(stream, formats=_list_formats(start)) as source:
+                width, height = source.size
+                return (width, height) if _read_orientation(source) in _SIDEWAYS else (height, width)
+    except UnidentifiedImageError as error:
+        raise InvalidImage(f"{path} is in no supported image format, or is corrupt") from error
+    except OSError as error:
+        raise InvalidImage(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # as in `decode_image`
+        raise InvalidImage(f"{path} is corrupt or truncated ({error})") from error
 
 
 def letterbox_image(

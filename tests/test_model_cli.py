@@ -111,6 +111,20 @@ def test_the_gate_passes_an_equal_version_and_rejects_one_that_finds_nothing(
     assert json.loads((tmp_path / "gate.json").read_text()) == json.loads(printed.out)
     assert main(["gate", str(blind), str(artifact)]) == 1
     assert "give --dataset or --photos" in capsys.readouterr().err
+    assert main([*arguments, "--drift-photos", str(tiny_photos)]) == 1
+    assert "--drift-photos must be other photos" in capsys.readouterr().err
+
+
+def test_annotations_that_were_left_out_are_listed_with_status_3(
+    tmp_path: Path, artifact: Path, tiny_truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = shutil.copytree(tiny_truth, tmp_path / "set") / "panoptic.json"
+    content = json.loads(dataset.read_text())
+    content["annotations"].append({**content["annotations"][0], "image_id": 99})
+    dataset.write_text(json.dumps(content))
+    assert main(["match", str(artifact), "--dataset", str(dataset), "--out", str(tmp_path / "names.json")]) == 3
+    skipped = ["1 annotations of images that are not listed; the first: annotation of image 99"]
+    assert json.loads(capsys.readouterr().out)["skipped"] == skipped
 
 
 def test_the_gate_compares_metrics_on_a_dataset(

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,6 +21,8 @@ from model.images import (
     letterbox_image,
     limit_size,
     plan_letterbox,
+    read_image,
+    read_image_size,
     resize_map,
 )
 
@@ -480,3 +483,15 @@ def test_limit_size_shrinks_to_the_longest_side_and_never_enlarges() -> None:
     assert small.image[5, 5].tolist() == list(RED)
     assert limit_size(photo, 60) is photo
     assert limit_size(DecodedImage(image=np.zeros((1, 500, 3), np.uint8), num_frames=1, orientation=1), 50).height == 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "heic", "avif"])
+def test_the_size_in_the_header_is_that_of_the_upright_image(tmp_path: Path, suffix: str, orientation: int) -> None:
+    if suffix == "heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (64, 48)).save(tmp_path / f"photo.{suffix}", exif=exif)
+    decoded = read_image(tmp_path / f"photo.{suffix}")
+    assert read_image_size(tmp_path / f"photo.{suffix}") == (decoded.height, decoded.width)

@@ -211,18 +211,12 @@ def test_a_folder_in_another_format_is_rejected_with_its_name(tmp_path: Path, fo
 def test_a_missing_label_file_is_named(tmp_path: Path) -> None:
     folder = draw_coco_panoptic(tmp_path)
     (folder / "annotations" / "panoptic_val2017" / "000000000009.png").unlink()
-    with pytest.raises(LabelStoreError, match=r"lacks 1 files: .*000000000009\.png"):
+    with pytest.raises(LabelStoreError, match=r"000000000009\.png is in none of .*/panoptic_val2017"):
         DatasetSpec(folder=folder, format="coco").read()
-
-
-def test_a_label_of_another_size_than_its_image_is_rejected(tmp_path: Path) -> None:
-    dataset = DatasetSpec(folder=draw_coco_panoptic(tmp_path), format="coco").read()
-    with pytest.raises(LabelStoreError, match=r"000000000009\.png has shape \(4, 6\), its image \(5, 6\)"):
-        dataset.images[0].annotation.read(5, 6)
 
 
 def test_options_that_do_not_apply_to_a_format_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no splits, got 'val'"):
-        DatasetSpec(folder=tmp_path, split="val")
+        DatasetSpec(folder=tmp_path, format="panoptic", split="val")
     with pytest.raises(ConfigError, match="has fixed classes"):
         DatasetSpec(folder=tmp_path, format="uvo", classes="things-and-supercategories")

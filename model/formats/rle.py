@@ -77,6 +77,27 @@ def decode_rle(rle: Rle) -> Bool[np.ndarray, "H W"]:
     return bits
 
 
+def parse_counts(text: str) -> Int64[np.ndarray, "L"]:
+    """Return the run lengths of COCO's compressed RLE, unset runs first.
+
+    pycocotools decodes a text that is too short or damaged without an error, or never ends. Raises ValueError for a
+    character or an end that the format does not have; the sum of the runs is not checked.
+    """
+    digits = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - _FIRST_CHARACTER
+    if not len(digits) or digits.min() < 0 or digits.max() >= 2 * _CONTINUES or digits[-1] & _CONTINUES:
+        raise ValueError("not a compressed RLE")
+    ends = np.flatnonzero(digits < _CONTINUES)
+    starts = np.append(0, ends[:-1] + 1)
+    if (ends - starts).max() >= _MAX_DIGITS:
+        raise ValueError("a run of the RLE is too long")
+    shifts = _DIGIT_BITS * (np.arange(len(digits)) - np.repeat(starts, ends - starts + 1))
+    lengths = np.add.reduceat((digits & (_CONTINUES - 1)) << shifts, starts)
+    lengths -= np.where(digits[ends] & _SIGN, 1 << (shifts[ends] + _DIGIT_BITS), 0)
+    for first in (1, 2):  # from the fourth on, runs are stored as the difference to the one two before
+        lengths[first::2] = np.cumsum(lengths[first::2])
+    return lengths
+
+
 def _flatten_columns(labels: Shaped[np.ndarray, "H W"]) -> Shaped[np.ndarray, "HW"]:
     """Return the map in column-major order, as bytes if the labels allow it."""
     if labels.dtype.itemsize > 1 and labels.max() < 256:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from model.cli import REJECTED
+from model.cli import REJECTED, SKIPPED
 from model.errors import ConfigError
 from model.export.predictor import ArtifactPredictor, load_artifact_predictor, sample_photos
 from model.files import atomic_write
@@ -48,9 +48,9 @@ class AuxiliarySpec:
     """Labeled images of another dataset that help to match clusters and are not evaluated."""
 
     aux_dataset: Path
-    """Folder of an auxiliary dataset: its images help to match clusters and are not evaluated."""
-    aux_format: DatasetFormat = "instances"
-    """Layout of that folder."""
+    """An auxiliary dataset, file or folder: its images help to match clusters and are not evaluated."""
+    aux_format: DatasetFormat | None = None
+    """Layout of the auxiliary dataset, as --format."""
     aux_labels: Path | None = None
     """Pseudo-labels of the auxiliary images, if PREDICTOR is pseudo-labels."""
 
@@ -153,6 +153,7 @@ def compare(
         "dataset": labeled.name,
         "images": len(labeled.images),
         "metrics": {name: asdict(difference) for name, difference in differences.items()},
+        SKIPPED: labeled.skipped,
     }
 
 
@@ -206,6 +207,7 @@ def match(
         "clusters": len(fitted.clusters),
         "matched": fitted.count_matched(),
         "method": fitted.method,
+        SKIPPED: labeled.skipped,
     }
 
 
@@ -244,11 +246,14 @@ def gate(
     out
         JSON file for the result, also if the check fails.
     """
+    if drift_photos and photos and drift_photos.resolve() == photos.resolve():
+        raise ConfigError(f"--drift-photos must be other photos than --photos, both are {photos}")
     if not dataset and not photos:
         raise ConfigError("nothing to compare on: give --dataset or --photos")
-    if dataset:
+    labeled = dataset.read() if dataset else None
+    if labeled:
         new_predictor, old_predictor = (load_predictor(folder, threads=threads) for folder in (new, old))
-        checks = check_scores(new_predictor, old_predictor, dataset.read(), thresholds)
+        checks = check_scores(new_predictor, old_predictor, labeled, thresholds)
     else:
         assert photos is not None
         new_artifact, old_artifact = (load_artifact_predictor(folder, threads=threads) for folder in (new, old))
@@ -258,7 +263,12 @@ def gate(
         sampled = (artifact.segment(photo.image) for photo in sample_photos(drift_photos, max_photos))
         checks += check_drift(sampled, artifact.contract, thresholds)
     reasons = [check.reason for check in checks if not check.is_passed]
-    result = {"passed": not reasons, "checks": [asdict(check) for check in checks], REJECTED: reasons}
+    result: dict[str, Any] = {
+        "passed": not reasons,
+        "checks": [asdict(check) for check in checks],
+        REJECTED: reasons,
+        SKIPPED: labeled.skipped if labeled else (),
+    }
     if out:
         with atomic_write(out) as sibling:
             sibling.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -103,6 +103,7 @@ def compute_report(
         semantic=semantic_metrics(semantic, spaces.num_things) if semantic else {},
         semantic_merged_things=semantic_metrics(merged, None) if merged else {},
         instance=instance,
+        skipped=dataset.skipped,
     )
     report = EvaluationReport(
         summary=summary,

@@ -54,6 +54,8 @@ class EvaluationSummary:
     """All things as one class beside the stuff categories: 16 classes on COCO."""
     instance: dict[str, InstanceMetrics]
     """By `agnostic` (all categories as one) or `named`, and `box` or `mask`: `agnostic_mask`."""
+    skipped: tuple[str, ...] = ()
+    """What was left out of the dataset's file, one line for each reason."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ from training.evaluation.datasets.ground_truth import (
     GroundTruthDataset,
     GroundTruthImage,
     GroundTruthLabels,
+    check_files,
     labels_from_segments,
     read_label_png,
-    require_files,
     require_size,
 )
 from training.evaluation.datasets.taxonomy import CITYSCAPES
@@ -61,5 +61,5 @@ def read_cityscapes(folder: Path, split: str) -> GroundTruthDataset:
     )
     name = f"{folder.resolve().name}, {split}"
     dataset = GroundTruthDataset(name=name, kind="panoptic", taxonomy=CITYSCAPES, images=images)
-    require_files(folder, dataset)
+    check_files(folder, dataset)
     return dataset

@@ -1,46 +1,41 @@
-"""COCO, COCO-Stuff and UVO in their published layouts."""
+"""Datasets in COCO's panoptic and instance formats, COCO-Stuff and UVO."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from pycocotools import mask as coco
 
-from model.errors import LabelStoreError
+from model.errors import ConfigError, LabelStoreError
+from training.evaluation.datasets.coco_file import (
+    PNG_FOLDERS,
+    LeftOut,
+    check_categories,
+    find_folder,
+    read_coco_json,
+    read_images,
+    read_objects,
+    read_panoptic_entries,
+)
 from training.evaluation.datasets.ground_truth import (
+    AnnotationKind,
     GroundTruthDataset,
     GroundTruthImage,
     GroundTruthLabels,
-    GroundTruthObject,
+    ObjectAnnotation,
+    PanopticAnnotation,
+    check_files,
     read_label_png,
-    read_panoptic_dataset,
-    require_files,
     require_size,
 )
-from training.evaluation.datasets.taxonomy import COCO_STUFF_27, ClassGrouping, Taxonomy, build_thing_taxonomy
+from training.evaluation.datasets.taxonomy import COCO_STUFF_27, ClassGrouping, build_taxonomy, build_thing_taxonomy
 
+logger = logging.getLogger(__name__)
+
+CocoKind = Literal["panoptic", "instances"]
 _COCO_STUFF_CROP_PX = 320
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoInstanceAnnotation:
-    """Objects of a COCO instance file, which may overlap."""
-
-    entries: tuple[dict[str, Any], ...]
-    source_to_index: dict[int, int]
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return ()
-
-    def read(self, height: int, width: int) -> GroundTruthLabels:
-        objects = tuple(
-            _parse_object(entry, self.source_to_index[entry["category_id"]], height, width) for entry in self.entries
-        )
-        return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=objects)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,66 +61,69 @@ class ClassPngAnnotation:
         return GroundTruthLabels(label_map=label_map, segments=segments, crowds=frozenset(), objects=())
 
 
-def read_coco_panoptic(folder: Path, split: str, grouping: ClassGrouping) -> GroundTruthDataset:
-    """Read `annotations/panoptic_SPLIT.json`, `annotations/panoptic_SPLIT/*.png`, `SPLIT/*.jpg`."""
-    index = folder / "annotations" / f"panoptic_{split}.json"
-    return read_panoptic_dataset(folder, index, folder / split, index.with_suffix(""), grouping)
+def read_coco(
+    path: Path,
+    name: str,
+    grouping: ClassGrouping,
+    kind: CocoKind | None = None,
+    *,
+    photos: Path | None = None,
+    without: tuple[str, ...] = (),
+) -> GroundTruthDataset:
+    """Read a file in COCO's panoptic or instance format; None for `kind` finds out which of them it is.
 
-
-def read_coco_instances(folder: Path, split: str) -> GroundTruthDataset:
-    """Read `annotations/instances_SPLIT.json`, `SPLIT/*.jpg`; images without an object are included."""
-    return read_instances(folder, folder / "annotations" / f"instances_{split}.json", folder / split)
+    `photos` is the folder of the photos (default: found next to the file). Categories whose name starts with one of
+    `without` are left out. A file without any mask has boxes only. Raises LabelStoreError if something is missing,
+    invalid or inconsistent, and ConfigError for a grouping of classes that the format does not have.
+    """
+    content = read_coco_json(path)
+    if kind is None:
+        kind = "panoptic" if any("segments_info" in entry for entry in content["annotations"]) else "instances"
+    if kind == "panoptic":
+        dataset = _read_panoptic(path, content, photos, grouping)
+    elif grouping != "supercategories":
+        raise ConfigError(f"{path} has instances, whose classes are fixed, got {grouping!r}")
+    else:
+        dataset = _read_instances(path, content, photos, without)
+    check_files(path, dataset)
+    for line in dataset.skipped:
+        logger.warning("%s: left out %s", path, line)
+    return replace(dataset, name=name)
 
 
 def read_uvo_frames(folder: Path, split: str) -> GroundTruthDataset:
     """Read `FrameSet/UVO_frame_SPLIT.json`, `uvo_videos_sparse_frames/VIDEO/*.png`; without the category "other"."""
-    index = folder / "FrameSet" / f"UVO_frame_{split}.json"
-    return read_instances(folder, index, folder / "uvo_videos_sparse_frames", without=("other",))
-
-
-def read_instances(folder: Path, index: Path, photos: Path, *, without: tuple[str, ...] = ()) -> GroundTruthDataset:
-    """Read a dataset in COCO's instance format, without categories whose name starts with one of `without`.
-
-    Raises LabelStoreError if something is missing or inconsistent.
-    """
-    try:
-        content = json.loads(index.read_bytes())
-        images = [(image["id"], photos / image["file_name"]) for image in content["images"]]
-        taxonomy = build_thing_taxonomy(content["categories"], without=without)
-        listed = {category["id"] for category in content["categories"]}
-        entries: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id, _ in images}
-        for entry in content["annotations"]:
-            if entry["category_id"] not in listed:
-                raise ValueError(f"category {entry['category_id']} is not listed")
-            entries[entry["image_id"]].append(entry)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LabelStoreError(f"{folder} is not a dataset in COCO's instance format: {error!r}") from error
-    return _make_dataset(folder, index.stem, taxonomy, images, entries)
+    path = folder / "FrameSet" / f"UVO_frame_{split}.json"
+    name = f"{folder.resolve().name}, {path.stem}"
+    photos = folder / "uvo_videos_sparse_frames"
+    return read_coco(path, name, "supercategories", "instances", photos=photos, without=("other",))
 
 
 def read_uvo_videos(folder: Path, split: str) -> GroundTruthDataset:
     """Read `VideoDenseSet/UVO_video_SPLIT_dense.json`, `uvo_videos_dense_frames/VIDEO/*.png`; one image per frame."""
-    index = folder / "VideoDenseSet" / f"UVO_video_{split}_dense.json"
-    frames = folder / "uvo_videos_dense_frames"
+    path = folder / "VideoDenseSet" / f"UVO_video_{split}_dense.json"
     try:
-        content = json.loads(index.read_bytes())
-        image_ids = {}
-        images: list[tuple[int, Path]] = []
-        for video in content["videos"]:
-            for frame, name in enumerate(video["file_names"]):
-                image_ids[video["id"], frame] = len(images) + 1
-                images.append((len(images) + 1, frames / name))
-        taxonomy = build_thing_taxonomy(content["categories"], without=("other",))
-        entries: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id, _ in images}
-        for track in content["annotations"]:
-            for frame, segmentation in enumerate(track["segmentations"]):
-                if segmentation:
-                    entry = {"category_id": track["category_id"], "segmentation": segmentation}
-                    image_id = image_ids[track["video_id"], frame]
-                    entries[image_id].append({**entry, "iscrowd": track.get("iscrowd", 0)})
+        content = json.loads(path.read_bytes())
+        frames = [(video["id"], *frame) for video in content["videos"] for frame in enumerate(video["file_names"])]
+        numbers = {(video, frame): number for number, (video, frame, _) in enumerate(frames, start=1)}
+        annotations = [
+            {
+                "image_id": numbers[track["video_id"], frame],
+                "category_id": track["category_id"],
+                "segmentation": segmentation,
+                "iscrowd": track.get("iscrowd", 0),
+            }
+            for track in content["annotations"]
+            for frame, segmentation in enumerate(track["segmentations"])
+            if segmentation
+        ]
+        images = [{"id": number, "file_name": name} for number, (*_, name) in enumerate(frames, start=1)]
+        frames_content = {"images": images, "annotations": annotations, "categories": content["categories"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LabelStoreError(f"{folder} is not a UVO video dataset: {error!r}") from error
-    return _make_dataset(folder, index.stem, taxonomy, images, entries)
+        raise LabelStoreError(f"{path} is not a UVO video dataset: {error!r}") from error
+    dataset = _read_instances(path, frames_content, folder / "uvo_videos_dense_frames", ("other",))
+    check_files(path, dataset)
+    return replace(dataset, name=f"{folder.resolve().name}, {path.stem}")
 
 
 def read_coco_stuff(folder: Path, split: str) -> GroundTruthDataset:
@@ -147,44 +145,56 @@ def read_coco_stuff(folder: Path, split: str) -> GroundTruthDataset:
     dataset = GroundTruthDataset(
         name=name, kind="semantic", taxonomy=COCO_STUFF_27, images=images, crop_px=_COCO_STUFF_CROP_PX
     )
-    require_files(folder, dataset)
+    check_files(folder, dataset)
     return dataset
 
 
-def _make_dataset(
-    folder: Path,
-    name: str,
-    taxonomy: Taxonomy,
-    paths: Iterable[tuple[int, Path]],
-    entries: dict[int, list[dict[str, Any]]],
+def _read_panoptic(
+    path: Path, content: dict[str, Any], photos: Path | None, grouping: ClassGrouping
 ) -> GroundTruthDataset:
-    images = []
-    for image_id, path in sorted(paths):
-        kept = tuple(entry for entry in entries[image_id] if entry["category_id"] in taxonomy.source_to_index)
-        annotation = CocoInstanceAnnotation(entries=kept, source_to_index=taxonomy.source_to_index)
-        images.append(GroundTruthImage(image_id=image_id, path=path, annotation=annotation))
-    name = f"{folder.resolve().name}, {name}"
-    dataset = GroundTruthDataset(name=name, kind="masks", taxonomy=taxonomy, images=tuple(images))
-    require_files(folder, dataset)
-    return dataset
-
-
-def _parse_object(entry: dict[str, Any], category: int, height: int, width: int) -> GroundTruthObject:
-    """Convert polygons, uncompressed or compressed RLE to an object; box and area are the file's if it has them."""
-    segmentation = entry["segmentation"]
-    if isinstance(segmentation, list):
-        rle = coco.merge(coco.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        rle = coco.frPyObjects(segmentation, height, width)
-    else:
-        rle = segmentation
-    if list(rle["size"]) != [height, width]:
-        raise LabelStoreError(f"an object of size {rle['size']} in an image of {[height, width]}")
-    left, top, box_width, box_height = entry.get("bbox") or coco.toBbox(rle).tolist()
-    return GroundTruthObject(
-        category=category,
-        bbox=(left, top, box_width, box_height),
-        area=float(entry.get("area") or coco.area(rle)),
-        is_crowd=bool(entry.get("iscrowd", 0)),
-        rle=rle,
+    left_out = LeftOut()
+    taxonomy = build_taxonomy(check_categories(path, content, is_panoptic=True), grouping)
+    files = read_images(path, content, photos, left_out)
+    annotations = read_panoptic_entries(path, content["annotations"], files, taxonomy.source_to_index, left_out)
+    names = [entry["file_name"] for entry in annotations.values()]
+    folder = find_folder(path, PNG_FOLDERS, names)
+    images = tuple(
+        GroundTruthImage(
+            image_id=number,
+            path=files[number].path,
+            size=files[number].size,
+            annotation=PanopticAnnotation(
+                path=folder / entry["file_name"],
+                segments={each["id"]: taxonomy.source_to_index[each["category_id"]] for each in entry["segments_info"]},
+                crowds=frozenset(each["id"] for each in entry["segments_info"] if each.get("iscrowd")),
+                num_things=taxonomy.num_things,
+            ),
+        )
+        for number, entry in sorted(annotations.items())
     )
+    skipped = left_out.describe()
+    return GroundTruthDataset(name="", kind="panoptic", taxonomy=taxonomy, images=images, skipped=skipped)
+
+
+def _read_instances(
+    path: Path, content: dict[str, Any], photos: Path | None, without: tuple[str, ...]
+) -> GroundTruthDataset:
+    """Images without an object are included."""
+    left_out = LeftOut()
+    categories = check_categories(path, content, is_panoptic=False)
+    taxonomy = build_thing_taxonomy(categories, without=without)
+    files = read_images(path, content, photos, left_out)
+    indices = {each["id"]: taxonomy.source_to_index.get(each["id"]) for each in categories}
+    objects = read_objects(path, content["annotations"], files, indices, left_out)
+    images = tuple(
+        GroundTruthImage(
+            image_id=number,
+            path=files[number].path,
+            size=files[number].size,
+            annotation=ObjectAnnotation(objects=tuple(objects[number])),
+        )
+        for number in sorted(files)
+    )
+    is_boxes = any(objects.values()) and all(each.rle is None for found in objects.values() for each in found)
+    kind: AnnotationKind = "boxes" if is_boxes else "masks"
+    return GroundTruthDataset(name="", kind=kind, taxonomy=taxonomy, images=images, skipped=left_out.describe())

@@ -8,15 +8,9 @@ from cyclopts import Parameter
 
 from model.errors import ConfigError
 from training.evaluation.datasets.cityscapes import read_cityscapes
-from training.evaluation.datasets.coco import (
-    read_coco_instances,
-    read_coco_panoptic,
-    read_coco_stuff,
-    read_instances,
-    read_uvo_frames,
-    read_uvo_videos,
-)
-from training.evaluation.datasets.ground_truth import GroundTruthDataset, read_panoptic_folder
+from training.evaluation.datasets.coco import CocoKind, read_coco, read_coco_stuff, read_uvo_frames, read_uvo_videos
+from training.evaluation.datasets.coco_file import find_coco_file
+from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.datasets.taxonomy import ClassGrouping
 from training.evaluation.datasets.voc import read_voc_boxes, read_voc_masks
 
@@ -32,8 +26,7 @@ DatasetFormat = Literal[
     "uvo",
     "uvo-videos",
 ]
-"""Layout of a dataset's folder. The first two are our own: `panoptic.json` with `images/` and `panoptic/`, and
-`instances.json` with `images/`. The others are the layouts in which the datasets are published."""
+"""Layout of a dataset; `panoptic` and `instances` are single files in COCO's formats, the others published layouts."""
 _COCO_SPLIT = "val2017"
 _SPLIT = "val"
 
@@ -43,33 +36,33 @@ class DatasetSpec:
     """Which labeled dataset to read."""
 
     folder: Annotated[Path, Parameter(name="--dataset")]
-    """Folder of the labeled dataset."""
-    format: DatasetFormat = "panoptic"
-    """Layout of the folder: our own (panoptic: panoptic.json, images/, panoptic/; instances: instances.json, images/),
-    or that of a published dataset."""
+    """Labeled dataset: a COCO file (JSON, panoptic or instances), or the folder that has one, such as an export of
+    CVAT, Label Studio, Roboflow or FiftyOne: panoptic.json, instances.json, annotations/panoptic_SPLIT.json,
+    annotations/instances_SPLIT.json, SPLIT/_annotations.coco.json, _annotations.coco.json, result.json or labels.json.
+    Photos are found next to the file: in its folder, in images/, data/, ../SPLIT/ or ../images/SPLIT/."""
+    format: DatasetFormat | None = None
+    """Layout of the dataset (default: the first of those files). coco: annotations/panoptic_SPLIT.json and .png,
+    SPLIT/. coco-instances: annotations/instances_SPLIT.json, SPLIT/. coco-stuff: annotations/SPLIT/, images/SPLIT/.
+    cityscapes: leftImg8bit/SPLIT/, gtFine/SPLIT/. voc-masks: JPEGImages/, SegmentationObject/, SegmentationClass/,
+    ImageSets/Segmentation/SPLIT.txt. voc-boxes: JPEGImages/, Annotations/, ImageSets/Main/SPLIT.txt. uvo: FrameSet/,
+    uvo_videos_sparse_frames/. uvo-videos: VideoDenseSet/, uvo_videos_dense_frames/."""
     split: str | None = None
-    """Split of a published dataset (default: its validation split)."""
+    """Split of the dataset, where it has several (default: its validation split)."""
     classes: ClassGrouping = "supercategories"
     """Classes of a dataset in COCO's panoptic format: things and stuff by supercategory, or every thing by itself."""
 
     def __post_init__(self) -> None:
         if self.format in ("panoptic", "instances") and self.split:
             raise ConfigError(f"format {self.format} has no splits, got {self.split!r}: choose another format")
-        if self.format not in ("panoptic", "coco") and self.classes != "supercategories":
+        if self.format not in (None, "panoptic", "coco") and self.classes != "supercategories":
             raise ConfigError(f"format {self.format} has fixed classes, got {self.classes!r}")
 
     def read(self) -> GroundTruthDataset:
         """Raises LabelStoreError if the dataset is incomplete or not in this format."""
         folder = self.folder.resolve()  # processes on other machines may have another working directory
         match self.format:
-            case "panoptic":
-                return read_panoptic_folder(folder, self.classes)
-            case "instances":
-                return read_instances(folder, folder / "instances.json", folder / "images")
-            case "coco":
-                return read_coco_panoptic(folder, self.split or _COCO_SPLIT, self.classes)
-            case "coco-instances":
-                return read_coco_instances(folder, self.split or _COCO_SPLIT)
+            case None | "panoptic" | "instances" | "coco" | "coco-instances":
+                return self._read_coco(folder)
             case "coco-stuff":
                 return read_coco_stuff(folder, self.split or _COCO_SPLIT)
             case "cityscapes":
@@ -84,3 +77,21 @@ class DatasetSpec:
                 return read_uvo_videos(folder, self.split or _SPLIT)
             case _:
                 assert_never(self.format)
+
+    def _read_coco(self, source: Path) -> GroundTruthDataset:
+        """Read a COCO file: `source` itself, or the one in that folder."""
+        if source.is_file() and (self.split or self.format in ("coco", "coco-instances")):
+            raise ConfigError(f"{source} is one file, without splits: give its folder with --split or --format")
+        kind: CocoKind | None = None
+        match self.format:
+            case "panoptic" | "instances":
+                kind = self.format
+                path = source if source.is_file() else source / f"{kind}.json"
+            case "coco" | "coco-instances":
+                kind = "panoptic" if self.format == "coco" else "instances"
+                path = source / "annotations" / f"{kind}_{self.split or _COCO_SPLIT}.json"
+            case _:
+                path = find_coco_file(source, self.split)
+        folder = path.parent if source.is_file() else source
+        name = folder.name if path.name == "panoptic.json" else f"{folder.name}, {path.relative_to(folder).stem}"
+        return read_coco(path, name, self.classes, kind)

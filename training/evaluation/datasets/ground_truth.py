@@ -1,7 +1,6 @@
-"""Labeled datasets for evaluation: images, their ground truth, and COCO's panoptic format."""
+"""Labeled datasets for evaluation: images and their ground truth."""
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -11,11 +10,11 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from model.errors import LabelStoreError
-from model.images import resize_labels
+from model.images import read_image_size, resize_labels
 from training.data.dataset import read_label_map
-from training.evaluation.datasets.taxonomy import ClassGrouping, Taxonomy, build_taxonomy
+from training.evaluation.datasets.taxonomy import Taxonomy
+from training.progress import track
 
-PANOPTIC_INDEX_FILE = "panoptic.json"
 AnnotationKind = Literal["panoptic", "semantic", "masks", "boxes"]
 """What is labeled: segments of all pixels, a class for each pixel, objects with masks, or objects with boxes only."""
 
@@ -67,6 +66,8 @@ class GroundTruthImage:
     image_id: int
     path: Path
     annotation: Annotation
+    size: tuple[int, int] | None = None
+    """Height and width that the dataset states, if it does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,24 @@ class GroundTruthDataset:
     images: tuple[GroundTruthImage, ...]
     crop_px: int | None = None
     """Semantic metrics are computed on a central square of this side, after scaling the shorter side to it."""
+    skipped: tuple[str, ...] = ()
+    """What was left out of the dataset's file or repaired, one line for each reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectAnnotation:
+    """Objects that may overlap, in memory."""
+
+    objects: tuple[GroundTruthObject, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return ()
+
+    def read(self, height: int, width: int) -> GroundTruthLabels:
+        if wrong := [each.rle["size"] for each in self.objects if each.rle and each.rle["size"] != [height, width]]:
+            raise LabelStoreError(f"an object of size {wrong[0]} in an image of {[height, width]}")
+        return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=self.objects)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,59 +141,28 @@ def object_from_mask(mask: Bool[np.ndarray, "H W"], category: int, *, is_crowd: 
     )
 
 
-def read_panoptic_folder(folder: Path, grouping: ClassGrouping) -> GroundTruthDataset:
-    """Read our own layout: `panoptic.json` in COCO's format, photos in `images/`, PNGs in `panoptic/`."""
-    index = folder / PANOPTIC_INDEX_FILE
-    dataset = read_panoptic_dataset(folder, index, folder / "images", folder / "panoptic", grouping)
-    return replace(dataset, name=folder.resolve().name)
+def check_files(folder: Path, dataset: GroundTruthDataset) -> None:
+    """Check, from their headers alone, that photos and label PNGs exist and have the same size.
 
-
-def read_panoptic_dataset(
-    folder: Path, index: Path, photos: Path, labels: Path, grouping: ClassGrouping
-) -> GroundTruthDataset:
-    """Read a dataset in COCO's panoptic format.
-
-    Raises LabelStoreError if something is missing or inconsistent.
+    Raises LabelStoreError if there are no images, if files are missing (naming up to three), or if a size differs.
     """
-    try:
-        content = json.loads(index.read_bytes())
-        files = {image["id"]: image["file_name"] for image in content["images"]}
-        taxonomy = build_taxonomy(content["categories"], grouping)
-        images = tuple(
-            GroundTruthImage(
-                image_id=annotation["image_id"],
-                path=photos / files[annotation["image_id"]],
-                annotation=_parse_annotation(annotation, labels, taxonomy),
-            )
-            for annotation in sorted(content["annotations"], key=lambda each: int(each["image_id"]))
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LabelStoreError(f"{folder} is not a dataset in COCO's panoptic format: {error!r}") from error
-    name = f"{folder.resolve().name}, {index.stem}"
-    dataset = GroundTruthDataset(name=name, kind="panoptic", taxonomy=taxonomy, images=images)
-    require_files(folder, dataset)
-    return dataset
-
-
-def _parse_annotation(annotation: dict[str, Any], labels: Path, taxonomy: Taxonomy) -> PanopticAnnotation:
-    entries = annotation["segments_info"]
-    if unknown := {entry["category_id"] for entry in entries} - set(taxonomy.source_to_index):
-        raise ValueError(f"categories {sorted(unknown)} are not listed")
-    return PanopticAnnotation(
-        path=labels / annotation["file_name"],
-        segments={entry["id"]: taxonomy.source_to_index[entry["category_id"]] for entry in entries},
-        crowds=frozenset(entry["id"] for entry in entries if entry.get("iscrowd")),
-        num_things=taxonomy.num_things,
-    )
-
-
-def require_files(folder: Path, dataset: GroundTruthDataset) -> None:
-    """Raise LabelStoreError if there are no images, or if image or label files are missing (naming up to three)."""
     files = [path for image in dataset.images for path in (image.path, *image.annotation.files)]
     if not files:
         raise LabelStoreError(f"{folder} contains no labeled image")
     if missing := [str(path) for path in files if not path.is_file()]:
         raise LabelStoreError(f"{folder} lacks {len(missing)} files: {', '.join(missing[:3])}")
+    for image in track(dataset.images, "check images", unit="image"):
+        size = read_image_size(image.path)
+        if image.size not in (None, size):
+            height, width = image.size
+            raise LabelStoreError(
+                f"image {image.image_id} has {width}x{height} pixels in {folder}, but {image.path} has "
+                f"{size[1]}x{size[0]} when it is upright"
+            )
+        for label in (path for path in image.annotation.files if path.suffix == ".png"):
+            if read_image_size(label) != size:
+                height, width = read_image_size(label)
+                raise LabelStoreError(f"{label} has {width}x{height} pixels, {image.path} {size[1]}x{size[0]}")
 
 
 def require_size(path: Path, label_map: np.ndarray, height: int, width: int) -> None:

@@ -12,9 +12,9 @@ from training.evaluation.datasets.ground_truth import (
     GroundTruthImage,
     GroundTruthLabels,
     GroundTruthObject,
+    check_files,
     object_from_mask,
     read_label_png,
-    require_files,
     require_size,
 )
 from training.evaluation.datasets.taxonomy import VOC
@@ -83,7 +83,7 @@ def read_voc_masks(folder: Path, split: str) -> GroundTruthDataset:
     )
     name = f"{folder.resolve().name}, {split}, masks"
     dataset = GroundTruthDataset(name=name, kind="masks", taxonomy=VOC, images=images)
-    require_files(folder, dataset)
+    check_files(folder, dataset)
     return dataset
 
 
@@ -99,7 +99,7 @@ def read_voc_boxes(folder: Path, split: str) -> GroundTruthDataset:
     )
     name = f"{folder.resolve().name}, {split}, boxes"
     dataset = GroundTruthDataset(name=name, kind="boxes", taxonomy=VOC, images=images)
-    require_files(folder, dataset)
+    check_files(folder, dataset)
     return dataset
 
 
