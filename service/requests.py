@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import sys
+import unicodedata
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from email.message import Message
@@ -54,6 +55,16 @@ def _split_commas(value: Any) -> Any:
     return tuple(dict.fromkeys(words))
 
 
+def _list_texts(value: Any) -> Any:
+    """Turn one text, or texts and numbers, into a tuple without duplicates; `find_clusters` splits at commas."""
+    entries = [value] if isinstance(value, str) else value
+    if not isinstance(entries, list | tuple):
+        return value
+    if not entries:
+        raise ValueError("send at least one value")
+    return tuple(dict.fromkeys(unicodedata.normalize("NFC", str(entry)).strip() for entry in entries))
+
+
 _CommaSeparated = BeforeValidator(_split_commas)
 _Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 _ClassName = Annotated[str, Field(min_length=1)]
@@ -66,7 +77,7 @@ class SegmentOptions(BaseModel):
 
     task: Annotated[tuple[Task, ...], _CommaSeparated] = ("panoptic",)
     """`panoptic`: things and stuff without overlap; `instance`: things, each with its whole mask; `semantic`: one
-    segment per class. Several tasks, separated by commas, share one run of the network."""
+    segment per category (see `merge_clusters`). Several tasks, separated by commas, share one run of the network."""
     subtask: Task | None = None
     """Alias of `task`, as in the Hugging Face image-segmentation API."""
     threshold: _Fraction | None = None
@@ -74,12 +85,20 @@ class SegmentOptions(BaseModel):
     unlabeled pixels."""
     mask_threshold: _Fraction | None = None
     """Minimum probability of a mask pixel (default: the model's)."""
+    overlap_threshold: _Fraction | None = None
+    """Leave a detection out of the panoptic result if better ones cover more than this fraction of its mask (default:
+    the model's)."""
     overlap_mask_area_threshold: _Fraction | None = None
-    """Minimum visible fraction of a mask in the panoptic result (default: the model's)."""
+    """1 - `overlap_threshold`, the minimum visible fraction, as in the Hugging Face image-segmentation API."""
     min_stuff_area_fraction: _Fraction | None = None
     """Minimum area of a stuff region as a fraction of the image (default: the model's)."""
-    classes: Annotated[tuple[_ClassName, ...], Field(max_length=MAX_CLASSES), _CommaSeparated] = ()
-    """Return only these classes: category names or cluster ids, separated by commas (default: all)."""
+    classes: Annotated[tuple[_ClassName, ...], Field(max_length=MAX_CLASSES), BeforeValidator(_list_texts)] = ()
+    """Return only these classes: category names or cluster ids, separated by commas or as repeated parameters
+    (default: all). A name that contains a comma is sent as a parameter of its own."""
+    merge_clusters: bool = True
+    """Merge the clusters of one category into one segment: all in the semantic result, those of stuff in the panoptic
+    one. Its `cluster_ids` lists them, the largest first; clusters without a name stay apart. False returns a segment
+    for each cluster, as the PNG of `profile="clusters"` always does."""
     longest_edge: Annotated[int, Field(ge=MIN_EDGE_PX, le=MAX_EDGE_PX)] | None = None
     """Maximum length of the longer side of the result in pixels; a larger image is scaled down (default: no limit)."""
     agnostic_nms: bool = False
@@ -99,9 +118,10 @@ class SegmentOptions(BaseModel):
         return given
 
     @model_validator(mode="after")
-    def _reject_task_and_alias(self) -> "SegmentOptions":
-        if self.subtask and "task" in self.model_fields_set:
-            raise ValueError("'subtask' is an alias of 'task': send only one of them")
+    def _reject_aliases(self) -> "SegmentOptions":
+        for name, alias in (("task", "subtask"), ("overlap_threshold", "overlap_mask_area_threshold")):
+            if {name, alias} <= self.model_fields_set:
+                raise ValueError(f"{alias!r} stands for {name!r}: send only one of them")
         return self
 
     @property
@@ -125,7 +145,7 @@ class SegmentOptions(BaseModel):
         chosen = {
             "score_threshold": self.threshold,
             "mask_threshold": self.mask_threshold,
-            "overlap_threshold": None if visible is None else 1.0 - visible,
+            "overlap_threshold": self.overlap_threshold if visible is None else 1.0 - visible,
             "min_stuff_area_fraction": self.min_stuff_area_fraction,
             "duplicate_iou_threshold": CLASS_AGNOSTIC_NMS_IOU if self.agnostic_nms else None,
         }
@@ -136,14 +156,16 @@ class SegmentOptions(BaseModel):
         if not self.classes:
             return None
         count = contract.thing_clusters + contract.stuff_clusters
-        ids: dict[str, set[int]] = {str(cluster): {cluster} for cluster in range(1, count + 1)}
+        named: dict[str, set[int]] = {}
         for cluster, category in contract.categories.items():
-            ids.setdefault(category.name, set()).add(cluster)
-        for name in self.classes:
+            named.setdefault(category.name, set()).add(cluster)
+        ids = {str(cluster): {cluster} for cluster in range(1, count + 1)} | named
+        names = [name for entry in self.classes for name in ([entry] if entry in ids else entry.split(","))]
+        for name in map(str.strip, names):
             if name not in ids:
                 hint = did_you_mean(name, ids, ":")
                 raise InvalidParameter(f"unknown class {name!r}{hint} send a category name or a cluster id 1..{count}")
-        return frozenset().union(*(ids[name] for name in self.classes))
+        return frozenset().union(*(ids[name.strip()] for name in names))
 
 
 class SegmentParameters(SegmentOptions):

@@ -102,6 +102,11 @@ def test_a_name_that_is_not_printable_is_rejected(text: str) -> None:
         empty_names(CONTRACT).rename({1: text}, "ann")
 
 
+def test_a_number_is_no_name() -> None:
+    with pytest.raises(InvalidParameter, match="'7' could be taken for a cluster id"):
+        empty_names(CONTRACT).rename({1: " 7 "}, "ann")
+
+
 def test_a_change_can_be_undone_and_so_can_the_undo() -> None:
     names = empty_names(CONTRACT).rename({1: "dog", 2: "cat"}, "ann").rename({1: "wolf"}, "ann")
     undone = names.undo("bob")

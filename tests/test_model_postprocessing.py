@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.contract import Contract, InputSize, Task, Thresholds
+from model.contract import Category, Contract, InputSize, Task, Thresholds
 from model.images import plan_letterbox
 from model.network_io import RawOutputs
-from model.postprocessing.panoptic import Segmentation, make_postprocessor, postprocess, select_clusters
+from model.postprocessing.panoptic import (
+    Segmentation,
+    make_postprocessor,
+    merge_categories,
+    postprocess,
+    select_clusters,
+)
 
 THINGS = 3
 KEEP_ALL = Thresholds(score_threshold=0.0, min_stuff_area_fraction=0.0)
@@ -195,6 +201,31 @@ def test_semantic_keeps_visible_pixels_of_covered_objects() -> None:
     result = segment(raw, "semantic", Thresholds(score_threshold=0.5))
     assert result.label_map[0].tolist() == [1, 1, 1, 1, 2, 0, 0, 0]
     assert len(segment(raw, "panoptic", Thresholds(score_threshold=0.5)).segments) == 1
+
+
+def test_clusters_of_a_category_are_merged_but_things_of_a_panoptic_map_are_not() -> None:
+    labels = np.zeros((8, 8), int)
+    labels[6], labels[7] = 1, 2
+    raw = draw_raw([(0.9, 0, stripe(0, 1)), (0.5, 2, stripe(1, 4)), (0.4, 1, stripe(4, 5))], labels)
+    dog, grass = Category(id=9, name="dog"), Category(id=5, name="grass")
+    contract = replace(draw_contract(), categories={1: dog, 3: dog, 4: grass, 5: grass})
+    semantic = merge_categories(segment(raw, "semantic"), contract, "semantic")
+    assert [(each.id, each.cluster, each.merged_clusters) for each in semantic.segments] == [
+        (1, 3, (3, 1)),
+        (2, 2, ()),
+        (3, 4, (4, 5)),
+    ]
+    assert semantic.label_map[[0, 6, 7]].tolist() == [[1, 1, 1, 1, 2, 0, 0, 0], [3] * 8, [3] * 8]
+    assert semantic.segments[0].score == pytest.approx((0.9 + 3 * 0.5) / 4, abs=1e-6)  # float32
+    panoptic = merge_categories(segment(raw, "panoptic"), contract, "panoptic")
+    assert [(each.cluster, each.merged_clusters) for each in panoptic.segments] == [
+        (1, ()),
+        (3, ()),
+        (2, ()),
+        (4, (4, 5)),
+    ]
+    instances = segment(raw, "instance")
+    assert merge_categories(instances, contract, "instance") is instances
 
 
 def test_instances_have_complete_masks_and_the_best_one_is_shown() -> None:

@@ -12,7 +12,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fake_service import BLUE as BLUE_RGB
 from fake_service import CONTRACT, draw_halves, open_client, post, save
+from fake_service import RED as RED_RGB
+from live_service import GatedSession, wait_for
+from PIL import Image
 
 from model.contract import Category
 from model.errors import InvalidCategoryNames
@@ -48,6 +52,38 @@ async def request_segments(
 async def read_category(client: httpx.AsyncClient) -> str:
     segments = (await request_segments(client)).json()["segments_info"]
     return str(next(each["category_name"] for each in segments if each["cluster_id"] == 1))
+
+
+async def test_a_request_keeps_the_names_that_it_started_with(file: Path) -> None:
+    session = GatedSession()
+    async with open_client(session.open, category_names_file=file) as client:
+        started = asyncio.create_task(request_segments(client, params={"classes": "tomato"}))
+        await wait_for(session.is_inside)
+        assert (await client.put(RED, json={"category_name": "potato"})).status_code == 200
+        session.gate.set()
+        (segment,) = (await started).json()["segments_info"]
+        assert (segment["cluster_id"], segment["category_name"]) == (1, "tomato")
+        assert await read_category(client) == "potato"
+
+
+async def test_clusters_of_one_category_are_one_segment(client: httpx.AsyncClient) -> None:
+    for cluster in (1, 2):
+        await client.put(f"/v1/models/fake/clusters/{cluster}", json={"category_name": "pepper"})
+    image = save(draw_halves(RED_RGB, BLUE_RGB))
+
+    async def list_clusters(**options: str) -> list[list[int]]:
+        params = {"threshold": "0.1", **options}
+        segments = (await post(client, image, params=params)).json()["segments_info"]
+        return [each["cluster_ids"] for each in segments]
+
+    assert await list_clusters(task="semantic") == [[1, 2]]
+    assert await list_clusters(task="semantic", merge_clusters="false") == [[1], [2]]
+    assert await list_clusters(task="semantic", classes="2") == [[2]]
+    assert await list_clusters(task="panoptic") == [[1], [2]]
+    png = await post(
+        client, image, params={"task": "semantic", "threshold": 0.1}, headers={"Accept": 'image/png;profile="clusters"'}
+    )
+    assert set(np.asarray(Image.open(io.BytesIO(png.content))).flat) == {1, 2}
 
 
 async def test_a_name_appears_in_all_later_results_and_formats(client: httpx.AsyncClient) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from live_service import GatedSession
 from pydantic import ValidationError
 
-from model.contract import Thresholds
+from model.contract import Category, Thresholds
 from model.errors import InvalidParameter
 from service.requests import SegmentOptions, parse_json_body
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.anyio
         ("task=semantic,panoptic&task=semantic", {"task": ["semantic", "panoptic"]}),
         ("threshold=0.25&task=instance", {"task": ["instance"], "threshold": 0.25}),
         ("threshold=0&mask_threshold=1.0", {"threshold": 0.0, "mask_threshold": 1.0}),
-        ("classes=tomato, 3&classes=brick wall", {"classes": ["tomato", "3", "brick wall"]}),
+        ("classes=tomato, 3&classes= brick wall", {"classes": ["tomato, 3", "brick wall"]}),
         ("longest_edge=640&agnostic_nms=true", {"longest_edge": 640, "agnostic_nms": True}),
         ("formats=npz,overlay", {"formats": ["npz", "overlay"]}),
     ],
@@ -47,7 +48,7 @@ def test_query_parameters_are_parsed(query: str, options: dict[str, Any]) -> Non
         ("xyz=red", "known are task, subtask, threshold, mask_threshold"),
         ("task=panoptik", "should be 'panoptic', 'instance' or 'semantic'"),
         ("task=", "should be 'panoptic'"),
-        ("task=instance&subtask=semantic", "'subtask' is an alias of 'task'"),
+        ("task=instance&subtask=semantic", "'subtask' stands for 'task'"),
         ("threshold=1.1", "threshold: Input should be less than or equal to 1"),
         ("threshold=-0.1", "greater than or equal to 0"),
         ("threshold=nan", "finite number"),
@@ -56,7 +57,9 @@ def test_query_parameters_are_parsed(query: str, options: dict[str, Any]) -> Non
         ("longest_edge=99999", "less than or equal to 65500"),
         ("longest_edge=64.5", "valid integer"),
         ("agnostic_nms=maybe", "valid boolean"),
-        ("classes=a,,b", "at least 1 character"),
+        ("classes=", "at least 1 character"),
+        ("classes=tomato,,3", "unknown class ''"),
+        ("overlap_threshold=0.5&overlap_mask_area_threshold=0.5", "stands for 'overlap_threshold'"),
         ("classes=potato", "unknown class 'potato'"),
         ("model=", "at least 1 character"),
         ("formats=pgn", "should be 'json', 'geojson', 'png'"),
@@ -102,7 +105,7 @@ def test_the_models_thresholds_apply_unless_the_request_sets_them() -> None:
     options = SegmentOptions(
         threshold=0.1,
         mask_threshold=0.6,
-        overlap_mask_area_threshold=0.75,
+        overlap_threshold=0.25,
         min_stuff_area_fraction=0.0,
         agnostic_nms=True,
     )
@@ -115,11 +118,17 @@ def test_the_models_thresholds_apply_unless_the_request_sets_them() -> None:
         min_component_area_fraction=0.2,
     )
     assert options.override(thresholds) == expected
+    assert SegmentOptions(overlap_mask_area_threshold=0.75).override(thresholds).overlap_threshold == 0.25
 
 
 def test_classes_are_cluster_ids_or_category_names() -> None:
     assert SegmentOptions().find_clusters(CONTRACT) is None
     assert SegmentOptions(classes=("tomato", "3")).find_clusters(CONTRACT) == {1, 3}
+    names = {1: "salt, pepper", 2: "\"the\" 'dog'", 3: "1"}  # a name comes before a cluster id
+    named = replace(CONTRACT, categories={each: Category(id=each, name=name) for each, name in names.items()})
+    for cluster, name in names.items():
+        assert SegmentOptions.model_validate({"classes": f" {name}"}).find_clusters(named) == {cluster}
+    assert SegmentOptions(classes=("salt, pepper", "2,1")).find_clusters(named) == {1, 2, 3}
     with pytest.raises(InvalidParameter, match="unknown class 'tomatoe', did you mean 'tomato'"):
         SegmentOptions(classes=("tomatoe",)).find_clusters(CONTRACT)
     with pytest.raises(InvalidParameter, match=r"cluster id 1\.\.3"):

@@ -49,7 +49,8 @@ class Case:
         deadline = asyncio.get_running_loop().time() + 30.0
 
         async def call(pipeline: Pipeline, context: RequestContext) -> str:
-            await pipeline.run(image, SegmentOptions(), lambda _: None, context, StageTimer(self.telemetry))
+            timer = StageTimer(self.telemetry)
+            await pipeline.run(image, SegmentOptions(), lambda _: None, context, timer, pipeline.contract)
             return pipeline.contract.version
 
         with self.controller.router.admit(RequestContext(deadline=deadline, routing_key=key)) as route:
@@ -119,7 +120,9 @@ async def test_requests_in_flight_finish_on_the_version_they_started_with(tmp_pa
             await case.activate("2")
             assert case.list_roles() == {"1": "standby", "2": "active"}  # not closed: somebody is with it
             assert route.pipeline.contract.version == "1"
-            await route.pipeline.run(HALVES, SegmentOptions(), lambda _: None, context, StageTimer(case.telemetry))
+            timer = StageTimer(case.telemetry)
+            pipeline = route.pipeline
+            await pipeline.run(HALVES, SegmentOptions(), lambda _: None, context, timer, pipeline.contract)
         await case.controller.reconcile()
         assert case.list_roles() == {"1": "unloaded", "2": "active"}
 

@@ -39,6 +39,7 @@ def segment_properties(segment: Segment, rle: Rle, contract: Contract) -> dict[s
     return {
         "id": segment.id,
         "cluster_id": segment.cluster,
+        "cluster_ids": list(segment.merged_clusters or [segment.cluster]),
         "category_id": category.id if category else None,
         "category_name": category.name if category else None,
         "isthing": int(segment.is_thing),

@@ -1,6 +1,6 @@
 """Raw outputs of a network to instance, semantic and panoptic segmentations in the size of the image."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -32,6 +32,8 @@ class Segment:
     is_thing: bool
     score: float
     """Things: the network's score. Stuff: the mean probability of the cluster over the region."""
+    merged_clusters: tuple[int, ...] = ()
+    """Clusters of a segment that `merge_categories` made, the largest first, which is `cluster`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,9 @@ def make_postprocessor(
             case "semantic":
                 segments = merge(label_map := make_label_map(decode_all()), 0.0)
                 segments += _add_things(label_map, decode_all(), 1.0, len(segments) + 1)
-                return _merge_by_cluster(Segmentation(label_map=label_map, segments=tuple(segments)))
+                segments.sort(key=lambda segment: segment.cluster)
+                result = Segmentation(label_map=label_map, segments=tuple(segments))
+                return _merge_segments(result, lambda segment: segment.cluster)
 
     return run_task
 
@@ -103,6 +107,22 @@ def select_clusters(segmentation: Segmentation, clusters: Collection[int]) -> Se
         segments=segments,
         masks=tuple(segmentation.masks[index] for index in kept) if segmentation.masks else (),
     )
+
+
+def merge_categories(segmentation: Segmentation, contract: Contract, task: Task) -> Segmentation:
+    """Return the segmentation with one segment per category; in a panoptic map, things stay.
+
+    Segments of clusters without a category, and instances, stay as well. Ids are given anew.
+    """
+
+    def find_category(segment: Segment) -> tuple[str, int]:
+        category = contract.categories.get(segment.cluster)
+        is_alone = category is None or task == "instance" or (task == "panoptic" and segment.is_thing)
+        return ("segment", segment.id) if category is None or is_alone else ("category", category.id)
+
+    if len({find_category(segment) for segment in segmentation.segments}) == len(segmentation.segments):
+        return segmentation
+    return _merge_segments(segmentation, find_category)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,18 +217,22 @@ def _decode_semantic(logits: Float[np.ndarray, "L h w"], letterbox: Letterbox) -
     )
 
 
-def _merge_by_cluster(segmentation: Segmentation) -> Segmentation:
-    """Merge the segments of each cluster; the score is the mean, weighted by area."""
-    areas = _count_pixels(segmentation.label_map, len(segmentation.segments) + 1)
-    clusters = sorted({segment.cluster for segment in segmentation.segments})
+def _merge_segments(segmentation: Segmentation, key: Callable[[Segment], Hashable]) -> Segmentation:
+    """Merge segments with equal keys, in order of the first; the score is the mean, weighted by area."""
+    groups: dict[Hashable, list[Segment]] = {}
+    for segment in segmentation.segments:
+        groups.setdefault(key(segment), []).append(segment)
+    areas = _count_pixels(segmentation.label_map, max((each.id for each in segmentation.segments), default=0) + 1)
     table = np.zeros(len(areas), segmentation.label_map.dtype)
     segments = []
-    for number, cluster in enumerate(clusters, start=1):
-        members = [segment for segment in segmentation.segments if segment.cluster == cluster]
+    for number, members in enumerate(groups.values(), start=1):
         table[[segment.id for segment in members]] = number
         weights = [areas[segment.id] for segment in members]
         score = float(np.average([segment.score for segment in members], weights=weights))
-        segments.append(Segment(id=number, cluster=cluster, is_thing=members[0].is_thing, score=score))
+        largest = members[int(np.argmax(weights))]
+        others = sorted({segment.cluster for segment in members} - {largest.cluster})
+        merged = (largest.cluster, *others) if others else ()
+        segments.append(replace(largest, id=number, score=score, merged_clusters=merged))
     return Segmentation(label_map=_look_up(segmentation.label_map, table), segments=tuple(segments))
 
 

@@ -77,10 +77,12 @@ class CategoryNames:
     def rename(self, names: Mapping[int, str], author: str) -> "CategoryNames":
         """Return the names after naming these clusters; an empty name restores the one in the contract.
 
-        The result is `self` if nothing changes. Raises InvalidParameter for an invalid name.
+        The result is `self` if nothing changes. Raises InvalidParameter for an invalid name, or for a number.
         """
         timestamp = _get_timestamp()
         texts = {cluster: normalize_name(text) for cluster, text in names.items()}
+        if number := next((text for text in texts.values() if text.isdecimal()), None):
+            raise InvalidParameter(f"the name {number!r} could be taken for a cluster id: give it a letter")
         return self._change(
             {
                 cluster: CategoryName(category_name=text, author=author, timestamp=timestamp) if text else None

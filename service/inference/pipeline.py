@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from model.backends.session import Session
 from model.contract import Contract, Task
 from model.images import DecodedImage, Letterbox, decode_image, letterbox_image, limit_size
 from model.network_io import RawOutputs
-from model.postprocessing.panoptic import Segmentation, make_postprocessor, select_clusters
+from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_clusters
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.live_category_names import LiveCategoryNames
 from service.inference.queue import AdmissionController
@@ -41,6 +41,8 @@ class SegmentationResult:
     """Height and width of the file after EXIF rotation."""
     segmentations: tuple[tuple[Task, Segmentation], ...]
     """One for each task, in the order of the request."""
+    clusters: Mapping[Task, Segmentation]
+    """The same before clusters of one category were merged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +133,11 @@ class Pipeline:
         encode: Callable[[SegmentationResult], T],
         context: RequestContext,
         timer: StageTimer,
+        contract: Contract,
     ) -> T:
         """Segment one image and return `encode(result)`, which runs on a codec thread.
 
+        `contract` is the pipeline's at the start of the request: its names stay the same while others change them.
         Raises InputError for an invalid image or option, and what the scheduler raises.
         """
         started = time.perf_counter()
@@ -146,7 +150,8 @@ class Pipeline:
         timer.add("queue", inferred.queue_s, self.stats, ended_ago_s=inferred.infer_s)
         timer.add("infer", inferred.infer_s, self.stats)
         timer.enter("merge")
-        encoded = await self.offload(partial(self._postprocess, given, inferred.raw, options, encode, timer))
+        postprocess = partial(self._postprocess, given, inferred.raw, options, encode, timer, contract)
+        encoded = await self.offload(postprocess)
         self.stats.record_image(time.perf_counter() - started)
         return encoded
 
@@ -182,8 +187,8 @@ class Pipeline:
         options: SegmentOptions,
         encode: Callable[[SegmentationResult], T],
         timer: StageTimer,
+        contract: Contract,
     ) -> T:
-        contract = self.contract
         clusters = options.find_clusters(contract)
         thresholds = options.override(contract.thresholds)
         with timer.time("merge", self.stats):
@@ -191,6 +196,9 @@ class Pipeline:
             segmentations = {task: postprocess(task) for task in options.tasks}
             if clusters is not None:
                 segmentations = {task: select_clusters(each, clusters) for task, each in segmentations.items()}
+            merged = segmentations
+            if options.merge_clusters:
+                merged = {task: merge_categories(each, contract, task) for task, each in segmentations.items()}
         is_default = clusters is None and thresholds == contract.thresholds
         self.stats.record_outputs(segmentations, is_default=is_default)
         with timer.time("encode", self.stats):
@@ -198,6 +206,7 @@ class Pipeline:
                 SegmentationResult(
                     image=given.image,
                     original_size=given.original_size,
-                    segmentations=tuple(segmentations.items()),
+                    segmentations=tuple(merged.items()),
+                    clusters=segmentations,
                 )
             )

@@ -79,11 +79,12 @@ async def infer_images(
     request_id: str | None,
 ) -> tuple[bytes, int | None]:
     """Return the body of the response and the length of its JSON part; if one image fails, the request fails."""
-    encode = partial(_encode, outputs=tuple(outputs), contract=pipeline.contract)
+    contract = pipeline.contract
+    encode = partial(_encode, outputs=tuple(outputs), contract=contract)
 
     async def infer_one(index: int, image: bytes) -> dict[OutputName, Any]:
         try:
-            return await pipeline.run(image, options, encode, context, timer)
+            return await pipeline.run(image, options, encode, context, timer, contract)
         except InputError as error:
             raise type(error)(f"image {index}: {error}") from error
 

@@ -227,7 +227,7 @@ def _encode_part(
             if not is_zip:
                 content = _encode_instances(result, contract, annotations)
         case "clusters":
-            content = encode_cluster_png(segmentation, contract)
+            content = encode_cluster_png(result.clusters[task], contract)
         case "overlay":
             content = encode_overlay(result.image.image, segmentation)
         case "npz":

@@ -60,7 +60,9 @@ class SegmentProperties(Schema):
     id: Annotated[int, Field(ge=1)]
     """Value of its pixels in the PNG: R + 256 G + 65536 B."""
     cluster_id: Annotated[int, Field(ge=1, examples=[7])]
-    """Class of the network."""
+    """Class of the network; of several clusters of one category, the one with the most pixels."""
+    cluster_ids: Annotated[list[int], Field(min_length=1, examples=[[7]])]
+    """All clusters of the segment: more than one if `merge_clusters` merged them, the largest first."""
     category_id: Annotated[int | None, Field(examples=[18])]
     """Id of the cluster's category; null if it has no name."""
     category_name: Annotated[str | None, Field(examples=["dog"])]

@@ -118,7 +118,8 @@ class ShadowRunner:
         deadline = asyncio.get_running_loop().time() + _SHADOW_TIMEOUT_S
         context = RequestContext(deadline=deadline, priority=LOWEST_PRIORITY)
         try:
-            await self.pipeline.run(image, SegmentOptions(), lambda _result: None, context, StageTimer(None))
+            timer, contract = StageTimer(None), self.pipeline.contract
+            await self.pipeline.run(image, SegmentOptions(), lambda _result: None, context, timer, contract)
         except InputError:
             return "ok"  # the same error as the active version's
         except Exception as error:  # of any kind: clients must not notice it

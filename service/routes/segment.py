@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from model.contract import Contract
 from model.errors import DeadlineExceeded, InputError, NotReady, QueueFull
 from service.inference.pipeline import Pipeline, SegmentationResult
 from service.middleware.request_context import SEGMENT_ROUTE
@@ -157,9 +158,9 @@ class _Job:
         contract = pipeline.contract
         self.options.find_clusters(contract)
         if self.uploads.is_batch:
-            images = await self._segment_batch(pipeline, context)
+            images = await self._segment_batch(pipeline, context, contract)
         else:
-            images = [await self._segment(self.uploads.files[0], pipeline, context)]
+            images = [await self._segment(self.uploads.files[0], pipeline, context, contract)]
         compose = partial(compose_response, images, contract, self.media_type, is_batch=self.uploads.is_batch)
         encoded = await pipeline.offload(compose)
         headers = {
@@ -171,25 +172,29 @@ class _Job:
             headers["X-Image-Warnings"] = "; ".join(encoded.warnings)
         return Response(encoded.content, encoded.status, headers, encoded.media_type)
 
-    async def _segment(self, upload: Upload, pipeline: Pipeline, context: RequestContext) -> ImageResponse:
+    async def _segment(
+        self, upload: Upload, pipeline: Pipeline, context: RequestContext, contract: Contract
+    ) -> ImageResponse:
         def encode(result: SegmentationResult) -> ImageResponse:
             return ImageResponse(
                 name=upload.name,
                 size=(result.image.height, result.image.width),
-                parts=encode_result(result, pipeline.contract, self.options, self.media_type),
+                parts=encode_result(result, contract, self.options, self.media_type),
                 warnings=result.image.warnings,
             )
 
-        return await pipeline.run(upload.content, self.options, encode, context, self.timer)
+        return await pipeline.run(upload.content, self.options, encode, context, self.timer, contract)
 
-    async def _segment_batch(self, pipeline: Pipeline, context: RequestContext) -> list[ImageResponse]:
+    async def _segment_batch(
+        self, pipeline: Pipeline, context: RequestContext, contract: Contract
+    ) -> list[ImageResponse]:
         """Return the response for each image; a few run at a time, so that other requests have room."""
         slots = asyncio.Semaphore(pipeline.max_concurrent_images)
 
         async def segment_one(upload: Upload) -> ImageResponse | Exception:
             async with slots:
                 try:
-                    return await self._segment(upload, pipeline, context)
+                    return await self._segment(upload, pipeline, context, contract)
                 except Exception as error:  # of any kind: the other images have results
                     return error
 

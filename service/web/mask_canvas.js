@@ -55,7 +55,7 @@ export class MaskCanvas {
     for (let index = segments.length - 1; index >= 0; index--) {
       for (const pixel of this.#pixels[index]) this.#labels[pixel] = index + 1;
     }
-    this.#layers = [this.#paintLayer(segments, false), this.#paintLayer(segments, true)];
+    this.#layers = [this.#paintLayer(segments, 0), this.#paintLayer(segments, 1)];
     this.highlight(null);
   }
 

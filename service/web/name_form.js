@@ -2,7 +2,7 @@ import { ApiError, fetchClusters, setAdminKey, setCategoryName } from "./api.js"
 
 const MAX_NAME_LENGTH = 80;
 
-/** A form that sets the category name of the pinned segment's cluster. */
+/** A form that sets the category name of the pinned segment's clusters. */
 export class NameForm {
   element = document.createElement("form");
   #onRenamed;
@@ -38,11 +38,11 @@ export class NameForm {
     });
   }
 
-  /** Edit the cluster of another segment, found by this version of a model; suggest these names. */
+  /** Edit the clusters of another segment, found by this version of a model; suggest these names. */
   show(segment, model, names) {
     this.#segment = segment;
     this.#model = model;
-    this.#label.textContent = `Name of cluster ${segment.cluster_id}`;
+    this.#label.textContent = `Name of cluster ${segment.cluster_ids.join(", ")}`;
     this.#suggestions.replaceChildren(...names.map((name) => render("option", { value: name })));
     this.#reset();
   }
@@ -61,7 +61,7 @@ export class NameForm {
     if (this.#key.value) setAdminKey(this.#key.value);
     this.#save.disabled = true;
     try {
-      await setCategoryName(model, segment.cluster_id, this.#name.value);
+      for (const clusterId of segment.cluster_ids) await setCategoryName(model, clusterId, this.#name.value);
       this.#onRenamed(model, await fetchClusters(model));
     } catch (error) {
       if (segment === this.#segment) this.#showError(error);

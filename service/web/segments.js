@@ -3,8 +3,8 @@
 import { segmentColor } from "./mask_canvas.js";
 
 const GROUPS = [
-  { isThing: true, title: "Things", hint: "countable objects" },
-  { isThing: false, title: "Stuff", hint: "surfaces and background" },
+  { isThing: 1, title: "Things", hint: "countable objects" },
+  { isThing: 0, title: "Stuff", hint: "surfaces and background" },
 ];
 const PERCENT = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
 const MIN_SHOWN_FRACTION = 0.001;
@@ -29,7 +29,7 @@ export function renderSegment(segment, image) {
   const swatch = render("i", "swatch");
   swatch.style.background = `rgb(${segmentColor(segment.id, segment.isthing)})`;
   const name = segment.category_name ?? `unnamed cluster ${segment.cluster_id}`;
-  const kind = `${segment.isthing ? "thing" : "stuff"}, cluster ${segment.cluster_id}`;
+  const kind = `${segment.isthing ? "thing" : "stuff"}, cluster ${segment.cluster_ids.join(", ")}`;
   const area = formatFraction(segment.area / (image.width * image.height));
   const numbers = `score ${segment.score.toFixed(2)} · ${area} of area`;
   return [swatch, render("strong", "", name), render("small", "kind", kind), render("small", "", numbers)];
