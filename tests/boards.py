@@ -70,13 +70,13 @@ async def scrape(folder: Path, target: str) -> AsyncIterator[httpx.AsyncClient]:
         await process.wait()
 
 
-async def ask(prometheus: httpx.AsyncClient, query: str) -> list[str]:
+async def query_prometheus(prometheus: httpx.AsyncClient, query: str) -> list[str]:
     """Return the current values of a query; none while Prometheus starts."""
     try:
-        answer = await prometheus.get("/api/v1/query", params={"query": query})
+        response = await prometheus.get("/api/v1/query", params={"query": query})
     except httpx.TransportError:
         return []
-    if answer.status_code == 503:  # it is still loading its data
+    if response.status_code == 503:  # it is still loading its data
         return []
-    assert answer.status_code == 200, answer.text
-    return [each["value"][1] for each in answer.json()["data"]["result"]]
+    assert response.status_code == 200, response.text
+    return [each["value"][1] for each in response.json()["data"]["result"]]

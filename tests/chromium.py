@@ -26,12 +26,12 @@ def open_browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def open_page(browser: Browser, url: str, complaints: list[str]) -> Iterator[Page]:
-    """A page at an address; what its console says of errors goes to `complaints`, which must be empty in the end."""
+def open_page(browser: Browser, url: str, errors: list[str]) -> Iterator[Page]:
+    """Open a page; errors of its console are added to `errors`, which must be empty at the end."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(url)
     yield page
     page.close()
-    assert complaints == []
+    assert errors == []

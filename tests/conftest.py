@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def find_folder(variable: str, default: str) -> Path:
-    """The folder that an environment variable names, or `default` beside the repository; skips where it is absent."""
+    """Return the folder that `variable` names, or `default` next to the repository; skip if it is absent."""
     folder = Path(os.environ.get(variable, REPOSITORY.parent / default))
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: set {variable} to the folder of reference data")
@@ -28,13 +28,13 @@ def find_folder(variable: str, default: str) -> Path:
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Of asynchronous tests: what the service runs on."""
+    """Event loop of asynchronous tests."""
     return "asyncio"
 
 
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
-    """Each test begins with as many threads of torch: sessions set them for the process, and sums differ by them."""
+    """Restore the number of torch threads: commands set it for the process, and sums depend on it."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -107,13 +107,13 @@ def tiny_cascade_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_cascade_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_cascade_run: Path, worker_id: str) -> Path:
-    """An exported panoptic cascade that takes three canvases; not to be changed. All test processes share one."""
+    """An exported panoptic cascade with three input sizes; not to be changed. All test processes share one."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder if worker_id == "master" else folder.parent
     artifact = folder / "cascade-artifact"
     with FileLock(folder / "cascade-artifact.lock"):  # the export takes most of a minute
         if not artifact.exists():
-            config = ExportConfig(name="cascade", score_threshold=0.3, input_sizes=tiny.CANVASES)
+            config = ExportConfig(name="cascade", score_threshold=0.3, input_sizes=tiny.INPUT_SIZES)
             export_run(tiny_cascade_run, artifact, config, [])
     return artifact
 

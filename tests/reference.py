@@ -1,4 +1,4 @@
-"""detectron2's stored networks, pictures and answers, and how far float32 alone moves them."""
+"""Stored networks, images and outputs of detectron2, and tolerances for float32 rounding."""
 
 import json
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _PADDING = 77
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One picture and everything that the reference stored about it."""
+    """One image and everything that the reference stored about it."""
 
     pixels: Tensor
     """uint8 1 3 H W, padded with what must not matter."""
@@ -46,7 +46,7 @@ class Case:
 
 @cache
 def read_case(golden: Path, name: str) -> Case:
-    """A stored picture with its answers."""
+    """Return a stored image with its outputs."""
     with np.load(golden / "detectron2" / f"{name}.npz") as stored:
         arrays = dict(stored)
     image = arrays["image_uint8"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from boards import ask, list_panels, list_queries, read_board, read_source, scrape
+from boards import list_panels, list_queries, query_prometheus, read_board, read_source, scrape
 from fake_service import CONTRACT, RedSession, draw_halves, open_client, post, save
 from live_service import listen
 
@@ -93,6 +93,6 @@ async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Pat
         while waiting and asyncio.get_running_loop().time() < end:
             await load(service)
             for title, query in list(waiting.items()):
-                if any(math.isfinite(float(value)) for value in await ask(prometheus, query)):
+                if any(math.isfinite(float(value)) for value in await query_prometheus(prometheus, query)):
                     del waiting[title]
     assert waiting == {}

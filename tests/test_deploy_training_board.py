@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boards import ask, list_panels, list_queries, read_board, read_source, scrape
+from boards import list_panels, list_queries, query_prometheus, read_board, read_source, scrape
 
 from training.trainer.loggers import PrometheusTextfileLogger
 
@@ -68,13 +68,13 @@ async def test_no_panel_is_empty_during_training(board: dict[str, Any], tmp_path
         pytest.skip("prometheus is not on the PATH")
     PrometheusTextfileLogger(tmp_path / "www" / "metrics", Path("RUN"), 10).log(5, LOSSES, 9.0, is_last=True)
     queries = dict(list_queries(board))
-    answers: dict[str, list[str]] = {}
+    results: dict[str, list[str]] = {}
     async with serve(tmp_path / "www") as target, scrape(tmp_path, target) as prometheus:
         async with asyncio.timeout(WAIT_S):
-            while not all(answers.get(title) for title in queries):
-                answers = {title: await ask(prometheus, query) for title, query in queries.items()}
+            while not all(results.get(title) for title in queries):
+                results = {title: await query_prometheus(prometheus, query) for title, query in queries.items()}
                 await asyncio.sleep(0.5)
-    assert answers["Progress A"] == ["0.5"]
-    assert answers["Not finite A"] == ["0"]
-    assert sorted(answers["Loss terms A"]) == ["2.5", "5"]
-    assert sorted(answers["Metrics A"]) == ["0.4", "0.6"]
+    assert results["Progress A"] == ["0.5"]
+    assert results["Not finite A"] == ["0"]
+    assert sorted(results["Loss terms A"]) == ["2.5", "5"]
+    assert sorted(results["Metrics A"]) == ["0.4", "0.6"]

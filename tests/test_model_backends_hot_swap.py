@@ -24,14 +24,14 @@ class ScoringSession:
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
         empty = np.zeros((1, 2, 2), np.float32)
-        answer = RawOutputs(
+        output = RawOutputs(
             scores=np.array([self._score], np.float32),
             clusters=np.array([0]),
             boxes=np.zeros((1, 4), np.float32),
             masks=empty,
             semantic=empty,
         )
-        return [answer] * len(pixels)
+        return [output] * len(pixels)
 
 
 class Builder:
@@ -60,17 +60,17 @@ def start_swap(builder: Builder) -> Iterator[HotSwapSession]:
         session.close()
 
 
-def answer(session: HotSwapSession) -> tuple[str, float]:
+def run_one(session: HotSwapSession) -> tuple[str, float]:
     return session.backend, float(session.run(PIXELS, SIZES)[0].scores[0])
 
 
 def test_the_next_session_runs_as_soon_as_it_is_ready() -> None:
     builder = Builder()
     with start_swap(builder) as session:
-        assert answer(session) == ("slow", 0.25)
+        assert run_one(session) == ("slow", 0.25)
         builder.is_allowed.set()
         session.wait_ready(WAIT_S)
-        assert answer(session) == ("fast", 0.75)
+        assert run_one(session) == ("fast", 0.75)
 
 
 def test_if_the_next_session_fails_its_checks_the_first_stays(
@@ -81,7 +81,7 @@ def test_if_the_next_session_fails_its_checks_the_first_stays(
         builder.is_allowed.set()
         with pytest.raises(ParityError, match="outputs differ"):
             session.wait_ready(WAIT_S)
-        assert answer(session) == ("slow", 0.25)
+        assert run_one(session) == ("slow", 0.25)
     assert [record.message for record in caplog.records] == [
         "could not switch to the faster backend, staying on slow: golden.npz on tensorrt: outputs differ"
     ]
@@ -93,7 +93,7 @@ def test_an_unexpected_error_of_a_backend_keeps_the_first_session(caplog: pytest
         builder.is_allowed.set()
         with pytest.raises(RuntimeError, match="out of memory"):
             session.wait_ready(WAIT_S)
-        assert answer(session) == ("slow", 0.25)
+        assert run_one(session) == ("slow", 0.25)
     assert "RuntimeError: CUDA error: out of memory" in caplog.text
 
 
@@ -107,7 +107,7 @@ def test_a_session_that_is_ready_after_closing_is_discarded() -> None:
         for thread in threading.enumerate():
             if thread.name == "handover":
                 thread.join(WAIT_S)
-        assert answer(session) == ("slow", 0.25)
+        assert run_one(session) == ("slow", 0.25)
 
 
 def test_a_run_finishes_on_the_session_it_started_on() -> None:
@@ -122,7 +122,7 @@ def test_a_run_finishes_on_the_session_it_started_on() -> None:
     builder = Builder()
     session = HotSwapSession(Waiting("slow", 0.25), builder)
     scores: list[float] = []
-    runner = threading.Thread(target=lambda: scores.append(answer(session)[1]))
+    runner = threading.Thread(target=lambda: scores.append(run_one(session)[1]))
     runner.start()
     assert entered.wait(WAIT_S)
     builder.is_allowed.set()

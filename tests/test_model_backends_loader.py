@@ -31,11 +31,11 @@ class FixedSession:
 
     backend = "fixed"
 
-    def __init__(self, answer: RawOutputs) -> None:
-        self.answer = answer
+    def __init__(self, output: RawOutputs) -> None:
+        self.output = output
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-        return [self.answer] * len(pixels)
+        return [self.output] * len(pixels)
 
 
 def make_outputs(score: float = 0.9, cluster: int = 1, mask: float = 0.8, weak_mask: float = 0.2) -> RawOutputs:
@@ -74,7 +74,7 @@ def test_masks_of_weak_detections_may_differ(golden_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("output", "message"),
     [
         (make_outputs(score=0.9 + 1.5 * SCORE_TOLERANCE), "score_difference 0.0015"),
         (make_outputs(score=np.nan), "score_difference nan"),
@@ -83,9 +83,9 @@ def test_masks_of_weak_detections_may_differ(golden_file: Path) -> None:
     ],
     ids=["score", "no number", "cluster", "mask"],
 )
-def test_other_outputs_are_refused_with_the_differences(golden_file: Path, answer: RawOutputs, said: str) -> None:
-    with pytest.raises(ParityError, match=said):
-        check_golden(FixedSession(answer), golden_file)
+def test_other_outputs_are_refused_with_the_differences(golden_file: Path, output: RawOutputs, message: str) -> None:
+    with pytest.raises(ParityError, match=message):
+        check_golden(FixedSession(output), golden_file)
 
 
 def test_golden_outputs_of_another_network_are_refused(golden_file: Path) -> None:
@@ -131,7 +131,7 @@ def flip_one_percent(masks: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "said"),
+    ("part", "change", "message"),
     [
         ("scores", lambda scores: (scores * 1.01).astype(np.float32), "score_difference 0.00"),
         ("boxes", lambda boxes: (boxes * 1.01).astype(np.float32), "detections_equal"),
@@ -144,13 +144,13 @@ def test_golden_outputs_off_by_one_percent_are_refused_even_with_a_valid_hash(
     tiny_artifact: Path,
     part: str,
     change: Callable[[np.ndarray], np.ndarray],
-    said: str,
+    message: str,
 ) -> None:
     artifact = copy(tiny_artifact, tmp_path)
     change_golden(artifact, part, lambda values: values)
     load_session(artifact)
     change_golden(artifact, part, change)
-    with pytest.raises(ParityError, match=rf"golden\.npz on cpu: outputs differ \(.*{said}"):
+    with pytest.raises(ParityError, match=rf"golden\.npz on cpu: outputs differ \(.*{message}"):
         load_session(artifact)
 
 
@@ -278,34 +278,34 @@ def draw(contract: Contract, count: int) -> list[InputImage]:
 
 
 def test_outputs_equal_those_of_the_cpu_for_every_input_size(opened: Opened) -> None:
-    for canvas in opened.contract.input_sizes:
-        scene = stack_images([draw_scene(11, canvas)])
+    for input_size in opened.contract.input_sizes:
+        scene = stack_images([draw_scene(11, input_size)])
         given = opened.session.run(*scene)
         assert given[0].masks.dtype == given[0].semantic.dtype == given[0].boxes.dtype == np.float32
-        opened.require_equal(opened.reference.run(*scene), given, f"{canvas} on {opened.session.backend}")
+        opened.require_equal(opened.reference.run(*scene), given, f"{input_size} on {opened.session.backend}")
 
 
 def test_outputs_of_a_batch_equal_those_of_each_image(opened: Opened) -> None:
-    pictures = draw(opened.contract, 3)
-    together = opened.session.run(*stack_images(pictures))
-    alone = [opened.session.run(*stack_images([picture]))[0] for picture in pictures]
+    images = draw(opened.contract, 3)
+    together = opened.session.run(*stack_images(images))
+    alone = [opened.session.run(*stack_images([image]))[0] for image in images]
     assert len(together) == 3
     opened.require_equal(alone, together, "together and alone")
 
 
 def test_input_sizes_can_alternate(opened: Opened) -> None:
-    scenes = [stack_images([draw_scene(3, canvas)]) for canvas in opened.contract.input_sizes]
+    scenes = [stack_images([draw_scene(3, input_size)]) for input_size in opened.contract.input_sizes]
     first = [opened.session.run(*scene)[0] for scene in scenes]
     again = [opened.session.run(*scene)[0] for scene in scenes]
     for one, other in zip(first, again, strict=True):
-        opened.require_equal([one], [other], "the same picture, later")
+        opened.require_equal([one], [other], "the same image, later")
 
 
 def test_outputs_are_not_overwritten_by_the_next_run(opened: Opened) -> None:
     scene, other = (stack_images([draw_scene(seed, opened.contract.input_sizes[0])]) for seed in (1, 2))
-    answer = opened.session.run(*scene)[0]
-    kept = {name: value.copy() for name, value in vars(answer).items()}
+    output = opened.session.run(*scene)[0]
+    kept = {name: value.copy() for name, value in vars(output).items()}
     opened.session.run(*other)
-    assert {name: np.array_equal(value, kept[name]) for name, value in vars(answer).items()} == dict.fromkeys(
+    assert {name: np.array_equal(value, kept[name]) for name, value in vars(output).items()} == dict.fromkeys(
         kept, True
     )

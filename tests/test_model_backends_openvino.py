@@ -50,8 +50,8 @@ def test_concurrent_runs_return_their_own_outputs(tiny_artifact: Path) -> None:
     alone = [session.run(*scene)[0].semantic for scene in scenes]
     assert not np.array_equal(alone[0], alone[1])
     with ThreadPoolExecutor(4) as pool:
-        for index, answers in enumerate(pool.map(lambda turn: session.run(*scenes[turn % 4]), range(40))):
-            np.testing.assert_array_equal(answers[0].semantic, alone[index % 4])
+        for index, outputs in enumerate(pool.map(lambda turn: session.run(*scenes[turn % 4]), range(40))):
+            np.testing.assert_array_equal(outputs[0].semantic, alone[index % 4])
 
 
 def test_without_openvino_the_error_says_what_to_install(tiny_artifact: Path) -> None:

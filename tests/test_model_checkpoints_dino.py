@@ -99,9 +99,9 @@ def test_a_resnet_of_dino_computes_as_torchvision_does(tmp_path: Path, norm: str
     network.load_state_dict(load_resnet_state_dict(str(tmp_path / "dino_resnet50_pretrain.pth"), norm=norm))
     pixels = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
-        answers = network(pixels)
-    for answer, expected in zip(answers, run_torchvision(state, pixels), strict=True):
-        torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4)  # the norms' order of operations differs
+        outputs = network(pixels)
+    for output, expected in zip(outputs, run_torchvision(state, pixels), strict=True):
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)  # the norms' order of operations differs
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.bottom_up.", "module."])
@@ -169,7 +169,7 @@ def test_an_imported_vit_loads(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "message"),
     [
         (
             {"a": torch.ones(1)},
@@ -180,9 +180,9 @@ def test_an_imported_vit_loads(tmp_path: Path, name: str) -> None:
         ({"patch_embed.proj.weight": torch.tensor(1.0)}, "not a DINO or DINOv2 encoder"),
     ],
 )
-def test_another_network_is_refused_and_no_file_written(tmp_path: Path, state: dict[str, Tensor], told: str) -> None:
+def test_another_network_is_refused_and_no_file_written(tmp_path: Path, state: dict[str, Tensor], message: str) -> None:
     torch.save(state, tmp_path / "odd.pth")
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=message):
         import_encoder(str(tmp_path / "odd.pth"), tmp_path / "out.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["odd.pth"]
 

@@ -45,12 +45,18 @@ def test_large_weights_are_stored_as_fp16(tiny_artifact: Path) -> None:
 @pytest.mark.slow
 def test_a_cascade_takes_several_input_sizes_in_one_graph(tiny_cascade_artifact: Path) -> None:
     contract, session = load_session(tiny_cascade_artifact)
-    assert (contract.network, contract.box_mask_size, contract.input_sizes) == ("panoptic_cascade", 28, tiny.CANVASES)
-    for canvas in tiny.CANVASES:
-        answers = session.run(*stack_images([draw_scene(seed, canvas) for seed in range(3)]))
-        assert [answer.semantic.shape for answer in answers] == [(3, canvas.height_px // 4, canvas.width_px // 4)] * 3
-        assert [answer.masks.shape for answer in answers] == [(100, 28, 28)] * 3
-        assert min(answer.scores.max() for answer in answers) > 0.3
+    assert (contract.network, contract.box_mask_size, contract.input_sizes) == (
+        "panoptic_cascade",
+        28,
+        tiny.INPUT_SIZES,
+    )
+    for input_size in tiny.INPUT_SIZES:
+        outputs = session.run(*stack_images([draw_scene(seed, input_size) for seed in range(3)]))
+        assert [output.semantic.shape for output in outputs] == [
+            (3, input_size.height_px // 4, input_size.width_px // 4)
+        ] * 3
+        assert [output.masks.shape for output in outputs] == [(100, 28, 28)] * 3
+        assert min(output.scores.max() for output in outputs) > 0.3
 
 
 @pytest.mark.parametrize("input_size", [InputSize(height_px=60, width_px=96), InputSize(height_px=0, width_px=32)])
@@ -66,7 +72,7 @@ def test_the_default_input_size_of_a_cascade_is_the_square_it_was_trained_for() 
     network = tiny.draw_cascade(stuff_clusters=2)
     card = RunInfo(network="panoptic_cascade", network_config=network.config, step=0, side_px=64)
     assert make_contract(card, network, ExportConfig()).input_sizes == (InputSize.square(64),)
-    assert make_contract(card, network, ExportConfig(input_sizes=tiny.CANVASES)).input_sizes == tiny.CANVASES
+    assert make_contract(card, network, ExportConfig(input_sizes=tiny.INPUT_SIZES)).input_sizes == tiny.INPUT_SIZES
     assert make_contract(replace(card, side_px=0), network, ExportConfig()).input_sizes == PAPER_INPUT_SIZES
 
 
@@ -140,10 +146,10 @@ class BatchDependentSession:
         self._drift = drift
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-        answers = self._session.run(pixels, sizes)
+        outputs = self._session.run(pixels, sizes)
         if len(pixels) > 1:
-            answers[-1].scores[0] += self._drift
-        return answers
+            outputs[-1].scores[0] += self._drift
+        return outputs
 
 
 class OtherLabelsSession:
@@ -155,10 +161,10 @@ class OtherLabelsSession:
         self._session = session
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-        answers = self._session.run(pixels, sizes)
-        for answer in answers:
-            answer.semantic[:, 3, 3] = answer.semantic[::-1, 3, 3]
-        return answers
+        outputs = self._session.run(pixels, sizes)
+        for output in outputs:
+            output.semantic[:, 3, 3] = output.semantic[::-1, 3, 3]
+        return outputs
 
 
 @pytest.fixture

@@ -110,8 +110,8 @@ def test_fp16_outputs_are_within_the_tolerance(transformer: dict[str, Path]) -> 
 
 @pytest.mark.slow
 def test_the_cascade_runs_in_fp16(cascade: Path) -> None:
-    answer = OnnxSession(cascade, threads=1).run(*stack_images([draw_scene(0, InputSize.square(96))]))[0]
-    assert all(np.isfinite(value).all() for value in vars(answer).values())
+    output = OnnxSession(cascade, threads=1).run(*stack_images([draw_scene(0, InputSize.square(96))]))[0]
+    assert all(np.isfinite(value).all() for value in vars(output).values())
 
 
 def make_model(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
@@ -243,7 +243,7 @@ def test_materialized_weights_are_fp32_with_equal_outputs(tmp_path: Path, artifa
 
 
 def test_a_cascade_has_no_frozen_encoder_to_round(tmp_path: Path, tiny_cascade_run: Path) -> None:
-    config = ExportConfig(precision="int8-stored", input_sizes=tiny.CANVASES[:1])
+    config = ExportConfig(precision="int8-stored", input_sizes=tiny.INPUT_SIZES[:1])
     with pytest.raises(ConfigError, match="needs a frozen encoder"):
         export_run(tiny_cascade_run, tmp_path / "artifact", config, [])
     assert list(tmp_path.iterdir()) == []

@@ -126,8 +126,8 @@ def test_duplicates_and_other_files_do_not_count_as_photos(tmp_path: Path, tiny_
     assert not (tmp_path / "out").exists()
 
 
-def refuse(artifact: Path, photos: Path, out: Path, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def refuse(artifact: Path, photos: Path, out: Path, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         quantize_artifact(artifact, photos, out, LOOSE)
 
 
@@ -174,11 +174,11 @@ class FixedSession:
 
     backend = "fixed"
 
-    def __init__(self, *answers: RawOutputs) -> None:
-        self._answers = iter(answers)
+    def __init__(self, *outputs: RawOutputs) -> None:
+        self._outputs = iter(outputs)
 
     def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-        return [next(self._answers) for _ in pixels]
+        return [next(self._outputs) for _ in pixels]
 
 
 def draw(rows: int, cluster: int = 0, score: float = 0.9) -> RawOutputs:
@@ -217,7 +217,7 @@ def test_the_same_region_of_another_cluster_does_not_match() -> None:
 
 
 def test_a_lost_segment_counts_as_different_pixels() -> None:
-    # The reference has two segments, the answer the stuff: 2 x 1 match of 3.
+    # The reference has two segments, the output the stuff: 2 x 1 match of 3.
     accuracy = measure(draw(4), draw(4, score=0.1))
     assert accuracy.clusters_equal == 0.5
     assert accuracy.panoptic_quality == pytest.approx(2 / 3)

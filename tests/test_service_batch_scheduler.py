@@ -86,7 +86,7 @@ def make_context(limit_s: float = FAR_S, owner: str = "", priority: int = 2) -> 
     return RequestContext(deadline=asyncio.get_running_loop().time() + limit_s, owner=owner, priority=priority)
 
 
-async def ask(
+async def submit(
     scheduler: BatchScheduler, color: int, limit_s: float = FAR_S, owner: str = "", priority: int = 2
 ) -> float:
     inference = await scheduler.submit(paint(color), (2, 2), make_context(limit_s, owner, priority))
@@ -94,7 +94,7 @@ async def ask(
 
 
 def begin(scheduler: BatchScheduler, *colors: int) -> list[asyncio.Task[float]]:
-    return [asyncio.create_task(ask(scheduler, color)) for color in colors]
+    return [asyncio.create_task(submit(scheduler, color)) for color in colors]
 
 
 async def occupy(scheduler: BatchScheduler, session: EchoSession) -> asyncio.Task[float]:
@@ -144,7 +144,7 @@ async def test_a_full_queue_rejects_with_a_time_to_retry() -> None:
         tasks = [await occupy(scheduler, session), *begin(scheduler, 2, 3, 4)]
         await asyncio.wait(tasks, timeout=SOON_S)
         with pytest.raises(QueueFull, match="4 images are waiting") as caught:
-            await ask(scheduler, 5)
+            await submit(scheduler, 5)
         assert caught.value.retry_after_s == 2  # four runs of half a second, the first guess
         session.gate.set()
         assert await asyncio.gather(*tasks) == [1, 2, 3, 4]
@@ -155,10 +155,10 @@ async def test_an_image_past_its_deadline_is_never_run() -> None:
     async with run_scheduler(session) as scheduler:
         first = await occupy(scheduler, session)
         with pytest.raises(DeadlineExceeded):
-            await ask(scheduler, 2, limit_s=SOON_S)
+            await submit(scheduler, 2, limit_s=SOON_S)
         session.gate.set()
         assert await first == 1
-        assert await ask(scheduler, 3) == 3
+        assert await submit(scheduler, 3) == 3
     assert session.batches == [[1], [3]]
 
 
@@ -166,14 +166,14 @@ async def test_a_deadline_in_the_past_is_rejected_before_any_run() -> None:
     session = EchoSession()
     async with run_scheduler(session) as scheduler:
         with pytest.raises(DeadlineExceeded):
-            await ask(scheduler, 2, limit_s=-1.0)
+            await submit(scheduler, 2, limit_s=-1.0)
     assert session.batches == []
 
 
 async def test_a_request_that_would_miss_its_deadline_is_not_admitted() -> None:
     session = EchoSession()
     async with run_scheduler(session, max_batch_size=1) as scheduler:
-        assert await ask(scheduler, 1) == 1
+        assert await submit(scheduler, 1) == 1
         scheduler._policy.record((3, 2, 2), 1000 * FAR_S)  # as if a run took an hour
         session.gate.clear()
         session.is_inside.clear()
@@ -190,7 +190,7 @@ async def test_a_request_that_would_miss_its_deadline_is_not_admitted() -> None:
 async def test_a_request_that_would_wait_too_long_is_not_admitted() -> None:
     session = EchoSession()
     async with run_scheduler(session, max_batch_size=1, max_queue_wait_s=2.5) as scheduler:
-        assert await ask(scheduler, 1) == 1
+        assert await submit(scheduler, 1) == 1
         scheduler._policy.record((3, 2, 2), 5.0)  # as if a run took one second
         session.is_inside.clear()
         tasks = [await occupy(scheduler, session), *begin(scheduler, 2)]
@@ -209,9 +209,9 @@ async def test_urgent_images_and_clients_with_few_images_run_first() -> None:
     session = EchoSession()
     async with run_scheduler(session, max_batch_size=2) as scheduler:
         first = await occupy(scheduler, session)
-        others = [asyncio.create_task(ask(scheduler, color, owner="greedy")) for color in (2, 3, 4)]
-        others += [asyncio.create_task(ask(scheduler, 5, owner="modest"))]
-        others += [asyncio.create_task(ask(scheduler, 6, priority=1))]
+        others = [asyncio.create_task(submit(scheduler, color, owner="greedy")) for color in (2, 3, 4)]
+        others += [asyncio.create_task(submit(scheduler, 5, owner="modest"))]
+        others += [asyncio.create_task(submit(scheduler, 6, priority=1))]
         await asyncio.wait(others, timeout=SOON_S)
         session.gate.set()
         await asyncio.gather(first, *others)
@@ -238,7 +238,7 @@ async def test_cancelling_a_running_image_does_not_disturb_later_ones() -> None:
         first.cancel()
         await asyncio.wait({first})
         session.gate.set()
-        assert await ask(scheduler, 2) == 2
+        assert await submit(scheduler, 2) == 2
 
 
 async def test_of_sixteen_images_with_one_failing_fifteen_succeed() -> None:
@@ -268,7 +268,7 @@ async def test_a_batch_too_large_for_memory_is_split_and_later_ones_are_smaller(
 async def test_a_single_image_too_large_for_memory_may_be_retried_later() -> None:
     async with run_scheduler(EchoSession(memory=0)) as scheduler:
         with pytest.raises(QueueFull, match="out of memory"):
-            await ask(scheduler, 2)
+            await submit(scheduler, 2)
 
 
 @pytest.mark.parametrize(("color", "error"), [(FAILING, ValueError), (NAN, InferenceError), (SHORT, InferenceError)])
@@ -286,7 +286,7 @@ async def test_the_loop_survives_many_failures() -> None:
     async with run_scheduler(session, max_batch_size=1) as scheduler:
         failures = await asyncio.gather(*begin(scheduler, *[FAILING] * 8), return_exceptions=True)
         assert [str(failure) for failure in failures] == ["failing"] * 8
-        assert await ask(scheduler, 2) == 2
+        assert await submit(scheduler, 2) == 2
 
 
 async def test_stop_fails_waiting_images_and_rejects_new_ones() -> None:
@@ -300,7 +300,7 @@ async def test_stop_fails_waiting_images_and_rejects_new_ones() -> None:
         session.gate.set()
         await stopping
         with pytest.raises(NotReady):
-            await ask(scheduler, 4)
+            await submit(scheduler, 4)
 
 
 async def test_stop_fails_the_images_of_a_batch_that_is_filling() -> None:
@@ -362,7 +362,7 @@ async def test_a_batching_loop_that_ends_is_restarted() -> None:
     async with run_scheduler(session, telemetry) as scheduler:
         assert scheduler._loop_task is not None
         scheduler._loop_task.cancel()
-        assert await ask(scheduler, 2) == 2
+        assert await submit(scheduler, 2) == 2
     assert telemetry.registry.get_sample_value("useg_worker_restarts_total", {"part": "loop"}) == 1.0
 
 
@@ -379,5 +379,5 @@ async def test_random_crashes_cancellations_and_failures_leave_no_request_hangin
                 tasks[each].cancel()
             results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), FAR_S)
             assert len(results) == 12
-        assert await ask(scheduler, 5) == 5
+        assert await submit(scheduler, 5) == 5
         assert len(scheduler._queue) == 0

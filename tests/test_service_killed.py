@@ -35,14 +35,14 @@ class Editor:
                 self.sent += 1
                 try:
                     path = f"v1/models/fake/clusters/{self.cluster}"
-                    answer = client.put(path, json={"category_name": f"name {self.sent}"})
+                    response = client.put(path, json={"category_name": f"name {self.sent}"})
                 except httpx.TransportError:
                     return
-                if answer.status_code == 200:
+                if response.status_code == 200:
                     self.acknowledged = self.sent
                     self.is_acknowledged.release()
                 else:
-                    self.refused = answer.text
+                    self.refused = response.text
 
     def check(self, name: str | None) -> None:
         """Check that the name is the last acknowledged one, or one that was sent after it."""
@@ -73,9 +73,9 @@ def test_a_repeatedly_killed_server_loses_no_acknowledged_name(tmp_path: Path) -
     draw = random.Random(7)
     for _ in range(ROUNDS):
         with serve(file) as address:
-            told = read_categories(address)
+            saved = read_categories(address)
             for editor in editors:
-                editor.check(told[editor.cluster])
+                editor.check(saved[editor.cluster])
             threads = [threading.Thread(target=editor.work, args=(address,)) for editor in editors]
             for thread in threads:
                 thread.start()

@@ -1,4 +1,4 @@
-"""The whole way in small: drawn photos and an encoder of random weights."""
+"""Small inputs for the whole pipeline: drawn photos and an encoder with random weights."""
 
 import json
 from pathlib import Path
@@ -20,11 +20,11 @@ from training.data.photos import PhotoScan, hash_photos, scan_photos
 
 SIDE_PX = 56
 SHAPE = EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=0, has_layer_scale=True)
-CANVASES = tuple(InputSize(height_px=height, width_px=width) for height, width in ((96, 128), (128, 96), (96, 96)))
+INPUT_SIZES = tuple(InputSize(height_px=height, width_px=width) for height, width in ((96, 128), (128, 96), (96, 96)))
 
 
 def draw_photos(folder: Path, count: int = 8) -> Path:
-    """Photos of one disc each, of several sizes and colours."""
+    """Draw photos of one disc each, in several sizes and colors."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for index in range(count):
@@ -36,7 +36,7 @@ def draw_photos(folder: Path, count: int = 8) -> Path:
 
 
 def draw_noise(batch: int, height: int, width: int) -> Tensor:
-    """uint8 pictures of noise, B 3 H W."""
+    """uint8 images of noise, B 3 H W."""
     generator = torch.Generator().manual_seed(2)
     return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
 
@@ -114,12 +114,12 @@ def draw_cascade(stuff_clusters: int) -> PanopticCascade:
             torch.nn.init.constant_(module.weight, 0.3)  # else a deep network of random weights amplifies rounding
     for predictor in network.roi_heads.box_predictor:
         predictor.cls_score.weight.data *= 0.2  # else all scores are 1/3, 2/3 or 1
-        torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.01)  # else boxes leap out of the picture
+        torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.01)  # else boxes leave the image
     return network
 
 
 def draw_truth(folder: Path, count: int = 4) -> Path:
-    """Labelled pictures in COCO's panoptic format: a disc (cat) in front of a wall."""
+    """Labelled images in COCO's panoptic format: a disc (cat) in front of a wall."""
     (folder / "panoptic").mkdir(parents=True)
     draw_photos(folder / "images", count)
     segments = [{"id": 7, "category_id": 17, "iscrowd": 0}, {"id": 300, "category_id": 171, "iscrowd": 0}]

@@ -1,8 +1,8 @@
 """`useg registry`, `useg sign` and `useg create-signing-key`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveFloat
@@ -19,9 +19,23 @@ app = App(name="registry", help="Manage the versions of models that a service se
 
 RegistryFolder = Annotated[Path, Parameter(name="REGISTRY", help="Folder of the registry.")]
 Version = Annotated[str, Parameter(name="VERSION", help="Version of the model.")]
-Model = Annotated[str | None, Parameter(help="Name of the model; required if the registry has several.")]
-Author = Annotated[str, Parameter(help="Who makes the change, for the history.")]
-Reason = Annotated[str, Parameter(help="Why, for the history.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeOptions:
+    """What every change of a model's state takes."""
+
+    model: str | None = None
+    """Name of the model; required if the registry has several."""
+    author: str = "useg"
+    """Who makes the change, for the history."""
+    reason: str = ""
+    """Why, for the history."""
+
+
+_NO_OPTIONS = ChangeOptions()
+Change = Annotated[ChangeOptions, Parameter(name="*")]
+TrafficFraction = Annotated[PositiveFloat, Parameter(help="Fraction of the clients or images, above 0, at most 1.")]
 
 
 @app.command(name="list")
@@ -39,7 +53,7 @@ def add(
     *,
     model: str | None = None,
     version: str | None = None,
-    author: Author = "useg",
+    author: str = "useg",
 ) -> dict[str, Any]:
     """Copy an artifact into the registry as a new version, which is not served yet.
 
@@ -51,6 +65,8 @@ def add(
         Name of the model (default: that of the artifact).
     version
         Version of the model (default: that of the artifact).
+    author
+        Who makes the change, for the history.
     """
     opened = Registry(registry)
     contract = opened.add(artifact, model=model, version=version, author=author)
@@ -59,12 +75,10 @@ def add(
 
 
 @app.command
-def activate(
-    registry: RegistryFolder, version: Version, /, *, model: Model = None, author: Author = "useg", reason: Reason = ""
-) -> dict[str, Any]:
+def activate(registry: RegistryFolder, version: Version, /, *, change: Change = _NO_OPTIONS) -> dict[str, Any]:
     """Serve a version to all requests."""
-    opened, name = _open(registry, model)
-    return _describe(opened, name, opened.activate(name, version, author=author, reason=reason), events=1)
+    opened, name = _open(registry, change.model)
+    return _describe(opened, name, opened.activate(name, version, author=change.author, reason=change.reason), events=1)
 
 
 @app.command
@@ -73,21 +87,11 @@ def canary(
     version: Version,
     /,
     *,
-    traffic_fraction: PositiveFloat = 0.1,
-    model: Model = None,
-    author: Author = "useg",
-    reason: Reason = "",
+    traffic_fraction: TrafficFraction = 0.1,
+    change: Change = _NO_OPTIONS,
 ) -> dict[str, Any]:
-    """Serve a version to a fraction of the clients.
-
-    Parameters
-    ----------
-    traffic_fraction
-        Fraction of the clients, above 0, at most 1.
-    """
-    opened, name = _open(registry, model)
-    state = opened.deploy_as(name, "canary", version, traffic_fraction, author=author, reason=reason)
-    return _describe(opened, name, state, events=1)
+    """Serve a version to a fraction of the clients."""
+    return _deploy_as("canary", registry, version, traffic_fraction, change)
 
 
 @app.command
@@ -96,48 +100,32 @@ def shadow(
     version: Version,
     /,
     *,
-    traffic_fraction: PositiveFloat = 0.1,
-    model: Model = None,
-    author: Author = "useg",
-    reason: Reason = "",
+    traffic_fraction: TrafficFraction = 0.1,
+    change: Change = _NO_OPTIONS,
 ) -> dict[str, Any]:
-    """Run a version on a copy of a fraction of the images; its results are only measured.
-
-    Parameters
-    ----------
-    traffic_fraction
-        Fraction of the images, above 0, at most 1.
-    """
-    opened, name = _open(registry, model)
-    state = opened.deploy_as(name, "shadow", version, traffic_fraction, author=author, reason=reason)
-    return _describe(opened, name, state, events=1)
+    """Run a version on a copy of a fraction of the images; its results are only measured."""
+    return _deploy_as("shadow", registry, version, traffic_fraction, change)
 
 
 @app.command
-def promote(
-    registry: RegistryFolder, /, *, model: Model = None, author: Author = "useg", reason: Reason = ""
-) -> dict[str, Any]:
+def promote(registry: RegistryFolder, /, *, change: Change = _NO_OPTIONS) -> dict[str, Any]:
     """Serve the canary to all requests."""
-    opened, name = _open(registry, model)
-    return _describe(opened, name, opened.promote(name, author=author, reason=reason), events=1)
+    opened, name = _open(registry, change.model)
+    return _describe(opened, name, opened.promote(name, author=change.author, reason=change.reason), events=1)
 
 
 @app.command
-def rollback(
-    registry: RegistryFolder, /, *, model: Model = None, author: Author = "useg", reason: Reason = ""
-) -> dict[str, Any]:
+def rollback(registry: RegistryFolder, /, *, change: Change = _NO_OPTIONS) -> dict[str, Any]:
     """Stop the canary or the shadow; without either, serve the previous version again."""
-    opened, name = _open(registry, model)
-    return _describe(opened, name, opened.roll_back(name, author=author, reason=reason), events=1)
+    opened, name = _open(registry, change.model)
+    return _describe(opened, name, opened.roll_back(name, author=change.author, reason=change.reason), events=1)
 
 
 @app.command
-def remove(
-    registry: RegistryFolder, version: Version, /, *, model: Model = None, author: Author = "useg", reason: Reason = ""
-) -> dict[str, Any]:
+def remove(registry: RegistryFolder, version: Version, /, *, change: Change = _NO_OPTIONS) -> dict[str, Any]:
     """Delete a version that is not served."""
-    opened, name = _open(registry, model)
-    return _describe(opened, name, opened.remove(name, version, author=author, reason=reason), events=1)
+    opened, name = _open(registry, change.model)
+    return _describe(opened, name, opened.remove(name, version, author=change.author, reason=change.reason), events=1)
 
 
 def sign(artifact: Path, /, *, key: Path, name: str = "") -> dict[str, Any]:
@@ -176,6 +164,14 @@ def _open(folder: Path, model: str | None) -> tuple[Registry, str]:
     if model is None and len(models) != 1:
         raise ConfigError(f"{folder} holds {', '.join(models) or 'no model'}: give --model")
     return registry, models[0] if model is None else model
+
+
+def _deploy_as(
+    role: Literal["canary", "shadow"], registry: Path, version: str, traffic_fraction: float, change: ChangeOptions
+) -> dict[str, Any]:
+    opened, name = _open(registry, change.model)
+    state = opened.deploy_as(name, role, version, traffic_fraction, author=change.author, reason=change.reason)
+    return _describe(opened, name, state, events=1)
 
 
 def _describe(registry: Registry, model: str, state: DeploymentState, events: int = _SHOWN_EVENTS) -> dict[str, Any]:
