@@ -1,5 +1,6 @@
 """Atomic writes: files and folders appear complete or not at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -12,10 +13,15 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+_MIN_FREE_BYTES = 4096
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary file; when the block ends without error, it is synced and replaces `path`."""
+    """Yield a temporary file; when the block ends without error, it is synced and replaces `path`.
+
+    Raises OSError that names `path`, whatever the block raised, if the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -25,6 +31,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.chmod(0o644)
         os.replace(temporary, path)
+    except Exception as error:
+        _raise_disk_full(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -37,7 +46,10 @@ def remove_temp_files(path: Path) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder; when the block ends without error, it is synced and replaces `path`."""
+    """Yield a temporary folder; when the block ends without error, it is synced and replaces `path`.
+
+    Raises OSError that names `path`, whatever the block raised, if the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -53,8 +65,34 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(retired)
         else:
             os.replace(temporary, path)
+    except Exception as error:
+        _raise_disk_full(error, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Return every file below a folder, sorted; links to folders are followed, and each folder is visited once.
+
+    Links to nothing are included. Raises OSError for a folder that may not be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    visited: set[tuple[int, int]] = set()
+    for directory, subfolders, names in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(directory)
+        if (status.st_dev, status.st_ino) in visited:
+            subfolders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        subfolders.sort()  # the walk, and with it which of two links to a folder is followed, is always the same
+        paths = (Path(directory, name) for name in names)
+        files += [path for path in paths if path.is_file() or path.is_symlink()]
+    return sorted(files)
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
@@ -73,6 +111,13 @@ def hash_file(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _raise_disk_full(error: Exception, path: Path) -> None:
+    """Raise OSError if a write failed for lack of space, which not every library reports as such."""
+    is_named = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_named or shutil.disk_usage(path.parent).free < _MIN_FREE_BYTES:
+        raise OSError(errno.ENOSPC, "no space left on the disk, free some and try again", str(path)) from error
 
 
 def _sync(path: Path) -> None:

@@ -1,7 +1,9 @@
 """Files and folders are replaced completely or not at all, without leftovers."""
 
+import errno
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,13 @@ def test_a_failing_writer_keeps_the_old_file_without_leftovers(tmp_path: Path) -
 def test_a_failing_writer_creates_no_file(tmp_path: Path) -> None:
     with pytest.raises(PowerCutError), atomic_write(tmp_path / "new.bin") as temporary:
         write_half(temporary)
+    assert list_names(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [atomic_write, atomic_directory])
+def test_a_full_disk_is_reported_with_the_file(tmp_path: Path, write: Any) -> None:
+    with pytest.raises(OSError, match=r"no space left on the disk.*weights\.bin"), write(tmp_path / "weights.bin"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # a write to an open file names no file
     assert list_names(tmp_path) == []
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from model.errors import LabelStoreError
+from model.errors import ConfigError, LabelStoreError
 from model.formats.png import decode_panoptic_png
 from training.data.dataset import PseudoLabelDataset
 from training.data.panoptic_labels import CHUNK_SIZE, ImageLabel, ImageRecords, PanopticLabel, plan_chunks, remove_stale
-from training.data.photos import PhotoFile
+from training.data.photos import PhotoFile, scan_photos
 
 LIMIT_S = 120
 
@@ -53,6 +54,27 @@ def test_a_chunk_stores_scores_and_whether_masks_are_in_the_panoptic_map(tmp_pat
     chunk.write(tmp_path, iter([replace(make_label([0.5, 0.25]), is_in_panoptic=[True, False])]))
     (record,) = chunk.read(tmp_path)
     assert [(each["score"], each["in_panoptic"]) for each in record.instances] == [(0.5, 1), (0.25, 0)]
+
+
+def test_photos_that_moved_are_read_from_their_new_folder(
+    tmp_path: Path, tiny_store: PseudoLabelDataset, tiny_photos: Path
+) -> None:
+    labels = Path(shutil.copytree(tiny_store.folder, tmp_path / "labels"))
+    moved = Path(shutil.copytree(tiny_photos, tmp_path / "moved"))
+    dataset = PseudoLabelDataset(labels, moved)
+    assert {photo.path.parent for photo in dataset.read_photos()} == {moved}
+    PseudoLabelDataset(labels).lock_config(dataset.read_config())  # as `useg label moved --out labels` does
+    assert PseudoLabelDataset(labels).read_config().photos == str(moved)
+
+
+def test_other_photos_are_rejected_by_name(tmp_path: Path, tiny_store: PseudoLabelDataset, tiny_photos: Path) -> None:
+    labels = PseudoLabelDataset(Path(shutil.copytree(tiny_store.folder, tmp_path / "labels")))
+    scan = scan_photos(tiny_photos)
+    first, second, *rest = scan.photos
+    photos = [replace(first, digest="another"), *rest, make_photo("new.jpg")]
+    expected = rf"1 added \(new.jpg\); 1 removed \({second.name}\); 1 changed \({first.name}\): .*--codebook"
+    with pytest.raises(ConfigError, match=expected):
+        labels.lock_config(replace(labels.read_config(), photos_hash="another"), photos)
 
 
 def test_the_name_of_a_chunk_depends_on_photos_and_dependencies() -> None:

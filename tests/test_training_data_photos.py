@@ -22,11 +22,13 @@ def test_scan_finds_photos_in_subfolders_sorted_and_without_duplicates(tmp_path:
     draw(tmp_path / "b.png", 10)
     draw(tmp_path / "deep" / "a.jpg", 20)
     draw(tmp_path / "copy_of_b.png", 10)
-    (tmp_path / "notes.txt").write_text("not a photo")
+    for name in ("notes.txt", "film.mov", "film2.mov"):
+        (tmp_path / name).write_text("not a photo")
     scan = scan_photos(tmp_path)
     assert [photo.name for photo in scan.photos] == ["b.png", "deep/a.jpg"]
     assert (scan.photos[0].height, scan.photos[0].width) == (20, 30)
     assert scan.duplicates == 1
+    assert scan.other_files == {".mov": 2, ".txt": 1}
 
 
 def test_unreadable_photos_are_reported_by_name_and_left_out(tmp_path: Path) -> None:
@@ -37,6 +39,20 @@ def test_unreadable_photos_are_reported_by_name_and_left_out(tmp_path: Path) -> 
     scan = scan_photos(tmp_path)
     assert [photo.name for photo in scan.photos] == ["good.png"]
     assert [line.split(":")[0] for line in scan.skipped] == ["cut.png", "empty.jpg"]
+
+
+def test_links_to_folders_are_followed_once_and_broken_links_are_reported(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    draw(folder / "a.png", 10)
+    draw(elsewhere / "b.png", 20)
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "loop").symlink_to(folder)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "gone.jpg").symlink_to(tmp_path / "nothing")
+    os.mkfifo(folder / "pipe.jpg")
+    scan = scan_photos(folder)
+    assert [photo.name for photo in scan.photos] == ["a.png", "linked/b.png"]
+    assert [line.split(":")[0] for line in scan.skipped] == ["gone.jpg"]
 
 
 def test_max_photos_takes_evenly_spread_photos(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Subcommands that make, check and run artifacts."""
 
-import contextlib
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -97,6 +96,7 @@ def export(
     import torch  # not installed with the service
 
     from model.export.export import ExportConfig, export_run
+    from model.export.predictor import sample_photos
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
     torch.set_num_threads(threads)
@@ -108,7 +108,8 @@ def export(
         min_component_area_fraction=min_component_area_fraction,
         input_sizes=tuple(_parse_input_size(text) for text in input_sizes),
     )
-    contract = export_run(run, out, config, _read_photos(photos))
+    images = [photo.image for photo in sample_photos(photos, _MAX_PARITY_PHOTOS)] if photos else []
+    contract = export_run(run, out, config, images)
     return {"artifact": str(out), "files": contract.files, "parity": contract.provenance["parity"]}
 
 
@@ -237,24 +238,6 @@ def drift_reference(
     contract = write_drift_reference(artifact, photos, max_photos, backend, threads)
     counts = {name: list(histogram.counts) for name, histogram in contract.drift_reference.items()}
     return {"artifact": str(artifact), "drift_reference": counts}
-
-
-def _read_photos(folder: Path | None) -> list[Any]:
-    """Read the first few images below a folder, skipping files that are not images."""
-    from model.errors import InputError
-    from model.images import read_image
-
-    if folder is None:
-        return []
-    images: list[Any] = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with contextlib.suppress(InputError):
-            images.append(read_image(path).image)
-        if len(images) == _MAX_PARITY_PHOTOS:
-            return images
-    if not images:
-        raise ConfigError(f"{folder} has no readable photo: give --photos another folder")
-    return images
 
 
 def _parse_input_size(text: str) -> InputSize:

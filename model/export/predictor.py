@@ -15,7 +15,8 @@ from model.backends.session import Backend, Session
 from model.contract import Contract, read_contract
 from model.drift import build_histograms, output_statistics
 from model.errors import ConfigError, InputError
-from model.images import letterbox_image, read_image
+from model.files import list_files
+from model.images import SUFFIXES, letterbox_image, read_image
 from model.postprocessing.panoptic import Segmentation, postprocess
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def sample_photos(folder: Path, max_photos: int, seed: int = 0) -> Iterator[Samp
 
     Progress is logged if it takes long. Raises ConfigError at the end if there was none.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES]
     total, done = min(max_photos, len(paths)), 0
     started = logged = time.monotonic()
     for index in np.random.default_rng(seed).permutation(len(paths)):

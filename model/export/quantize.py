@@ -17,8 +17,8 @@ from model.backends.session import Session
 from model.contract import CONTRACT_FILE, GOLDEN_FILE, OPENVINO_FILES, Contract, read_contract
 from model.errors import ConfigError, InputError, ParityError
 from model.export.parity_checks import CHECKED_BATCH_SIZES, InputImage, check_batch_invariance, stack_images
-from model.files import atomic_directory, hash_file, load_npz
-from model.images import letterbox_image, read_image
+from model.files import atomic_directory, hash_file, list_files, load_npz
+from model.images import SUFFIXES, letterbox_image, read_image
 from model.postprocessing.panoptic import Segmentation, postprocess
 
 _MATCH_IOU = 0.5
@@ -169,7 +169,7 @@ def quantize_artifact(artifact: Path, photos: Path, out: Path, config: QuantizeC
 
 def _read_photos(folder: Path, contract: Contract, config: QuantizeConfig) -> _Photos:
     """Read distinct photos, in a random order that is the same every time."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES]
     found: dict[str, InputImage] = {}
     for index in np.random.default_rng(0).permutation(len(paths)):
         with contextlib.suppress(InputError):

@@ -1,8 +1,9 @@
 """A pseudo-label dataset on disk: COCO panoptic and instances JSON, and the files needed to make and extend them."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from training.data.panoptic_labels import (
 from training.data.photos import PhotoFile
 from training.progress import Progress
 
+logger = logging.getLogger(__name__)
+
 CONFIG_FILE = "label.json"
 PANOPTIC_FILE = "panoptic.json"
 INSTANCES_FILE = "instances.json"
@@ -36,10 +39,12 @@ PROJECTIONS_FILE = "projections.npz"
 SCAN_FILE = "scan.json"
 FORMAT_VERSION = 3
 _MASK_FIELDS = {
-    "photos", "photos_hash", "encoder_hash", "mask_source", "side_px", "proposals", "maskcut_n", "maskcut_tau",
+    "photos_hash", "encoder_hash", "mask_source", "side_px", "proposals", "maskcut_n", "maskcut_tau",
     "maskcut_features", "maskcut_subtract_mean", "maskcut_reference_filters",
 }  # fmt: skip
 """Fields that stored masks depend on."""
+_LOCATIONS = {"photos", "encoder"}
+_MAX_NAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,8 @@ class PseudoLabelDataset:
     """The dataset's folder: its layout, and reading and writing its files."""
 
     folder: Path
+    photos_dir: Path | None = None
+    """Folder of the photos, if they have moved since they were labeled."""
 
     @property
     def codebook(self) -> Path:
@@ -93,19 +100,22 @@ class PseudoLabelDataset:
         """The mask proposals of the photo with that SHA-256."""
         return self.folder / "masks" / f"{digest}.npz"
 
-    def lock_config(self, config: PseudoLabelConfig) -> None:
-        """Write the configuration; later calls must pass the same one.
+    def lock_config(self, config: PseudoLabelConfig, photos: Sequence[PhotoFile] = ()) -> None:
+        """Write the configuration; later calls must pass the same one, but photos and encoder may have moved.
 
-        Until there is a codebook, options that only the codebook depends on may still change.
-        Raises ConfigError if the folder has another configuration, or holds something else.
+        Until there is a codebook, options that only the codebook depends on may still change. `photos` are for the
+        error message. Raises ConfigError if the folder has another configuration, or holds something else.
         """
         path = self.folder / CONFIG_FILE
         if path.exists():
             stored = self.read_config()
-            bound = ({field.name for field in fields(config)} if self.codebook.exists() else _MASK_FIELDS) - {"encoder"}
-            if changed := sorted(name for name in bound if getattr(stored, name) != getattr(config, name)):
+            bound = {field.name for field in fields(config)} if self.codebook.exists() else _MASK_FIELDS
+            changed = {name for name in bound - _LOCATIONS if getattr(stored, name) != getattr(config, name)}
+            if changed == {"photos_hash"}:
+                raise ConfigError(self._describe_changed_photos(photos))
+            if changed:
                 raise ConfigError(
-                    f"{self.folder} holds labels with other settings ({', '.join(changed)} differ): "
+                    f"{self.folder} holds labels with other settings ({', '.join(sorted(changed))} differ): "
                     "choose another output folder"
                 )
         elif self.folder.exists() and any(entry.name not in ("features", SCAN_FILE) for entry in self.folder.iterdir()):
@@ -119,7 +129,8 @@ class PseudoLabelDataset:
         path = self.folder / CONFIG_FILE
         try:
             content = path.read_bytes()
-            return parse_versioned_json(PseudoLabelConfig, content, FORMAT_VERSION, "; run `useg label` again")
+            config = parse_versioned_json(PseudoLabelConfig, content, FORMAT_VERSION, "; run `useg label` again")
+            return replace(config, photos=str(self.photos_dir.resolve())) if self.photos_dir else config
         except (OSError, ConfigError) as error:
             raise LabelStoreError(f"{self.folder} holds no readable pseudo-labels: {error}") from error
 
@@ -158,6 +169,8 @@ class PseudoLabelDataset:
         """
         photos = Path(self.read_config().photos)
         content = self._read_coco(PANOPTIC_FILE)
+        if content["images"] and not (first := photos / content["images"][0]["file_name"]).is_file():
+            logger.warning("%s does not exist: if the photos have moved, give --photos", first)
         return [
             LabeledPhoto(
                 path=photos / image["file_name"],
@@ -179,6 +192,25 @@ class PseudoLabelDataset:
         for annotation in content["annotations"]:
             masks[digests[annotation["image_id"]]].append(annotation)
         return masks
+
+    def _describe_changed_photos(self, photos: Sequence[PhotoFile]) -> str:
+        """Return an error message that names the photos that are not as they were labeled."""
+        advice = f"label them in another folder, with --codebook {self.codebook} to keep the clusters"
+        if not self.is_finished or not photos:
+            return f"the photos are not those with which {self.folder} was started: {advice}"
+        before = {image["file_name"]: image["sha256"] for image in self._read_coco(PANOPTIC_FILE)["images"]}
+        now = {photo.name: photo.digest for photo in photos}
+        kinds = {
+            "added": [name for name in now if name not in before],
+            "removed": [name for name in before if name not in now],
+            "changed": [name for name in now if before.get(name, now[name]) != now[name]],
+        }
+        listed = [
+            f"{len(names)} {kind} ({', '.join(names[:_MAX_NAMES])}{', …' if len(names) > _MAX_NAMES else ''})"
+            for kind, names in kinds.items()
+            if names
+        ]
+        return f"photos are not as {self.folder} has labeled them: {'; '.join(listed)}: {advice}"
 
     def _read_coco(self, name: str) -> dict[str, Any]:
         try:

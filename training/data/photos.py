@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from model.errors import InputError, LabelStoreError
-from model.files import atomic_write
-from model.images import decode_image
+from model.files import atomic_write, list_files
+from model.images import SUFFIXES, decode_image
 from training.progress import track
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,6 @@ _CACHE_VERSION = 1
 _CachedEntry = tuple[int, int, str, int, int]
 """Size in bytes, modification time in nanoseconds, SHA-256, height, width."""
 _ENTRIES = TypeAdapter(dict[str, _CachedEntry])
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +44,25 @@ class PhotoScan:
     skipped: tuple[str, ...]
     """`name: reason` of each photo that could not be decoded."""
     duplicates: int
+    """Photos left out because another one has the same content."""
+    other_files: dict[str, int]
+    """Number of files left out because they are no photos, by suffix."""
 
 
 def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path | None = None) -> PhotoScan:
     """Return every photo below `folder` once, sorted by name; unreadable photos are logged and left out.
 
-    With `max_photos`, that many photos are taken, evenly spread over the sorted names. Photos that `cache_file` knows
-    with the same size and modification time are not decoded again; the file is updated.
+    Links to folders are followed. With `max_photos`, that many photos are taken, evenly spread over the sorted names.
+    Photos that `cache_file` knows with the same size and modification time are not decoded again; it is updated.
     Raises LabelStoreError if the folder is missing or has no readable photo.
     """
     if not folder.is_dir():
         raise LabelStoreError(f"{folder} is not a folder of photos")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = list_files(folder)
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    other_files = dict(Counter(path.suffix for path in files if path.suffix.lower() not in SUFFIXES))
+    if other_files:
+        logger.warning("left out files that are no photos, by suffix: %s", other_files)
     if max_photos is not None and max_photos < len(paths):
         paths = [paths[index * len(paths) // max_photos] for index in range(max_photos)]
     photos: dict[str, PhotoFile] = {}
@@ -67,7 +74,7 @@ def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path
             stat = path.stat()
             entry = known.get(name)
             if entry is None or entry[:2] != (stat.st_size, stat.st_mtime_ns):
-                entry = (stat.st_size, stat.st_mtime_ns, *_inspect(path))
+                entry = (stat.st_size, stat.st_mtime_ns, *_inspect(path, name))
         except (InputError, OSError) as error:
             logger.warning("skipped %s: %s", name, error)
             skipped.append(f"{name}: {error}")
@@ -81,7 +88,9 @@ def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path
     if not photos:
         raise LabelStoreError(f"{folder} has no readable photo ({len(paths)} candidates)")
     duplicates = len(paths) - len(skipped) - len(photos)
-    return PhotoScan(photos=tuple(photos.values()), skipped=tuple(skipped), duplicates=duplicates)
+    return PhotoScan(
+        photos=tuple(photos.values()), skipped=tuple(skipped), duplicates=duplicates, other_files=other_files
+    )
 
 
 def hash_photos(photos: Sequence[PhotoFile]) -> str:
@@ -90,9 +99,11 @@ def hash_photos(photos: Sequence[PhotoFile]) -> str:
     return hashlib.sha256(joined.encode()).hexdigest()
 
 
-def _inspect(path: Path) -> tuple[str, int, int]:
+def _inspect(path: Path, name: str) -> tuple[str, int, int]:
     content = path.read_bytes()
     photo = decode_image(content)
+    for warning in photo.warnings:
+        logger.warning("%s: %s", name, warning)
     return hashlib.sha256(content).hexdigest(), photo.height, photo.width
 
 

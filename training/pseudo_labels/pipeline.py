@@ -54,6 +54,9 @@ class PseudoLabelReport:
     skipped: tuple[str, ...]
     """`name: reason` of each photo that could not be decoded."""
     duplicates: int
+    """Photos left out because another one has the same content."""
+    other_files: dict[str, int]
+    """Number of files left out because they are no photos, by suffix."""
 
 
 def label_photos(
@@ -76,7 +79,7 @@ def label_photos(
     worker = PseudoLabelWorker(config=config, dataset=dataset, features_dir=features)
     executor = executor or LocalExecutor()
     _ = worker.features  # before anything is written: an encoder that does not fit raises here
-    dataset.lock_config(config)
+    dataset.lock_config(config, scan.photos)
     if codebook and not dataset.codebook.is_file():
         codebook.save(dataset.codebook)
     groups = shard.choose(split_into_chunks(scan.photos))
@@ -240,4 +243,5 @@ def _summarize(scan: PhotoScan, config: PseudoLabelConfig, records: ImageRecords
         photos_without_mask=without_mask,
         skipped=scan.skipped,
         duplicates=scan.duplicates,
+        other_files=scan.other_files,
     )
