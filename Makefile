@@ -15,7 +15,7 @@ serve: $(VENV)/.service  ## serve the bundled model on http://127.0.0.1:8000
 	@ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 exec $(BIN)/useg serve
 
 retrain: $(VENV)/.dev  ## photos to a new version: PHOTOS=folder [REGISTRY=folder] [RETRAIN="--activate"]
-	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/retrain.sh "$(PHOTOS)" $(if $(REGISTRY),"$(REGISTRY)") $(RETRAIN)
+	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/retrain.sh "$$PHOTOS" $${REGISTRY:+"$$REGISTRY"} $(RETRAIN)
 
 test: $(VENV)/.dev  ## run the tests, under 5 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal  # two processes beat two threads

@@ -33,8 +33,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.backends.loader import load_session
+from model.contract import find_bundled_artifact
 from model.images import decode_image, letterbox_image
-from service.settings import find_bundled_artifact
 
 MAX_LATENCY_S = 10.0
 """A later response does not count as successful."""

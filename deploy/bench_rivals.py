@@ -24,12 +24,12 @@ import numpy as np
 from bench import BareLoop, Response, Sender, Server, read_photos, send_body, send_closed, send_open, serve, summarize
 
 from model.backends.loader import load_session
+from model.contract import find_bundled_artifact
 from model.images import decode_image, letterbox_image
 from model.postprocessing.panoptic import make_postprocessor
 from service.inference.pipeline import SegmentationResult
 from service.requests import SegmentOptions
 from service.responses.encoders import encode_result
-from service.settings import find_bundled_artifact
 
 _FRACTIONS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)
 _ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "OPENBLAS_NUM_THREADS": "1", "USEG_PORT": "0"}

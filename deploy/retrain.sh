@@ -4,7 +4,8 @@
 #   deploy/retrain.sh PHOTOS [REGISTRY] [OPTION]...
 #
 # --out DIR          one folder per attempt: config, log, training curves, visualizations, result of each stage (runs)
-# --encoder FILE     DINO or DINOv2 weights, path or URL (the official DINOv2 ViT-S/14)
+# --encoder FILE     DINO or DINOv2 weights, path or URL (the official DINOv2 ViT-S/14, downloaded once), or "bundled",
+#                    the encoder of the bundled model, which needs no internet
 # --model NAME       name in the registry (useg)
 # --version V        version of this attempt (that of an attempt that was stopped, else the next number)
 # --dataset DIR      labeled dataset that names the clusters and evaluates the version; without it, the names of the
@@ -20,11 +21,10 @@
 # that of the command that failed.
 set -euo pipefail
 
-usage() { sed -n '4,22p' "$0" >&2; exit 2; }
+usage() { sed -n '4,23p' "$0" >&2; exit 2; }
 fail() { echo "retrain: $1" >&2; exit 1; }
 
-photos="" registry="" out=runs model=useg version="" dataset="" drift_photos="" role=add fraction="" rounds=0
-encoder=https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth
+photos="" registry="" out=runs model=useg version="" dataset="" drift_photos="" role=add fraction="" rounds=0 encoder=""
 while (($#)); do
     case $1 in
         --out | --encoder | --model | --version | --dataset | --rounds)
@@ -105,11 +105,11 @@ finish() { # TEXT STATUS
     exit "$2"
 }
 
-keep_config() { # store the options and the active version, or require the stored ones when continuing
+keep_config() { # store the options and the active version, or require the stored ones once there are labels
     local given
     given=$(printf '%s\n' "photos=$(realpath "$photos")" "encoder=$encoder" "dataset=$dataset" \
         "rounds=$rounds" "label=${LABEL_OPTIONS:-}" "train=${TRAIN_OPTIONS:-}" "export=${EXPORT_OPTIONS:-}")
-    [[ -e $run/config.txt ]] || printf '%s\nstart=%s\n' "$given" "$active" >"$run/config.txt"
+    [[ -s $run/label.json && -e $run/config.txt ]] || printf '%s\nstart=%s\n' "$given" "$active" >"$run/config.txt"
     [[ $(sed '$d' "$run/config.txt") == "$given" ]] ||
         fail "$run was started with other options, see its config.txt: give those, or another --version"
     start=$(sed -n 's/^start=//p' "$run/config.txt")
@@ -190,7 +190,8 @@ criterion=${dataset:+metrics on $dataset} criterion=${criterion:-similarity on t
 log start "version $version of $model in $run, ${active:+to replace version $active, }from $photos"
 
 stage label "make pseudo-labels" \
-    useg label "$photos" --out "$run/labels" --encoder "$encoder" --features "$out/features" "${label_options[@]}"
+    useg label "$photos" --out "$run/labels" ${encoder:+--encoder "$encoder"} --features "$out/features" \
+    "${label_options[@]}"
 stage visualize "draw some pseudo-labels, $run/labels.jpg" useg visualize "$run/labels" --out "$run/labels.jpg"
 stage train "train, starting from $origin; losses in $run/run" train
 weights=$run/run labels=$run/labels

@@ -1,6 +1,7 @@
 """The contract of an artifact: what its network takes and returns, its thresholds, and the hashes of its files."""
 
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -150,6 +151,11 @@ class Contract:
         """Write or replace `contract.json`."""
         with atomic_write(directory / CONTRACT_FILE) as temporary:
             temporary.write_text(to_versioned_json(self, FORMAT_VERSION), encoding="utf-8")
+
+
+def find_bundled_artifact() -> Path:
+    """Return the directory of the artifact that comes with the `model` package."""
+    return Path(str(files("model"))) / "default"
 
 
 def read_contract(directory: Path) -> Contract:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from importlib.resources import files
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.backends.session import Backend
+from model.contract import find_bundled_artifact
 from model.errors import ConfigError
 from model.images import MAX_IMAGE_PIXELS
 from model.validation import describe_errors, did_you_mean
@@ -24,11 +24,6 @@ Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def find_bundled_artifact() -> Path:
-    """Return the directory of the artifact that comes with the `model` package."""
-    return Path(str(files("model"))) / "default"
 
 
 class Settings(BaseModel):

@@ -116,9 +116,19 @@ def test_other_options_for_an_attempt_that_was_started_are_rejected(retraining: 
     run = retraining.folder / "runs" / "useg" / "1"
     run.mkdir(parents=True)
     (run / "config.txt").write_text("photos=elsewhere\nstart=\n")
+    (run / "label.json").write_text("{}")
     status, log = retraining.run()
     assert status == 1
     assert "runs/useg/1 was started with other options" in log
+
+
+def test_make_passes_folders_with_spaces_and_quotes(retraining: Retraining, repository: Path) -> None:
+    (retraining.folder / "bin").mkdir()
+    (retraining.folder / "bin" / "python").symlink_to(sys.executable)
+    (retraining.folder / ".dev").touch()
+    command = ["make", "-s", "-C", repository, f"VENV={retraining.folder}", 'PHOTOS=no one\'s  "photos"', "retrain"]
+    ended = subprocess.run([*command, "REGISTRY=a b"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert ended.stderr.startswith('retrain: no one\'s  "photos" is not a folder of photos\n')
 
 
 @pytest.mark.parametrize("arguments", [("--actvate",), ("a", "b")])

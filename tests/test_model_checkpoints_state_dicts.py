@@ -1,6 +1,7 @@
 """Checkpoint files load strictly, or are refused with the names of what does not fit."""
 
 import argparse
+import hashlib
 import os
 import pickle
 import threading
@@ -103,7 +104,7 @@ def test_a_url_is_downloaded_once(tmp_path: Path) -> None:
     assert equals(load_encoder(source.as_uri(), 48, cache=cache), state)
     source.unlink()
     assert equals(load_encoder(source.as_uri(), 48, cache=cache), state)
-    assert [path.name.endswith("encoder.pth") for path in cache.iterdir()] == [True]
+    assert len([path for path in cache.iterdir() if path.name.endswith("encoder.pth")]) == 1
 
 
 def test_two_urls_with_the_same_file_name_are_cached_apart(tmp_path: Path) -> None:
@@ -118,17 +119,21 @@ def test_two_urls_with_the_same_file_name_are_cached_apart(tmp_path: Path) -> No
 def test_a_failed_download_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.pth could not be downloaded"):
         fetch_file((tmp_path / "nowhere.pth").as_uri(), tmp_path / "cache")
-    assert not any((tmp_path / "cache").iterdir())
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+CONTENT = bytes(range(100))
 
 
 class HangUp(BaseHTTPRequestHandler):
-    """Announces 100 bytes and sends 10."""
+    """Sends ten of 100 bytes to the first request, and what is missing to one that asks for a range."""
 
     def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "100")
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
-        self.wfile.write(b"0123456789")
+        self.wfile.write(CONTENT[start:] if start else CONTENT[:10])
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Log nothing."""
@@ -139,16 +144,31 @@ def cut_off_url() -> Iterator[str]:
     """URL of a local server that closes connections early."""
     with TCPServer(("127.0.0.1", 0), HangUp) as server:  # HTTPServer would look up the host name
         server.timeout = 5.0
-        thread = threading.Thread(target=lambda: [server.handle_request() for _ in range(2)])
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/encoder.pth"
+        server.shutdown()
         thread.join()
 
 
 def test_a_truncated_download_is_refused_and_not_cached(tmp_path: Path, cut_off_url: str) -> None:
     with pytest.raises(CheckpointError, match="ended after 10 of 100 bytes"):
         fetch_file(cut_off_url, tmp_path / "cache")
-    assert not any((tmp_path / "cache").iterdir())
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_truncated_download_of_known_content_is_continued(tmp_path: Path, cut_off_url: str) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    with pytest.raises(CheckpointError, match="ended after 10 of 100 bytes"):
+        fetch_file(cut_off_url, tmp_path, digest)
+    assert fetch_file(cut_off_url, tmp_path, digest).read_bytes() == CONTENT
+
+
+def test_a_download_of_other_content_is_refused_and_not_kept(tmp_path: Path) -> None:
+    (tmp_path / "encoder.pth").write_bytes(b"another encoder")
+    with pytest.raises(CheckpointError, match=r"its SHA-256 is [0-9a-f]{64}, expected 00"):
+        fetch_file((tmp_path / "encoder.pth").as_uri(), tmp_path / "cache", "00")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:

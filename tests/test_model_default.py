@@ -7,10 +7,9 @@ import pytest
 
 from model.backends.loader import load_session
 from model.backends.session import Session
-from model.contract import Contract
+from model.contract import Contract, find_bundled_artifact
 from model.images import letterbox_image, read_image
 from model.postprocessing.panoptic import postprocess
-from service.settings import find_bundled_artifact
 
 MAX_BYTES = 60_000_000
 

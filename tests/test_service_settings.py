@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from model.contract import find_bundled_artifact
 from model.errors import ConfigError
-from service.settings import Settings, find_bundled_artifact, read_settings
+from service.settings import Settings, read_settings
 
 
 def test_without_variables_the_bundled_artifact_is_served_with_defaults() -> None:

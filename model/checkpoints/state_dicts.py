@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import re
-import sys
+import shutil
 import urllib.request
 from collections import OrderedDict
+from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from model.checkpoints.safe_pickle import read_pickle
 from model.errors import CheckpointError
-from model.files import atomic_write
+from model.files import hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +123,12 @@ def load_strictly(module: nn.Module, state: StateDict) -> None:
     module.load_state_dict(state)
 
 
-def fetch_file(source: str, cache: Path) -> Path:
-    """Return the local path of a path or URL; a URL is downloaded into `cache` once."""
+def fetch_file(source: str, cache: Path, sha256: str = "") -> Path:
+    """Return the local path of a path or URL; a URL is downloaded into `cache` once.
+
+    With the hash of a URL's content, a download that was cut off continues where it ended. Raises CheckpointError if
+    there is no such file, or if a download fails or has another hash.
+    """
     parsed = urlparse(source)
     if parsed.scheme not in _SCHEMES:
         if "://" in source:
@@ -133,21 +140,47 @@ def fetch_file(source: str, cache: Path) -> Path:
     digest = hashlib.sha256(source.encode()).hexdigest()  # many different encoders are called model.safetensors
     path = cache.expanduser() / f"{digest[:16]}-{Path(parsed.path).name}"
     if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with atomic_write(path) as temporary:
-                _download(source, temporary)
+            _download(source, path, sha256)
         except (OSError, HTTPException, ValueError) as error:
             raise CheckpointError(f"{source} could not be downloaded: {error}") from error
     return path
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, sha256: str) -> None:
+    """Download to a sibling file, which stays for the next attempt if the hash can tell that it then is whole."""
+    partial = path.with_name(f"{path.name}.part")
+    with FileLock(f"{partial}.lock"):
+        if path.is_file():  # by another process meanwhile
+            return
+        try:
+            _append_download(url, partial)
+        except OSError:
+            if not sha256:
+                partial.unlink(missing_ok=True)
+            raise
+        if sha256 and (found := hash_file(partial)) != sha256:
+            partial.unlink()
+            raise OSError(f"its SHA-256 is {found}, expected {sha256}: try again")
+        partial.replace(path)
+
+
+def _append_download(url: str, path: Path) -> None:
+    """Download what a file lacks, or all of it if the server does not support that."""
+    start = path.stat().st_size if path.is_file() else 0
+    headers = {"User-Agent": "useg"} | ({"Range": f"bytes={start}-"} if start else {})
     logger.info("downloading %s", url)
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # torch does not check the size
-        expected = response.headers["Content-Length"]
-    torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
-    if expected is not None and path.stat().st_size != int(expected):
-        raise OSError(f"the connection ended after {path.stat().st_size} of {expected} bytes")
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
+        start = start if response.status == HTTPStatus.PARTIAL_CONTENT else 0
+        length = response.headers["Content-Length"]
+        expected = None if length is None else start + int(length)
+        progress = tqdm.wrapattr(response, "read", total=expected, initial=start, desc=path.stem, disable=None)
+        with path.open("ab" if start else "wb") as stream, progress as content:
+            shutil.copyfileobj(content, stream)
+    size = path.stat().st_size
+    if expected is not None and size != expected:
+        raise OSError(f"the connection ended after {size} of {expected} bytes: try again")
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -8,13 +8,14 @@ import torch
 from cyclopts import Parameter
 from threadpoolctl import threadpool_limits
 
-from model.checkpoints.state_dicts import DEFAULT_CACHE, fetch_file
+from model.checkpoints.dino import DEFAULT_ENCODER
 from model.contract import CONTRACT_FILE
 from model.errors import ConfigError
 from model.export.predictor import load_artifact_predictor, sample_photos
 from model.files import hash_file
 from training.cli.executors import ExecutorOptions
 from training.data.dataset import PseudoLabelDataset
+from training.data.encoders import fetch_encoder
 from training.data.executors import parse_shard
 from training.data.label_config import PseudoLabelConfig, PseudoLabelOptions
 from training.data.photos import hash_photos, scan_photos
@@ -32,7 +33,7 @@ def label(
     /,
     *,
     out: Path,
-    encoder: str,
+    encoder: str = DEFAULT_ENCODER,
     codebook: Path | None = None,
     features: Path | None = None,
     max_photos: int | None = None,
@@ -52,7 +53,8 @@ def label(
     out
         Folder for the pseudo-labels, outside PHOTOS.
     encoder
-        DINO or DINOv2 weights: a file or a URL.
+        DINO or DINOv2 weights: a file, a URL, or `bundled`, the encoder of the bundled model, which needs no download.
+        The default is the official DINOv2 ViT-S/14; downloads are kept in ~/.cache/useg.
     codebook
         Use this codebook.npz of other pseudo-labels instead of fitting one. Its clustering options replace the
         defaults; other values for them are an error.
@@ -68,7 +70,7 @@ def label(
         raise ConfigError(f"--max-photos must be positive, got {max_photos}")
     if out.resolve().is_relative_to(photos.resolve()):
         raise ConfigError(f"{out} lies in {photos}: its labels would be taken for photos")
-    encoder_file = fetch_file(encoder, DEFAULT_CACHE).resolve()
+    encoder_file = fetch_encoder(encoder).resolve()
     loaded = load_codebook(codebook) if codebook else None
     dataset = PseudoLabelDataset(out.resolve())
     config = _make_config(options, loaded, photos, encoder_file)
@@ -119,7 +121,7 @@ def visualize(
     out
         Image to write; the suffix gives the format (.png, .jpg, .pdf, …).
     photos
-        Folder of photos for an artifact; pseudo-labels have their own.
+        Folder of photos for an artifact, or of the labeled photos if they have moved.
     count
         Maximum number of photos.
     seed
@@ -137,6 +139,6 @@ def visualize(
         title = f"{predictor.contract.name} {predictor.contract.version}"
         save_figure(plot_predictions(title, sampled, predictor), out)
         return {"figure": str(out), "photos": len(sampled)}
-    dataset = PseudoLabelDataset(source)
+    dataset = PseudoLabelDataset(source, photos)
     save_figure(plot_labels(dataset, count, seed), out)
     return {"figure": str(out), "photos": min(count, len(dataset.read_photos()))}

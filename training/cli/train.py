@@ -53,6 +53,8 @@ class RunOptions:
     """Run or artifact whose weights training starts from; layers of other shapes are initialized."""
     features: Path | None = None
     """Folder of the feature cache (default: LABELS/features)."""
+    photos: Path | None = None
+    """Folder of the labeled photos, if they have moved since."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Device to train on."""
     max_minutes: PositiveFloat = math.inf
@@ -131,7 +133,7 @@ def _train(
     from training.trainer.distributed import init_distributed
 
     torch.set_num_threads(run.threads)
-    dataset = PseudoLabelDataset(labels)
+    dataset = PseudoLabelDataset(labels, run.photos)
     with init_distributed(run.device) as distributed:
         report = train(
             dataset,
@@ -155,6 +157,7 @@ def self_train(
     *,
     out: Path | None = None,
     features: Path | None = None,
+    photos: Path | None = None,
     threads: PositiveInt = 2,
     config: Annotated[SelfTrainingConfig, _FLAT] = _SELF_TRAINING,
 ) -> dict[str, Any]:
@@ -173,6 +176,8 @@ def self_train(
         Folder of the new pseudo-labels (default: only measure the consistency).
     features
         Folder of the feature cache (default: LABELS/features).
+    photos
+        Folder of the labeled photos, if they have moved since.
     threads
         CPU threads.
     """
@@ -182,7 +187,7 @@ def self_train(
     from training.self_training.rounds import relabel
 
     torch.set_num_threads(threads)
-    dataset = PseudoLabelDataset(labels)
+    dataset = PseudoLabelDataset(labels, photos)
     new_labels = PseudoLabelDataset(out) if out else None
     return asdict(relabel(run, dataset, features or dataset.features, new_labels, config))
 
@@ -217,7 +222,7 @@ def finetune(
     out
         Folder of the run.
     encoder
-        Path or URL of the encoder weights; required for an artifact, while a run contains them.
+        Path or URL of the encoder weights, or `bundled`; required for an artifact, while a run contains them.
     features
         Folder of the feature cache (default: OUT/annotations/features).
     preset
@@ -235,14 +240,14 @@ def finetune(
     """
     import torch
 
-    from model.checkpoints.state_dicts import DEFAULT_CACHE, fetch_file
+    from training.data.encoders import fetch_encoder
     from training.finetune import finetune
 
     torch.set_num_threads(threads)
     options = {"max_steps": max_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     config = replace(finetune_config(fraction, MASK_TRANSFORMER_PRESETS[preset]), **given)
-    encoder_file = fetch_file(encoder, DEFAULT_CACHE) if encoder else None
+    encoder_file = fetch_encoder(encoder) if encoder else None
     return asdict(finetune(source, dataset.read(), fraction, out, config, features, encoder_file))
 
 
@@ -254,6 +259,7 @@ def recluster(
     config: Annotated[ReclusterConfig, _FLAT],
     out: Path,
     features: Path | None = None,
+    photos: Path | None = None,
     threads: PositiveInt = 2,
 ) -> dict[str, Any]:
     """Replace the thing clusters of a run without training, by k-means on its query embeddings.
@@ -268,6 +274,8 @@ def recluster(
         Folder of the new run.
     features
         Folder of the feature cache (default: LABELS/features).
+    photos
+        Folder of the labeled photos, if they have moved since.
     threads
         CPU threads.
     """
@@ -277,7 +285,7 @@ def recluster(
     from training.mask_transformer.recluster import recluster
 
     torch.set_num_threads(threads)
-    dataset = PseudoLabelDataset(labels)
+    dataset = PseudoLabelDataset(labels, photos)
     return asdict(recluster(run, dataset, features or dataset.features, out, config))
 
 
@@ -289,6 +297,7 @@ def labels_from_detector(
     out: Path,
     score_threshold: float = 0.5,
     features: Path | None = None,
+    photos: Path | None = None,
     threads: PositiveInt = 2,
 ) -> dict[str, Any]:
     """Combine the masks of a detector with the clusters and the stuff of pseudo-labels: the paper's baselines.
@@ -305,6 +314,8 @@ def labels_from_detector(
         Minimum score of a mask in the panoptic maps, 0..1.
     features
         Folder of the feature cache (default: LABELS/features).
+    photos
+        Folder of the labeled photos, if they have moved since.
     threads
         CPU threads.
     """
@@ -315,7 +326,7 @@ def labels_from_detector(
     from training.evaluation.predictors import load_predictor
 
     torch.set_num_threads(threads)
-    predictor, dataset = load_predictor(detector, threads=threads), PseudoLabelDataset(labels)
+    predictor, dataset = load_predictor(detector, threads=threads), PseudoLabelDataset(labels, photos)
     features = features or dataset.features
     return asdict(build_detector_labels(predictor, dataset, PseudoLabelDataset(out), features, score_threshold))
 

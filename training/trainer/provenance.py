@@ -10,6 +10,7 @@ from model.checkpoints.runs import ENCODER_STEM
 from model.checkpoints.state_dicts import DEFAULT_CACHE, fetch_file
 from model.errors import CheckpointError
 from model.files import atomic_write, hash_file
+from training.data.encoders import read_encoder_origin
 from training.data.label_config import PseudoLabelConfig, to_json
 
 _GIT_TIMEOUT_S = 10.0
@@ -34,8 +35,9 @@ def copy_encoder(source: str, expected_hash: str, run: Path) -> str:
 def make_provenance(labels: PseudoLabelConfig, num_photos: int) -> dict[str, Any]:
     """Describe encoder, photos and labels for run and artifact, without paths of this machine."""
     settings = {key: value for key, value in to_json(labels).items() if not key.startswith(_MACHINE_PATHS)}
+    origin = read_encoder_origin(Path(labels.encoder)) or describe_encoder_origin(labels.encoder_hash)
     return {
-        "encoder": {"sha256": labels.encoder_hash, "origin": describe_encoder_origin(labels.encoder_hash)},
+        "encoder": {"sha256": labels.encoder_hash, "origin": origin},
         "photos": {"count": num_photos, "sha256": labels.photos_hash, "note": settings.pop("data_source")},
         "labels": settings,
     }
