@@ -17,7 +17,7 @@ from service.settings import Settings
 
 LIMIT_S = 300
 SMALL = {
-    "useg label": "--side-px 56 --maskcut-n 2 --maskcut-tau 0.6 --pca-dim 6 --thing-clusters 3 --stuff-clusters 4",
+    "useg label": "--encoder FILE_OR_URL --side-px 56 --pca-dim 6 --thing-clusters 3 --stuff-clusters 4",
     "useg train": "--preset tiny --threads 1",
     "useg export": "--score-threshold 0",
     "useg bench": "--batch-sizes 1 --rounds 1 --threads 1",
