@@ -8,7 +8,7 @@ ARG CUDA_IMAGE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 
 # ---- service: first the environment (dependencies before code, which changes more often), then the image.
 FROM ${PYTHON_IMAGE} AS service-venv
-ARG EXTRAS=service,heic,otel,signing
+ARG EXTRAS=service,grpc,heic,otel,signing
 WORKDIR /useg
 RUN python -m venv /opt/venv
 COPY constraints.txt pyproject.toml README.md LICENSE ./
@@ -84,12 +84,12 @@ RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv
 RUN python3 -m venv /opt/venv
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[service-gpu,heic,otel,signing]' onnx \
+    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[service-gpu,grpc,heic,otel,signing]' onnx \
     && /opt/venv/bin/pip uninstall --yes useg
 COPY model model
 COPY service service
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[service-gpu,heic,otel,signing]' onnx \
+    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[service-gpu,grpc,heic,otel,signing]' onnx \
     && /opt/venv/bin/pip uninstall --yes pip
 
 FROM ${CUDA_IMAGE} AS service-gpu

@@ -111,7 +111,7 @@ def decode_image(content: bytes, *, max_image_pixels: int = MAX_IMAGE_PIXELS) ->
         raise InvalidImage(f"the image is empty (0 bytes): {_SUPPORTED}")
     try:
         with Image.open(io.BytesIO(content), formats=_list_formats(content)) as source:
-            _check_size(source, max_image_pixels)
+            check_pixels(*source.size, max_image_pixels)
             try:
                 return _decode_opened(source, content)
             except OSError:
@@ -214,8 +214,8 @@ def resize_labels(labels: Int32[np.ndarray, "h w"], height: int, width: int) -> 
     return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def _check_size(source: Image.Image, max_image_pixels: int) -> None:
-    width, height = source.size
+def check_pixels(width: int, height: int, max_image_pixels: int) -> None:
+    """Raise TooManyPixels for an image above the limit."""
     if width * height > max_image_pixels:
         raise TooManyPixels(
             f"the image has {width}x{height} = {width * height} pixels, the limit is {max_image_pixels}"

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.inference.loaded_model import ModelLoader
-from service.middleware.api_keys import ApiKeyStore, load_api_keys
+from service.middleware.api_keys import load_api_keys
 from service.middleware.auth import AuthMiddleware
 from service.middleware.client_limits import BodyLimitMiddleware
 from service.middleware.request_context import RequestMiddleware
@@ -117,15 +117,19 @@ def create_app(
         redirect_slashes=False,
         lifespan=_run,
     )
+    accepted_keys = api_keys.join(admin_keys) if api_keys else api_keys
     app.state.useg = AppState(
-        settings=settings, model_repository=repository, telemetry=telemetry, admin_keys=admin_keys, tracing=tracing
+        settings=settings,
+        model_repository=repository,
+        telemetry=telemetry,
+        api_keys=accepted_keys,
+        admin_keys=admin_keys,
+        tracing=tracing,
     )
     for router in _ROUTERS:
         app.include_router(router)
     app.add_middleware(BodyLimitMiddleware, settings=settings)
-    app.add_middleware(
-        AuthMiddleware, settings=settings, api_keys=api_keys.join(admin_keys) if api_keys else ApiKeyStore()
-    )
+    app.add_middleware(AuthMiddleware, settings=settings, api_keys=accepted_keys)
     app.add_middleware(RequestMiddleware, telemetry=telemetry, model_repository=repository, tracing=tracing)
     if tracing:
         app.add_middleware(tracing.instrument)

@@ -6,7 +6,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from types import FrameType
 
 import cv2
@@ -68,8 +69,8 @@ async def serve_app(app: FastAPI, settings: Settings, listener: socket.socket, o
     timeouts = {"client_timeout_s": settings.client_timeout_s, "finish_s": settings.graceful_shutdown_timeout_s}
     server = Server(make_uvicorn_config(app, **timeouts))
     announcement = asyncio.create_task(_announce(repository, server, listener, on_ready))
-    async with _serve_admin_port(app, settings):
-        with graceful_shutdown(server, repository, settings.shutdown_delay_s):
+    async with _serve_admin_port(app, settings), _serve_grpc(app, settings) as stop_grpc:
+        with graceful_shutdown(server, repository, settings.shutdown_delay_s, stop_grpc):
             await server.serve(sockets=[listener])
     announcement.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -77,8 +78,13 @@ async def serve_app(app: FastAPI, settings: Settings, listener: socket.socket, o
 
 
 @contextlib.contextmanager
-def graceful_shutdown(server: uvicorn.Server, repository: ModelRepository, delay_s: float) -> Iterator[None]:
-    """While inside, SIGTERM and SIGINT shut the server down and in-flight requests are finished.
+def graceful_shutdown(
+    server: uvicorn.Server,
+    repository: ModelRepository,
+    delay_s: float,
+    stop_grpc: Callable[[], Awaitable[None]],
+) -> Iterator[None]:
+    """While inside, SIGTERM and SIGINT shut the server down and in-flight requests are finished, first those of gRPC.
 
     After SIGTERM, readiness fails for `delay_s` while requests are still accepted, so that load balancers can react.
     SIGINT skips that delay. A second signal stops the server at once.
@@ -90,6 +96,7 @@ def graceful_shutdown(server: uvicorn.Server, repository: ModelRepository, delay
         logger.info("shutting down: readiness is failing; new connections stop in %g s", delay_s)
         repository.drain()
         await asyncio.sleep(delay_s)
+        await stop_grpc()
         server.should_exit = True
 
     def on_signal(delay_s: float) -> None:
@@ -139,6 +146,20 @@ async def _serve_admin_port(app: FastAPI, settings: Settings) -> AsyncIterator[N
         finally:
             server.should_exit = True
             await serving
+
+
+@contextlib.asynccontextmanager
+async def _serve_grpc(app: FastAPI, settings: Settings) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """Serve gRPC, if it has a port; yields a function that stops it. Raises ConfigError if grpcio is not installed."""
+    if settings.grpc_port < 0:
+        yield partial(asyncio.sleep, 0)
+        return
+    try:
+        from service.oip.grpc_server import serve_grpc
+    except ImportError as error:
+        raise ConfigError("grpc_port needs grpcio: pip install 'useg[grpc]'") from error
+    async with serve_grpc(app, app.state.useg) as (_, stop):
+        yield stop
 
 
 def _exit(_signal: int, _frame: FrameType | None) -> None:

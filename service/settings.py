@@ -59,6 +59,8 @@ class Settings(BaseModel):
     """TCP port; 0 selects a free one."""
     admin_port: Annotated[int, Field(ge=-1, le=_MAX_PORT)] = -1
     """TCP port that serves health and metrics without authentication; 0 selects a free one, -1 disables it."""
+    grpc_port: Annotated[int, Field(ge=-1, le=_MAX_PORT)] = -1
+    """TCP port of the Open Inference Protocol over gRPC (extra `grpc`); 0 selects a free one, -1 disables it."""
     api_key_file: Path | None = None
     """File of API keys, NAME:SHA256[:REQUESTS_PER_SECOND[:BURST]] per line; see `useg create-api-key`."""
     api_keys: str = ""

@@ -18,6 +18,8 @@ class AppState:
     settings: Settings
     model_repository: ModelRepository
     telemetry: Telemetry
+    api_keys: ApiKeyStore
+    """Keys that requests need; none for an open service."""
     admin_keys: ApiKeyStore
     """Keys that may change what is served."""
     tracing: Tracing | None = None

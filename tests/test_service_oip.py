@@ -63,7 +63,8 @@ async def test_metadata_of_server_and_model() -> None:
         assert {"binary_tensor_data", "model_repository", "statistics", "schedule_policy"} <= set(server["extensions"])
         model = client.get_model_metadata(MODEL)
         assert (model["name"], model["versions"]) == (MODEL, [VERSION])
-        assert model["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
+        arrays = [{"name": f"image_{order}", "datatype": "UINT8", "shape": [-1, -1, -1, 3]} for order in ("rgb", "bgr")]
+        assert model["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}, *arrays]
         assert [each["name"] for each in model["outputs"]] == ["panoptic", "instance", "semantic", "panoptic_ids"]
         assert client.get_model_config(MODEL)["input"][0]["data_type"] == "TYPE_STRING"
 
@@ -107,7 +108,6 @@ async def test_errors_are_reported_to_the_client() -> None:
             ("another", [HALVES], {}, "model 'another' not found"),
             (MODEL, [HALVES], {"parameters": {"tsak": 1}}, "unknown parameter 'tsak'"),
             (MODEL, [HALVES], {"outputs": [InferRequestedOutput("depth")]}, "outputs.0.name"),
-            (MODEL, [HALVES], {"outputs": [InferRequestedOutput("panoptic_ids", binary_data=False)]}, "binary data"),
             (MODEL, [HALVES], {"timeout": 1}, "request timeout"),
         ):
             with pytest.raises(InferenceServerException, match=words):
@@ -158,6 +158,7 @@ async def test_a_service_that_is_not_ready_is_live() -> None:
 
 
 INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}
+ARRAY = {"name": "image_rgb", "datatype": "UINT8", "shape": [1, 1, 3]}
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,12 @@ INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}
         ({"inputs": [INPUT | {"data": []}]}, "the shape \\[1\\] but 0 elements"),
         ({"inputs": [INPUT | {"datatype": "FP32", "data": [1.0]}]}, "datatype: Input should be 'BYTES'"),
         ({"inputs": [INPUT | {"shape": [-1], "data": ["aGk="]}]}, "shape.0: Input should be greater than 0"),
+        ({"inputs": [INPUT | {"datatype": "UINT8", "data": [1]}]}, "'image_bgr' take arrays as UINT8"),
+        ({"inputs": [ARRAY | {"data": [1, 2]}]}, r"shape \[1, 1, 3\] but 2 elements"),
+        ({"inputs": [ARRAY | {"data": [1, 2, 256]}]}, "integers in 0..255"),
+        ({"inputs": [ARRAY | {"data": [1, 2, "3"]}]}, "integers in 0..255"),
+        ({"inputs": [ARRAY | {"shape": [3], "data": [1, 2, 3]}]}, "expected N H W 3 or H W 3"),
+        ({"inputs": [ARRAY | {"shape": [9000, 9000, 3]}]}, "but 0 elements"),
         ({"inputs": [INPUT | {"shape": [10**9], "data": ["aGk="]}]}, "at most 32 images"),
         ({"inputs": [INPUT | {"parameters": {"binary_data_size": 9}}]}, "binary_data_size is 9, but 0 bytes follow"),
         ({"inputs": [INPUT | {"data": ["https://example.org"]}]}, "image URLs are not supported"),
@@ -209,20 +216,54 @@ async def test_base64_in_json_has_json_outputs(http: httpx.AsyncClient) -> None:
     response = await http.post(f"/v2/models/{MODEL}/versions/{VERSION}/infer", json=body)
     content = response.json()
     assert (response.status_code, content["id"], content["model_version"]) == (200, "7", VERSION)
-    (output,) = content["outputs"]
-    assert (output["name"], output["datatype"], output["shape"]) == ("panoptic", "BYTES", [1])
-    assert len(SegmentationResponse.model_validate_json(output["data"][0]).segments_info) == 2
+    outputs = {output["name"]: output for output in content["outputs"]}
+    assert list(outputs) == ["panoptic", "instance", "semantic", "panoptic_ids"]
+    for task, count in (("panoptic", 2), ("instance", 1), ("semantic", 2)):
+        assert (outputs[task]["datatype"], outputs[task]["shape"]) == ("BYTES", [1])
+        assert len(SegmentationResponse.model_validate_json(outputs[task]["data"][0]).segments_info) == count
+    ids = outputs["panoptic_ids"]
+    assert (ids["datatype"], ids["shape"], ids["data"]) == ("INT32", [1, 28, 56], ([1] * 28 + [2] * 28) * 28)
     assert LENGTH_HEADER not in response.headers
 
 
 async def test_the_body_may_be_the_image(http: httpx.AsyncClient) -> None:
     response = await http.post(f"/v2/models/{MODEL}/infer", content=HALVES, headers={LENGTH_HEADER: "0"})
     length = int(response.headers[LENGTH_HEADER])
-    (output,) = orjson.loads(response.content[:length])["outputs"]
-    tail = io.BytesIO(response.content[length:])
-    assert output["parameters"] == {"binary_data_size": len(tail.getvalue())}
-    assert int.from_bytes(tail.read(4), "little") == len(tail.getvalue()) - 4
+    outputs = orjson.loads(response.content[:length])["outputs"]
+    sizes = [output["parameters"]["binary_data_size"] for output in outputs]
+    assert sum(sizes) == len(response.content) - length
+    tail = io.BytesIO(response.content[length : length + sizes[0]])
+    assert int.from_bytes(tail.read(4), "little") == sizes[0] - 4
     assert SegmentationResponse.model_validate_json(tail.read()).task == "panoptic"
+
+
+@pytest.mark.parametrize("name", ["image_rgb", "image_bgr"])
+@pytest.mark.parametrize("shape", [(28, 56, 3), (2, 28, 56, 3)])
+async def test_arrays_are_images_in_the_order_of_channels_of_their_name(name: str, shape: tuple[int, ...]) -> None:
+    pixels = np.broadcast_to(np.asarray(draw_halves()), shape)  # red is a thing, blue is none above the threshold
+    array = np.ascontiguousarray(pixels[..., ::-1] if name == "image_bgr" else pixels)
+
+    def infer(client: InferenceServerClient) -> None:
+        for is_binary in (True, False):
+            tensor = InferInput(name, list(shape), "UINT8")
+            tensor.set_data_from_numpy(array, binary_data=is_binary)
+            result = client.infer(MODEL, [tensor])
+            found = [SegmentationResponse.model_validate_json(each) for each in result.as_numpy("panoptic")]
+            assert [each.segments_info[0].bbox for each in found] == [(0, 0, 28, 28)] * (2 if len(shape) == 4 else 1)
+            assert result.as_numpy("panoptic_ids").shape == (len(found), 28, 56)
+
+    await run_triton_client(infer)
+
+
+async def test_images_of_several_sizes_have_no_ids_unless_they_are_requested() -> None:
+    def infer(client: InferenceServerClient) -> None:
+        images = [make_input(HALVES, save(draw_halves().resize((28, 28))))]
+        result = client.infer(MODEL, images)
+        assert (len(result.as_numpy("semantic")), result.as_numpy("panoptic_ids")) == (2, None)
+        with pytest.raises(InferenceServerException, match="images of one size"):
+            client.infer(MODEL, images, outputs=[InferRequestedOutput("panoptic_ids")])
+
+    await run_triton_client(infer)
 
 
 async def test_an_unknown_path_is_a_404_of_the_protocol(http: httpx.AsyncClient) -> None:

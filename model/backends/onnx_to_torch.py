@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 from torch import Tensor
 

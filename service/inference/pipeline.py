@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from model.backends.session import Session
 from model.contract import Contract, Task
-from model.images import DecodedImage, Letterbox, decode_image, letterbox_image, limit_size
+from model.images import DecodedImage, Letterbox, check_pixels, decode_image, letterbox_image, limit_size
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_clusters
 from service.inference.batch_scheduler import BatchScheduler
@@ -28,6 +28,8 @@ from service.telemetry.stage_timer import StageTimer
 from service.telemetry.version_stats import VersionStats
 
 T = TypeVar("T")
+ImageContent = bytes | UInt8[np.ndarray, "H W 3"]
+"""An encoded file, or upright RGB pixels."""
 _TIMED_RUN_TIMEOUT_S = 60.0
 
 
@@ -128,7 +130,7 @@ class Pipeline:
 
     async def run(
         self,
-        content: bytes,
+        content: ImageContent,
         options: SegmentOptions,
         encode: Callable[[SegmentationResult], T],
         context: RequestContext,
@@ -167,9 +169,13 @@ class Pipeline:
         context = RequestContext(deadline=deadline, priority=LOWEST_PRIORITY)
         return (await self.scheduler.submit(np.zeros((3, *size), np.uint8), size, context)).infer_s
 
-    def _decode(self, content: bytes, options: SegmentOptions, timer: StageTimer) -> _NetworkInput:
+    def _decode(self, content: ImageContent, options: SegmentOptions, timer: StageTimer) -> _NetworkInput:
         with timer.time("decode", self.stats):
-            image = decode_image(content, max_image_pixels=self._max_image_pixels)
+            if isinstance(content, bytes):
+                image = decode_image(content, max_image_pixels=self._max_image_pixels)
+            else:
+                check_pixels(content.shape[1], content.shape[0], self._max_image_pixels)
+                image = DecodedImage(image=content, num_frames=1, orientation=1)
             pixels, letterbox = letterbox_image(image.image, self.contract.input_sizes, self.contract.stride_px)
             limited = limit_size(image, options.longest_edge or max(image.height, image.width))
         self._telemetry.image_pixels.observe(image.height * image.width)

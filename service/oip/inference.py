@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from model.contract import Contract, Task
 from model.errors import InputError, InvalidParameter
-from service.inference.pipeline import Pipeline, SegmentationResult
+from service.inference.pipeline import ImageContent, Pipeline, SegmentationResult
 from service.oip.schemas import IDS_OUTPUT, InferRequest, OutputName
 from service.oip.tensors import LENGTH_HEADER, Output, encode_infer_response, parse_infer_request
 from service.requests import (
@@ -38,7 +38,7 @@ _STAGES: dict[str, Sequence[Stage]] = {
 """Our stages for each of the protocol's, in their order."""
 
 
-async def read_infer_request(request: Request, deadline: float) -> tuple[InferRequest, tuple[bytes, ...]]:
+async def read_infer_request(request: Request, deadline: float) -> tuple[InferRequest, tuple[ImageContent, ...]]:
     """Read a request and its images. Raises as `parse_infer_request` and `read_in_time`."""
     body = await read_in_time(request.body(), deadline)
     return await asyncio.to_thread(parse_infer_request, body, request.headers.get(LENGTH_HEADER))
@@ -71,18 +71,18 @@ def parse_infer_parameters(
 
 async def infer_images(
     pipeline: Pipeline,
-    images: Sequence[bytes],
+    images: Sequence[ImageContent],
     outputs: Mapping[OutputName, bool],
     options: SegmentOptions,
     context: RequestContext,
     timer: StageTimer,
-    request_id: str | None,
+    infer_request: InferRequest,
 ) -> tuple[bytes, int | None]:
     """Return the body of the response and the length of its JSON part; if one image fails, the request fails."""
     contract = pipeline.contract
     encode = partial(_encode, outputs=tuple(outputs), contract=contract)
 
-    async def infer_one(index: int, image: bytes) -> dict[OutputName, Any]:
+    async def infer_one(index: int, image: ImageContent) -> dict[OutputName, Any]:
         try:
             return await pipeline.run(image, options, encode, context, timer, contract)
         except InputError as error:
@@ -94,10 +94,12 @@ async def infer_images(
     finally:
         for task in tasks:
             task.cancel()
+    if not infer_request.outputs and len({result["panoptic_ids"].shape for result in results}) > 1:
+        outputs = {name: outputs[name] for name in outputs if name != "panoptic_ids"}
     values = [_stack_outputs([result[name] for result in results]) for name in outputs]
     head: dict[str, Any] = {"model_name": pipeline.contract.name, "model_version": pipeline.contract.version}
-    if request_id is not None:
-        head["id"] = request_id
+    if infer_request.id is not None:
+        head["id"] = infer_request.id
     return await asyncio.to_thread(encode_infer_response, head, outputs, values)
 
 

@@ -15,7 +15,7 @@ from model.errors import InvalidParameter, NotReady
 from service.inference.pipeline import Pipeline
 from service.oip.inference import infer_images, parse_infer_parameters, read_infer_request, version_statistics
 from service.oip.schemas import (
-    INPUT_NAME,
+    INPUTS,
     OUTPUTS,
     InferRequest,
     InferResponse,
@@ -37,7 +37,7 @@ EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "
 _NO_REGISTRY = "this server serves a single artifact: models are not loaded or unloaded on request"
 _HAS_REGISTRY = "versions follow the registry: POST /v1/models/NAME/active, canary, shadow, promote or rollback"
 _LOADED_STATES = ("active", "canary", "shadow", "standby", "missing_from_registry")
-_TRITON_TYPES = {"BYTES": "TYPE_STRING", "INT32": "TYPE_INT32"}
+_TRITON_TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "INT32": "TYPE_INT32"}
 _BINARY = {"schema": {"type": "string", "format": "binary", "description": "JSON, then tensors."}}
 
 
@@ -116,13 +116,16 @@ async def model_statistics(request: Request, name: str | None = None, version: s
 @router.get("/models/{name}", responses=_MODEL_ERRORS)
 @router.get("/models/{name}/versions/{version}", responses=_MODEL_ERRORS)
 async def model_metadata(request: Request, name: str, version: str | None = None) -> ModelMetadata:
-    """Return inputs and outputs of a model; -1 is any length."""
+    """Return inputs and outputs of a model; -1 is any length.
+
+    A request has one of the inputs: encoded files, or pixels in the order of channels that the name says.
+    """
     contract = _get_pipeline(request, name, version).contract
     return ModelMetadata(
         name=contract.name,
         versions=_get_router(request, name).list_versions(),
         platform="onnx_onnxv1",
-        inputs=[TensorMetadata(name=INPUT_NAME, datatype="BYTES", shape=[-1])],
+        inputs=[TensorMetadata(name=each, datatype=kind, shape=shape) for each, (kind, shape) in INPUTS.items()],
         outputs=[TensorMetadata(name=each, datatype=kind, shape=shape) for each, (kind, shape) in OUTPUTS.items()],
     )
 
@@ -137,7 +140,10 @@ async def model_config(request: Request, name: str, version: str | None = None) 
         "platform": "onnxruntime_onnx",
         "backend": "useg",
         "max_batch_size": 0,
-        "input": [{"name": INPUT_NAME, "data_type": "TYPE_STRING", "dims": [-1]}],
+        "input": [
+            {"name": each, "data_type": _TRITON_TYPES[kind], "dims": shape, "optional": each != "image"}
+            for each, (kind, shape) in INPUTS.items()
+        ],
         "output": [
             {"name": each, "data_type": _TRITON_TYPES[kind], "dims": shape} for each, (kind, shape) in OUTPUTS.items()
         ],
@@ -196,10 +202,10 @@ async def infer(
     name: str,
     version: str | None = None,
 ) -> Response:
-    """Segment the images of the tensor `image`.
+    """Segment the images of the tensor `image`, `image_rgb` or `image_bgr`.
 
-    The outputs `panoptic` (the default), `instance` and `semantic` hold the JSON of `/v1/segment` for each image;
-    `panoptic_ids`, binary only and for images of one size, holds the segment ids of their pixels.
+    The outputs `panoptic`, `instance` and `semantic` hold the JSON of `/v1/segment` for each image; `panoptic_ids`, for
+    images of one size, holds the segment ids of their pixels. Without `outputs`, all are returned.
     """
     state = get_state(request)
     router = _get_router(request, name)
@@ -216,7 +222,7 @@ async def infer(
 
         async def run(pipeline: Pipeline, context: RequestContext) -> tuple[bytes, int | None]:
             request.state.version_stats = pipeline.stats
-            return await infer_images(pipeline, images, outputs, options, context, timer, infer_request.id)
+            return await infer_images(pipeline, images, outputs, options, context, timer, infer_request)
 
         work = replace(route, context=own_context).run(run)
         content, json_length = await cancel_on_disconnect(request, work, own_context.deadline)

@@ -2,12 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-INPUT_NAME = "image"
+InputName = Literal["image", "image_rgb", "image_bgr"]
 IDS_OUTPUT = "panoptic_ids"
 OutputName = Literal["panoptic", "instance", "semantic", "panoptic_ids"]
-Datatype = Literal["BYTES", "INT32"]
+Datatype = Literal["BYTES", "UINT8", "INT32"]
+INPUTS: dict[InputName, tuple[Datatype, list[int]]] = {
+    "image": ("BYTES", [-1]),
+    "image_rgb": ("UINT8", [-1, -1, -1, 3]),
+    "image_bgr": ("UINT8", [-1, -1, -1, 3]),
+}
+"""Datatype and shape of each input, one of which a request has: encoded files, or upright images of one size as arrays
+N H W 3 or H W 3, their channels in the order of the name."""
 OUTPUTS: dict[OutputName, tuple[Datatype, list[int]]] = {
     "panoptic": ("BYTES", [-1]),
     "instance": ("BYTES", [-1]),
@@ -61,15 +68,22 @@ class RepositoryEntry(_Message):
 
 
 class InferInput(_Request):
-    """The images of a request, each an encoded file: raw in binary, base64 in JSON."""
+    """The images of a request: encoded files in `image` (BYTES; base64 in JSON), or pixels in `image_rgb` or
+    `image_bgr` (UINT8)."""
 
-    name: Literal["image"]
-    datatype: Literal["BYTES"]
+    name: InputName
+    datatype: Literal["BYTES", "UINT8"]
     shape: Annotated[list[PositiveInt], Field(min_length=1)]
     parameters: dict[str, Any] = {}
     """`binary_data_size`: bytes of this tensor after the JSON."""
     data: list[Any] | None = None
-    """Base64 texts, flat or nested."""
+    """Base64 texts or pixel values, flat or nested."""
+
+    @model_validator(mode="after")
+    def _check_datatype(self) -> "InferInput":
+        if self.datatype != INPUTS[self.name][0]:
+            raise ValueError("'image' takes files as BYTES; 'image_rgb' and 'image_bgr' take arrays as UINT8")
+        return self
 
 
 class InferOutputRequest(_Request):
@@ -82,7 +96,7 @@ class InferOutputRequest(_Request):
 
 class InferRequest(_Request):
     """An inference request. Parameters are the options of `/v1/segment` except `task`, and `priority`, `timeout` (µs)
-    and `binary_data_output`."""
+    and `binary_data_output`. Without `outputs`, all are returned; `panoptic_ids` only if the images have one size."""
 
     id: str | None = None
     parameters: dict[str, Any] = {}
@@ -97,7 +111,7 @@ class InferOutput(_Message):
     datatype: Datatype
     shape: list[int]
     parameters: dict[str, Any] | None = None
-    data: list[str] | None = None
+    data: list[str] | list[int] | None = None
 
 
 class InferResponse(_Message):

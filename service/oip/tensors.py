@@ -1,7 +1,7 @@
 """Tensors of the Open Inference Protocol v2, in JSON and in its binary extension."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,10 @@ from jaxtyping import Int32
 from pydantic import ValidationError
 
 from model.errors import InvalidParameter
+from service.inference.pipeline import ImageContent
 from service.oip.schemas import (
-    IDS_OUTPUT,
-    INPUT_NAME,
     OUTPUTS,
     InferInput,
-    InferOutputRequest,
     InferRequest,
     OutputName,
 )
@@ -23,15 +21,13 @@ from service.requests import MAX_IMAGES, decode_base64, invalid_request
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 _LENGTH_BYTES = 4
-_RAW_REQUEST = InferRequest.model_construct(
-    outputs=[InferOutputRequest(name="panoptic", parameters={"binary_data": True})]
-)
+_RAW_REQUEST = InferRequest.model_construct(parameters={"binary_data_output": True})
 
 Output = list[bytes] | Int32[np.ndarray, "N H W"]
 """Elements of a BYTES tensor, or an INT32 tensor."""
 
 
-def parse_infer_request(body: bytes, header: str | None) -> tuple[InferRequest, tuple[bytes, ...]]:
+def parse_infer_request(body: bytes, header: str | None) -> tuple[InferRequest, tuple[ImageContent, ...]]:
     """Return the request and its images; `header` is the length of the JSON part, 0 for a body that is one image.
 
     Raises InvalidParameter and RequestValidationError, and as `decode_base64`.
@@ -50,14 +46,12 @@ def list_outputs(request: InferRequest) -> dict[OutputName, bool]:
     """Return the requested outputs, and whether each is binary. Raises InvalidParameter."""
     default = bool(request.parameters.get("binary_data_output", False))
     if not request.outputs:
-        return {"panoptic": default}
+        return dict.fromkeys(OUTPUTS, default)
     outputs: dict[OutputName, bool] = {}
     for each in request.outputs:
         if each.name in outputs:
             raise InvalidParameter(f"output {each.name!r} is requested twice")
         outputs[each.name] = bool(each.parameters.get("binary_data", default))
-    if outputs.get("panoptic_ids") is False:
-        raise InvalidParameter(f"{IDS_OUTPUT!r} is available as binary data only: set its parameter binary_data")
     return outputs
 
 
@@ -73,10 +67,12 @@ def encode_infer_response(
         if is_binary:
             tensors.append(_encode_binary(value))
             entry["parameters"] = {"binary_data_size": len(tensors[-1])}
-        elif isinstance(value, list):
-            entry["data"] = [element.decode() for element in value]
+        else:
+            entry["data"] = (
+                [each.decode() for each in value] if isinstance(value, list) else value.astype("<i4").ravel()
+            )
         entries.append(entry)
-    text = orjson.dumps(head | {"outputs": entries})
+    text = orjson.dumps(head | {"outputs": entries}, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([text, *tensors]), len(text)) if tensors else (text, None)
 
 
@@ -90,29 +86,51 @@ def _parse_length(header: str | None, body_length: int) -> int:
     return int(header)
 
 
-def _read_images(tensor: InferInput, binary: bytes) -> tuple[bytes, ...]:
-    count = math.prod(tensor.shape)
-    if count > MAX_IMAGES:
-        raise InvalidParameter(f"{INPUT_NAME!r} has the shape {tensor.shape}: at most {MAX_IMAGES} images are accepted")
+def _read_images(tensor: InferInput, binary: bytes) -> tuple[ImageContent, ...]:
     size = tensor.parameters.get("binary_data_size")
-    if size is None:
-        images = _decode_json_data(tensor.data)
-    elif type(size) is not int or size != len(binary):
+    if size is not None and (type(size) is not int or size != len(binary)):
         raise InvalidParameter(f"binary_data_size is {size!r}, but {len(binary)} bytes follow the JSON")
-    else:
-        images = _decode_binary(binary)
-    if len(images) != count:
-        raise InvalidParameter(f"{INPUT_NAME!r} has the shape {tensor.shape} but {len(images)} elements")
-    return images
+    is_array = tensor.datatype == "UINT8"
+    if is_array and (len(tensor.shape) not in (3, 4) or tensor.shape[-1] != 3):
+        raise InvalidParameter(f"{tensor.name!r} has the shape {tensor.shape}, expected N H W 3 or H W 3")
+    num_images = math.prod(tensor.shape[:-3] if is_array else tensor.shape)
+    if num_images > MAX_IMAGES:
+        raise InvalidParameter(
+            f"{tensor.name!r} has the shape {tensor.shape}: at most {MAX_IMAGES} images are accepted"
+        )
+    if is_array:
+        pixels = binary if size is not None else _decode_pixels(tensor)
+        _check_count(tensor, len(pixels))
+        images = np.frombuffer(pixels, np.uint8).reshape(num_images, *tensor.shape[-3:])
+        return tuple(np.ascontiguousarray(images[..., ::-1] if tensor.name == "image_bgr" else images))
+    files = _decode_binary(binary) if size is not None else _decode_texts(tensor)
+    _check_count(tensor, len(files))
+    return files
 
 
-def _decode_json_data(data: Any) -> tuple[bytes, ...]:
-    elements = data
-    while isinstance(elements, list) and elements and isinstance(elements[0], list):
-        elements = [element for row in elements if isinstance(row, list) for element in row]
+def _check_count(tensor: InferInput, count: int) -> None:
+    if count != math.prod(tensor.shape):
+        raise InvalidParameter(f"{tensor.name!r} has the shape {tensor.shape} but {count} elements")
+
+
+def _flatten(data: Any) -> Any:
+    while isinstance(data, list) and data and isinstance(data[0], list):
+        data = [element for row in data if isinstance(row, list) for element in row]
+    return data
+
+
+def _decode_texts(tensor: InferInput) -> tuple[bytes, ...]:
+    elements = _flatten(tensor.data)
     if not isinstance(elements, list) or not all(isinstance(element, str) for element in elements):
-        raise InvalidParameter(f'"data" of {INPUT_NAME!r} must be a list of images as base64')
+        raise InvalidParameter(f'"data" of {tensor.name!r} must be a list of images as base64')
     return tuple(decode_base64(element) for element in elements)
+
+
+def _decode_pixels(tensor: InferInput) -> bytes:
+    try:
+        return bytes(_flatten(tensor.data) or ())
+    except (TypeError, ValueError) as error:
+        raise InvalidParameter(f'"data" of {tensor.name!r} must be a list of integers in 0..255') from error
 
 
 def _decode_binary(binary: bytes) -> tuple[bytes, ...]:
@@ -123,14 +141,19 @@ def _decode_binary(binary: bytes) -> tuple[bytes, ...]:
         length = int.from_bytes(binary[start : start + _LENGTH_BYTES], "little")
         start += _LENGTH_BYTES + length
         if start > len(binary):
-            raise InvalidParameter(f"element {len(elements)} of {INPUT_NAME!r} is truncated")
+            raise InvalidParameter(f"element {len(elements)} of 'image' is truncated")
         elements.append(binary[start - length : start])
         if len(elements) > MAX_IMAGES:
-            raise InvalidParameter(f"{INPUT_NAME!r} holds more than {MAX_IMAGES} images")
+            raise InvalidParameter(f"'image' holds more than {MAX_IMAGES} images")
     return tuple(elements)
+
+
+def encode_bytes_tensor(elements: Iterable[bytes]) -> bytes:
+    """Return a BYTES tensor: each element after its length as four little-endian bytes."""
+    return b"".join(len(element).to_bytes(_LENGTH_BYTES, "little") + element for element in elements)
 
 
 def _encode_binary(value: Output) -> bytes:
     if isinstance(value, list):
-        return b"".join(len(element).to_bytes(_LENGTH_BYTES, "little") + element for element in value)
+        return encode_bytes_tensor(value)
     return value.astype("<i4").tobytes()

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from model.errors import InputError, ModelNotFound, NotReady, QueueFull
 from service.inference.loaded_model import LoadedModel
-from service.inference.pipeline import Pipeline
+from service.inference.pipeline import ImageContent, Pipeline
 from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
 from service.telemetry.metrics import Telemetry
 from service.telemetry.stage_timer import StageTimer
@@ -81,11 +81,11 @@ class ShadowRunner:
         self.active = active
         self.traffic_fraction = traffic_fraction
         self._counter = telemetry.shadow_images
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[ImageContent] = deque()
         self._task: asyncio.Task[None] | None = None
         self._random = random.Random()
 
-    def submit(self, images: Iterable[bytes]) -> None:
+    def submit(self, images: Iterable[ImageContent]) -> None:
         """Queue a sample of the images; without room in the queue they are dropped."""
         for image in images:
             if self._random.random() >= self.traffic_fraction:
@@ -113,7 +113,7 @@ class ShadowRunner:
             image = self._waiting.popleft()
             self._count(await self._segment(image) if await self._wait_until_active_is_idle() else "dropped")
 
-    async def _segment(self, image: bytes) -> str:
+    async def _segment(self, image: ImageContent) -> str:
         """Segment an image; return its outcome."""
         deadline = asyncio.get_running_loop().time() + _SHADOW_TIMEOUT_S
         context = RequestContext(deadline=deadline, priority=LOWEST_PRIORITY)
@@ -189,7 +189,7 @@ class TrafficRouter:
         known = ", ".join(self.list_versions()) or "none yet"
         raise ModelNotFound(f"version {version!r} is not loaded; loaded versions: {known}")
 
-    def mirror(self, images: Iterable[bytes]) -> None:
+    def mirror(self, images: Iterable[ImageContent]) -> None:
         """Copy segmented images to the shadow version, if there is one."""
         if self.shadow:
             self.shadow.submit(images)
