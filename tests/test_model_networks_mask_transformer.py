@@ -140,8 +140,18 @@ def test_output_boxes_are_in_input_pixels() -> None:
 
 
 def test_upsampling_keeps_pixel_centers_in_place() -> None:
-    row = upsample(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), 4)[0, 0, 0]
+    row = upsample(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), (4, 4))[0, 0, 0]
     assert row.tolist() == [0.0, 0.25, 0.75, 1.0]
+
+
+def test_inputs_need_not_be_square(network: MaskTransformer) -> None:
+    pixels = draw_pixels(1)[:, :, :28]
+    output = network(pixels, full_sizes(pixels))
+    assert output.masks.shape == (1, QUERIES, 7, MAP_SIDE)
+    assert output.semantic.shape == (1, STUFF + 1, 7, MAP_SIDE)
+    turned = network(pixels.transpose(2, 3), full_sizes(pixels))
+    assert turned.semantic.shape == (1, STUFF + 1, MAP_SIDE, 7)
+    assert not torch.allclose(turned.semantic.transpose(2, 3), output.semantic)  # positions differ
 
 
 def test_auxiliary_outputs_have_patch_resolution_and_change_nothing(network: MaskTransformer) -> None:

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.networks.fpn import SIDE_MULTIPLE_PX as FPN_MULTIPLE_PX
+from model.networks.mask_transformer import SIDE_MULTIPLE_PX as PATCH_MULTIPLE_PX
 from model.networks.mask_transformer import MaskTransformer
 from model.networks.panoptic_cascade import PanopticCascade
 
@@ -19,6 +21,15 @@ def list_unexported_weights(network: Network) -> tuple[str, ...]:
             return ("encoder.norm.", "decoder.patch_mask.", "decoder.embedding_head.")
         case PanopticCascade():
             return ()
+
+
+def side_multiple_px(network: Network) -> int:
+    """Return what the sides of the network's input sizes must be multiples of."""
+    match network:
+        case MaskTransformer():
+            return PATCH_MULTIPLE_PX
+        case PanopticCascade():
+            return FPN_MULTIPLE_PX
 
 
 def count_flops(network: nn.Module, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> int:

@@ -84,13 +84,13 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, width, patch_px, patch_px)
 
-    def forward(self, normalized: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N C"]:
+    def forward(self, normalized: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N C"]:
         tokens: Tensor = self.proj(normalized)
         return tokens.flatten(2).transpose(1, 2)
 
 
 class VisionTransformer(nn.Module):
-    """ViT encoder. `forward` takes images of exactly `grid_size` patches a side, so that the graph is static."""
+    """ViT encoder for images whose sides are multiples of the patch; position embeddings are interpolated to them."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -104,9 +104,11 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.has_layer_scale) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, normalized: Float[Tensor, "B 3 S S"], layers: tuple[int, ...]) -> Float[Tensor, "L B N C"]:
+    def forward(self, normalized: Float[Tensor, "B 3 H W"], layers: tuple[int, ...]) -> Float[Tensor, "L B N C"]:
         """Patch tokens, row by row, after each of the blocks `layers` (counted from 0), before the final norm."""
-        return self.run_blocks(self.patch_embed(normalized), self.pos_embed, layers)
+        rows, columns = (side // self.config.patch_px for side in normalized.shape[2:])
+        positions = interpolate_positions(self.pos_embed, rows, columns)
+        return self.run_blocks(self.patch_embed(normalized), positions, layers)
 
     def run_blocks(
         self, patches: Float[Tensor, "B N C"], positions: Float[Tensor, "1 N+1 C"], layers: tuple[int, ...]
@@ -154,13 +156,17 @@ def resize_positions(positions: Float[Tensor, "1 M C"], grid_size: int) -> Float
 
 
 def interpolate_positions(positions: Float[Tensor, "1 M C"], rows: int, columns: int) -> Float[Tensor, "1 N C"]:
-    """Interpolate the position embeddings of a square grid (class token first) to rows x columns, bicubically.
+    """Interpolate the position embeddings of a square grid (class token first); see `interpolate_grid`."""
+    return torch.cat([positions[:, :1], interpolate_grid(positions[:, 1:], rows, columns)], dim=1)
+
+
+def interpolate_grid(patches: Float[Tensor, "1 M C"], rows: int, columns: int) -> Float[Tensor, "1 N C"]:
+    """Interpolate embeddings of the patches of a square to rows x columns patches, bicubically.
 
     Interpolating to the stored size returns the stored values. There is no branch for that case: it would fix the size
     of an exported graph.
     """
-    class_token, patches = positions[:, :1], positions[:, 1:]
     side = math.isqrt(patches.shape[1])
     square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
     resized = functional.interpolate(square, size=(rows, columns), mode="bicubic", align_corners=False)
-    return torch.cat([class_token, resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return resized.permute(0, 2, 3, 1).flatten(1, 2)
