@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Everything that can only be measured on a GPU, in order of importance, and one table of the results.
+#
+#   deploy/gpu_check.sh [PHOTOS [ENCODER]]
+#
+# PHOTOS is a folder of photos for the load, labelling and training; ENCODER the .safetensors file for the latter two.
+# Each step has a limit (STEP_S, default 600 s); one that fails does not stop the others. DEVICE=cpu is a dry run.
+# Requires a Python with useg[service-gpu,train,dev] ($PYTHON, default: python3). Logs are left in $LOGS.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3} device=${DEVICE:-cuda} limit=${STEP_S:-600}
+photos=${1:-} encoder=${2:-}
+logs=${LOGS:-$(mktemp -d)}
+batches=(1 8 32) rounds=20
+[[ $device == cpu ]] && batches=(1) rounds=1
+mkdir -p "$logs"
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OPENBLAS_NUM_THREADS=1
+rows=()
+
+step() { # NAME COMMAND...: run it; its last line of output is the result in the table
+  local name=$1 started=$SECONDS status=0
+  shift
+  timeout "$limit" "$@" >"$logs/$name.log" 2>&1 || status=$?
+  local result
+  result=$(grep -v '^[[:space:]]*$' "$logs/$name.log" | tail -n 1 | cut -c 1-90)
+  rows+=("$name|$([[ $status == 0 ]] && echo ok || echo "failed ($status)")|$((SECONDS - started)) s|$result")
+  printf '%-24s %-12s %s\n' "$name" "$status" "$result" >&2
+}
+
+bench() { # NETWORK PRECISION BATCH: photos a second of the torch session, with CUDA graphs on a GPU
+  "$python" - "$device" "$rounds" "$@" <<'PYTHON'
+import sys, time
+from pathlib import Path
+import torch
+from model.backends.onnx_to_torch import count_artifact_flops, load_torch_network
+from model.backends.torch_session import TorchSession
+from model.contract import read_contract
+from model.networks.architecture import count_flops
+from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
+
+device, rounds, name, precision, batch = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
+side, artifact = 448, Path("model/default")
+if name == "default":
+    contract = read_contract(artifact)
+    network, flops = load_torch_network(contract, artifact), count_artifact_flops(contract)
+    side = contract.input_sizes[0].height_px
+else:  # the paper's network with random weights: 800 thing and 27 stuff clusters
+    network = PanopticCascade(CascadeConfig(thing_clusters=800, stuff_clusters=27), CascadeInferenceConfig())
+    network = network.eval().requires_grad_(False)
+    flops = count_flops(network, torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.tensor([[side, side]]))
+session = TorchSession(network, device=torch.device(device), precision=precision)
+pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8).numpy()
+sizes = torch.tensor([[side, side]] * batch).numpy()
+times = []
+for _ in range(rounds + 2):
+    started = time.perf_counter()
+    session.run(pixels, sizes)
+    times.append(time.perf_counter() - started)
+median = sorted(times[2:])[rounds // 2]
+print(f"{batch / median:.1f} photos/s, {1e3 * median:.1f} ms a batch, {batch * flops / median / 1e12:.2f} TFLOP/s")
+PYTHON
+}
+
+command -v nvidia-smi >/dev/null && step gpu nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+step tests "$python" -m pytest -q -p no:cacheprovider tests/test_model_backends_torch.py tests/test_model_backends_tensorrt.py
+for network in default paper; do
+  for precision in bf16 fp16; do
+    for batch in "${batches[@]}"; do
+      export -f bench
+      export python device rounds
+      step "$network-$precision-$batch" bash -c 'bench "$@"' bench "$network" "$precision" "$batch"
+    done
+  done
+done
+for backend in cuda tensorrt torch; do
+  [[ $device == cpu && $backend != torch ]] && continue
+  step "golden-$backend" "$python" -m model check model/default --backend "$backend"
+done
+step "bench-auto" "$python" -m model bench model/default --batch-sizes "${batches[@]}" --rounds "$rounds" --baseline cpu
+if [[ -n $photos ]]; then
+  seconds=20
+  [[ $device == cpu ]] && seconds=5
+  step "service" "$python" deploy/bench.py "$photos" --seconds "$seconds" --overload-s 0 -- --max-batch-size 8
+fi
+if [[ -n $photos && -n $encoder ]]; then
+  step "label" "$python" -m model label "$photos" --out "$logs/labels" --encoder "$encoder" --features "$logs/features"
+  step "train" "$python" -m model train "$logs/labels" --out "$logs/run" --features "$logs/features" \
+    --preset "$([[ $device == cpu ]] && echo tiny || echo gpu)" --device "$device" --max-steps 50
+fi
+
+printf '\n%-22s %-12s %8s  %s\n' step status time result
+for row in "${rows[@]}"; do
+  IFS='|' read -r name status took result <<<"$row"
+  printf '%-22s %-12s %8s  %s\n' "$name" "$status" "$took" "$result"
+done
+printf '\nlogs: %s; goals: 400 and 1,500 photos/s at 448 px, labelling 100 photos/s\n' "$logs"
