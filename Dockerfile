@@ -1,5 +1,6 @@
 # Three images: `service` (CPU, without torch and training/), `service-gpu` (NVIDIA) and `train` (makes new versions).
 #   docker build --target service --tag useg/service .
+# OpenVINO's plug-ins for GPUs and NPUs and its readers of other formats, 76 MB, are left out.
 # The build secret `pip`, if given, is pip's configuration; it leaves no trace in an image.
 # Pin a base by its digest with --build-arg, e.g. PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:…
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -14,7 +15,11 @@ RUN python -m venv /opt/venv
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \
-    && /opt/venv/bin/pip uninstall --yes useg
+    && /opt/venv/bin/pip uninstall --yes useg \
+    && cd /opt/venv/lib/python3*/site-packages/openvino \
+    && rm -rf cmake include libs/cache.json libs/libopenvino_intel_gpu_plugin.so libs/libopenvino_intel_npu_plugin.so \
+      libs/libopenvino_gguf_* libs/libopenvino_jax_* libs/libopenvino_paddle_* libs/libopenvino_pytorch_* \
+      libs/libopenvino_tensorflow_*
 COPY model model
 COPY service service
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \

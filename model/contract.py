@@ -12,22 +12,23 @@ from model.validation import parse_versioned_json, to_versioned_json
 FORMAT_VERSION = 3
 CONTRACT_FILE = "contract.json"
 NETWORK_FILE = "network.onnx"
-OPENVINO_FILES = ("network.xml", "network.bin")
-"""Files of an int8 network; OpenVINO loads the first, which refers to the second."""
+INT8_FILES = ("int8.xml", "int8.bin")
+"""The network in int8 arithmetic, if there is one; OpenVINO loads the first file, which refers to the second."""
 GOLDEN_FILE = "golden.npz"
 """Inputs and their reference outputs."""
+INT8_GOLDEN_FILE = "golden-int8.npz"
+"""The same inputs and the outputs in int8."""
 
 Task = Literal["panoptic", "instance", "semantic"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
-FloatPrecision = Literal["fp32", "fp16-stored", "int8-stored", "fp16"]
+Precision = Literal["fp32", "fp16-stored", "int8-stored", "fp16"]
 """fp32, fp16: precision of weights and arithmetic. fp16-stored: weights in fp16, arithmetic in fp32. int8-stored: the
 same, and the weights of a frozen encoder in int8."""
-FLOAT_PRECISIONS: tuple[FloatPrecision, ...] = get_args(FloatPrecision)
-
-Precision = Literal[FloatPrecision, "int8"]
-"""int8: quantized weights and activations; runs on OpenVINO only."""
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Detail = Literal["low", "standard", "high"]
+"""low: smaller input sizes. high: also windows at a larger scale (`model.postprocessing.windows`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,17 @@ class Histogram:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Int8Accuracy:
+    """Agreement of the panoptic segmentations of the network in int8 with its own in fp32, on unlabeled photos."""
+
+    photos: int
+    clusters_equal: float
+    """Fraction of pixels of the same cluster, or void in both."""
+    panoptic_quality: float
+    """PQ over the segments of all photos, 0..1; 0 if there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contract:
     """What an artifact contains and promises.
 
@@ -113,6 +125,10 @@ class Contract:
     box_mask_size: int = 0
     """Side of a square mask inside its box, in cells; 0: masks cover the image."""
     precision: Precision = "fp32"
+    low_input_sizes: tuple[InputSize, ...] = ()
+    """Input sizes of detail "low"; empty: there is no such detail."""
+    int8: Int8Accuracy | None = None
+    """Measured loss of the network in int8 (`INT8_FILES`); None: there is none."""
     network_config: dict[str, Any] = field(default_factory=dict)
     """Configuration of the network; with the weights, it restores the network in torch."""
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -126,8 +142,8 @@ class Contract:
     """Origin of encoder, photos and labels, and measurements; for people only."""
 
     def __post_init__(self) -> None:
-        sides = [side for size in self.input_sizes for side in (size.height_px, size.width_px)]
-        if min(self.stride_px, self.max_detections, self.thing_clusters, *sides) < 1 or not sides:
+        sides = [side for size in self.all_input_sizes for side in (size.height_px, size.width_px)]
+        if min(self.stride_px, self.max_detections, self.thing_clusters, *sides) < 1 or not self.input_sizes:
             raise ContractMismatch("contract: sizes and counts must be positive")
         if min(self.stuff_clusters, self.box_mask_size) < 0:
             raise ContractMismatch("contract: stuff_clusters and box_mask_size must not be negative")
@@ -140,9 +156,9 @@ class Contract:
             raise ContractMismatch(f"contract: unknown precision {self.precision!r}, known are {', '.join(PRECISIONS)}")
 
     @property
-    def network_files(self) -> tuple[str, ...]:
-        """Files of the network, the one to load first."""
-        return OPENVINO_FILES if self.precision == "int8" else (NETWORK_FILE,)
+    def all_input_sizes(self) -> tuple[InputSize, ...]:
+        """The input sizes of every detail, standard first."""
+        return (*self.input_sizes, *self.low_input_sizes)
 
     def is_thing(self, cluster: int) -> bool:
         return 1 <= cluster <= self.thing_clusters
@@ -172,7 +188,7 @@ def read_contract(directory: Path) -> Contract:
         contract = parse_versioned_json(Contract, content, FORMAT_VERSION, ": export the run again")
     except ConfigError as error:
         raise ContractMismatch(f"{path}: {error}") from error
-    for required in (*contract.network_files, GOLDEN_FILE):
+    for required in (NETWORK_FILE, GOLDEN_FILE, *((*INT8_FILES, INT8_GOLDEN_FILE) if contract.int8 else ())):
         if required not in contract.files:
             raise ContractMismatch(f"{path}: no hash for {required}")
     for name, expected in contract.files.items():

@@ -44,7 +44,7 @@ def check_shapes(actual: Mapping[str, Shape], contract: Contract) -> None:
 def io_shapes(contract: Contract) -> dict[str, Shape]:
     """Return the shapes of all inputs and outputs; with several input sizes, image axes are None."""
     height = width = rows = columns = None
-    if len(contract.input_sizes) == 1:
+    if len(contract.all_input_sizes) == 1:
         height, width = contract.input_sizes[0].height_px, contract.input_sizes[0].width_px
         rows, columns = height // contract.stride_px, width // contract.stride_px
     side = contract.box_mask_size

@@ -51,8 +51,10 @@ class Settings(BaseModel):
     """Maximum output drift (population stability index) of a new version beyond that of the active one."""
     canary_max_error_rate: Fraction = 0.05
     """Maximum fraction of images, 0..1, on which a new version fails and another version does not."""
-    backend: Backend = "cpu"
-    """Backend that runs the network; if it is unavailable, the service does not start."""
+    backend: Backend = "auto"
+    """Backend of the network; `auto` is the fastest one that works. If another one is unavailable, the start fails."""
+    compile_cache: Path | None = None
+    """Folder for what OpenVINO compiled, which makes later starts faster; default: ~/.cache/useg/openvino."""
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every IPv4 interface."""
     port: Annotated[int, Field(ge=0, le=_MAX_PORT)] = 8000
@@ -92,7 +94,7 @@ class Settings(BaseModel):
     max_image_pixels: Annotated[int, Field(ge=1, le=_PILLOW_MAX_PIXELS)] = MAX_IMAGE_PIXELS
     """Maximum pixels of an image, at most 89,000,000; checked in its header, before it is decoded."""
     intra_op_threads: Count = 2
-    """Threads of ONNX Runtime; as many threads decode and encode images."""
+    """Threads of the network on a CPU; as many threads decode and encode images."""
     request_timeout_s: Seconds = 30.0
     """Maximum seconds from the start of a request to its response; a request may ask for less."""
     client_timeout_s: Seconds = 10.0

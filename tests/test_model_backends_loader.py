@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from model.backends.loader import check_golden, load_session, write_golden
+from model.backends.loader import check_golden, load_fastest, load_session, write_golden
 from model.backends.onnx_runtime import PROVIDER_NAMES
 from model.backends.parity import FP32_TOLERANCE, SCORE_TOLERANCE, Tolerance, compare_outputs, decode_outputs
-from model.backends.session import BACKENDS, Backend, HotSwapSession, Session
+from model.backends.session import BACKENDS, AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
 from model.contract import Contract
 from model.errors import ArtifactError, BackendUnavailable, ConfigError, ContractMismatch, ParityError
 from model.export.export import draw_scene
@@ -210,16 +211,52 @@ def test_an_artifact_with_missing_weights_is_refused_in_torch(tmp_path: Path, ti
 
 
 @pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
-def test_an_unavailable_backend_is_an_error_unless_fallback_is_allowed(
-    tiny_artifact: Path, backend: Backend, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unavailable_backend_is_an_error(tiny_artifact: Path, backend: Backend) -> None:
     if PROVIDER_NAMES[backend] in onnxruntime.get_available_providers():  # type: ignore[index]
         pytest.skip(f"this ONNX Runtime has {backend}")
     with pytest.raises(BackendUnavailable, match=f"backend {backend}: .*install"):
         load_session(tiny_artifact, backend=backend)
-    _, session = load_session(tiny_artifact, backend=backend, allow_fallback=True)
-    assert session.backend == "cpu"
-    assert "falling back to cpu" in caplog.text
+
+
+def test_auto_takes_the_fastest_backend_that_works_and_says_why_not_the_others(
+    tiny_artifact: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    caplog.set_level("INFO")
+    _, session = load_session(tiny_artifact, backend="auto", threads=1)
+    assert isinstance(session, AutoSession)
+    assert session.backend == ("openvino" if find_spec("openvino") else "cpu")
+    assert list(session.skipped_backends)[:3] == ["tensorrt", "cuda", "openvino-int8"]
+    assert "has no int8 network" in session.skipped_backends["openvino-int8"]
+    assert f"skipping backend cuda: {session.skipped_backends['cuda']}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ParityError("golden.npz on fast: outputs differ"), "golden.npz on fast: outputs differ"),
+        (RuntimeError("a fault\nin a library"), "RuntimeError: a fault"),
+    ],
+    ids=["outputs differ", "a library fails"],
+)
+def test_auto_falls_back_to_onnx_runtime(error: Exception, reason: str) -> None:
+    def load(backend: ConcreteBackend) -> Session:
+        if backend != "cpu":
+            raise error
+        return FixedSession(make_outputs())
+
+    chosen = load_fastest(load)
+    assert chosen.backend == "fixed"
+    assert dict(chosen.skipped_backends) == dict.fromkeys(("tensorrt", "cuda", "openvino-int8", "openvino"), reason)
+
+
+def test_auto_raises_the_error_of_the_last_backend() -> None:
+    def load(backend: ConcreteBackend) -> Session:
+        raise ContractMismatch(f"no shapes on {backend}")
+
+    with pytest.raises(ContractMismatch, match="no shapes on cpu"):
+        load_fastest(load)
 
 
 def test_threads_below_one_are_refused(tiny_artifact: Path) -> None:

@@ -19,9 +19,10 @@ from model.contract import InputSize
 from model.errors import ArtifactError, BackendUnavailable, ContractMismatch
 from model.export.export import draw_scene
 from model.export.parity_checks import stack_images
+from model.files import hash_file
 
 LIMIT_S = 120
-needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="useg[openvino] is not installed")
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
 
 
 @needs_openvino
@@ -59,7 +60,7 @@ def test_without_openvino_the_error_says_what_to_install(tiny_artifact: Path) ->
     command = [sys.executable, "-c", code, "check", str(tiny_artifact), "--backend", "openvino"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr == "useg: backend openvino: openvino is not installed: install useg[openvino]\n"
+    assert ended.stderr == "useg: backend openvino: openvino is not installed: install useg[service]\n"
 
 
 WATCH = """
@@ -90,3 +91,40 @@ def test_a_missing_package_is_named_with_the_extra_to_install() -> None:
 def test_a_loaded_telemetry_module_is_restored() -> None:
     import_without_telemetry("json", "nothing", "none")
     assert "openvino_telemetry" not in sys.modules
+
+
+def load_cached(artifact: Path, cache: Path) -> np.ndarray:
+    """Load with a compile cache and run a scene; returns the semantic logits."""
+    _, session = load_session(artifact, backend="openvino", threads=1, compile_cache=cache)
+    return session.run(*stack_images([draw_scene(7, InputSize.square(tiny.SIDE_PX))]))[0].semantic
+
+
+@needs_openvino
+@pytest.mark.parametrize("damage", ["none", "truncated", "changed", "not finished", "of another network"])
+def test_a_damaged_compiled_network_is_made_again(
+    tmp_path: Path, tiny_artifact: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    expected = load_cached(tiny_artifact, tmp_path)
+    (blob,) = tmp_path.glob("*/*.blob")
+    hashes, content = blob.with_name("sha256.json"), blob.read_bytes()
+    match damage:
+        case "truncated":
+            blob.write_bytes(content[: len(content) // 2])
+        case "changed":
+            blob.write_bytes(content[:1000] + bytes(1000) + content[2000:])
+        case "not finished":
+            hashes.unlink()
+        case "of another network":  # as if its outputs were wrong: with valid hashes
+            blob.write_bytes(b"not compiled by OpenVINO")
+            hashes.write_text(json.dumps({blob.name: hash_file(blob)}))
+    np.testing.assert_array_equal(load_cached(tiny_artifact, tmp_path), expected)
+    assert ("again" in caplog.text) == (damage not in ("none", "of another network"))
+    assert json.loads(hashes.read_text()) == {blob.name: hash_file(blob)}
+    assert blob.read_bytes().startswith(b"<?xml")
+
+
+@needs_openvino
+def test_a_cache_that_cannot_be_written_is_not_used(tmp_path: Path, tiny_artifact: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    load_cached(tiny_artifact, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "not a folder"

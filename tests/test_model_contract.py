@@ -243,17 +243,20 @@ def test_negative_counts_are_rejected(tmp_path: Path, change: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("precision", "message"),
     [
-        ("int4", "precision: input should be 'fp32', 'fp16-stored', 'int8-stored', 'fp16' or 'int8', got 'int4'"),
-        (8, "or 'int8', got 8"),
-        ("int8", "no hash for network.xml"),
+        ("int4", "precision: input should be 'fp32', 'fp16-stored', 'int8-stored' or 'fp16', got 'int4'"),
+        (8, "or 'fp16', got 8"),
     ],
 )
-def test_an_unknown_precision_or_one_without_its_files_is_rejected(
-    tmp_path: Path, precision: object, message: str
-) -> None:
+def test_an_unknown_precision_is_rejected(tmp_path: Path, precision: object, message: str) -> None:
     write_artifact(tmp_path)
     edit(tmp_path, precision=precision)
     assert message in read_error(tmp_path, ContractMismatch)
+
+
+def test_an_int8_network_without_its_files_is_rejected(tmp_path: Path) -> None:
+    write_artifact(tmp_path)
+    edit(tmp_path, int8={"photos": 50, "clusters_equal": 0.9, "panoptic_quality": 0.9})
+    assert "no hash for int8.xml" in read_error(tmp_path, ContractMismatch)
 
 
 def test_a_side_that_is_not_a_multiple_of_the_stride_is_rejected(tmp_path: Path) -> None:

@@ -59,6 +59,28 @@ def test_a_cascade_takes_several_input_sizes_in_one_graph(tiny_cascade_artifact:
         assert min(output.scores.max() for output in outputs) > 0.3
 
 
+@pytest.mark.slow
+def test_a_mask_transformer_takes_several_input_sizes_in_one_graph(tmp_path: Path, tiny_run: Path) -> None:
+    sizes, low = tuple(InputSize(height_px=h, width_px=w) for h, w in ((112, 140), (140, 112))), InputSize.square(112)
+    config = ExportConfig(input_sizes=sizes, low_input_sizes=(low,), precision="fp32")
+    contract = export_run(tiny_run, tmp_path / "artifact", config, [])
+    assert (contract.input_sizes, contract.low_input_sizes) == (sizes, (low,))
+    _, session = load_session(tmp_path / "artifact")
+    torch_session = TorchSession(load_run(tiny_run)[1])
+    for size in contract.all_input_sizes:
+        scene = stack_images([draw_scene(3, size)])
+        (answer,), (expected,) = session.run(*scene), torch_session.run(*scene)
+        assert answer.semantic.shape == (5, size.height_px // 4, size.width_px // 4)
+        np.testing.assert_allclose(answer.semantic, expected.semantic, atol=1e-4)
+    with pytest.raises(ConfigError, match="input size 112x116: expected multiples of 28 px"):
+        export_run(
+            tiny_run,
+            tmp_path / "other",
+            ExportConfig(low_input_sizes=(InputSize(height_px=112, width_px=116),)),
+            [],
+        )
+
+
 @pytest.mark.parametrize("input_size", [InputSize(height_px=60, width_px=96), InputSize(height_px=0, width_px=32)])
 def test_an_input_size_that_is_not_a_multiple_of_32_is_refused(
     tmp_path: Path, tiny_cascade_run: Path, input_size: InputSize

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_service import CONTRACT, RedSession, open_client
 
-from model.backends.session import HotSwapSession, Session
+from model.backends.session import AutoSession, HotSwapSession, Session
 from model.contract import Contract
 from model.network_io import RawOutputs
 
@@ -66,3 +66,17 @@ async def test_the_smallest_and_the_largest_batch_run_before_the_server_is_ready
     counts.clear()
     async with open_client(lambda: (CONTRACT, CountingSession()), max_batch_size=6, max_batch_pixels=2 * 56 * 56 + 1):
         assert counts == [1, 2]
+
+
+async def test_the_chosen_backend_and_the_skipped_ones_are_reported() -> None:
+    chosen = AutoSession(session=BlueSession(), skipped_backends={"cuda": "no GPU"})
+    async with open_client(lambda: (CONTRACT, chosen)) as client:
+        (version,) = (await client.get("/v1/models")).json()["models"][0]["versions"]
+        assert (version["backend"], version["skipped_backends"]) == ("faster", {"cuda": "no GPU"})
+        parameters = (await client.get(f"/v2/models/{CONTRACT.name}/config")).json()["parameters"]
+        assert {name: each["string_value"] for name, each in parameters.items()} == {
+            "backend": "faster",
+            "skipped_backends.cuda": "no GPU",
+        }
+        metrics = (await client.get("/metrics")).text
+        assert 'useg_skipped_backend_info{backend="cuda",model="fake",reason="no GPU",version="1+test"} 1.0' in metrics

@@ -1,7 +1,7 @@
 """Loads artifacts on a backend, and compares their golden outputs."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from model.backends.onnx_runtime import (
     require_provider_active,
     require_provider_available,
 )
-from model.backends.openvino import OpenvinoSession
+from model.backends.openvino import load_openvino_session, require_int8_instructions
 from model.backends.parity import (
     FP16_TOLERANCE,
     FP32_TOLERANCE,
@@ -30,10 +30,18 @@ from model.backends.parity import (
     compare_outputs,
     decode_outputs,
 )
-from model.backends.session import Backend, HotSwapSession, Session
+from model.backends.session import AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
 from model.backends.tensorrt import default_engine_cache, detect_engine_key, engine_folder
-from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, Precision, read_contract
-from model.errors import ArtifactError, BackendUnavailable, ConfigError
+from model.contract import (
+    GOLDEN_FILE,
+    INT8_FILES,
+    INT8_GOLDEN_FILE,
+    NETWORK_FILE,
+    Contract,
+    Precision,
+    read_contract,
+)
+from model.errors import ArtifactError, BackendUnavailable, ConfigError, UsegError
 from model.files import load_npz
 
 logger = logging.getLogger(__name__)
@@ -43,42 +51,55 @@ _TOLERANCES: dict[Precision, Tolerance] = {
     "fp16-stored": FP32_TOLERANCE,
     "int8-stored": FP32_TOLERANCE,
     "fp16": FP16_TOLERANCE,
-    "int8": INT8_TOLERANCE,
 }
-_FALLBACKS: dict[Backend, Backend] = {"tensorrt": "cuda", "cuda": "cpu", "torch": "cpu", "openvino": "cpu"}
+_FASTEST_FIRST: tuple[ConcreteBackend, ...] = ("tensorrt", "cuda", "openvino-int8", "openvino")
+"""Backends that "auto" tries; if none works, it takes the last of all, "cpu"."""
 
 
 def load_session(
-    artifact: Path, *, backend: Backend = "cpu", threads: int = 2, allow_fallback: bool = False
+    artifact: Path, *, backend: Backend = "cpu", threads: int = 2, compile_cache: Path | None = None
 ) -> tuple[Contract, Session]:
     """Load an artifact on a backend, and check files, shapes and golden outputs.
 
-    A TensorRT engine that is not on disk takes minutes to build; until then CUDA, or the CPU, is used (see
-    `HotSwapSession`). Raises ArtifactError (files), ContractMismatch (shapes), ParityError (golden outputs) or
-    BackendUnavailable; with `allow_fallback`, the next slower backend is loaded instead of raising the last.
+    Backend "auto" is the fastest one that is available and reproduces the golden outputs; the session is then an
+    `AutoSession`. A TensorRT engine that is not on disk takes minutes to build; until then CUDA, or the CPU, is used
+    (see `HotSwapSession`). OpenVINO stores what it compiled in the folder `compile_cache`, if that is given. Raises
+    ArtifactError (files), ContractMismatch (shapes), ParityError (golden outputs) or BackendUnavailable.
     """
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
     contract = read_contract(artifact)
-    try:
-        session = _load(artifact, contract, backend, threads)
-    except BackendUnavailable as error:
-        if not allow_fallback or backend == "cpu":
-            raise
-        logger.warning("%s; falling back to %s", error, _FALLBACKS[backend])
-        return load_session(artifact, backend=_FALLBACKS[backend], threads=threads, allow_fallback=True)
+    load = partial(_load, artifact, contract, threads, compile_cache)
+    session = load_fastest(load) if backend == "auto" else load(backend)
     logger.info("loaded %s %s on %s", contract.name, contract.version, session.backend)
     return contract, session
 
 
-def _load(artifact: Path, contract: Contract, backend: Backend, threads: int) -> Session:
-    if contract.precision == "int8" and backend != "openvino":
-        raise BackendUnavailable(f"backend {backend}: {artifact} is int8, which needs --backend openvino")
+def load_fastest(load: Callable[[ConcreteBackend], Session]) -> AutoSession:
+    """Return the session of the fastest backend that `load` can load. Raises the error of the last one, "cpu"."""
+    skipped: dict[str, str] = {}
+    for backend in _FASTEST_FIRST:
+        try:
+            return AutoSession(session=load(backend), skipped_backends=skipped)
+        except Exception as error:  # libraries of a backend may raise anything, and the next one may work
+            is_ours = isinstance(error, UsegError)
+            skipped[backend] = (str(error) if is_ours else f"{type(error).__name__}: {error}").splitlines()[0]
+            # Without a GPU nobody misses its backends; outputs that differ are worth a look.
+            level = logging.INFO if isinstance(error, BackendUnavailable) else logging.WARNING
+            logger.log(level, "skipping backend %s: %s", backend, skipped[backend])
+    return AutoSession(session=load("cpu"), skipped_backends=skipped)
+
+
+def _load(
+    artifact: Path, contract: Contract, threads: int, compile_cache: Path | None, backend: ConcreteBackend
+) -> Session:
     match backend:
         case "cpu":
             return _load_onnx(artifact, contract, "cpu", threads, [(PROVIDER_NAMES["cpu"], {})])
         case "openvino":
-            return _load_openvino(artifact, contract, threads)
+            return _load_openvino(artifact, contract, threads, compile_cache)
+        case "openvino-int8":
+            return _load_openvino_int8(artifact, contract, threads, compile_cache)
         case "cuda":
             return _load_onnx(artifact, contract, "cuda", threads, list_cuda_providers())
         case "tensorrt":
@@ -120,11 +141,19 @@ def _load_tensorrt(artifact: Path, contract: Contract, threads: int) -> Session:
     return HotSwapSession(first, partial(_load_onnx, artifact, contract, "tensorrt", threads, providers, network))
 
 
-def _load_openvino(artifact: Path, contract: Contract, threads: int) -> Session:
-    session = OpenvinoSession(artifact / contract.network_files[0], threads=threads)
-    session.check_contract(contract)
-    check_golden(session, artifact / GOLDEN_FILE, _TOLERANCES[contract.precision])
-    return session
+def _load_openvino(artifact: Path, contract: Contract, threads: int, cache: Path | None) -> Session:
+    check = partial(check_golden, path=artifact / GOLDEN_FILE, tolerance=_TOLERANCES[contract.precision])
+    return load_openvino_session(artifact / NETWORK_FILE, contract, check, threads=threads, cache=cache)
+
+
+def _load_openvino_int8(artifact: Path, contract: Contract, threads: int, cache: Path | None) -> Session:
+    if contract.int8 is None:
+        raise BackendUnavailable(f"backend openvino-int8: {artifact} has no int8 network: add one by `useg quantize`")
+    require_int8_instructions()
+    check = partial(check_golden, path=artifact / INT8_GOLDEN_FILE, tolerance=INT8_TOLERANCE)
+    return load_openvino_session(
+        artifact / INT8_FILES[0], contract, check, threads=threads, precision="int8", cache=cache
+    )
 
 
 def _load_torch(artifact: Path, contract: Contract, threads: int) -> Session:

@@ -48,8 +48,8 @@ def make_optimization_profile(contract: Contract) -> OptimizationProfile:
 
     It is optimized for the first input size. A range also allows sizes that are not in the contract.
     """
-    heights = [size.height_px for size in contract.input_sizes]
-    widths = [size.width_px for size in contract.input_sizes]
+    heights = [size.height_px for size in contract.all_input_sizes]
+    widths = [size.width_px for size in contract.all_input_sizes]
     sides = ((min(heights), min(widths)), (heights[0], widths[0]), (max(heights), max(widths)))
     least, best, most = (
         {"pixels": (batch, 3, *each), "sizes": (batch, 2)}

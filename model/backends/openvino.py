@@ -1,29 +1,50 @@
 """OpenVINO sessions on the CPU, and imports of Intel packages without their telemetry."""
 
+import contextlib
+import json
+import logging
+import os
+import shutil
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from model.contract import Contract
-from model.errors import ArtifactError, BackendUnavailable
+from model.errors import ArtifactError, BackendUnavailable, UsegError
+from model.files import atomic_write, hash_file
 from model.network_io import OUTPUT_NAMES, RawOutputs, check_shapes
+
+logger = logging.getLogger(__name__)
+
+_BLOBS = "*.blob"
+_KEY_LENGTH = 32
+_HASHES_FILE = "sha256.json"
+"""Hashes of the compiled networks in a cache folder."""
+_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 class OpenvinoSession:
-    """Runs a network of any precision in OpenVINO; all but int8 computes in fp32."""
+    """Runs a network in OpenVINO; all but int8 computes in fp32."""
 
-    backend = "openvino"
+    def __init__(
+        self, network: Path, *, threads: int, precision: Literal["fp32", "int8"] = "fp32", cache: Path | None = None
+    ) -> None:
+        """`cache` is a folder for the compiled network.
 
-    def __init__(self, network: Path, *, threads: int) -> None:
-        """Raises ArtifactError if OpenVINO rejects the file, BackendUnavailable if it is not installed."""
+        Raises ArtifactError if OpenVINO rejects the file, BackendUnavailable if it is not installed.
+        """
+        self.backend = "openvino" if precision == "fp32" else "openvino-int8"
+        options = _compile_options(threads) | ({"CACHE_DIR": str(cache)} if cache else {})
         core = import_openvino().Core()
         try:
-            self._compiled = core.compile_model(core.read_model(network), "CPU", _compile_options(threads))
+            self._compiled = core.compile_model(str(network), "CPU", options)
         except RuntimeError as error:
             raise ArtifactError(f"{network} was rejected by OpenVINO: {_last_line(error)}") from error
         self._request = self._compiled.create_infer_request()
@@ -46,6 +67,89 @@ class OpenvinoSession:
         )
 
 
+def load_openvino_session(
+    network: Path,
+    contract: Contract,
+    check: Callable[[OpenvinoSession], None],
+    *,
+    threads: int,
+    precision: Literal["fp32", "int8"] = "fp32",
+    cache: Path | None = None,
+) -> OpenvinoSession:
+    """Load a network of an artifact, from the folder `cache` if it was compiled before, and `check` its outputs.
+
+    A compiled network that is damaged, or whose outputs are wrong, is deleted and made again.
+    """
+
+    def load(cache: Path | None) -> OpenvinoSession:
+        session = OpenvinoSession(network, threads=threads, precision=precision, cache=cache)
+        session.check_contract(contract)
+        check(session)
+        return session
+
+    folder = _open_cache(cache / contract.files[network.name][:_KEY_LENGTH]) if cache else None
+    if folder is None:
+        return load(None)
+    is_cached = any(folder.glob(_BLOBS))
+    try:
+        session = load(folder)
+    except UsegError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not is_cached:
+            raise
+        logger.warning("compiling %s again, the compiled one does not work: %s", network, error)
+        session = load(None)
+    else:
+        _write_cache_hashes(folder)
+    return session
+
+
+def default_compile_cache() -> Path:
+    """Default folder of all networks that OpenVINO compiled."""
+    return Path.home() / ".cache" / "useg" / "openvino"
+
+
+def _open_cache(folder: Path) -> Path | None:
+    """Return the folder, without compiled networks that are not as they were written; None if it is not writable.
+
+    OpenVINO does not check the content of a compiled network: a damaged one can end the process.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            return None
+        blobs = {each.name: hash_file(each) for each in folder.glob(_BLOBS)}
+        if blobs and blobs != _read_cache_hashes(folder):
+            logger.warning("%s is incomplete or damaged: compiling the network again", folder)
+            shutil.rmtree(folder)
+            folder.mkdir()
+    except OSError:
+        return None
+    return folder
+
+
+def _read_cache_hashes(folder: Path) -> object:
+    try:
+        return json.loads((folder / _HASHES_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_cache_hashes(folder: Path) -> None:
+    with contextlib.suppress(OSError), atomic_write(folder / _HASHES_FILE) as temporary:
+        temporary.write_text(json.dumps({each.name: hash_file(each) for each in folder.glob(_BLOBS)}))
+
+
+def require_int8_instructions() -> None:
+    """Raise BackendUnavailable if the processor has no instructions for products of int8, as far as it is known."""
+    try:
+        flags = next(line for line in _CPUINFO.read_text().splitlines() if line.startswith("flags")).split()
+    except (OSError, StopIteration):  # not Linux, or not x86: the golden outputs decide
+        return
+    if not set(_INT8_FLAGS) & set(flags):
+        raise BackendUnavailable("backend openvino-int8: this processor has neither VNNI nor AMX")
+
+
 def _compile_options(threads: int) -> dict[str, object]:
     """Options by the names in OpenVINO's documentation."""
     return {
@@ -66,7 +170,7 @@ _TELEMETRY = "openvino_telemetry"
 
 def import_openvino() -> Any:
     """Import `openvino`; see `import_without_telemetry`."""
-    return import_without_telemetry("openvino", "backend openvino", "openvino")
+    return import_without_telemetry("openvino", "backend openvino", "service")
 
 
 def import_nncf() -> Any:

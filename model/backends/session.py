@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -11,9 +12,12 @@ from jaxtyping import Int64, UInt8
 from model.errors import UsegError
 from model.network_io import RawOutputs
 
-Backend = Literal["cpu", "openvino", "cuda", "tensorrt", "torch"]
-"""ONNX Runtime on the CPU, OpenVINO on the CPU, ONNX Runtime with CUDA or TensorRT, torch on a GPU or the CPU."""
-BACKENDS: tuple[Backend, ...] = get_args(Backend)
+ConcreteBackend = Literal["cpu", "openvino", "openvino-int8", "cuda", "tensorrt", "torch"]
+"""ONNX Runtime on the CPU, OpenVINO on the CPU, also in int8, ONNX Runtime with CUDA or TensorRT, torch on a GPU or the
+CPU."""
+Backend = Literal["auto", ConcreteBackend]
+"""auto: the fastest backend that this machine has and that reproduces the golden outputs."""
+BACKENDS: tuple[ConcreteBackend, ...] = get_args(ConcreteBackend)
 
 
 class Session(Protocol):
@@ -30,6 +34,28 @@ class Session(Protocol):
         Images of `sizes` (height, width) are at the top left of `pixels`, which have one of the contract's input sizes.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoSession:
+    """The session that backend "auto" chose."""
+
+    session: Session
+    skipped_backends: Mapping[str, str]
+    """Why each faster backend was not chosen."""
+
+    @property
+    def backend(self) -> str:
+        return self.session.backend
+
+    def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
+        return self.session.run(pixels, sizes)
+
+
+def find_hot_swap(session: Session | None) -> "HotSwapSession | None":
+    """Return the session that may still switch to a faster backend, if this is one or contains one."""
+    inner = session.session if isinstance(session, AutoSession) else session
+    return inner if isinstance(inner, HotSwapSession) else None
 
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Measures the speed of an artifact, next to the same weights in torch."""
+"""Measures the speed of an artifact on a backend, next to another backend."""
 
 import contextlib
 import time
@@ -15,8 +15,8 @@ from jaxtyping import Int64, UInt8
 from model.backends.loader import load_session
 from model.backends.onnx_runtime import OnnxSession
 from model.backends.openvino import OpenvinoSession
-from model.backends.session import Backend, HotSwapSession, Session
-from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, read_contract
+from model.backends.session import Backend, Session, find_hot_swap
+from model.contract import GOLDEN_FILE, INT8_FILES, NETWORK_FILE, Contract, read_contract
 from model.errors import BackendUnavailable
 from model.files import load_npz
 
@@ -32,36 +32,42 @@ BatchInputs = tuple[UInt8[np.ndarray, "B 3 H W"], Int64[np.ndarray, "B 2"]]
 class BenchConfig:
     """Settings of a benchmark."""
 
-    backend: Backend = "cpu"
+    backend: Backend = "auto"
     batch_sizes: tuple[int, ...] = (1, 2, 3, 5, 8)
     rounds: int = 5
     """Timed runs of each backend and batch size."""
     threads: int = 2
+    baseline: Backend = "torch"
+    """Backend to compare with, if it is installed."""
     peak_tflops: float | None = None
     """Peak performance of the hardware, to report the fraction that is reached; None: unknown."""
 
 
 def run_bench(artifact: Path, config: BenchConfig) -> dict[str, Any]:
-    """Measure the median and quartiles of the time per batch, on the backend and on torch if it is installed.
+    """Measure the median and quartiles of the time per batch, on the backend and on the baseline if it is installed.
 
     In each round the two alternate, so that a change of load affects both; their ratio is the median over the rounds.
     The images are the golden ones. Memory is the growth of the peak of a new process in its first run.
     """
     contract, session = load_session(artifact, backend=config.backend, threads=config.threads)
-    if isinstance(session, HotSwapSession):
-        session.wait_ready()
-    sessions = {config.backend: session, **_load_torch_sessions(artifact, config)}
+    if hot_swap := find_hot_swap(session):
+        hot_swap.wait_ready()
+    sessions = {session.backend: session}
+    with contextlib.suppress(BackendUnavailable):
+        other = load_session(artifact, backend=config.baseline, threads=config.threads)[1]
+        sessions.setdefault(other.backend, other)
+    name, *baselines = sessions
     flops = _count_flops(contract)
     inputs = {batch: repeat_golden_inputs(artifact, batch) for batch in config.batch_sizes}
     seconds = _time_rounds(sessions, inputs, config.rounds)
     memory = {
-        (name, batch): measure_memory(artifact, name, batch, config.threads)
-        for name in sessions
+        (each, batch): measure_memory(artifact, each, batch, config.threads)
+        for each in sessions
         for batch in config.batch_sizes
     }
     return {
         "artifact": f"{contract.name} {contract.version}",
-        "sessions": {name: each.backend for name, each in sessions.items()},
+        "sessions": list(sessions),
         "threads": config.threads,
         "rounds": config.rounds,
         "flops_per_image": flops,
@@ -69,11 +75,11 @@ def run_bench(artifact: Path, config: BenchConfig) -> dict[str, Any]:
             {
                 "batch": batch,
                 **{
-                    name: summarize_times(seconds[name, batch], batch, flops, config.peak_tflops)
-                    | {"memory_bytes": memory[name, batch]}
-                    for name in sessions
+                    each: summarize_times(seconds[each, batch], batch, flops, config.peak_tflops)
+                    | {"memory_bytes": memory[each, batch]}
+                    for each in sessions
                 },
-                **_compare_with_torch(config.backend, seconds, batch),
+                **{f"fraction_of_{each}": _compare(seconds[name, batch], seconds[each, batch]) for each in baselines},
             }
             for batch in config.batch_sizes
         ],
@@ -104,18 +110,18 @@ def summarize_times(
     return summary
 
 
-def measure_memory(artifact: Path, backend: Backend, batch: int, threads: int) -> int | None:
+def measure_memory(artifact: Path, backend: str, batch: int, threads: int) -> int | None:
     """Measure by how many bytes the peak memory of a new process grows in its first run of that batch size.
 
     None for a backend that computes on a GPU, and on a system other than Linux.
     """
-    if backend not in ("cpu", "openvino", "torch") or not _STATUS.is_file():
+    if backend not in ("cpu", "openvino", "openvino-int8", "torch") or not _STATUS.is_file():
         return None
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measure_peak_growth, artifact, backend, batch, threads).result()
 
 
-def _measure_peak_growth(artifact: Path, backend: Backend, batch: int, threads: int) -> int:
+def _measure_peak_growth(artifact: Path, backend: str, batch: int, threads: int) -> int:
     pixels, sizes = repeat_golden_inputs(artifact, batch)
     session = _load_without_run(artifact, backend, threads)
     with contextlib.suppress(OSError):
@@ -125,12 +131,12 @@ def _measure_peak_growth(artifact: Path, backend: Backend, batch: int, threads: 
     return _read_peak() - before
 
 
-def _load_without_run(artifact: Path, backend: Backend, threads: int) -> Session:
+def _load_without_run(artifact: Path, backend: str, threads: int) -> Session:
     """Load a session without running it: comparing golden outputs would use memory first."""
     if backend == "cpu":
         return OnnxSession(artifact / NETWORK_FILE, threads=threads)
-    if backend == "openvino":
-        return OpenvinoSession(artifact / read_contract(artifact).network_files[0], threads=threads)
+    if backend in ("openvino", "openvino-int8"):
+        return OpenvinoSession(artifact / (NETWORK_FILE if backend == "openvino" else INT8_FILES[0]), threads=threads)
     from model.backends.torch_session import load_torch_session
 
     return load_torch_session(read_contract(artifact), artifact, threads=threads)
@@ -140,16 +146,6 @@ def _read_peak() -> int:
     """Peak memory of this process in bytes; unlike `ru_maxrss`, without that of its parent."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(_PEAK))
     return int(line.removeprefix(_PEAK).removesuffix("kB")) * 1024
-
-
-def _load_torch_sessions(artifact: Path, config: BenchConfig) -> dict[Backend, Session]:
-    """The torch session to compare with; empty if torch is not installed or is the backend itself."""
-    if config.backend == "torch":
-        return {}
-    try:
-        return {"torch": load_session(artifact, backend="torch", threads=config.threads)[1]}
-    except BackendUnavailable:
-        return {}
 
 
 def _count_flops(contract: Contract) -> int | None:
@@ -162,10 +158,10 @@ def _count_flops(contract: Contract) -> int | None:
 
 
 def _time_rounds(
-    sessions: dict[Backend, Session], inputs: dict[int, BatchInputs], rounds: int
-) -> dict[tuple[Backend, int], list[float]]:
+    sessions: dict[str, Session], inputs: dict[int, BatchInputs], rounds: int
+) -> dict[tuple[str, int], list[float]]:
     """Seconds of each round, after one warm-up round."""
-    seconds: dict[tuple[Backend, int], list[float]] = {}
+    seconds: dict[tuple[str, int], list[float]] = {}
     for _ in range(rounds + 1):
         for batch, images in inputs.items():
             for name, session in sessions.items():
@@ -175,12 +171,7 @@ def _time_rounds(
     return {key: values[1:] for key, values in seconds.items()}
 
 
-def _compare_with_torch(
-    backend: Backend, seconds: dict[tuple[Backend, int], list[float]], batch: int
-) -> dict[str, Any]:
-    """The backend's time as a fraction of torch's."""
-    if ("torch", batch) not in seconds or backend == "torch":
-        return {}
-    fractions = np.array(seconds[backend, batch]) / np.array(seconds["torch", batch])
-    low, median, high = np.percentile(fractions, _QUARTILES)
-    return {"fraction_of_torch": round(median, 3), "quartiles_of_fraction": [round(low, 3), round(high, 3)]}
+def _compare(seconds: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
+    """The time as a fraction of the baseline's, over the rounds."""
+    low, median, high = np.percentile(np.array(seconds) / np.array(baseline), _QUARTILES)
+    return {"median": round(median, 3), "quartiles": [round(low, 3), round(high, 3)]}

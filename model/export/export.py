@@ -16,7 +16,7 @@ from model.backends.parity import FP16_TOLERANCE, FP32_TOLERANCE, Tolerance
 from model.backends.session import Session
 from model.backends.torch_session import TorchSession
 from model.checkpoints.runs import RunInfo, load_run
-from model.contract import CONTRACT_FILE, GOLDEN_FILE, NETWORK_FILE, Contract, FloatPrecision, InputSize, Thresholds
+from model.contract import CONTRACT_FILE, GOLDEN_FILE, NETWORK_FILE, Contract, InputSize, Precision, Thresholds
 from model.errors import ConfigError
 from model.export.onnx_graph import MIN_DYNAMIC_SIDE_PX, round_to_fp16, write_graph
 from model.export.parity_checks import (
@@ -29,8 +29,7 @@ from model.export.parity_checks import (
 from model.export.precision import round_to_int8
 from model.files import atomic_directory, hash_file
 from model.images import letterbox_image
-from model.networks.architecture import Network
-from model.networks.fpn import SIDE_MULTIPLE_PX
+from model.networks.architecture import Network, side_multiple_px
 from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer
 from model.networks.panoptic_cascade import PanopticCascade, fold_batch_norms
 from model.networks.resnet import STAGE_STRIDES_PX
@@ -54,13 +53,15 @@ class ExportConfig:
 
     name: str = "useg"
     version: str = "1"
-    precision: FloatPrecision = "fp16-stored"
+    precision: Precision = "fp16-stored"
     score_threshold: float | None = None
     """None: the default of the network."""
     min_component_area_fraction: float | None = None
     """None: the default of the network."""
     input_sizes: tuple[InputSize, ...] = ()
-    """For a panoptic cascade. Empty: the square it was trained for, or the paper's sizes."""
+    """Empty: the square that the network was trained for, or the paper's sizes."""
+    low_input_sizes: tuple[InputSize, ...] = ()
+    """Input sizes of detail "low"."""
 
 
 def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Contract:
@@ -81,7 +82,7 @@ def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt
     contract = make_contract(info, deployed, config)
     tolerance = FP16_TOLERANCE if config.precision == "fp16" else FP32_TOLERANCE
     with atomic_directory(out) as folder:
-        write_graph(deployed, contract.input_sizes, config.precision, folder / NETWORK_FILE)
+        write_graph(deployed, contract.all_input_sizes, config.precision, folder / NETWORK_FILE)
         session = OnnxSession(folder / NETWORK_FILE, threads=torch.get_num_threads())
         session.check_contract(contract)
         logger.info("wrote %s; comparing it with torch, alone and in batches", NETWORK_FILE)
@@ -97,6 +98,7 @@ def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt
 
 def make_contract(info: RunInfo, network: Network, config: ExportConfig) -> Contract:
     """Return the contract of the artifact, without its files."""
+    _check_input_sizes((*config.input_sizes, *config.low_input_sizes), side_multiple_px(network))
     match network:
         case MaskTransformer():
             contract = _make_transformer_contract(info, network, config)
@@ -108,7 +110,17 @@ def make_contract(info: RunInfo, network: Network, config: ExportConfig) -> Cont
         if (value := getattr(config, name)) is not None
     }
     provenance = {**copy.deepcopy(info.provenance), "steps": info.step, "train_config": info.train_config}
-    return replace(contract, thresholds=replace(contract.thresholds, **chosen), provenance=provenance)
+    thresholds = replace(contract.thresholds, **chosen)
+    return replace(contract, thresholds=thresholds, provenance=provenance, low_input_sizes=config.low_input_sizes)
+
+
+def _check_input_sizes(sizes: Sequence[InputSize], multiple_px: int) -> None:
+    for size in sizes:
+        shortest = min(size.height_px, size.width_px)
+        if shortest < 1 or size.height_px % multiple_px or size.width_px % multiple_px:
+            raise ConfigError(f"input size {size.height_px}x{size.width_px}: expected multiples of {multiple_px} px")
+        if len(sizes) > 1 and shortest < MIN_DYNAMIC_SIDE_PX:
+            raise ConfigError(f"with several input sizes, sides must be at least {MIN_DYNAMIC_SIDE_PX} px")
 
 
 def _make_transformer_contract(info: RunInfo, network: MaskTransformer, config: ExportConfig) -> Contract:
@@ -117,7 +129,7 @@ def _make_transformer_contract(info: RunInfo, network: MaskTransformer, config: 
         name=config.name,
         version=config.version,
         network=info.network,
-        input_sizes=(InputSize.square(decoder.side_px),),
+        input_sizes=config.input_sizes or (InputSize.square(decoder.side_px),),
         stride_px=MASK_STRIDE_PX,
         max_detections=decoder.num_queries,
         thing_clusters=decoder.thing_clusters,
@@ -131,13 +143,6 @@ def _make_transformer_contract(info: RunInfo, network: MaskTransformer, config: 
 def _make_cascade_contract(info: RunInfo, network: PanopticCascade, config: ExportConfig) -> Contract:
     cascade, inference = network.config, network.inference
     input_sizes = config.input_sizes or ((InputSize.square(info.side_px),) if info.side_px else PAPER_INPUT_SIZES)
-    for size in input_sizes:
-        if min(size.height_px, size.width_px) < 1 or (size.height_px | size.width_px) % SIDE_MULTIPLE_PX:
-            raise ConfigError(
-                f"input size {size.height_px}x{size.width_px}: expected multiples of {SIDE_MULTIPLE_PX} px"
-            )
-        if len(input_sizes) > 1 and min(size.height_px, size.width_px) < MIN_DYNAMIC_SIDE_PX:
-            raise ConfigError(f"with several input sizes, sides must be at least {MIN_DYNAMIC_SIDE_PX} px")
     return Contract(
         name=config.name,
         version=config.version,
@@ -164,7 +169,7 @@ def _check_outputs(
     """Compare with torch, and batches of the first input size; returns the worst differences from torch."""
     placed = [letterbox_image(image, contract.input_sizes, contract.stride_px) for image in images]
     photos = [InputImage(pixels=pixels, size=letterbox.size) for pixels, letterbox in placed]
-    scenes = [draw_scene(seed, size) for size in contract.input_sizes for seed in range(_SCENES_PER_SIZE)]
+    scenes = [draw_scene(seed, size) for size in contract.all_input_sizes for seed in range(_SCENES_PER_SIZE)]
     worst = check_parity(TorchSession(network), session, scenes + photos, contract, tolerance)
     batch = [each for each in scenes + photos if each.pixels.shape == scenes[0].pixels.shape]
     check_batch_invariance(session, batch[: max(CHECKED_BATCH_SIZES)], tolerance)

@@ -15,11 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from model.backends.onnx_to_torch import ALIASES_KEY, FP16_SUFFIX, TRANSPOSED_SUFFIX
-from model.contract import FloatPrecision, InputSize
+from model.contract import InputSize, Precision
 from model.export.precision import compute_in_fp16, store_as_int8
 from model.network_io import OUTPUT_NAMES
-from model.networks.architecture import Network, list_unexported_weights
-from model.networks.fpn import SIDE_MULTIPLE_PX
+from model.networks.architecture import Network, list_unexported_weights, side_multiple_px
 from model.networks.panoptic_cascade import PanopticCascade
 from model.networks.roi_align import roi_align_onnx
 
@@ -31,7 +30,7 @@ _MIN_STORED_VALUES = 1024
 """Smaller tensors stay fp32."""
 
 
-def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: FloatPrecision, path: Path) -> None:
+def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: Precision, path: Path) -> None:
     """Write the graph, checked by ONNX. Height and width are dynamic if there are several input sizes.
 
     Weights keep the names of the state dict, with ".T" if they are transposed. Except for precision fp32, weights that
@@ -49,7 +48,7 @@ def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: F
             verbose=False,
             input_names=["pixels", "sizes"],
             output_names=OUTPUT_NAMES,
-            dynamic_shapes=_dynamic_axes(input_sizes),
+            dynamic_shapes=_dynamic_axes(input_sizes, side_multiple_px(network)),
             opset_version=_OPSET,
         )
     assert program is not None, "the exporter returned no program"
@@ -78,18 +77,18 @@ def round_to_fp16(network: nn.Module) -> None:
             parameter.data = parameter.data.half().float()
 
 
-def _dynamic_axes(input_sizes: Sequence[InputSize]) -> dict[str, dict[int, Any]]:
+def _dynamic_axes(input_sizes: Sequence[InputSize], multiple_px: int) -> dict[str, dict[int, Any]]:
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH_SIZE)
     if len(input_sizes) == 1:
         return {"pixels": {0: batch}, "sizes": {0: batch}}
     rows, columns = (
-        torch.export.Dim(name, min=min(sides) // SIDE_MULTIPLE_PX, max=max(sides) // SIDE_MULTIPLE_PX)
+        torch.export.Dim(name, min=min(sides) // multiple_px, max=max(sides) // multiple_px)
         for name, sides in (
             ("rows", [size.height_px for size in input_sizes]),
             ("columns", [size.width_px for size in input_sizes]),
         )
     )
-    return {"pixels": {0: batch, 2: SIDE_MULTIPLE_PX * rows, 3: SIDE_MULTIPLE_PX * columns}, "sizes": {0: batch}}
+    return {"pixels": {0: batch, 2: multiple_px * rows, 3: multiple_px * columns}, "sizes": {0: batch}}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from model.contract import Category, Contract
+from model.contract import NETWORK_FILE, Category, Contract
 from model.errors import ConfigError, InvalidCategoryNames, InvalidParameter
 from model.files import atomic_write, remove_temp_files
 from model.validation import parse_versioned_json, to_versioned_json
@@ -166,7 +166,7 @@ def names_path(artifact: Path) -> Path:
 
 def network_hash(contract: Contract) -> str:
     """Return the hash of the file that defines the clusters."""
-    return contract.files.get(contract.network_files[-1], "")
+    return contract.files.get(NETWORK_FILE, "")
 
 
 def empty_names(contract: Contract) -> CategoryNames:

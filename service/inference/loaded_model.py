@@ -5,10 +5,11 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
-from model.backends.session import HotSwapSession, Session
+from model.backends.session import AutoSession, Session, find_hot_swap
 from model.contract import Contract
 from model.errors import ArtifactError, NotReady, ShuttingDown, UsegError
 from service.inference.batch_scheduler import is_finite
@@ -23,6 +24,20 @@ ModelLoader = Callable[[], tuple[Contract, Session]]
 
 Called off the event loop, and again if the inference thread died.
 """
+
+
+class BackendDescription(TypedDict, total=False):
+    """The backend of a loaded version, as its status reports it."""
+
+    backend: str
+    skipped_backends: dict[str, str]
+
+
+def describe_backend(model: "LoadedModel | None") -> BackendDescription:
+    """Describe the backend of a version; empty unless it is loaded."""
+    if not model or not model.backend:
+        return {}
+    return {"backend": model.backend, "skipped_backends": model.skipped_backends}
 
 
 class LoadedModel:
@@ -64,8 +79,7 @@ class LoadedModel:
         self._unready_reason = "the server is shutting down: try again in a moment"
         if pipeline:
             await pipeline.stop()
-        if isinstance(self._session, HotSwapSession):
-            self._session.close()
+        self._close_session()
 
     async def wait_ready(self) -> None:
         """Return once images are accepted. Raises the error with which loading failed."""
@@ -89,6 +103,11 @@ class LoadedModel:
     def backend(self) -> str:
         """The backend in use; it changes when a faster session takes over."""
         return self._session.backend if self._session else ""
+
+    @property
+    def skipped_backends(self) -> dict[str, str]:
+        """Why faster backends are not in use, by their names; empty unless the backend is chosen automatically."""
+        return dict(self._session.skipped_backends) if isinstance(self._session, AutoSession) else {}
 
     @property
     def state(self) -> ModelState:
@@ -131,10 +150,13 @@ class LoadedModel:
         contract, session = self._load_and_warm_up()
         if self._contract and contract != self._contract:
             raise ArtifactError("the artifact changed while it was served: restart the server to use the new one")
-        if isinstance(self._session, HotSwapSession):
-            self._session.close()
+        self._close_session()
         self._session = session
         return session
+
+    def _close_session(self) -> None:
+        if hot_swap := find_hot_swap(self._session):
+            hot_swap.close()
 
     def _load_and_warm_up(self) -> tuple[Contract, Session]:
         """Load the artifact and run the smallest and the largest batch of each input size.

@@ -133,8 +133,13 @@ async def model_metadata(request: Request, name: str, version: str | None = None
 @router.get("/models/{name}/config", responses=_MODEL_ERRORS)
 @router.get("/models/{name}/versions/{version}/config", responses=_MODEL_ERRORS)
 async def model_config(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
-    """Return Triton's configuration of a model; its `max_batch_size` of 0 says that a request has no batch axis."""
-    contract = _get_pipeline(request, name, version).contract
+    """Return Triton's configuration of a model; its `max_batch_size` of 0 says that a request has no batch axis.
+
+    Its parameters name the backend in use, and why faster ones are not.
+    """
+    pipeline = _get_pipeline(request, name, version)
+    model = next(each for each in _get_router(request, name).list_models() if each.pipeline is pipeline)
+    contract = pipeline.contract
     return {
         "name": contract.name,
         "platform": "onnxruntime_onnx",
@@ -147,6 +152,10 @@ async def model_config(request: Request, name: str, version: str | None = None) 
         "output": [
             {"name": each, "data_type": _TRITON_TYPES[kind], "dims": shape} for each, (kind, shape) in OUTPUTS.items()
         ],
+        "parameters": {
+            "backend": {"string_value": model.backend},
+            **{f"skipped_backends.{each}": {"string_value": why} for each, why in model.skipped_backends.items()},
+        },
     }
 
 

@@ -15,7 +15,7 @@ from model.contract import Contract
 from model.errors import RegistryError, UsegError
 from model.registry.deployment import DeploymentState, TrafficSplit
 from model.registry.versions import Registry
-from service.inference.loaded_model import LoadedModel
+from service.inference.loaded_model import LoadedModel, describe_backend
 from service.inference.pipeline import Pipeline
 from service.rollout.canary_analysis import AnalysisThresholds, check_identity, check_latency, find_regression
 from service.rollout.model_status import HistoryEvent, ModelHistory, VersionStatus
@@ -138,6 +138,7 @@ class RolloutController:
                     state=role,
                     traffic_fraction=fractions.get(version),
                     reason=self._failed[version].reason if version in self._failed else None,
+                    **describe_backend(self._loaded.get(version)),
                 )
                 for version, role in self._roles().items()
             ],

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 
 from model.backends.loader import load_session
+from model.backends.openvino import default_compile_cache
 from model.backends.session import Session
 from model.contract import NETWORK_FILE, Contract
 from model.errors import InvalidParameter, ModelNotFound, NotReady, ShuttingDown, UsegError
 from model.registry.category_names import names_path
 from model.registry.signatures import read_trusted_keys, verify_signature
 from model.registry.versions import Registry
-from service.inference.loaded_model import LoadedModel, ModelLoader
+from service.inference.loaded_model import LoadedModel, ModelLoader, describe_backend
 from service.inference.pipeline import Pipeline
 from service.rollout.controller import ArtifactLoader, RolloutController
 from service.rollout.model_status import ModelHistory, VersionStatus
@@ -123,7 +124,11 @@ class ModelRepository:
         if not self._model.pipeline:
             return []
         contract = self._model.pipeline.contract
-        status = VersionStatus(version=contract.version, state="active" if self._model.find_pipeline() else "loading")
+        status = VersionStatus(
+            version=contract.version,
+            state="active" if self._model.find_pipeline() else "loading",
+            **describe_backend(self._model),
+        )
         return [
             ModelHistory(
                 name=contract.name,
@@ -208,7 +213,12 @@ def make_artifact_loader(settings: Settings) -> ArtifactLoader:
 
     Raises ConfigError for unusable public keys.
     """
-    load = partial(load_session, backend=settings.backend, threads=settings.intra_op_threads)
+    load = partial(
+        load_session,
+        backend=settings.backend,
+        threads=settings.intra_op_threads,
+        compile_cache=settings.compile_cache or default_compile_cache(),
+    )
     if settings.trusted_keys_file is None:
         return load
     trusted = read_trusted_keys(settings.trusted_keys_file)
@@ -230,4 +240,5 @@ def _info_labels(model: LoadedModel) -> ModelInfoLabels | None:
         sha256=contract.files.get(NETWORK_FILE, ""),
         backend=model.backend,
         precision=contract.precision,
+        skipped_backends=model.skipped_backends,
     )

@@ -24,6 +24,10 @@ class VersionStatus(_StatusSchema):
     """Fraction of the traffic of a canary or a shadow."""
     reason: str | None = None
     """Why it failed."""
+    backend: str | None = None
+    """What runs its network, if it is loaded."""
+    skipped_backends: dict[str, str] = Field(default_factory=dict)
+    """Why faster backends are not in use, if the backend was chosen automatically."""
 
 
 class ModelStatus(_StatusSchema):

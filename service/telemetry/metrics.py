@@ -44,6 +44,8 @@ class ModelInfoLabels:
     """Hash of the network's file."""
     backend: str
     precision: str
+    skipped_backends: Mapping[str, str]
+    """Not a label: the labels `backend` and `reason` of `useg_skipped_backend_info`."""
 
 
 class SharedGauge:
@@ -84,10 +86,14 @@ class Telemetry:
         self.batch_padding.observe(1.0 - covered / (height * width * len(image_sizes)))
 
     def set_models(self, models: Iterable[ModelInfoLabels]) -> None:
-        """Replace the series of `useg_model_info`."""
+        """Replace the series of `useg_model_info` and `useg_skipped_backend_info`."""
         self.model_info.clear()
+        self.skipped_backend_info.clear()
         for each in models:
-            self.model_info.labels(**asdict(each)).set(1)
+            labels = asdict(each)
+            for backend, reason in labels.pop("skipped_backends").items():
+                self.skipped_backend_info.labels(each.name, each.version, backend, reason).set(1)
+            self.model_info.labels(**labels).set(1)
 
     def set_state(self, state: ModelState) -> None:
         """Set the state of the process in `useg_model_state`."""
@@ -186,6 +192,9 @@ class Telemetry:
     def _create_model_metrics(self) -> None:
         self.model_info = self._gauge(
             "useg_model_info", "Served models.", "name", "version", "sha256", "backend", "precision"
+        )
+        self.skipped_backend_info = self._gauge(
+            "useg_skipped_backend_info", "Faster backends that are not in use, and why.", *_VERSION, "backend", "reason"
         )
         self.model_load_duration = self._gauge("useg_model_load_seconds", "Time to load and warm up the last model.")
         self.model_state = self._gauge("useg_model_state", "State of the model (1 for the current one).", "state")

@@ -18,7 +18,7 @@ export function renderTables(metrics, shown) {
     batches: renderBatches(shown),
     failures: [renderFailures(shown)],
     outputs: [renderOutputs(metrics, shown)],
-    versions: [renderVersions(metrics)],
+    versions: renderVersions(metrics),
   };
 }
 
@@ -101,7 +101,13 @@ function renderVersions(metrics) {
         findInfo(labels)?.precision,
       ])
     : active.map(({ labels }) => [`${labels.name} ${labels.version}`, "active", labels.backend, labels.precision]);
-  return rows.length ? renderTable("Versions", ["Version", "State", "Backend", "Precision"], rows) : "None yet.";
+  const skipped = metrics
+    .list("useg_skipped_backend_info")
+    .map(({ labels }) => [`${labels.model} ${labels.version}`, labels.backend, labels.reason]);
+  return [
+    rows.length ? renderTable("Versions", ["Version", "State", "Backend", "Precision"], rows) : "None yet.",
+    ...(skipped.length ? [renderTable("Faster backends", ["Version", "Not in use", "Why"], skipped)] : []),
+  ];
 }
 
 function renderQuantiles(shown, name, where) {

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from model.backends.onnx_to_torch import load_torch_network
 from model.checkpoints.runs import WEIGHT_FILES, NetworkName, read_run_info
 from model.checkpoints.state_dicts import StateDict, load_strictly, read_state_dict
-from model.contract import CONTRACT_FILE, read_contract
+from model.contract import CONTRACT_FILE, NETWORK_FILE, read_contract
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write, hash_file
 from model.networks.architecture import list_unexported_weights
@@ -150,8 +150,6 @@ def _read_run(run: Path) -> _WeightSource:
 def _read_artifact(artifact: Path) -> _WeightSource:
     """Read the trained part of an artifact; weights that the output does not depend on are not exported."""
     contract = read_contract(artifact)
-    if contract.precision == "int8":
-        raise ConfigError(f"{artifact} is an int8 artifact: initialize from the artifact that it was quantized from")
     network = load_torch_network(contract, artifact)
     unexported = list_unexported_weights(network)
     prefix = "decoder." if isinstance(network, MaskTransformer) else ""
@@ -160,6 +158,6 @@ def _read_artifact(artifact: Path) -> _WeightSource:
     return _WeightSource(
         network=contract.network,
         state={name.removeprefix(prefix): state[name] for name in kept},
-        sha256=contract.files[contract.network_files[-1]],
+        sha256=contract.files[NETWORK_FILE],
         step=int(contract.provenance.get("steps", 0)),
     )
