@@ -165,14 +165,22 @@ def letterbox_image(
     """Resize an image to fit the best of the input sizes, and pad it with ImageNet's mean color."""
     height, width = image.shape[:2]
     letterbox = plan_letterbox(height, width, input_sizes, stride_px)
-    target = (letterbox.resized_width, letterbox.resized_height)
-    is_smaller = letterbox.resized_width * letterbox.resized_height < width * height
-    # Bilinear interpolation aliases when it shrinks; area interpolation shows blocks when it enlarges.
-    resized = cv2.resize(image, target, interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)
-    padded = np.empty((letterbox.input_size.height_px, letterbox.input_size.width_px, 3), np.uint8)
+    resized = resize_image(image, letterbox.resized_height, letterbox.resized_width)
+    return pad_image(resized, letterbox.input_size), letterbox
+
+
+def resize_image(image: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Resize an image: bilinear interpolation aliases if it shrinks, area interpolation shows blocks if it grows."""
+    is_smaller = height * width < image.shape[0] * image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_LINEAR)
+
+
+def pad_image(image: UInt8[np.ndarray, "h w 3"], size: InputSize) -> UInt8[np.ndarray, "3 H W"]:
+    """Place an image at the top left of an input, and pad it with ImageNet's mean color."""
+    padded = np.empty((size.height_px, size.width_px, 3), np.uint8)
     padded[:] = PAD_RGB
-    padded[: letterbox.resized_height, : letterbox.resized_width] = resized
-    return np.ascontiguousarray(padded.transpose(2, 0, 1)), letterbox
+    padded[: image.shape[0], : image.shape[1]] = image
+    return np.ascontiguousarray(padded.transpose(2, 0, 1))
 
 
 def plan_letterbox(height: int, width: int, input_sizes: Sequence[InputSize], stride_px: int) -> Letterbox:

@@ -5,14 +5,16 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
-from fake_service import CONTRACT, draw_halves, open_client, post, save
+from fake_service import CONTRACT, RedSession, draw_halves, open_client, post, save
 from fastapi.exceptions import RequestValidationError
 from live_service import GatedSession
 from pydantic import ValidationError
 
 from model.contract import Category, Thresholds
 from model.errors import InvalidParameter
+from model.network_io import RawOutputs
 from service.requests import SegmentOptions, parse_json_body
 
 HALVES = save(draw_halves())
@@ -167,3 +169,26 @@ async def test_a_client_may_shorten_the_timeout_but_not_extend_it() -> None:
             assert (response.status_code, response.json()["type"]) == (504, "urn:useg:problem:deadline-exceeded")
             assert asyncio.get_running_loop().time() - started < 10.0
         session.gate.set()
+
+
+async def test_windows_of_high_detail_go_through_the_queue() -> None:
+    counts: list[int] = []
+
+    class CountingSession(RedSession):
+        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+            counts.append(len(pixels))
+            return super().run(pixels, sizes)
+
+    async with open_client(lambda: (CONTRACT, CountingSession()), max_queue_size=3) as client:
+        photo = save(draw_halves())  # 56x28 px fill the width: two windows beside the whole image
+        counts.clear()
+        standard, high, low = [
+            await post(client, photo, params={"detail": detail}) for detail in ("standard", "high", "low")
+        ]
+        assert counts == [1, 1, 1, 1]
+        assert high.json()["segments_info"] == standard.json()["segments_info"]
+        assert "infer;dur=" in high.headers["server-timing"]
+        assert low.status_code == 422
+        assert "no detail 'low': send 'standard' or 'high'" in low.json()["detail"]
+    async with open_client(max_queue_size=2) as client:
+        assert (await post(client, photo, params={"detail": "high"})).status_code == 503

@@ -9,7 +9,7 @@ from cyclopts import CycloptsError, Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
 
 from model.backends.session import Backend
-from model.contract import FloatPrecision, InputSize, Task
+from model.contract import Detail, InputSize, Precision, Task
 from model.errors import ConfigError
 
 _MAX_PARITY_PHOTOS = 4
@@ -65,8 +65,9 @@ def export(
     photos: Path | None = None,
     score_threshold: float | None = None,
     min_component_area_fraction: float | None = None,
-    precision: FloatPrecision = "fp16-stored",
+    precision: Precision = "fp16-stored",
     input_sizes: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    low_input_sizes: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     threads: Threads = 2,
 ) -> dict[str, Any]:
     """Export a run as an artifact: an ONNX graph, its contract and reference outputs.
@@ -91,7 +92,10 @@ def export(
     precision
         Precision of weights and arithmetic. `fp16-stored` and `int8-stored` store smaller weights and compute in fp32.
     input_sizes
-        Input sizes of a panoptic cascade, as HEIGHTxWIDTH, multiples of 32 (default: those of the run, or five).
+        Input sizes as HEIGHTxWIDTH, multiples of 28 for a mask transformer and of 32 for a panoptic cascade; an image
+        is resized to the one that shows it largest (default: that of the run, or five of the paper's cascade).
+    low_input_sizes
+        Input sizes for requests with `detail=low`.
     """
     import torch  # not installed with the service
 
@@ -107,29 +111,32 @@ def export(
         score_threshold=score_threshold,
         min_component_area_fraction=min_component_area_fraction,
         input_sizes=tuple(_parse_input_size(text) for text in input_sizes),
+        low_input_sizes=tuple(_parse_input_size(text) for text in low_input_sizes),
     )
     images = [photo.image for photo in sample_photos(photos, _MAX_PARITY_PHOTOS)] if photos else []
     contract = export_run(run, out, config, images)
     return {"artifact": str(out), "files": contract.files, "parity": contract.provenance["parity"]}
 
 
-def check(artifact: Artifact, /, *, backend: BackendName = "cpu", threads: Threads = 2) -> dict[str, Any]:
+def check(artifact: Artifact, /, *, backend: BackendName = "auto", threads: Threads = 2) -> dict[str, Any]:
     """Load an artifact and compare its outputs with its reference outputs."""
     from model.backends.loader import load_session
-    from model.backends.session import HotSwapSession
+    from model.backends.session import AutoSession, find_hot_swap
 
     contract, session = load_session(artifact, backend=backend, threads=threads)
-    if isinstance(session, HotSwapSession):
-        session.wait_ready()
-    return {"name": contract.name, "version": contract.version, "backend": session.backend, "golden": "matched"}
+    if hot_swap := find_hot_swap(session):
+        hot_swap.wait_ready()
+    skipped = {"skipped_backends": session.skipped_backends} if isinstance(session, AutoSession) else {}
+    found = {"name": contract.name, "version": contract.version, "backend": session.backend, "golden": "matched"}
+    return {**found, **skipped}
 
 
 def quantize(
-    artifact: Artifact, /, *, photos: Photos, out: NewArtifact, max_photos: PositiveInt = 100, threads: Threads = 2
+    artifact: Artifact, /, *, photos: Photos, max_photos: PositiveInt = 100, threads: Threads = 2
 ) -> dict[str, Any]:
-    """Quantize an artifact to int8 weights and activations, for OpenVINO on a CPU.
+    """Add the network in int8 weights and activations to an artifact, for OpenVINO on a CPU.
 
-    Fails if the int8 network segments photos too differently.
+    Fails, leaving the artifact unchanged, if the int8 network segments photos too differently.
 
     Parameters
     ----------
@@ -139,21 +146,22 @@ def quantize(
     from model.export.quantize import QuantizeConfig, quantize_artifact
 
     config = QuantizeConfig(max_calibration_photos=max_photos, threads=threads)
-    contract = quantize_artifact(artifact, photos, out, config)
-    return {"artifact": str(out), "files": contract.files, **contract.provenance["quantization"]}
+    contract = quantize_artifact(artifact, photos, config)
+    return {"artifact": str(artifact), "files": contract.files, **contract.provenance["quantization"]}
 
 
 def bench(
     artifact: Artifact,
     /,
     *,
-    backend: BackendName = "cpu",
+    backend: BackendName = "auto",
     batch_sizes: tuple[PositiveInt, ...] = (1, 2, 3, 5, 8),
     rounds: PositiveInt = 5,
+    baseline: Annotated[Backend, Parameter(help="Backend to compare with, if it is installed.")] = "torch",
     peak_tflops: PositiveFloat | None = None,
     threads: Threads = 2,
 ) -> dict[str, Any]:
-    """Measure how fast an artifact runs, next to the same weights in torch.
+    """Measure how fast an artifact runs on a backend, alternating with another one.
 
     Parameters
     ----------
@@ -167,7 +175,12 @@ def bench(
     from model.export.bench import BenchConfig, run_bench
 
     config = BenchConfig(
-        backend=backend, batch_sizes=batch_sizes, rounds=rounds, threads=threads, peak_tflops=peak_tflops
+        backend=backend,
+        batch_sizes=batch_sizes,
+        rounds=rounds,
+        threads=threads,
+        baseline=baseline,
+        peak_tflops=peak_tflops,
     )
     return run_bench(artifact, config)
 
@@ -179,7 +192,8 @@ def segment(
     *,
     out: Path,
     task: Task = "panoptic",
-    backend: BackendName = "cpu",
+    detail: Detail = "standard",
+    backend: BackendName = "auto",
     threads: Threads = 2,
 ) -> dict[str, Any]:
     """Segment a photo, and write the masks or an overlay.
@@ -192,24 +206,26 @@ def segment(
         File to write: .png for COCO's panoptic format, .jpg for an overlay of the segments over the photo.
     task
         Kind of segmentation.
+    detail
+        high: also run the network on overlapping windows, which finds smaller objects for five times the computation;
+        low: a smaller input, where the artifact has one.
     """
-    import numpy as np
-
     from model.backends.loader import load_session
+    from model.detail import run_image
     from model.files import atomic_write
     from model.formats.coco import to_segments_info
     from model.formats.overlay import encode_overlay
     from model.formats.png import encode_panoptic_png
-    from model.images import letterbox_image, read_image
+    from model.images import read_image
     from model.postprocessing.panoptic import postprocess
     from model.registry.category_names import names_path, read_names
 
     image = read_image(photo).image
     contract, session = load_session(artifact, backend=backend, threads=threads)
     contract = read_names(names_path(artifact), contract).apply(contract)
-    pixels, letterbox = letterbox_image(image, contract.input_sizes, contract.stride_px)
-    outputs = session.run(pixels[None], np.array([letterbox.size]))[0]
-    segmentation = postprocess(outputs, letterbox, contract, task, contract.thresholds)
+    outputs, prepared = run_image(session, image, contract, detail)
+    thresholds = prepared.override(contract.thresholds)
+    segmentation = postprocess(outputs, prepared.letterbox, contract, task, thresholds)
     is_overlay = out.suffix.lower() in (".jpg", ".jpeg")
     content = encode_overlay(image, segmentation) if is_overlay else encode_panoptic_png(segmentation.label_map)
     with atomic_write(out) as temporary:
@@ -223,7 +239,7 @@ def drift_reference(
     *,
     photos: Photos,
     max_photos: PositiveInt = 200,
-    backend: BackendName = "cpu",
+    backend: BackendName = "auto",
     threads: Threads = 2,
 ) -> dict[str, Any]:
     """Store statistics of an artifact's outputs in its contract, to detect drift of later outputs.
@@ -243,5 +259,5 @@ def drift_reference(
 def _parse_input_size(text: str) -> InputSize:
     height, _, width = text.partition("x")
     if not (height.isdecimal() and width.isdecimal()):
-        raise ConfigError(f"--input-sizes takes HEIGHTxWIDTH, such as 800x1088, got {text!r}")
+        raise ConfigError(f"an input size is HEIGHTxWIDTH, such as 336x448, got {text!r}")
     return InputSize(height_px=int(height), width_px=int(width))

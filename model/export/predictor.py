@@ -12,11 +12,12 @@ from jaxtyping import UInt8
 
 from model.backends.loader import load_session
 from model.backends.session import Backend, Session
-from model.contract import Contract, read_contract
+from model.contract import Contract
+from model.detail import run_image
 from model.drift import build_histograms, output_statistics
 from model.errors import ConfigError, InputError
 from model.files import list_files
-from model.images import SUFFIXES, letterbox_image, read_image
+from model.images import SUFFIXES, read_image
 from model.postprocessing.panoptic import Segmentation, postprocess
 
 logger = logging.getLogger(__name__)
@@ -33,15 +34,13 @@ class ArtifactPredictor:
 
     def segment(self, image: UInt8[np.ndarray, "H W 3"]) -> Segmentation:
         """Return the panoptic segmentation of one photo."""
-        pixels, letterbox = letterbox_image(image, self.contract.input_sizes, self.contract.stride_px)
-        outputs = self._session.run(pixels[None], np.array([letterbox.size]))[0]
-        return postprocess(outputs, letterbox, self.contract, "panoptic", self.contract.thresholds)
+        outputs, prepared = run_image(self._session, image, self.contract)
+        return postprocess(outputs, prepared.letterbox, self.contract, "panoptic", self.contract.thresholds)
 
 
 def load_artifact_predictor(artifact: Path, *, threads: int) -> ArtifactPredictor:
-    """Load an artifact on the CPU, with the backend for its precision. Raises what `load_session` does."""
-    backend: Backend = "openvino" if read_contract(artifact).precision == "int8" else "cpu"
-    return ArtifactPredictor(*load_session(artifact, backend=backend, threads=threads))
+    """Load an artifact in ONNX Runtime, whose outputs are equal everywhere. Raises what `load_session` does."""
+    return ArtifactPredictor(*load_session(artifact, threads=threads))
 
 
 @dataclass(frozen=True, kw_only=True)

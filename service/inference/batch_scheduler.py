@@ -204,16 +204,16 @@ class BatchScheduler:
             retry_after_s=max(1, math.ceil(self._policy.estimate_wait(ahead))),
         )
 
-    def check_wait(self, context: RequestContext) -> None:
-        """Raise QueueFull if the queue is full, or so long that an image would miss its deadline in it."""
-        if len(self._queue) >= self._max_queue_size:
+    def check_wait(self, context: RequestContext, images: int = 1) -> None:
+        """Raise QueueFull if the queue has no room for these images, or they would miss their deadline in it."""
+        if len(self._queue) + images > self._max_queue_size:
             raise self.make_queue_full()
         ahead = len(self._running) + self._queue.count_ahead(context)
         time_left_s = context.deadline - asyncio.get_running_loop().time()
         if not ahead or not self._policy.is_measured or time_left_s <= 0.0:
             return
         # A queue that outlasts the clients' timeouts would only be worked off for those who have given up.
-        is_late = self._policy.estimate_wait(ahead + 1) > _MAX_WAIT_FRACTION * time_left_s
+        is_late = self._policy.estimate_wait(ahead + images) > _MAX_WAIT_FRACTION * time_left_s
         if is_late or self._policy.estimate_wait(ahead) > self._max_queue_wait_s:
             raise self.make_queue_full()
 

@@ -15,7 +15,8 @@ from jaxtyping import UInt8
 
 from model.backends.session import Session
 from model.contract import Contract, Task
-from model.images import DecodedImage, Letterbox, check_pixels, decode_image, letterbox_image, limit_size
+from model.detail import PreparedImage, prepare_image
+from model.images import DecodedImage, check_pixels, decode_image, limit_size
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_clusters
 from service.inference.batch_scheduler import BatchScheduler
@@ -48,13 +49,11 @@ class SegmentationResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _NetworkInput:
+class _GivenImage:
     image: DecodedImage
     """In the size of the result."""
     original_size: tuple[int, int]
-    pixels: UInt8[np.ndarray, "3 H W"]
-    letterbox: Letterbox
-    """From the network's input to the size of the result."""
+    prepared: PreparedImage
 
 
 class Pipeline:
@@ -146,16 +145,33 @@ class Pipeline:
         timer.enter("decode")
         given = await self.offload(partial(self._decode, content, options, timer))
         timer.enter("queue")
-        inferred = await self.scheduler.submit(
-            given.pixels, given.letterbox.size, context, on_start=partial(timer.enter, "infer")
-        )
-        timer.add("queue", inferred.queue_s, self.stats, ended_ago_s=inferred.infer_s)
-        timer.add("infer", inferred.infer_s, self.stats)
+        outputs = await self._infer(given.prepared, context, timer)
         timer.enter("merge")
-        postprocess = partial(self._postprocess, given, inferred.raw, options, encode, timer, contract)
+        postprocess = partial(self._postprocess, given, outputs, options, encode, timer, contract)
         encoded = await self.offload(postprocess)
         self.stats.record_image(time.perf_counter() - started)
         return encoded
+
+    async def _infer(self, prepared: PreparedImage, context: RequestContext, timer: StageTimer) -> list[RawOutputs]:
+        """Run the network on all inputs of an image; each waits in the queue like an image of its own."""
+        if len(prepared.inputs) > 1:
+            self.scheduler.check_wait(context, images=len(prepared.inputs))
+        started = time.perf_counter()
+        on_start = partial(timer.enter, "infer")
+        runs = [
+            asyncio.ensure_future(self.scheduler.submit(each.pixels, each.size, context, on_start=on_start))
+            for each in prepared.inputs
+        ]
+        try:
+            results = await asyncio.gather(*runs)
+        finally:
+            for run in runs:  # one that has failed takes the others with it
+                run.cancel()
+        elapsed_s = time.perf_counter() - started
+        infer_s = min(elapsed_s, sum(each.infer_s for each in results))  # inputs of one batch share a run
+        timer.add("queue", elapsed_s - infer_s, self.stats, ended_ago_s=infer_s)
+        timer.add("infer", infer_s, self.stats)
+        return [each.raw for each in results]
 
     async def offload(self, work: Callable[[], T]) -> T:
         """Run `work` on a codec thread."""
@@ -169,27 +185,27 @@ class Pipeline:
         context = RequestContext(deadline=deadline, priority=LOWEST_PRIORITY)
         return (await self.scheduler.submit(np.zeros((3, *size), np.uint8), size, context)).infer_s
 
-    def _decode(self, content: ImageContent, options: SegmentOptions, timer: StageTimer) -> _NetworkInput:
+    def _decode(self, content: ImageContent, options: SegmentOptions, timer: StageTimer) -> _GivenImage:
         with timer.time("decode", self.stats):
             if isinstance(content, bytes):
                 image = decode_image(content, max_image_pixels=self._max_image_pixels)
             else:
                 check_pixels(content.shape[1], content.shape[0], self._max_image_pixels)
                 image = DecodedImage(image=content, num_frames=1, orientation=1)
-            pixels, letterbox = letterbox_image(image.image, self.contract.input_sizes, self.contract.stride_px)
+            prepared = prepare_image(image.image, self.contract, options.detail)
             limited = limit_size(image, options.longest_edge or max(image.height, image.width))
         self._telemetry.image_pixels.observe(image.height * image.width)
-        return _NetworkInput(
+        letterbox = replace(prepared.letterbox, height=limited.height, width=limited.width)
+        return _GivenImage(
             image=limited,
             original_size=(image.height, image.width),
-            pixels=pixels,
-            letterbox=replace(letterbox, height=limited.height, width=limited.width),
+            prepared=replace(prepared, letterbox=letterbox),
         )
 
     def _postprocess(
         self,
-        given: _NetworkInput,
-        raw: RawOutputs,
+        given: _GivenImage,
+        outputs: list[RawOutputs],
         options: SegmentOptions,
         encode: Callable[[SegmentationResult], T],
         timer: StageTimer,
@@ -197,15 +213,18 @@ class Pipeline:
     ) -> T:
         clusters = options.find_clusters(contract)
         thresholds = options.override(contract.thresholds)
+        prepared = given.prepared
         with timer.time("merge", self.stats):
-            postprocess = make_postprocessor(raw, given.letterbox, contract, thresholds)
+            postprocess = make_postprocessor(
+                prepared.merge(outputs), prepared.letterbox, contract, prepared.override(thresholds)
+            )
             segmentations = {task: postprocess(task) for task in options.tasks}
             if clusters is not None:
                 segmentations = {task: select_clusters(each, clusters) for task, each in segmentations.items()}
             merged = segmentations
             if options.merge_clusters:
                 merged = {task: merge_categories(each, contract, task) for task, each in segmentations.items()}
-        is_default = clusters is None and thresholds == contract.thresholds
+        is_default = clusters is None and thresholds == contract.thresholds and options.detail == "standard"
         self.stats.record_outputs(segmentations, is_default=is_default)
         with timer.time("encode", self.stats):
             return encode(

@@ -4,13 +4,14 @@ const THUMBNAIL_PX = 144;
 const MAX_CONCURRENT = 2;
 const STATE_LABELS = { waiting: "waiting", busy: "being segmented", done: "segmented", failed: "failed" };
 
-/** The user's photos, one of which is shown. Each is segmented once, the shown one first. */
+/** The user's photos, one of which is shown. Each is segmented once for a detail, the shown one first. */
 export class Album {
   #list;
   #onChange;
   #entries = [];
   #running = 0;
-  shown = null; // { file, state, result, stages, seconds, error }
+  #detail = "standard";
+  shown = null; // { file, state, detail, result, stages, seconds, error }
 
   /** `list` holds one button per photo; `onChange` is called with an entry whose state has changed. */
   constructor(list, onChange) {
@@ -39,7 +40,13 @@ export class Album {
     this.shown = entry;
     for (const { button } of this.#entries) button.setAttribute("aria-current", button === entry.button);
     this.#onChange(entry);
-    this.#startWaiting();
+    this.#refreshShown();
+  }
+
+  /** Segment the shown photo again in this detail, and others when they are shown. */
+  setDetail(detail) {
+    this.#detail = detail;
+    this.#refreshShown();
   }
 
   /** Segment all photos again whose error is retryable. */
@@ -62,6 +69,12 @@ export class Album {
     }
   }
 
+  #refreshShown() {
+    const entry = this.shown;
+    if (entry?.state === "done" && entry.detail !== this.#detail) this.#update(entry, { state: "waiting" });
+    this.#startWaiting();
+  }
+
   #startWaiting() {
     while (this.#running < MAX_CONCURRENT) {
       const waiting = this.#entries.filter(({ state }) => state === "waiting");
@@ -73,15 +86,15 @@ export class Album {
   async #segment(entry) {
     const started = performance.now();
     this.#running++;
-    this.#update(entry, { state: "busy" });
+    this.#update(entry, { state: "busy", detail: this.#detail });
     try {
-      const { result, stages } = await fetchSegments(entry.file);
+      const { result, stages } = await fetchSegments(entry.file, entry.detail);
       this.#update(entry, { state: "done", result, stages, seconds: (performance.now() - started) / 1000 });
     } catch (error) {
       this.#update(entry, { state: "failed", error });
     }
     this.#running--;
-    this.#startWaiting();
+    this.#refreshShown();
   }
 
   #update(entry, changes) {

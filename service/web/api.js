@@ -32,15 +32,15 @@ export class ApiError extends Error {
  *
  * Throws ApiError, or AbortError when `signal` is aborted.
  */
-export async function fetchSegments(file, signal) {
-  const response = await post(file, TASKS.join(","), "application/json", signal);
+export async function fetchSegments(file, detail, signal) {
+  const response = await post(file, TASKS.join(","), detail, "application/json", signal);
   const stages = parseServerTiming(response.headers.get("Server-Timing") ?? "");
   return { result: await response.json(), stages };
 }
 
 /** The label map of one task as a PNG blob. Throws as `fetchSegments`. */
-export async function fetchLabelMap(file, task, signal) {
-  const response = await post(file, task, "image/png", signal);
+export async function fetchLabelMap(file, task, detail, signal) {
+  const response = await post(file, task, detail, "image/png", signal);
   return response.blob();
 }
 
@@ -68,10 +68,10 @@ function clustersUrl({ name, version }, suffix = "") {
   return `v1/models/${encodeURIComponent(name)}/clusters${suffix}?version=${encodeURIComponent(version)}`;
 }
 
-async function post(file, task, accept, signal) {
+async function post(file, task, detail, accept, signal) {
   const body = new FormData();
   body.append("file", file);
-  const url = `v1/segment?task=${encodeURIComponent(task)}`;
+  const url = `v1/segment?task=${encodeURIComponent(task)}&detail=${detail}`;
   return send(url, { method: "POST", headers: authorize({ Accept: accept }), body, signal });
 }
 

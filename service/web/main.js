@@ -122,7 +122,7 @@ async function savePng() {
   find("error").hidden = true;
   find("download-png").disabled = true;
   try {
-    save(await fetchLabelMap(entry.file, task), entry.file.name, `${task}.png`);
+    save(await fetchLabelMap(entry.file, task, entry.detail), entry.file.name, `${task}.png`);
   } catch (error) {
     if (entry === album.shown) showError(error, savePng);
   }
@@ -140,6 +140,7 @@ function listenForControls() {
   find("tasks").addEventListener("change", () => {
     if (album.shown) showEntry(album.shown);
   });
+  find("detail").addEventListener("change", ({ target }) => album.setDetail(target.checked ? "high" : "standard"));
   find("opacity").addEventListener("input", ({ target }) => setOpacity(target.valueAsNumber));
   find("show-photo").addEventListener("click", () => setOpacity(0));
   find("show-masks").addEventListener("click", () => setOpacity(100));

@@ -11,7 +11,7 @@ from model.backends.onnx_to_torch import load_torch_network
 from model.checkpoints.dino import DEFAULT_ENCODER, DEFAULT_ENCODER_SHA256, read_encoder_state_dict
 from model.checkpoints.runs import read_run_info
 from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file
-from model.contract import CONTRACT_FILE, find_bundled_artifact, read_contract
+from model.contract import CONTRACT_FILE, NETWORK_FILE, find_bundled_artifact, read_contract
 from model.errors import CheckpointError
 from model.files import atomic_write
 from model.networks.mask_transformer import MaskTransformer
@@ -68,7 +68,7 @@ def warn_about_other_encoder(source: Path, encoder: Path) -> None:
 def _extract_encoder(artifact: Path, cache: Path) -> Path:
     """Write the encoder of an artifact as safetensors, with the precision that it has there."""
     contract = read_contract(artifact)
-    path = cache / f"{contract.files[contract.network_files[-1]][:16]}-encoder.safetensors"
+    path = cache / f"{contract.files[NETWORK_FILE][:16]}-encoder.safetensors"
     if not path.is_file():
         state = _read_encoder(artifact)
         if state is None:

@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from model.backends.loader import load_session
-from model.backends.session import Backend, Session
-from model.contract import CONTRACT_FILE, Contract, Task, read_contract
+from model.backends.session import Session
+from model.contract import CONTRACT_FILE, NETWORK_FILE, Contract, Detail, Task
+from model.detail import run_image
 from model.errors import ConfigError, LabelStoreError
 from model.files import hash_file
 from model.formats.coco import encode_rles
 from model.formats.rle import Rle
-from model.images import letterbox_image
 from model.postprocessing.panoptic import Segment, Segmentation, postprocess
 from training.data.dataset import CONFIG_FILE, LabeledPhoto, PseudoLabelDataset, read_label_map
 
@@ -84,24 +84,25 @@ def load_predictor(folder: Path, *, threads: int) -> Predictor:
 class ModelPredictor:
     """Predictions of an artifact, or of a run in torch."""
 
-    def __init__(self, contract: Contract, session: Session, digest: str) -> None:
+    def __init__(self, contract: Contract, session: Session, digest: str, detail: Detail = "standard") -> None:
         self.title = f"{contract.name} {contract.version} on {session.backend}"
         self.digest = digest
         self.thing_clusters = contract.thing_clusters
         self.stuff_clusters = contract.stuff_clusters
         self._contract = contract
         self._session = session
+        self._detail = detail
 
     def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
         contract = self._contract
-        pixels, letterbox = letterbox_image(image, contract.input_sizes, contract.stride_px)
-        outputs = self._session.run(pixels[None], np.array([letterbox.size]))[0]
+        outputs, prepared = run_image(self._session, image, contract, self._detail)
+        thresholds = prepared.override(contract.thresholds)
 
         def segment(task: Task) -> ClusterMap:
-            return _to_cluster_map(postprocess(outputs, letterbox, contract, task, contract.thresholds))
+            return _to_cluster_map(postprocess(outputs, prepared.letterbox, contract, task, thresholds))
 
-        low_threshold = replace(contract.thresholds, score_threshold=MIN_SCORE)
-        instances = postprocess(outputs, letterbox, contract, "instance", low_threshold)
+        low_threshold = replace(thresholds, score_threshold=MIN_SCORE)
+        instances = postprocess(outputs, prepared.letterbox, contract, "instance", low_threshold)
         return ImagePrediction(
             panoptic=segment("panoptic"), semantic=segment("semantic"), detections=_to_objects(instances)
         )
@@ -149,9 +150,8 @@ def _parse_instance(entry: dict[str, Any]) -> PredictedObject:
 
 
 def _load_artifact(folder: Path, threads: int) -> Predictor:
-    backend: Backend = "openvino" if read_contract(folder).precision == "int8" else "cpu"
-    contract, session = load_session(folder, backend=backend, threads=threads)
-    return ModelPredictor(contract, session, contract.files[contract.network_files[-1]])
+    contract, session = load_session(folder, threads=threads)
+    return ModelPredictor(contract, session, contract.files[NETWORK_FILE])
 
 
 def _load_run(folder: Path, threads: int) -> Predictor:
