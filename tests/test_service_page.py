@@ -226,6 +226,10 @@ def test_switching_the_task_makes_no_request(page: Page) -> None:
     page.get_by_text("Instance").click()
     expect(page.locator("#segments h2")).to_contain_text(["Things 2"])
     assert [url.partition("?")[2] for url in requests] == ["task=panoptic%2Cinstance%2Csemantic"]
+    with page.expect_response("**/v1/segment*") as refined:
+        page.get_by_text("Fine detail").click()
+    assert refined.value.url.endswith("?task=panoptic%2Cinstance%2Csemantic&detail=high")
+    assert refined.value.status == 200
 
 
 def test_clicking_a_segment_shows_its_details_and_border(page: Page) -> None:

@@ -71,7 +71,8 @@ function clustersUrl({ name, version }, suffix = "") {
 async function post(file, task, detail, accept, signal) {
   const body = new FormData();
   body.append("file", file);
-  const url = `v1/segment?task=${encodeURIComponent(task)}&detail=${detail}`;
+  const query = new URLSearchParams({ task, ...(detail === "standard" ? {} : { detail }) });
+  const url = `v1/segment?${query}`;
   return send(url, { method: "POST", headers: authorize({ Accept: accept }), body, signal });
 }
 
