@@ -93,7 +93,7 @@ class BareLoop:
     """Runs the session of an artifact without a service, on prepared inputs."""
 
     def __init__(self, artifact: Path, photos: Sequence[bytes], threads: int) -> None:
-        contract, self._session = load_session(artifact, threads=threads)
+        contract, self._session = load_session(artifact, backend="auto", threads=threads)
         self._inputs = []
         for photo in photos:
             pixels, letterbox = letterbox_image(decode_image(photo).image, contract.input_sizes, contract.stride_px)
