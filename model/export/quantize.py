@@ -220,8 +220,6 @@ def _calibrate(network: Path, images: Sequence[InputImage], out: Path) -> dict[s
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(items),
-            # Seven bits a weight: with eight, sums of products overflow on processors without VNNI.
-            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
         )
     openvino.save_model(quantized, out, compress_to_fp16=False)
     return {"nncf": nncf.__version__, "openvino": openvino.__version__}
