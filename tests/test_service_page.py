@@ -26,6 +26,7 @@ from pycocotools import mask as coco
 from model.contract import Category, Contract, InputSize
 from model.formats.overlay import segment_color
 from model.formats.png import decode_panoptic_png
+from model.images import decode_image
 from model.network_io import RawOutputs
 from service.app import create_app
 from service.settings import Settings
@@ -519,19 +520,51 @@ def test_downloads_are_the_label_map_and_the_json(page: Page) -> None:
     assert [segment["category_name"] for segment in segments] == [None, None, "grass"]
 
 
-def test_a_photo_that_the_browser_cannot_decode_is_blank_under_its_masks(page: Page) -> None:
-    upload(page, draw_photo("tiff", save_all=True, append_images=[Image.new("RGB", SIZE)]))
+def test_a_photo_that_the_browser_cannot_decode_is_shown_as_the_service_decoded_it(
+    page: Page, console_errors: list[str]
+) -> None:
+    photo = draw_photo("tiff", save_all=True, append_images=[Image.new("RGB", SIZE)])
+    upload(page, photo)
+    expect(page.locator("#warnings li")).to_contain_text(["only the first of 2 frames"])
+    assert read_pixel(page, "photo", LEFT) == pytest.approx(PAPER, abs=BLEND_TOLERANCE)
+    page.reload()
+    page.route("**/v1/decode*", lambda route: route.abort())
+    upload(page, photo)
     expect(page.locator("#warnings li")).to_contain_text(["cannot show", "only the first of 2 frames"])
     page.click("#show-masks")
+    assert "ERR_FAILED" in console_errors.pop()
     assert read_pixel(page, "masks", LEFT) == list(segment_color(1, True))
 
 
-def test_a_photo_with_exif_rotation_is_shown_upright(page: Page) -> None:
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "orientation"), [("jpeg", "exif", 6), ("jpeg", "xmp", 3), ("png", "exif", 8), ("webp", "xmp", 5)]
+)
+def test_a_turned_photo_is_shown_upright(page: Page, suffix: str, kind: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    upload(page, draw_photo("jpeg", exif=exif))
-    expect(page.locator("#photo-size")).to_have_text("240 \N{MULTIPLICATION SIGN} 320")
+    exif[0x0112] = orientation
+    options = {"exif": exif} if kind == "exif" else {"xmp": XMP.format(orientation).encode()}
+    image = Image.new("RGB", SIZE, PAPER)
+    image.paste((20, 90, 160), (0, 0, SIZE[0] // 2, SIZE[1]))
+    content = io.BytesIO()
+    image.save(content, suffix, **options)
+    upload(page, {"name": f"turned.{suffix}", "mimeType": f"image/{suffix}", "buffer": content.getvalue()})
+    upright = decode_image(content.getvalue()).image
+    height, width = upright.shape[:2]
+    expect(page.locator("#photo-size")).to_have_text(f"{width} \N{MULTIPLICATION SIGN} {height}")
     expect(page.locator("#warnings li")).to_have_count(0)
+    for x, y in ((width // 4, height // 4), (3 * width // 4, 3 * height // 4)):
+        assert read_pixel(page, "photo", (x, y)) == pytest.approx(upright[y, x].tolist(), abs=6)  # JPEG
+
+
+def test_a_sample_photo_is_segmented_by_a_click(page: Page) -> None:
+    page.get_by_role("button", name="Coffee").click()
+    page.locator("#segments li").first.wait_for()
+    expect(page.locator("#photo-name")).to_have_text("coffee.jpg")
+    expect(page.locator("#photo-size")).to_have_text("480 \N{MULTIPLICATION SIGN} 320")
+    expect(page.locator("#samples")).to_be_hidden()
 
 
 RANDOM = np.random.default_rng(2)

@@ -116,6 +116,17 @@ async def test_masks_follow_the_exif_orientation(client: httpx.AsyncClient, orie
     assert (thing["bbox"], thing["area"]) == (LEFT_SEEN_AT[orientation], 28 * 28)
 
 
+async def test_a_decoded_photo_is_upright_and_scaled_down(client: httpx.AsyncClient) -> None:
+    file = ("a.jpg", save(draw_halves(), "JPEG", exif=turn(6), quality=95))
+    response = await client.post("/v1/decode", params={"longest_edge": 40}, files={"file": file})
+    photo = Image.open(io.BytesIO(response.content))
+    assert (response.headers["content-type"], photo.format, photo.size) == ("image/jpeg", "JPEG", (20, 40))
+    assert photo.getpixel((10, 5)) == pytest.approx(RED, abs=8)  # the stored left half is above
+    assert photo.getpixel((10, 35)) == pytest.approx(WHITE, abs=8)
+    assert_problem(await client.post("/v1/decode", files=[("file", file)] * 2), 422, "invalid-parameter")
+    assert_problem(await client.post("/v1/decode", files={"file": ("a", b"none")}), 422, "invalid-image")
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -17,10 +17,14 @@ _THING_OPACITY, _STUFF_OPACITY = 0.55, 0.35
 
 
 def encode_overlay(image: UInt8[np.ndarray, "H W 3"], segmentation: Segmentation) -> bytes:
-    """Return the overlay of a segmentation as JPEG. Raises ImageTooLarge above JPEG's limit of 65,500 px per side."""
-    overlay = draw_overlay(image, segmentation)[..., ::-1]
+    """Return the overlay of a segmentation as JPEG. Raises as `encode_jpeg`."""
+    return encode_jpeg(draw_overlay(image, segmentation))
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """Return an image as JPEG. Raises ImageTooLarge above JPEG's limit of 65,500 px per side."""
     try:
-        is_encoded, content = cv2.imencode(".jpg", overlay, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        is_encoded, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     except cv2.error:
         is_encoded = False
     if not is_encoded:

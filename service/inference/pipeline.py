@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from model.backends.session import Session
 from model.contract import Contract, Task
 from model.detail import PreparedImage, prepare_image
+from model.formats.overlay import encode_jpeg
 from model.images import DecodedImage, check_pixels, decode_image, limit_size
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_clusters
@@ -176,6 +177,11 @@ class Pipeline:
     async def offload(self, work: Callable[[], T]) -> T:
         """Run `work` on a codec thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def render_photo(self, content: bytes, longest_edge: int | None) -> bytes:
+        """Return the image of a file as it is segmented, upright and in sRGB, as JPEG. Raises InputError."""
+        image = decode_image(content, max_image_pixels=self._max_image_pixels)
+        return encode_jpeg(limit_size(image, longest_edge or max(image.height, image.width)).image)
 
     async def time_run(self) -> float:
         """Return the seconds that the network takes for one image under the current load. Raises as `submit`."""

@@ -17,7 +17,7 @@ MAX_HEADER_BYTES = 16 * 1024
 """Maximum size of a request line with all headers; beyond it uvicorn responds with 400."""
 MAX_JSON_BYTES = 1024 * 1024
 """Maximum size of a body that holds no images."""
-_IMAGE_PATHS = ("/v1/segment", "/v2/")
+_IMAGE_PATHS = ("/v1/segment", "/v1/decode", "/v2/")
 
 
 class TimeoutH11Protocol(H11Protocol):

@@ -12,11 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model.contract import Contract
-from model.errors import DeadlineExceeded, InputError, NotReady, QueueFull
+from model.errors import DeadlineExceeded, InputError, InvalidParameter, NotReady, QueueFull
 from service.inference.pipeline import Pipeline, SegmentationResult
 from service.middleware.request_context import SEGMENT_ROUTE
 from service.requests import (
+    MAX_EDGE_PX,
     MAX_IMAGES,
+    MIN_EDGE_PX,
     RequestContext,
     SegmentJsonBody,
     SegmentOptions,
@@ -89,6 +91,10 @@ _RESPONSES: Responses = {
     },
     **document_problems(401, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504),
 }
+_PHOTO_RESPONSES: Responses = {
+    200: {"description": "The image.", "content": {"image/jpeg": _binary("As it is segmented.")}},
+    **document_problems(401, 408, 413, 415, 422, 429, 431, 500, 503, 504),
+}
 _FILE = {"type": "string", "format": "binary"}
 _BODY = {
     "requestBody": {
@@ -135,6 +141,29 @@ async def segment(
         response = await cancel_on_disconnect(request, route.run(job.run), context.deadline)
     traffic.mirror(upload.content for upload in uploads.files)
     return response
+
+
+@router.post("/v1/decode", responses=_PHOTO_RESPONSES, openapi_extra=_BODY, response_class=Response)
+async def decode(
+    request: Request,
+    context: Annotated[RequestContext, Depends(parse_request_context)],
+    longest_edge: Annotated[
+        int | None, Query(ge=MIN_EDGE_PX, le=MAX_EDGE_PX, description="Maximum length of the longer side in pixels.")
+    ] = None,
+) -> Response:
+    """Return an image as it is segmented: upright, in sRGB, the first frame, as JPEG. Masks refer to its pixels.
+
+    Send one image, as to `/v1/segment`.
+    """
+    state: AppState = request.app.state.useg
+    pipeline = state.model_repository.get_ready_pipeline()
+    with pipeline.admit(context):
+        uploads = await read_uploads(request, context.deadline)
+        if uploads.is_batch:
+            raise InvalidParameter("several images: send one")
+        work = pipeline.offload(partial(pipeline.render_photo, uploads.files[0].content, longest_edge))
+        content = await cancel_on_disconnect(request, work, context.deadline)
+    return Response(content, media_type="image/jpeg")
 
 
 @dataclass(frozen=True, kw_only=True)

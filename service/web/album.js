@@ -1,4 +1,5 @@
-import { fetchSegments } from "./api.js";
+import { fetchPhoto, fetchSegments } from "./api.js";
+import { MAX_SIDE_PX } from "./mask_canvas.js";
 
 const THUMBNAIL_PX = 144;
 const MAX_CONCURRENT = 2;
@@ -11,7 +12,7 @@ export class Album {
   #entries = [];
   #running = 0;
   #detail = "standard";
-  shown = null; // { file, state, detail, result, stages, seconds, error }
+  shown = null; // { file, photo, state, detail, result, stages, seconds, error }; the photo is as the service decoded it
 
   /** `list` holds one button per photo; `onChange` is called with an entry whose state has changed. */
   constructor(list, onChange) {
@@ -25,7 +26,8 @@ export class Album {
 
   /** Add photos and show the first of them. */
   add(files) {
-    const added = files.map((file) => ({ file, state: "waiting", button: renderButton(file) }));
+    const added = files.map((file) => ({ file, photo: file, state: "waiting", button: renderButton(file) }));
+    for (const entry of added) entry.size = drawThumbnail(entry);
     for (const { button } of added) {
       const item = document.createElement("li");
       item.append(button);
@@ -89,7 +91,9 @@ export class Album {
     this.#update(entry, { state: "busy", detail: this.#detail });
     try {
       const { result, stages } = await fetchSegments(entry.file, entry.detail);
-      this.#update(entry, { state: "done", result, stages, seconds: (performance.now() - started) / 1000 });
+      const seconds = (performance.now() - started) / 1000;
+      const photo = await loadPhoto(entry, result.image);
+      this.#update(entry, { state: "done", photo, result, stages, seconds });
     } catch (error) {
       this.#update(entry, { state: "failed", error });
     }
@@ -116,16 +120,29 @@ function renderButton(file) {
   const state = document.createElement("span");
   state.className = "visually-hidden";
   button.append(thumbnail, name, state);
-  drawThumbnail(thumbnail, file);
   return button;
 }
 
-/** Draw a small version of the photo, or nothing if the browser cannot decode the file. */
-async function drawThumbnail(canvas, file) {
-  const options = { imageOrientation: "from-image", resizeHeight: THUMBNAIL_PX, resizeQuality: "medium" };
-  const bitmap = await createImageBitmap(file, options).catch(() => null);
-  if (!bitmap) return;
-  Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
-  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+/** The photo as the service decoded it: the file, unless the browser turns it otherwise or cannot decode it. */
+async function loadPhoto(entry, image) {
+  const size = await entry.size;
+  const isSame = size?.width === image.original_width && size.height === image.original_height;
+  if (isSame && !image.exif_transposed) return entry.file;
+  const photo = await fetchPhoto(entry.file, MAX_SIDE_PX).catch(() => entry.file);
+  await drawThumbnail({ ...entry, photo });
+  return photo;
+}
+
+/** Draw a small version of the photo; returns the photo's size, or null if the browser cannot decode it. */
+async function drawThumbnail({ photo, button }) {
+  const bitmap = await createImageBitmap(photo).catch(() => null);
+  if (!bitmap) return null;
+  const { width, height } = bitmap;
+  const canvas = button.querySelector("canvas");
+  Object.assign(canvas, { width: Math.max(1, Math.round((width * THUMBNAIL_PX) / height)), height: THUMBNAIL_PX });
+  const context = canvas.getContext("2d");
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
+  return { width, height };
 }

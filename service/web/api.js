@@ -33,14 +33,20 @@ export class ApiError extends Error {
  * Throws ApiError, or AbortError when `signal` is aborted.
  */
 export async function fetchSegments(file, detail, signal) {
-  const response = await post(file, TASKS.join(","), detail, "application/json", signal);
+  const response = await post(segmentUrl(TASKS.join(","), detail), file, "application/json", signal);
   const stages = parseServerTiming(response.headers.get("Server-Timing") ?? "");
   return { result: await response.json(), stages };
 }
 
 /** The label map of one task as a PNG blob. Throws as `fetchSegments`. */
 export async function fetchLabelMap(file, task, detail, signal) {
-  const response = await post(file, task, detail, "image/png", signal);
+  const response = await post(segmentUrl(task, detail), file, "image/png", signal);
+  return response.blob();
+}
+
+/** The photo as the service decodes it, upright, at most `longestEdge` pixels long. Throws ApiError. */
+export async function fetchPhoto(file, longestEdge) {
+  const response = await post(`v1/decode?longest_edge=${longestEdge}`, file, "image/jpeg");
   return response.blob();
 }
 
@@ -68,11 +74,13 @@ function clustersUrl({ name, version }, suffix = "") {
   return `v1/models/${encodeURIComponent(name)}/clusters${suffix}?version=${encodeURIComponent(version)}`;
 }
 
-async function post(file, task, detail, accept, signal) {
+function segmentUrl(task, detail) {
+  return `v1/segment?${new URLSearchParams({ task, ...(detail === "standard" ? {} : { detail }) })}`;
+}
+
+async function post(url, file, accept, signal) {
   const body = new FormData();
   body.append("file", file);
-  const query = new URLSearchParams({ task, ...(detail === "standard" ? {} : { detail }) });
-  const url = `v1/segment?${query}`;
   return send(url, { method: "POST", headers: authorize({ Accept: accept }), body, signal });
 }
 

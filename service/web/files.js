@@ -22,6 +22,21 @@ export function listenForFiles(input, accept) {
   });
 }
 
+/** Call `accept` with a sample photo when its button in `box` is pressed; samples.jpg holds them side by side. */
+export function listenForSamples(box, accept) {
+  const buttons = [...box.querySelectorAll("button")];
+  box.addEventListener("click", async ({ target }) => {
+    const index = buttons.indexOf(target);
+    if (index < 0) return;
+    const response = await fetch("static/samples.jpg");
+    const strip = await createImageBitmap(await response.blob());
+    const canvas = new OffscreenCanvas(strip.width / buttons.length, strip.height);
+    canvas.getContext("2d").drawImage(strip, -index * canvas.width, 0);
+    const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
+    accept([new File([blob], `${target.textContent.toLowerCase()}.jpg`, { type: "image/jpeg" })]);
+  });
+}
+
 function acceptTransfer(event, transfer, accept) {
   const files = [...transfer.files];
   if (!files.length) return;

@@ -3,7 +3,7 @@
 import { Album } from "./album.js";
 import { ApiError, fetchLabelMap, setApiKey } from "./api.js";
 import { showTiming } from "./charts.js";
-import { listenForFiles, save } from "./files.js";
+import { listenForFiles, listenForSamples, save } from "./files.js";
 import { watchHealth } from "./health.js";
 import { MaskCanvas } from "./mask_canvas.js";
 import { NameForm } from "./name_form.js";
@@ -16,13 +16,15 @@ const canvas = new MaskCanvas(find("photo"), find("masks"));
 const elements = { masks: find("masks"), list: find("segments"), tooltip: find("tooltip"), details: find("details") };
 const selection = new Selection(canvas, elements, new NameForm(updateNames));
 const album = new Album(find("album"), showEntry);
-let drawn = null; // { entry, size }: the entry on the canvases and a promise of its size, or of null
+let drawn = null; // { entry, photo, size }: what is on the canvases and a promise of its size, or of null
 
 /** Show the current state of an entry, if it is the shown one. */
 async function showEntry(entry) {
   if (entry !== album.shown) return;
   showState(entry);
-  if (drawn?.entry !== entry) drawn = { entry, size: drawEntry(entry) };
+  if (drawn?.entry !== entry || drawn.photo !== entry.photo) {
+    drawn = { entry, photo: entry.photo, size: drawEntry(entry) };
+  }
   const size = await drawn.size;
   if (entry !== album.shown) return;
   if (entry.result) showResult(entry, size);
@@ -46,12 +48,14 @@ function showState(entry) {
 
 /** Draw the entry's photo; returns its size, or null if the browser cannot decode it and needs the result first. */
 async function drawEntry(entry) {
-  const bitmap = await createImageBitmap(entry.file, { imageOrientation: "from-image" }).catch(() => null);
+  const { file, photo, result } = entry;
+  const bitmap = await createImageBitmap(photo).catch(() => null);
   if (entry !== album.shown) return null;
   find("drop").hidden = bitmap !== null;
   find("result").hidden = bitmap === null;
   if (!bitmap) return null;
-  const size = { width: bitmap.width, height: bitmap.height };
+  const { width, height } = photo === file ? bitmap : result.image; // the service's may be scaled down
+  const size = { width, height };
   showPhoto(size, bitmap);
   bitmap.close();
   return size;
@@ -153,6 +157,7 @@ function listenForControls() {
 }
 
 listenForFiles(find("file"), (files) => album.add(files));
+listenForSamples(find("samples"), (files) => album.add(files));
 listenForControls();
 watchHealth(find("health"), find("health-line"), find("health-body"));
 setOpacity(find("opacity").valueAsNumber); // browsers keep a moved slider across a reload

@@ -1,7 +1,7 @@
 import { rleToPixels } from "./rle.js";
 
 const GOLDEN_RATIO = 0.618034;
-const MAX_SIDE_PX = 1600; // sharp on a wide screen; a 50-megapixel photo stays fluid
+export const MAX_SIDE_PX = 1600; // sharp on a wide screen; a 50-megapixel photo stays fluid
 const STUFF_EXPONENT = 1.75; // at opacity 0.55 stuff has 0.35, as in the service's own overlay
 const BACKGROUND = "#77777d";
 const LINE = 0xfff5f5f5; // little-endian: alpha, blue, green, red
