@@ -22,6 +22,9 @@ INT8_GOLDEN_FILE = "golden-int8.npz"
 Task = Literal["panoptic", "instance", "semantic"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
+SegmentFormat = Literal["coco-panoptic", "coco-instances", "coco-polygons", "png", "overlay", "geojson"]
+"""Files that `useg segment` writes."""
+
 Precision = Literal["fp32", "fp16-stored", "int8-stored", "fp16"]
 """fp32, fp16: precision of weights and arithmetic. fp16-stored: weights in fp16, arithmetic in fp32. int8-stored: the
 same, and the weights of a frozen encoder in int8."""

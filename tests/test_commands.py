@@ -189,9 +189,11 @@ def test_an_error_is_one_line_that_names_the_file(
     text, out = tmp_path / "text.jpg", tmp_path / "out"
     text.write_text("not an image")
     photo = tiny.draw_photos(tmp_path / "photos", count=1) / "0.png"
-    expect_error(useg("segment", tiny_artifact, text, "--out", out), "text.jpg")
-    expect_error(useg("segment", tiny_artifact, tmp_path / "none.jpg", "--out", out), "none.jpg")
-    expect_error(useg("segment", tmp_path, photo, "--out", out), "contract.json")
+    png = tmp_path / "out.png"
+    expect_error(useg("segment", tiny_artifact, text, "--out", png), "text.jpg")
+    expect_error(useg("segment", tiny_artifact, tmp_path / "none.jpg", "--out", png), "none.jpg")
+    expect_error(useg("segment", tmp_path, photo, "--out", png), "contract.json")
+    expect_error(useg("segment", tiny_artifact, photo, "--out", tmp_path / "out.txt"), "out.txt")
     expect_error(useg("export", tmp_path, "--out", out), "run.json")
     expect_error(useg("train", tmp_path, "--out", out), str(tmp_path))
     label = ("label", photo.parent, "--out", out, "--encoder")

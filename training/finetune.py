@@ -16,6 +16,7 @@ from model.errors import ConfigError
 from model.files import hash_file
 from model.images import read_image
 from model.networks.mask_transformer import DecoderConfig
+from model.progress import track
 from model.validation import parse
 from training.data.dataset import PseudoLabelDataset
 from training.data.features import fill_cache, open_cache
@@ -26,7 +27,6 @@ from training.evaluation.datasets.ground_truth import GroundTruthDataset, Ground
 from training.evaluation.image_results import hash_photo
 from training.evaluation.matching.mapping_file import ClusterAssignment, ClusterMapping, fingerprint_photos
 from training.mask_transformer.config import MaskTransformerTrainConfig
-from training.progress import track
 from training.train import train
 
 LABELS_FOLDER = "annotations"

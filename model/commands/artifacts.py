@@ -9,7 +9,7 @@ from cyclopts import CycloptsError, Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
 
 from model.backends.session import Backend
-from model.contract import Detail, InputSize, Precision, Task
+from model.contract import Detail, InputSize, Precision, SegmentFormat, Task
 from model.errors import ConfigError
 
 _MAX_PARITY_PHOTOS = 4
@@ -187,49 +187,57 @@ def bench(
 
 def segment(
     artifact: Artifact,
-    photo: Path,
+    photos: list[Path],
     /,
     *,
     out: Path,
+    format: SegmentFormat | None = None,
     task: Task = "panoptic",
     detail: Detail = "standard",
     backend: BackendName = "auto",
     threads: Threads = 2,
 ) -> dict[str, Any]:
-    """Segment a photo, and write the masks or an overlay.
+    """Segment photos: one file to one file, or several files and folders to a COCO dataset or a folder of files.
+
+    An interrupted run is continued by the same command; in a folder, photos that were segmented before are kept. The
+    exit status is 3 if photos were unreadable and left out.
 
     Parameters
     ----------
-    photo
-        JPEG, PNG, WebP, GIF, BMP or TIFF file.
+    photos
+        Photos and folders of photos: JPEG, PNG, WebP, HEIC, AVIF, JPEG 2000, GIF, BMP or TIFF.
     out
-        File to write: .png for COCO's panoptic format, .jpg for an overlay of the segments over the photo.
+        File, or folder for several photos; coco-instances and coco-polygons also write one .json for all photos.
+    format
+        coco-panoptic: panoptic.json and a folder of PNGs; coco-instances, coco-polygons: one JSON, with RLE masks or
+        polygons; png: COCO's panoptic PNG of each photo; overlay: segments drawn over each photo, as JPEG; geojson:
+        polygons with holes (default: by the suffix of OUT: .png, .jpg, .geojson, or .json for coco-instances).
     task
-        Kind of segmentation.
+        Kind of segmentation; instance has objects only.
     detail
         high: also run the network on overlapping windows, which finds smaller objects for five times the computation;
         low: a smaller input, where the artifact has one.
     """
     from model.backends.loader import load_session
-    from model.detail import run_image
+    from model.export.predictor import ArtifactPredictor
+    from model.export.segment import choose_format, encode_segmentation, list_inputs, segment_photos
     from model.files import atomic_write
     from model.formats.coco import to_segments_info
-    from model.formats.overlay import encode_overlay
-    from model.formats.png import encode_panoptic_png
     from model.images import read_image
-    from model.postprocessing.panoptic import postprocess
     from model.registry.category_names import names_path, read_names
 
-    image = read_image(photo).image
+    form = choose_format(out, format)
+    inputs = list_inputs(photos, out)
+    is_single = len(photos) == 1 and not photos[0].is_dir() and not out.is_dir() and not form.startswith("coco-")
+    image = read_image(photos[0]).image if is_single else None
     contract, session = load_session(artifact, backend=backend, threads=threads)
     contract = read_names(names_path(artifact), contract).apply(contract)
-    outputs, prepared = run_image(session, image, contract, detail)
-    thresholds = prepared.override(contract.thresholds)
-    segmentation = postprocess(outputs, prepared.letterbox, contract, task, thresholds)
-    is_overlay = out.suffix.lower() in (".jpg", ".jpeg")
-    content = encode_overlay(image, segmentation) if is_overlay else encode_panoptic_png(segmentation.label_map)
+    predictor = ArtifactPredictor(contract, session, detail)
+    if image is None:
+        return asdict(segment_photos(predictor, inputs, out, form, task))
+    segmentation = predictor.segment(image, task)
     with atomic_write(out) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(encode_segmentation(image, segmentation, contract, form))
     return {"task": task, "segments_info": to_segments_info(segmentation, contract)}
 
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from model.backends.loader import load_session
 from model.backends.session import Backend, Session
-from model.contract import Contract
+from model.contract import Contract, Detail, Task
 from model.detail import run_image
 from model.drift import build_histograms, output_statistics
 from model.errors import ConfigError, InputError
@@ -28,14 +28,16 @@ _LOG_INTERVAL_S = 30.0
 class ArtifactPredictor:
     """Segments photos with an artifact."""
 
-    def __init__(self, contract: Contract, session: Session) -> None:
+    def __init__(self, contract: Contract, session: Session, detail: Detail = "standard") -> None:
         self.contract = contract
+        self.detail = detail
         self._session = session
 
-    def segment(self, image: UInt8[np.ndarray, "H W 3"]) -> Segmentation:
-        """Return the panoptic segmentation of one photo."""
-        outputs, prepared = run_image(self._session, image, self.contract)
-        return postprocess(outputs, prepared.letterbox, self.contract, "panoptic", self.contract.thresholds)
+    def segment(self, image: UInt8[np.ndarray, "H W 3"], task: Task = "panoptic") -> Segmentation:
+        """Return the segmentation of one photo."""
+        outputs, prepared = run_image(self._session, image, self.contract, self.detail)
+        thresholds = prepared.override(self.contract.thresholds)
+        return postprocess(outputs, prepared.letterbox, self.contract, task, thresholds)
 
 
 def load_artifact_predictor(artifact: Path, *, threads: int) -> ArtifactPredictor:

@@ -16,6 +16,8 @@ from model.formats.polygons import Polygon, mask_to_polygons
 from model.formats.rle import Rle, decode_rle, encode_label_map, encode_mask
 from model.postprocessing.panoptic import Segment, Segmentation
 
+MaskFormat = Literal["rle", "polygons"]
+
 
 def encode_rles(segmentation: Segmentation) -> list[Rle]:
     """Return the RLE of each segment, in order; overlapping instances have their complete masks."""
@@ -93,9 +95,7 @@ def to_coco_annotation(segmentation: Segmentation, contract: Contract, image_id:
     return {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
 
 
-def to_coco_instances(
-    segmentation: Segmentation, contract: Contract, mask_format: Literal["rle", "polygons"]
-) -> list[dict[str, Any]]:
+def to_coco_instances(segmentation: Segmentation, contract: Contract, mask_format: MaskFormat) -> list[dict[str, Any]]:
     """Return COCO's instance annotations of all segments, of things and stuff; the caller adds `id` and `image_id`."""
     annotations = []
     for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True):

@@ -14,6 +14,7 @@ from jaxtyping import Int32
 from model.errors import ConfigError, LabelStoreError
 from model.files import atomic_write
 from model.formats.png import decode_panoptic_png
+from model.progress import Progress
 from model.validation import parse_versioned_json
 from training.data.label_config import PseudoLabelConfig, to_json
 from training.data.panoptic_labels import (
@@ -26,7 +27,6 @@ from training.data.panoptic_labels import (
     remove_stale,
 )
 from training.data.photos import PhotoFile
-from training.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from model.errors import ConfigError, TrainingError
-from training.progress import Progress
+from model.progress import Progress
 
 Item = TypeVar("Item")
 _Item = TypeVar("_Item", contravariant=True)

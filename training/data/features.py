@@ -20,9 +20,9 @@ from model.images import Letterbox, letterbox_image, plan_letterbox, read_image
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MASK_STRIDE_PX, intermediate_layers
 from model.networks.vit import Block, VisionTransformer
+from model.progress import Progress
 from training.data.label_config import ClusteringConfig
 from training.data.photos import PhotoFile
-from training.progress import Progress
 
 BATCH_SIZE = 8
 _MIN_COVERAGE = 0.5

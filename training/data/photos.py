@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from model.errors import InputError, LabelStoreError
 from model.files import atomic_write, list_files
 from model.images import SUFFIXES, decode_image
-from training.progress import track
+from model.progress import track
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from ray.util import ActorPool
 from threadpoolctl import threadpool_limits
 
 from model.errors import TrainingError, UsegError
+from model.progress import Progress
 from training.data.executors import Item, Worker
-from training.progress import Progress
 
 _UNLIMITED = -1
 

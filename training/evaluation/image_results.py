@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from model.errors import InvalidImage, LabelStoreError
 from model.files import atomic_write
 from model.images import read_image
+from model.progress import track
 from training.evaluation.datasets.ground_truth import (
     GroundTruthDataset,
     GroundTruthImage,
@@ -20,7 +21,6 @@ from training.evaluation.datasets.ground_truth import (
 )
 from training.evaluation.overlap import OverlapMatrix, compute_overlap, merge_ground_truth_stuff
 from training.evaluation.predictors import ClusterMap, PredictedObject, Predictor
-from training.progress import track
 
 IMAGES_PER_FILE = 16
 """A killed run loses at most the results of this many images: some seconds of work."""

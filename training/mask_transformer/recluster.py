@@ -15,11 +15,11 @@ from model.checkpoints.runs import RUN_FILE, WEIGHT_FILES, RunInfo, load_run, wr
 from model.errors import ConfigError
 from model.files import atomic_write, hash_file
 from model.networks.mask_transformer import MaskDecoder, MaskTransformer, to_network_output
+from model.progress import Progress
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache, open_cache
 from training.mask_transformer.config import ReclusterConfig
 from training.mask_transformer.inference import predict_photos
-from training.progress import Progress
 from training.pseudo_labels.clustering import kmeans
 from training.pseudo_labels.codebook import nearest_centroid
 

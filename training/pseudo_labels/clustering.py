@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from model.errors import ConfigError
+from model.progress import track
 from training.data.dataset import PseudoLabelDataset
 from training.data.features import FeatureStore, PhotoFeatures
 from training.data.label_config import (
@@ -19,7 +20,6 @@ from training.data.label_config import (
     PseudoLabelConfig,
 )
 from training.data.photos import PhotoFile
-from training.progress import track
 from training.pseudo_labels.codebook import (
     Codebook,
     make_mask_embedder,

@@ -12,11 +12,11 @@ from model.errors import ConfigError, LabelStoreError, TrainingError
 from model.files import atomic_write, hash_file
 from model.networks.mask_transformer import MaskDecoder, MaskTransformer
 from model.networks.vit import VisionTransformer
+from model.progress import track
 from training.data.dataset import INSTANCES_FILE, LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache, open_cache
 from training.data.label_config import PseudoLabelConfig
 from training.data.photos import PhotoFile
-from training.progress import track
 from training.self_training.config import SelfTrainingConfig
 from training.self_training.pseudo_label_update import ClassMaxScores, PseudoLabelUpdater
 from training.self_training.teacher import predict_views

@@ -21,7 +21,7 @@ from model.checkpoints.runs import write_run
 from model.errors import ConfigError, TrainingError
 from model.networks.mask_transformer import MaskDecoder
 from model.networks.panoptic_cascade import PanopticCascade
-from training.progress import Progress
+from model.progress import Progress
 from training.trainer.checkpoint import (
     load_checkpoint,
     load_initial_weights,

@@ -15,8 +15,8 @@ from pycocotools import mask as coco
 from model.errors import InvalidImage, LabelStoreError
 from model.formats.rle import parse_counts
 from model.images import read_image_size
+from model.progress import track
 from training.evaluation.datasets.ground_truth import GroundTruthObject
-from training.progress import track
 
 COCO_FILES = (
     "panoptic.json", "instances.json",

@@ -11,9 +11,9 @@ from pycocotools import mask as coco
 
 from model.errors import LabelStoreError
 from model.images import read_image_size, resize_labels
+from model.progress import track
 from training.data.dataset import read_label_map
 from training.evaluation.datasets.taxonomy import Taxonomy
-from training.progress import track
 
 AnnotationKind = Literal["panoptic", "semantic", "masks", "boxes"]
 """What is labeled: segments of all pixels, a class for each pixel, objects with masks, or objects with boxes only."""

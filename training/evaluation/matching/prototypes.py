@@ -12,6 +12,7 @@ from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError
 from model.files import hash_file
 from model.images import read_image
+from model.progress import track
 from training.data.dataset import PseudoLabelDataset
 from training.data.features import FeatureStore
 from training.data.photos import PhotoFile
@@ -23,7 +24,6 @@ from training.evaluation.matching.mapping_file import (
     fingerprint_photos,
     list_categories,
 )
-from training.progress import track
 from training.pseudo_labels.codebook import Codebook, MaskedAverageEmbedder, load_codebook
 
 PATCH_STUFF = ("regions", "kmeans")
