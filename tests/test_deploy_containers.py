@@ -71,6 +71,13 @@ def test_copied_files_are_not_in_dockerignore(repository: Path, dockerfile: str)
         assert name in kept or (name.startswith("deploy/") and name.endswith(".sh")), name
 
 
+@pytest.mark.parametrize("stage", ["service-venv", "service-gpu-venv"])
+def test_images_of_the_service_have_no_training_code(dockerfile: str, stage: str) -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", read_stage(dockerfile, stage), re.MULTILINE)
+    folders = {name for line in copied for name in line.split() if "." not in name and name.islower()}
+    assert folders == {"model", "service"}
+
+
 def test_every_target_of_a_compose_file_is_a_stage(repository: Path, dockerfile: str) -> None:
     for file in COMPOSE_FILES[1]:
         compose = yaml.safe_load((repository / file).read_text(encoding="utf-8"))
