@@ -18,12 +18,14 @@ mkdir -p "$logs"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OPENBLAS_NUM_THREADS=1
 rows=()
 
-step() { # NAME COMMAND...: run it; its last line of output is the result in the table
+step() { # NAME COMMAND...: run it; the result in the table is its last line of output, or the rates in its JSON
   local name=$1 started=$SECONDS status=0
   shift
   timeout "$limit" "$@" >"$logs/$name.log" 2>&1 || status=$?
   local result
   result=$(grep -v '^[[:space:]]*$' "$logs/$name.log" | tail -n 1 | cut -c 1-90)
+  [[ $result == "}" ]] &&
+    result=$(grep -E '"(backend|images_per_s|median|goodput_per_s|p50_ms)":' "$logs/$name.log" | tr -d ' \n' | cut -c 1-90)
   rows+=("$name|$([[ $status == 0 ]] && echo ok || echo "failed ($status)")|$((SECONDS - started)) s|$result")
   printf '%-24s %-12s %s\n' "$name" "$status" "$result" >&2
 }
