@@ -16,10 +16,10 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \
     && /opt/venv/bin/pip uninstall --yes useg \
-    && cd /opt/venv/lib/python3*/site-packages/openvino \
-    && rm -rf cmake include libs/cache.json libs/libopenvino_intel_gpu_plugin.so libs/libopenvino_intel_npu_plugin.so \
-      libs/libopenvino_gguf_* libs/libopenvino_jax_* libs/libopenvino_paddle_* libs/libopenvino_pytorch_* \
-      libs/libopenvino_tensorflow_*
+    && rm -rf /opt/venv/lib/python3*/site-packages/openvino/cmake /opt/venv/lib/python3*/site-packages/openvino/include \
+    && find /opt/venv/lib/python3*/site-packages/openvino/libs -regextype posix-extended -regex \
+      '.*/(cache.json|libopenvino_(intel_[gn]pu_plugin|(gguf|jax|paddle|pytorch|tensorflow|tensorflow_lite)_frontend).*)' \
+      -delete
 COPY model model
 COPY service service
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
