@@ -201,7 +201,7 @@ def test_an_error_is_one_line_that_names_the_file(
     expect_error(useg("label", tmp_path, "--out", out, "--encoder", tiny_encoder), "lies in")
     expect_error(useg("label", tmp_path / "empty", "--out", out, "--encoder", tiny_encoder), "empty")
     evaluation = ("eval", tiny_artifact, "--dataset", tmp_path)
-    expect_error(useg(*evaluation), "COCO's panoptic format")
+    expect_error(useg(*evaluation), "contains none of panoptic.json")
     expect_error(useg(*evaluation, "--format", "voc-masks"), "not a VOC folder")
     assert not out.exists()
 
