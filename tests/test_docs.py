@@ -31,7 +31,7 @@ PAGES = (
     "docs/backends.md",
     "docs/operations.md",
 )
-NOT_RUN = ("useg serve", "useg export OFFICIAL", "useg quantize")
+NOT_RUN = ("useg serve", "useg export OFFICIAL --out", "useg quantize")
 """Starts of commands that never return, or that take minutes and have slow tests of their own."""
 
 

@@ -10,8 +10,8 @@ import reference
 import torch
 from torch import Tensor
 
-from model.checkpoints.detectron2 import FAMILIES, guess_family, import_cascade, require_family
-from model.checkpoints.runs import load_run, read_run_info
+from model.checkpoints.detectron2 import FAMILIES, export_detectron2, guess_family, import_cascade, require_family
+from model.checkpoints.runs import RunInfo, load_run, read_run_info, write_run
 from model.errors import CheckpointError, ConfigError
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade, infer_cascade_config
 
@@ -133,7 +133,7 @@ def test_a_cutler_checkpoint_has_one_cluster_and_its_own_license(tmp_path: Path)
         (CUTLER, "u2seg", 1, "1 thing clusters and no semantic head; it looks like cutler"),
         (CUTLER, "cups", 1, "it looks like cutler"),
         (CUPS, "u2seg", 3, "a semantic head of 12 classes; it looks like cups"),
-        (replace(CUTLER, thing_clusters=80), "cutler", 80, "80 thing clusters and no semantic head.*like no supported"),
+        (replace(CUTLER, thing_clusters=80), "cutler", 80, "80 thing clusters and no semantic head.*like detectron2"),
     ],
 )  # fmt: skip
 def test_another_family_or_number_of_clusters_is_refused_on_one_line(
@@ -211,6 +211,75 @@ def test_only_an_imported_run_is_replaced(tmp_path: Path, tiny_run: Path) -> Non
         import_state(state, tmp_path)
     with pytest.raises(ConfigError, match="is a trained run, not an imported one"):
         import_cascade(str(tmp_path / "model.pth"), "u2seg", 3, tiny_run)
+
+
+def write_drawn_run(folder: Path, config: CascadeConfig) -> Path:
+    torch.manual_seed(0)
+    network = PanopticCascade(config, CascadeInferenceConfig())
+    for tensor in network.state_dict().values():  # statistics and norms that change what the network computes
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    info = RunInfo(
+        network="panoptic_cascade", network_config=config, step=7, side_px=96, provenance={"photos": "drawn"}
+    )
+    write_run(folder, info, network)
+    return folder
+
+
+@pytest.mark.parametrize("config", [TINY, CUTLER, CUPS])
+def test_an_export_for_detectron2_is_imported_again(tmp_path: Path, config: CascadeConfig) -> None:
+    run = write_drawn_run(tmp_path / "run", config)
+    export_detectron2(run, tmp_path / "exported")
+    again = import_cascade(str(tmp_path / "exported" / "model_final.pth"), "detectron2", None, tmp_path / "again")
+    info = read_run_info(run)
+    provenance = {name: value for name, value in again.provenance.items() if name != "checkpoint"}
+    assert (again.network_config, again.step, again.side_px, provenance) == (config, 7, 96, info.provenance)
+    before, after = load_run(run)[1].state_dict(), load_run(tmp_path / "again")[1].state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    with pytest.raises(ConfigError, match="exported exists: choose another --out"):
+        export_detectron2(run, tmp_path / "exported")
+
+
+def test_a_mask_transformer_is_not_exported_for_detectron2(tmp_path: Path, tiny_run: Path) -> None:
+    with pytest.raises(ConfigError, match="only a panoptic cascade with ResNet-50"):
+        export_detectron2(tiny_run, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of detectron2 and what it imports
+@pytest.mark.parametrize("config", [TINY, CUTLER, CUPS])
+def test_detectron2_computes_what_the_exported_network_computes(tmp_path: Path, config: CascadeConfig) -> None:
+    pytest.importorskip("detectron2", reason="detectron2 is not on PyPI; docs/checkpoints.md says how to install it")
+    reference.define_torchvision_operators()
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    run = write_drawn_run(tmp_path / "run", config)
+    export_detectron2(run, tmp_path / "exported")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(tmp_path / "exported" / "config.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    theirs = build_model(cfg).eval()
+    missing = DetectionCheckpointer(theirs).load(str(tmp_path / "exported" / cfg.MODEL.WEIGHTS))
+    assert missing["iteration"] == 7
+    assert set(theirs.state_dict()) == set(load_run(run)[1].state_dict())
+    pixels = torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        output = load_run(run)[1](pixels[None], torch.tensor([[128, 160]]))
+        (found,) = theirs.inference([{"image": pixels, "height": 128, "width": 160}])
+    instances = found["instances"]
+    count = len(instances)
+    assert count == int((output.scores > 0).sum()) > 0
+    reference.check_near(output.scores[0, :count], instances.scores, reference.SCORE_NOISE)
+    # Nearly tied detections may change places: compare each box with the nearest one of its cluster.
+    is_same = output.clusters[0, :count, None] == instances.pred_classes
+    distances = (output.boxes[0, :count, None] - instances.pred_boxes.tensor).abs().amax(2)
+    assert distances.where(is_same, torch.inf).amin(1).max() <= reference.BOX_NOISE_PX
+    if config.stuff_clusters:
+        upsampled = torch.nn.functional.interpolate(output.semantic, scale_factor=4.0, mode="bilinear")
+        reference.check_near(upsampled[0], found["sem_seg"], reference.SEMANTIC_NOISE)
 
 
 U2SEG_800 = {
@@ -307,14 +376,14 @@ def test_the_published_cups_checkpoint_imports() -> None:
 @pytest.mark.parametrize(
     ("things", "stuff", "fits", "guess"),
     [
-        (300, 27, {"u2seg", "cups"}, "u2seg"),
-        (1, 0, {"cutler"}, "cutler"),
-        (15, 12, {"cups"}, "cups"),
-        (80, 0, set(), None),
+        (300, 27, {"u2seg", "cups", "detectron2"}, "u2seg"),
+        (1, 0, {"cutler", "detectron2"}, "cutler"),
+        (15, 12, {"cups", "detectron2"}, "cups"),
+        (80, 0, {"detectron2"}, "detectron2"),
     ],
 )
 def test_a_checkpoint_matches_the_families_with_its_numbers_of_clusters(
-    things: int, stuff: int, fits: set[str], guess: str | None
+    things: int, stuff: int, fits: set[str], guess: str
 ) -> None:
     assert {word for word, family in FAMILIES.items() if family.matches(things, stuff)} == fits
     assert guess_family(things, stuff) == guess

@@ -1,7 +1,9 @@
-"""Published checkpoints of U2Seg, CutLER and CUPS, with detectron2's names, converted to runs."""
+"""Checkpoints with detectron2's names: those of U2Seg, CutLER and CUPS become runs, and runs become checkpoints."""
 
+import json
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from model.checkpoints.runs import RUN_FILE, RunInfo, read_run_info, write_run
+from model.checkpoints.runs import RUN_FILE, RunInfo, load_run, read_run_info, write_run
 from model.checkpoints.state_dicts import (
     DEFAULT_CACHE,
     StateDict,
@@ -43,12 +45,21 @@ _RELATIVE_TOLERANCE = 1e-4
 _STEP_KEYS = ("iteration", "global_step")
 """Keys of the step in detectron2 and Lightning."""
 
+WEIGHTS_FILE = "model_final.pth"
+CONFIG_FILE = "config.yaml"
+_ORIGIN_KEY = "useg"
+"""Key of what a run knows beyond weights and step, in checkpoints that `export_detectron2` wrote."""
+_LEVELS = ["p2", "p3", "p4", "p5"]
+_NORMS = {"batch": "BN", "frozen": "FrozenBN", "none": ""}
 
-def import_cascade(source: str, family: str, clusters: int, out: Path, *, cache: Path = DEFAULT_CACHE) -> RunInfo:
-    """Convert a published checkpoint, by path or URL, to a run.
+
+def import_cascade(
+    source: str, family: str, clusters: int | None, out: Path, *, cache: Path = DEFAULT_CACHE
+) -> RunInfo:
+    """Convert a checkpoint, by path or URL, to a run.
 
     Raises CheckpointError, leaving an existing run, if the file is not such a network, belongs to another of the
-    `FAMILIES` or has another number of thing clusters; ConfigError if `out` is not an imported run.
+    `FAMILIES` or has another number of thing clusters than given; ConfigError if `out` is not an imported run.
     """
     _require_replaceable(out)
     path = fetch_file(source, cache)
@@ -70,12 +81,110 @@ def import_cascade(source: str, family: str, clusters: int, out: Path, *, cache:
     step = _find_step(content)
     if step is not None:
         checkpoint["iteration"] = step
+    origin = _read_origin(content, path)
     info = RunInfo(
-        network="panoptic_cascade", network_config=config, step=step or 0, provenance={"checkpoint": checkpoint}
+        network="panoptic_cascade",
+        network_config=config,
+        step=step or 0,
+        side_px=origin["side_px"],
+        provenance={"checkpoint": checkpoint, **origin["provenance"]},
     )
     with atomic_directory(out) as folder:
         write_run(folder, info, network)
     return info
+
+
+def export_detectron2(run: Path, out: Path) -> None:
+    """Write a run of a panoptic cascade as a checkpoint and the configuration with which detectron2 builds its network.
+
+    Raises ConfigError if it is another network, or has a ViT, which no configuration of detectron2 describes.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists: choose another --out")
+    info, network = load_run(run)
+    if not isinstance(network, PanopticCascade) or network.config.backbone != "resnet50":
+        raise ConfigError(f"{run} has no counterpart in detectron2: only a panoptic cascade with ResNet-50 has one")
+    content = {
+        "model": network.state_dict(),
+        "__author__": "useg",
+        "iteration": info.step,
+        _ORIGIN_KEY: json.dumps({"side_px": info.side_px, "provenance": info.provenance}),
+    }
+    with atomic_directory(out) as folder:
+        torch.save(content, folder / WEIGHTS_FILE)
+        config = make_detectron2_config(network.config, network.inference, info.side_px)
+        (folder / CONFIG_FILE).write_text("\n".join(_to_yaml(config)) + "\n", encoding="utf-8")
+
+
+def make_detectron2_config(
+    config: CascadeConfig, inference: CascadeInferenceConfig, side_px: int = 0
+) -> dict[str, Any]:
+    """Return the keys of detectron2's configuration that differ from its defaults.
+
+    As U2Seg's configs/COCO-PanopticSegmentation, with the network's own sizes. `side_px` is as in `RunInfo`.
+    """
+    model = {
+        "META_ARCHITECTURE": "PanopticFPN" if config.stuff_clusters else "GeneralizedRCNN",
+        "WEIGHTS": WEIGHTS_FILE,
+        "MASK_ON": True,
+        **{name.upper(): list(values) for name, values in _NORMALIZATION.items()},
+        "BACKBONE": {"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 0},
+        "RESNETS": {
+            "DEPTH": 50, "OUT_FEATURES": ["res2", "res3", "res4", "res5"], "STRIDE_IN_1X1": False,
+            "NORM": _NORMS[config.backbone_norm], "STEM_OUT_CHANNELS": config.stem_out_channels,
+            "WIDTH_PER_GROUP": config.bottleneck_channels, "RES2_OUT_CHANNELS": config.res2_out_channels,
+        },
+        "FPN": {
+            "IN_FEATURES": ["res2", "res3", "res4", "res5"], "OUT_CHANNELS": config.fpn_channels,
+            "NORM": _NORMS[config.fpn_norm],
+        },
+        "ANCHOR_GENERATOR": {"SIZES": [[32], [64], [128], [256], [512]], "ASPECT_RATIOS": [[0.5, 1.0, 2.0]]},
+        "RPN": {
+            "IN_FEATURES": [*_LEVELS, "p6"], "NMS_THRESH": inference.proposals.nms_threshold,
+            "PRE_NMS_TOPK_TEST": inference.proposals.pre_nms_topk,
+            "POST_NMS_TOPK_TEST": inference.proposals.post_nms_topk,
+        },
+        **_roi_heads_config(config, inference),
+        "SEM_SEG_HEAD": {
+            "NAME": "SemSegFPNHead", "IN_FEATURES": _LEVELS, "NUM_CLASSES": config.stuff_clusters + 1,
+            "CONVS_DIM": config.sem_seg_conv_dim, "NORM": "GN", "COMMON_STRIDE": 4,
+        },
+    }  # fmt: skip
+    sizes = {"MIN_SIZE_TEST": side_px, "MAX_SIZE_TEST": side_px} if side_px else {}
+    return {
+        "VERSION": 2,
+        "MODEL": model,
+        "INPUT": {"FORMAT": "RGB", **sizes},
+        "TEST": {"DETECTIONS_PER_IMAGE": inference.detections.max_detections},
+    }
+
+
+def _roi_heads_config(config: CascadeConfig, inference: CascadeInferenceConfig) -> dict[str, Any]:
+    pooler = {"POOLER_TYPE": "ROIAlignV2", "POOLER_SAMPLING_RATIO": 0}
+    return {
+        "ROI_HEADS": {
+            "NAME": "CascadeROIHeads", "IN_FEATURES": _LEVELS, "NUM_CLASSES": config.thing_clusters,
+            "SCORE_THRESH_TEST": inference.detections.score_threshold,
+            "NMS_THRESH_TEST": inference.detections.nms_threshold,
+        },
+        "ROI_BOX_HEAD": {
+            "NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "FC_DIM": config.box_fc_dim, "POOLER_RESOLUTION": 7,
+            "CLS_AGNOSTIC_BBOX_REG": True, **pooler,
+        },
+        "ROI_MASK_HEAD": {
+            "NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "CONV_DIM": config.mask_conv_dim,
+            "POOLER_RESOLUTION": 14, "CLS_AGNOSTIC_MASK": config.cls_agnostic_mask, **pooler,
+        },
+    }  # fmt: skip
+
+
+def _to_yaml(node: dict[str, Any], indent: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _to_yaml(value, indent + "  ")
+        else:
+            yield f"{indent}{key}: {json.dumps(value)}"
 
 
 def clean_state_dict(published: StateDict, path: Path) -> StateDict:
@@ -101,18 +210,18 @@ def clean_state_dict(published: StateDict, path: Path) -> StateDict:
     return state
 
 
-def require_family(config: CascadeConfig, family: str, clusters: int) -> None:
-    """Raise CheckpointError unless the network can belong to the family and has that many thing clusters."""
+def require_family(config: CascadeConfig, family: str, clusters: int | None) -> None:
+    """Raise CheckpointError unless the network can belong to the family and has that many thing clusters, if given."""
     if not FAMILIES[family].matches(config.thing_clusters, config.stuff_clusters):
         head = (
             f"a semantic head of {config.stuff_clusters + 1} classes" if config.stuff_clusters else "no semantic head"
         )
         likely = guess_family(config.thing_clusters, config.stuff_clusters)
-        hint = f"it looks like {likely}: give --format {likely}" if likely else "it looks like no supported family"
         raise CheckpointError(
-            f"not a {family} checkpoint: it has {config.thing_clusters} thing clusters and {head}; {hint}"
+            f"not a {family} checkpoint: it has {config.thing_clusters} thing clusters and {head}; it looks like "
+            f"{likely}: give --format {likely}"
         )
-    if config.thing_clusters != clusters:
+    if clusters not in (None, config.thing_clusters):
         raise CheckpointError(
             f"it has {config.thing_clusters} thing clusters, not {clusters}: give --clusters {config.thing_clusters}"
         )
@@ -141,6 +250,20 @@ def _find_step(content: object) -> int | None:
     return next((content[key] for key in _STEP_KEYS if type(content.get(key)) is int), None)
 
 
+def _read_origin(content: object, path: Path) -> dict[str, Any]:
+    """Return `side_px` and `provenance` of the run that the checkpoint was exported from, if it was."""
+    stored = content.get(_ORIGIN_KEY) if isinstance(content, dict) else None
+    if stored is None:
+        return {"side_px": 0, "provenance": {}}
+    try:
+        origin: dict[str, Any] = json.loads(stored)
+        if type(origin["side_px"]) is int and isinstance(origin["provenance"], dict):
+            return origin
+        raise ValueError(f"unexpected content {stored:.60}")
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: its key {_ORIGIN_KEY!r} is not as `useg export` writes it: {error}") from error
+
+
 def _require_replaceable(out: Path) -> None:
     if not out.exists():
         return
@@ -156,26 +279,27 @@ class CheckpointFamily:
 
     title: str
     license: str
-    """License of the published weights."""
+    """License of the published weights; empty if it is not known."""
     thing_clusters: int | None
     """None: any number."""
-    stuff_clusters: int | None
-    """0: no semantic head; None: any number from 1."""
+    stuff_clusters: range
+    """0: no semantic head."""
 
     def matches(self, thing_clusters: int, stuff_clusters: int) -> bool:
         """Whether a checkpoint of this family can have these numbers of clusters."""
-        matches_stuff = stuff_clusters > 0 if self.stuff_clusters is None else stuff_clusters == self.stuff_clusters
-        return matches_stuff and self.thing_clusters in (None, thing_clusters)
+        return stuff_clusters in self.stuff_clusters and self.thing_clusters in (None, thing_clusters)
 
 
+_ANY = 1 << 16
 FAMILIES = {
-    "u2seg": CheckpointFamily(title="U2Seg", license="Apache-2.0", thing_clusters=None, stuff_clusters=27),
-    "cutler": CheckpointFamily(title="CutLER", license="CC BY-NC-SA 4.0", thing_clusters=1, stuff_clusters=0),
-    "cups": CheckpointFamily(title="CUPS", license="Apache-2.0", thing_clusters=None, stuff_clusters=None),
+    "u2seg": CheckpointFamily(title="U2Seg", license="Apache-2.0", thing_clusters=None, stuff_clusters=range(27, 28)),
+    "cutler": CheckpointFamily(title="CutLER", license="CC BY-NC-SA 4.0", thing_clusters=1, stuff_clusters=range(1)),
+    "cups": CheckpointFamily(title="CUPS", license="Apache-2.0", thing_clusters=None, stuff_clusters=range(1, _ANY)),
+    "detectron2": CheckpointFamily(title="detectron2", license="", thing_clusters=None, stuff_clusters=range(_ANY)),
 }
 """Families by their name on the command line; if several match, the first is the most likely."""
 
 
-def guess_family(thing_clusters: int, stuff_clusters: int) -> str | None:
+def guess_family(thing_clusters: int, stuff_clusters: int) -> str:
     """Guess the family from the numbers of clusters."""
-    return next((name for name, family in FAMILIES.items() if family.matches(thing_clusters, stuff_clusters)), None)
+    return next(name for name, family in FAMILIES.items() if family.matches(thing_clusters, stuff_clusters))

@@ -25,7 +25,7 @@ def import_checkpoint(
     source: str,
     /,
     *,
-    format: Literal["u2seg", "cutler", "cups", "encoder"],
+    format: Literal["u2seg", "cutler", "cups", "detectron2", "encoder"],
     out: Path,
     clusters: PositiveInt | None = None,
 ) -> dict[str, Any]:
@@ -36,16 +36,17 @@ def import_checkpoint(
     source
         Path or URL of the checkpoint (.pth, .pkl, .ckpt or .safetensors).
     format
-        What the checkpoint is: a detectron2 model of U2Seg, CutLER or CUPS, or a self-supervised encoder (DINO,
+        What the checkpoint is: a detectron2 model of U2Seg, CutLER or CUPS, another Panoptic Cascade Mask R-CNN in
+        detectron2's names (such as `useg export --format detectron2` writes), or a self-supervised encoder (DINO,
         DINOv2, a ResNet-50).
     out
         Folder of the new run; for an encoder, a .safetensors file.
     clusters
-        Number of thing clusters of the model. Required for all formats but encoder.
+        Number of thing clusters of the model. Required for u2seg, cutler and cups.
     """
-    if (format == "encoder") == (clusters is not None):
-        raise CycloptsError(msg="--clusters is required, except with --format encoder")
-    if clusters is None:
+    if (clusters is None) != (format in ("encoder", "detectron2")):
+        raise CycloptsError(msg="--clusters is required with --format u2seg, cutler or cups, and only there")
+    if format == "encoder":
         from model.checkpoints.dino import import_encoder
 
         return {"encoder": str(out), **asdict(import_encoder(source, out))}
@@ -60,6 +61,7 @@ def export(
     /,
     *,
     out: NewArtifact,
+    format: Literal["onnx", "detectron2"] = "onnx",
     name: str = "useg",
     version: str = "1",
     photos: Path | None = None,
@@ -78,6 +80,9 @@ def export(
     ----------
     run
         Folder of a training run or of an imported checkpoint.
+    format
+        onnx: an artifact. detectron2: a folder with model_final.pth and config.yaml, from which detectron2 builds the
+        same network; for a panoptic cascade with ResNet-50. The other options do not apply to it.
     name
         Name of the model.
     version
@@ -97,6 +102,11 @@ def export(
     low_input_sizes
         Input sizes for requests with `detail=low`.
     """
+    if format == "detectron2":
+        from model.checkpoints.detectron2 import CONFIG_FILE, WEIGHTS_FILE, export_detectron2
+
+        export_detectron2(run, out)
+        return {"weights": str(out / WEIGHTS_FILE), "config": str(out / CONFIG_FILE)}
     import torch  # not installed with the service
 
     from model.export.export import ExportConfig, export_run
