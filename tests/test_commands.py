@@ -152,7 +152,8 @@ def test_two_predictors_are_compared_and_a_gate_rejects_with_status_4(
     photos, out = tiny.draw_photos(tmp_path / "photos", count=2), tmp_path / "gate.json"
     command = ("gate", tiny_artifact, tiny_artifact, "--photos", photos, "--out", out)
     assert useg(*command).result["passed"]
-    rejected = useg("gate", tiny_artifact, tiny_artifact, "--photos", photos, "--drift-photos", photos)
+    drift_photos = tiny.draw_photos(tmp_path / "drift", count=2)
+    rejected = useg("gate", tiny_artifact, tiny_artifact, "--photos", photos, "--drift-photos", drift_photos)
     expect_error(rejected, "has no drift reference")
     expect_error(useg("gate", tiny_artifact, tiny_artifact), "give --dataset or --photos")
     assert json.loads(out.read_text())["checks"][0]["name"] == "covering"

@@ -290,8 +290,8 @@ def test_geojson_features_are_multipolygons_with_segment_properties() -> None:
     corners = [[0, 0], [32, 0], [32, 32], [0, 32], [0, 0]]
     assert [[ring.tolist() for ring in part] for part in thing["geometry"]["coordinates"]] == [[corners]]
     assert stuff["properties"] == {
-        "id": 2, "cluster_id": 9, "category_id": 193, "category_name": "grass", "isthing": 0, "score": 1.0,
-        "area": 1024, "bbox": [64, 0, 32, 32],
+        "id": 2, "cluster_id": 9, "cluster_ids": [9], "category_id": 193, "category_name": "grass", "isthing": 0,
+        "score": 1.0, "area": 1024, "bbox": [64, 0, 32, 32],
     }  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def test_labels_that_are_already_written_are_kept(
     written = labels.read_photos()[0].label.stat().st_mtime_ns
     write_ground_truth_labels(dataset, dataset.images, tiny_encoder, tiny.SIDE_PX, labels)
     assert labels.read_photos()[0].label.stat().st_mtime_ns == written
-    with pytest.raises(ConfigError, match="photos_hash differ"):
+    with pytest.raises(ConfigError, match="the photos are not those with which"):
         write_ground_truth_labels(dataset, dataset.images[:2], tiny_encoder, tiny.SIDE_PX, labels)
 
 
