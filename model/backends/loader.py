@@ -83,7 +83,8 @@ def load_fastest(load: Callable[[ConcreteBackend], Session]) -> AutoSession:
             return AutoSession(session=load(backend), skipped_backends=skipped)
         except Exception as error:  # libraries of a backend may raise anything, and the next one may work
             is_ours = isinstance(error, UsegError)
-            skipped[backend] = (str(error) if is_ours else f"{type(error).__name__}: {error}").splitlines()[0]
+            message = (str(error) if is_ours else f"{type(error).__name__}: {error}").splitlines()[0]
+            skipped[backend] = message.removeprefix(f"backend {backend}: ")
             # Without a GPU nobody misses its backends; outputs that differ are worth a look.
             level = logging.INFO if isinstance(error, BackendUnavailable) else logging.WARNING
             logger.log(level, "skipping backend %s: %s", backend, skipped[backend])
@@ -148,7 +149,7 @@ def _load_openvino(artifact: Path, contract: Contract, threads: int, cache: Path
 
 def _load_openvino_int8(artifact: Path, contract: Contract, threads: int, cache: Path | None) -> Session:
     if contract.int8 is None:
-        raise BackendUnavailable(f"backend openvino-int8: {artifact} has no int8 network: add one by `useg quantize`")
+        raise BackendUnavailable("backend openvino-int8: the artifact has no int8 network: add one by `useg quantize`")
     require_int8_instructions()
     check = partial(check_golden, path=artifact / INT8_GOLDEN_FILE, tolerance=INT8_TOLERANCE)
     return load_openvino_session(
