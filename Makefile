@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve retrain test test-slow lint audit clean
+.PHONY: help serve retrain test test-slow test-all lint bench-env audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,13 @@ test: $(VENV)/.dev  ## run the tests, under 5 minutes on two cores
 
 test-slow: $(VENV)/.dev  ## run the tests that `make test` leaves out: exports, killed runs, command lines
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
+
+test-all: $(VENV)/.dev  ## run both in one session, which makes shared artifacts once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m ""
+
+bench-env: $(BIN)/python  ## check that the versions for deploy/bench_rivals.py can be installed together
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run \
+	    --constraint deploy/bench-constraints.txt '.[service,bench]'
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .
