@@ -5,6 +5,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Two processes beat two threads; threads that a command asks for would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: help serve retrain test test-slow test-all lint bench-env audit clean
 
@@ -18,13 +20,13 @@ retrain: $(VENV)/.dev  ## photos to a new version: PHOTOS=folder [REGISTRY=folde
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/retrain.sh "$$PHOTOS" $${REGISTRY:+"$$REGISTRY"} $(RETRAIN)
 
 test: $(VENV)/.dev  ## run the tests, under 5 minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal  # two processes beat two threads
+	$(PYTEST)
 
 test-slow: $(VENV)/.dev  ## run the tests that `make test` leaves out: exports, killed runs, command lines
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow
+	$(PYTEST) -m slow
 
 test-all: $(VENV)/.dev  ## run both in one session, which makes shared artifacts once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m ""
+	$(PYTEST) -m ""
 
 bench-env: $(BIN)/python  ## check that the versions for deploy/bench_rivals.py can be installed together
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run \
