@@ -5,10 +5,10 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Two processes beat two threads; threads that a command asks for would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Two processes beat two threads. Commands start two threads each: waiting ones must not spin.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help serve retrain test test-slow test-all lint bench-env audit clean
+.PHONY: help serve retrain test test-slow lint bench-env audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -24,9 +24,6 @@ test: $(VENV)/.dev  ## run the tests, under 5 minutes on two cores
 
 test-slow: $(VENV)/.dev  ## run the tests that `make test` leaves out: exports, killed runs, command lines
 	$(PYTEST) -m slow
-
-test-all: $(VENV)/.dev  ## run both in one session, which makes shared artifacts once
-	$(PYTEST) -m ""
 
 bench-env: $(BIN)/python  ## check that the versions for deploy/bench_rivals.py can be installed together
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run \
