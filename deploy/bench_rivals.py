@@ -8,8 +8,8 @@ PYTHON is an environment with LitServe and BentoML (default: this one), installe
 constraints.txt has.
 
 All servers run throughout, and the loads take turns, so that other load on the machine affects all alike: first one
-client, then open-loop arrivals at fractions of a bare loop's rate. Goodput at equal p95 is the highest goodput of a server with a p95 within
-`p95_limit_ms`, twice the median latency of a single client on the slowest server. Prints JSON.
+client, then open-loop arrivals at fractions of a bare loop's rate. Goodput at equal p95 is the highest goodput of a
+server with a p95 within `p95_limit_ms`, twice the median latency of a single client on the slowest server. Prints JSON.
 """
 
 import argparse
