@@ -85,7 +85,7 @@ def load_fastest(load: Callable[[ConcreteBackend], Session]) -> AutoSession:
             is_ours = isinstance(error, UsegError)
             message = (str(error) if is_ours else f"{type(error).__name__}: {error}").splitlines()[0]
             skipped[backend] = message.removeprefix(f"backend {backend}: ")
-            # Without a GPU nobody misses its backends; outputs that differ are worth a look.
+            # Missing hardware is normal; any other failure, such as different outputs, should be noticed.
             level = logging.INFO if isinstance(error, BackendUnavailable) else logging.WARNING
             logger.log(level, "skipping backend %s: %s", backend, skipped[backend])
     return AutoSession(session=load("cpu"), skipped_backends=skipped)

@@ -100,7 +100,7 @@ def load_openvino_session(
         logger.warning("compiling %s again, the compiled one does not work: %s", network, error)
         session = load(None)
     else:
-        _write_cache_hashes(folder)
+        _write_cache_hashes(folder)  # also if it was cached: OpenVINO replaces the file of another network in place
     return session
 
 
