@@ -26,7 +26,6 @@ COMMANDS = {
         "train": ("training.cli.train:train", "Train a network on pseudo-labels."),
         "self-train": ("training.cli.train:self_train", "Make new pseudo-labels with a trained network."),
         "finetune": ("training.cli.train:finetune", "Fine-tune a run or an artifact on an annotated dataset."),
-        "recluster": ("training.cli.train:recluster", "Replace the thing clusters of a run without training it."),
         "labels-from-detector": (
             "training.cli.train:labels_from_detector",
             "Combine a detector's masks with the stuff of existing pseudo-labels.",

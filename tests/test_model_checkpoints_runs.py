@@ -1,12 +1,14 @@
 """A run is whole or no run, and tells which of the two networks it holds."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.checkpoints.runs import RunInfo, load_run, read_run_info, write_run
 from model.errors import CheckpointError, ConfigError
@@ -73,6 +75,16 @@ def test_a_mask_transformer_comes_back_with_its_encoder(tiny_run: Path) -> None:
     assert isinstance(card.network_config, DecoderConfig)
     assert isinstance(network, MaskTransformer)
     assert (network.decoder.config, network.training) == (card.network_config, False)
+
+
+def test_embedding_heads_of_earlier_releases_are_ignored(tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    change_card(run, lambda card: card["network_config"].update(embedding_dim=8, trained_clusters=0))
+    state = load_file(run / "decoder.safetensors")
+    save_file({**state, "embedding_head.weight": torch.ones(8, 256)}, run / "decoder.safetensors")
+    card, network = load_run(run)
+    assert card == read_run_info(tiny_run)
+    assert torch.equal(network.state_dict()["decoder.queries"], state["queries"])
 
 
 @pytest.mark.parametrize("name", ["run.json", "weights.safetensors"])

@@ -1,13 +1,11 @@
 """The mask transformer has static shapes and ignores the batch; scores and boxes are as computed by hand."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.errors import ConfigError
 from model.networks.interface import normalize
 from model.networks.mask_transformer import (
     DecoderConfig,
@@ -185,40 +183,6 @@ def test_gradients_reach_all_decoder_weights_and_no_frozen_encoder() -> None:
     without_gradient = [name for name, weight in network.decoder.named_parameters() if weight.grad is None]
     assert without_gradient == []
     assert all(weight.grad is None for weight in encoder.parameters())
-
-
-def make_decoder(**changes: int) -> MaskDecoder:
-    torch.manual_seed(4)
-    return MaskDecoder(replace(DECODER, **changes), ENCODER).eval().requires_grad_(False)
-
-
-def test_an_embedding_head_changes_no_other_weight_or_output() -> None:
-    plain, embedding = make_decoder(), make_decoder(embedding_dim=8)
-    assert all(torch.equal(weight, embedding.state_dict()[name]) for name, weight in plain.state_dict().items())
-    features, normalized = torch.randn(4, 2, 16, 64), normalize(draw_pixels(2))
-    with_head = embedding(features, normalized)
-    assert with_head.embeddings.shape == (2, QUERIES, 8)
-    assert torch.equal(plain(features, normalized).class_logits, with_head.class_logits)
-    assert plain(features, normalized).embeddings is None
-
-
-def test_clusters_made_after_training_keep_all_scores() -> None:
-    trained = make_decoder(embedding_dim=8)
-    made = make_decoder(embedding_dim=8, trained_clusters=THINGS, thing_clusters=7)
-    made.load_state_dict(trained.state_dict(), strict=False)
-    features, normalized = torch.randn(4, 2, 16, 64), normalize(draw_pixels(2))
-    before, after = trained(features, normalized), made(features, normalized)
-    assert after.class_logits.shape == (2, QUERIES, 8)
-    torch.testing.assert_close(to_network_output(after).scores, to_network_output(before).scores)
-    head = made.cluster_head
-    assert head is not None
-    head.weight[:], head.bias[:] = 0.0, torch.arange(7.0)
-    assert (to_network_output(made(features, normalized)).clusters == 6).all()
-
-
-def test_clusters_cannot_be_made_after_training_without_embeddings() -> None:
-    with pytest.raises(ConfigError, match="embeddings"):
-        replace(DECODER, trained_clusters=5)
 
 
 ROW = 10

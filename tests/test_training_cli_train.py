@@ -1,4 +1,4 @@
-"""The commands `useg train`, `self-train`, `recluster` and `plot-rounds`: options, presets and results."""
+"""The commands `useg train`, `self-train` and `plot-rounds`: options, presets and results."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_the_defaults_are_those_of_the_first_preset() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "train panoptic-cascade", "self-train", "finetune", "recluster", "labels-from-detector", "plot-rounds"],
+    ["train", "train panoptic-cascade", "self-train", "finetune", "labels-from-detector", "plot-rounds"],
 )
 def test_every_option_has_a_help_text(command: str) -> None:
     app = make_app(command.split()[0])
@@ -91,15 +91,12 @@ def run_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[
     return result
 
 
-def test_train_recluster_and_self_train(
+def test_train_and_self_train(
     tmp_path: Path, tiny_store: PseudoLabelDataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ("--features", tiny_store.features, "--threads", 1)
     run, labels, out = tmp_path / "run", tiny_store.folder, tmp_path / "labels"
-    options = ("--preset", "tiny", "--query-embeddings")
-    assert run_command(capsys, "train", labels, "--out", run, *options, *common)["step"] == 4
-    options = ("--thing-clusters", 2, "--score-threshold", 0)
-    assert run_command(capsys, "recluster", run, labels, "--out", tmp_path / "two", *options, *common)["clusters"] == 2
+    assert run_command(capsys, "train", labels, "--out", run, "--preset", "tiny", *common)["step"] == 4
     report = run_command(capsys, "self-train", run, labels, "--out", out, *common)
     assert (report["round"], report["photos"]) == (1, 8)
     info = read_teacher_info(PseudoLabelDataset(out))

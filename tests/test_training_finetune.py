@@ -44,7 +44,6 @@ def test_a_fraction_has_the_published_number_of_steps(fraction: float, steps: in
     assert config.max_steps == steps
     assert (config.target_source, config.no_object_from_score) == ("panoptic", 0.0)
     assert not config.droploss
-    assert not config.query_embeddings
 
 
 def test_a_fine_tuned_run_is_evaluated_on_images_that_it_was_not_trained_on(tmp_path: Path, tiny_run: Path) -> None:

@@ -103,7 +103,6 @@ def compute_class_loss(logits: Tensor, weight: float, *is_labeled: bool, no_obje
         masks=torch.ones(1, 1, 1),
         clusters=torch.tensor([0]),
         weights=torch.tensor([weight]),
-        embeddings=None,
         is_in_labeled_area=torch.tensor([is_labeled]),
     )
     return float(class_loss(logits[None], pairs, no_object_from_score))
@@ -164,23 +163,6 @@ def test_losses_are_computed_in_fp32() -> None:
         losses = mask_transformer_losses(half, (target,))
     assert losses.total.dtype == torch.float32
     assert torch.equal(losses.total, mask_transformer_losses(full, (target,)).total)  # bf16 holds 2 and 0 exactly
-
-
-def test_the_embedding_loss_is_one_minus_the_cosine_weighted_by_target() -> None:
-    target = replace(
-        draw_target((0, 4, 0, 4), (4, 8, 2, 7), clusters=[2, 0]),
-        embeddings=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
-        weights=torch.tensor([0.25, 0.75]),
-    )
-    embeddings = torch.zeros(1, 4, 2)
-    embeddings[0, 3] = torch.tensor([0.0, 5.0])  # of target 0, at a right angle
-    embeddings[0, 1] = torch.tensor([3.0, 3.0])
-    losses = mask_transformer_losses(predict(target, [3, 1])._replace(embeddings=embeddings), (target,))
-    expected = 0.25 * 1.0 + 0.75 * (1.0 - math.sqrt(0.5))
-    assert losses.as_floats()["embedding"] == pytest.approx(expected)
-    without = mask_transformer_losses(predict(target, [3, 1]), (target,))
-    assert "embedding" not in without.as_floats()
-    assert float(losses.total) == pytest.approx(float(without.total) + expected)
 
 
 def test_iou_of_half_overlapping_masks_is_a_third() -> None:

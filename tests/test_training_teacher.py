@@ -17,9 +17,15 @@ from model.networks.vit import VisionTransformer
 from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache, compute_features
 from training.mask_transformer.crops import full_view
-from training.mask_transformer.inference import DecoderInput, run_decoder
 from training.pseudo_labels.consensus import pairwise_mask_iou
-from training.self_training.teacher import MIN_SCORE, ViewPredictions, make_tta_views, predict_views
+from training.self_training.teacher import (
+    MIN_SCORE,
+    DecoderInput,
+    ViewPredictions,
+    make_tta_views,
+    predict_views,
+    run_decoder,
+)
 from training.self_training.tta_merge import TtaConsistency, measure_consistency, merge_views
 
 GRID, MAP_SIDE = 4, 14

@@ -18,7 +18,7 @@ def list_unexported_weights(network: Network) -> tuple[str, ...]:
     """Name prefixes of weights that no output depends on: only training uses them, or nothing does."""
     match network:
         case MaskTransformer():
-            return ("encoder.norm.", "decoder.patch_mask.", "decoder.embedding_head.")
+            return ("encoder.norm.", "decoder.patch_mask.")
         case PanopticCascade():
             return ()
 

@@ -41,10 +41,6 @@ class DecoderConfig:
     num_layers: int = 3
     mask_dim: int = 64
     """Channels of the mask embeddings: a mask is the dot product of a query's and a pixel's."""
-    embedding_dim: int = 0
-    """Size of the query embeddings that allow clustering objects again after training; 0: none."""
-    trained_clusters: int = 0
-    """Thing clusters of the labels, if the output's were made after training by clustering embeddings; 0: the same."""
 
     def __post_init__(self) -> None:
         if self.side_px % MASK_STRIDE_PX:
@@ -53,8 +49,6 @@ class DecoderConfig:
             raise ConfigError(
                 f"hidden_dim {self.hidden_dim} and mask_dim {self.mask_dim} must be multiples of {_HEADS} and {_GROUPS}"
             )
-        if self.trained_clusters and not self.embedding_dim:
-            raise ConfigError("only a network with query embeddings can be clustered again: train with them")
 
     @property
     def map_side(self) -> int:
@@ -77,8 +71,6 @@ class DecoderOutput(NamedTuple):
     mask_logits: Float[Tensor, "B Q h w"]
     semantic_logits: Float[Tensor, "B S+1 h w"]
     aux_outputs: tuple[AuxOutput, ...]
-    embeddings: Float[Tensor, "B Q D"] | None = None
-    """Not normalized: only directions are supervised."""
 
 
 def intermediate_layers(depth: int) -> tuple[int, ...]:
@@ -171,15 +163,13 @@ class MaskDecoder(nn.Module):
         self.queries = nn.Parameter(torch.randn(1, config.num_queries, width))
         self.blocks = nn.ModuleList(QueryBlock(width) for _ in range(config.num_layers))
         self.query_norm = nn.LayerNorm(width)
-        self.class_head = nn.Linear(width, (config.trained_clusters or config.thing_clusters) + 1)
+        self.class_head = nn.Linear(width, config.thing_clusters + 1)
         self.quality_head = nn.Linear(width, 1)
         self.mask_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.mask_dim))
         self.patch_mask = nn.Linear(width, config.mask_dim)
         self.pixels = PixelDecoder(config)
         self.semantic_patches = nn.Linear(width, config.stuff_clusters + 1)
         self.semantic_pixels = nn.Conv2d(config.mask_dim, config.stuff_clusters + 1, 1)
-        self.embedding_head = nn.Linear(width, config.embedding_dim) if config.embedding_dim else None
-        self.cluster_head = nn.Linear(width, config.thing_clusters) if config.trained_clusters else None
 
     def forward(
         self, features: Float[Tensor, "L B N E"], normalized: Float[Tensor, "B 3 H W"], with_aux: bool = False
@@ -198,21 +188,12 @@ class MaskDecoder(nn.Module):
         fine = self.pixels(patches.transpose(1, 2).unflatten(2, grid), normalized)
         semantic = self.semantic_patches(patches).transpose(1, 2).unflatten(2, grid)
         return DecoderOutput(
-            class_logits=self._classify(hidden),
+            class_logits=self.class_head(hidden),
             iou_logits=self.quality_head(hidden).squeeze(2),
             mask_logits=torch.einsum("bqc,bchw->bqhw", self.mask_head(hidden), fine),
             semantic_logits=upsample(semantic, fine.shape[2:]) + self.semantic_pixels(fine),
             aux_outputs=tuple(aux_outputs),
-            embeddings=self.embedding_head(hidden) if self.embedding_head is not None else None,
         )
-
-    def _classify(self, hidden: Float[Tensor, "B Q C"]) -> Float[Tensor, "B Q K+1"]:
-        """Class logits; clusters made after training share the probability of all trained ones together."""
-        classes: Tensor = self.class_head(hidden)
-        if self.cluster_head is None:
-            return classes
-        log_fractions = self.cluster_head(hidden).log_softmax(-1)
-        return torch.cat([log_fractions + classes[..., :-1].logsumexp(-1, keepdim=True), classes[..., -1:]], -1)
 
     def _fuse_levels(self, features: Float[Tensor, "L B N E"], grid: Sequence[int]) -> Float[Tensor, "B N C"]:
         levels = zip(self.laterals, self.tap_norms, features.unbind(0), strict=True)
@@ -225,7 +206,7 @@ class MaskDecoder(nn.Module):
     ) -> AuxOutput:
         hidden = self.query_norm(queries)
         masks = torch.einsum("bqc,bnc->bqn", self.mask_head(hidden), patch_embeddings)
-        return AuxOutput(class_logits=self._classify(hidden), mask_logits=masks.unflatten(2, grid))
+        return AuxOutput(class_logits=self.class_head(hidden), mask_logits=masks.unflatten(2, grid))
 
 
 class MaskTransformer(nn.Module):

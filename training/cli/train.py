@@ -1,4 +1,4 @@
-"""The commands `useg train`, `self-train`, `finetune`, `recluster`, `labels-from-detector` and `plot-rounds`."""
+"""The commands `useg train`, `self-train`, `finetune`, `labels-from-detector` and `plot-rounds`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -10,12 +10,7 @@ from cyclopts import App, ArgumentCollection, Parameter, Token
 from cyclopts.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.mask_transformer.config import (
-    MASK_TRANSFORMER_PRESETS,
-    MaskTransformerTrainConfig,
-    ReclusterConfig,
-    finetune_config,
-)
+from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, MaskTransformerTrainConfig, finetune_config
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
 from training.self_training.config import SelfTrainingConfig
 from training.trainer.config import TrainConfig
@@ -249,44 +244,6 @@ def finetune(
     config = replace(finetune_config(fraction, MASK_TRANSFORMER_PRESETS[preset]), **given)
     encoder_file = fetch_encoder(encoder) if encoder else None
     return asdict(finetune(source, dataset.read(), fraction, out, config, features, encoder_file))
-
-
-def recluster(
-    run: Path,
-    labels: Path,
-    /,
-    *,
-    config: Annotated[ReclusterConfig, _FLAT],
-    out: Path,
-    features: Path | None = None,
-    photos: Path | None = None,
-    threads: PositiveInt = 2,
-) -> dict[str, Any]:
-    """Replace the thing clusters of a run without training, by k-means on its query embeddings.
-
-    Parameters
-    ----------
-    run
-        Run of a mask transformer trained with --query-embeddings.
-    labels
-        Pseudo-labels whose photos are used.
-    out
-        Folder of the new run.
-    features
-        Folder of the feature cache (default: LABELS/features).
-    photos
-        Folder of the labeled photos, if they have moved since.
-    threads
-        CPU threads.
-    """
-    import torch
-
-    from training.data.dataset import PseudoLabelDataset
-    from training.mask_transformer.recluster import recluster
-
-    torch.set_num_threads(threads)
-    dataset = PseudoLabelDataset(labels, photos)
-    return asdict(recluster(run, dataset, features or dataset.features, out, config))
 
 
 def labels_from_detector(

@@ -1,9 +1,8 @@
-"""Options and presets for training and reclustering a mask transformer; free of torch, for the command line."""
+"""Options and presets for training a mask transformer; free of torch, for the command line."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.errors import ConfigError
 from training.trainer.config import InputKind, TrainConfig
 
 TargetSource = Literal["panoptic", "instances"]
@@ -42,8 +41,6 @@ class MaskTransformerTrainConfig(TrainConfig):
     object and 1 - s no-object; at 0, its loss is only scaled by s."""
     droploss: bool = True
     """Do not train an unmatched query as no-object if more than half of its mask is unlabeled (CutLER's DropLoss)."""
-    query_embeddings: bool = True
-    """Train an embedding head with the whitened features of the instances, as `useg recluster` needs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +57,6 @@ _PANOPTIC_TARGETS = MaskTransformerTrainConfig(
     target_source="panoptic",
     no_object_from_score=0.0,
     droploss=False,
-    query_embeddings=False,
 )
 
 MASK_TRANSFORMER_PRESETS = {
@@ -75,26 +71,6 @@ MASK_TRANSFORMER_PRESETS = {
 }
 """`cpu`: as the bundled model. `gpu`: the same on one large GPU, from pixels. `panoptic-targets`: only the visible
 segments of the panoptic maps, all alike. `tiny`: a smoke test of seconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReclusterConfig:
-    """Options for new thing clusters."""
-
-    thing_clusters: int
-    """Number of thing clusters of the new run."""
-    score_threshold: float = 0.35
-    """Minimum score of the detections that are clustered, 0..1."""
-    max_photos: int | None = None
-    """Use at most this many photos, evenly spaced; default: all photos of the labels."""
-    seed: int = 0
-    """Seed of k-means."""
-
-    def __post_init__(self) -> None:
-        if self.thing_clusters < 1 or (self.max_photos is not None and self.max_photos < 1):
-            raise ConfigError("thing_clusters and max_photos must be at least 1")
-        if not 0.0 <= self.score_threshold <= 1.0:
-            raise ConfigError(f"score_threshold must be between 0 and 1, got {self.score_threshold}")
 
 
 _PUBLISHED_STEPS = {
@@ -116,5 +92,4 @@ def finetune_config(fraction: float, config: MaskTransformerTrainConfig) -> Mask
         target_source="panoptic",
         no_object_from_score=0.0,
         droploss=False,
-        query_embeddings=False,
     )

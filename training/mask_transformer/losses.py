@@ -1,4 +1,4 @@
-"""Losses of a mask transformer: Hungarian matching, masks, classes, predicted IoU, embeddings and the semantic map."""
+"""Losses of a mask transformer: Hungarian matching, masks, classes, predicted IoU and the semantic map."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,6 @@ DICE_WEIGHT = 5.0
 CLASS_WEIGHT = 2.0
 SEMANTIC_WEIGHT = 1.0
 IOU_WEIGHT = 1.0
-EMBEDDING_WEIGHT = 1.0
 NO_OBJECT_WEIGHT = 0.1
 """Weight of the class loss of unmatched queries."""
 LABEL_SMOOTHING = 0.1
@@ -41,8 +40,6 @@ class MaskTransformerLosses:
     semantic: Tensor
     layers: Tensor
     """Mask and class losses of the intermediate blocks."""
-    embedding: Tensor | None = None
-    """None without an embedding head."""
     iou: Tensor
     """Metric: weighted mean IoU of the matched masks."""
     stuff: Tensor
@@ -50,12 +47,11 @@ class MaskTransformerLosses:
 
     @property
     def total(self) -> Tensor:
-        total = self.mask + self.dice + self.classes + self.quality + self.semantic + self.layers
-        return total if self.embedding is None else total + self.embedding
+        return self.mask + self.dice + self.classes + self.quality + self.semantic + self.layers
 
     def as_floats(self) -> dict[str, float]:
         terms = {**vars(self), "total": self.total}
-        return {name: float(value.detach()) for name, value in terms.items() if value is not None}
+        return {name: float(value.detach()) for name, value in terms.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +64,6 @@ class MatchedPairs:
     """Target masks."""
     clusters: Int[Tensor, "P"]
     weights: Float[Tensor, "P"]
-    embeddings: Float[Tensor, "P D"] | None
     is_in_labeled_area: Bool[Tensor, "B Q"]
     """For every query: whether it is trained as no-object if it is unmatched."""
 
@@ -107,7 +102,6 @@ def _compute_fp32(
         quality=IOU_WEIGHT * _weighted_mean(quality, pairs.weights),
         semantic=SEMANTIC_WEIGHT * semantic_loss(output.semantic_logits, targets),
         layers=_aux_loss(output.aux_outputs, pairs, no_object_from_score),
-        embedding=_embedding_loss(output, pairs),
         iou=_weighted_mean(ious, pairs.weights),
         stuff=semantic_accuracy(output.semantic_logits, targets),
     )
@@ -129,14 +123,12 @@ def hungarian_match(output: DecoderOutput, targets: tuple[Target, ...]) -> Match
         queries += rows.tolist()
         orders.append(torch.from_numpy(columns))
     pairs = list(zip(targets, orders, strict=True))
-    embeddings = [target.embeddings[order] for target, order in pairs if target.embeddings is not None]
     return MatchedPairs(
         images=torch.tensor(images, dtype=torch.int64, device=coarse.device),
         queries=torch.tensor(queries, dtype=torch.int64, device=coarse.device),
         masks=torch.cat([target.masks[order] for target, order in pairs]),
         clusters=torch.cat([target.clusters[order] for target, order in pairs]),
         weights=torch.cat([target.weights[order] for target, order in pairs]),
-        embeddings=torch.cat(embeddings) if embeddings else None,
         is_in_labeled_area=is_in_labeled_area(coarse, torch.stack([target.is_labeled for target in targets])),
     )
 
@@ -210,7 +202,6 @@ def _to_fp32(output: DecoderOutput) -> DecoderOutput:
         mask_logits=output.mask_logits.float(),
         semantic_logits=output.semantic_logits.float(),
         aux_outputs=tuple(AuxOutput(*(logits.float() for logits in each)) for each in output.aux_outputs),
-        embeddings=None if output.embeddings is None else output.embeddings.float(),
     )
 
 
@@ -231,15 +222,6 @@ def _matching_cost(
     soft = logits.sigmoid()
     dice = 1.0 - (2.0 * soft @ masks.T + 1.0) / (soft.sum(1)[:, None] + masks.sum(1)[None] + 1.0)
     return MASK_WEIGHT * cross_entropy + DICE_WEIGHT * dice - CLASS_WEIGHT * probabilities[:, clusters]
-
-
-def _embedding_loss(output: DecoderOutput, pairs: MatchedPairs) -> Tensor | None:
-    """Return 1 minus the cosine with the target embeddings."""
-    if output.embeddings is None or pairs.embeddings is None:
-        return None
-    predicted = output.embeddings[pairs.images, pairs.queries]
-    cosines = functional.cosine_similarity(predicted, pairs.embeddings, dim=1)
-    return EMBEDDING_WEIGHT * _weighted_mean(1.0 - cosines, pairs.weights)
 
 
 def _aux_loss(layers: tuple[AuxOutput, ...], pairs: MatchedPairs, no_object_from_score: float) -> Tensor:

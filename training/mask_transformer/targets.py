@@ -37,8 +37,6 @@ class Target:
     """0 for things, s for stuff cluster s, else IGNORE_INDEX."""
     is_labeled: Bool[Tensor, "h w"]
     """Where an unmatched query is trained as no-object; elsewhere it may have found an unlabeled instance."""
-    embeddings: Float[Tensor, "M D"] | None = None
-    """Unit vectors that the embedding head is trained with; None without such a head."""
 
 
 @dataclass(frozen=True, kw_only=True)

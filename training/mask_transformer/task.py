@@ -1,29 +1,25 @@
 """Training task of the mask transformer: its decoder is trained on the features of a frozen encoder."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from torch.optim import AdamW
 
 from model.checkpoints.dino import load_encoder
 from model.checkpoints.runs import RunInfo
-from model.errors import ConfigError
 from model.networks.interface import normalize
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, intermediate_layers
 from training.data.dataset import PseudoLabelDataset
-from training.data.features import open_cache, resolve_layers
+from training.data.features import open_cache
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.feature_dataset import DecoderBatch, FeatureDataset
 from training.mask_transformer.losses import MaskTransformerLosses, mask_transformer_losses
 from training.mask_transformer.pixel_dataset import PixelBatch, PixelDataset, augment_batch, to_targets
-from training.mask_transformer.targets import InstanceMasks, LabelReader, Target
-from training.pseudo_labels.codebook import load_codebook
+from training.mask_transformer.targets import InstanceMasks, LabelReader
 from training.trainer.provenance import copy_encoder, make_provenance
 from training.trainer.task import PhotoSampler
 
@@ -40,9 +36,6 @@ class MaskTransformerTask:
         self._samples = make_dataset(dataset, features, config)
         encoder_file = copy_encoder(labels.encoder, labels.encoder_hash, run)
         encoder = load_encoder(str(run / encoder_file), labels.side_px)
-        self._embedding_targets = None
-        if config.query_embeddings:
-            self._embedding_targets = MaskEmbeddingTargets.load(dataset, encoder.config.depth)
         torch.manual_seed(config.seed)
         decoder_config = DecoderConfig(
             side_px=labels.side_px,
@@ -50,7 +43,6 @@ class MaskTransformerTask:
             stuff_clusters=labels.stuff_clusters,
             num_queries=config.num_queries,
             num_layers=config.num_decoder_layers,
-            embedding_dim=self._embedding_targets.size if self._embedding_targets else 0,
         )
         self.module = MaskDecoder(decoder_config, encoder.config)
         self._encoder = encoder if config.inputs == "pixels" else None
@@ -76,11 +68,8 @@ class MaskTransformerTask:
         inputs = batch if isinstance(batch, DecoderBatch) else self._encode(batch)
         # Channels-last: a step takes 0.86 of the CPU time.
         pixels = normalize(inputs.pixels).contiguous(memory_format=torch.channels_last)
-        targets = inputs.targets
-        if self._embedding_targets is not None:
-            targets = self._embedding_targets.add_to(inputs.features, targets)
         output = self.module(inputs.features, pixels, with_aux=True)
-        return mask_transformer_losses(output, targets, self.config.no_object_from_score)
+        return mask_transformer_losses(output, inputs.targets, self.config.no_object_from_score)
 
     @torch.no_grad()
     def _encode(self, batch: PixelBatch) -> DecoderBatch:
@@ -129,56 +118,3 @@ def decoder_param_groups(decoder: MaskDecoder, weight_decay: float) -> list[dict
     for name, parameter in decoder.named_parameters():
         (decayed if parameter.ndim > 1 and name not in ("queries", "position") else others).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskEmbeddingTargets:
-    """Targets of the embedding head: whitened features of the instances, as the codebook of the labels whitens."""
-
-    layers: tuple[int, ...]
-    """Indices of the codebook's layers among the features."""
-    mean: Float[Tensor, "E"]
-    projection: Float[Tensor, "E P"]
-
-    @classmethod
-    def load(cls, dataset: PseudoLabelDataset, depth: int) -> Self:
-        """Load the whitening of the dataset's codebook, for an encoder of this depth.
-
-        Raises ConfigError if the decoder does not read the encoder blocks that the codebook was fitted on.
-        """
-        codebook, read = load_codebook(dataset.codebook), intermediate_layers(depth)
-        layers = resolve_layers(codebook.config.layers, depth)
-        if not set(layers) <= set(read):
-            raise ConfigError(
-                f"the codebook uses encoder blocks {layers}, the decoder reads {read}: use --no-query-embeddings"
-            )
-        return cls(
-            layers=tuple(read.index(each) for each in layers),
-            mean=torch.from_numpy(codebook.mean).float(),
-            projection=torch.from_numpy(codebook.projection).float(),
-        )
-
-    @property
-    def size(self) -> int:
-        """Dimension of an embedding."""
-        return self.projection.shape[1]
-
-    @torch.no_grad()
-    def add_to(self, features: Float[Tensor, "T B N C"], targets: tuple[Target, ...]) -> tuple[Target, ...]:
-        """Return the targets with embeddings: the mean of the whitened patches under each mask, as unit vectors.
-
-        Unlike in the `MaskedAverageEmbedder` of the labels, a patch is weighted by the fraction that is masked.
-        """
-        with torch.autocast(features.device.type, enabled=False):
-            patches = self._whiten(features.float())
-        grid = round(patches.shape[1] ** 0.5)
-        updated = []
-        for target, tokens in zip(targets, patches, strict=True):
-            fractions = functional.adaptive_avg_pool2d(target.masks, grid).flatten(1)
-            updated.append(replace(target, embeddings=functional.normalize(fractions @ tokens, dim=1)))
-        return tuple(updated)
-
-    def _whiten(self, features: Float[Tensor, "T B N C"]) -> Float[Tensor, "B N P"]:
-        layers = [functional.layer_norm(features[layer], features.shape[-1:]) for layer in self.layers]
-        mean, projection = (each.to(features.device) for each in (self.mean, self.projection))
-        return functional.normalize(torch.cat(layers, 2) @ projection - mean @ projection, dim=2)

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float16, Float32, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from model.export.export import TRANSFORMER_THRESHOLDS
 from model.images import read_image
+from model.networks.interface import normalize
 from model.networks.mask_transformer import MASK_STRIDE_PX, DecoderOutput, MaskDecoder, to_network_output
 from model.networks.vit import VisionTransformer
 from model.postprocessing.detections import split_components
 from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache, compute_features
 from training.mask_transformer.crops import CropView, CropWindow, count_photo_patches, crop_view, full_view
-from training.mask_transformer.inference import DecoderInput, run_decoder
 
 THRESHOLDS = TRANSFORMER_THRESHOLDS
 """Mask threshold and minimum component size, as in the network's panoptic output."""
@@ -30,6 +30,14 @@ _CROP_SIDE = 0.75
 _MULTI_CROP_SIDE = 0.5625
 """Side of a crop that the encoder runs on again: four of them cover a photo of 4:3."""
 _BORDER = np.ones((3, 3), np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderInput:
+    """The inputs of a decoder for one image."""
+
+    features: Float16[np.ndarray, "T g g C"]
+    pixels: UInt8[np.ndarray, "3 S S"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +111,15 @@ def predict_views(
         inputs = [*inputs[:2], *_encode_crops(encoder, inputs[2:])]
     output = run_decoder(decoder, inputs)
     return whole, [_decode_view(output, index, view, whole) for index, view in enumerate(views)]
+
+
+@torch.inference_mode()
+def run_decoder(decoder: MaskDecoder, inputs: Sequence[DecoderInput]) -> DecoderOutput:
+    """Run the decoder on a batch."""
+    features = torch.stack([torch.from_numpy(each.features).flatten(1, 2) for each in inputs], dim=1).float()
+    pixels = torch.from_numpy(np.stack([each.pixels for each in inputs]))
+    output: DecoderOutput = decoder(features, normalize(pixels).contiguous(memory_format=torch.channels_last))
+    return output
 
 
 def _make_input(view: TtaView, image: np.ndarray, features: np.ndarray) -> DecoderInput:
