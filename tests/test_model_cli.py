@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from model.cli import COMMANDS, main
-from model.contract import read_contract
+from model.contract import Category, read_contract
 
 CLUSTERS = range(1, 8)
 
@@ -91,6 +91,18 @@ def test_segments_have_the_given_names(
     segments = call(capsys, "segment", artifact, photo, "--out", tmp_path / "out.png")["segments_info"]
     assert segments
     assert all(each["category_name"] == f"class {each['cluster_id']}" for each in segments)
+
+
+def test_segments_of_one_category_are_merged_as_by_the_service(
+    tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contract = read_contract(artifact)
+    replace(contract, categories=dict.fromkeys(CLUSTERS, Category(id=1, name="all"))).write(artifact)
+    command = ["segment", artifact, tiny_photos / "0.png", "--task", "semantic", "--out", tmp_path / "out.png"]
+    merged = call(capsys, *command)["segments_info"]
+    apart = call(capsys, *command, "--no-merge-clusters")["segments_info"]
+    assert len(apart) > 1
+    assert [sorted(each["cluster_ids"]) for each in merged] == [sorted(each["cluster_id"] for each in apart)]
 
 
 def test_the_gate_passes_an_equal_version_and_rejects_one_that_finds_nothing(

@@ -31,7 +31,7 @@ class HalvesPredictor:
     """Segments each photo into its left and its right half."""
 
     def __init__(self) -> None:
-        self.contract, self.detail = CONTRACT, "standard"
+        self.contract, self.detail, self.merge_clusters = CONTRACT, "standard", True
         self.count = 0
 
     def segment(self, image: np.ndarray, task: Task) -> Segmentation:
@@ -101,7 +101,7 @@ def test_an_interrupted_run_continues_and_changed_photos_are_segmented_again(
     report, predictor = run(folder, out, form)
     assert (report.photos, predictor.count) == (3, 2)
     assert (out / f"a.png{suffix}").is_file()
-    with pytest.raises(ConfigError, match="of a run with another artifact, format, task, detail or names"):
+    with pytest.raises(ConfigError, match="of a run with another artifact, other names or other options"):
         run(folder, out, "coco-instances")
 
 

@@ -204,6 +204,7 @@ def segment(
     format: SegmentFormat | None = None,
     task: Task = "panoptic",
     detail: Detail = "standard",
+    merge_clusters: bool = True,
     backend: BackendName = "auto",
     threads: Threads = 2,
 ) -> dict[str, Any]:
@@ -227,6 +228,9 @@ def segment(
     detail
         high: also run the network on overlapping windows, which finds smaller objects for five times the computation;
         low: a smaller input, where the artifact has one.
+    merge_clusters
+        Merge the clusters of one category into one segment: all in the semantic result, those of stuff in the panoptic
+        one; as the service does.
     """
     from model.backends.loader import load_session
     from model.export.predictor import ArtifactPredictor
@@ -242,7 +246,7 @@ def segment(
     image = read_image(photos[0]).image if is_single else None
     contract, session = load_session(artifact, backend=backend, threads=threads)
     contract = read_names(names_path(artifact), contract).apply(contract)
-    predictor = ArtifactPredictor(contract, session, detail)
+    predictor = ArtifactPredictor(contract, session, detail, merge_clusters=merge_clusters)
     if image is None:
         return asdict(segment_photos(predictor, inputs, out, form, task))
     segmentation = predictor.segment(image, task)

@@ -18,7 +18,7 @@ from model.drift import build_histograms, output_statistics
 from model.errors import ConfigError, InputError
 from model.files import list_files
 from model.images import SUFFIXES, read_image
-from model.postprocessing.panoptic import Segmentation, postprocess
+from model.postprocessing.panoptic import Segmentation, merge_categories, postprocess
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +28,20 @@ _LOG_INTERVAL_S = 30.0
 class ArtifactPredictor:
     """Segments photos with an artifact."""
 
-    def __init__(self, contract: Contract, session: Session, detail: Detail = "standard") -> None:
+    def __init__(
+        self, contract: Contract, session: Session, detail: Detail = "standard", *, merge_clusters: bool = False
+    ) -> None:
         self.contract = contract
         self.detail = detail
+        self.merge_clusters = merge_clusters
         self._session = session
 
     def segment(self, image: UInt8[np.ndarray, "H W 3"], task: Task = "panoptic") -> Segmentation:
         """Return the segmentation of one photo."""
         outputs, prepared = run_image(self._session, image, self.contract, self.detail)
         thresholds = prepared.override(self.contract.thresholds)
-        return postprocess(outputs, prepared.letterbox, self.contract, task, thresholds)
+        segmentation = postprocess(outputs, prepared.letterbox, self.contract, task, thresholds)
+        return merge_categories(segmentation, self.contract, task) if self.merge_clusters else segmentation
 
 
 def load_artifact_predictor(artifact: Path, *, threads: int) -> ArtifactPredictor:

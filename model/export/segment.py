@@ -206,6 +206,7 @@ def _describe(predictor: ArtifactPredictor, form: SegmentFormat, task: Task) -> 
         "format": form,
         "task": task,
         "detail": predictor.detail,
+        "merge_clusters": predictor.merge_clusters,
         "network": contract.files.get(NETWORK_FILE, ""),
         "categories": categories,
     }
@@ -222,9 +223,7 @@ def _read_journal(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, A
                     break
                 records.append(json.loads(line))
     if records and records[0] != settings:
-        raise ConfigError(
-            f"{path} is of a run with another artifact, format, task, detail or names: give another --out"
-        )
+        raise ConfigError(f"{path} is of a run with another artifact, other names or other options: give another --out")
     with atomic_write(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records or [settings]))
     return {record["name"]: record for record in records[1:]}
