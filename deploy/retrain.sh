@@ -134,7 +134,6 @@ score() { # ROUND: evaluate a run on the dataset, else by the consistency of its
     else
         stage "score-$1" "consistency of round $1" useg self-train "$weights" "$labels" --features "$out/features"
     fi
-    scores+=("$run/score-$1.json")
 }
 
 is_better() { # ROUND: whether it is better than the round before
@@ -150,7 +149,7 @@ sys.exit(not (score(after) > score(before) if is_accepted is None else is_accept
 }
 
 self_train() { # the rounds, each with labels that the network of the round before predicts
-    local round before scores=()
+    local round before
     score 0
     for ((round = 1; round <= rounds; round++)); do
         stage "self-train-$round" "predictions of the network become the labels of round $round" useg self-train \
@@ -168,7 +167,6 @@ self_train() { # the rounds, each with labels that the network of the round befo
             break
         fi
     done
-    stage rounds "plot the metrics of the rounds, $run/rounds.png" useg plot-rounds "${scores[@]}" --out "$run"
 }
 
 check_gate() {

@@ -26,11 +26,6 @@ COMMANDS = {
         "train": ("training.cli.train:train", "Train a network on pseudo-labels."),
         "self-train": ("training.cli.train:self_train", "Make new pseudo-labels with a trained network."),
         "finetune": ("training.cli.train:finetune", "Fine-tune a run or an artifact on an annotated dataset."),
-        "labels-from-detector": (
-            "training.cli.train:labels_from_detector",
-            "Combine a detector's masks with the stuff of existing pseudo-labels.",
-        ),
-        "plot-rounds": ("training.cli.train:plot_rounds", "Plot the metrics of rounds of self-training."),
     },
     "Evaluate": {
         "eval": ("training.cli.evaluate:evaluate", "Evaluate a run, an artifact or pseudo-labels on a dataset."),

@@ -109,7 +109,7 @@ def test_two_versions_from_photos_to_the_registry_one_interrupted_one_rejected_a
     assert read_contract(newer).provenance["init_weights"]["steps"] == (8 if is_rejected else 4)
     files = {path.name for path in (folder / "runs" / "useg" / "2").iterdir()}
     assert {"config.txt", "log.txt", "transfer.json", "gate.json"} <= files
-    assert {"labels.jpg", "before.jpg", "after.jpg", "rounds.png"} <= files
+    assert {"labels.jpg", "before.jpg", "after.jpg"} <= files
 
 
 def test_other_options_for_an_attempt_that_was_started_are_rejected(retraining: Retraining) -> None:

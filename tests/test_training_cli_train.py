@@ -1,4 +1,4 @@
-"""The commands `useg train`, `self-train` and `plot-rounds`: options, presets and results."""
+"""The commands `useg train`, `self-train` and `finetune`: options, presets and results."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_the_defaults_are_those_of_the_first_preset() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "train panoptic-cascade", "self-train", "finetune", "labels-from-detector", "plot-rounds"],
+    ["train", "train panoptic-cascade", "self-train", "finetune"],
 )
 def test_every_option_has_a_help_text(command: str) -> None:
     app = make_app(command.split()[0])
@@ -102,6 +102,3 @@ def test_train_and_self_train(
     info = read_teacher_info(PseudoLabelDataset(out))
     assert info is not None
     assert info.min_relative_score == SelfTrainingConfig().min_relative_score
-    (tmp_path / "round.json").write_text(json.dumps(report))
-    plotted = run_command(capsys, "plot-rounds", tmp_path / "round.json", "--out", tmp_path)
-    assert Path(plotted["plot"]).is_file()

@@ -14,9 +14,7 @@ from training.data.label_config import CodebookConfig, PseudoLabelOptions
 from training.pseudo_labels.codebook import (
     ClusterStuffSegmenter,
     Codebook,
-    MaskedAverageEmbedder,
     load_codebook,
-    nearest_centroid,
     smooth_with_masks,
     use_codebook_settings,
 )
@@ -145,19 +143,11 @@ def test_a_mask_embedding_is_the_mean_of_whitened_features_at_unit_length() -> N
     codebook = replace(CODEBOOK, mean=np.zeros(128, np.float32), projection=np.eye(128, 5, dtype=np.float32))
     upper_left = np.zeros((4, 4), bool)
     upper_left[:2, :2] = True
-    embedder = MaskedAverageEmbedder(codebook=codebook)
-    (vector,) = embedder.embed(features, upper_left[None])
+    (vector,) = codebook.embed_masks(features, upper_left[None])
     patches = features.concat_layers()[:2, :2, :5].reshape(4, 5)
     mean = (patches / np.linalg.norm(patches, axis=1, keepdims=True)).mean(0)
     assert vector == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)  # single precision
-    assert embedder.embed(features, np.zeros((0, 4, 4), bool)).shape[0] == 0
-
-
-def test_the_nearest_centroid_is_by_cosine_or_by_distance() -> None:
-    vectors = np.array([[1, 0], [1.1, 0], [5, 0], [5.1, 0]], np.float32)
-    centroids = np.array([[1.05, 0], [5.05, 0]], np.float32)
-    assert nearest_centroid(vectors, centroids, is_spherical=False).tolist() == [0, 0, 1, 1]
-    assert nearest_centroid(vectors, centroids).tolist() == [1, 1, 1, 1]
+    assert codebook.embed_masks(features, np.zeros((0, 4, 4), bool)).shape[0] == 0
 
 
 def test_a_patch_is_smoothed_half_by_itself_and_half_by_the_mean_of_its_mask() -> None:

@@ -10,7 +10,7 @@ import tiny
 
 from model.errors import CheckpointError, ConfigError, LabelStoreError
 from training.data.dataset import PseudoLabelDataset, read_label_map
-from training.data.label_config import PseudoLabelConfig
+from training.data.label_config import REMOVED_OPTIONS, PseudoLabelConfig
 from training.data.photos import PhotoScan
 from training.pseudo_labels.clustering import fit_projections
 from training.pseudo_labels.codebook import load_codebook
@@ -207,8 +207,6 @@ def test_a_folder_with_other_files_is_rejected(tmp_path: Path, config: PseudoLab
         ({"proposals": "consensus", "maskcut_subtract_mean": True}, "need proposals maskcut"),
         ({"max_stuff_in_things": 1.5}, "max_stuff_in_things"),
         ({"stuff": "maps"}, "given together"),
-        ({"stuff": "maps", "stuff_maps_dir": Path("m"), "stuff_crf": True}, "maps do not have"),
-        ({"mask_source": "detector"}, "given together"),
     ],
 )
 def test_options_out_of_range_or_in_conflict_are_rejected(
@@ -224,6 +222,7 @@ def test_options_out_of_range_or_in_conflict_are_rejected(
         ({"format_version": None}, "format version None, this release reads 3; run `useg label` again"),
         ({"maskcut_m": 3}, "did you mean 'maskcut_n'"),
         ({"stuff_merge_rule": "best"}, "stuff_merge_rule"),
+        ({"thing_embedding": "crop"}, "unknown key 'thing_embedding'"),
     ],
 )
 def test_a_stored_configuration_of_another_version_or_with_unknown_values_is_rejected(
@@ -233,3 +232,10 @@ def test_a_stored_configuration_of_another_version_or_with_unknown_values_is_rej
     (copied.folder / "label.json").write_text(json.dumps(content | change))
     with pytest.raises(LabelStoreError, match=message):
         copied.read_photos()
+
+
+def test_options_of_earlier_releases_are_ignored_at_their_defaults(copied: PseudoLabelDataset) -> None:
+    content = json.loads((copied.folder / "label.json").read_text())
+    config = copied.read_config()
+    (copied.folder / "label.json").write_text(json.dumps({**content, **REMOVED_OPTIONS}))
+    assert copied.read_config() == config

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from pycocotools import mask as coco
 from safetensors.torch import load_file, save_file
 
@@ -18,7 +17,7 @@ from training.data.photos import PhotoFile
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.self_training.config import SelfTrainingConfig
 from training.self_training.pseudo_label_update import ClassMaxScores, PseudoLabelUpdater
-from training.self_training.rounds import TEACHER_FILE, TeacherInfo, plot_rounds, read_teacher_info, relabel
+from training.self_training.rounds import TEACHER_FILE, TeacherInfo, read_teacher_info, relabel
 from training.self_training.tta_merge import MergedPredictions, TeacherPredictions, TtaConsistency
 from training.train import train
 
@@ -247,38 +246,3 @@ def test_maximum_scores_are_over_all_photos() -> None:
     max_scores = ClassMaxScores.compute(photos, 3, 2)
     assert max_scores.things.tolist() == pytest.approx([0.4, 0.0, 0.6])
     assert max_scores.stuff.tolist() == pytest.approx([0.9, 0.9, 0.0])
-
-
-# Plots of rounds
-
-
-def write_json(path: Path, content: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(content))
-    return path
-
-
-def make_evaluation(pq: float, ap: float) -> dict[str, Any]:
-    headline = {"ap": {"value": ap, "low": 0.0, "high": 9.0}}
-    instance = {"agnostic_mask": {"headline": headline, "others": {}}}
-    return {"panoptic": {"pq": {"value": pq, "low": 0.0, "high": 9.0}}, "semantic": {}, "instance": instance}
-
-
-def test_metrics_of_each_round_are_written_as_csv_and_plot(tmp_path: Path) -> None:
-    results = [write_json(tmp_path / f"{number}.json", make_evaluation(4.0 + number, 2.0)) for number in range(3)]
-    for _ in range(2):  # a second call replaces the files
-        metrics = plot_rounds(results, tmp_path)
-    assert metrics == [{"PQ": 4.0, "AP": 2.0}, {"PQ": 5.0, "AP": 2.0}, {"PQ": 6.0, "AP": 2.0}]
-    rows = [f"{number},{4 + number}.00000,2.00000" for number in range(3)]
-    assert (tmp_path / "rounds.csv").read_text().split() == ["step,PQ,AP", *rows]
-    with Image.open(tmp_path / "rounds.png") as plot:
-        assert plot.format == "PNG"
-
-
-def test_the_consistency_of_rounds_can_be_plotted_but_not_mixed_with_metrics(tmp_path: Path) -> None:
-    values = {"flip": 0.9, "scale": 0.8, "coverage": 0.7}
-    consistency = write_json(tmp_path / "a.json", {"round": 1, "consistency": values})
-    assert plot_rounds([consistency], tmp_path) == [values]
-    with pytest.raises(ConfigError, match="results must be of one kind"):
-        plot_rounds([consistency, write_json(tmp_path / "b.json", make_evaluation(1.0, 1.0))], tmp_path)
-    with pytest.raises(ConfigError, match=r"c\.json is not a result"):
-        plot_rounds([write_json(tmp_path / "c.json", {})], tmp_path)

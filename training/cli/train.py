@@ -1,4 +1,4 @@
-"""The commands `useg train`, `self-train`, `finetune`, `labels-from-detector` and `plot-rounds`."""
+"""The commands `useg train`, `self-train` and `finetune`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -244,60 +244,3 @@ def finetune(
     config = replace(finetune_config(fraction, MASK_TRANSFORMER_PRESETS[preset]), **given)
     encoder_file = fetch_encoder(encoder) if encoder else None
     return asdict(finetune(source, dataset.read(), fraction, out, config, features, encoder_file))
-
-
-def labels_from_detector(
-    detector: Path,
-    labels: Path,
-    /,
-    *,
-    out: Path,
-    score_threshold: float = 0.5,
-    features: Path | None = None,
-    photos: Path | None = None,
-    threads: PositiveInt = 2,
-) -> dict[str, Any]:
-    """Combine the masks of a detector with the clusters and the stuff of pseudo-labels: the paper's baselines.
-
-    Parameters
-    ----------
-    detector
-        Run or artifact that detects the masks; one thing cluster is enough.
-    labels
-        Pseudo-labels of the photos, whose codebook and kind of stuff are used.
-    out
-        Folder of the new pseudo-labels.
-    score_threshold
-        Minimum score of a mask in the panoptic maps, 0..1.
-    features
-        Folder of the feature cache (default: LABELS/features).
-    photos
-        Folder of the labeled photos, if they have moved since.
-    threads
-        CPU threads.
-    """
-    import torch
-
-    from training.data.dataset import PseudoLabelDataset
-    from training.detector_labels import build_detector_labels
-    from training.evaluation.predictors import load_predictor
-
-    torch.set_num_threads(threads)
-    predictor, dataset = load_predictor(detector, threads=threads), PseudoLabelDataset(labels, photos)
-    features = features or dataset.features
-    return asdict(build_detector_labels(predictor, dataset, PseudoLabelDataset(out), features, score_threshold))
-
-
-def plot_rounds(results: list[Path], /, *, out: Path) -> dict[str, Any]:
-    """Plot the metrics of the rounds of self-training.
-
-    Parameters
-    ----------
-    results
-        JSON outputs of `useg eval` or of `useg self-train` for the run of each round, in order.
-    out
-        Folder for rounds.csv and rounds.png.
-    """
-    from training.self_training.rounds import ROUNDS_PLOT_FILE, plot_rounds
-
-    return {"rounds": plot_rounds(results, out), "plot": str(out / ROUNDS_PLOT_FILE)}

@@ -16,7 +16,7 @@ from model.files import atomic_write
 from model.formats.png import decode_panoptic_png
 from model.progress import Progress
 from model.validation import parse_versioned_json
-from training.data.label_config import PseudoLabelConfig, to_json
+from training.data.label_config import REMOVED_OPTIONS, PseudoLabelConfig, to_json
 from training.data.panoptic_labels import (
     Chunk,
     Dependencies,
@@ -129,7 +129,9 @@ class PseudoLabelDataset:
         path = self.folder / CONFIG_FILE
         try:
             content = path.read_bytes()
-            config = parse_versioned_json(PseudoLabelConfig, content, FORMAT_VERSION, "; run `useg label` again")
+            config = parse_versioned_json(
+                PseudoLabelConfig, content, FORMAT_VERSION, "; run `useg label` again", REMOVED_OPTIONS
+            )
             return replace(config, photos=str(self.photos_dir.resolve())) if self.photos_dir else config
         except (OSError, ConfigError) as error:
             raise LabelStoreError(f"{self.folder} holds no readable pseudo-labels: {error}") from error

@@ -19,15 +19,18 @@ MAX_OBJECTS = 12
 
 MaskProposalMethod = Literal["consensus", "maskcut"]
 MaskCutFeatures = Literal["patches", "keys"]
-RefinementMethod = Literal["guided", "crf"]
-ThingEmbedding = Literal["region", "crop"]
-CropToken = Literal["class", "patch"]
-CropBackground = Literal["white", "original"]
-KmeansInit = Literal["random", "k-means++"]
 StuffMethod = Literal["kmeans", "regions", "stego", "maps"]
 StegoPreset = Literal["small", "small-10-3", "base", "cityscapes", "shipped", "tiny"]
 StuffMergeRule = Literal["u2seg", "drop-thing-like"]
-MaskSource = Literal["discovery", "detector", "ground-truth"]
+MaskSource = Literal["discovery", "ground-truth"]
+
+
+REMOVED_OPTIONS = {
+    "refinement": "guided", "stuff_crf": False, "kmeans_init": "random", "detector_hash": "",
+    "thing_embedding": "region", "crop_px": 224, "crop_background": "white", "crop_token": "class", "crop_layer": -1,
+    "crop_l2_normalize": False,
+}  # fmt: skip
+"""Options of earlier releases in stored files, which are read if they have these values."""
 
 
 def _require_positive(config: object, *names: str) -> None:
@@ -38,7 +41,7 @@ def _require_positive(config: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskDiscoveryConfig:
-    """How object masks are found in the features of one photo, and refined."""
+    """How object masks are found in the features of one photo."""
 
     proposals: MaskProposalMethod = "consensus"
     """Source of object masks. consensus: regions that several projections of the features agree on; maskcut: MaskCut
@@ -60,8 +63,6 @@ class MaskDiscoveryConfig:
     objects_per_image: int = 7
     """With `--proposals consensus`: mean number of masks per photo that go into the panoptic map, 1..12. Masks with the
     highest objectness over all photos are taken, at most 12 of one photo."""
-    refinement: RefinementMethod = "guided"
-    """How mask borders are moved to image edges: guided filter, or the dense CRF of CutLER (extra `crf`)."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "maskcut_n", "objects_per_image")
@@ -91,22 +92,6 @@ class ClusteringConfig:
     """Number of thing clusters."""
     stuff_clusters: int = 27
     """Number of stuff clusters."""
-    thing_embedding: ThingEmbedding = "region"
-    """Vector that represents a mask. region: mean of its whitened patch features; crop: a token of the encoder for the
-    mask's own image, as published."""
-    crop_px: int = 224
-    """With `--thing-embedding crop`: side of the crop, in pixels."""
-    crop_background: CropBackground = "white"
-    """With `--thing-embedding crop`: pixels around the object, white or as in the photo."""
-    crop_token: CropToken = "class"
-    """With `--thing-embedding crop`: the class token, or the mean of the patch tokens."""
-    crop_layer: int = -1
-    """With `--thing-embedding crop`: encoder block that gives the token, counted from 0, or from the last block if
-    negative. The last block is followed by the final norm."""
-    crop_l2_normalize: bool = False
-    """With `--thing-embedding crop`: cluster by cosine similarity instead of Euclidean distance."""
-    kmeans_init: KmeansInit = "random"
-    """Initialization of k-means: the best of five random starts, or one k-means++ start."""
     stuff: StuffMethod = "regions"
     """Source of stuff. kmeans: clusters of patch features; regions: the same after smoothing within masks; stego:
     STEGO, trained here; maps: label maps from `--stuff-maps-dir`."""
@@ -118,7 +103,7 @@ class ClusteringConfig:
     """Random seed of sampling, k-means and STEGO."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "side_px", "pca_dim", "thing_clusters", "crop_px", "stego_steps")
+        _require_positive(self, "side_px", "pca_dim", "thing_clusters", "stego_steps")
         if self.stuff_clusters < self._min_stuff_clusters:
             raise ConfigError(f"stuff_clusters must be at least {self._min_stuff_clusters}, got {self.stuff_clusters}")
         if self.seed < 0:
@@ -148,8 +133,6 @@ class PseudoLabelOptions(ClusteringConfig, MaskDiscoveryConfig):
     stuff_maps_dir: Path | None = None
     """With `--stuff maps`: folder with one label map per photo (.npy or single-channel .png, same name); values are
     stuff clusters counted from 0, -1 and 255 mean none."""
-    stuff_crf: bool = False
-    """Refine stuff borders with the dense CRF of STEGO (extra `crf`); not for `--stuff maps`."""
     stuff_merge_rule: StuffMergeRule = "drop-thing-like"
     """Stuff clusters that lie mostly inside masks: keep them as stuff elsewhere (u2seg, as published), or leave their
     pixels outside masks unlabeled (drop-thing-like)."""
@@ -163,8 +146,6 @@ class PseudoLabelOptions(ClusteringConfig, MaskDiscoveryConfig):
         MaskDiscoveryConfig.__post_init__(self)
         if not 0.0 <= self.max_stuff_in_things <= 1.0:
             raise ConfigError(f"max_stuff_in_things must lie in 0..1, got {self.max_stuff_in_things}")
-        if self.stuff_crf and self.stuff == "maps":
-            raise ConfigError("stuff_crf needs similarities, which stuff maps do not have: leave it out")
         if (self.stuff_maps_dir is None) == (self.stuff == "maps"):
             raise ConfigError("stuff maps and stuff_maps_dir must be given together")
 
@@ -184,16 +165,9 @@ class PseudoLabelConfig(PseudoLabelOptions):
     codebook_hash: str = ""
     """Hash of the codebook that was given; empty if one is fitted on these photos."""
     mask_source: MaskSource = "discovery"
-    """Where the masks come from: found in features as the options say, predicted by a detector, or annotated."""
-    detector_hash: str = ""
-    """Hash of the detector's weights, if `mask_source` is `detector`."""
+    """Where the masks come from: found in features as the options say, or annotated."""
     teacher_hash: str = ""
     """Hashes of the run that predicted the labels and of the labels that it was trained on, in self-training."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if bool(self.detector_hash) != (self.mask_source == "detector"):
-            raise ConfigError("detector_hash and mask_source detector must be given together")
 
     @property
     def _min_stuff_clusters(self) -> int:

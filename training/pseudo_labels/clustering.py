@@ -15,14 +15,12 @@ from training.data.label_config import (
     MAX_OBJECTS,
     STEGO_PRESETS,
     CodebookConfig,
-    KmeansInit,
     MaskDiscoveryConfig,
     PseudoLabelConfig,
 )
 from training.data.photos import PhotoFile
 from training.pseudo_labels.codebook import (
     Codebook,
-    make_mask_embedder,
     make_stuff_segmenter,
     nearest_centroid,
     smooth_with_masks,
@@ -137,15 +135,8 @@ def fit_whitening(
     return mean, axes[:, best] / np.sqrt(np.maximum(variances[best], 1e-12))
 
 
-def kmeans(
-    vectors: Float[np.ndarray, "N P"],
-    count: int,
-    seed: int,
-    *,
-    kmeans_init: KmeansInit = "random",
-    is_spherical: bool = True,
-) -> Float[np.ndarray, "K P"]:
-    """Return k-means centroids: by cosine similarity and of unit length if spherical, else by Euclidean distance.
+def kmeans(vectors: Float[np.ndarray, "N P"], count: int, seed: int) -> Float[np.ndarray, "K P"]:
+    """Return the centroids of spherical k-means, of unit length: the best of five random starts.
 
     faiss uses at most 256 vectors per cluster, and splits a large cluster where one is empty. Clusters that are still
     empty at the end, as with many identical vectors, are seeded again at the vectors farthest from their centroids.
@@ -154,14 +145,14 @@ def kmeans(
     if len(vectors) < count:
         raise ConfigError(f"{len(vectors)} vectors cannot make {count} clusters: label more photos or ask for fewer")
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    centroids = _run_kmeans(vectors, count, seed, is_spherical=is_spherical, kmeans_init=kmeans_init)
+    centroids = _run_kmeans(vectors, count, seed)
     for _ in range(_MAX_RESEEDS):
-        similarities = _similarities(vectors, centroids, is_spherical=is_spherical)
+        similarities = vectors @ centroids.T
         empty = np.setdiff1d(np.arange(count), similarities.argmax(1))
         if not len(empty):
             break
         centroids[empty] = vectors[np.argsort(similarities.max(1), kind="stable")[: len(empty)]]
-        centroids = _run_kmeans(vectors, count, seed, is_spherical=is_spherical, start=centroids)
+        centroids = _run_kmeans(vectors, count, seed, start=centroids)
     return centroids
 
 
@@ -225,7 +216,7 @@ def _sample_regions(inputs: CodebookInputs, codebook: Codebook) -> Float[np.ndar
 
 
 def _fit_stuff(vectors: Float[np.ndarray, "N P"], config: CodebookConfig) -> Float[np.ndarray, "S P"]:
-    return kmeans(vectors, config.stuff_clusters, config.seed, kmeans_init=config.kmeans_init)
+    return kmeans(vectors, config.stuff_clusters, config.seed)
 
 
 def _fit_stego(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
@@ -245,15 +236,14 @@ def _fit_stego(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
 def _fit_things(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
     """Fit thing clusters on a reservoir sample of mask embeddings, and count how much stuff lies in masks."""
     config = codebook.config
-    embedder = make_mask_embedder(codebook, inputs.config.encoder, inputs.dataset.folder)
-    segmenter = make_stuff_segmenter(codebook, maps_dir=inputs.config.stuff_maps_dir)
+    segmenter = make_stuff_segmenter(codebook, inputs.config.stuff_maps_dir)
     generator = np.random.default_rng(config.seed)
     capacity, seen = max(_MIN_KEPT_MASKS, _MAX_MASKS_PER_CLUSTER * config.thing_clusters), 0
     vectors: list[Float[np.ndarray, "D"]] = []
     counts = np.zeros((2, config.stuff_clusters + 1), np.int64)
     for features, proposals in inputs.load_all("mask embeddings"):
         masks = codebook.select_things(features, proposals, inputs.config.objects_per_image).binary
-        for vector in embedder.embed(features, masks):
+        for vector in codebook.embed_masks(features, masks):
             seen += 1
             if len(vectors) < capacity:
                 vectors.append(vector)
@@ -264,13 +254,7 @@ def _fit_things(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
         counts[1] += np.bincount(stuff[masks.any(0)], minlength=counts.shape[1])
     if not vectors:
         raise ConfigError(f"{len(inputs.photos)} photos have no mask: label more photos")
-    things = kmeans(
-        np.array(vectors, np.float32),
-        config.thing_clusters,
-        config.seed,
-        kmeans_init=config.kmeans_init,
-        is_spherical=embedder.is_spherical,
-    )
+    things = kmeans(np.array(vectors, np.float32), config.thing_clusters, config.seed)
     total, inside = counts[:, 1:]
     return replace(codebook, thing_centroids=things, stuff_in_masks=inside / np.maximum(total, 1))
 
@@ -279,30 +263,17 @@ def _run_kmeans(
     vectors: Float[np.ndarray, "N P"],
     count: int,
     seed: int,
-    *,
-    is_spherical: bool,
-    kmeans_init: KmeansInit = "random",
     start: Float[np.ndarray, "K P"] | None = None,
 ) -> Float[np.ndarray, "K P"]:
-    init = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS if kmeans_init == "k-means++" else None
     solver = faiss.Kmeans(
         vectors.shape[1],
         count,
         niter=_ITERATIONS,
-        nredo=_RESTARTS if kmeans_init == "random" and start is None else 1,
-        spherical=is_spherical,
+        nredo=_RESTARTS if start is None else 1,
+        spherical=True,
         seed=seed,
         min_points_per_centroid=1,
-        **({} if init is None else {"init_method": init}),
     )
     solver.train(vectors, init_centroids=start)
     assert solver.centroids is not None, "training sets the centroids"
     return np.array(solver.centroids)
-
-
-def _similarities(
-    vectors: Float[np.ndarray, "N P"], centroids: Float[np.ndarray, "K P"], *, is_spherical: bool
-) -> Float[np.ndarray, "N K"]:
-    """Return cosine similarities, or negative squared distances; higher is nearer."""
-    products: Float[np.ndarray, "N K"] = vectors @ centroids.T
-    return products if is_spherical else 2 * products - (centroids**2).sum(1) - (vectors**2).sum(1, keepdims=True)

@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 
-from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError, LabelStoreError
 from model.files import atomic_write, load_npz
-from model.images import Letterbox, read_image, resize_map
+from model.images import Letterbox, resize_map
 from model.validation import parse_versioned_json
 from training.data.features import PhotoFeatures
 from training.data.label_config import (
     MAX_OBJECTS,
+    REMOVED_OPTIONS,
     ClusteringConfig,
     CodebookConfig,
     PseudoLabelConfig,
@@ -33,9 +33,7 @@ from training.data.label_config import (
 from training.data.panoptic_labels import find_thing_like_stuff
 from training.data.photos import PhotoFile
 from training.pseudo_labels.consensus import FeatureProjections
-from training.pseudo_labels.crop_embedding import CropEmbedder
 from training.pseudo_labels.maskcut import MaskProposals, l2_normalize
-from training.pseudo_labels.refinement import refine_stuff
 from training.pseudo_labels.stuff_maps import PrecomputedStuff
 
 FORMAT_VERSION = 3
@@ -92,6 +90,14 @@ class Codebook:
         """Return the whitened patch features of a photo, of unit length."""
         return whiten(features.concat_layers(), self.mean, self.projection)
 
+    def embed_masks(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Float[np.ndarray, "N D"]:
+        """Return the mean of the whitened patch features in each mask, of unit length."""
+        whitened = self.whiten(features)
+        means = np.zeros((len(masks), whitened.shape[-1]), np.float32)
+        for index, mask in enumerate(masks):
+            means[index] = whitened[mask].mean(0)
+        return l2_normalize(means)
+
     def rank_by_objectness(self, features: PhotoFeatures, proposals: MaskProposals) -> MaskProposals:
         """Return consensus masks with objectness scores in 0..1, best first.
 
@@ -132,7 +138,9 @@ def load_codebook(path: Path) -> Codebook:
         config = str(arrays.pop("config"))
         head, projections = (_pop_prefixed(arrays, prefix) for prefix in (_HEAD, _PROJECTIONS))
         return Codebook(
-            config=parse_versioned_json(CodebookConfig, config, FORMAT_VERSION, "; run `useg label` again"),
+            config=parse_versioned_json(
+                CodebookConfig, config, FORMAT_VERSION, "; run `useg label` again", REMOVED_OPTIONS
+            ),
             stego_head=head,
             projections=FeatureProjections(**projections) if projections else None,
             **arrays,
@@ -168,46 +176,10 @@ def whiten(
     return l2_normalize(tokens @ projection - mean @ projection)
 
 
-def nearest_centroid(
-    vectors: Float[np.ndarray, "*N P"], centroids: Float[np.ndarray, "K P"], *, is_spherical: bool = True
-) -> Int[np.ndarray, "*N"]:
-    """Return the index of the nearest centroid: by cosine similarity if spherical, else by Euclidean distance."""
-    offsets = np.float32(0.0) if is_spherical else (centroids**2).sum(1) / 2
-    nearest: Int[np.ndarray, "*N"] = (vectors @ centroids.T - offsets).argmax(-1)
+def nearest_centroid(vectors: Float[np.ndarray, "*N P"], centroids: Float[np.ndarray, "K P"]) -> Int[np.ndarray, "*N"]:
+    """Return the index of the centroid of unit length that is most similar by cosine."""
+    nearest: Int[np.ndarray, "*N"] = (vectors @ centroids.T).argmax(-1)
     return nearest
-
-
-class MaskEmbedder(Protocol):
-    """Maps the masks of a photo to the vectors that are clustered into thing clusters."""
-
-    @property
-    def is_spherical(self) -> bool:
-        """Whether vectors are compared by cosine similarity; else by Euclidean distance."""
-        ...
-
-    def embed(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Float[np.ndarray, "N D"]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedAverageEmbedder:
-    """Mean of the whitened patch features in a mask, of unit length; needs no further pass through the encoder."""
-
-    codebook: Codebook
-    is_spherical: bool = True
-
-    def embed(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Float[np.ndarray, "N D"]:
-        whitened = self.codebook.whiten(features)
-        means = np.zeros((len(masks), whitened.shape[-1]), np.float32)
-        for index, mask in enumerate(masks):
-            means[index] = whitened[mask].mean(0)
-        return l2_normalize(means)
-
-
-def make_mask_embedder(codebook: Codebook, encoder: str, cache_dir: Path) -> MaskEmbedder:
-    """Return the configured embedder; crops load the encoder file again, at their own size."""
-    if codebook.config.thing_embedding == "region":
-        return MaskedAverageEmbedder(codebook=codebook)
-    return CropEmbedder(load_encoder(encoder, codebook.config.crop_px), codebook.config, cache_dir / "vectors")
 
 
 class StuffSegmenter(Protocol):
@@ -229,15 +201,10 @@ class ClusterStuffSegmenter:
     embed: Callable[[PhotoFeatures, MaskProposals], Float[np.ndarray, "h w D"]]
     centroids: Float[np.ndarray, "S D"]
     """Of unit length."""
-    has_crf: bool = False
-    """Refine borders by a dense CRF."""
 
     def segment(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
         tokens = self.embed(features, proposals)
-        if not self.has_crf:
-            return segment_stuff(tokens, self.centroids, features.patch_px, features.letterbox)
-        cosines = l2_normalize(tokens) @ self.centroids.T
-        return refine_stuff(read_image(features.photo.path).image, cosines, features.patch_px, features.letterbox)
+        return segment_stuff(tokens, self.centroids, features.patch_px, features.letterbox)
 
     def segment_patches(self, features: PhotoFeatures, proposals: MaskProposals) -> Int[np.ndarray, "h w"]:
         return nearest_centroid(self.embed(features, proposals), self.centroids) + 1
@@ -291,7 +258,7 @@ class StegoHead(nn.Module):
         return codes
 
 
-def make_stuff_segmenter(codebook: Codebook, *, has_crf: bool = False, maps_dir: Path | None = None) -> StuffSegmenter:
+def make_stuff_segmenter(codebook: Codebook, maps_dir: Path | None = None) -> StuffSegmenter:
     """Return the configured segmenter. Raises ConfigError if it needs precomputed maps and `maps_dir` is None."""
     match codebook.config.stuff:
         case "kmeans":
@@ -304,7 +271,7 @@ def make_stuff_segmenter(codebook: Codebook, *, has_crf: bool = False, maps_dir:
             if maps_dir is None:
                 raise ConfigError("the codebook's stuff comes from maps: give stuff_maps_dir")
             return PrecomputedStuff(folder=maps_dir, clusters=codebook.config.stuff_clusters)
-    return ClusterStuffSegmenter(embed=embed, centroids=codebook.stuff_centroids, has_crf=has_crf)
+    return ClusterStuffSegmenter(embed=embed, centroids=codebook.stuff_centroids)
 
 
 def _embed_patches(codebook: Codebook, features: PhotoFeatures, proposals: MaskProposals) -> Float[np.ndarray, "h w P"]:
@@ -333,18 +300,15 @@ def _load_head(codebook: Codebook) -> StegoHead:
 class ClusterAssigner:
     """Applies a codebook to a photo: thing clusters of masks and stuff clusters of pixels, both counted from 1."""
 
-    def __init__(self, codebook: Codebook, config: PseudoLabelConfig, cache_dir: Path) -> None:
-        """`cache_dir` is a folder for vectors of crops."""
+    def __init__(self, codebook: Codebook, config: PseudoLabelConfig) -> None:
         self._codebook = codebook
-        self._embedder = make_mask_embedder(codebook, config.encoder, cache_dir)
-        self._stuff = make_stuff_segmenter(codebook, has_crf=config.stuff_crf, maps_dir=config.stuff_maps_dir)
+        self._stuff = make_stuff_segmenter(codebook, config.stuff_maps_dir)
         self.thing_like = find_thing_like_stuff(
             codebook.stuff_in_masks, config.max_stuff_in_things, config.stuff_merge_rule
         )
 
     def assign_things(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Int[np.ndarray, "N"]:
-        vectors, centroids = self._embedder.embed(features, masks), self._codebook.thing_centroids
-        return nearest_centroid(vectors, centroids, is_spherical=self._embedder.is_spherical) + 1
+        return nearest_centroid(self._codebook.embed_masks(features, masks), self._codebook.thing_centroids) + 1
 
     def segment_stuff(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
         return self._stuff.segment(features, proposals)

@@ -34,7 +34,7 @@ from training.pseudo_labels.clustering import CodebookInputs, fit_codebook, fit_
 from training.pseudo_labels.codebook import ClusterAssigner, Codebook, load_codebook
 from training.pseudo_labels.consensus import FeatureProjections, consensus_masks, load_projections
 from training.pseudo_labels.maskcut import MaskProposals, load_proposals, maskcut, proposals_from_masks
-from training.pseudo_labels.refinement import check_crf_available, refine_masks
+from training.pseudo_labels.refinement import refine_masks
 
 MAX_MASKS = 40
 """Consensus masks per photo that are refined; refinement rejects about a third of them."""
@@ -151,7 +151,7 @@ class PseudoLabelWorker:
         square, _ = letterbox_image(read_image(photo.path).image, [InputSize.square(config.side_px)], MASK_STRIDE_PX)
         height, width = features.letterbox.size
         image = np.ascontiguousarray(square[:, :height, :width].transpose(1, 2, 0))
-        refined = refine_masks(proposals.soft, image, features.patch_px, config.refinement)
+        refined = refine_masks(proposals.soft, image, features.patch_px)
         kept = refined.any((1, 2))
         large = [resize_map(mask.astype(np.float32), photo.height, photo.width) > 0.5 for mask in refined[kept]]
         masks = np.array(large, bool).reshape(len(large), photo.height, photo.width)
@@ -196,7 +196,7 @@ class PseudoLabelWorker:
 
     @cached_property
     def _assigner(self) -> ClusterAssigner:
-        return ClusterAssigner(self._codebook, self.config, self.dataset.folder)
+        return ClusterAssigner(self._codebook, self.config)
 
     @cached_property
     def _dependencies(self) -> Dependencies:
@@ -215,11 +215,7 @@ class PseudoLabelWorker:
 
 
 def _check_options(config: PseudoLabelConfig, codebook: Codebook | None, shard: JobShard) -> None:
-    """Raise ConfigError if a package is missing, or if the codebook does not fit the options."""
-    if config.refinement == "crf":
-        check_crf_available("mask refinement by a dense CRF")
-    if config.stuff_crf:
-        check_crf_available("stuff refinement by a dense CRF")
+    """Raise ConfigError if the codebook does not fit the options."""
     if codebook is None:
         if shard != ALL_SHARDS:
             raise ConfigError("one of several shards cannot fit clusters: pass the codebook of some labeled photos")

@@ -27,18 +27,14 @@ from training.self_training.tta_merge import (
     merge_views,
     read_teacher_predictions,
 )
-from training.trainer.loggers import CsvLogger, plot_losses
 
 TEACHER_FILE = "teacher.json"
 FORMAT_VERSION = 2
-ROUNDS_CSV_FILE = "rounds.csv"
-ROUNDS_PLOT_FILE = "rounds.png"
 _PREDICTIONS_FOLDER = "teacher-predictions"
 _TEST_PHOTOS = 256
 """Photos that the consistency is measured on."""
 _TOLERANCE = 0.005
 """A smaller drop of a mean over so many photos may be chance."""
-_CONSISTENCY_NAMES = ("flip", "scale", "coverage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,33 +222,3 @@ def _to_photo_file(photo: LabeledPhoto, predictions: TeacherPredictions, folder:
     return PhotoFile(
         path=photo.path, name=name, digest=photo.digest, height=predictions.height, width=predictions.width
     )
-
-
-def plot_rounds(results: Sequence[Path], out: Path) -> list[dict[str, float]]:
-    """Write the metrics of each round, counted from 0, to a CSV file and a plot in `out`, and return them.
-
-    `results` are the JSON outputs of `useg eval` or `useg self-train` for each round's run, in order. Raises
-    ConfigError for another file, or if both kinds are mixed.
-    """
-    metrics = [_read_metrics(path) for path in results]
-    if len({tuple(each) for each in metrics}) != 1:
-        raise ConfigError("results must be of one kind: of `eval` on one dataset, or of `self-train`")
-    table = CsvLogger(out / ROUNDS_CSV_FILE)
-    table.path.unlink(missing_ok=True)
-    for number, each in enumerate(metrics):
-        table.log(number, each)
-    plot_losses(table.path, out / ROUNDS_PLOT_FILE, "rounds of self-training", x_label="round")
-    return metrics
-
-
-def _read_metrics(path: Path) -> dict[str, float]:
-    """Return PQ, mIoU and AP in percent, as far as they are there; or the consistency."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        if "consistency" in content:
-            return {name: float(content["consistency"][name]) for name in _CONSISTENCY_NAMES}
-        metrics = {"PQ": content["panoptic"].get("pq"), "mIoU": content["semantic"].get("miou")}
-        metrics |= {"AP": content["instance"].get("agnostic_mask", {"headline": {}})["headline"].get("ap")}
-        return {name: float(each["value"]) for name, each in metrics.items() if each}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a result of `useg eval` or `useg self-train`: {error!r}") from error

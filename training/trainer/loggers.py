@@ -152,7 +152,7 @@ class PrometheusTextfileLogger(Logger):
         return Gauge(name, documentation, ("run", *labels), registry=self._registry)
 
 
-def plot_losses(csv_log: Path, out: Path, title: str, x_label: str = "step") -> None:
+def plot_losses(csv_log: Path, out: Path, title: str) -> None:
     """Save a PNG with one plot per column of a CSV log: the values in a light color, their running mean in a dark one.
 
     `total` comes first; a column without values gets an empty plot.
@@ -170,7 +170,7 @@ def plot_losses(csv_log: Path, out: Path, title: str, x_label: str = "step") -> 
         values = np.array(columns[name])
         is_known = np.isfinite(values)
         x, y = steps[is_known], values[is_known]
-        axes.set_xlabel(x_label)
+        axes.set_xlabel("step")
         axes.grid(alpha=0.3)
         axes.set_title(name)
         if len(y):

@@ -24,7 +24,7 @@ from training.evaluation.matching.mapping_file import (
     fingerprint_photos,
     list_categories,
 )
-from training.pseudo_labels.codebook import Codebook, MaskedAverageEmbedder, load_codebook
+from training.pseudo_labels.codebook import Codebook, load_codebook
 
 PATCH_STUFF = ("regions", "kmeans")
 """Stuff methods whose clusters lie in the space of patch embeddings. For `regions` this holds because blending a
@@ -60,19 +60,17 @@ def match_by_regions(
     Raises ConfigError if the dataset has no masks, or if the codebook's clusters are not in the space of patches.
     """
     config, codebook = labels.read_config(), load_codebook(labels.codebook)
-    if codebook.config.thing_embedding != "region" or codebook.config.stuff not in PATCH_STUFF:
+    if codebook.config.stuff not in PATCH_STUFF:
         raise ConfigError(
-            "matching by regions needs clusters of patch embeddings: things by region, stuff by "
-            f"{' or '.join(PATCH_STUFF)}"
+            f"matching by regions needs clusters of patch embeddings: stuff by {' or '.join(PATCH_STUFF)}"
         )
     regions = sample_regions(dataset, count, seed)
     encoder = load_encoder(config.encoder, config.side_px)
     store = FeatureStore.open(features, encoder, config.encoder_hash, config)
     photos = list({region.photo.digest: region.photo for region in regions}.values())
     store.fill_all(photos)
-    embedder = MaskedAverageEmbedder(codebook=codebook)
     vectors = [
-        embedder.embed(photo_features, photo_features.patches_in_mask(region.mask)[None])[0]
+        codebook.embed_masks(photo_features, photo_features.patches_in_mask(region.mask)[None])[0]
         for region in track(regions, "embed", unit="region")
         for photo_features in [store.load(region.photo)]
     ]
