@@ -28,7 +28,7 @@ UsegError
 │  └─ SignatureError
 ├─ InferenceError
 ├─ InvalidCategoryNames
-├─ LabelStoreError
+├─ DatasetError
 ├─ CheckpointError
 ├─ TrainingError
 ├─ RegistryError
@@ -153,8 +153,8 @@ class InvalidCategoryNames(UsegError):
     """Names of clusters that cannot be read, written or applied; the stored names are unchanged."""
 
 
-class LabelStoreError(UsegError):
-    """A dataset of pseudo-labels that is missing, incomplete or inconsistent."""
+class DatasetError(UsegError):
+    """A dataset, annotated or of pseudo-labels, that is missing, incomplete or inconsistent."""
 
 
 class CheckpointError(UsegError):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from model.formats.png import decode_panoptic_png
 from training.data.dataset import PseudoLabelDataset
 from training.data.panoptic_labels import CHUNK_SIZE, ImageLabel, ImageRecords, PanopticLabel, plan_chunks, remove_stale
@@ -93,7 +93,7 @@ def test_a_chunk_whose_labeling_fails_is_absent(tmp_path: Path) -> None:
         chunk.write(tmp_path, iter([make_label()]))
     assert not chunk.is_complete(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(LabelStoreError, match="not a valid chunk record"):
+    with pytest.raises(DatasetError, match="not a valid chunk record"):
         list(chunk.read(tmp_path))
 
 

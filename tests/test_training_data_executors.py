@@ -17,7 +17,7 @@ import pytest
 import tiny
 from killer import lose_an_actor
 
-from model.errors import ConfigError, LabelStoreError, TrainingError
+from model.errors import ConfigError, DatasetError, TrainingError
 from training.data.dataset import PseudoLabelDataset
 from training.data.executors import ALL_SHARDS, JobShard, MultiprocessExecutor, parse_shard
 from training.pseudo_labels.codebook import load_codebook
@@ -114,7 +114,7 @@ def test_ray_makes_the_same_labels_although_an_actor_is_killed(
         broken = PseudoLabelWorker(
             config=replace(config, proposals="consensus"), dataset=other, features_dir=labels.features
         )
-        with pytest.raises(LabelStoreError, match="holds no feature projections"):
+        with pytest.raises(DatasetError, match="holds no feature projections"):
             RayExecutor(1).run(broken, "masks", [scan.photos[:1]])
     assert len(victims) == 1
     assert report.photos == PHOTOS
@@ -133,7 +133,7 @@ class Counter:
             if each == 13:
                 os.kill(os.getpid(), signal.SIGKILL)
             if each < 0:
-                raise LabelStoreError(f"{each} is negative")
+                raise DatasetError(f"{each} is negative")
             (self.folder / f"{stage}-{each}").write_text(str(os.getpid()))
             yield 1
 
@@ -147,7 +147,7 @@ def test_several_processes_share_the_groups_and_report_errors(tmp_path: Path) ->
     assert set(written) == {f"count-{each}" for each in range(1, 6)}
     assert str(os.getpid()) not in written.values()
     assert written["count-1"] == written["count-2"]
-    with pytest.raises(LabelStoreError, match="-7 is negative"):
+    with pytest.raises(DatasetError, match="-7 is negative"):
         executor.run(counter, "count", [[-7]])
     with pytest.raises(TrainingError, match="a worker process died"):
         executor.run(counter, "count", [[12], [13], [14]])

@@ -9,7 +9,7 @@ from PIL import Image
 from tokens import make_photo_features
 
 from model.checkpoints.dino import load_encoder
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from model.networks.interface import normalize
 from model.networks.vit import VisionTransformer
 from training.data.features import FeatureStore, compute_key_features, load_resized, resolve_layers
@@ -83,7 +83,7 @@ def test_layers_are_counted_from_the_end_if_negative_and_must_exist() -> None:
 
 def test_a_photo_that_is_not_cached_is_an_error(tmp_path: Path, encoder: VisionTransformer, tiny_photos: Path) -> None:
     store = FeatureStore.open(tmp_path, encoder, HASH, CONFIG)
-    with pytest.raises(LabelStoreError, match=r"no features for .*--features"):
+    with pytest.raises(DatasetError, match=r"no features for .*--features"):
         store.load(scan_photos(tiny_photos).photos[0])
 
 

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from training.data.photos import scan_photos
 
 
@@ -62,9 +62,9 @@ def test_max_photos_takes_evenly_spread_photos(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_a_folder_without_photos_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(LabelStoreError, match="is not a folder"):
+    with pytest.raises(DatasetError, match="is not a folder"):
         scan_photos(tmp_path / "nowhere")
-    with pytest.raises(LabelStoreError, match="no readable photo"):
+    with pytest.raises(DatasetError, match="no readable photo"):
         scan_photos(tmp_path)
 
 

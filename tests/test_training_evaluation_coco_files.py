@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from model.formats.rle import parse_counts
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
@@ -67,7 +67,7 @@ def read_areas(dataset: GroundTruthDataset) -> list[float]:
 )
 def test_an_invalid_annotation_is_named_before_any_work(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
     path = write_instances(tmp_path / "set.json", entry)
-    with pytest.raises(LabelStoreError, match=message) as raised:
+    with pytest.raises(DatasetError, match=message) as raised:
         read(path)
     assert str(raised.value).startswith(f"{path}: annotation 1 of image 5: ")
     assert "\n" not in str(raised.value)
@@ -109,7 +109,7 @@ def test_a_file_without_any_mask_has_boxes(tmp_path: Path) -> None:
 
 def test_a_file_whose_annotations_are_all_left_out_is_an_error(tmp_path: Path) -> None:
     path = write_instances(tmp_path / "set.json", annotate(segmentation=[[]]))
-    with pytest.raises(LabelStoreError, match="no usable annotation: 1 annotations without a mask or a box"):
+    with pytest.raises(DatasetError, match="no usable annotation: 1 annotations without a mask or a box"):
         read(path)
 
 
@@ -132,7 +132,7 @@ IMAGE = {"id": 5, "file_name": "5.png", "height": 4, "width": 6}
 )
 def test_an_invalid_image_or_category_is_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     path = write_instances(tmp_path / "set.json", annotate(), **changed)
-    with pytest.raises(LabelStoreError, match=message):
+    with pytest.raises(DatasetError, match=message):
         read(path)
 
 
@@ -143,13 +143,13 @@ def test_an_image_listed_twice_is_read_once(tmp_path: Path) -> None:
 
 def test_content_that_is_not_coco_is_an_error_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "set.json"
-    with pytest.raises(LabelStoreError, match=r"set\.json does not exist: expected a JSON file"):
+    with pytest.raises(DatasetError, match=r"set\.json does not exist: expected a JSON file"):
         read(path)
     for content in ("[", "[]", '{"images": [1], "annotations": [], "categories": []}'):
         path.write_text(content)
-        with pytest.raises(LabelStoreError, match=r"set\.json is not "):
+        with pytest.raises(DatasetError, match=r"set\.json is not "):
             read(path)
-    with pytest.raises(LabelStoreError, match=r"contains none of panoptic\.json.*annotations/instances_SPLIT\.json"):
+    with pytest.raises(DatasetError, match=r"contains none of panoptic\.json.*annotations/instances_SPLIT\.json"):
         read(tmp_path)
 
 
@@ -217,14 +217,14 @@ def test_the_format_is_recognized_by_the_content(tmp_path: Path) -> None:
     ],
 )
 def test_an_invalid_panoptic_file_is_an_error(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(LabelStoreError, match=message):
+    with pytest.raises(DatasetError, match=message):
         read(write_panoptic(tmp_path, **changed), format="panoptic")
 
 
 def test_a_label_of_another_size_than_its_photo_is_found_at_the_start(tmp_path: Path) -> None:
     folder = write_panoptic(tmp_path)
     drawn.write_panoptic_png(folder / "panoptic" / "5.png", np.ones((6, 4), int))
-    with pytest.raises(LabelStoreError, match=r"panoptic/5\.png has 4x6 pixels, .*images/5\.png 6x4"):
+    with pytest.raises(DatasetError, match=r"panoptic/5\.png has 4x6 pixels, .*images/5\.png 6x4"):
         read(folder)
 
 

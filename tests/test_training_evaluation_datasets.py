@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import crop_center
 from training.evaluation.datasets.taxonomy import COCO_STUFF_27
@@ -167,7 +167,7 @@ def test_voc_boxes_include_both_corners_and_difficult_objects_are_crowds(tmp_pat
 def test_voc_xml_with_an_unknown_class_is_rejected_with_its_name(tmp_path: Path) -> None:
     folder = draw_voc_boxes(tmp_path, VOC_XML.replace("dog", "unicorn"))
     dataset = DatasetSpec(folder=folder, format="voc-boxes", split="trainval").read()
-    with pytest.raises(LabelStoreError, match=r"000005\.xml is not a VOC annotation: unknown class 'unicorn'"):
+    with pytest.raises(DatasetError, match=r"000005\.xml is not a VOC annotation: unknown class 'unicorn'"):
         dataset.images[0].annotation.read(4, 6)
 
 
@@ -204,14 +204,14 @@ def test_uvo_videos_are_one_image_per_frame_and_an_object_may_be_absent_from_one
     "format", ["coco", "coco-instances", "coco-stuff", "cityscapes", "voc-masks", "uvo", "uvo-videos"]
 )
 def test_a_folder_in_another_format_is_rejected_with_its_name(tmp_path: Path, format: str) -> None:
-    with pytest.raises(LabelStoreError, match=str(tmp_path)):
+    with pytest.raises(DatasetError, match=str(tmp_path)):
         DatasetSpec(folder=tmp_path, format=format).read()
 
 
 def test_a_missing_label_file_is_named(tmp_path: Path) -> None:
     folder = draw_coco_panoptic(tmp_path)
     (folder / "annotations" / "panoptic_val2017" / "000000000009.png").unlink()
-    with pytest.raises(LabelStoreError, match=r"000000000009\.png is in none of .*/panoptic_val2017"):
+    with pytest.raises(DatasetError, match=r"000000000009\.png is in none of .*/panoptic_val2017"):
         DatasetSpec(folder=folder, format="coco").read()
 
 

@@ -18,7 +18,7 @@ from fake_predictor import (
     predict_scenes,
 )
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from model.images import read_image
 from training.data.dataset import PseudoLabelDataset, read_label_map
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset, GroundTruthLabels
@@ -82,7 +82,7 @@ def test_pseudo_labels_are_predicted_with_their_complete_masks(tiny_store: Pseud
 
 def test_a_photo_without_pseudo_label_is_rejected(tiny_store: PseudoLabelDataset) -> None:
     predictor = load_predictor(tiny_store.folder, threads=1)
-    with pytest.raises(LabelStoreError, match="has no label for the photo eeeeeeeeeeee"):
+    with pytest.raises(DatasetError, match="has no label for the photo eeeeeeeeeeee"):
         predictor.predict(np.zeros((4, 4, 3), np.uint8), "e" * 64)
 
 
@@ -202,7 +202,7 @@ def test_results_of_two_processes_make_the_report_of_one(dataset: GroundTruthDat
 
 def test_cross_fitting_needs_two_images(dataset: GroundTruthDataset) -> None:
     predictor = predict_scenes(dataset, CORRECT)
-    with pytest.raises(LabelStoreError, match="needs at least 2 images, the dataset has 1"):
+    with pytest.raises(DatasetError, match="needs at least 2 images, the dataset has 1"):
         evaluate(predictor, replace(dataset, images=dataset.images[:1]), CROSS_FIT)
 
 
@@ -214,7 +214,7 @@ def test_each_image_has_a_quality_of_its_own(dataset: GroundTruthDataset) -> Non
 
 def test_a_prediction_of_another_size_than_the_image_is_rejected(dataset: GroundTruthDataset) -> None:
     predictor = FakePredictor(dataset, [np.ones((SIDE, SIDE + 1), int)] * 4)
-    with pytest.raises(LabelStoreError, match=r"1\.png has shape \(40, 41\)"):
+    with pytest.raises(DatasetError, match=r"1\.png has shape \(40, 41\)"):
         evaluate(predictor, dataset, CROSS_FIT)
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from killer import lose_an_actor
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from training.data.executors import JobShard, LocalExecutor, MultiprocessExecutor
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
@@ -79,7 +79,7 @@ def test_one_file_of_results_is_in_memory_at_a_time(
     for path in stored.files[:2]:
         path.write_text("{")
     assert stored[33].image_id == 34
-    with pytest.raises(LabelStoreError, match="contains no image results"):
+    with pytest.raises(DatasetError, match="contains no image results"):
         _ = stored[0]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokens import make_photo_features
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from training.data.features import PhotoFeatures
 from training.data.label_config import CodebookConfig, PseudoLabelOptions
 from training.pseudo_labels.codebook import (
@@ -97,7 +97,7 @@ def test_the_digest_depends_on_arrays_and_settings() -> None:
 def test_a_damaged_codebook_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "codebook.npz"
     path.write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(LabelStoreError, match=r"codebook\.npz is not a readable codebook"):
+    with pytest.raises(DatasetError, match=r"codebook\.npz is not a readable codebook"):
         load_codebook(path)
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_codebook_is_an_error_that_names_the_file(tmp_path: Path) -> N
 )
 def test_unknown_versions_keys_and_values_are_rejected(tmp_path: Path, config: dict[str, object], message: str) -> None:
     np.savez(tmp_path / "codebook.npz", config=np.array(json.dumps(config)))
-    with pytest.raises(LabelStoreError, match=message):
+    with pytest.raises(DatasetError, match=message):
         load_codebook(tmp_path / "codebook.npz")
 
 

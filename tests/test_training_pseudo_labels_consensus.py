@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tokens
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from training.pseudo_labels.clustering import fit_whitening
 from training.pseudo_labels.consensus import (
     FeatureProjections,
@@ -147,5 +147,5 @@ def test_projections_round_trip_to_disk(tmp_path: Path) -> None:
 
 def test_a_file_without_projections_is_named_in_the_error(tmp_path: Path) -> None:
     np.savez(tmp_path / "projections.npz", other=np.zeros(3))
-    with pytest.raises(LabelStoreError, match=r"projections\.npz holds no feature projections"):
+    with pytest.raises(DatasetError, match=r"projections\.npz holds no feature projections"):
         load_projections(tmp_path / "projections.npz")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tokens
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from training.data.label_config import MaskDiscoveryConfig
 from training.pseudo_labels.maskcut import (
     WEAK_EDGE,
@@ -103,7 +103,7 @@ def test_with_two_corners_each_the_connected_region_of_the_seed_is_the_object() 
 def test_tokens_that_are_not_finite_are_an_error() -> None:
     broken = tokens.draw([])
     broken[3, 3, 3] = np.nan
-    with pytest.raises(LabelStoreError, match="not finite"):
+    with pytest.raises(DatasetError, match="not finite"):
         maskcut(broken, MaskDiscoveryConfig(proposals="maskcut"))
 
 
@@ -265,5 +265,5 @@ def test_proposals_round_trip_to_disk_within_one_255th(tmp_path: Path) -> None:
 
 def test_a_damaged_proposal_file_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "masks.npz").write_bytes(b"no arrays")
-    with pytest.raises(LabelStoreError, match=r"masks\.npz holds no mask proposals"):
+    with pytest.raises(DatasetError, match=r"masks\.npz holds no mask proposals"):
         load_proposals(tmp_path / "masks.npz")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from model.errors import CheckpointError, ConfigError, LabelStoreError
+from model.errors import CheckpointError, ConfigError, DatasetError
 from training.data.dataset import PseudoLabelDataset, read_label_map
 from training.data.label_config import REMOVED_OPTIONS, PseudoLabelConfig
 from training.data.photos import PhotoScan
@@ -68,7 +68,7 @@ def test_a_rerun_completes_interrupted_labels_with_the_same_result(
     (copied.folder / "panoptic.json").unlink()
     next((copied.folder / "masks").iterdir()).unlink()
     next(copied.features.rglob("*.npy")).unlink()
-    with pytest.raises(LabelStoreError, match="no finished labels"):
+    with pytest.raises(DatasetError, match="no finished labels"):
         copied.read_photos()
     label_photos(scan, config, copied, copied.features)
     assert (copied.folder / "panoptic.json").read_bytes() == (tiny_store.folder / "panoptic.json").read_bytes()
@@ -230,7 +230,7 @@ def test_a_stored_configuration_of_another_version_or_with_unknown_values_is_rej
 ) -> None:
     content = json.loads((copied.folder / "label.json").read_text())
     (copied.folder / "label.json").write_text(json.dumps(content | change))
-    with pytest.raises(LabelStoreError, match=message):
+    with pytest.raises(DatasetError, match=message):
         copied.read_photos()
 
 

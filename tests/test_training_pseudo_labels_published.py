@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tokens import make_photo_features
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from training.data.features import PhotoFeatures
 from training.pseudo_labels.maskcut import MaskProposals
 from training.pseudo_labels.stuff_maps import PrecomputedStuff
@@ -49,7 +49,7 @@ def test_a_stuff_map_that_does_not_fit_is_an_error_that_names_it(tmp_path: Path)
     stuff, features = PrecomputedStuff(folder=tmp_path, clusters=3), draw_small_photo()
 
     def expect_error(message: str) -> None:
-        with pytest.raises(LabelStoreError, match=message):
+        with pytest.raises(DatasetError, match=message):
             stuff.segment(features, NO_MASKS)
 
     expect_error(r"neither of photo\.npy and photo\.png for the photo photo\.jpg")

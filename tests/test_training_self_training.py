@@ -11,7 +11,7 @@ import pytest
 from pycocotools import mask as coco
 from safetensors.torch import load_file, save_file
 
-from model.errors import ConfigError, LabelStoreError, TrainingError
+from model.errors import ConfigError, DatasetError, TrainingError
 from training.data.dataset import PseudoLabelDataset
 from training.data.photos import PhotoFile
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
@@ -99,7 +99,7 @@ def test_a_run_less_consistent_than_its_teacher_is_rejected_unless_forced(
     out = PseudoLabelDataset(tmp_path / "out")
     with pytest.raises(TrainingError, match=r"less consistent than the previous teacher \(flip 1\.100 to 0\.\d+\)"):
         relabel(sharp_run, dataset, tiny_store.features, out, CONFIG)
-    with pytest.raises(LabelStoreError):
+    with pytest.raises(DatasetError):
         out.read_photos()
     forced = relabel(sharp_run, dataset, tiny_store.features, out, replace(CONFIG, force=True))
     assert (forced.round, forced.is_accepted) == (2, False)
@@ -151,7 +151,7 @@ def test_a_run_with_other_clusters_than_the_labels_is_rejected(
 
 def test_a_teacher_file_of_another_version_is_rejected(tmp_path: Path) -> None:
     (tmp_path / TEACHER_FILE).write_text('{"round": 1, "steadiness": {}}')
-    with pytest.raises(LabelStoreError, match="format version None, expected 2: run `useg self-train` again"):
+    with pytest.raises(DatasetError, match="format version None, expected 2: run `useg self-train` again"):
         read_teacher_info(PseudoLabelDataset(tmp_path))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from model.files import atomic_write
 from model.formats.png import decode_panoptic_png
 from model.progress import Progress
@@ -125,7 +125,7 @@ class PseudoLabelDataset:
             sibling.write_text(json.dumps(content, indent=2) + "\n")
 
     def read_config(self) -> PseudoLabelConfig:
-        """Raises LabelStoreError if the folder holds no pseudo-labels of this format version."""
+        """Raises DatasetError if the folder holds no pseudo-labels of this format version."""
         path = self.folder / CONFIG_FILE
         try:
             content = path.read_bytes()
@@ -134,7 +134,7 @@ class PseudoLabelDataset:
             )
             return replace(config, photos=str(self.photos_dir.resolve())) if self.photos_dir else config
         except (OSError, ConfigError) as error:
-            raise LabelStoreError(f"{self.folder} holds no readable pseudo-labels: {error}") from error
+            raise DatasetError(f"{self.folder} holds no readable pseudo-labels: {error}") from error
 
     def write_labels(
         self,
@@ -167,7 +167,7 @@ class PseudoLabelDataset:
     def read_photos(self) -> list[LabeledPhoto]:
         """Return every labeled photo, in the order of `panoptic.json`.
 
-        Raises LabelStoreError if labeling has not finished.
+        Raises DatasetError if labeling has not finished.
         """
         photos = Path(self.read_config().photos)
         content = self._read_coco(PANOPTIC_FILE)
@@ -186,7 +186,7 @@ class PseudoLabelDataset:
     def read_instances(self) -> dict[str, list[dict[str, Any]]]:
         """Return the COCO annotations of each photo's unmerged masks by the photo's SHA-256; masks may overlap.
 
-        Raises LabelStoreError if labeling has not finished.
+        Raises DatasetError if labeling has not finished.
         """
         content = self._read_coco(INSTANCES_FILE)
         digests = {image["id"]: image["sha256"] for image in content["images"]}
@@ -218,18 +218,18 @@ class PseudoLabelDataset:
         try:
             content: dict[str, Any] = json.loads((self.folder / name).read_bytes())
         except (OSError, ValueError) as error:
-            raise LabelStoreError(f"{self.folder} has no finished labels ({error}): run `useg label` again") from error
+            raise DatasetError(f"{self.folder} has no finished labels ({error}): run `useg label` again") from error
         if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
-            raise LabelStoreError(f"{self.folder / name} is not a COCO file: run `useg label` again")
+            raise DatasetError(f"{self.folder / name} is not a COCO file: run `useg label` again")
         return content
 
 
 def read_label_map(path: Path) -> Int32[np.ndarray, "H W"]:
-    """Return the segment ids in a panoptic PNG. Raises LabelStoreError if it is missing or damaged."""
+    """Return the segment ids in a panoptic PNG. Raises DatasetError if it is missing or damaged."""
     try:
         return decode_panoptic_png(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise LabelStoreError(f"{path} is not a panoptic label: {error}") from error
+        raise DatasetError(f"{path} is not a panoptic label: {error}") from error
 
 
 def write_coco_panoptic(path: Path, records: Iterable[ImageRecord], thing_clusters: int, stuff_clusters: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.contract import InputSize
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from model.files import atomic_write
 from model.images import Letterbox, letterbox_image, plan_letterbox, read_image
 from model.networks.interface import normalize
@@ -42,11 +42,11 @@ class FeatureCache:
         return self.path(digest).is_file()
 
     def read(self, digest: str) -> Float16[np.ndarray, "T h w C"]:
-        """Return a read-only memory map. Raises LabelStoreError if the file is missing or truncated."""
+        """Return a read-only memory map. Raises DatasetError if the file is missing or truncated."""
         try:
             maps: Float16[np.ndarray, "T h w C"] = np.load(self.path(digest), mmap_mode="r")
         except (OSError, EOFError, ValueError) as error:
-            raise LabelStoreError(
+            raise DatasetError(
                 f"no features for {digest[:12]}: {error}; pass the --features of `useg label`, or run it again"
             ) from error
         return maps
@@ -146,7 +146,7 @@ class FeatureStore:
                 progress.advance(count)
 
     def load(self, photo: PhotoFile) -> PhotoFeatures:
-        """Raises LabelStoreError if the photo is not cached."""
+        """Raises DatasetError if the photo is not cached."""
         maps = self.cache.read(photo.digest)
         layer_maps = maps if self._layer_cache is self.cache else self._layer_cache.read(photo.digest)
         return PhotoFeatures(
@@ -158,7 +158,7 @@ class FeatureStore:
         )
 
     def load_keys(self, photo: PhotoFile) -> Float16[np.ndarray, "h w C"]:
-        """Return the attention keys of the photo resized to a square. Raises LabelStoreError if it is not cached."""
+        """Return the attention keys of the photo resized to a square. Raises DatasetError if it is not cached."""
         keys: Float16[np.ndarray, "h w C"] = np.asarray(self.key_cache.read(photo.digest)[0])
         return keys
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32
 from pycocotools import mask as coco
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from model.files import atomic_directory
 from model.formats.png import encode_panoptic_png
 from training.data.label_config import StuffMergeRule
@@ -144,13 +144,13 @@ class Chunk:
             (sibling / _RECORD_FILE).write_text(json.dumps(entries))
 
     def read(self, folder: Path) -> Iterator[ImageRecord]:
-        """Raises LabelStoreError if the chunk is missing or damaged."""
+        """Raises DatasetError if the chunk is missing or damaged."""
         path = folder / self.name / _RECORD_FILE
         try:
             for photo, entry in zip(self.photos, json.loads(path.read_bytes()), strict=True):
                 yield ImageRecord(photo=photo, file_name=f"{self.name}/{_png_name(photo)}", **entry)
         except (OSError, ValueError, TypeError) as error:
-            raise LabelStoreError(
+            raise DatasetError(
                 f"{path} is not a valid chunk record ({error}): delete its folder and run again"
             ) from error
 

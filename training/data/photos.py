@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from model.errors import InputError, LabelStoreError
+from model.errors import DatasetError, InputError
 from model.files import atomic_write, list_files
 from model.images import SUFFIXES, decode_image
 from model.progress import track
@@ -54,10 +54,10 @@ def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path
 
     Links to folders are followed. With `max_photos`, that many photos are taken, evenly spread over the sorted names.
     Photos that `cache_file` knows with the same size and modification time are not decoded again; it is updated.
-    Raises LabelStoreError if the folder is missing or has no readable photo.
+    Raises DatasetError if the folder is missing or has no readable photo.
     """
     if not folder.is_dir():
-        raise LabelStoreError(f"{folder} is not a folder of photos")
+        raise DatasetError(f"{folder} is not a folder of photos")
     files = list_files(folder)
     paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     other_files = dict(Counter(path.suffix for path in files if path.suffix.lower() not in SUFFIXES))
@@ -86,7 +86,7 @@ def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path
         with atomic_write(cache_file) as sibling:
             sibling.write_text(json.dumps({"format_version": _CACHE_VERSION, "photos": seen}))
     if not photos:
-        raise LabelStoreError(f"{folder} has no readable photo ({len(paths)} candidates)")
+        raise DatasetError(f"{folder} has no readable photo ({len(paths)} candidates)")
     duplicates = len(paths) - len(skipped) - len(photos)
     return PhotoScan(
         photos=tuple(photos.values()), skipped=tuple(skipped), duplicates=duplicates, other_files=other_files

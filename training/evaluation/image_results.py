@@ -8,7 +8,7 @@ from typing import overload
 
 from pydantic import TypeAdapter
 
-from model.errors import InvalidImage, LabelStoreError
+from model.errors import DatasetError, InvalidImage
 from model.files import atomic_write
 from model.images import read_image
 from model.progress import track
@@ -51,7 +51,7 @@ def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predict
     labels = image.annotation.read(decoded.height, decoded.width)
     prediction = predictor.predict(decoded.image, digest)
     if prediction.panoptic.label_map.shape != (decoded.height, decoded.width):
-        raise LabelStoreError(
+        raise DatasetError(
             f"the label of {image.path} has shape {prediction.panoptic.label_map.shape}, "
             f"the image {decoded.height, decoded.width}"
         )
@@ -89,11 +89,11 @@ def write_image_results(path: Path, results: Sequence[ImageResult]) -> None:
 
 
 def read_image_results(path: Path) -> tuple[ImageResult, ...]:
-    """Raises LabelStoreError if the file is missing or invalid."""
+    """Raises DatasetError if the file is missing or invalid."""
     try:
         return _RESULTS.validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise LabelStoreError(f"{path} contains no image results ({error}): delete it and rerun") from error
+        raise DatasetError(f"{path} contains no image results ({error}): delete it and rerun") from error
 
 
 @dataclass(frozen=True, kw_only=True)

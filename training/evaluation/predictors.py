@@ -12,7 +12,7 @@ from model.backends.loader import load_session
 from model.backends.session import Session
 from model.contract import CONTRACT_FILE, NETWORK_FILE, Contract, Detail, Task
 from model.detail import run_image
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from model.files import hash_file
 from model.formats.coco import encode_rles
 from model.formats.rle import Rle
@@ -60,7 +60,7 @@ class Predictor(Protocol):
     stuff_clusters: int
 
     def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
-        """Raises LabelStoreError if the predictor only knows stored photos and this is not one of them."""
+        """Raises DatasetError if the predictor only knows stored photos and this is not one of them."""
         ...
 
 
@@ -124,7 +124,7 @@ class PseudoLabelPredictor:
     def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
         photo = self._photos.get(photo_digest)
         if photo is None:
-            raise LabelStoreError(
+            raise DatasetError(
                 f"{self._folder} has no label for the photo {photo_digest:.12}…: label all photos of the dataset"
             )
         segments = tuple(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from model.files import atomic_write, load_npz
 from model.images import Letterbox, resize_map
 from model.validation import parse_versioned_json
@@ -130,7 +130,7 @@ class Codebook:
 
 
 def load_codebook(path: Path) -> Codebook:
-    """Raises LabelStoreError if the file is missing, damaged or of another format version."""
+    """Raises DatasetError if the file is missing, damaged or of another format version."""
     try:
         arrays = load_npz(path)
         if "config" not in arrays:
@@ -146,7 +146,7 @@ def load_codebook(path: Path) -> Codebook:
             **arrays,
         )
     except (ValueError, TypeError, ConfigError) as error:
-        raise LabelStoreError(f"{path} is not a readable codebook: {error}") from error
+        raise DatasetError(f"{path} is not a readable codebook: {error}") from error
 
 
 def _pop_prefixed(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from model.files import atomic_write, load_npz
 from training.data.label_config import MaskDiscoveryConfig
 from training.pseudo_labels.maskcut import MaskProposals, l2_normalize, l2_normalize_tokens, maskcut
@@ -56,11 +56,11 @@ class FeatureProjections:
 
 
 def load_projections(path: Path) -> FeatureProjections:
-    """Raises LabelStoreError if the file is missing or damaged."""
+    """Raises DatasetError if the file is missing or damaged."""
     try:
         return FeatureProjections(**load_npz(path))
     except (ValueError, TypeError) as error:
-        raise LabelStoreError(f"{path} holds no feature projections: {error}") from error
+        raise DatasetError(f"{path} holds no feature projections: {error}") from error
 
 
 def consensus_masks(
@@ -72,7 +72,7 @@ def consensus_masks(
     `tokens`, which count as one more projection. The score of a candidate is the sum over the projections of its best
     IoU there, if at least 0.7, plus five times its feature contrast in `tokens`. The best candidate is grouped with all
     that overlap it by an IoU of at least 0.7, then the best of the rest, and so on.
-    Raises LabelStoreError if `tokens` are not finite.
+    Raises DatasetError if `tokens` are not finite.
     """
     unit = l2_normalize_tokens(tokens, subtract_mean=False)
     height, width = tokens.shape[:2]

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from scipy import linalg, ndimage
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from model.files import atomic_write, load_npz
 from model.postprocessing.masks import mask_iou
 from training.data.label_config import MaskDiscoveryConfig
@@ -57,12 +57,12 @@ class MaskProposals:
 
 
 def load_proposals(path: Path) -> MaskProposals:
-    """Raises LabelStoreError if the file is missing or damaged."""
+    """Raises DatasetError if the file is missing or damaged."""
     try:
         stored = load_npz(path)
         return MaskProposals(soft=stored["masks"].astype(np.float32) / _LEVELS, scores=stored["scores"])
     except (ValueError, KeyError) as error:
-        raise LabelStoreError(f"{path} holds no mask proposals: {error}") from error
+        raise DatasetError(f"{path} holds no mask proposals: {error}") from error
 
 
 def proposals_from_masks(masks: Bool[np.ndarray, "N h w"]) -> MaskProposals:
@@ -80,7 +80,7 @@ def maskcut(
     where the public code takes the solver's, and with it the side that the corner rule sees; a photo whose patches are
     all connected has no mask, where the public code cuts it at random; and a mask that a filter rejects ends the
     search, unless `maskcut_reference_filters` is set.
-    Raises LabelStoreError if `tokens` are not finite.
+    Raises DatasetError if `tokens` are not finite.
     """
     height, width, _ = tokens.shape
     flat = l2_normalize_tokens(tokens, subtract_mean=config.maskcut_subtract_mean).reshape(height * width, -1)
@@ -112,10 +112,10 @@ def maskcut(
 def l2_normalize_tokens(tokens: Float[np.ndarray, "h w C"], *, subtract_mean: bool) -> Float[np.ndarray, "h w C"]:
     """Return tokens of unit length, optionally after subtracting the photo's mean.
 
-    Raises LabelStoreError if they are not finite.
+    Raises DatasetError if they are not finite.
     """
     if not np.isfinite(tokens).all():
-        raise LabelStoreError("features are not finite: the encoder or its cache is broken")
+        raise DatasetError("features are not finite: the encoder or its cache is broken")
     single = tokens.astype(np.float32)
     if subtract_mean:
         single = single - single.mean((0, 1))

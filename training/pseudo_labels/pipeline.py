@@ -129,7 +129,7 @@ class PseudoLabelWorker:
     def propose_masks(self, photo: PhotoFile) -> MaskProposals:
         """Find masks on the patches that show the photo.
 
-        Raises LabelStoreError if its features are missing or not finite.
+        Raises DatasetError if its features are missing or not finite.
         """
         features = self.features.load(photo)
         if self.projections is not None:
@@ -167,7 +167,7 @@ class PseudoLabelWorker:
         )
 
     def plan_chunk(self, photos: Sequence[PhotoFile]) -> Chunk:
-        """Return the chunk of these photos, written or not. Raises LabelStoreError if there is no codebook yet."""
+        """Return the chunk of these photos, written or not. Raises DatasetError if there is no codebook yet."""
         return make_chunk(photos, self._dependencies, self._assigner.hash_map)
 
     def list_unlabeled(self, groups: Sequence[Sequence[PhotoFile]]) -> list[Sequence[PhotoFile]]:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import Int, Int32
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from model.files import hash_file
 from model.images import resize_labels
 from training.data.features import PhotoFeatures
@@ -30,17 +30,17 @@ class PrecomputedStuff:
     clusters: int
 
     def segment(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
-        """Raises LabelStoreError if the map is missing or damaged, or does not fit the photo and the clusters."""
+        """Raises DatasetError if the map is missing or damaged, or does not fit the photo and the clusters."""
         photo, path = features.photo, self._find(features.photo)
         stored = _read_map(path)
         if stored.shape != (photo.height, photo.width):
-            raise LabelStoreError(
+            raise DatasetError(
                 f"{path} has shape {stored.shape}, its photo {(photo.height, photo.width)} (height, width)"
             )
         is_none = (stored == _NO_CLUSTER) | (stored == -1)
         clusters = stored[~is_none]
         if clusters.size and not 0 <= clusters.min() <= clusters.max() < self.clusters:
-            raise LabelStoreError(
+            raise DatasetError(
                 f"{path} holds clusters {clusters.min()} to {clusters.max()}: expected 0 to {self.clusters - 1}, "
                 f"and -1 or {_NO_CLUSTER} for none"
             )
@@ -58,7 +58,7 @@ class PrecomputedStuff:
         found = [path for suffix in _SUFFIXES if (path := base.with_suffix(suffix)).is_file()]
         if len(found) != 1:
             held = "both" if found else "neither"
-            raise LabelStoreError(
+            raise DatasetError(
                 f"{self.folder} has {held} of {base.stem}.npy and {base.stem}.png for the photo {photo.name}: "
                 "expected one map per photo"
             )
@@ -72,7 +72,7 @@ def _read_map(path: Path) -> Int[np.ndarray, "H W"]:
         else:
             stored = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError, EOFError, cv2.error) as error:
-        raise LabelStoreError(f"{path} is not a label map: {error}") from error
+        raise DatasetError(f"{path} is not a label map: {error}") from error
     if stored is None or stored.ndim != 2 or not np.issubdtype(stored.dtype, np.integer):
-        raise LabelStoreError(f"{path} is not a label map: expected integers of shape height x width")
+        raise DatasetError(f"{path} is not a label map: expected integers of shape height x width")
     return np.asarray(stored)

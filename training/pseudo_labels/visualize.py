@@ -40,7 +40,7 @@ class Tile:
 def plot_labels(dataset: PseudoLabelDataset, count: int, seed: int) -> Figure:
     """Plot `count` random photos, or all if there are fewer, in the order of the dataset.
 
-    Raises ConfigError if the seed is negative, and LabelStoreError if the dataset is unreadable.
+    Raises ConfigError if the seed is negative, and DatasetError if the dataset is unreadable.
     """
     if seed < 0:
         raise ConfigError(f"seed must be 0 or more, got {seed}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.runs import WEIGHT_FILES, load_run
-from model.errors import ConfigError, LabelStoreError, TrainingError
+from model.errors import ConfigError, DatasetError, TrainingError
 from model.files import atomic_write, hash_file
 from model.networks.mask_transformer import MaskDecoder, MaskTransformer
 from model.networks.vit import VisionTransformer
@@ -120,7 +120,7 @@ def relabel(
 def read_teacher_info(dataset: PseudoLabelDataset) -> TeacherInfo | None:
     """Return the teacher of a dataset; None if its labels are not a run's.
 
-    Raises LabelStoreError if the file is invalid or has another format version.
+    Raises DatasetError if the file is invalid or has another format version.
     """
     path = dataset.folder / TEACHER_FILE
     if not path.exists():
@@ -131,7 +131,7 @@ def read_teacher_info(dataset: PseudoLabelDataset) -> TeacherInfo | None:
             raise ValueError(f"format version {version}, expected {FORMAT_VERSION}: run `useg self-train` again")
         return TeacherInfo(**{**content, "consistency": TtaConsistency(**content["consistency"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise LabelStoreError(f"{path} is not a description of a teacher: {error}") from error
+        raise DatasetError(f"{path} is not a description of a teacher: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

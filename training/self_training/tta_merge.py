@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int, Int16
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from model.files import atomic_write, load_npz
 from model.networks.query_rescoring import matrix_nms_decay
 from training.pseudo_labels.consensus import pairwise_mask_iou
@@ -105,7 +105,7 @@ class TeacherPredictions:
 
 
 def read_teacher_predictions(path: Path) -> TeacherPredictions:
-    """Load stored predictions. Raises LabelStoreError if the file is missing or invalid."""
+    """Load stored predictions. Raises DatasetError if the file is missing or invalid."""
     try:
         stored = load_npz(path)
         merged = MergedPredictions(
@@ -120,7 +120,7 @@ def read_teacher_predictions(path: Path) -> TeacherPredictions:
         consistency = TtaConsistency(flip=flip, scale=scale, coverage=coverage)
         return TeacherPredictions(merged=merged, consistency=consistency, height=height, width=width)
     except (ValueError, KeyError) as error:
-        raise LabelStoreError(f"{path} is not a file of teacher predictions, delete it: {error}") from error
+        raise DatasetError(f"{path} is not a file of teacher predictions, delete it: {error}") from error
 
 
 def _quantize(probabilities: np.ndarray) -> np.ndarray:

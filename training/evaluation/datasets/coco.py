@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from training.evaluation.datasets.coco_file import (
     PNG_FOLDERS,
     LeftOut,
@@ -73,7 +73,7 @@ def read_coco(
     """Read a file in COCO's panoptic or instance format; None for `kind` finds out which of them it is.
 
     `photos` is the folder of the photos (default: found next to the file). Categories whose name starts with one of
-    `without` are left out. A file without any mask has boxes only. Raises LabelStoreError if something is missing,
+    `without` are left out. A file without any mask has boxes only. Raises DatasetError if something is missing,
     invalid or inconsistent, and ConfigError for a grouping of classes that the format does not have.
     """
     content = read_coco_json(path)
@@ -120,7 +120,7 @@ def read_uvo_videos(folder: Path, split: str) -> GroundTruthDataset:
         images = [{"id": number, "file_name": name} for number, (*_, name) in enumerate(frames, start=1)]
         frames_content = {"images": images, "annotations": annotations, "categories": content["categories"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LabelStoreError(f"{path} is not a UVO video dataset: {error!r}") from error
+        raise DatasetError(f"{path} is not a UVO video dataset: {error!r}") from error
     dataset = _read_instances(path, frames_content, folder / "uvo_videos_dense_frames", ("other",))
     check_files(path, dataset)
     return replace(dataset, name=f"{folder.resolve().name}, {path.stem}")

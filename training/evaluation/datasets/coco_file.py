@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from pycocotools import mask as coco
 
-from model.errors import InvalidImage, LabelStoreError
+from model.errors import DatasetError, InvalidImage
 from model.formats.rle import parse_counts
 from model.images import read_image_size
 from model.progress import track
@@ -63,7 +63,7 @@ class LeftOut:
 def find_coco_file(source: Path, split: str | None) -> Path:
     """Return `source` if it is a file, else the first of COCO_FILES in that folder.
 
-    Raises LabelStoreError, naming them, if there is none.
+    Raises DatasetError, naming them, if there is none.
     """
     if source.is_file():
         return source
@@ -79,28 +79,28 @@ def find_coco_file(source: Path, split: str | None) -> Path:
             "contains none of" if source.is_dir() else "does not exist: expected a JSON file, or a folder with one of"
         )
         expected = [name.format(split=split or "SPLIT") for name in COCO_FILES if "{split}" in name or not split]
-        raise LabelStoreError(f"{source} {kind} {', '.join(expected)}; --format names other layouts")
+        raise DatasetError(f"{source} {kind} {', '.join(expected)}; --format names other layouts")
     return found
 
 
 def read_coco_json(path: Path) -> dict[str, Any]:
-    """Read a file with COCO's three lists. Raises LabelStoreError."""
+    """Read a file with COCO's three lists. Raises DatasetError."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise LabelStoreError(f"{path}: {error.strerror}") from error
+        raise DatasetError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise LabelStoreError(f"{path} is not JSON: {error}") from error
+        raise DatasetError(f"{path} is not JSON: {error}") from error
     for name in ("images", "annotations", "categories"):
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise LabelStoreError(f"{path} is not a COCO file: it has no list {name!r}")
+            raise DatasetError(f"{path} is not a COCO file: it has no list {name!r}")
     coco_lists: dict[str, Any] = content
     return coco_lists
 
 
 def check_categories(path: Path, content: Mapping[str, Any], *, is_panoptic: bool) -> list[dict[str, Any]]:
-    """Return the categories. Raises LabelStoreError if one is incomplete or listed twice."""
+    """Return the categories. Raises DatasetError if one is incomplete or listed twice."""
     seen: dict[int, dict[str, Any]] = {}
     for position, category in enumerate(content["categories"]):
         with _errors_in(path, f"categories[{position}]"):
@@ -117,7 +117,7 @@ def check_categories(path: Path, content: Mapping[str, Any], *, is_panoptic: boo
 def read_images(path: Path, content: Mapping[str, Any], photos: Path | None, left_out: LeftOut) -> dict[int, CocoImage]:
     """Return the images by id. `photos` is their folder; None finds it next to the file.
 
-    Raises LabelStoreError if one is incomplete, if two have one id or file, or if no photo is found.
+    Raises DatasetError if one is incomplete, if two have one id or file, or if no photo is found.
     """
     names: dict[int, str] = {}
     sizes: dict[int, _Size | None] = {}
@@ -135,7 +135,7 @@ def read_images(path: Path, content: Mapping[str, Any], photos: Path | None, lef
             sizes[number] = _declared_size(image)
     repeated = len(names) - len(set(names.values()))
     if repeated:
-        raise LabelStoreError(f"{path} lists {repeated} photos under several ids: merge them")
+        raise DatasetError(f"{path} lists {repeated} photos under several ids: merge them")
     folder = photos or find_folder(path, _PHOTO_FOLDERS, list(names.values()))
     images = {}
     for number, name in names.items():
@@ -147,14 +147,14 @@ def read_images(path: Path, content: Mapping[str, Any], photos: Path | None, lef
 def find_folder(path: Path, candidates: Iterable[str], names: list[str]) -> Path:
     """Return the folder, of those relative to the JSON file, that has the most of the first files.
 
-    Raises LabelStoreError if no file is there.
+    Raises DatasetError if no file is there.
     """
     split = re.sub(r"^(panoptic|instances|person_keypoints|UVO_frame)_", "", path.stem)
     folders = [path.parent / each.format(split=split, stem=path.stem) for each in candidates]
     counts = [sum((folder / name).is_file() for name in names[:_PROBED_FILES]) for folder in folders]
     if names and not max(counts):
         looked = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
-        raise LabelStoreError(f"{path}: {names[0]} is in none of {looked}")
+        raise DatasetError(f"{path}: {names[0]} is in none of {looked}")
     return folders[counts.index(max(counts))]
 
 
@@ -167,7 +167,7 @@ def read_objects(
 ) -> dict[int, list[GroundTruthObject]]:
     """Return the objects of each image; `categories` has the index of each listed category, None to ignore it.
 
-    Raises LabelStoreError, naming the annotation, if it is invalid; what has no mask is added to `left_out` if others
+    Raises DatasetError, naming the annotation, if it is invalid; what has no mask is added to `left_out` if others
     have one.
     """
     objects: dict[int, list[tuple[str, GroundTruthObject]]] = {number: [] for number in images}
@@ -193,7 +193,7 @@ def read_objects(
                 objects[image].append((where, found))
     has_masks = any(each.rle is not None for found in objects.values() for _, each in found)
     if annotations and not any(objects.values()) and any(index is not None for index in categories.values()):
-        raise LabelStoreError(f"{path} has no usable annotation: {'; '.join(left_out.describe())}")
+        raise DatasetError(f"{path} has no usable annotation: {'; '.join(left_out.describe())}")
     for where in (where for found in objects.values() for where, each in found if has_masks and each.rle is None):
         left_out.add("annotations without a mask", where)
     return {
@@ -209,7 +209,7 @@ def read_panoptic_entries(
     categories: Container[int],
     left_out: LeftOut,
 ) -> dict[int, dict[str, Any]]:
-    """Return the annotation of each image in COCO's panoptic format. Raises LabelStoreError if one is invalid."""
+    """Return the annotation of each image in COCO's panoptic format. Raises DatasetError if one is invalid."""
     found: dict[int, dict[str, Any]] = {}
     for entry in annotations:
         number: Any = entry.get("image_id")
@@ -305,7 +305,7 @@ def _read_size(path: Path, number: int, photo: Path) -> _Size:
     try:
         return read_image_size(photo)
     except InvalidImage as error:
-        raise LabelStoreError(f"{path}: image {number} has no height and width, and {error}") from error
+        raise DatasetError(f"{path}: image {number} has no height and width, and {error}") from error
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
@@ -321,4 +321,4 @@ def _errors_in(path: Path, where: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OverflowError) as error:
-        raise LabelStoreError(f"{path}: {where}: {error}") from error
+        raise DatasetError(f"{path}: {where}: {error}") from error

@@ -58,7 +58,7 @@ class DatasetSpec:
             raise ConfigError(f"format {self.format} has fixed classes, got {self.classes!r}")
 
     def read(self) -> GroundTruthDataset:
-        """Raises LabelStoreError if the dataset is incomplete or not in this format."""
+        """Raises DatasetError if the dataset is incomplete or not in this format."""
         folder = self.folder.resolve()  # processes on other machines may have another working directory
         match self.format:
             case None | "panoptic" | "instances" | "coco" | "coco-instances":

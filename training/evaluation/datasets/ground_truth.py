@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int32
 from PIL import Image
 from pycocotools import mask as coco
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from model.images import read_image_size, resize_labels
 from model.progress import track
 from training.data.dataset import read_label_map
@@ -55,7 +55,7 @@ class Annotation(Protocol):
         ...
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        """Raises LabelStoreError unless the label is valid for an image of this size."""
+        """Raises DatasetError unless the label is valid for an image of this size."""
         ...
 
 
@@ -97,7 +97,7 @@ class ObjectAnnotation:
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
         if wrong := [each.rle["size"] for each in self.objects if each.rle and each.rle["size"] != [height, width]]:
-            raise LabelStoreError(f"an object of size {wrong[0]} in an image of {[height, width]}")
+            raise DatasetError(f"an object of size {wrong[0]} in an image of {[height, width]}")
         return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=self.objects)
 
 
@@ -144,45 +144,45 @@ def object_from_mask(mask: Bool[np.ndarray, "H W"], category: int, *, is_crowd: 
 def check_files(folder: Path, dataset: GroundTruthDataset) -> None:
     """Check, from their headers alone, that photos and label PNGs exist and have the same size.
 
-    Raises LabelStoreError if there are no images, if files are missing (naming up to three), or if a size differs.
+    Raises DatasetError if there are no images, if files are missing (naming up to three), or if a size differs.
     """
     files = [path for image in dataset.images for path in (image.path, *image.annotation.files)]
     if not files:
-        raise LabelStoreError(f"{folder} contains no labeled image")
+        raise DatasetError(f"{folder} contains no labeled image")
     if missing := [str(path) for path in files if not path.is_file()]:
-        raise LabelStoreError(f"{folder} lacks {len(missing)} files: {', '.join(missing[:3])}")
+        raise DatasetError(f"{folder} lacks {len(missing)} files: {', '.join(missing[:3])}")
     for image in track(dataset.images, "check images", unit="image"):
         size = read_image_size(image.path)
         if image.size not in (None, size):
             height, width = image.size
-            raise LabelStoreError(
+            raise DatasetError(
                 f"image {image.image_id} has {width}x{height} pixels in {folder}, but {image.path} has "
                 f"{size[1]}x{size[0]} when it is upright"
             )
         for label in (path for path in image.annotation.files if path.suffix == ".png"):
             if read_image_size(label) != size:
                 height, width = read_image_size(label)
-                raise LabelStoreError(f"{label} has {width}x{height} pixels, {image.path} {size[1]}x{size[0]}")
+                raise DatasetError(f"{label} has {width}x{height} pixels, {image.path} {size[1]}x{size[0]}")
 
 
 def require_size(path: Path, label_map: np.ndarray, height: int, width: int) -> None:
-    """Raise LabelStoreError unless the label has the size of its image."""
+    """Raise DatasetError unless the label has the size of its image."""
     if label_map.shape != (height, width):
-        raise LabelStoreError(f"{path} has shape {label_map.shape}, its image {height, width}")
+        raise DatasetError(f"{path} has shape {label_map.shape}, its image {height, width}")
 
 
 def read_label_png(path: Path) -> Int32[np.ndarray, "H W"]:
     """Read a one-channel PNG of 8 or 16 bits; a palette PNG gives its indices.
 
-    Raises LabelStoreError if the file is missing or broken.
+    Raises DatasetError if the file is missing or broken.
     """
     try:
         with Image.open(path, formats=("PNG",)) as image:
             label_map = np.array(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise LabelStoreError(f"{path} is not a label PNG: {error}") from error
+        raise DatasetError(f"{path} is not a label PNG: {error}") from error
     if label_map.ndim != 2:
-        raise LabelStoreError(f"{path} has {label_map.shape[2]} channels, expected one")
+        raise DatasetError(f"{path} has {label_map.shape[2]} channels, expected one")
     return label_map.astype(np.int32)
 
 

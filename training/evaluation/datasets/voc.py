@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.errors import LabelStoreError
+from model.errors import DatasetError
 from training.evaluation.datasets.ground_truth import (
     GroundTruthDataset,
     GroundTruthImage,
@@ -44,7 +44,7 @@ class VocMaskAnnotation:
             mask = object_map == value
             label = int(np.bincount(class_map[mask]).argmax())
             if label not in VOC.source_to_index:
-                raise LabelStoreError(f"{self.classes}: object {value} has the unknown class {label}")
+                raise DatasetError(f"{self.classes}: object {value} has the unknown class {label}")
             objects.append(object_from_mask(mask, VOC.source_to_index[label], is_crowd=False))
         return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=tuple(objects))
 
@@ -64,7 +64,7 @@ class VocBoxAnnotation:
         try:
             objects = [_parse_object(entry) for entry in ElementTree.parse(self.path).getroot().iter("object")]
         except (OSError, ElementTree.ParseError, ValueError) as error:
-            raise LabelStoreError(f"{self.path} is not a VOC annotation: {error}") from error
+            raise DatasetError(f"{self.path} is not a VOC annotation: {error}") from error
         return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=tuple(objects))
 
 
@@ -108,7 +108,7 @@ def _read_split(folder: Path, task: str, split: str) -> list[str]:
     try:
         return sorted(path.read_text(encoding="ascii").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise LabelStoreError(f"{folder} is not a VOC folder: cannot read {path} ({error})") from error
+        raise DatasetError(f"{folder} is not a VOC folder: cannot read {path} ({error})") from error
 
 
 def _parse_object(entry: ElementTree.Element) -> GroundTruthObject:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int
 
-from model.errors import ConfigError, LabelStoreError
+from model.errors import ConfigError, DatasetError
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.datasets.taxonomy import Taxonomy
 from training.evaluation.image_results import ImageResult
@@ -76,7 +76,7 @@ def map_clusters(
     """Return a mapping for every image.
 
     Raises ConfigError if the given mapping is for other clusters or categories, or was fitted on one of the images
-    and `allow_overlap` is false; LabelStoreError if there are too few images for two folds.
+    and `allow_overlap` is false; DatasetError if there are too few images for two folds.
     """
     if config.mapping is not None:
         return _apply_mapping(results, dataset, spaces, config.mapping, allow_overlap=config.allow_overlap)
@@ -91,7 +91,7 @@ def map_clusters(
             evaluated_on_fit_set=True,
         )
     if len(results) < _FOLDS:
-        raise LabelStoreError(f"cross-fitting needs at least {_FOLDS} images, the dataset has {len(results)}")
+        raise DatasetError(f"cross-fitting needs at least {_FOLDS} images, the dataset has {len(results)}")
     _check_auxiliary(results, config)
     fold_counts = [_count(results[1 - fold :: _FOLDS], spaces, config) for fold in range(_FOLDS)]
     return CrossFittedMapping(
