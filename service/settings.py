@@ -94,7 +94,9 @@ class Settings(BaseModel):
     max_image_pixels: Annotated[int, Field(ge=1, le=_PILLOW_MAX_PIXELS)] = MAX_IMAGE_PIXELS
     """Maximum pixels of an image, at most 89,000,000; checked in its header, before it is decoded."""
     intra_op_threads: Count = 2
-    """Threads of the network on a CPU; as many threads decode and encode images."""
+    """Threads of one run of the network on a CPU; as many threads decode and encode images."""
+    streams: Count = 1
+    """Runs of the network at once on a CPU, each on threads of its own; for machines with many cores."""
     request_timeout_s: Seconds = 30.0
     """Maximum seconds from the start of a request to its response; a request may ask for less."""
     client_timeout_s: Seconds = 10.0

@@ -45,8 +45,9 @@ def test_a_contract_that_differs_from_the_network_is_refused(tmp_path: Path, tin
 
 
 @needs_openvino
-def test_concurrent_runs_return_their_own_outputs(tiny_artifact: Path) -> None:
-    session = OpenvinoSession(tiny_artifact / "network.onnx", threads=1)
+@pytest.mark.parametrize("streams", [1, 2])
+def test_concurrent_runs_return_their_own_outputs(tiny_artifact: Path, streams: int) -> None:
+    session = OpenvinoSession(tiny_artifact / "network.onnx", threads=1, streams=streams)
     scenes = [stack_images([draw_scene(seed, InputSize.square(tiny.SIDE_PX))]) for seed in range(4)]
     alone = [session.run(*scene)[0].semantic for scene in scenes]
     assert not np.array_equal(alone[0], alone[1])

@@ -46,6 +46,14 @@ def test_an_artifact_is_timed_next_to_torch_for_every_batch_size(tiny_artifact: 
             assert row[backend]["memory_bytes"] >= 0
 
 
+@pytest.mark.slow
+def test_streams_are_compared_with_one_stream_on_all_threads(tiny_artifact: Path) -> None:
+    config = BenchConfig(backend="openvino", batch_sizes=(1,), rounds=2, threads=1, streams=2, baseline="openvino")
+    report = run_bench(tiny_artifact, config)
+    assert report["sessions"] == ["openvino-2-streams", "openvino"]
+    assert {"fraction_of_openvino", "fraction_of_openvino_at_once"} <= set(report["batches"][0])
+
+
 def test_torch_is_not_compared_with_itself(tiny_artifact: Path) -> None:
     threads = torch.get_num_threads()
     report = run_bench(tiny_artifact, BenchConfig(backend="torch", batch_sizes=(1,), rounds=1, threads=1))

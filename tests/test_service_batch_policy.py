@@ -107,3 +107,9 @@ async def test_the_expected_wait_follows_from_measured_runs() -> None:
     assert policy.estimate_wait(4) == 2.0
     policy.record(SMALL, 1.0)
     assert policy.estimate_wait(8) == pytest.approx(2 * 1.8)
+
+
+@pytest.mark.parametrize(("streams", "expected_s"), [(1, 1.5), (2, 1.0), (3, 0.5)])
+async def test_streams_share_the_images_that_wait(streams: int, expected_s: float) -> None:
+    policy = BatchPolicy(max_batch_size=2, max_queue_delay_s=0.0, max_batch_pixels=10_000, streams=streams)
+    assert policy.estimate_wait(6) == expected_s

@@ -349,6 +349,28 @@ async def test_a_dead_or_hanging_thread_is_replaced_and_waiting_images_succeed(c
     assert telemetry.registry.get_sample_value("useg_worker_restarts_total", {"part": "worker"}) == 1.0
 
 
+async def test_streams_run_at_once_and_one_replaces_its_thread_while_the_other_runs() -> None:
+    barrier, may_reload = threading.Barrier(2), threading.Event()
+
+    class MeetingSession(EchoSession):
+        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+            if pixels.max() < 3:
+                barrier.wait(FAR_S)  # until both streams are here
+            return super().run(pixels, sizes)
+
+    def reload() -> EchoSession:
+        assert may_reload.wait(FAR_S)
+        return EchoSession()
+
+    async with run_scheduler(MeetingSession(), max_batch_size=1, streams=2, reload=reload) as scheduler:
+        assert await asyncio.gather(*begin(scheduler, 1, 2)) == [1, 2]
+        with pytest.raises(InferenceThreadDied):
+            await submit(scheduler, DEADLY)
+        assert not scheduler.is_alive
+        assert await submit(scheduler, 3) == 3
+        may_reload.set()
+
+
 async def test_the_batch_of_an_image_that_killed_the_thread_may_be_retried() -> None:
     session = EchoSession()
     async with run_scheduler(session, max_queue_delay_ms=1000 * FAR_S) as scheduler:
@@ -360,8 +382,9 @@ async def test_the_batch_of_an_image_that_killed_the_thread_may_be_retried() -> 
 async def test_a_batching_loop_that_ends_is_restarted() -> None:
     session, telemetry = EchoSession(), Telemetry()
     async with run_scheduler(session, telemetry) as scheduler:
-        assert scheduler._loop_task is not None
-        scheduler._loop_task.cancel()
+        loop_task = scheduler._streams[0].loop_task
+        assert loop_task is not None
+        loop_task.cancel()
         assert await submit(scheduler, 2) == 2
     assert telemetry.registry.get_sample_value("useg_worker_restarts_total", {"part": "loop"}) == 1.0
 

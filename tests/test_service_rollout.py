@@ -240,7 +240,7 @@ async def test_the_previous_version_serves_while_the_new_ones_worker_restarts(tm
     async with follow(tmp_path, {"1": "good", "2": "good"}) as case:
         await case.activate("1")
         await case.activate("2")
-        case.controller.router.get_pipeline().scheduler.is_alive = False
+        case.controller.router.get_pipeline().scheduler._streams[0].is_alive = False
         assert await case.segment() == "1"
 
 

@@ -57,19 +57,25 @@ _FASTEST_FIRST: tuple[ConcreteBackend, ...] = ("tensorrt", "cuda", "openvino-int
 
 
 def load_session(
-    artifact: Path, *, backend: Backend = "cpu", threads: int = 2, compile_cache: Path | None = None
+    artifact: Path,
+    *,
+    backend: Backend = "cpu",
+    threads: int = 2,
+    streams: int = 1,
+    compile_cache: Path | None = None,
 ) -> tuple[Contract, Session]:
     """Load an artifact on a backend, and check files, shapes and golden outputs.
 
     Backend "auto" is the fastest one that is available and reproduces the golden outputs; the session is then an
     `AutoSession`. A TensorRT engine that is not on disk takes minutes to build; until then CUDA, or the CPU, is used
-    (see `HotSwapSession`). OpenVINO stores what it compiled in the folder `compile_cache`, if that is given. Raises
-    ArtifactError (files), ContractMismatch (shapes), ParityError (golden outputs) or BackendUnavailable.
+    (see `HotSwapSession`). Up to `streams` calls run at once on a CPU, each on `threads` threads; in ONNX Runtime they
+    share all threads. OpenVINO stores what it compiled in the folder `compile_cache`, if that is given.
+    Raises ArtifactError (files), ContractMismatch (shapes), ParityError (golden outputs) or BackendUnavailable.
     """
-    if threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}")
+    if threads < 1 or streams < 1:
+        raise ConfigError(f"threads and streams must be at least 1, got {threads} and {streams}")
     contract = read_contract(artifact)
-    load = partial(_load, artifact, contract, threads, compile_cache)
+    load = partial(_load, artifact, contract, threads, streams, compile_cache)
     session = load_fastest(load) if backend == "auto" else load(backend)
     logger.info("loaded %s %s on %s", contract.name, contract.version, session.backend)
     return contract, session
@@ -92,15 +98,15 @@ def load_fastest(load: Callable[[ConcreteBackend], Session]) -> AutoSession:
 
 
 def _load(
-    artifact: Path, contract: Contract, threads: int, compile_cache: Path | None, backend: ConcreteBackend
+    artifact: Path, contract: Contract, threads: int, streams: int, compile_cache: Path | None, backend: ConcreteBackend
 ) -> Session:
     match backend:
         case "cpu":
-            return _load_onnx(artifact, contract, "cpu", threads, [(PROVIDER_NAMES["cpu"], {})])
+            return _load_onnx(artifact, contract, "cpu", threads * streams, [(PROVIDER_NAMES["cpu"], {})])
         case "openvino":
-            return _load_openvino(artifact, contract, threads, compile_cache)
+            return _load_openvino(artifact, contract, threads, streams, compile_cache)
         case "openvino-int8":
-            return _load_openvino_int8(artifact, contract, threads, compile_cache)
+            return _load_openvino_int8(artifact, contract, threads, streams, compile_cache)
         case "cuda":
             return _load_onnx(artifact, contract, "cuda", threads, list_cuda_providers())
         case "tensorrt":
@@ -142,18 +148,20 @@ def _load_tensorrt(artifact: Path, contract: Contract, threads: int) -> Session:
     return HotSwapSession(first, partial(_load_onnx, artifact, contract, "tensorrt", threads, providers, network))
 
 
-def _load_openvino(artifact: Path, contract: Contract, threads: int, cache: Path | None) -> Session:
+def _load_openvino(artifact: Path, contract: Contract, threads: int, streams: int, cache: Path | None) -> Session:
     check = partial(check_golden, path=artifact / GOLDEN_FILE, tolerance=_TOLERANCES[contract.precision])
-    return load_openvino_session(artifact / NETWORK_FILE, contract, check, threads=threads, cache=cache)
+    return load_openvino_session(
+        artifact / NETWORK_FILE, contract, check, threads=threads, streams=streams, cache=cache
+    )
 
 
-def _load_openvino_int8(artifact: Path, contract: Contract, threads: int, cache: Path | None) -> Session:
+def _load_openvino_int8(artifact: Path, contract: Contract, threads: int, streams: int, cache: Path | None) -> Session:
     if contract.int8 is None:
         raise BackendUnavailable("backend openvino-int8: the artifact has no int8 network: add one by `useg quantize`")
     require_int8_instructions()
     check = partial(check_golden, path=artifact / INT8_GOLDEN_FILE, tolerance=INT8_TOLERANCE)
     return load_openvino_session(
-        artifact / INT8_FILES[0], contract, check, threads=threads, precision="int8", cache=cache
+        artifact / INT8_FILES[0], contract, check, threads=threads, streams=streams, precision="int8", cache=cache
     )
 
 

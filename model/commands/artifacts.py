@@ -167,7 +167,10 @@ def bench(
     backend: BackendName = "auto",
     batch_sizes: tuple[PositiveInt, ...] = (1, 2, 3, 5, 8),
     rounds: PositiveInt = 5,
-    baseline: Annotated[Backend, Parameter(help="Backend to compare with, if it is installed.")] = "torch",
+    streams: PositiveInt = 1,
+    baseline: Annotated[
+        Backend, Parameter(help="Backend to compare with, if it is installed, in one stream on all threads.")
+    ] = "torch",
     peak_tflops: PositiveFloat | None = None,
     threads: Threads = 2,
 ) -> dict[str, Any]:
@@ -179,6 +182,8 @@ def bench(
         Batch sizes to time.
     rounds
         Timed runs of each batch size.
+    streams
+        Runs at once on a CPU, each on `threads` threads.
     peak_tflops
         Peak performance of the hardware in TFLOP/s, to report the fraction that is reached.
     """
@@ -189,6 +194,7 @@ def bench(
         batch_sizes=batch_sizes,
         rounds=rounds,
         threads=threads,
+        streams=streams,
         baseline=baseline,
         peak_tflops=peak_tflops,
     )

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,8 +37,10 @@ class BenchConfig:
     rounds: int = 5
     """Timed runs of each backend and batch size."""
     threads: int = 2
+    streams: int = 1
+    """Runs at once, each on `threads` threads."""
     baseline: Backend = "torch"
-    """Backend to compare with, if it is installed."""
+    """Backend to compare with, if it is installed; it has one stream with all threads."""
     peak_tflops: float | None = None
     """Peak performance of the hardware, to report the fraction that is reached; None: unknown."""
 
@@ -47,39 +49,46 @@ def run_bench(artifact: Path, config: BenchConfig) -> dict[str, Any]:
     """Measure the median and quartiles of the time per batch, on the backend and on the baseline if it is installed.
 
     In each round the two alternate, so that a change of load affects both; their ratio is the median over the rounds.
+    With several streams, each round also times as many runs at once.
     The images are the golden ones. Memory is the growth of the peak of a new process in its first run.
     """
-    contract, session = load_session(artifact, backend=config.backend, threads=config.threads)
+    streams, all_threads = config.streams, config.threads * config.streams
+    contract, session = load_session(artifact, backend=config.backend, threads=config.threads, streams=streams)
     if hot_swap := find_hot_swap(session):
         hot_swap.wait_ready()
-    sessions = {session.backend: session}
+    sessions = {session.backend if streams == 1 else f"{session.backend}-{streams}-streams": session}
     with contextlib.suppress(BackendUnavailable):
-        other = load_session(artifact, backend=config.baseline, threads=config.threads)[1]
+        other = load_session(artifact, backend=config.baseline, threads=all_threads)[1]
         sessions.setdefault(other.backend, other)
-    name, *baselines = sessions
     flops = _count_flops(contract)
     inputs = {batch: repeat_golden_inputs(artifact, batch) for batch in config.batch_sizes}
-    seconds = _time_rounds(sessions, inputs, config.rounds)
-    memory = {
-        (each, batch): measure_memory(artifact, each, batch, config.threads)
-        for each in sessions
-        for batch in config.batch_sizes
-    }
+    seconds = _time_rounds(sessions, inputs, config.rounds, 1)
+    at_once = seconds if streams == 1 else _time_rounds(sessions, inputs, config.rounds, streams)
+
+    def summarize(name: str, batch: int) -> dict[str, Any]:
+        return {
+            **summarize_times(seconds[name, batch], batch, flops, config.peak_tflops),
+            "images_per_s": _images_per_s(at_once[name, batch], streams * batch),
+            "memory_bytes": measure_memory(artifact, sessions[name].backend, batch, all_threads),
+        }
+
+    name, *baselines = sessions
     return {
         "artifact": f"{contract.name} {contract.version}",
         "sessions": list(sessions),
         "threads": config.threads,
+        "streams": streams,
         "rounds": config.rounds,
         "flops_per_image": flops,
         "batches": [
             {
                 "batch": batch,
+                **{each: summarize(each, batch) for each in sessions},
                 **{
-                    each: summarize_times(seconds[each, batch], batch, flops, config.peak_tflops)
-                    | {"memory_bytes": memory[each, batch]}
-                    for each in sessions
+                    f"fraction_of_{each}{suffix}": _compare(times[name, batch], times[each, batch])
+                    for each in baselines
+                    for suffix, times in ({"": seconds} | ({"_at_once": at_once} if streams > 1 else {})).items()
                 },
-                **{f"fraction_of_{each}": _compare(seconds[name, batch], seconds[each, batch]) for each in baselines},
             }
             for batch in config.batch_sizes
         ],
@@ -101,7 +110,7 @@ def summarize_times(
     summary: dict[str, Any] = {
         "ms": round(median * 1e3, 3),
         "quartiles_ms": [round(low * 1e3, 3), round(high * 1e3, 3)],
-        "images_per_s": round(batch / median, 3),
+        "images_per_s": _images_per_s(seconds, batch),
     }
     if flops is not None:
         summary["gflops_per_s"] = round(batch * flops / median / 1e9, 1)
@@ -158,17 +167,22 @@ def _count_flops(contract: Contract) -> int | None:
 
 
 def _time_rounds(
-    sessions: dict[str, Session], inputs: dict[int, BatchInputs], rounds: int
+    sessions: dict[str, Session], inputs: dict[int, BatchInputs], rounds: int, runs: int
 ) -> dict[tuple[str, int], list[float]]:
-    """Seconds of each round, after one warm-up round."""
+    """Seconds of each round of that many runs at once, after one warm-up round."""
     seconds: dict[tuple[str, int], list[float]] = {}
-    for _ in range(rounds + 1):
-        for batch, images in inputs.items():
-            for name, session in sessions.items():
-                started = time.perf_counter()
-                session.run(*images)
-                seconds.setdefault((name, batch), []).append(time.perf_counter() - started)
+    with ThreadPoolExecutor(runs) as pool:
+        for _ in range(rounds + 1):
+            for batch, images in inputs.items():
+                for name, session in sessions.items():
+                    started = time.perf_counter()
+                    list(pool.map(session.run, *([each] * runs for each in images)))
+                    seconds.setdefault((name, batch), []).append(time.perf_counter() - started)
     return {key: values[1:] for key, values in seconds.items()}
+
+
+def _images_per_s(seconds: Sequence[float], images: int) -> float:
+    return round(images / float(np.median(seconds)), 3)
 
 
 def _compare(seconds: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -95,8 +96,24 @@ class InferenceThread:
             del item, call, future  # or the batch stays in memory until the next call
 
 
+@dataclass(kw_only=True, eq=False)
+class _Stream:
+    """One of the batches that run at once: its thread, and the loop that takes batches from the queue."""
+
+    thread: InferenceThread = field(default_factory=InferenceThread)
+    running: list[QueuedImage] = field(default_factory=list)
+    loop_task: asyncio.Task[None] | None = None
+    is_alive: bool = True
+
+    def fail(self, error: Exception) -> None:
+        """Fail the images of its batch."""
+        for image in self.running:
+            image.fail(error)
+        self.running = []
+
+
 class BatchScheduler:
-    """A bounded queue in front of a session that runs on a thread of its own.
+    """A bounded queue in front of a session that runs on threads of its own, one for each stream.
 
     Times are in seconds on the running event loop's clock.
     """
@@ -112,9 +129,10 @@ class BatchScheduler:
         max_batch_pixels: int = 2**31,
         max_queue_wait_s: float = math.inf,
         inference_timeout_s: float = 60.0,
+        streams: int = 1,
         reload: Callable[[], Session] | None = None,
     ) -> None:
-        """`reload` makes a new session when the inference thread has died."""
+        """`streams` batches run at once. `reload` makes a new session when an inference thread has died."""
         self._session = session
         self._telemetry = telemetry
         self._depth = SharedGauge(telemetry.queue_depth)
@@ -127,24 +145,33 @@ class BatchScheduler:
             max_batch_size=max_batch_size,
             max_queue_delay_s=max_queue_delay_ms / 1000,
             max_batch_pixels=max_batch_pixels,
+            streams=streams,
         )
-        self._running: list[QueuedImage] = []
         self._queue_changed = asyncio.Event()
-        self._thread = InferenceThread()
-        self._loop_task: asyncio.Task[None] | None = None
+        self._streams = [_Stream() for _ in range(streams)]
+        self._is_started = False
         self.runs = 0
         """Batches that were started."""
-        self.is_alive = True
-        """False while the inference thread is being replaced."""
+
+    @property
+    def is_alive(self) -> bool:
+        """False while an inference thread is being replaced."""
+        return all(stream.is_alive for stream in self._streams)
 
     @property
     def is_idle(self) -> bool:
         """Whether no image waits or runs."""
         return not self._queue and not self._running
 
+    @property
+    def _running(self) -> list[QueuedImage]:
+        return [image for stream in self._streams for image in stream.running]
+
     async def start(self) -> None:
         """Start to run batches, on the event loop that will submit."""
-        self._start_loop()
+        self._is_started = True
+        for stream in self._streams:
+            self._start_loop(stream)
 
     def drain(self) -> None:
         """Run batches without waiting for more images."""
@@ -152,17 +179,19 @@ class BatchScheduler:
         self._queue_changed.set()
 
     async def stop(self) -> None:
-        """Reject new images, fail those that wait with NotReady, and wait for the thread to end."""
-        if self._loop_task is None:
+        """Reject new images, fail those that wait with NotReady, and wait for the threads to end."""
+        if not self._is_started:
             return
-        task, self._loop_task = self._loop_task, None
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        self._is_started = False
+        tasks = [stream.loop_task for stream in self._streams if stream.loop_task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for image in [*self._queue, *self._running]:
             self._queue.discard(image)
             image.fail(NotReady("the server is shutting down: try again in a moment"))
         self._update_depth()
-        await self._thread.stop(_STOP_TIMEOUT_S)
+        await asyncio.gather(*(stream.thread.stop(_STOP_TIMEOUT_S) for stream in self._streams))
 
     async def submit(
         self,
@@ -178,7 +207,7 @@ class BatchScheduler:
         and whatever the session raises for this image.
         """
         loop = asyncio.get_running_loop()
-        if self._loop_task is None:
+        if not self._is_started:
             raise NotReady("the model is not running: try again in a moment")
         if len(self._queue) >= self._max_queue_size:
             raise self.make_queue_full()
@@ -220,39 +249,36 @@ class BatchScheduler:
     def _update_depth(self) -> None:
         self._depth.set(len(self._queue))
 
-    def _start_loop(self) -> None:
-        self._loop_task = asyncio.create_task(self._run_batches())
-        self._loop_task.add_done_callback(self._restart_loop)
+    def _start_loop(self, stream: _Stream) -> None:
+        stream.loop_task = asyncio.create_task(self._run_batches(stream))
+        stream.loop_task.add_done_callback(lambda _: self._restart_loop(stream))
 
-    async def _run_batches(self) -> None:
+    async def _run_batches(self, stream: _Stream) -> None:
         """Run batches until cancelled; no exception ends the loop."""
         while True:
             try:
                 batch = await self._next_batch()
-                self._running = batch.images
+                stream.running = batch.images
                 self.runs += 1
                 self._telemetry.observe_batch(batch.input_size, [image.size for image in batch.images], batch.reason)
                 for image in batch.images:
                     image.on_start()
-                await self._infer(batch.images)
+                await self._infer(stream, batch.images)
             except InferenceThreadDied as error:
-                await self._replace_thread(error)
+                await self._replace_thread(stream, error)
             except Exception as error:  # a bug of ours must not end the loop, or all later requests would hang
-                logger.exception("a batch of %d failed outside its session", len(self._running))
-                for image in self._running:
-                    image.fail(error)
-            self._running = []
+                logger.exception("a batch of %d failed outside its session", len(stream.running))
+                stream.fail(error)
+            stream.running = []
 
-    def _restart_loop(self, ended: asyncio.Task[None]) -> None:
-        """Start the loop again if it ended without `stop`."""
-        if ended is not self._loop_task:
+    def _restart_loop(self, stream: _Stream) -> None:
+        """Start the loop of a stream again if it ended without `stop`."""
+        if not self._is_started:
             return
-        logger.error("batching loop ended, restarting: %r", ended)
+        logger.error("batching loop ended, restarting: %r", stream.loop_task)
         self._telemetry.worker_restarts.labels("loop").inc()
-        for image in self._running:
-            image.fail(NotReady("the server lost this image: try again"))
-        self._running = []
-        self._start_loop()
+        stream.fail(NotReady("the server lost this image: try again"))
+        self._start_loop(stream)
 
     async def _next_batch(self) -> ImageBatch:
         """Wait for the next batch; images that are late or cancelled are dropped here."""
@@ -270,7 +296,7 @@ class BatchScheduler:
                 async with asyncio.timeout(choice):
                     await self._queue_changed.wait()
 
-    async def _infer(self, images: list[QueuedImage]) -> None:
+    async def _infer(self, stream: _Stream, images: list[QueuedImage]) -> None:
         """Run images together; if that fails, in halves, until only the failing image is left."""
         images = [image for image in images if not image.future.done()]
         if not images:
@@ -278,11 +304,11 @@ class BatchScheduler:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            outputs = await self._thread.run(lambda: self._run_session(images), self._inference_timeout_s)
+            outputs = await stream.thread.run(lambda: self._run_session(images), self._inference_timeout_s)
         except InferenceThreadDied:
             raise
         except Exception as error:  # backends raise their own exceptions, which have no common base
-            await self._split(images, error)
+            await self._split(stream, images, error)
             return
         infer_s = loop.time() - started
         self._policy.record(images[0].pixels.shape, infer_s)
@@ -293,7 +319,7 @@ class BatchScheduler:
             else:
                 image.finish(InferenceResult(raw=raw, queue_s=started - image.submitted, infer_s=infer_s))
 
-    async def _split(self, images: list[QueuedImage], error: Exception) -> None:
+    async def _split(self, stream: _Stream, images: list[QueuedImage], error: Exception) -> None:
         """Run the halves of a failed batch; fail a single image."""
         out_of_memory = is_out_of_memory(error)
         if len(images) == 1:
@@ -305,8 +331,8 @@ class BatchScheduler:
         logger.warning("a batch of %d failed (%s), retrying in halves", len(images), type(error).__name__)
         self._telemetry.batch_splits.labels("memory" if out_of_memory else "error").inc()
         middle = (len(images) + 1) // 2
-        await self._infer(images[:middle])
-        await self._infer(images[middle:])
+        await self._infer(stream, images[:middle])
+        await self._infer(stream, images[middle:])
 
     def _make_out_of_memory(self) -> QueueFull:
         retry_after_s = self.make_queue_full().retry_after_s
@@ -320,23 +346,21 @@ class BatchScheduler:
             raise InferenceError(f"the session returned {len(outputs)} outputs for {len(images)} images")
         return [raw if is_finite(raw) else None for raw in outputs]
 
-    async def _replace_thread(self, error: InferenceThreadDied) -> None:
-        """Start a new thread with a new session; until then no image runs."""
+    async def _replace_thread(self, stream: _Stream, error: InferenceThreadDied) -> None:
+        """Start a new thread with a new session; until then the stream runs no image."""
         logger.error("restarting the inference worker: %s", error)
-        self.is_alive = False
+        stream.is_alive = False
         self._telemetry.worker_restarts.labels("worker").inc()
-        is_single = len(self._running) == 1
-        for image in self._running:
-            image.fail(error if is_single else NotReady("the inference worker died with this image: try again"))
-        self._running = []
+        is_single = len(stream.running) == 1
+        stream.fail(error if is_single else NotReady("the inference worker died with this image: try again"))
         delay_s = 1.0
-        while not self.is_alive:
-            self._thread.abandon()
-            self._thread = InferenceThread()
+        while not stream.is_alive:
+            stream.thread.abandon()
+            stream.thread = InferenceThread()
             try:
                 if self._reload:
-                    self._session = await self._thread.run(self._reload)
-                self.is_alive = True
+                    self._session = await stream.thread.run(self._reload)
+                stream.is_alive = True
             except Exception:  # of any kind: it may pass
                 logger.exception("the inference worker could not be restarted, next attempt in %g s", delay_s)
                 await asyncio.sleep(delay_s)

@@ -82,19 +82,21 @@ class Pipeline:
             max_batch_pixels=settings.max_batch_pixels,
             max_queue_wait_s=settings.max_queue_wait_s,
             inference_timeout_s=settings.inference_timeout_s,
+            streams=settings.streams,
             reload=reload,
         )
         self._admission = AdmissionController(
-            settings.max_queue_size + settings.max_batch_size,
+            settings.max_queue_size + settings.streams * settings.max_batch_size,
             self.scheduler.check_wait,
             self.scheduler.make_queue_full,
             SharedGauge(telemetry.requests_in_flight),
         )
-        self.max_concurrent_images = settings.intra_op_threads + settings.max_batch_size
+        codec_threads = settings.streams * settings.intra_op_threads
+        self.max_concurrent_images = codec_threads + settings.streams * settings.max_batch_size
         """Images of one request that are segmented at once, so that other requests have room."""
         self._telemetry = telemetry
         self._max_image_pixels = settings.max_image_pixels
-        self._threads = ThreadPoolExecutor(max_workers=settings.intra_op_threads, thread_name_prefix="codec")
+        self._threads = ThreadPoolExecutor(max_workers=codec_threads, thread_name_prefix="codec")
         self._capacity = SharedGauge(telemetry.queue_capacity)
         self._capacity.set(settings.max_queue_size)
         self._names_task: asyncio.Task[None] | None = None

@@ -161,8 +161,12 @@ class ImageBatch:
 class BatchPolicy:
     """Runs a batch when it is full, has waited long enough, or a deadline is close; each has one input size."""
 
-    def __init__(self, *, max_batch_size: int, max_queue_delay_s: float, max_batch_pixels: int) -> None:
+    def __init__(
+        self, *, max_batch_size: int, max_queue_delay_s: float, max_batch_pixels: int, streams: int = 1
+    ) -> None:
+        """`streams` batches run at once."""
         self._max_batch_size = max_batch_size
+        self._streams = streams
         self._max_queue_delay_s = max_queue_delay_s
         self._max_batch_pixels = max_batch_pixels
         self._run_s = _INITIAL_RUN_S
@@ -198,7 +202,7 @@ class BatchPolicy:
 
     def estimate_wait(self, images: int) -> float:
         """Return the seconds that this many images will take."""
-        return -(-images // self._max_batch_size) * self._run_s
+        return -(-images // (self._max_batch_size * self._streams)) * self._run_s
 
     def record(self, shape: Shape, run_s: float) -> None:
         """Record a successful run."""

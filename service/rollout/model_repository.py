@@ -217,6 +217,7 @@ def make_artifact_loader(settings: Settings) -> ArtifactLoader:
         load_session,
         backend=settings.backend,
         threads=settings.intra_op_threads,
+        streams=settings.streams,
         compile_cache=settings.compile_cache or default_compile_cache(),
     )
     if settings.trusted_keys_file is None:
