@@ -1,13 +1,16 @@
-"""Folders of reference data, which not every machine has."""
+"""Fixtures of many tests, and a home folder for the run: nothing is written to the cache of the user."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from chromium import open_browser
 from filelock import FileLock
+from playwright.sync_api import Browser
 
 from model.export.export import ExportConfig, export_run
 from training.data.dataset import PseudoLabelDataset
@@ -16,6 +19,21 @@ from training.pseudo_labels.pipeline import label_photos
 from training.train import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a home folder of its own, which worker processes inherit; caches of other programs stay."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    config.stash[_HOME] = tempfile.TemporaryDirectory(prefix="useg-home-")
+    os.environ["HOME"] = config.stash[_HOME].name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _HOME in config.stash:
+        config.stash[_HOME].cleanup()
 
 
 def find_folder(variable: str, default: str) -> Path:
@@ -72,7 +90,7 @@ def tiny_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tiny_photos: Path) -> PseudoLabelDataset:
-    """A finished label store; not to be changed."""
+    """Finished pseudo-labels; not to be changed."""
     store = PseudoLabelDataset(tmp_path_factory.mktemp("labels") / "store")
     label_photos(*tiny.configure(tiny_photos, tiny_encoder), dataset=store, features=store.features)
     return store
@@ -122,3 +140,15 @@ def tiny_cascade_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_cascade
 def tiny_truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled set in COCO's panoptic format."""
     return tiny.draw_truth(tmp_path_factory.mktemp("truth") / "set")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def console_errors() -> list[str]:
+    """Errors in the browser's console; a test that expects one removes it."""
+    return []

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from chromium import WAIT_S, open_browser, open_page
+from chromium import WAIT_S, open_page
 from fake_service import CONTRACT, RedSession, draw_halves, save
 from live_service import listen
 from playwright.sync_api import Browser, Page, Route, expect
@@ -50,18 +50,6 @@ def address() -> Iterator[str]:
     yield addresses[0]
     is_over.set()
     thread.join(WAIT_S)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def console_errors() -> list[str]:
-    """Errors in the browser's console; a test that expects one removes it."""
-    return []
 
 
 @pytest.fixture

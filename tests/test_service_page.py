@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from chromium import WAIT_S, open_browser, open_page
+from chromium import WAIT_S, open_page
 from fastapi import FastAPI
 from jaxtyping import Bool, Int64, UInt8
 from PIL import Image
@@ -111,18 +111,6 @@ def address(names_file: Path, other_port: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
         server.should_exit = True
         thread.join(WAIT_S)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-def console_errors() -> list[str]:
-    """Errors in the browser's console; a test that expects one removes it."""
-    return []
 
 
 @pytest.fixture
