@@ -1,4 +1,4 @@
-"""The board of the service uses existing metrics, and no panel is empty under load."""
+"""Panels of both boards are complete; the board of the service uses existing metrics, and none is empty under load."""
 
 import asyncio
 import math
@@ -31,10 +31,15 @@ def board(repository: Path) -> dict[str, Any]:
     return read_board(repository, "latency-and-load")
 
 
-def test_each_panel_has_a_title_a_place_and_a_description(board: dict[str, Any]) -> None:
+each_board = pytest.mark.parametrize("name", ["latency-and-load", "training-runs"])
+
+
+@each_board
+def test_each_panel_has_a_title_a_place_and_a_description(repository: Path, name: str) -> None:
+    board = read_board(repository, name)
     panels = list_panels(board)
-    for name in ("id", "title"):
-        assert len({panel[name] for panel in board["panels"]}) == len(board["panels"])
+    for key in ("id", "title"):
+        assert len({panel[key] for panel in board["panels"]}) == len(board["panels"])
     assert [panel["title"] for panel in panels if not panel["description"].endswith(".")] == []
     cells = [
         (x, y)
@@ -46,8 +51,9 @@ def test_each_panel_has_a_title_a_place_and_a_description(board: dict[str, Any])
     assert max(x for x, _ in cells) < 24
 
 
-def test_each_panel_has_the_provisioned_data_source_and_a_unit(board: dict[str, Any], repository: Path) -> None:
-    panels = list_panels(board)
+@each_board
+def test_each_panel_has_the_provisioned_data_source_and_a_unit(repository: Path, name: str) -> None:
+    panels = list_panels(read_board(repository, name))
     assert {panel["datasource"]["uid"] for panel in panels} == {read_source(repository)}
     drawn = [panel for panel in panels if panel["type"] in ("timeseries", "stat")]
     assert [panel["title"] for panel in drawn if not panel["fieldConfig"]["defaults"].get("unit")] == []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from boards import list_panels, list_queries, query_prometheus, read_board, read_source, scrape
+from boards import list_queries, query_prometheus, read_board, scrape
 
 from training.trainer.loggers import PrometheusTextfileLogger
 
@@ -25,20 +25,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def board(repository: Path) -> dict[str, Any]:
     return read_board(repository, "training-runs")
-
-
-def test_panels_have_unique_titles_and_positions_a_description_a_unit_and_the_data_source(
-    board: dict[str, Any], repository: Path
-) -> None:
-    uid = read_source(repository)
-    panels = list_panels(board)
-    for name in ("id", "title"):
-        assert len({panel[name] for panel in panels}) == len(panels)
-    assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
-    for panel in panels:
-        assert panel["description"].endswith(".")
-        assert panel["datasource"]["uid"] == uid
-        assert panel["fieldConfig"]["defaults"]["unit"]
 
 
 def test_queries_use_exactly_the_metrics_that_training_writes(board: dict[str, Any], tmp_path: Path) -> None:

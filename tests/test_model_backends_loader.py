@@ -191,25 +191,6 @@ def test_a_file_that_is_not_a_graph_is_refused_on_one_line(tmp_path: Path, tiny_
         assert len(str(refused.value).splitlines()) == 1
 
 
-def test_an_artifact_with_missing_weights_is_refused_in_torch(tmp_path: Path, tiny_artifact: Path) -> None:
-    artifact = copy(tiny_artifact, tmp_path)
-    model = onnx.load(artifact / "network.onnx")
-    names = {tensor.name: f"w{index}" for index, tensor in enumerate(model.graph.initializer)}
-    for tensor in model.graph.initializer:
-        tensor.name = names[tensor.name]
-    for node in model.graph.node:
-        node.input[:] = [names.get(name, name) for name in node.input]
-    del model.metadata_props[:]
-    (artifact / "network.onnx").write_bytes(model.SerializeToString())
-    update_hashes(artifact)
-    assert load_session(artifact)[1].backend == "cpu"
-    with pytest.raises(
-        ArtifactError, match=r"cannot be loaded as a mask_transformer in torch: \d+ tensors do not fit: missing"
-    ) as e:
-        load_session(artifact, backend="torch")
-    assert len(str(e.value).splitlines()) == 1
-
-
 @pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
 def test_an_unavailable_backend_is_an_error(tiny_artifact: Path, backend: Backend) -> None:
     if PROVIDER_NAMES[backend] in onnxruntime.get_available_providers():  # type: ignore[index]

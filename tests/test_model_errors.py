@@ -2,10 +2,8 @@
 
 import re
 
-import pytest
-
 from model import errors
-from model.errors import ContractMismatch, ImageTooLarge, InputError, QueueFull, UsegError
+from model.errors import UsegError
 
 
 def list_tree(root: type[UsegError], depth: int = 0) -> list[tuple[int, str]]:
@@ -23,18 +21,3 @@ def test_the_docstring_draws_the_tree_of_the_module() -> None:
 def test_every_error_has_a_docstring() -> None:
     undocumented = [name for _, name in list_tree(UsegError) if not getattr(errors, name).__doc__]
     assert undocumented == []
-
-
-def test_an_oversized_image_is_an_input_error_and_an_invalid_contract_is_not() -> None:
-    assert issubclass(ImageTooLarge, InputError)
-    assert not issubclass(ContractMismatch, InputError)
-
-
-def test_queue_full_has_a_retry_time() -> None:
-    error = QueueFull("the queue is full", retry_after_s=3)
-    assert (str(error), error.retry_after_s) == ("the queue is full", 3)
-
-
-def test_queue_full_requires_a_retry_time() -> None:
-    with pytest.raises(TypeError, match="retry_after_s"):
-        QueueFull("the queue is full")  # type: ignore[call-arg]

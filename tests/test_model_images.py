@@ -107,11 +107,6 @@ def test_16_bit_color_keeps_its_high_byte() -> None:
     assert tuple(decode_image(content).image[0, 0]) == (0x9A, 0x56, 0x12)
 
 
-def test_one_bit_images_become_black_and_white() -> None:
-    bits = np.array([[True, False]])
-    assert decode_image(save(Image.fromarray(bits), "PNG")).image[0, :, 0].tolist() == [255, 0]
-
-
 @pytest.mark.parametrize(
     ("ink", "expected"), [((0, 0, 0, 0), WHITE), ((0, 255, 255, 0), RED), ((0, 0, 0, 255), (0, 0, 0))]
 )
@@ -125,10 +120,6 @@ def test_cmyk_is_converted_to_the_printed_color(ink: tuple[int, ...], expected: 
 def test_transparency_is_blended_with_white(alpha: int, expected: tuple[int, ...]) -> None:
     photo = decode_image(save(Image.new("RGBA", (2, 2), (*RED, alpha)), "PNG"))
     assert tuple(photo.image[0, 0]) == expected
-
-
-def test_transparent_gray_is_blended_with_white() -> None:
-    assert tuple(decode_image(save(Image.new("LA", (2, 2), (0, 0)), "PNG")).image[0, 0]) == WHITE
 
 
 @pytest.mark.parametrize(("mode", "color"), [("RGB", RED), ("L", 7), ("1", 0)])
@@ -159,10 +150,6 @@ def test_the_first_frame_of_an_animation_is_decoded_and_frames_are_counted(suffi
     assert np.unique(photo.image.reshape(-1, 3), axis=0).tolist() == [list(RED)]
 
 
-def test_a_still_image_has_one_frame() -> None:
-    assert decode_image(save(draw_corner(), "BMP")).num_frames == 1
-
-
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
 def test_a_one_pixel_thin_image_is_decoded(size: tuple[int, int]) -> None:
     image = decode_image(save(Image.new("RGB", size, RED), "PNG")).image
@@ -179,10 +166,6 @@ def test_too_many_pixels_in_the_header_are_rejected_before_decoding(side_px: int
 def test_an_image_above_the_given_limit_is_rejected_with_its_size() -> None:
     with pytest.raises(ImageTooLarge, match="24x16 = 384 pixels, the limit is 383"):
         decode_image(save(draw_corner(), "PNG"), max_image_pixels=383)
-
-
-def test_an_image_exactly_at_the_limit_is_accepted() -> None:
-    assert decode_image(save(draw_corner(), "PNG"), max_image_pixels=384).width == 24
 
 
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])

@@ -25,22 +25,6 @@ ONES = (1.0, 1.0, 1.0, 1.0)
 BOX = torch.tensor([10.0, 20.0, 30.0, 60.0])
 
 
-def test_deltas_are_shifts_in_units_of_sides_and_logarithms_of_scales() -> None:
-    # Centre (20, 40), sides 20 and 40: to the right by half its width, down by a quarter of its height, twice as wide.
-    target = torch.tensor([10.0, 30.0, 50.0, 70.0])
-    expected = torch.tensor([0.5, 0.25, math.log(2.0), 0.0])
-    torch.testing.assert_close(get_deltas(BOX, target, ONES), expected)
-    torch.testing.assert_close(apply_deltas(BOX, expected, ONES), target)
-
-
-def test_weights_scale_the_deltas() -> None:
-    weights = (10.0, 20.0, 5.0, 4.0)
-    target = torch.tensor([10.0, 30.0, 50.0, 70.0])
-    expected = torch.tensor([5.0, 5.0, 5.0 * math.log(2.0), 0.0])
-    torch.testing.assert_close(get_deltas(BOX, target, weights), expected)
-    torch.testing.assert_close(apply_deltas(BOX, expected, weights), target)
-
-
 def test_an_extreme_scale_is_limited_to_1000_16() -> None:
     grown = apply_deltas(BOX, torch.tensor([0.0, 0.0, 1e6, 0.0]), ONES)
     assert (grown[2] - grown[0]).item() == pytest.approx(20.0 * 62.5, rel=1e-5)  # float32
@@ -94,38 +78,14 @@ def test_boxes_of_masks_are_tight() -> None:
     ]
 
 
-def test_boxes_of_masks_of_one_image_do_not_depend_on_another() -> None:
-    masks = torch.zeros(2, 1, 3, 3, dtype=torch.bool)
-    masks[1, 0, 2, 2] = True
-    assert masks_to_boxes(masks).tolist() == [[[0, 0, 0, 0]], [[2, 2, 3, 3]]]
-
-
 def draw_chain(count: int) -> Tensor:
     """Boxes each of which overlaps the next by 7/13 and the one after by 4/16."""
     left = 3.0 * torch.arange(count)
     return torch.stack([left, torch.zeros(count), left + 10.0, torch.ones(count)], dim=1)[None]
 
 
-def draw_boxes(batch: int, count: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(batch, count, 2, generator=generator) * 60.0
-    return torch.cat([corner, corner + 5.0 + torch.rand(batch, count, 2, generator=generator) * 40.0], dim=2)
-
-
 def all_valid(boxes: Tensor) -> Tensor:
     return torch.ones(boxes.shape[:2], dtype=torch.bool)
-
-
-def greedy_nms(overlaps: Tensor, threshold: float) -> list[bool]:
-    keep: list[bool] = []
-    for row in range(len(overlaps)):
-        keep.append(not any(keep[other] and overlaps[other, row] > threshold for other in range(row)))
-    return keep
-
-
-def test_a_dropped_box_does_not_drop_others() -> None:
-    chain = draw_chain(5)
-    assert nms(chain, all_valid(chain), 0.5, 5).tolist() == [[True, False, True, False, True]]
 
 
 def test_boxes_that_overlap_by_exactly_the_threshold_are_kept() -> None:
@@ -134,28 +94,9 @@ def test_boxes_that_overlap_by_exactly_the_threshold_are_kept() -> None:
     assert nms(pair, all_valid(pair), 0.4999, 4).tolist() == [[True, False]]
 
 
-def test_boxes_of_different_groups_do_not_drop_each_other() -> None:
-    same = draw_chain(1).expand(1, 4, 4)
-    groups = torch.tensor([[7, 3, 7, 3]])
-    assert nms(same, all_valid(same), 0.5, 4, groups).tolist() == [[True, True, False, False]]
-
-
 def test_an_invalid_box_is_not_kept_and_drops_nothing() -> None:
     chain = draw_chain(3)
     assert nms(chain, torch.tensor([[False, True, True]]), 0.5, 3).tolist() == [[False, True, False]]
-
-
-def test_too_few_iterations_keep_boxes_if_even_and_drop_boxes_if_odd() -> None:
-    chain = draw_chain(9)
-    exact = nms(chain, all_valid(chain), 0.5, 9)
-    for iterations in (2, 4, 6):
-        kept = nms(chain, all_valid(chain), 0.5, iterations)
-        assert (kept & exact).equal(exact)
-        assert kept.sum() > exact.sum()
-    for iterations in (1, 3, 5):
-        kept = nms(chain, all_valid(chain), 0.5, iterations)
-        assert (kept & exact).equal(kept)
-        assert kept.sum() < exact.sum()
 
 
 def test_a_box_needs_as_many_iterations_as_its_chain_is_long() -> None:
@@ -166,14 +107,6 @@ def test_a_box_needs_as_many_iterations_as_its_chain_is_long() -> None:
         is_final = nms(chain, all_valid(chain), 0.5, iterations) == exact
         assert is_final[0, : iterations + 1].all()
         assert is_final.all() == (iterations >= 8)
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.65])
-def test_random_boxes_are_kept_as_by_greedy_nms_per_image(threshold: float) -> None:
-    boxes = draw_boxes(4, 150, seed=3)
-    kept = nms(boxes, all_valid(boxes), threshold, 30)
-    for image, overlaps in enumerate(box_iou(boxes)):
-        assert kept[image].tolist() == greedy_nms(overlaps, threshold)
 
 
 @pytest.mark.golden

@@ -22,14 +22,13 @@ from model.networks.panoptic_cascade import (
     CascadeConfig,
     CascadeInferenceConfig,
     PanopticCascade,
-    SemanticHead,
     fold_batch_norms,
 )
 from model.networks.resnet import Norm
 from model.networks.roi_align import RoiAlignConfig
 from model.networks.roi_heads import DetectionConfig
 from model.networks.rpn import ProposalConfig
-from model.networks.vit import EncoderConfig, VisionTransformer
+from model.networks.vit import EncoderConfig
 from model.postprocessing.panoptic import Segmentation, postprocess
 
 CONFIG = CascadeConfig(
@@ -73,15 +72,6 @@ def draw_pixels(batch: int, seed: int = 2) -> Tensor:
 
 def draw_sizes(batch: int) -> Tensor:
     return torch.tensor([[HEIGHT, WIDTH], [40, 90], [64, 50]])[:batch]
-
-
-def test_pixels_are_normalized_and_padding_is_zero() -> None:
-    pixels = torch.full((1, 3, 2, 3), 200, dtype=torch.uint8)
-    normalized = normalize_and_mask(pixels, torch.tensor([[1, 2]]))
-    # (200 - 123.675) / 58.395, (200 - 116.28) / 57.12, (200 - 103.53) / 57.375
-    expected = torch.zeros(1, 3, 2, 3)
-    expected[0, :, 0, :2] = torch.tensor([1.30705, 1.46569, 1.68139])[:, None]
-    torch.testing.assert_close(normalized, expected, rtol=0.0, atol=1e-5)  # five digits
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -160,13 +150,6 @@ def test_class_agnostic_masks_equal_identical_masks_per_cluster() -> None:
     check_same(raw, specific(pixels, sizes), 1e-5)  # the last sum has another size
 
 
-def test_the_weights_of_an_encoder_load_into_the_vit_backbone() -> None:
-    network, encoder = draw_network(WITH_VIT), VisionTransformer(ENCODER)
-    network.get_submodule("backbone.net").load_state_dict(encoder.state_dict(), strict=True)
-    names = {f"backbone.net.{name}" for name in encoder.state_dict()}
-    assert {name for name in network.state_dict() if name.startswith("backbone.net.")} == names
-
-
 def draw_large(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
@@ -211,18 +194,6 @@ def test_outputs_equal_detectron2s(golden: Path, name: str) -> None:
     reference.check_near(raw.boxes[:, :count], case.tensor("det_boxes"), reference.BOX_NOISE_PX)
     reference.check_near(raw.masks[:, :count], case.tensor("det_masks28"), reference.MASK_NOISE)
     reference.check_near(raw.semantic, case.tensor("sem_logits_s4"), reference.SEMANTIC_NOISE)
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", reference.CASES)
-def test_outputs_from_100_proposals_equal_detectron2s(golden: Path, name: str) -> None:
-    case, network = reference.read_case(golden, name), reference.read_network(golden, name, POST_100)
-    raw = network(case.pixels, case.sizes)
-    count = len(case.arrays["post100_det_scores"])
-    assert int((raw.scores > 0.0).sum()) == count
-    assert raw.clusters[:, :count].equal(case.tensor("post100_det_classes"))
-    reference.check_near(raw.scores[:, :count], case.tensor("post100_det_scores"), reference.SCORE_NOISE)
-    reference.check_near(raw.boxes[:, :count], case.tensor("post100_det_boxes"), reference.BOX_NOISE_PX)
 
 
 def finish(raw: NetworkOutput, case: reference.Case, clusters: int) -> Segmentation:
@@ -285,40 +256,6 @@ def test_panoptic_maps_equal_detectron2s(
     segmentation = finish(network(case.pixels, case.sizes), case, clusters)
     check_segments(segmentation, case.card[segments_key], clusters)
     assert (segmentation.label_map == case.arrays[map_key]).mean() >= 0.999
-
-
-def draw_levels(batch: int = 1) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(1)
-    return tuple(torch.randn(batch, 4, 16 >> level, 24 >> level, generator=generator) for level in range(5))
-
-
-def draw_head() -> SemanticHead:
-    torch.manual_seed(2)
-    return SemanticHead(4, 32, 3).requires_grad_(False)
-
-
-def test_semantic_logits_use_all_levels_but_the_last() -> None:
-    head, levels = draw_head(), draw_levels()
-    logits = head(levels)
-    assert logits.shape == (1, 3, 16, 24)
-    for index in range(5):
-        changed = tuple(torch.zeros_like(maps) if level == index else maps for level, maps in enumerate(levels))
-        assert torch.equal(head(changed), logits) == (index == 4)
-
-
-def test_semantic_logits_do_not_depend_on_the_batch() -> None:
-    head, levels = draw_head(), draw_levels(3)
-    together = head(levels)
-    for index in range(3):
-        alone = head(tuple(maps[index : index + 1] for maps in levels))
-        torch.testing.assert_close(alone[0], together[index], rtol=1e-5, atol=1e-5)  # float32
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", reference.CASES)
-def test_semantic_logits_equal_detectron2s(golden: Path, name: str) -> None:
-    case, network = reference.read_case(golden, name), reference.read_network(golden, name)
-    reference.check_near(network.sem_seg_head(case.levels), case.tensor("sem_logits_s4"), reference.SEMANTIC_NOISE)
 
 
 @pytest.mark.golden

@@ -18,7 +18,6 @@ from model.networks.roi_align import (
     count_samples,
     roi_align,
     roi_align_onnx,
-    sample_weights,
 )
 
 STRIDES_PX = (4, 8, 16, 32)
@@ -39,13 +38,6 @@ def pool_one(maps: Tensor, box: list[float], side: int = 2, config: RoiAlignConf
     return roi_align([maps], [4], torch.tensor([[box]]), side, config)[0, 0]
 
 
-def test_bins_of_a_ramp_hold_their_center_coordinates() -> None:
-    # In pixels: 1.5 to 5.5 across, 3.5 to 11.5 down.
-    columns, rows = pool_one(draw_ramp(), [8.0, 16.0, 24.0, 48.0])
-    torch.testing.assert_close(columns, torch.tensor([[2.5, 4.5], [2.5, 4.5]]))
-    torch.testing.assert_close(rows, torch.tensor([[5.5, 5.5], [9.5, 9.5]]))
-
-
 @pytest.mark.parametrize(
     ("width", "height", "counts"),
     [
@@ -64,37 +56,6 @@ def test_a_bin_has_one_sample_per_pixel_up_to_the_maximum_number_of_taps(
     across, down = count_samples(torch.tensor([[width]]), torch.tensor([[height]]), 7, RoiAlignConfig())
     assert (int(across), int(down)) == counts
     assert (counts[0] + 1) * (counts[1] + 1) <= RoiAlignConfig().max_taps(7) == 90
-
-
-def weigh(start: float, end: float, count: int, side: int, extent: float = 9.0) -> tuple[Tensor, Tensor]:
-    """Pixels and weights of the bins of one box."""
-    edges = (torch.tensor([[start]]), torch.tensor([[end]]), torch.tensor([[extent]]))
-    pixels, weights = sample_weights(*edges, torch.tensor([[count]]), side, RoiAlignConfig(max_box_side=4 * side))
-    return pixels[0, 0], weights[0, 0]
-
-
-def test_samples_at_pixel_centers_read_one_pixel_each() -> None:
-    pixels, weights = weigh(0.5, 4.5, count=2, side=2)  # samples at 1 and 2, at 3 and 4
-    assert pixels[:, :2].tolist() == [[1, 2], [3, 4]]
-    assert weights.tolist() == [[0.5, 0.5, 0.0, 0.0, 0.0]] * 2
-
-
-def test_samples_between_pixels_interpolate() -> None:
-    pixels, weights = weigh(0.75, 2.75, count=2, side=1)  # samples at 1.25 and 2.25
-    assert pixels[0, :3].tolist() == [1, 2, 3]
-    assert weights[0].tolist() == [0.375, 0.5, 0.125, 0.0, 0.0]
-
-
-def test_a_bin_shorter_than_a_pixel_has_one_sample_at_its_center() -> None:
-    pixels, weights = weigh(2.5, 2.75, count=1, side=1)  # at 2.625
-    assert pixels[0, :2].tolist() == [2, 3]
-    assert weights[0].tolist() == [0.375, 0.625, 0.0, 0.0, 0.0]
-
-
-def test_fewer_samples_than_pixels_are_evenly_spaced() -> None:
-    pixels, weights = weigh(0.5, 4.5, count=1, side=1)  # at 2.5, pixels 4 apart: 2 and 6
-    assert pixels[0, :2].tolist() == [2, 6]
-    assert weights[0, :2].tolist() == [0.875, 0.125]
 
 
 def test_boxes_beyond_the_maximum_side_are_sampled_more_coarsely() -> None:
@@ -128,14 +89,6 @@ def test_an_empty_box_has_zero_features(box: list[float]) -> None:
     assert pool_one(torch.ones(1, 1, 16, 24), box).abs().max() == 0.0
 
 
-def test_boxes_are_pooled_from_the_level_that_matches_their_size() -> None:
-    levels = [torch.full((1, 1, 256 // stride, 256 // stride), float(stride)) for stride in STRIDES_PX]
-    boxes = torch.tensor([[[0.0, 0.0, side, side] for side in (20.0, 111.0, 112.0, 223.0, 224.0, 256.0)]])
-    pooled = roi_align(levels, STRIDES_PX, boxes, 2, LONG)
-    assert assign_levels(boxes, STRIDES_PX).tolist() == [[0, 0, 1, 1, 2, 2]]
-    torch.testing.assert_close(pooled[0, :, 0, 0, 0], torch.tensor([4.0, 4.0, 8.0, 8.0, 16.0, 16.0]))
-
-
 def test_the_border_of_a_level_does_not_read_another_level() -> None:
     levels = [torch.full((1, 1, 64 // stride, 64 // stride), float(stride)) for stride in STRIDES_PX]
     boxes = torch.tensor([[[40.0, 40.0, 64.0, 64.0], [0.0, 0.0, 24.0, 24.0]]])
@@ -147,12 +100,6 @@ def test_a_box_that_is_not_finite_does_not_affect_others() -> None:
     boxes = torch.tensor([[[float("nan")] * 4, fine, [0.0, 0.0, float("inf"), 9.0], [-1e30, 0.0, 1e30, 9.0]]])
     pooled = roi_align([draw_ramp()], [4], boxes, 2, LONG)
     assert pooled[0, 1].equal(pool_one(draw_ramp(), fine))
-
-
-def test_each_image_is_pooled_from_its_own_features() -> None:
-    maps = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
-    boxes = torch.tensor([[4.0, 4.0, 20.0, 20.0]]).expand(2, 1, 4)
-    assert roi_align([maps], [4], boxes, 2, LONG).mean((1, 2, 3, 4)).tolist() == [0.0, 1.0]
 
 
 def test_gradients_reach_only_the_pixels_of_the_box() -> None:
@@ -262,12 +209,3 @@ def test_a_nan_box_in_onnx_does_not_affect_others() -> None:
     assert bool(pooled.isfinite().all())
     expected = roi_align(levels, STAGE_STRIDES_PX, torch.tensor([[fine]] * 2), 7, RoiAlignConfig())
     torch.testing.assert_close(pooled[:, 1:], expected, rtol=0.0, atol=ONNX_NOISE)
-
-
-@pytest.mark.golden
-def test_the_onnx_operator_equals_detectron2s(golden: Path) -> None:
-    units = reference.read_units(golden)
-    levels = [torch.from_numpy(units[f"pooler_p{level}"]) for level in range(2, 6)]
-    boxes = torch.stack([torch.from_numpy(units[f"pooler_boxes{image}"]) for image in (0, 1)])
-    expected = torch.from_numpy(units["pooler_out7"])
-    torch.testing.assert_close(run(levels, boxes).flatten(0, 1), expected, rtol=0.0, atol=ONNX_NOISE)

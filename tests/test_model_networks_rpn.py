@@ -10,14 +10,12 @@ from torch import Tensor
 
 from model.errors import ConfigError
 from model.networks.fpn import FPN_STRIDES_PX
-from model.networks.interface import normalize_and_mask
 from model.networks.rpn import (
     ANCHOR_SIDES_PX,
     ProposalConfig,
     Proposals,
     RPNOutput,
     find_top_proposals,
-    flatten_predictions,
     make_anchors,
 )
 
@@ -44,44 +42,6 @@ def count_unmatched(boxes: Tensor, others: Tensor, noise_px: float) -> int:
     """Number of boxes without an equal one among the others."""
     distance = (boxes[:, None] - others).abs().amax(2)
     return int((distance.amin(1) > noise_px).sum())
-
-
-def test_anchors_are_ordered_by_row_column_aspect_ratio() -> None:
-    anchors = make_anchors(2, 3, stride_px=4, side_px=32.0)
-    assert anchors.shape == (18, 4)
-    assert anchors[1].tolist() == [-16.0, -16.0, 16.0, 16.0]
-    assert anchors[4].tolist() == [-12.0, -16.0, 20.0, 16.0]
-    assert anchors[10].tolist() == [-16.0, -12.0, 16.0, 20.0]
-    # Half as high as wide, then twice: the area stays 32 x 32.
-    wide, high = anchors[0], anchors[2]
-    torch.testing.assert_close(wide, 32.0 * torch.tensor([-(0.5**0.5), -(0.125**0.5), 0.5**0.5, 0.125**0.5]))
-    torch.testing.assert_close(high, wide[[1, 0, 3, 2]])
-
-
-def test_predictions_are_flattened_in_the_order_of_the_anchors() -> None:
-    output = draw_outputs()[3]  # 2 x 2 pixels
-    output.logits[0, 2, 0, 1] = 5.0
-    output.deltas[0, 8:12, 0, 1] = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    logits, deltas = flatten_predictions(output)
-    assert logits[0].argmax().item() == 5
-    assert deltas[0, 5].tolist() == [1.0, 2.0, 3.0, 4.0]
-
-
-def test_the_best_anchor_comes_first_moved_and_clipped_to_its_image() -> None:
-    outputs = draw_outputs()
-    outputs[1].logits[0, 1, 4, 4] = 3.0  # side 64 around (32, 32)
-    outputs[1].deltas[0, 4, 4, 4] = 0.25
-    best = find_top_proposals(outputs, torch.tensor([[64, 50]]), ProposalConfig())
-    assert best.boxes[0, 0].tolist() == [16.0, 0.0, 50.0, 64.0]
-    assert best.logits[0, 0].item() == 3.0
-
-
-def test_nms_is_applied_within_each_level() -> None:
-    outputs = draw_outputs()
-    outputs[3].logits[0, 1, 1, 1], outputs[4].logits[0, 1, 0, 0] = 4.0, 3.0  # both cover the whole image
-    best = find_top_proposals(outputs, SIZES, ProposalConfig(post_nms_topk=2))
-    assert best.logits.tolist() == [[4.0, 3.0]]
-    assert best.boxes.tolist() == [[[0.0, 0.0, 64.0, 64.0]] * 2]
 
 
 def test_the_number_of_proposals_is_constant_with_invalid_ones_last() -> None:
@@ -146,12 +106,3 @@ def test_proposals_from_stored_predictions_equal_detectron2s(golden: Path, name:
     found = find_top_proposals(read_outputs(case), case.sizes, ProposalConfig())
     check_proposals(found, case, noise_px=1e-4, allowed=0)
     reference.check_near(found.logits[found.is_valid][None], case.tensor("proposal_logits"), 0.0)
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", reference.CASES)
-def test_proposals_from_pixels_equal_detectron2s(golden: Path, name: str) -> None:
-    case, network = reference.read_case(golden, name), reference.read_network(golden, name)
-    levels = network.backbone(normalize_and_mask(case.pixels, case.sizes))
-    found = find_top_proposals(network.proposal_generator(levels), case.sizes, ProposalConfig())
-    check_proposals(found, case, reference.BOX_NOISE_PX, allowed=len(case.arrays["proposal_boxes"]) // 100)

@@ -198,12 +198,6 @@ def test_a_registry_that_cannot_be_written_is_an_error(registry: Registry) -> No
         registry.activate(NAME, "1", author="test")
 
 
-def test_the_state_is_stored_as_json(registry: Registry) -> None:
-    registry.activate(NAME, "1", author="test")
-    content = json.loads((registry.folder / NAME / "deployment.json").read_text())
-    assert (content["format_version"], content["active"], content["canary"], content["shadow"]) == (2, "1", None, None)
-
-
 def make_event(version: str = "1") -> DeploymentEvent:
     return DeploymentEvent(
         timestamp="2026-11-23T04:00:00+00:00", action="activate", version=version, author="alice", reason="why not"

@@ -116,13 +116,6 @@ async def test_images_that_arrive_during_a_run_form_the_next_batch_in_order() ->
     assert session.batches == [[1], [2, 3, 4, 5], [6]]
 
 
-async def test_a_full_batch_does_not_wait() -> None:
-    session = EchoSession()
-    async with run_scheduler(session, max_batch_size=2, max_queue_delay_ms=1000 * FAR_S) as scheduler:
-        assert await asyncio.gather(*begin(scheduler, 7, 8)) == [7, 8]
-    assert session.batches == [[7, 8]]
-
-
 async def test_each_batch_has_one_input_size() -> None:
     session = EchoSession()
     async with run_scheduler(session, max_batch_size=2, max_queue_delay_ms=1000 * FAR_S) as scheduler:

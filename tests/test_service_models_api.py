@@ -178,28 +178,6 @@ async def test_statistics_are_counted_per_version(tmp_path: Path, registry: Regi
             assert f'useg_segments_per_image_count{{model="{model}",version="{version}"}} {count}.0' in lines
 
 
-async def test_a_bad_first_version_leaves_the_service_alive_but_not_ready(tmp_path: Path) -> None:
-    registry = make_registry(tmp_path, {"1": "wrong", "2": "good"})
-    app = create_app(Settings(registry=registry.folder, registry_poll_interval_s=POLL_S), load_artifact=open_artifact)
-    transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url=LOCAL) as client:
-        assert (await client.get("/readyz")).status_code == 503
-        assert (await client.post("/v1/segment", content=HALVES)).status_code == 503
-        await asyncio.to_thread(registry.activate, NAME, "1", author="test")
-        assert "golden answers differ" in ((await see(client, "1", "failed")).versions[0].reason or "")
-        assert "failed: " in (await client.get("/readyz")).json()["detail"]
-        await asyncio.to_thread(registry.activate, NAME, "2", author="test")
-        await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), 10)
-        assert (await client.get("/readyz")).status_code == 200
-
-
-async def test_a_damaged_version_is_not_activated(registry: Registry) -> None:
-    (registry.find_version(NAME, "2") / "network.onnx").write_bytes(b"go")
-    async with open_registry(registry) as client:
-        response = await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
-        assert (response.status_code, "was changed" in response.json()["detail"]) == (409, True)
-
-
 async def test_the_model_is_a_query_parameter_only(registry: Registry) -> None:
     async with open_registry(registry) as client:
         body = {"inputs": "aGk=", "parameters": {"model": NAME}}

@@ -94,17 +94,6 @@ async def test_a_decompression_bomb_is_rejected_by_its_header(client: httpx.Asyn
     assert "50000000" in problem.detail
 
 
-async def test_an_image_of_one_pixel_is_segmented(client: httpx.AsyncClient) -> None:
-    thing = find_thing(await post(client, save(Image.new("RGB", (1, 1), RED))))
-    assert (thing["area"], thing["bbox"]) == (1, [0, 0, 1, 1])
-    assert thing["segmentation"] == {"size": [1, 1], "counts": "01"}  # COCO: no pixel out, one in
-
-
-async def test_an_image_of_one_line_is_segmented(client: httpx.AsyncClient) -> None:
-    thing = find_thing(await post(client, save(Image.new("RGB", (1, 20_000), RED))))
-    assert (thing["area"], thing["bbox"]) == (20_000, [0, 0, 1, 20_000])
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 async def test_masks_follow_the_exif_orientation(client: httpx.AsyncClient, orientation: int) -> None:
     response = await post(client, save(draw_halves(), "JPEG", exif=turn(orientation), quality=95))
@@ -125,30 +114,6 @@ async def test_a_decoded_photo_is_upright_and_scaled_down(client: httpx.AsyncCli
     assert photo.getpixel((10, 35)) == pytest.approx(WHITE, abs=8)
     assert_problem(await client.post("/v1/decode", files=[("file", file)] * 2), 422, "invalid-parameter")
     assert_problem(await client.post("/v1/decode", files={"file": ("a", b"none")}), 422, "invalid-image")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        save(draw_halves((0, 255, 255, 0), (0, 0, 0, 0), "CMYK"), "JPEG", quality=95),
-        save(draw_halves((*RED, 255), (*BLUE, 0), "RGBA")),
-        save(draw_halves((*RED, 255), (*BLUE, 0), "RGBA"), "WEBP", lossless=True),
-        save(draw_halves().quantize(4)),
-        save(draw_halves().quantize(4), "GIF"),
-        save(draw_halves(), "BMP"),
-        save(draw_halves(), "TIFF"),
-    ],
-    ids=["cmyk", "alpha", "webp alpha", "palette", "gif", "bmp", "tiff"],
-)
-async def test_every_color_mode_is_converted_to_rgb(client: httpx.AsyncClient, content: bytes) -> None:
-    thing = find_thing(await post(client, content))
-    assert (thing["bbox"], thing["area"]) == ([0, 0, 28, 28], 28 * 28)
-
-
-async def test_a_16_bit_grayscale_image_is_segmented(client: httpx.AsyncClient) -> None:
-    response = await post(client, save(Image.new("I;16", (56, 28), 40_000)))
-    (stuff,) = response.json()["segments_info"]
-    assert (stuff["isthing"], stuff["cluster_id"], stuff["area"]) == (False, 3, 56 * 28)
 
 
 async def test_only_the_first_frame_of_an_animation_is_segmented_with_a_warning(client: httpx.AsyncClient) -> None:

@@ -268,27 +268,6 @@ def test_a_source_without_an_instance_of_suitable_size_changes_nothing(boxes: Bo
     assert all(is_unchanged) if len(boxes) == 0 or boxes[0][0].stop == 1 else not all(is_unchanged)
 
 
-def test_hflip_mirrors_a_copy_of_all_arrays() -> None:
-    sample = draw_sample(10, 0, (QUARTER,))
-    mirrored = sample.hflip()
-    assert mirrored.instances.masks[0, 0].tolist() == [False] * 7 + [True] * 7
-    assert mirrored.semantic[0].tolist() == [VOID] * 7 + [0] * 7
-    assert mirrored.pixels[0, 0].tolist() == [10] * 28 + [30] * 28
-    assert mirrored.features[0, 0, :, 0].tolist() == [0, 0, 10, 10]
-    mirrored.semantic[:] = 5
-    mirrored.instances.masks[:] = False
-    assert sample.semantic[0, 0] == 0
-    assert sample.instances.masks[0, 0, 0]
-
-
-def test_halve_shrinks_into_the_upper_left() -> None:
-    half = draw_sample(10, 0, (QUARTER,)).halve()
-    assert half.features[0, :, :, 0].tolist() == [[10, 0, 0, 0], [0] * 4, [0] * 4, [0] * 4]
-    assert half.pixels[0, 0, :28].tolist() == [30] * 14 + [10] * 14
-    assert half.semantic[0].tolist() == [0] * 4 + [VOID] * 3 + [PADDING] * 7
-    assert half.instances.masks[0, 0].tolist() == [True] * 4 + [False] * 10
-
-
 # Crops
 
 
@@ -304,13 +283,6 @@ def test_a_whole_photo_is_placed_at_the_top_left_and_padded() -> None:
     assert (labels[:7, :7] == 1).all()
     assert (labels[:7, 7:] == 2).all()
     assert (labels[7:] == -1).all()
-
-
-def test_several_label_maps_are_cropped_like_one() -> None:
-    values = np.arange(30 * 40 * 3).reshape(30, 40, 3)
-    whole = full_view(30, 40, SIDE_PX)
-    together = whole.crop_labels(values, 0)
-    assert all((together[..., index] == whole.crop_labels(values[..., index], 0)).all() for index in range(3))
 
 
 def test_a_crop_of_half_the_side_is_twice_as_large() -> None:
@@ -336,15 +308,6 @@ def test_sampled_crops_lie_in_the_photo_and_have_half_to_all_of_the_side() -> No
     windows = [sample_crop(whole, GRID, np.random.default_rng(seed)) for seed in range(60)]
     sampled = {(each.top, each.left, each.side) for each in windows}
     assert sampled == {(0, 0, 2), (0, 1, 2), (0, 2, 2), (0, 0, 3), (0, 1, 3), (0, 0, 4)}
-
-
-def test_a_crop_of_everything_is_the_whole_photo() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-    whole = full_view(40, 56, SIDE_PX)
-    view = crop_view(whole, GRID, CropWindow(top=0, left=0, side=4))
-    assert (view.crop_image(image) == whole.crop_image(image)).all()
-    features = np.random.default_rng(1).normal(size=(1, GRID, GRID, 2)).astype(np.float16)
-    assert (view.crop_features(features) == features).all()
 
 
 # Instance masks

@@ -73,13 +73,6 @@ def transform(
     )
 
 
-def test_identity_parameters_change_nothing() -> None:
-    images = draw_images()
-    same = augment_batch(images, transform(), SIDE)
-    for name in ("pixels", "semantic", "masks", "image_indices", "clusters", "weights"):
-        assert torch.equal(getattr(same, name), getattr(images, name)), name
-
-
 def test_crop_and_mirroring_apply_to_pixels_and_labels() -> None:
     augmented = augment_batch(draw_images(), transform(LOWER_RIGHT, MIRRORED), SIDE)
     assert augmented.masks[0].all()
@@ -191,13 +184,6 @@ def test_targets_are_the_same_as_those_of_feature_samples(droploss: bool) -> Non
         for name in ("masks", "clusters", "weights", "semantic", "is_labeled"):
             assert torch.equal(getattr(target, name), getattr(expected, name)), name
     assert IGNORE_INDEX in targets[0].semantic
-
-
-def test_an_instance_of_three_pixels_is_no_target() -> None:
-    images = draw_images()
-    images.masks[0] = False
-    images.masks[0, 0, :3] = True
-    assert [len(each.masks) for each in to_targets(images, droploss=False)] == [0, 1]
 
 
 def write_photo(folder: Path, name: str, cluster: int = 1) -> LabeledPhoto:

@@ -147,14 +147,6 @@ def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_hflip_mirrors_pixels_masks_and_stuff() -> None:
-    mirrored = draw_sample(50, (0, 0, 10, 20)).hflip()
-    assert mirrored.masks[0, :10, 40:].all()
-    assert mirrored.masks.sum() == 200
-    assert (mirrored.inputs[:, mirrored.masks[0]] == 100).all()
-    assert torch.equal(mirrored.semantic == 0, mirrored.masks[0])
-
-
 def test_a_pasted_instance_brings_its_pixels_mask_and_cluster() -> None:
     source = draw_sample(100, (0, 0, 40, 60), clusters=[7])
     for seed in range(10):

@@ -284,12 +284,6 @@ def test_a_cropped_mask_is_set_where_half_of_a_bin_is_covered() -> None:
     assert not crops[1].any()
 
 
-def test_the_mean_of_a_ramp_is_its_value_at_the_center() -> None:
-    ramp = torch.arange(20.0).expand(1, 10, 20)
-    crop = crop_maps(ramp, torch.tensor([[2.0, 1.0, 12.0, 9.0]]), 2)
-    torch.testing.assert_close(crop, torch.tensor([[[4.0, 9.0], [4.0, 9.0]]]))  # pixel i has its center at i + 0.5
-
-
 def test_crops_are_computed_in_fp32() -> None:
     torch.manual_seed(0)
     maps, boxes = torch.rand(3, 20, 20), torch.tensor([[1.0, 2.0, 15.5, 17.0]] * 3)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from model.checkpoints.runs import load_run, read_run_info
+from model.checkpoints.runs import load_run
 from model.contract import read_contract
 from model.errors import CheckpointError, ConfigError, TrainingError
 from model.networks.mask_transformer import MaskDecoder
@@ -123,18 +123,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_photos(
     with pytest.raises(TrainingError, match=r"nan at step 0; photos of the batch: \d\.png, \d\.png"):
         trainer.train_step(batch)
     assert f'useg_train_not_finite{{run="{run}"}} 1.0\n' in textfile.read_text()
-
-
-def test_the_provenance_of_a_run_has_no_paths(tiny_run: Path, tiny_store: PseudoLabelDataset) -> None:
-    info = read_run_info(tiny_run)
-    assert info.step == 4
-    assert info.provenance["photos"] == {
-        "count": 8,
-        "sha256": tiny_store.read_config().photos_hash,
-        "note": "drawn",
-    }
-    assert info.provenance["encoder"]["sha256"] == tiny_store.read_config().encoder_hash
-    assert "/" not in json.dumps(info.provenance)
 
 
 def test_changed_options_are_found_after_a_json_round_trip() -> None:
