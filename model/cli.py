@@ -129,10 +129,15 @@ def _describe_usage(error: Exception) -> str:
 def _print_result(result: dict[str, Any] | None) -> int:
     if result is None:
         return 0
-    print(json.dumps(result, indent=2))
+    print(format_result(result))
     if reasons := result.get(REJECTED):
         return _report(f"rejected: {'; '.join(reasons)}", 4)
     return 3 if result.get(SKIPPED) else 0
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """Return a result as JSON; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(json.loads(json.dumps(result), parse_constant=lambda _: None), indent=2)
 
 
 def _report(message: str, status: int) -> int:

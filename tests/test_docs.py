@@ -30,6 +30,7 @@ PAGES = (
     "docs/checkpoints.md",
     "docs/backends.md",
     "docs/operations.md",
+    "docs/integrations.md",
 )
 NOT_RUN = ("useg serve", "useg export OFFICIAL --out", "useg quantize")
 """Starts of commands that never return, or that take minutes and have slow tests of their own."""

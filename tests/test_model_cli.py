@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model.cli import COMMANDS, main
+from model.cli import COMMANDS, format_result, main
 from model.contract import Category, read_contract
 
 CLUSTERS = range(1, 8)
@@ -154,6 +154,10 @@ def test_help_lists_all_subcommands_without_importing_them(capsys: pytest.Captur
         assert main(arguments) == 0
         listed = capsys.readouterr().out
         assert all(f"  {name} " in listed for commands in COMMANDS.values() for name in commands)
+
+
+def test_a_result_without_a_number_is_null() -> None:
+    assert json.loads(format_result({"a": [float("nan"), 1]}), parse_constant=pytest.fail) == {"a": [None, 1]}
 
 
 @pytest.mark.parametrize("path", [path for commands in COMMANDS.values() for path, _ in commands.values()])

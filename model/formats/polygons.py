@@ -46,7 +46,10 @@ class Polygon:
 
 
 def mask_to_polygons(bits: Bool[np.ndarray, "h w"], *, top: int = 0, left: int = 0) -> list[Polygon]:
-    """Return the components of a mask at `top` and `left`, with as few points as `MIN_IOU` allows."""
+    """Return the components of a mask at `top` and `left`, largest first, with as few points as `MIN_IOU` allows.
+
+    Some readers of COCO's polygons take the first one only.
+    """
     _, components = cv2.connectedComponents(bits.view(np.uint8), connectivity=4)
     exact = _trace_rings(bits)
     for tolerance_px in _TOLERANCES_PX:
@@ -62,7 +65,8 @@ def mask_to_polygons(bits: Bool[np.ndarray, "h w"], *, top: int = 0, left: int =
             outers[int(components[y, x])] = closed
         else:
             holes.setdefault(int(components[y - 1, x]), []).append(closed[::-1].copy())
-    return [Polygon(outer=outer, holes=tuple(holes.get(component, ()))) for component, outer in outers.items()]
+    polygons = [Polygon(outer=outer, holes=tuple(holes.get(component, ()))) for component, outer in outers.items()]
+    return sorted(polygons, key=lambda polygon: cv2.contourArea(polygon.outer), reverse=True)
 
 
 def rasterize(rings: list[Ring], height: int, width: int) -> Bool[np.ndarray, "h w"]:
