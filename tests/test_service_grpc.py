@@ -5,6 +5,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from queue import Queue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from fake_service import BLUE, CONTRACT, WHITE, draw_halves, open_fake, save
 from google.protobuf.descriptor import Descriptor
 from live_service import GatedSession
-from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, service_pb2
+from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput, model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from model.errors import ConfigError
@@ -74,6 +75,14 @@ async def test_health_metadata_inference_and_statistics() -> None:
             ("image_bgr", "UINT8"),
         ]
         assert client.get_model_repository_index().models[0].state == "READY"
+        config = client.get_model_config(MODEL).config
+        assert (config.name, config.backend, config.max_batch_size) == (MODEL, "useg", 0)
+        assert [(each.name, each.data_type, list(each.dims), each.optional) for each in config.input][:2] == [
+            ("image", model_config_pb2.TYPE_STRING, [-1], False),
+            ("image_rgb", model_config_pb2.TYPE_UINT8, [-1, -1, -1, 3], True),
+        ]
+        assert config.output[3].data_type == model_config_pb2.TYPE_INT32
+        assert config.parameters["backend"].string_value == "fake"
 
         result = client.infer(MODEL, [make_input(HALVES, BLUES)], request_id="66", parameters={"threshold": 0.1})
         assert (result.get_response().id, result.get_response().model_version) == ("66", VERSION)
@@ -142,6 +151,19 @@ async def test_deadlines_cancel_and_a_full_queue_rejects() -> None:
     await run_client(check, session.open, max_queue_size=1)
 
 
+async def test_streams_are_unimplemented() -> None:
+    found: Queue[InferenceServerException] = Queue()
+
+    def check(client: InferenceServerClient) -> InferenceServerException:
+        client.start_stream(lambda result, error: found.put(error))
+        client.async_stream_infer(MODEL, [make_input(HALVES)])
+        return found.get(timeout=10.0)
+
+    error, _ = await run_client(check)
+    assert error.status() == "StatusCode.UNIMPLEMENTED"
+    assert error.message() == "streams are not supported: call ModelInfer for each request"
+
+
 async def test_a_port_in_use_is_a_configuration_error() -> None:
     app = create_app(Settings(grpc_port=0), load_model=open_fake)
     async with serve_grpc(app, app.state.useg) as (port, _):
@@ -167,8 +189,12 @@ def test_the_definition_is_a_part_of_tritons_and_its_text_is_what_is_used(reposi
             compare(nested, other.nested_types_by_name[nested.name])
 
     ours = load_definition().FindFileByName("open_inference.proto")
+    theirs = service_pb2.DESCRIPTOR.message_types_by_name
+    types = {each.name: each.number for each in ours.enum_types_by_name["DataType"].values}
+    assert types.items() <= dict(model_config_pb2.DataType.items()).items()
+    fields += [(name, str(number)) for name, number in types.items()]
     for name, message in ours.message_types_by_name.items():
-        compare(message, service_pb2.DESCRIPTOR.message_types_by_name[name])
+        compare(message, (service_pb2 if name in theirs else model_config_pb2).DESCRIPTOR.message_types_by_name[name])
     methods = ours.services_by_name["GRPCInferenceService"].methods
     assert {each.name for each in methods} == set(re.findall(r"rpc (\w+)", text))
     assert sorted(fields) == sorted(re.findall(r"(\w+) = (\d+);", text))

@@ -82,9 +82,9 @@ class _Calls:
         method, url = path(request)
         response = await self._request(context, method, url, {}, b"")
         content = json.loads(response.body)
-        return ParseDict(
-            {"models": content} if isinstance(content, list) else content, response_class(), ignore_unknown_fields=True
-        )
+        first = response_class.DESCRIPTOR.fields[0].name  # that of a list or of a configuration, which HTTP sends bare
+        is_bare = isinstance(content, list) or first == "config"
+        return ParseDict({first: content} if is_bare else content, response_class(), ignore_unknown_fields=True)
 
     async def infer(self, classes: Mapping[str, type[Message]], context: Any) -> Message:
         """Run an inference. The message is read here, after the API key was checked."""
@@ -232,7 +232,12 @@ def _make_handlers(calls: _Calls) -> grpc.GenericRpcHandler:
         else:
             handle = partial(calls.get, _PATHS[method.name], GetMessageClass(method.output_type))
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(handle, **codec)
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_reject_stream)
     return grpc.method_handlers_generic_handler(_SERVICE, handlers)
+
+
+async def _reject_stream(_messages: object, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "streams are not supported: call ModelInfer for each request")
 
 
 @cache
@@ -260,6 +265,7 @@ _PATHS: Mapping[str, Callable[[Any], tuple[str, str]]] = {
     "ModelReady": lambda request: ("GET", _model_path(request.name, request.version, "/ready")),
     "ServerMetadata": lambda _: ("GET", OIP_PREFIX),
     "ModelMetadata": lambda request: ("GET", _model_path(request.name, request.version, "")),
+    "ModelConfig": lambda request: ("GET", _model_path(request.name, request.version, "/config")),
     "ModelStatistics": lambda request: ("GET", _statistics_path(request)),
     "RepositoryIndex": lambda _: ("POST", f"{OIP_PREFIX}/repository/index"),
 }
