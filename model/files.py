@@ -5,7 +5,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -70,6 +71,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def list_by_suffix(folder: Path, suffixes: Container[str]) -> tuple[list[Path], dict[str, int]]:
+    """Return the files of `list_files` with one of these lower-case suffixes, and the number of others by suffix."""
+    files = list_files(folder)
+    others = Counter(path.suffix for path in files if path.suffix.lower() not in suffixes)
+    return [path for path in files if path.suffix.lower() in suffixes], dict(others)
 
 
 def list_files(folder: Path) -> list[Path]:

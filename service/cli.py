@@ -2,8 +2,10 @@
 
 import logging
 import sys
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import orjson
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Env
 
@@ -12,7 +14,24 @@ from service.middleware.api_keys import generate_api_key
 from service.rollout.controller import ArtifactLoader
 from service.server import run_server
 from service.settings import PREFIX, Settings, check_variable_names
-from service.telemetry.logging import TEXT_FORMAT, JsonFormatter
+
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one JSON object per line, with the fields of `extra={"fields": {...}}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
 
 
 def _check_environment(_app: App, _commands: tuple[str, ...], _arguments: ArgumentCollection) -> None:

@@ -17,7 +17,7 @@ from live_service import listen
 from model.backends.session import Session
 from model.contract import Contract, Histogram
 from model.drift import BIN_EDGES, STATISTICS
-from service.telemetry.version_stats import MIN_DRIFT_SAMPLES
+from service.telemetry.recorders import MIN_DRIFT_SAMPLES
 
 WAIT_S = 90.0
 PHOTO = save(draw_halves())

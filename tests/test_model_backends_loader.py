@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ import pytest
 from model.backends.loader import check_golden, load_fastest, load_session, write_golden
 from model.backends.onnx_runtime import PROVIDER_NAMES
 from model.backends.parity import FP32_TOLERANCE, SCORE_TOLERANCE, Tolerance, compare_outputs, decode_outputs
-from model.backends.session import BACKENDS, AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
+from model.backends.session import AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
 from model.contract import Contract
 from model.errors import ArtifactError, BackendUnavailable, ConfigError, ContractMismatch, ParityError
 from model.export.export import draw_scene
@@ -241,7 +242,7 @@ def test_auto_raises_the_error_of_the_last_backend() -> None:
 
 
 def test_threads_below_one_are_refused(tiny_artifact: Path) -> None:
-    with pytest.raises(ConfigError, match="threads must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="threads and streams must be at least 1, got 0"):
         load_session(tiny_artifact, threads=0)
 
 
@@ -273,7 +274,7 @@ def artifact(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=get_args(ConcreteBackend))
 def opened(request: pytest.FixtureRequest, artifact: Path) -> Opened:
     backend: Backend = request.param
     try:

@@ -11,10 +11,9 @@ from fake_service import CONTRACT
 from model.contract import Contract, Histogram
 from model.drift import BIN_EDGES, Statistic
 from model.postprocessing.panoptic import Segment, Segmentation
-from service.telemetry.logging import JsonFormatter
+from service.cli import JsonFormatter
 from service.telemetry.metrics import ROLLBACK_CAUSES, Telemetry, outcome_of_status
-from service.telemetry.stage_timer import StageTimer
-from service.telemetry.version_stats import MIN_DRIFT_SAMPLES, VersionStats
+from service.telemetry.recorders import MIN_DRIFT_SAMPLES, StageTimer, VersionStats
 
 VERSION = {"model": "fake", "version": "1+test"}
 SEGMENTATION = Segmentation(

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -17,7 +17,6 @@ ConcreteBackend = Literal["cpu", "openvino", "openvino-int8", "cuda", "tensorrt"
 CPU."""
 Backend = Literal["auto", ConcreteBackend]
 """auto: the fastest backend that this machine has and that reproduces the golden outputs."""
-BACKENDS: tuple[ConcreteBackend, ...] = get_args(ConcreteBackend)
 
 
 class Session(Protocol):

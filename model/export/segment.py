@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from model.contract import NETWORK_FILE, Contract, SegmentFormat, Task
 from model.errors import ConfigError, InputError
 from model.export.predictor import ArtifactPredictor
-from model.files import atomic_write, list_files
+from model.files import atomic_write, list_by_suffix
 from model.formats.coco import MaskFormat, to_coco_annotation, to_coco_dataset, to_coco_instances, to_geojson_features
 from model.formats.overlay import encode_overlay
 from model.formats.png import encode_panoptic_png
@@ -73,24 +73,25 @@ def choose_format(out: Path, given: SegmentFormat | None) -> SegmentFormat:
 
 def list_inputs(paths: Sequence[Path], out: Path) -> SegmentInputs:
     """List the photos in these files and folders. Raises ConfigError if the output would be one of them."""
-    files: list[Path] = []
+    photos: list[Path] = []
+    other_files: Counter[str] = Counter()
     for path in paths:
         if path.is_dir():
             if out.resolve().is_relative_to(path.resolve()):
                 raise ConfigError(f"--out {out} lies in {path}: its files would be taken for photos")
-            files += list_files(path)
+            found, others = list_by_suffix(path, SUFFIXES)
+            photos += found
+            other_files.update(others)
         else:
-            files.append(path)
+            photos.append(path)
             if out.resolve() == path.resolve():
                 raise ConfigError(f"--out {out} is a photo to segment: choose another name")
-    given = set(paths)
-    photos = [file for file in dict.fromkeys(files) if file in given or file.suffix.lower() in SUFFIXES]
+    photos = list(dict.fromkeys(photos))
     if not photos:
         raise ConfigError(f"{', '.join(map(str, paths))}: no photo")
     is_folder = len(paths) == 1 and paths[0].is_dir()
     root = paths[0] if is_folder else Path(os.path.commonpath([photo.absolute().parent for photo in photos]))
     names = {Path(os.path.relpath(photo, root)).as_posix(): photo for photo in photos}
-    other_files = Counter(file.suffix for file in files if file not in given and file.suffix.lower() not in SUFFIXES)
     return SegmentInputs(photos=names, other_files=dict(other_files))
 
 

@@ -1,7 +1,7 @@
 """Deployment of a model: which of its versions are served, and how that came about."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from model.errors import RegistryConflict
 from model.validation import parse_versioned_json, to_versioned_json
@@ -13,7 +13,6 @@ _MAX_PREVIOUS = 20
 
 Role = Literal["canary", "shadow"]
 Action = Literal["add", "activate", "shadow", "canary", "promote", "rollback", "reject", "remove"]
-ACTIONS: tuple[Action, ...] = get_args(Action)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,7 @@ from service.inference.queue import AdmissionController
 from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
 from service.settings import Settings
 from service.telemetry.metrics import SharedGauge, Telemetry
-from service.telemetry.stage_timer import StageTimer
-from service.telemetry.version_stats import VersionStats
+from service.telemetry.recorders import StageTimer, VersionStats
 
 T = TypeVar("T")
 ImageContent = bytes | UInt8[np.ndarray, "H W 3"]

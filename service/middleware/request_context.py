@@ -18,9 +18,8 @@ from service.responses.problems import (
 )
 from service.rollout.model_repository import ModelRepository
 from service.telemetry.metrics import Telemetry, outcome_of_status
-from service.telemetry.stage_timer import StageTimer
+from service.telemetry.recorders import StageTimer, VersionStats
 from service.telemetry.tracing import Tracing
-from service.telemetry.version_stats import VersionStats
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,7 @@ from service.requests import (
 )
 from service.responses.encoders import result_to_json
 from service.telemetry.metrics import Stage
-from service.telemetry.stage_timer import StageTimer
-from service.telemetry.version_stats import DurationSum
+from service.telemetry.recorders import DurationSum, StageTimer
 
 _STAGES: dict[str, Sequence[Stage]] = {
     "queue": ("queue",),

@@ -31,7 +31,7 @@ from service.responses.problems import OIP_PREFIX, Responses, reference
 from service.rollout.router import Route, TrafficRouter
 from service.routes.dependencies import API_KEY
 from service.state import get_state
-from service.telemetry.stage_timer import StageTimer
+from service.telemetry.recorders import StageTimer
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
 _NO_REGISTRY = "this server serves a single artifact: models are not loaded or unloaded on request"

@@ -8,7 +8,7 @@ from model.drift import STATISTICS, Statistic, population_stability_index
 from model.errors import ContractMismatch, DeadlineExceeded, NotReady, QueueFull
 from service.inference.pipeline import Pipeline
 from service.telemetry.metrics import RollbackCause
-from service.telemetry.version_stats import VersionMetrics
+from service.telemetry.recorders import VersionMetrics
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from service.rollout.model_status import HistoryEvent, ModelHistory, VersionStat
 from service.rollout.router import ShadowRunner, TrafficRouter
 from service.settings import Settings
 from service.telemetry.metrics import RollbackCause, Telemetry, VersionRole
-from service.telemetry.version_stats import VersionMetrics
+from service.telemetry.recorders import VersionMetrics
 
 logger = logging.getLogger(__name__)
 

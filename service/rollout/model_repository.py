@@ -21,7 +21,7 @@ from service.rollout.model_status import ModelHistory, VersionStatus
 from service.rollout.router import TrafficRouter
 from service.settings import Settings
 from service.telemetry.metrics import ModelInfoLabels, ModelState, Telemetry
-from service.telemetry.version_stats import VersionStats
+from service.telemetry.recorders import VersionStats
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from service.inference.loaded_model import LoadedModel
 from service.inference.pipeline import ImageContent, Pipeline
 from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
 from service.telemetry.metrics import Telemetry
-from service.telemetry.stage_timer import StageTimer
-from service.telemetry.version_stats import VersionStats
+from service.telemetry.recorders import StageTimer, VersionStats
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +101,6 @@ class ShadowRunner:
         self._waiting.clear()
         if self._task:
             self._task.cancel()
-
-    async def wait_idle(self) -> None:
-        """Return once no image waits."""
-        if self._task:
-            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         while self._waiting:

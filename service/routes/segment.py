@@ -47,7 +47,7 @@ from service.responses.schemas import (
 from service.rollout.router import Route
 from service.routes.dependencies import API_KEY
 from service.state import AppState
-from service.telemetry.stage_timer import StageTimer
+from service.telemetry.recorders import StageTimer
 
 _NOT_STARTED = (QueueFull, NotReady, DeadlineExceeded)
 

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp
 
 from model.errors import ConfigError
 from service.settings import Settings
-from service.telemetry.stage_timer import StageSpan
+from service.telemetry.recorders import StageSpan
 
 _EXPORT_TIMEOUT_S = 2.0
 """Including retries: the server waits for the last spans when it stops."""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from model.errors import DatasetError, InputError
-from model.files import atomic_write, list_files
+from model.files import atomic_write, list_by_suffix
 from model.images import SUFFIXES, decode_image
 from model.progress import track
 
@@ -58,9 +57,7 @@ def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder} is not a folder of photos")
-    files = list_files(folder)
-    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
-    other_files = dict(Counter(path.suffix for path in files if path.suffix.lower() not in SUFFIXES))
+    paths, other_files = list_by_suffix(folder, SUFFIXES)
     if other_files:
         logger.warning("left out files that are no photos, by suffix: %s", other_files)
     if max_photos is not None and max_photos < len(paths):
