@@ -2,8 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
@@ -60,6 +60,26 @@ async def listen(opener: ModelLoader = open_fake, **settings: Any) -> AsyncItera
         finally:
             server.should_exit = True
             await serving
+
+
+@contextmanager
+def serve_in_thread(opener: ModelLoader = open_fake, **settings: Any) -> Iterator[str]:
+    """Serve on a real socket in a thread; yields the address, which ends in a slash."""
+    addresses: list[str] = []
+    is_ready, is_over = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        async with listen(opener, **settings) as (host, port):
+            addresses.append(f"http://{host}:{port}/")
+            is_ready.set()
+            await asyncio.to_thread(is_over.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert is_ready.wait(WAIT_S)
+    yield addresses[0]
+    is_over.set()
+    thread.join(WAIT_S)
 
 
 async def read_metric(host: str, port: int, start: str) -> list[str]:

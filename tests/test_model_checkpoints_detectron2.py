@@ -352,14 +352,6 @@ def test_the_published_u2seg_checkpoints_import(clusters: int) -> None:
     require_family(infer_cascade_config(state), "u2seg", clusters)
 
 
-def test_the_published_cutler_checkpoint_imports() -> None:
-    state = draw_published_state(CascadeConfig(thing_clusters=1, stuff_clusters=0))
-    assert {name for name in U2SEG_800 if name not in state} == {name for name in U2SEG_800 if "sem_seg" in name}
-    assert len(state) == TENSORS
-    check_published(state, 1, {})
-    require_family(infer_cascade_config(state), "cutler", 1)
-
-
 def test_the_published_cups_checkpoint_imports() -> None:
     # cups/pl_model_self.py freezes the batch norms, which then count no batches.
     shape = CascadeConfig(thing_clusters=15, stuff_clusters=12, backbone_norm="frozen", fpn_norm="frozen")

@@ -12,7 +12,6 @@ from torch.nn import functional
 from model.checkpoints.dino import convert_resnet, import_encoder, load_encoder, load_resnet_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import hash_file
-from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.resnet import ResNet
 from model.networks.vit import EncoderConfig, VisionTransformer
 
@@ -116,17 +115,6 @@ def test_a_resnet_with_detectron2s_names_is_read(tmp_path: Path, prefix: str, ha
     found, expected = load_resnet_state_dict(str(tmp_path / "dino_RN50_pretrain_d2_format.pkl")), convert_resnet(state)
     assert found.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
-
-
-def test_an_imported_resnet_loads_into_the_cascade() -> None:
-    shape = CascadeConfig(
-        thing_clusters=3, stem_out_channels=STEM, bottleneck_channels=INNER, res2_out_channels=OUTER, fpn_channels=8
-    )
-    bottom_up = PanopticCascade(shape, CascadeInferenceConfig()).backbone.bottom_up
-    assert isinstance(bottom_up, ResNet)
-    state = draw_resnet()
-    bottom_up.load_state_dict(convert_resnet(state))
-    assert torch.equal(bottom_up.res5[2].conv3.weight, state["layer4.2.conv3.weight"])
 
 
 def test_a_classifier_is_ignored_and_other_misfits_are_named(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import pytest
 from coco_reference import encode_by_pycocotools
@@ -91,23 +90,6 @@ def test_a_segment_without_pixels_has_an_empty_rle() -> None:
     assert (first.area, first.bbox, second.area) == (0, (0, 0, 0, 0), 20)
 
 
-def test_an_empty_segmentation_has_no_rles() -> None:
-    assert encode_rles(draw(np.zeros((4, 5)))) == []
-
-
-def test_random_label_maps_are_encoded_as_by_pycocotools() -> None:
-    generator = np.random.default_rng(23)
-    for _ in range(60):
-        height, width = (int(length) for length in generator.integers(1, 40, 2))
-        blocks = generator.integers(0, 6, (height, width)).astype(np.uint8)
-        label_map = cv2.resize(blocks[::3, ::3], (width, height), interpolation=cv2.INTER_NEAREST)
-        label_map = np.where(generator.random((height, width)) < 0.05, blocks, label_map)
-        rles = encode_rles(draw(label_map, [1, 2, 3, 4, 5]))
-        assert rles == [encode_by_pycocotools(label_map == number) for number in (1, 2, 3, 4, 5)]
-        for number, rle in enumerate(rles, start=1):
-            np.testing.assert_array_equal(decode_rle(rle), label_map == number)
-
-
 def test_rles_are_in_the_order_of_segments_not_of_ids() -> None:
     label_map = np.array([[9, 4, 4], [9, 70_000, 4]])
     assert [rle.area for rle in encode_rles(draw(label_map, [70_000, 4, 9]))] == [1, 3, 2]
@@ -135,15 +117,6 @@ def test_golden_masks_are_encoded_byte_for_byte(golden: Path) -> None:
             bbox=(left, top, box_width, box_height),
         ), case["kind"]
         np.testing.assert_array_equal(decode_rle(rle), mask)
-
-
-@pytest.mark.golden
-def test_golden_panoptic_pngs_are_decoded_as_by_the_formula(golden: Path) -> None:
-    paths = sorted((golden / "panoptic_pq").glob("*/gt/*.png"))
-    assert len(paths) == 24
-    for path in paths:
-        red, green, blue = np.moveaxis(np.asarray(Image.open(path), np.int32), -1, 0)
-        np.testing.assert_array_equal(decode_panoptic_png(path.read_bytes()), red + 256 * green + 65_536 * blue)
 
 
 IDS = np.array([[0, 1, 255, 256], [65_535, 65_536, 65_537, 2**24 - 1]], np.int32)
@@ -214,17 +187,6 @@ def test_an_overlay_has_light_borders_between_segments() -> None:
     image, segmentation = draw_scene()
     overlay = draw_overlay(image, segmentation)
     assert np.unique(overlay[:, 31]).tolist() == np.unique(overlay[:, 63]).tolist() == [245]
-
-
-def test_draw_overlay_does_not_change_its_input() -> None:
-    image, segmentation = draw_scene()
-    draw_overlay(image, segmentation)
-    assert np.unique(image).tolist() == [100]
-
-
-def test_the_overlay_of_an_empty_segmentation_is_the_image() -> None:
-    image = np.random.default_rng(31).integers(0, 256, (9, 7, 3), np.uint8)
-    np.testing.assert_array_equal(draw_overlay(image, draw(np.zeros((9, 7)))), image)
 
 
 def test_the_overlay_is_encoded_as_jpeg() -> None:
@@ -387,18 +349,12 @@ def test_a_hidden_instance_is_not_listed() -> None:
     assert check_as_panopticapi(hidden) == {1: 4}
 
 
-def test_an_empty_segmentation_passes_the_checks() -> None:
-    assert check_as_panopticapi(Segmentation(label_map=np.zeros((2, 3), np.int32), segments=())) == {}
-
-
 def test_unnamed_clusters_have_category_ids_above_named_ones() -> None:
     listed = {each["id"]: (each["name"], each["isthing"]) for each in list_coco_categories(CONTRACT)}
     assert listed == {17: ("cat", 1), 119: ("sky", 0), 119 + 2: ("cluster 2", 1), 119 + 5: ("cluster 5", 0)}
 
 
-@pytest.mark.parametrize("key", ["id", "category_id", "area", "bbox", "iscrowd"])
-def test_segments_have_the_fields_of_the_format(key: str) -> None:
+def test_segments_have_the_fields_of_the_format() -> None:
     segmentation = Segmentation(label_map=np.array([[0, 4, 4]], np.int32), segments=(make_segment(4, 4),))
     (entry,) = to_coco_annotation(segmentation, CONTRACT, 7, "7.png")["segments_info"]
-    expected = {"id": 4, "category_id": 119, "area": 2, "bbox": [1, 0, 2, 1], "iscrowd": 0}
-    assert entry[key] == expected[key]
+    assert entry.items() >= {"id": 4, "category_id": 119, "area": 2, "bbox": [1, 0, 2, 1], "iscrowd": 0}.items()

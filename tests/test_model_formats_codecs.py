@@ -10,7 +10,7 @@ from PIL import Image
 
 from model.formats.png import encode_png
 from model.formats.polygons import MIN_IOU, Polygon, mask_to_polygons
-from model.formats.rle import decode_rle, encode_label_map, encode_mask
+from model.formats.rle import encode_label_map, encode_mask
 
 
 def draw_map(generator: np.random.Generator, max_labels: int) -> np.ndarray:
@@ -48,16 +48,6 @@ def test_a_mask_inside_an_image_is_encoded_as_by_pycocotools() -> None:
         top, left, below, right = (int(each) for each in generator.integers(0, 4, 4))
         whole = np.pad(bits, ((top, below), (left, right)))
         assert encode_mask(bits, top, left, whole.shape) == encode_by_pycocotools(whole)
-
-
-def test_rles_are_decoded_to_their_masks() -> None:
-    labels = draw_map(np.random.default_rng(48), 4)
-    for number, rle in enumerate(encode_label_map(labels, [0, 1, 2, 3])):
-        np.testing.assert_array_equal(decode_rle(rle), labels == number)
-
-
-def test_no_ids_give_no_rles() -> None:
-    assert encode_label_map(np.zeros((2, 2), np.int32), []) == []
 
 
 NOISE = np.random.default_rng(53)

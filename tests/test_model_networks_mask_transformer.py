@@ -14,7 +14,6 @@ from model.networks.mask_transformer import (
     MaskTransformer,
     intermediate_layers,
     to_network_output,
-    upsample,
 )
 from model.networks.query_rescoring import MATRIX_NMS_SIGMA, rescore_queries
 from model.networks.vit import EncoderConfig, VisionTransformer
@@ -100,23 +99,6 @@ def test_outputs_do_not_depend_on_the_batch(network: MaskTransformer) -> None:
             torch.testing.assert_close(alone[0], among[index], rtol=1e-5, atol=1e-5)
 
 
-def test_outputs_are_in_the_order_of_the_batch(network: MaskTransformer) -> None:
-    pixels = draw_pixels(3)
-    forth, back = network(pixels, full_sizes(pixels)), network(pixels.flip(0), full_sizes(pixels))
-    for first, second in zip(forth, back, strict=True):
-        torch.testing.assert_close(first, second.flip(0), rtol=1e-5, atol=1e-5)  # float32
-
-
-def test_scores_and_masks_are_probabilities_and_clusters_in_range(network: MaskTransformer) -> None:
-    raw = network(draw_pixels(3), full_sizes(draw_pixels(3)))
-    for probabilities in (raw.scores, raw.masks):
-        assert probabilities.min() >= 0.0
-        assert probabilities.max() <= 1.0
-    assert raw.clusters.min() >= 0
-    assert raw.clusters.max() < THINGS
-    assert raw.clusters.dtype == torch.int64
-
-
 def test_the_score_is_the_rescored_object_probability_times_iou() -> None:
     # Probabilities 1/8, 3/8 and, of no object, 4/8; IoU sigmoid(log 3) = 3/4; things softmax(zeros) = 1/4.
     classes = torch.log(torch.tensor([[1.0, 3.0, 4.0]]))
@@ -135,11 +117,6 @@ def test_output_boxes_are_in_input_pixels() -> None:
     masks = torch.full((1, 4, 5), -9.0)
     masks[0, 1:3, 2:5] = 9.0
     assert to_network_output(predict(torch.zeros(1, 3), masks)).boxes.tolist() == [[[8.0, 4.0, 20.0, 12.0]]]
-
-
-def test_upsampling_keeps_pixel_centers_in_place() -> None:
-    row = upsample(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), (4, 4))[0, 0, 0]
-    assert row.tolist() == [0.0, 0.25, 0.75, 1.0]
 
 
 def test_inputs_need_not_be_square(network: MaskTransformer) -> None:

@@ -198,19 +198,6 @@ async def test_a_request_that_would_wait_too_long_is_not_admitted() -> None:
         await asyncio.gather(*tasks)
 
 
-async def test_urgent_images_and_clients_with_few_images_run_first() -> None:
-    session = EchoSession()
-    async with run_scheduler(session, max_batch_size=2) as scheduler:
-        first = await occupy(scheduler, session)
-        others = [asyncio.create_task(submit(scheduler, color, owner="greedy")) for color in (2, 3, 4)]
-        others += [asyncio.create_task(submit(scheduler, 5, owner="modest"))]
-        others += [asyncio.create_task(submit(scheduler, 6, priority=1))]
-        await asyncio.wait(others, timeout=SOON_S)
-        session.gate.set()
-        await asyncio.gather(first, *others)
-    assert session.batches == [[1], [6, 2], [5, 3], [4]]
-
-
 async def test_a_cancelled_image_is_never_run() -> None:
     session = EchoSession()
     async with run_scheduler(session) as scheduler:
@@ -272,14 +259,6 @@ async def test_a_failing_image_does_not_fail_its_batch(color: int, error: type[E
         assert isinstance(results.pop(1), error)
         assert results == [2, 3, 4]
         assert await asyncio.gather(*begin(scheduler, 5, 6, 7, 8)) == [5, 6, 7, 8]
-
-
-async def test_the_loop_survives_many_failures() -> None:
-    session = EchoSession()
-    async with run_scheduler(session, max_batch_size=1) as scheduler:
-        failures = await asyncio.gather(*begin(scheduler, *[FAILING] * 8), return_exceptions=True)
-        assert [str(failure) for failure in failures] == ["failing"] * 8
-        assert await submit(scheduler, 2) == 2
 
 
 async def test_stop_fails_waiting_images_and_rejects_new_ones() -> None:

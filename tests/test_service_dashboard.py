@@ -1,8 +1,6 @@
 """The dashboard in Chromium, with a fake network."""
 
-import asyncio
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +9,7 @@ import httpx
 import pytest
 from chromium import WAIT_S, open_page
 from fake_service import CONTRACT, RedSession, draw_halves, save
-from live_service import listen
+from live_service import serve_in_thread
 from playwright.sync_api import Browser, Page, Route, expect
 
 from model.backends.session import Session
@@ -33,34 +31,21 @@ def open_described() -> tuple[Contract, Session]:
     return replace(CONTRACT, drift_reference=flat), RedSession()
 
 
-async def serve(addresses: list[str], is_ready: threading.Event, is_over: threading.Event) -> None:
-    async with listen(open_described, max_queue_size=2, canary_max_psi=0.42) as (host, port):
-        addresses.append(f"http://{host}:{port}")
-        is_ready.set()
-        await asyncio.to_thread(is_over.wait)
-
-
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    addresses: list[str] = []
-    is_ready, is_over = threading.Event(), threading.Event()
-    thread = threading.Thread(target=lambda: asyncio.run(serve(addresses, is_ready, is_over)))
-    thread.start()
-    assert is_ready.wait(WAIT_S)
-    yield addresses[0]
-    is_over.set()
-    thread.join(WAIT_S)
+    with serve_in_thread(open_described, max_queue_size=2, canary_max_psi=0.42) as address:
+        yield address
 
 
 @pytest.fixture
 def page(address: str, browser: Browser, console_errors: list[str]) -> Iterator[Page]:
-    with open_page(browser, f"{address}/dashboard", console_errors) as page:
+    with open_page(browser, f"{address}dashboard", console_errors) as page:
         yield page
 
 
 def post_photo(address: str, content: bytes = PHOTO, **parameters: Any) -> int:
     files = {"file": ("photo.png", content)}
-    return httpx.post(f"{address}/v1/segment", params=parameters, files=files, timeout=WAIT_S).status_code
+    return httpx.post(f"{address}v1/segment", params=parameters, files=files, timeout=WAIT_S).status_code
 
 
 def test_a_request_appears_on_the_dashboard(page: Page, address: str) -> None:

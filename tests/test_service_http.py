@@ -92,16 +92,6 @@ async def test_the_overlay_is_a_jpeg_of_the_images_size(client: httpx.AsyncClien
     assert decoded.getpixel((45, 14)) != decoded.getpixel((10, 14))
 
 
-async def test_an_unacceptable_accept_header_is_406(client: httpx.AsyncClient) -> None:
-    response = await post(client, HALVES, headers={"Accept": "text/html, image/webp"})
-    assert response.status_code == 406
-    assert (
-        "application/json, image/png, image/jpeg, application/geo+json"
-        in Problem.model_validate_json(response.content).detail
-    )
-    assert response.headers["vary"] == "Accept"
-
-
 async def test_each_task_has_its_own_segments(client: httpx.AsyncClient) -> None:
     found = {}
     for task in ("panoptic", "instance", "semantic"):

@@ -1,9 +1,7 @@
 """The page in Chromium, with a fake network."""
 
-import asyncio
 import io
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,10 +13,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from chromium import WAIT_S, open_page
-from fastapi import FastAPI
 from jaxtyping import Bool, Int64, UInt8
+from live_service import serve_in_thread
 from PIL import Image
 from playwright.sync_api import Browser, Error, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
@@ -28,8 +25,6 @@ from model.formats.overlay import segment_color
 from model.formats.png import decode_panoptic_png
 from model.images import decode_image
 from model.network_io import RawOutputs
-from service.app import create_app
-from service.settings import Settings
 
 PAPER = (200, 180, 160)
 SIZE = (320, 240)
@@ -73,13 +68,6 @@ def open_fake() -> tuple[Contract, TwoBoxes]:
     return contract, TwoBoxes()
 
 
-async def serve(app: FastAPI, server: uvicorn.Server, listener: socket.socket, is_ready: threading.Event) -> None:
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await app.state.useg.model_repository.wait_ready()
-    is_ready.set()
-    await serving
-
-
 @pytest.fixture(scope="module")
 def names_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """File of the category names."""
@@ -100,17 +88,9 @@ def other_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def address(names_file: Path, other_port: int) -> Iterator[str]:
-    settings = Settings(category_names_file=names_file, cors_origins=f"http://127.0.0.1:{other_port}")
-    app = create_app(settings, load_model=open_fake)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    is_ready = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(app, server, listener, is_ready)))
-        thread.start()
-        assert is_ready.wait(WAIT_S)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join(WAIT_S)
+    origin = f"http://127.0.0.1:{other_port}"
+    with serve_in_thread(open_fake, category_names_file=names_file, cors_origins=origin) as address:
+        yield address
 
 
 @pytest.fixture
@@ -456,17 +436,6 @@ def test_the_better_of_overlapping_instances_is_visible(page: Page) -> None:
     upload(page, draw_photo())
     page.click("#show-masks")
     assert read_pixel(page, "masks", BOTH) == list(segment_color(1, True))
-
-
-def test_a_text_file_shows_the_services_error(page: Page, console_errors: list[str]) -> None:
-    error = page.get_by_role("alert")
-    with page.expect_response("**/v1/segment*") as refusal:
-        page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"not an image"})
-    expect(error).to_contain_text(f"notes.txt: {refusal.value.json()['detail']}")
-    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
-    upload(page, draw_photo())
-    expect(error).to_be_hidden()
-    assert "422" in console_errors.pop()
 
 
 def test_a_failed_connection_can_be_retried(page: Page, console_errors: list[str]) -> None:

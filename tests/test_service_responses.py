@@ -130,16 +130,6 @@ async def test_several_tasks_are_not_acceptable_as_a_single_png(client: httpx.As
     )
 
 
-async def test_classes_filter_the_segments(client: httpx.AsyncClient) -> None:
-    for classes, clusters in (("tomato", [1]), ("3", [3]), ("3,tomato", [1, 3]), ("2", [])):
-        response = SegmentationResponse.model_validate_json(
-            (await request_segments(client, "", classes=classes)).content
-        )
-        assert [each.cluster_id for each in response.segments_info] == clusters
-    problem = Problem.model_validate_json((await request_segments(client, "", classes="potato")).content)
-    assert (problem.status, "did you mean 'tomato'" in problem.detail) == (422, True)
-
-
 async def test_longest_edge_scales_the_result_down(client: httpx.AsyncClient) -> None:
     large = save(draw_halves().resize((560, 280)))
     response = SegmentationResponse.model_validate_json(

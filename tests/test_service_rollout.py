@@ -206,19 +206,6 @@ async def test_a_version_with_errors_is_rolled_back_and_clients_notice_nothing(t
         assert "errors: 3 of 3 images failed" in case.registry.read_state(NAME).history[-1].reason
 
 
-async def test_a_rolled_back_version_is_retried_when_it_is_activated_again(tmp_path: Path) -> None:
-    async with follow(tmp_path, {"1": "good", "2": "broken"}) as case:
-        await case.activate("1")
-        await case.activate("2")
-        for _ in range(3):
-            await case.segment()
-        await case.controller.reconcile()
-        await case.load_all()
-        assert case.controller.describe().serving_version == "1"
-        await case.activate("2")
-        assert case.controller.describe().serving_version == "2"
-
-
 async def test_a_version_whose_outputs_drift_is_rolled_back(tmp_path: Path) -> None:
     changes = {"drift_reference": {"segments": SEGMENTS}}
     async with follow(tmp_path, {"1": "good", "2": "blind"}, changes) as case:
