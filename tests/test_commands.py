@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model.cli import main
-from training.data.dataset import PseudoLabelDataset, read_label_map
+from training.data.dataset import PseudoLabelDataset
 from training.trainer.checkpoint import read_checkpoint_metadata
 
 TIMEOUT_S = 120
@@ -271,31 +271,6 @@ def read_instances_by_file(labels: Path) -> dict[str, list[object]]:
     for annotation in content["annotations"]:
         annotations[annotation["image_id"]].append((annotation["category_id"], annotation["segmentation"]))
     return {image["file_name"]: annotations[image["id"]] for image in content["images"]}
-
-
-def test_stuff_is_read_from_a_folder_of_maps(useg: Run, tmp_path: Path, tiny_encoder: Path) -> None:
-    photos, maps, out = tiny.draw_photos(tmp_path / "photos"), tmp_path / "maps", tmp_path / "labels"
-    command = ("label", photos, "--out", out, "--encoder", tiny_encoder, *LABEL_OPTIONS)
-    command += ("--stuff-merge-rule", "u2seg", "--stuff", "maps", "--stuff-maps-dir", maps)
-    expect_error(useg(*command), "maps is not a folder")
-    maps.mkdir()
-    for index in range(8):
-        rows = np.arange(48 + 4 * index)[:, None] * 4 // (48 + 4 * index)
-        np.save(maps / f"{index}.npy", rows.repeat(64, 1))
-    labeled = useg(*command)
-    assert labeled.status == 0, labeled.error
-    seen = set()
-    for photo in PseudoLabelDataset(out).read_photos():
-        label_map, given = read_label_map(photo.label), np.load(maps / f"{photo.path.stem}.npy")
-        stuff = {segment: cluster for segment, cluster in photo.categories.items() if cluster > 3}
-        assert all((given[label_map == segment] + 4 == cluster).all() for segment, cluster in stuff.items())
-        seen |= set(stuff.values())
-    assert seen == {4, 5, 6, 7}
-    np.save(maps / "5.npy", np.zeros((3, 3), int))
-    (maps / "6.npy").unlink()
-    expect_error(useg(*command), "6.npy")
-    np.save(maps / "6.npy", np.zeros((3, 3), int))
-    expect_error(useg(*command), "5.npy")
 
 
 def test_pseudo_labels_and_predictions_are_plotted(

@@ -12,8 +12,8 @@ from model.errors import ConfigError, DatasetError
 from training.data.features import PhotoFeatures
 from training.data.label_config import CodebookConfig, PseudoLabelOptions
 from training.pseudo_labels.codebook import (
-    ClusterStuffSegmenter,
     Codebook,
+    StuffSegmenter,
     load_codebook,
     smooth_with_masks,
     use_codebook_settings,
@@ -170,7 +170,7 @@ def test_masks_are_weighted_by_their_squared_scores_and_negative_scores_by_zero(
 def test_a_patch_takes_the_most_similar_stuff_cluster_and_borders_cross_patches() -> None:
     tokens = np.zeros((2, 4, 2), np.float32)
     tokens[:, :1, 0] = tokens[:, 1:, 1] = 1.0
-    segmenter = ClusterStuffSegmenter(embed=lambda features, proposals: tokens, centroids=np.eye(2, dtype=np.float32))
+    segmenter = StuffSegmenter(embed=lambda features, proposals: tokens, centroids=np.eye(2, dtype=np.float32))
     features, none = make_photo_features(np.zeros((2, 4, 4, 8)), height=28), make_proposals([], [])
     assert segmenter.segment_patches(features, none).tolist() == [[1, 2, 2, 2], [1, 2, 2, 2]]
     stuff = segmenter.segment(features, none)

@@ -206,7 +206,6 @@ def test_a_folder_with_other_files_is_rejected(tmp_path: Path, config: PseudoLab
         ({"objects_per_image": 13}, "at most 12"),
         ({"proposals": "consensus", "maskcut_subtract_mean": True}, "need proposals maskcut"),
         ({"max_stuff_in_things": 1.5}, "max_stuff_in_things"),
-        ({"stuff": "maps"}, "given together"),
     ],
 )
 def test_options_out_of_range_or_in_conflict_are_rejected(

@@ -95,10 +95,6 @@ def _make_config(
     encoder_hash = hash_file(encoder)
     if codebook:
         options = use_codebook_settings(options, codebook, encoder_hash)
-    if (maps_dir := options.stuff_maps_dir) is not None:
-        if not maps_dir.is_dir():
-            raise ConfigError(f"--stuff-maps-dir {maps_dir} is not a folder")
-        options = replace(options, stuff_maps_dir=maps_dir.resolve())
     return PseudoLabelConfig(
         **vars(options),
         photos=str(photos.resolve()),

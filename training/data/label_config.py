@@ -5,7 +5,6 @@ the command finds out (hashes, paths). A function takes the smallest class that 
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -19,14 +18,14 @@ MAX_OBJECTS = 12
 
 MaskProposalMethod = Literal["consensus", "maskcut"]
 MaskCutFeatures = Literal["patches", "keys"]
-StuffMethod = Literal["kmeans", "regions", "stego", "maps"]
+StuffMethod = Literal["kmeans", "regions", "stego"]
 StegoPreset = Literal["small", "small-10-3", "base", "cityscapes", "shipped", "tiny"]
 StuffMergeRule = Literal["u2seg", "drop-thing-like"]
 MaskSource = Literal["discovery", "ground-truth"]
 
 
 REMOVED_OPTIONS = {
-    "refinement": "guided", "stuff_crf": False, "kmeans_init": "random", "detector_hash": "",
+    "refinement": "guided", "stuff_crf": False, "stuff_maps_dir": None, "kmeans_init": "random", "detector_hash": "",
     "thing_embedding": "region", "crop_px": 224, "crop_background": "white", "crop_token": "class", "crop_layer": -1,
     "crop_l2_normalize": False,
 }  # fmt: skip
@@ -94,7 +93,7 @@ class ClusteringConfig:
     """Number of stuff clusters."""
     stuff: StuffMethod = "regions"
     """Source of stuff. kmeans: clusters of patch features; regions: the same after smoothing within masks; stego:
-    STEGO, trained here; maps: label maps from `--stuff-maps-dir`."""
+    STEGO, trained here."""
     stego_preset: StegoPreset = "small"
     """With `--stuff stego`: published hyper-parameters; `tiny` is a smoke test."""
     stego_steps: int = 5000
@@ -130,9 +129,6 @@ class CodebookConfig(ClusteringConfig):
 class PseudoLabelOptions(ClusteringConfig, MaskDiscoveryConfig):
     """The options of `useg label` that change the labels."""
 
-    stuff_maps_dir: Path | None = None
-    """With `--stuff maps`: folder with one label map per photo (.npy or single-channel .png, same name); values are
-    stuff clusters counted from 0, -1 and 255 mean none."""
     stuff_merge_rule: StuffMergeRule = "drop-thing-like"
     """Stuff clusters that lie mostly inside masks: keep them as stuff elsewhere (u2seg, as published), or leave their
     pixels outside masks unlabeled (drop-thing-like)."""
@@ -146,8 +142,6 @@ class PseudoLabelOptions(ClusteringConfig, MaskDiscoveryConfig):
         MaskDiscoveryConfig.__post_init__(self)
         if not 0.0 <= self.max_stuff_in_things <= 1.0:
             raise ConfigError(f"max_stuff_in_things must lie in 0..1, got {self.max_stuff_in_things}")
-        if (self.stuff_maps_dir is None) == (self.stuff == "maps"):
-            raise ConfigError("stuff maps and stuff_maps_dir must be given together")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ The folder of a chunk is named after a hash of everything that its labels depend
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,11 +172,9 @@ def split_into_chunks(photos: Sequence[PhotoFile]) -> list[tuple[PhotoFile, ...]
     return [tuple(photos[start : start + CHUNK_SIZE]) for start in range(0, len(photos), CHUNK_SIZE)]
 
 
-def make_chunk(
-    photos: Sequence[PhotoFile], dependencies: Dependencies, hash_map: Callable[[PhotoFile], str] = lambda photo: ""
-) -> Chunk:
-    """Name a chunk after its photos, their stuff maps (`hash_map`) and the other dependencies."""
-    content = {"made_from": dependencies, "photos": [(each.name, each.digest, hash_map(each)) for each in photos]}
+def make_chunk(photos: Sequence[PhotoFile], dependencies: Dependencies) -> Chunk:
+    """Name a chunk after its photos and dependencies."""
+    content = {"made_from": dependencies, "photos": [(each.name, each.digest) for each in photos]}
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_HASH_DIGITS]
     return Chunk(name=name, photos=tuple(photos))
 

@@ -94,8 +94,6 @@ def fit_codebook(inputs: CodebookInputs) -> Codebook:
         case "stego":
             del sample
             codebook = _fit_stego(inputs, codebook)
-        case "maps":
-            pass
     return _fit_things(inputs, codebook)
 
 
@@ -236,7 +234,7 @@ def _fit_stego(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
 def _fit_things(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
     """Fit thing clusters on a reservoir sample of mask embeddings, and count how much stuff lies in masks."""
     config = codebook.config
-    segmenter = make_stuff_segmenter(codebook, inputs.config.stuff_maps_dir)
+    segmenter = make_stuff_segmenter(codebook)
     generator = np.random.default_rng(config.seed)
     capacity, seen = max(_MIN_KEPT_MASKS, _MAX_MASKS_PER_CLUSTER * config.thing_clusters), 0
     vectors: list[Float[np.ndarray, "D"]] = []

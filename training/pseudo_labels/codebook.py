@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,10 +30,8 @@ from training.data.label_config import (
     to_json,
 )
 from training.data.panoptic_labels import find_thing_like_stuff
-from training.data.photos import PhotoFile
 from training.pseudo_labels.consensus import FeatureProjections
 from training.pseudo_labels.maskcut import MaskProposals, l2_normalize
-from training.pseudo_labels.stuff_maps import PrecomputedStuff
 
 FORMAT_VERSION = 3
 _HEAD, _PROJECTIONS = "stego_head.", "projections."
@@ -56,7 +53,7 @@ class Codebook:
     """Principal axes, each divided by its standard deviation."""
     thing_centroids: Float[np.ndarray, "K D"]
     stuff_centroids: Float[np.ndarray, "S D"]
-    """Of unit length; S is 0 for precomputed stuff maps."""
+    """Of unit length."""
     stuff_in_masks: Float[np.ndarray, "S"]
     """Fraction of each stuff cluster's patches that lie in masks, over the photos it was fitted on."""
     patch_centroids: Float[np.ndarray, "M P"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
@@ -182,31 +179,21 @@ def nearest_centroid(vectors: Float[np.ndarray, "*N P"], centroids: Float[np.nda
     return nearest
 
 
-class StuffSegmenter(Protocol):
-    """Assigns stuff clusters, counted from 1; 0 means none."""
-
-    def segment(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
-        """Return the cluster of every pixel, in the photo's own size."""
-        ...
-
-    def segment_patches(self, features: PhotoFeatures, proposals: MaskProposals) -> Int[np.ndarray, "h w"]:
-        """Return the cluster of every patch that shows a part of the photo."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class ClusterStuffSegmenter:
-    """Assigns the centroid that is most similar to a patch's feature."""
+class StuffSegmenter:
+    """Assigns the stuff cluster, counted from 1, whose centroid is most similar to a patch's feature."""
 
     embed: Callable[[PhotoFeatures, MaskProposals], Float[np.ndarray, "h w D"]]
     centroids: Float[np.ndarray, "S D"]
     """Of unit length."""
 
     def segment(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
+        """Return the cluster of every pixel, in the photo's own size."""
         tokens = self.embed(features, proposals)
         return segment_stuff(tokens, self.centroids, features.patch_px, features.letterbox)
 
     def segment_patches(self, features: PhotoFeatures, proposals: MaskProposals) -> Int[np.ndarray, "h w"]:
+        """Return the cluster of every patch that shows a part of the photo."""
         return nearest_centroid(self.embed(features, proposals), self.centroids) + 1
 
 
@@ -258,8 +245,8 @@ class StegoHead(nn.Module):
         return codes
 
 
-def make_stuff_segmenter(codebook: Codebook, maps_dir: Path | None = None) -> StuffSegmenter:
-    """Return the configured segmenter. Raises ConfigError if it needs precomputed maps and `maps_dir` is None."""
+def make_stuff_segmenter(codebook: Codebook) -> StuffSegmenter:
+    """Return the configured segmenter."""
     match codebook.config.stuff:
         case "kmeans":
             embed = partial(_embed_patches, codebook)
@@ -267,11 +254,7 @@ def make_stuff_segmenter(codebook: Codebook, maps_dir: Path | None = None) -> St
             embed = partial(_embed_regions, codebook)
         case "stego":
             embed = partial(_embed_codes, _load_head(codebook))
-        case "maps":
-            if maps_dir is None:
-                raise ConfigError("the codebook's stuff comes from maps: give stuff_maps_dir")
-            return PrecomputedStuff(folder=maps_dir, clusters=codebook.config.stuff_clusters)
-    return ClusterStuffSegmenter(embed=embed, centroids=codebook.stuff_centroids)
+    return StuffSegmenter(embed=embed, centroids=codebook.stuff_centroids)
 
 
 def _embed_patches(codebook: Codebook, features: PhotoFeatures, proposals: MaskProposals) -> Float[np.ndarray, "h w P"]:
@@ -302,7 +285,7 @@ class ClusterAssigner:
 
     def __init__(self, codebook: Codebook, config: PseudoLabelConfig) -> None:
         self._codebook = codebook
-        self._stuff = make_stuff_segmenter(codebook, config.stuff_maps_dir)
+        self._stuff = make_stuff_segmenter(codebook)
         self.thing_like = find_thing_like_stuff(
             codebook.stuff_in_masks, config.max_stuff_in_things, config.stuff_merge_rule
         )
@@ -312,7 +295,3 @@ class ClusterAssigner:
 
     def segment_stuff(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
         return self._stuff.segment(features, proposals)
-
-    def hash_map(self, photo: PhotoFile) -> str:
-        """Return the hash of the photo's stuff map; empty if stuff is not precomputed."""
-        return self._stuff.hash_map(photo) if isinstance(self._stuff, PrecomputedStuff) else ""

@@ -38,7 +38,7 @@ from training.pseudo_labels.refinement import refine_masks
 
 MAX_MASKS = 40
 """Consensus masks per photo that are refined; refinement rejects about a third of them."""
-_PROVENANCE_FIELDS = {"photos", "photos_hash", "encoder", "stuff_maps_dir", "codebook_hash", "data_source"}
+_PROVENANCE_FIELDS = {"photos", "photos_hash", "encoder", "codebook_hash", "data_source"}
 """Fields that do not change the name of a chunk: paths, provenance, and hashes that the chunk covers otherwise."""
 
 Stage = Literal["features", "masks", "labels"]
@@ -168,7 +168,7 @@ class PseudoLabelWorker:
 
     def plan_chunk(self, photos: Sequence[PhotoFile]) -> Chunk:
         """Return the chunk of these photos, written or not. Raises DatasetError if there is no codebook yet."""
-        return make_chunk(photos, self._dependencies, self._assigner.hash_map)
+        return make_chunk(photos, self._dependencies)
 
     def list_unlabeled(self, groups: Sequence[Sequence[PhotoFile]]) -> list[Sequence[PhotoFile]]:
         """Return the groups without a complete chunk; a complete one no longer needs features and masks."""

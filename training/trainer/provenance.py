@@ -14,7 +14,7 @@ from training.data.encoders import read_encoder_origin
 from training.data.label_config import PseudoLabelConfig, to_json
 
 _GIT_TIMEOUT_S = 10.0
-_MACHINE_PATHS = ("photos", "encoder", "stuff_maps_dir")
+_MACHINE_PATHS = ("photos", "encoder")
 """Prefixes of label options that hold paths of this machine, or that have an entry of their own."""
 
 
