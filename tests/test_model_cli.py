@@ -1,4 +1,4 @@
-"""`useg` with commands of the model package and `useg gate`, on an artifact of random weights."""
+"""`useg` with commands of the model package and `useg gate`: artifacts, names, registries, signatures."""
 
 import ast
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_registry import write_artifact
 
 from model.cli import COMMANDS, format_result, main
 from model.contract import Category, read_contract
@@ -196,3 +197,60 @@ def test_wrong_usage_is_one_line_and_status_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    return write_artifact(tmp_path / "artifact", "1")
+
+
+def fail(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    assert main([str(word) for word in words]) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    return printed.err
+
+
+def test_a_version_is_added_deployed_rolled_back_and_removed(
+    tmp_path: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = tmp_path / "registry"
+    added = call(capsys, "registry", "add", registry, drawn)
+    assert added == {"model": "fake", "version": "1", "artifact": str(registry / "fake" / "1")}
+    call(capsys, "registry", "add", registry, drawn, "--version", "2")
+    assert (
+        call(capsys, "registry", "activate", registry, "1", "--author", "alice", "--reason", "first")["active"] == "1"
+    )
+    canary = call(capsys, "registry", "canary", registry, "2", "--traffic-fraction", "0.25")
+    assert canary["canary"] == {"version": "2", "traffic_fraction": 0.25}
+    assert call(capsys, "registry", "shadow", registry, "2")["shadow"] == {"version": "2", "traffic_fraction": 0.1}
+    call(capsys, "registry", "canary", registry, "2")
+    promoted = call(capsys, "registry", "promote", registry)
+    assert (promoted["active"], promoted["previous_versions"]) == ("2", ["1"])
+    back = call(capsys, "registry", "rollback", registry, "--reason", "worse masks")
+    assert (back["active"], back["history"][0]["reason"]) == ("1", "worse masks")
+    assert call(capsys, "registry", "remove", registry, "2")["versions"] == ["1"]
+    (model,) = call(capsys, "registry", "list", registry)["models"]
+    assert [event["action"] for event in model["history"]][-3:] == ["promote", "rollback", "remove"]
+    assert model["history"][2]["author"] == "alice"
+
+
+def test_errors_are_one_line(tmp_path: Path, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = tmp_path / "registry"
+    assert "is not a registry" in fail(capsys, "registry", "list", registry)
+    call(capsys, "registry", "add", registry, drawn)
+    assert "give another version" in fail(capsys, "registry", "add", registry, drawn)
+    assert "activate one before a canary" in fail(capsys, "registry", "canary", registry, "1")
+    assert "no version '9'" in fail(capsys, "registry", "activate", registry, "9")
+    call(capsys, "registry", "add", registry, drawn, "--model", "other")
+    assert "holds fake, other: give --model" in fail(capsys, "registry", "activate", registry, "1")
+    assert call(capsys, "registry", "activate", registry, "1", "--model", "other")["name"] == "other"
+
+
+def test_a_signing_key_is_created_and_signs(tmp_path: Path, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cryptography", reason="useg[signing] is not installed")
+    made = call(capsys, "create-signing-key", tmp_path / "key", "--name", "alice")
+    assert made["trusted_keys_line"].startswith("alice:")
+    assert call(capsys, "sign", drawn, "--key", tmp_path / "key")["signed"] is True
+    assert (drawn / "contract.sig").is_file()
+    assert "never overwritten" in fail(capsys, "create-signing-key", tmp_path / "key")

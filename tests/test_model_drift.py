@@ -1,13 +1,17 @@
-"""Output statistics and the population stability index."""
+"""Output statistics, the population stability index, and the reference in an artifact."""
 
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from model.backends.loader import load_session
 from model.contract import Histogram
 from model.drift import BIN_EDGES, build_histograms, output_statistics, population_stability_index
 from model.errors import ConfigError
+from model.export.predictor import write_drift_reference
 from model.postprocessing.panoptic import Segment, Segmentation
 
 
@@ -54,3 +58,31 @@ def test_histograms_that_cannot_be_compared_are_rejected(observed: Histogram) ->
 
 def test_bin_edges_increase() -> None:
     assert all(list(edges) == sorted(set(edges)) for edges in BIN_EDGES.values())
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
+    return shutil.copytree(tiny_artifact, tmp_path / "artifact")
+
+
+def test_the_drift_reference_is_stored_and_the_artifact_still_loads(artifact: Path, tiny_photos: Path) -> None:
+    write_drift_reference(artifact, tiny_photos, 5, "cpu", 1)
+    contract, _ = load_session(artifact, threads=1)
+    assert sorted(contract.drift_reference) == ["score", "segments", "void"]
+    assert sum(contract.drift_reference["segments"].counts) == 5
+    assert sum(contract.drift_reference["void"].counts) == 5
+
+
+def test_the_drift_reference_is_deterministic_and_replaced(artifact: Path, tiny_photos: Path) -> None:
+    first = write_drift_reference(artifact, tiny_photos, 5, "cpu", 1)
+    assert write_drift_reference(artifact, tiny_photos, 5, "cpu", 1) == first
+    assert sum(write_drift_reference(artifact, tiny_photos, 100, "cpu", 1).drift_reference["void"].counts) == 8
+
+
+def test_a_folder_without_photos_leaves_the_artifact_unchanged(tmp_path: Path, artifact: Path) -> None:
+    before = (artifact / "contract.json").read_bytes()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "note.txt").write_text("no photo")
+    with pytest.raises(ConfigError, match="has no readable photo"):
+        write_drift_reference(artifact, tmp_path / "photos", 5, "cpu", 1)
+    assert (artifact / "contract.json").read_bytes() == before

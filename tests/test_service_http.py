@@ -1,4 +1,4 @@
-"""POST /v1/segment, health, metrics and pages over HTTP."""
+"""POST /v1/segment, health, metrics, pages and security headers over HTTP."""
 
 import asyncio
 import io
@@ -234,3 +234,19 @@ async def test_pages_and_their_files_are_served_for_revalidation(client: httpx.A
         assert response.headers["cache-control"] == "no-cache"
     for path in ("/static/none.js", "/static/..%2fapp.py", "/static/", "/static/%00"):
         assert (await client.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/metrics", "/none", "/static/style.css"])
+async def test_every_response_has_security_headers(client: httpx.AsyncClient, path: str) -> None:
+    headers = (await client.get(path)).headers
+    assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY")
+    assert (headers["referrer-policy"], headers["cross-origin-resource-policy"]) == ("no-referrer", "same-origin")
+
+
+async def test_the_csp_allows_only_files_of_the_service(client: httpx.AsyncClient) -> None:
+    page = await client.get("/")
+    policy = dict(rule.split(" ", 1) for rule in page.headers["content-security-policy"].split("; "))
+    assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
+    assert (policy["frame-ancestors"], policy["connect-src"]) == ("'none'", "'self'")
+    assert re.findall(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page.text) == []
+    assert re.findall(r'(?:src|href)="(?:https?:)?//', page.text) == []

@@ -1,7 +1,8 @@
-"""Under overload the service rejects requests at once, keeps deadlines, and drops cancelled work."""
+"""Under overload the service rejects requests at once, keeps deadlines, drops cancelled work and slow clients."""
 
 import asyncio
 import itertools
+import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 from fake_service import RedSession, draw_halves, open_client, post, save
 from live_service import WAIT_S, GatedSession, listen, make_request, see_metric, wait_for
+from starlette.types import Receive, Scope, Send
 
 from model.network_io import RawOutputs
+from service.middleware.client_limits import make_uvicorn_config
+from service.server import Server
 
 HALVES = save(draw_halves())
 INFER = "v2/models/fake/infer"
@@ -171,3 +175,56 @@ async def test_a_header_without_end_is_rejected() -> None:
         writer.write(b"GET /livez HTTP/1.1\r\nX: " + b"x" * 20_000)
         assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 400 ")
         writer.close()
+
+
+ANSWER_BYTES = 64 * 1024 * 1024
+
+
+async def answer_at_length(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(ANSWER_BYTES)})
+    else:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def test_a_client_that_does_not_read_is_disconnected() -> None:
+    server = Server(make_uvicorn_config(answer_at_length, client_timeout_s=0.2, finish_s=1.0))
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, listener.getsockname())
+        await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(WAIT_S):
+            while not server.server_state.connections:
+                await asyncio.sleep(0)
+            while server.server_state.connections:
+                await asyncio.sleep(0.01)
+        received = 0
+        with suppress(ConnectionResetError):
+            while chunk := await loop.sock_recv(client, 1 << 20):
+                received += len(chunk)
+        assert received < ANSWER_BYTES
+        server.should_exit = True
+        await serving
+
+
+async def test_connections_set_tcp_nodelay() -> None:
+    server = Server(make_uvicorn_config(answer_at_length, client_timeout_s=WAIT_S, finish_s=1.0))
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+        async with asyncio.timeout(WAIT_S):
+            while not server.server_state.connections:
+                await asyncio.sleep(0)
+        (connection,) = server.server_state.connections
+        own = connection.transport.get_extra_info("socket")
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+        client.close()
+        server.should_exit = True
+        await serving
