@@ -5,11 +5,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from model.category_examples import Category, CategoryExamples
 from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import atomic_write, hash_file
 from model.validation import parse_versioned_json, to_versioned_json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 CONTRACT_FILE = "contract.json"
 NETWORK_FILE = "network.onnx"
 INT8_FILES = ("int8.xml", "int8.bin")
@@ -56,14 +57,6 @@ class Thresholds:
         for name, value in asdict(self).items():
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"{name} must lie in 0..1, got {value}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Category:
-    """A named class."""
-
-    id: int
-    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +118,10 @@ class Contract:
     thing_clusters: int
     stuff_clusters: int
     """0: the network predicts things only."""
+    embedding_dim: int = 0
+    """Size of the embedding of each patch; 0: the network has none."""
+    embedding_stride_px: int = 14
+    """Side of a patch, in input pixels."""
     box_mask_size: int = 0
     """Side of a square mask inside its box, in cells; 0: masks cover the image."""
     precision: Precision = "fp32"
@@ -137,6 +134,8 @@ class Contract:
     thresholds: Thresholds = field(default_factory=Thresholds)
     categories: dict[int, Category] = field(default_factory=dict)
     """Names that the artifact ships with, by cluster id; `model.registry.category_names` keeps later changes."""
+    examples: CategoryExamples | None = None
+    """Embeddings of labeled segments: a segment takes the category of the most similar ones."""
     drift_reference: dict[str, Histogram] = field(default_factory=dict)
     """Expected output statistics (see `model.drift`); empty if not measured."""
     files: dict[str, str] = field(default_factory=dict)
@@ -155,6 +154,10 @@ class Contract:
         clusters = self.thing_clusters + self.stuff_clusters
         if unknown := [cluster for cluster in self.categories if not 1 <= cluster <= clusters]:
             raise ContractMismatch(f"contract: names clusters {unknown}, there are 1..{clusters}")
+        if self.examples and self.examples.vectors.shape[1] != self.embedding_dim:
+            raise ContractMismatch(
+                f"contract: the examples have {self.examples.vectors.shape[1]} values, embeddings {self.embedding_dim}"
+            )
         if self.precision not in PRECISIONS:
             raise ContractMismatch(f"contract: unknown precision {self.precision!r}, known are {', '.join(PRECISIONS)}")
 

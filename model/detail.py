@@ -83,7 +83,14 @@ class PreparedImage:
         parts.insert(0, (whole.scores, whole.clusters, whole.boxes * scale, masks))
         scores, clusters, boxes, masks = (np.concatenate(part) for part in zip(*parts, strict=True))
         semantic = _resize_maps(whole.semantic[:, :height, :width], rows, columns)
-        return RawOutputs(scores=scores, clusters=clusters, boxes=boxes, masks=masks, semantic=semantic)
+        return RawOutputs(
+            scores=scores,
+            clusters=clusters,
+            boxes=boxes,
+            masks=masks,
+            semantic=semantic,
+            embeddings=_crop_patches(whole.embeddings, self.inputs[0]),
+        )
 
 
 def prepare_image(image: UInt8[np.ndarray, "H W 3"], contract: Contract, detail: Detail = "standard") -> PreparedImage:
@@ -113,6 +120,19 @@ def run_image(
     prepared = prepare_image(image, contract, detail)
     outputs = [session.run(each.pixels[None], np.array([each.size]))[0] for each in prepared.inputs]
     return prepared.merge(outputs), prepared
+
+
+def _crop_patches(
+    embeddings: Float32[np.ndarray, "E rows columns"] | None, given: NetworkInput
+) -> Float32[np.ndarray, "E r c"] | None:
+    """Return a grid of embeddings that covers the image exactly, and not its padding: each point's nearest patch."""
+    if embeddings is None:
+        return None
+    taken = [
+        np.floor((np.arange(count) + 0.5) * side / padded).astype(np.int64)
+        for count, side, padded in zip(embeddings.shape[1:], given.size, given.pixels.shape[1:], strict=True)
+    ]
+    return embeddings[:, taken[0][:, None], taken[1][None]]
 
 
 def _cut_windows(enlarged: UInt8[np.ndarray, "H W 3"], size: InputSize, stride_px: int) -> Iterator[NetworkInput]:

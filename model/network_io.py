@@ -26,10 +26,16 @@ class RawOutputs:
     """Probabilities: over the image at the contract's stride, or inside each box (`Contract.box_mask_size`)."""
     semantic: Float32[np.ndarray, "S+1 h w"]
     """Logits; channel 0 is "things", channel s is stuff cluster s."""
+    embeddings: Float32[np.ndarray, "E rows columns"] | None = None
+    """Unit vectors of the patches of the input, by which segments get categories; None if the network has none."""
 
 
-OUTPUT_NAMES = tuple(entry.name for entry in fields(RawOutputs))
-"""Names of the outputs of every network, in order."""
+_OUTPUT_NAMES = tuple(entry.name for entry in fields(RawOutputs))
+
+
+def output_names(embedding_dim: int) -> tuple[str, ...]:
+    """Return the names of the outputs of a network, in order."""
+    return _OUTPUT_NAMES if embedding_dim else _OUTPUT_NAMES[:-1]
 
 
 def check_shapes(actual: Mapping[str, Shape], contract: Contract) -> None:
@@ -43,12 +49,13 @@ def check_shapes(actual: Mapping[str, Shape], contract: Contract) -> None:
 
 def io_shapes(contract: Contract) -> dict[str, Shape]:
     """Return the shapes of all inputs and outputs; with several input sizes, image axes are None."""
-    height = width = rows = columns = None
+    height = width = rows = columns = patch_rows = patch_columns = None
     if len(contract.all_input_sizes) == 1:
         height, width = contract.input_sizes[0].height_px, contract.input_sizes[0].width_px
         rows, columns = height // contract.stride_px, width // contract.stride_px
+        patch_rows, patch_columns = (side // contract.embedding_stride_px for side in (height, width))
     side = contract.box_mask_size
-    return {
+    shapes: dict[str, Shape] = {
         "pixels": [3, height, width],
         "sizes": [2],
         "scores": [contract.max_detections],
@@ -57,6 +64,9 @@ def io_shapes(contract: Contract) -> dict[str, Shape]:
         "masks": [contract.max_detections, *((side, side) if side else (rows, columns))],
         "semantic": [contract.stuff_clusters + 1, rows, columns],
     }
+    if contract.embedding_dim:
+        shapes["embeddings"] = [contract.embedding_dim, patch_rows, patch_columns]
+    return shapes
 
 
 def _label_lengths(shape: Shape) -> list[int | str]:

@@ -5,7 +5,7 @@ import base64
 import binascii
 import sys
 import unicodedata
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from email.message import Message
 from email.utils import collapse_rfc2231_value
@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from model.contract import Contract, Detail, Task, Thresholds
 from model.errors import DeadlineExceeded, InvalidParameter, UnsupportedMediaType, UploadTimeout, UrlInputUnsupported
+from model.postprocessing.panoptic import Segment
 from model.validation import did_you_mean
 from service.settings import Settings
 
@@ -56,7 +57,7 @@ def _split_commas(value: Any) -> Any:
 
 
 def _list_texts(value: Any) -> Any:
-    """Turn one text, or texts and numbers, into a tuple without duplicates; `find_clusters` splits at commas."""
+    """Turn one text, or texts and numbers, into a tuple without duplicates; `select_classes` splits at commas."""
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list | tuple):
         return value
@@ -154,21 +155,25 @@ class SegmentOptions(BaseModel):
         }
         return replace(thresholds, **{name: value for name, value in chosen.items() if value is not None})
 
-    def find_clusters(self, contract: Contract) -> frozenset[int] | None:
-        """Return the ids of the requested clusters, None for all. Raises InvalidParameter for an unknown class."""
+    def select_classes(self, contract: Contract) -> Callable[[Segment], bool] | None:
+        """Return whether a segment is of a requested class, None if all are. Raises InvalidParameter for an unknown
+        one."""
         if not self.classes:
             return None
         count = contract.thing_clusters + contract.stuff_clusters
-        named: dict[str, set[int]] = {}
-        for cluster, category in contract.categories.items():
-            named.setdefault(category.name, set()).add(cluster)
-        ids = {str(cluster): {cluster} for cluster in range(1, count + 1)} | named
-        names = [name for entry in self.classes for name in ([entry] if entry in ids else entry.split(","))]
-        for name in map(str.strip, names):
-            if name not in ids:
-                hint = did_you_mean(name, ids, ":")
-                raise InvalidParameter(f"unknown class {name!r}{hint} send a category name or a cluster id 1..{count}")
-        return frozenset().union(*(ids[name.strip()] for name in names))
+        examples = contract.examples.categories if contract.examples else ()
+        known = {str(cluster) for cluster in range(1, count + 1)}
+        known |= {category.name for category in (*contract.categories.values(), *examples)}
+        entries = [name for entry in self.classes for name in ([entry] if entry in known else entry.split(","))]
+        names = {name.strip() for name in entries}
+        if unknown := sorted(names - known):
+            hint = did_you_mean(unknown[0], known, ":")
+            raise InvalidParameter(
+                f"unknown class {unknown[0]!r}{hint} send a category name or a cluster id 1..{count}"
+            )
+        return lambda segment: (
+            str(segment.cluster) in names or (segment.category is not None and segment.category.name in names)
+        )
 
 
 class SegmentParameters(SegmentOptions):

@@ -113,6 +113,7 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> P
         artifact,
         ExportConfig(name="tiny", version="3", score_threshold=0.0, min_component_area_fraction=0.0),
         [],
+        tiny.draw_noise(16, tiny.SIDE_PX, tiny.SIDE_PX).permute(0, 2, 3, 1).numpy(),
     )
     return artifact
 

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from model.backends.session import Session
-from model.contract import Category, Contract, InputSize
+from model.category_examples import Category
+from model.contract import Contract, InputSize
 from model.network_io import RawOutputs
 from service.app import create_app
 from service.inference.loaded_model import ModelLoader

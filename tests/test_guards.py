@@ -24,6 +24,7 @@ TORCH_FLOOR = {
     "model/export/precision.py",
     "model/export/export.py",
     "model/export/onnx_graph.py",
+    "model/export/patch_embedding.py",
     "model/backends/onnx_to_torch.py",
     "model/checkpoints/runs.py",
     "model/backends/torch_session.py",

@@ -105,8 +105,8 @@ class Recorder:
 
         def replay(pixels: Tensor, sizes: Tensor) -> NetworkOutput:
             assert tuple(pixels.shape) == tuple(place.scores.shape[:1]) + tuple(pixels.shape[1:])
-            for kept, new in zip(place, forward(pixels, sizes), strict=True):
-                kept.copy_(new)
+            for name, new in forward(pixels, sizes).parts.items():
+                place.parts[name].copy_(new)
             return place
 
         return replay

@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from model.contract import Category, Contract, InputSize
+from model.category_examples import Category, make_examples
+from model.contract import Contract, InputSize
 from model.errors import InvalidCategoryNames, InvalidParameter, UsegError
-from model.formats.coco import get_category_id
+from model.formats.coco import get_cluster_category_id
 from model.registry.category_names import (
     MAX_CHANGES,
+    CategoryName,
     CategoryNames,
     check_clusters,
     edit_names,
@@ -81,7 +84,7 @@ def test_names_override_the_contract_and_known_categories_keep_their_ids() -> No
 def test_a_thing_and_stuff_of_the_same_name_are_two_categories() -> None:
     named = empty_names(CONTRACT).rename({2: "sky"}, "ann").apply(CONTRACT)
     assert named.categories[2] == Category(id=23, name="sky")
-    assert get_category_id(3, named) == 26  # a cluster without a name: above all others
+    assert get_cluster_category_id(3, named) == 26  # a cluster without a name: above all others
 
 
 def test_an_empty_name_restores_the_name_in_the_contract() -> None:
@@ -132,6 +135,28 @@ def test_replaced_names_keep_their_authors() -> None:
     assert list_names(replaced) == {2: "lion", 5: "grass"}
     assert (replaced.names[5].author, replaced.history[-1].author, replaced.revision) == ("bob", "ann", 2)
     assert list_names(replaced.undo("ann")) == {1: "dog", 2: "cat"}
+
+
+def test_applied_examples_are_replaced_and_restored_with_the_names_and_user_names_come_before_them() -> None:
+    contract = replace(CONTRACT, embedding_dim=2)
+    cat, dog = (
+        make_examples((Category(id=1, name=name),), 1, np.zeros(1, np.int64), np.ones((1, 2), np.float32))
+        for name in ("cat", "dog")
+    )
+    matched = CategoryName(category_name="cat", author="useg match", timestamp="", category_id=1)
+    names = empty_names(contract).rename({2: "lion"}, "ann")
+    assert names.apply(contract).examples is None
+    assert names.apply(replace(contract, examples=dog)).examples == replace(dog, except_clusters=(2,))
+    applied = names.replace_all({1: matched}, "ann", cat)
+    assert applied.apply(replace(contract, examples=dog)).examples == cat
+    again = applied.replace_all({1: matched}, "ann", dog)
+    assert (again.revision, again.undo("ann").examples, again.undo("ann").names) == (3, cat, applied.names)
+    without = applied.replace_all({1: matched}, "ann")
+    assert without.apply(replace(contract, examples=dog)).examples is None  # names of other categories
+    stored = parse_names(applied.to_json().encode(), contract, "names.json")
+    assert stored == applied
+    with pytest.raises(InvalidCategoryNames, match=r"has examples of 2 values, the embeddings of .* have 0: run"):
+        parse_names(applied.to_json().encode(), CONTRACT, "names.json")
 
 
 def test_concurrent_changes_by_threads_and_processes_are_all_kept(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from coco_reference import encode_by_pycocotools
 from PIL import Image
 from pycocotools import mask as coco
 
-from model.contract import Category, Contract, InputSize
+from model.category_examples import Category
+from model.contract import Contract, InputSize
 from model.formats.coco import (
     encode_rles,
     list_coco_categories,
@@ -169,7 +170,7 @@ def draw_scene() -> tuple[np.ndarray, Segmentation]:
     label_map[:, :32], label_map[:, 64:] = 1, 2
     segments = (
         Segment(id=1, cluster=1, is_thing=True, score=1.0),
-        Segment(id=2, cluster=9, is_thing=False, score=1.0),
+        Segment(id=2, cluster=9, is_thing=False, score=1.0, category=NAMED.categories[9]),
     )
     return np.full((32, 96, 3), 100, np.uint8), Segmentation(label_map=label_map, segments=segments)
 
@@ -239,7 +240,7 @@ def test_a_cluster_png_with_more_than_255_clusters_has_16_bits() -> None:
 
 def test_hugging_face_masks_have_label_score_and_gray_mask() -> None:
     _, segmentation = draw_scene()
-    thing, stuff = to_hf_masks(segmentation, NAMED)
+    thing, stuff = to_hf_masks(segmentation)
     assert (thing["label"], stuff["label"], thing["score"]) == ("LABEL_1", "grass", 1.0)
     mask = Image.open(io.BytesIO(base64.b64decode(stuff["mask"])))
     assert (mask.mode, mask.size) == ("L", (96, 32))
@@ -248,7 +249,7 @@ def test_hugging_face_masks_have_label_score_and_gray_mask() -> None:
 
 def test_geojson_features_are_multipolygons_with_segment_properties() -> None:
     _, segmentation = draw_scene()
-    thing, stuff = to_geojson_features(segmentation, NAMED)
+    thing, stuff = to_geojson_features(segmentation)
     corners = [[0, 0], [32, 0], [32, 32], [0, 32], [0, 0]]
     assert [[ring.tolist() for ring in part] for part in thing["geometry"]["coordinates"]] == [[corners]]
     assert stuff["properties"] == {
@@ -273,7 +274,7 @@ def test_coco_instances_have_masks_that_pycocotools_reads(mask_format: Literal["
 
 def test_npz_has_the_label_map_and_a_row_per_segment_without_pickles() -> None:
     _, segmentation = draw_scene()
-    with np.load(io.BytesIO(to_npz(segmentation, NAMED)), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(to_npz(segmentation)), allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["label_map"], segmentation.label_map)
         assert arrays["clusters"].tolist() == [1, 9]
         assert arrays["category_ids"].tolist() == [-1, 193]
@@ -285,7 +286,7 @@ def test_npz_has_the_label_map_and_a_row_per_segment_without_pickles() -> None:
 def test_npz_has_overlapping_masks_as_bits() -> None:
     front, back = draw_cells(4, 6, [(0, 0), (0, 1)]), draw_cells(4, 6, [(0, 1), (0, 2), (1, 2)])
     segmentation = draw(np.where(front, 1, 2 * back), [1, 2], (pack(front), pack(back)))
-    with np.load(io.BytesIO(to_npz(segmentation, NAMED))) as arrays:
+    with np.load(io.BytesIO(to_npz(segmentation))) as arrays:
         for number, mask in enumerate((front, back)):
             left, top, width, height = arrays["bboxes"][number]
             bits = np.unpackbits(arrays["masks"][arrays["mask_starts"][number] :], count=height * width)
@@ -295,7 +296,7 @@ def test_npz_has_overlapping_masks_as_bits() -> None:
 
 
 def test_npz_of_an_empty_segmentation_is_empty() -> None:
-    with np.load(io.BytesIO(to_npz(draw(np.zeros((4, 5))), NAMED))) as arrays:
+    with np.load(io.BytesIO(to_npz(draw(np.zeros((4, 5)))))) as arrays:
         assert (arrays["bboxes"].shape, arrays["ids"].shape, arrays["mask_starts"].shape) == ((0, 4), (0,), (0,))
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.contract import Category, Contract, InputSize
+from model.category_examples import Category
+from model.contract import Contract, InputSize
 from model.errors import ConfigError
 from model.postprocessing.panoptic import Segment, Segmentation
 from model.registry.category_names import empty_names

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.contract import Category, Contract, InputSize, Task, Thresholds
+from model.category_examples import Category
+from model.contract import Contract, InputSize, Task, Thresholds
 from model.images import plan_letterbox
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import (
@@ -16,7 +17,7 @@ from model.postprocessing.panoptic import (
     make_postprocessor,
     merge_categories,
     postprocess,
-    select_clusters,
+    select_segments,
 )
 
 THINGS = 3
@@ -55,10 +56,15 @@ def draw_raw(detections: list[tuple[float, int, np.ndarray]], labels: Any = None
 
 
 def segment(
-    raw: RawOutputs, task: Task, thresholds: Thresholds = KEEP_ALL, height: int = 8, width: int = 8
+    raw: RawOutputs,
+    task: Task,
+    thresholds: Thresholds = KEEP_ALL,
+    height: int = 8,
+    width: int = 8,
+    contract: Contract | None = None,
 ) -> Segmentation:
-    contract = draw_contract()
-    return postprocess(raw, plan_letterbox(height, width, [InputSize.square(8)], 1), contract, task, thresholds)
+    letterbox = plan_letterbox(height, width, [InputSize.square(8)], 1)
+    return postprocess(raw, letterbox, contract or draw_contract(), task, thresholds)
 
 
 def list_segments(segmentation: Segmentation) -> list[tuple[int, int, bool]]:
@@ -209,7 +215,7 @@ def test_clusters_of_a_category_are_merged_but_things_of_a_panoptic_map_are_not(
     raw = draw_raw([(0.9, 0, stripe(0, 1)), (0.5, 2, stripe(1, 4)), (0.4, 1, stripe(4, 5))], labels)
     dog, grass = Category(id=9, name="dog"), Category(id=5, name="grass")
     contract = replace(draw_contract(), categories={1: dog, 3: dog, 4: grass, 5: grass})
-    semantic = merge_categories(segment(raw, "semantic"), contract, "semantic")
+    semantic = merge_categories(segment(raw, "semantic", contract=contract), "semantic")
     assert [(each.id, each.cluster, each.merged_clusters) for each in semantic.segments] == [
         (1, 3, (3, 1)),
         (2, 2, ()),
@@ -217,15 +223,15 @@ def test_clusters_of_a_category_are_merged_but_things_of_a_panoptic_map_are_not(
     ]
     assert semantic.label_map[[0, 6, 7]].tolist() == [[1, 1, 1, 1, 2, 0, 0, 0], [3] * 8, [3] * 8]
     assert semantic.segments[0].score == pytest.approx((0.9 + 3 * 0.5) / 4, abs=1e-6)  # float32
-    panoptic = merge_categories(segment(raw, "panoptic"), contract, "panoptic")
+    panoptic = merge_categories(segment(raw, "panoptic", contract=contract), "panoptic")
     assert [(each.cluster, each.merged_clusters) for each in panoptic.segments] == [
         (1, ()),
         (3, ()),
         (2, ()),
         (4, (4, 5)),
     ]
-    instances = segment(raw, "instance")
-    assert merge_categories(instances, contract, "instance") is instances
+    instances = segment(raw, "instance", contract=contract)
+    assert merge_categories(instances, "instance") is instances
 
 
 def test_instances_have_complete_masks_and_the_best_one_is_shown() -> None:
@@ -416,17 +422,17 @@ def test_a_shared_postprocessor_gives_the_same_segmentations() -> None:
         np.testing.assert_array_equal(shared.label_map, alone.label_map)
 
 
-def test_selected_clusters_keep_their_ids_and_others_become_void() -> None:
+def test_selected_segments_keep_their_ids_and_others_become_void() -> None:
     labels = np.zeros((8, 8), int)
     labels[1:] = 1
     raw = draw_raw([(0.9, 0, stripe(0, 2)), (0.8, 2, stripe(4, 6))], labels)
-    result = select_clusters(segment(raw, "panoptic"), {3, THINGS + 1})
+    result = select_segments(segment(raw, "panoptic"), lambda each: each.cluster in (3, THINGS + 1))
     assert list_segments(result) == [(2, 3, True), (3, THINGS + 1, False)]
     assert result.label_map[0].tolist() == [0, 0, 0, 0, 2, 2, 0, 0]
     assert np.unique(result.label_map[1:]).tolist() == [3]
-    instances = select_clusters(segment(raw, "instance"), {3})
+    instances = select_segments(segment(raw, "instance"), lambda each: each.cluster == 3)
     assert [mask.left for mask in instances.masks] == [4]
-    assert select_clusters(instances, set()).segments == ()
+    assert select_segments(instances, lambda each: False).segments == ()
 
 
 def test_more_than_255_segments_are_supported() -> None:

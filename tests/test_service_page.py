@@ -20,7 +20,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Error, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
 
-from model.contract import Category, Contract, InputSize
+from model.category_examples import Category
+from model.contract import Contract, InputSize
 from model.formats.overlay import segment_color
 from model.formats.png import decode_panoptic_png
 from model.images import decode_image

@@ -11,9 +11,11 @@ from fake_service import CONTRACT, RedSession, draw_halves, open_client, post, s
 from fastapi.exceptions import RequestValidationError
 from live_service import GatedSession
 
-from model.contract import Category, Thresholds
+from model.category_examples import Category
+from model.contract import Contract, Thresholds
 from model.errors import InvalidParameter
 from model.network_io import RawOutputs
+from model.postprocessing.panoptic import Segment
 from service.requests import SegmentOptions, parse_json_body
 
 HALVES = save(draw_halves())
@@ -122,18 +124,30 @@ def test_the_models_thresholds_apply_unless_the_request_sets_them() -> None:
     assert SegmentOptions(overlap_mask_area_threshold=0.75).override(thresholds).overlap_threshold == 0.25
 
 
+def select_clusters(options: SegmentOptions, contract: Contract) -> set[int]:
+    """Return the clusters whose segments are selected, if each has the category of its cluster."""
+    is_selected = options.select_classes(contract)
+    assert is_selected
+    segments = [
+        Segment(id=1, cluster=cluster, is_thing=True, score=1.0, category=contract.categories.get(cluster))
+        for cluster in range(1, contract.thing_clusters + contract.stuff_clusters + 1)
+    ]
+    return {segment.cluster for segment in segments if is_selected(segment)}
+
+
 def test_classes_are_cluster_ids_or_category_names() -> None:
-    assert SegmentOptions().find_clusters(CONTRACT) is None
-    assert SegmentOptions(classes=("tomato", "3")).find_clusters(CONTRACT) == {1, 3}
+    assert SegmentOptions().select_classes(CONTRACT) is None
+    assert select_clusters(SegmentOptions(classes=("tomato", "3")), CONTRACT) == {1, 3}
     names = {1: "salt, pepper", 2: "\"the\" 'dog'", 3: "1"}  # a name comes before a cluster id
     named = replace(CONTRACT, categories={each: Category(id=each, name=name) for each, name in names.items()})
     for cluster, name in names.items():
-        assert SegmentOptions.model_validate({"classes": f" {name}"}).find_clusters(named) == {cluster}
-    assert SegmentOptions(classes=("salt, pepper", "2,1")).find_clusters(named) == {1, 2, 3}
+        options = SegmentOptions.model_validate({"classes": f" {name}"})
+        assert select_clusters(options, named) == ({1, 3} if name == "1" else {cluster})
+    assert select_clusters(SegmentOptions(classes=("salt, pepper", "2,1")), named) == {1, 2, 3}
     with pytest.raises(InvalidParameter, match="unknown class 'tomatoe', did you mean 'tomato'"):
-        SegmentOptions(classes=("tomatoe",)).find_clusters(CONTRACT)
+        SegmentOptions(classes=("tomatoe",)).select_classes(CONTRACT)
     with pytest.raises(InvalidParameter, match=r"cluster id 1\.\.3"):
-        SegmentOptions(classes=("4",)).find_clusters(CONTRACT)
+        SegmentOptions(classes=("4",)).select_classes(CONTRACT)
 
 
 @pytest.mark.parametrize(

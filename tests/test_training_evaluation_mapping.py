@@ -1,16 +1,14 @@
-"""Mapping files, auxiliary images, and matching by the embeddings of labeled regions."""
+"""Mapping files, auxiliary images, and labeled segments as examples."""
 
 import json
-import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import labeled_datasets as drawn
 import numpy as np
 import pytest
-import tiny
 from fake_predictor import (
     ANIMAL_INDEX,
     CAR,
@@ -22,17 +20,21 @@ from fake_predictor import (
     VEHICLE_INDEX,
     WALL,
     WALL_INDEX,
+    FakePredictor,
     draw_dataset,
+    draw_scene,
     predict_scenes,
 )
 
-from model.contract import Category
+from model.category_examples import Category
+from model.contract import InputSize
 from model.errors import ConfigError
-from training.data.dataset import PseudoLabelDataset
-from training.data.label_config import CodebookConfig
+from model.images import plan_letterbox
+from model.postprocessing.embeddings import PatchEmbeddings
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.evaluate import evaluate, fit_mapping
+from training.evaluation.image_results import hash_photo
 from training.evaluation.matching.auxiliary_set import count_auxiliary, translate_dataset
 from training.evaluation.matching.class_mapping import ClassMappingConfig
 from training.evaluation.matching.cluster_matching import UNMATCHED, MatchingConfig
@@ -42,14 +44,8 @@ from training.evaluation.matching.mapping_file import (
     fingerprint_photos,
     read_mapping,
 )
-from training.evaluation.matching.prototypes import (
-    Prototype,
-    match_by_regions,
-    match_prototypes,
-    mean_prototypes,
-    sample_regions,
-)
-from training.pseudo_labels.codebook import Codebook, load_codebook, smooth_with_masks
+from training.evaluation.predictors import ImagePrediction
+from training.pseudo_labels.codebook import smooth_with_masks
 from training.pseudo_labels.maskcut import MaskProposals
 
 DIGESTS = ["a" * 64, "b" * 64]
@@ -70,7 +66,7 @@ MAPPING = ClusterMapping(
 )
 
 
-@pytest.mark.parametrize("mapping", [MAPPING, replace(MAPPING, matching=None, method="prototypes")])
+@pytest.mark.parametrize("mapping", [MAPPING, replace(MAPPING, matching=None, method="given")])
 def test_a_mapping_is_read_as_it_was_written(tmp_path: Path, mapping: ClusterMapping) -> None:
     mapping.write(tmp_path / "mapping.json")
     assert read_mapping(tmp_path / "mapping.json") == mapping
@@ -86,7 +82,7 @@ def test_photos_are_recognized_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 1}, "format version 1, this release reads 2: run `useg match` again"),
+        ({"format_version": 1}, "format version 1, this release reads 3: run `useg match` again"),
         ({"methd": "votes"}, "did you mean 'method'"),
         ({"method": "greedy"}, "method"),
         ({"clusters": {"9": {"category": 1, "purity": 1, "support": 1}}}, r"clusters \[9\] do not fit"),
@@ -213,100 +209,6 @@ def test_auxiliary_boxes_are_rejected(dataset: GroundTruthDataset) -> None:
         translate_dataset(replace(dataset, kind="boxes"), dataset.taxonomy)
 
 
-RIGHT, UP = np.array([1.0, 0.0]), np.array([0.0, 1.0])
-
-
-@pytest.fixture
-def labeled(tmp_path: Path) -> GroundTruthDataset:
-    return DatasetSpec(folder=tiny.draw_truth(tmp_path / "labeled")).read()
-
-
-def make_codebook(things: list[np.ndarray], stuff: list[np.ndarray]) -> Codebook:
-    return Codebook(
-        config=CodebookConfig(encoder_hash=""),
-        mean=np.zeros(2),
-        projection=np.eye(2),
-        stuff_in_masks=np.zeros(len(stuff)),
-        thing_centroids=np.array(things),
-        stuff_centroids=np.array(stuff),
-    )
-
-
-def test_a_prototype_is_the_mean_direction_of_its_regions() -> None:
-    prototypes = mean_prototypes([3, 5, 3], [RIGHT, UP, UP])
-    assert sorted(prototypes) == [3, 5]
-    assert prototypes[3].regions == 2
-    assert np.allclose(prototypes[3].vector, math.sqrt(0.5))
-    assert np.array_equal(prototypes[5].vector, UP)
-
-
-def test_a_cluster_takes_the_nearest_category_of_its_kind_unless_all_are_dissimilar() -> None:
-    codebook = make_codebook(
-        [np.array([0.8, 0.6]), np.array([-0.6, -0.8])], [np.array([0.6, 0.8]), np.array([0.0, -1.0])]
-    )
-    prototypes = {
-        0: Prototype(vector=RIGHT, regions=2),
-        1: Prototype(vector=UP, regions=1),
-        2: Prototype(vector=RIGHT, regions=4),  # stuff, since there are two things
-    }
-    assignments = match_prototypes(codebook, prototypes, num_things=2)
-    assert [(each.category, each.purity, each.support) for each in assignments.values()] == [
-        (1, 0.8, 2), (None, 0.0, 0), (3, 0.6, 4), (3, 0.0, 4),
-    ]  # fmt: skip
-
-
-def test_stuff_stays_unmatched_if_only_things_have_prototypes() -> None:
-    assignments = match_prototypes(make_codebook([RIGHT], [RIGHT]), {0: Prototype(vector=RIGHT, regions=1)}, 1)
-    assert [each.category for each in assignments.values()] == [1, None]
-
-
-def test_regions_are_sampled_from_categories_in_turn_once_per_image(labeled: GroundTruthDataset) -> None:
-    regions = sample_regions(labeled, 3, seed=0)
-    assert [region.category for region in regions] == [0, 1, 0]
-    assert regions[0].photo.digest != regions[2].photo.digest
-    assert all(region.mask.any() for region in regions)
-    assert len(sample_regions(labeled, 100, seed=0)) == 8
-    with pytest.raises(ConfigError, match="has only boxes"):
-        sample_regions(replace(labeled, kind="boxes"), 3, seed=0)
-
-
-def test_the_clusters_of_pseudo_labels_are_matched_by_regions(
-    tmp_path: Path, labeled: GroundTruthDataset, tiny_store: PseudoLabelDataset
-) -> None:
-    mapping = match_by_regions(tiny_store, labeled, 4, 0, tmp_path / "features")
-    assert (mapping.thing_clusters, mapping.stuff_clusters, mapping.method) == (3, 4, "prototypes")
-    assert {mapping.clusters[each].category for each in (1, 2, 3)} <= {1, None}
-    assert {mapping.clusters[each].category for each in (4, 5, 6, 7)} <= {2, None}
-    assert any(assignment.category for assignment in mapping.clusters.values())
-    digests = {region.photo.digest for region in sample_regions(labeled, 4, 0)}
-    assert mapping.fitted_on.images == len(digests) == mapping.fitted_on.count_overlap(digests)
-
-
-def copy_with_stuff(labels: PseudoLabelDataset, folder: Path, stuff: str) -> PseudoLabelDataset:
-    """The same pseudo-labels, with a codebook that names another stuff method."""
-    copied = PseudoLabelDataset(Path(shutil.copytree(labels.folder, folder)))
-    codebook = load_codebook(copied.codebook)
-    replace(codebook, config=replace(codebook.config, stuff=stuff)).save(copied.codebook)  # type: ignore[arg-type]
-    return copied
-
-
-def test_clusters_of_region_stuff_are_matched_like_those_of_patches(
-    tmp_path: Path, labeled: GroundTruthDataset, tiny_store: PseudoLabelDataset
-) -> None:
-    regions, patches = (
-        match_by_regions(labels, labeled, 4, 0, tmp_path / "features")
-        for labels in (copy_with_stuff(tiny_store, tmp_path / "regions", "regions"), tiny_store)
-    )
-    assert regions.clusters == patches.clusters
-
-
-def test_clusters_of_stego_cannot_be_matched_by_regions(
-    tmp_path: Path, labeled: GroundTruthDataset, tiny_store: PseudoLabelDataset
-) -> None:
-    with pytest.raises(ConfigError, match="stuff by regions or kmeans"):
-        match_by_regions(copy_with_stuff(tiny_store, tmp_path / "stego", "stego"), labeled, 4, 0, tmp_path)
-
-
 def test_patches_blended_with_their_own_region_keep_its_mean_direction() -> None:
     tokens = np.random.default_rng(0).normal(size=(4, 4, 8)) + 1.0
     tokens /= np.linalg.norm(tokens, axis=-1, keepdims=True)
@@ -315,3 +217,47 @@ def test_patches_blended_with_their_own_region_keep_its_mean_direction() -> None
     blended = smooth_with_masks(tokens, MaskProposals(soft=mask, scores=np.ones(1)))[:2].mean((0, 1))
     plain = tokens[:2].mean((0, 1))
     assert blended @ plain / np.linalg.norm(blended) / np.linalg.norm(plain) > 0.995
+
+
+class EmbeddedPredictor(FakePredictor):
+    """Predicts the same clusters for every scene; only embeddings tell its categories apart."""
+
+    def __init__(self, dataset: GroundTruthDataset, scenes: list[tuple[int, int]]) -> None:
+        super().__init__(dataset, [draw_scene(1, 3)] * len(scenes))
+        self._scenes = dict(zip([hash_photo(image) for image in dataset.images], scenes, strict=True))
+
+    def predict(self, image: np.ndarray, photo_digest: str) -> ImagePrediction:
+        prediction = super().predict(image, photo_digest)
+        scene = cv2.resize(draw_scene(*self._scenes[photo_digest]), (4, 4), interpolation=cv2.INTER_NEAREST)
+        values = np.stack([scene == each for each in (CAT, CAR, WALL, SKY)]).astype(np.float32)
+        letterbox = plan_letterbox(SIDE, SIDE, [InputSize.square(SIDE)], 1)
+        patches = PatchEmbeddings(values=values, letterbox=letterbox)
+        panoptic = prediction.panoptic
+        clusters = replace(panoptic, embeddings=patches.pool_segments(panoptic.label_map, list(panoptic.clusters)))
+        (thing,) = prediction.detections
+        detections = (replace(thing, embedding=values[:, 0, 0]),)
+        return replace(prediction, panoptic=clusters, semantic=clusters, detections=detections, patches=patches)
+
+
+def test_segments_of_one_cluster_get_the_categories_of_similar_labeled_segments(tmp_path: Path) -> None:
+    scenes = [(CAT, WALL), (CAT, WALL), (CAR, SKY), (CAR, SKY)]
+    dataset = draw_dataset(tmp_path / "set", scenes)
+    predictor = EmbeddedPredictor(dataset, scenes)
+    neighbors, _ = evaluate(predictor, dataset, ClassMappingConfig())
+    majority, _ = evaluate(predictor, dataset, ClassMappingConfig(matching=MatchingConfig(method="majority")))
+    for report, expected in ((neighbors, 100.0), (majority, 25.0)):
+        assert report.summary.panoptic["pq"].value == pytest.approx(expected, abs=13.0)
+    assert neighbors.summary.semantic["accuracy"].value == 100.0
+    assert neighbors.summary.instance["named_mask"].headline["ap"].value == 100.0
+    assert majority.summary.semantic["accuracy"].value < 60.0
+
+    mapping = fit_mapping(predictor, dataset, ClassMappingConfig())
+    assert mapping.examples is not None
+    assert mapping.examples.counts == (2, 2, 2, 2)
+    mapping.write(tmp_path / "mapping.json")
+    assert read_mapping(tmp_path / "mapping.json") == mapping
+    other = draw_dataset(tmp_path / "other", scenes, seed=9)
+    config = ClassMappingConfig(mapping=mapping)
+    assert evaluate(EmbeddedPredictor(other, scenes), other, config)[0].summary.panoptic["pq"].value == 100.0
+    helped = count_auxiliary(predictor, dataset, other, MatchingConfig())
+    assert [categories for categories, _ in helped.examples] == [(0, 3), (0, 3), (1, 2), (1, 2)]

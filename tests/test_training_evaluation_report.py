@@ -88,7 +88,7 @@ def test_every_metric_of_the_summary_is_in_the_report(rendered: Rendered) -> Non
         assert all(f"{each.value:.1f}" in text for each in metrics.values())
     for metrics in summary.instance.values():
         assert all(f"{each.value:.1f}" in text for each in metrics.headline.values())
-    for name in ("animal", "vehicle", "wall", "sky", "majority", "1.png", "4.png"):
+    for name in ("animal", "vehicle", "wall", "sky", "neighbors", "1.png", "4.png"):
         assert name in text
 
 

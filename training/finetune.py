@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Int32
 from pycocotools import mask as coco
 
+from model.category_examples import Category
 from model.checkpoints.dino import load_encoder
 from model.checkpoints.runs import WEIGHT_FILES, read_run_info
-from model.contract import CONTRACT_FILE, Category, read_contract
+from model.contract import CONTRACT_FILE, read_contract
 from model.errors import ConfigError
 from model.files import hash_file
 from model.images import read_image

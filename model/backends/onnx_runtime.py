@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 
 from model.contract import Contract, Precision
 from model.errors import ArtifactError, BackendUnavailable
-from model.network_io import OUTPUT_NAMES, RawOutputs, check_shapes
+from model.network_io import RawOutputs, check_shapes
 
 OnnxBackend = Literal["cpu", "cuda", "tensorrt"]
 Provider = tuple[str, dict[str, str]]
@@ -137,16 +137,17 @@ class OnnxSession:
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise ArtifactError(f"{network} was rejected by ONNX Runtime: {_first_line(error)}") from error
         self.backend: str = backend_of(self._session.get_providers())
+        self._output_names = [node.name for node in self._session.get_outputs()]
 
     def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
         binding = self._session.io_binding()
         binding.bind_cpu_input("pixels", np.ascontiguousarray(pixels))
         binding.bind_cpu_input("sizes", np.ascontiguousarray(sizes))
-        for part in OUTPUT_NAMES:
+        for part in self._output_names:
             binding.bind_output(part, "cpu")
         self._session.run_with_iobinding(binding)
         outputs = [output.numpy() for output in binding.get_outputs()]
-        return [RawOutputs(**dict(zip(OUTPUT_NAMES, row, strict=True))) for row in zip(*outputs, strict=True)]
+        return [RawOutputs(**dict(zip(self._output_names, row, strict=True))) for row in zip(*outputs, strict=True)]
 
     def check_contract(self, contract: Contract) -> None:
         """Raise ContractMismatch if the inputs and outputs of the graph differ from the contract."""

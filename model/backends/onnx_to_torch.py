@@ -13,7 +13,7 @@ from model.checkpoints.state_dicts import StateDict, load_strictly
 from model.contract import NETWORK_FILE, Contract
 from model.errors import ArtifactError, CheckpointError, ConfigError
 from model.networks.architecture import Network, count_flops, list_unexported_weights
-from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer
+from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer, PatchEmbedding
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.vit import EncoderConfig, VisionTransformer
 from model.validation import parse
@@ -94,7 +94,8 @@ def _make_network(contract: Contract) -> Network:
         case "mask_transformer":
             encoder = VisionTransformer(parse(EncoderConfig, settings["encoder"]))
             decoder = MaskDecoder(parse(DecoderConfig, settings["decoder"]), encoder.config)
-            return MaskTransformer(encoder, decoder).eval().requires_grad_(False)
+            embedding = PatchEmbedding(encoder.config, contract.embedding_dim) if contract.embedding_dim else None
+            return MaskTransformer(encoder, decoder, embedding).eval().requires_grad_(False)
         case "panoptic_cascade":
             config = parse(CascadeConfig, settings["cascade"])
             inference = parse(CascadeInferenceConfig, settings["inference"])

@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt8
 from model.contract import Contract
 from model.errors import ArtifactError, BackendUnavailable, UsegError
 from model.files import atomic_write, hash_file
-from model.network_io import OUTPUT_NAMES, RawOutputs, check_shapes
+from model.network_io import RawOutputs, check_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class OpenvinoSession:
             self._compiled = core.compile_model(str(network), "CPU", options)
         except RuntimeError as error:
             raise ArtifactError(f"{network} was rejected by OpenVINO: {_last_line(error)}") from error
+        self._output_names = [port.any_name for port in self._compiled.outputs]
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
             self._requests.put(self._compiled.create_infer_request())
@@ -64,8 +65,8 @@ class OpenvinoSession:
             outputs = request.infer(inputs, share_inputs=True, share_outputs=False)
         finally:
             self._requests.put(request)
-        arrays = [outputs[part] for part in OUTPUT_NAMES]
-        return [RawOutputs(**dict(zip(OUTPUT_NAMES, row, strict=True))) for row in zip(*arrays, strict=True)]
+        arrays = [outputs[part] for part in self._output_names]
+        return [RawOutputs(**dict(zip(self._output_names, row, strict=True))) for row in zip(*arrays, strict=True)]
 
     def check_contract(self, contract: Contract) -> None:
         """Raise ContractMismatch if the inputs and outputs of the graph differ from the contract."""

@@ -18,7 +18,6 @@ from model.contract import Contract
 from model.network_io import RawOutputs
 from model.networks.architecture import Network
 from model.networks.interface import NetworkOutput
-from model.networks.interface import NetworkOutput as RawBatch
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class CudaGraphRunner:
                     pixels.split(GRAPH_BATCH_SIZES[-1]), sizes.split(GRAPH_BATCH_SIZES[-1]), strict=True
                 )
             ]
-        return NetworkOutput(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        return NetworkOutput(**{name: torch.cat([each.parts[name] for each in parts]) for name in parts[0].parts})
 
     def _run(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
         if self._is_eager:
@@ -72,7 +71,7 @@ class CudaGraphRunner:
                 self._is_eager = True
                 self._graphs.clear()
                 return self._forward(pixels, sizes)
-        return NetworkOutput(*(part[:count].clone() for part in self._graphs[key](padded, padded_sizes)))
+        return self._graphs[key](padded, padded_sizes).map(lambda part: part[:count].clone())
 
 
 def choose_graph_batch_size(count: int) -> int:
@@ -145,13 +144,13 @@ class TorchSession:
     def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
         with torch.inference_mode():
             outputs = self._forward(*(torch.from_numpy(each).to(self._device) for each in (pixels, sizes)))
-            parts = [part.cpu().numpy() for part in outputs]
-        return [RawOutputs(**dict(zip(RawBatch._fields, row, strict=True))) for row in zip(*parts, strict=True)]
+            parts = {name: part.cpu().numpy() for name, part in outputs.parts.items()}
+        return [RawOutputs(**dict(zip(parts, row, strict=True))) for row in zip(*parts.values(), strict=True)]
 
-    def _run_eager(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> RawBatch:
+    def _run_eager(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
         with self._cast(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            outputs: RawBatch = self._network(pixels, sizes)
-        return RawBatch(*(part.float() if part.is_floating_point() else part for part in outputs))
+            outputs: NetworkOutput = self._network(pixels, sizes)
+        return outputs.map(lambda part: part.float() if part.is_floating_point() else part)
 
     def _cast(self) -> AbstractContextManager[object]:
         if self._dtype is None:

@@ -88,7 +88,7 @@ def export(
     version
         Version of the model.
     photos
-        Folder of photos for the parity check, next to drawn scenes.
+        Folder of photos for the parity check, and to fit the embeddings by which segments get categories.
     score_threshold
         Minimum score of a detection, 0 to 1 (default: what suits the network).
     min_component_area_fraction
@@ -110,6 +110,7 @@ def export(
     import torch  # not installed with the service
 
     from model.export.export import ExportConfig, export_run
+    from model.export.patch_embedding import MAX_PHOTOS
     from model.export.predictor import sample_photos
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
@@ -124,7 +125,8 @@ def export(
         low_input_sizes=tuple(_parse_input_size(text) for text in low_input_sizes),
     )
     images = [photo.image for photo in sample_photos(photos, _MAX_PARITY_PHOTOS)] if photos else []
-    contract = export_run(run, out, config, images)
+    embedding_photos = (photo.image for photo in sample_photos(photos, MAX_PHOTOS)) if photos else ()
+    contract = export_run(run, out, config, images, embedding_photos)
     return {"artifact": str(out), "files": contract.files, "parity": contract.provenance["parity"]}
 
 
@@ -258,7 +260,7 @@ def segment(
     segmentation = predictor.segment(image, task)
     with atomic_write(out) as temporary:
         temporary.write_bytes(encode_segmentation(image, segmentation, contract, form))
-    return {"task": task, "segments_info": to_segments_info(segmentation, contract)}
+    return {"task": task, "segments_info": to_segments_info(segmentation)}
 
 
 def drift_reference(

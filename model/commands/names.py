@@ -1,7 +1,7 @@
 """`useg names`: show and change the names of an artifact's clusters."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,6 +94,7 @@ def apply(
     *,
     file: File = None,
     merge: Annotated[bool, Parameter(negative="")] = False,
+    into_artifact: Annotated[bool, Parameter(negative="")] = False,
     author: Author = _AUTHOR,
 ) -> dict[str, Any]:
     """Replace all names by those of a file, as one change.
@@ -104,6 +105,9 @@ def apply(
         File written by `useg match`, `useg names transfer` or `useg names show --out`.
     merge
         Keep the names of clusters that the file does not name.
+    into_artifact
+        Write names and examples into the artifact's contract instead of the names file, so that they are part of the
+        artifact. A signature has to be made again.
     """
     contract = read_contract(artifact)
     try:
@@ -111,9 +115,15 @@ def apply(
     except OSError as error:
         raise InvalidCategoryNames(f"{names} cannot be read: {error.strerror}") from error
     given = (parse_mapping if _is_mapping(content) else parse_names)(content, contract, str(names))
+    if into_artifact:
+        base = contract if merge else replace(contract, categories={})
+        given.apply(replace(base, examples=given.examples or (base.examples if merge else None))).write(artifact)
+        return _describe(artifact, file, read_names(_path(artifact, file), read_contract(artifact)))
 
     def change(old: CategoryNames) -> CategoryNames:
-        return old.replace_all({**old.names, **given.names} if merge else given.names, author)
+        if not merge:
+            return old.replace_all(given.names, author, given.examples)
+        return old.replace_all({**old.names, **given.names}, author, given.examples or old.examples)
 
     applied = edit_names(_path(artifact, file), contract, change)
     return _describe(artifact, file, applied)

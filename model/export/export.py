@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,10 +26,11 @@ from model.export.parity_checks import (
     check_parity,
     stack_images,
 )
+from model.export.patch_embedding import fit_patch_embedding
 from model.export.precision import round_to_int8
 from model.files import atomic_directory, hash_file
 from model.images import letterbox_image
-from model.networks.architecture import Network, side_multiple_px
+from model.networks.architecture import Network, embedding_dim, side_multiple_px
 from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer
 from model.networks.panoptic_cascade import PanopticCascade, fold_batch_norms
 from model.networks.resnet import STAGE_STRIDES_PX
@@ -64,17 +65,26 @@ class ExportConfig:
     """Input sizes of detail "low"."""
 
 
-def export_run(run: Path, out: Path, config: ExportConfig, images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Contract:
+def export_run(
+    run: Path,
+    out: Path,
+    config: ExportConfig,
+    images: Sequence[UInt8[np.ndarray, "H W 3"]],
+    embedding_photos: Iterable[UInt8[np.ndarray, "H W 3"]] = (),
+) -> Contract:
     """Write the complete artifact, or raise and leave an existing one unchanged.
 
     `images` are photos on which torch and ONNX Runtime must agree, in addition to drawn scenes; only the scenes are
-    stored, as golden inputs. Raises ConfigError if `out` is not an artifact, and ParityError, with the values, if the
-    graph differs from torch, or in a batch from alone.
+    stored, as golden inputs. The embedding of patches of a mask transformer is fitted to `embedding_photos`; without
+    them it has none. Raises ConfigError if `out` is not an artifact, and ParityError, with the values, if the graph
+    differs from torch, or in a batch from alone.
     """
     if out.exists() and not (out / CONTRACT_FILE).is_file():
         raise ConfigError(f"{out} exists and is not an artifact: choose another --out")
     info, network = load_run(run)
     deployed = fold_batch_norms(network) if isinstance(network, PanopticCascade) else network
+    if isinstance(deployed, MaskTransformer):
+        deployed.embedding = fit_patch_embedding(deployed.encoder, embedding_photos, deployed.decoder.config.side_px)
     if config.precision != "fp32":
         round_to_fp16(deployed)
     if config.precision == "int8-stored":
@@ -135,6 +145,8 @@ def _make_transformer_contract(info: RunInfo, network: MaskTransformer, config: 
         thing_clusters=decoder.thing_clusters,
         stuff_clusters=decoder.stuff_clusters,
         precision=config.precision,
+        embedding_dim=embedding_dim(network),
+        embedding_stride_px=network.encoder.config.patch_px,
         network_config={"decoder": asdict(decoder), "encoder": asdict(network.encoder.config)},
         thresholds=TRANSFORMER_THRESHOLDS,
     )

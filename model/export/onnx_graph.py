@@ -17,8 +17,8 @@ from torch import nn
 from model.backends.onnx_to_torch import ALIASES_KEY, FP16_SUFFIX, TRANSPOSED_SUFFIX
 from model.contract import InputSize, Precision
 from model.export.precision import compute_in_fp16, store_as_int8
-from model.network_io import OUTPUT_NAMES
-from model.networks.architecture import Network, list_unexported_weights, side_multiple_px
+from model.network_io import output_names
+from model.networks.architecture import Network, embedding_dim, list_unexported_weights, side_multiple_px
 from model.networks.panoptic_cascade import PanopticCascade
 from model.networks.roi_align import roi_align_onnx
 
@@ -47,7 +47,7 @@ def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: P
             dynamo=True,
             verbose=False,
             input_names=["pixels", "sizes"],
-            output_names=OUTPUT_NAMES,
+            output_names=output_names(embedding_dim(network)),
             dynamic_shapes=_dynamic_axes(input_sizes, side_multiple_px(network)),
             opset_version=_OPSET,
         )

@@ -41,7 +41,7 @@ class ArtifactPredictor:
         outputs, prepared = run_image(self._session, image, self.contract, self.detail)
         thresholds = prepared.override(self.contract.thresholds)
         segmentation = postprocess(outputs, prepared.letterbox, self.contract, task, thresholds)
-        return merge_categories(segmentation, self.contract, task) if self.merge_clusters else segmentation
+        return merge_categories(segmentation, task) if self.merge_clusters else segmentation
 
 
 def load_artifact_predictor(artifact: Path, *, threads: int) -> ArtifactPredictor:

@@ -27,17 +27,17 @@ def encode_rles(segmentation: Segmentation) -> list[Rle]:
     return encode_label_map(segmentation.label_map, [segment.id for segment in segmentation.segments])
 
 
-def to_segments_info(segmentation: Segmentation, contract: Contract) -> list[dict[str, Any]]:
-    """Return COCO's `segments_info` with RLE masks; clusters without a name have null categories."""
+def to_segments_info(segmentation: Segmentation) -> list[dict[str, Any]]:
+    """Return COCO's `segments_info` with RLE masks; segments without a category have null."""
     return [
-        segment_properties(segment, rle, contract) | {"segmentation": {"size": list(rle.size), "counts": rle.counts}}
+        segment_properties(segment, rle) | {"segmentation": {"size": list(rle.size), "counts": rle.counts}}
         for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True)
     ]
 
 
-def segment_properties(segment: Segment, rle: Rle, contract: Contract) -> dict[str, Any]:
+def segment_properties(segment: Segment, rle: Rle) -> dict[str, Any]:
     """Return the fields of a segment that all JSON formats share."""
-    category = contract.categories.get(segment.cluster)
+    category = segment.category
     return {
         "id": segment.id,
         "cluster_id": segment.cluster,
@@ -52,10 +52,15 @@ def segment_properties(segment: Segment, rle: Rle, contract: Contract) -> dict[s
 
 
 def list_coco_categories(contract: Contract) -> list[dict[str, Any]]:
-    """Return COCO's `categories`: those of the contract, and one for each cluster without a name."""
+    """Return COCO's `categories`: those of the contract and its examples, and one per cluster without a name."""
     categories: dict[int, dict[str, Any]] = {}
+    for index, known in enumerate(contract.examples.categories if contract.examples else ()):
+        is_thing = int(contract.examples is not None and index < contract.examples.num_things)
+        supercategory = "thing" if is_thing else "stuff"
+        entry = {"id": known.id, "name": known.name, "supercategory": supercategory, "isthing": is_thing}
+        categories.setdefault(known.id, entry)
     for cluster in range(1, contract.thing_clusters + contract.stuff_clusters + 1):
-        category_id = get_category_id(cluster, contract)
+        category_id = get_cluster_category_id(cluster, contract)
         named = contract.categories.get(cluster)
         is_thing = int(contract.is_thing(cluster))
         category = {
@@ -68,11 +73,17 @@ def list_coco_categories(contract: Contract) -> list[dict[str, Any]]:
     return [categories[category_id] for category_id in sorted(categories)]
 
 
-def get_category_id(cluster: int, contract: Contract) -> int:
+def get_category_id(segment: Segment, contract: Contract) -> int:
+    """Return the category id of a segment; without a category, that of its cluster."""
+    return segment.category.id if segment.category else get_cluster_category_id(segment.cluster, contract)
+
+
+def get_cluster_category_id(cluster: int, contract: Contract) -> int:
     """Return the category id of a cluster; one above all others if it has no name."""
     if named := contract.categories.get(cluster):
         return named.id
-    return max((category.id for category in contract.categories.values()), default=0) + cluster
+    examples = contract.examples.categories if contract.examples else ()
+    return max((category.id for category in (*contract.categories.values(), *examples)), default=0) + cluster
 
 
 def to_coco_annotation(segmentation: Segmentation, contract: Contract, image_id: int, file_name: str) -> dict[str, Any]:
@@ -81,7 +92,7 @@ def to_coco_annotation(segmentation: Segmentation, contract: Contract, image_id:
     segments_info = [
         {
             "id": segment.id,
-            "category_id": get_category_id(segment.cluster, contract),
+            "category_id": get_category_id(segment, contract),
             "iscrowd": 0,
             "isthing": int(segment.is_thing),
             "cluster_id": segment.cluster,
@@ -105,7 +116,7 @@ def to_coco_instances(segmentation: Segmentation, contract: Contract, mask_forma
         if rle.area:
             annotations.append(
                 {
-                    "category_id": get_category_id(segment.cluster, contract),
+                    "category_id": get_category_id(segment, contract),
                     "cluster_id": segment.cluster,
                     "score": round(segment.score, 4),
                     "area": rle.area,
@@ -132,21 +143,21 @@ def to_coco_dataset(
     }
 
 
-def to_geojson_features(segmentation: Segmentation, contract: Contract) -> list[dict[str, Any]]:
+def to_geojson_features(segmentation: Segmentation) -> list[dict[str, Any]]:
     """Return GeoJSON's `features`: a multipolygon per segment, in pixels; rings are NumPy arrays."""
     features = []
     for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True):
         geometry = {"type": "MultiPolygon", "coordinates": [[each.outer, *each.holes] for each in _to_polygons(rle)]}
-        properties = segment_properties(segment, rle, contract)
+        properties = segment_properties(segment, rle)
         features.append({"type": "Feature", "id": segment.id, "geometry": geometry, "properties": properties})
     return features
 
 
-def to_hf_masks(segmentation: Segmentation, contract: Contract) -> list[dict[str, Any]]:
+def to_hf_masks(segmentation: Segmentation) -> list[dict[str, Any]]:
     """Return the response of Hugging Face's image-segmentation task: label, score, and mask as gray PNG in base64."""
     masks = []
     for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True):
-        category = contract.categories.get(segment.cluster)
+        category = segment.category
         mask = encode_png(decode_rle(rle).view(np.uint8) * np.uint8(255))
         masks.append(
             {

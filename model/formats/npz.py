@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from model.contract import Contract
 from model.formats.coco import encode_rles
 from model.postprocessing.panoptic import Segmentation
 
 
-def to_npz(segmentation: Segmentation, contract: Contract) -> bytes:
+def to_npz(segmentation: Segmentation) -> bytes:
     """Return a compressed npz file: the label map, and arrays with one row per segment.
 
     For overlapping masks, `masks` has the bits of all masks, each inside its box and in row order, eight per byte; the
@@ -18,7 +17,7 @@ def to_npz(segmentation: Segmentation, contract: Contract) -> bytes:
     """
     rles = encode_rles(segmentation)
     segments = segmentation.segments
-    categories = [contract.categories.get(segment.cluster) for segment in segments]
+    categories = [segment.category for segment in segments]
     packed = [mask.packed for mask in segmentation.masks]
     arrays: dict[str, Any] = {
         "label_map": segmentation.label_map,

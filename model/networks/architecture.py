@@ -23,6 +23,12 @@ def list_unexported_weights(network: Network) -> tuple[str, ...]:
             return ()
 
 
+def embedding_dim(network: Network) -> int:
+    """Return the size of the embeddings of patches; 0 if the network has none."""
+    embedding = network.embedding if isinstance(network, MaskTransformer) else None
+    return embedding.projection.out_features if embedding else 0
+
+
 def side_multiple_px(network: Network) -> int:
     """Return what the sides of the network's input sizes must be multiples of."""
     match network:

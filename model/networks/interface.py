@@ -1,5 +1,6 @@
 """What both networks share: ImageNet normalization of their input, and the tuple that they return."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,16 @@ class NetworkOutput(NamedTuple):
     boxes: Float[Tensor, "B D 4"]
     masks: Float[Tensor, "B D h w"]
     semantic: Float[Tensor, "B S+1 h w"]
+    embeddings: Float[Tensor, "B E rows columns"] | None = None
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that the network has, by name."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "NetworkOutput":
+        """Return the output with each tensor changed."""
+        return NetworkOutput(**{name: change(part) for name, part in self.parts.items()})
 
 
 def normalize(pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:

@@ -18,7 +18,7 @@ from model.errors import ConfigError
 from model.networks.boxes import masks_to_boxes
 from model.networks.interface import NetworkOutput, normalize
 from model.networks.query_rescoring import rescore_queries
-from model.networks.vit import EncoderConfig, Mlp, VisionTransformer, interpolate_grid
+from model.networks.vit import EncoderConfig, Mlp, VisionTransformer, cut_grid
 
 MASK_STRIDE_PX = 4
 """Stride of masks and semantic maps: the stem halves the image twice."""
@@ -71,6 +71,11 @@ class DecoderOutput(NamedTuple):
     mask_logits: Float[Tensor, "B Q h w"]
     semantic_logits: Float[Tensor, "B S+1 h w"]
     aux_outputs: tuple[AuxOutput, ...]
+
+
+def embedding_layers(depth: int) -> tuple[int, int]:
+    """Two blocks of the third quarter and after it, 7 and 9 of twelve: middle blocks have the best semantics."""
+    return 2 * depth // 3 - 1, 5 * depth // 6 - 1
 
 
 def intermediate_layers(depth: int) -> tuple[int, ...]:
@@ -198,7 +203,7 @@ class MaskDecoder(nn.Module):
     def _fuse_levels(self, features: Float[Tensor, "L B N E"], grid: Sequence[int]) -> Float[Tensor, "B N C"]:
         levels = zip(self.laterals, self.tap_norms, features.unbind(0), strict=True)
         summed = torch.stack([lateral(norm(level)) for lateral, norm, level in levels]).sum(0)
-        patches: Tensor = self.patch_norm(summed + interpolate_grid(self.position, *grid))
+        patches: Tensor = self.patch_norm(summed + cut_grid(self.position, *grid))
         return patches
 
     def _predict_aux(
@@ -209,23 +214,54 @@ class MaskDecoder(nn.Module):
         return AuxOutput(class_logits=self.class_head(hidden), mask_logits=masks.unflatten(2, grid))
 
 
+class PatchEmbedding(nn.Module):
+    """Features of two middle blocks, joined, whitened and scaled to unit length: the embeddings of patches.
+
+    Its weights are not trained but fitted to photos (`model.export.patch_embedding`).
+    """
+
+    def __init__(self, encoder: EncoderConfig, dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(2 * encoder.embed_dim, dim)
+
+    def forward(self, features: Float[Tensor, "2 B N C"], grid: Sequence[int]) -> Float[Tensor, "B E rows columns"]:
+        vectors = functional.normalize(self.projection(self.join(features)), dim=-1)
+        embeddings: Tensor = vectors.transpose(1, 2).unflatten(2, grid)
+        return embeddings
+
+    @staticmethod
+    def join(features: Float[Tensor, "2 B N C"]) -> Float[Tensor, "B N C*2"]:
+        """Return the normalized features of both blocks."""
+        return torch.cat(functional.layer_norm(features, features.shape[-1:]).unbind(0), dim=-1)
+
+
 class MaskTransformer(nn.Module):
     """Encoder and decoder in one graph, from uint8 images to the network output.
 
     Sides of the images are multiples of `SIDE_MULTIPLE_PX`, and need not be those of the training.
     """
 
-    def __init__(self, encoder: VisionTransformer, decoder: MaskDecoder) -> None:
+    def __init__(
+        self, encoder: VisionTransformer, decoder: MaskDecoder, embedding: PatchEmbedding | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.embedding = embedding
         self.layers = intermediate_layers(encoder.config.depth)
 
     def forward(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
         """Predict for images padded with ImageNet's mean color, as in training; `sizes` is not used."""
         normalized = normalize(pixels)
-        output = self.decoder(self.encoder(normalized, self.layers), normalized)
-        return to_network_output(output)
+        if self.embedding is None:
+            return to_network_output(self.decoder(self.encoder(normalized, self.layers), normalized))
+        middle = embedding_layers(self.encoder.config.depth)
+        layers = sorted({*self.layers, *middle})
+        features = self.encoder(normalized, tuple(layers))
+        output = self.decoder(torch.stack([features[layers.index(layer)] for layer in self.layers]), normalized)
+        grid = [side // self.encoder.config.patch_px for side in normalized.shape[2:]]
+        embeddings = self.embedding(torch.stack([features[layers.index(layer)] for layer in middle]), grid)
+        return to_network_output(output)._replace(embeddings=embeddings)
 
 
 def to_network_output(output: DecoderOutput) -> NetworkOutput:

@@ -107,7 +107,8 @@ class VisionTransformer(nn.Module):
     def forward(self, normalized: Float[Tensor, "B 3 H W"], layers: tuple[int, ...]) -> Float[Tensor, "L B N C"]:
         """Patch tokens, row by row, after each of the blocks `layers` (counted from 0), before the final norm."""
         rows, columns = (side // self.config.patch_px for side in normalized.shape[2:])
-        positions = interpolate_positions(self.pos_embed, rows, columns)
+        grid = cut_grid(self.pos_embed[:, 1:], rows, columns)
+        positions = torch.cat([self.pos_embed[:, :1], grid], dim=1)
         return self.run_blocks(self.patch_embed(normalized), positions, layers)
 
     def run_blocks(
@@ -153,6 +154,17 @@ def resize_positions(positions: Float[Tensor, "1 M C"], grid_size: int) -> Float
     if positions.shape[1] == 1 + grid_size**2:
         return positions
     return interpolate_positions(positions, grid_size, grid_size)
+
+
+def cut_grid(patches: Float[Tensor, "1 M C"], rows: int, columns: int) -> Float[Tensor, "1 N C"]:
+    """Return the top left rows x columns embeddings of a square of the longer side; see `interpolate_grid`.
+
+    So a network that was trained on squares, in which images are padded, sees other shapes as the image in its square.
+    """
+    side = torch.sym_max(rows, columns)
+    square = interpolate_grid(patches, side, side).unflatten(1, (side, side))
+    cut: Tensor = square[:, :rows, :columns].flatten(1, 2)
+    return cut
 
 
 def interpolate_positions(positions: Float[Tensor, "1 M C"], rows: int, columns: int) -> Float[Tensor, "1 N C"]:

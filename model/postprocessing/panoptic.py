@@ -1,17 +1,19 @@
 """Raw outputs of a network to instance, semantic and panoptic segmentations in the size of the image."""
 
-from collections.abc import Callable, Collection, Hashable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Float, Float32, Integer, Shaped
 
+from model.category_examples import Category
 from model.contract import Contract, Task, Thresholds
 from model.images import Letterbox
 from model.network_io import RawOutputs
 from model.postprocessing.detections import Detection, decode_detections, extend_detections
+from model.postprocessing.embeddings import PatchEmbeddings
 from model.postprocessing.masks import PackedMask
 from model.postprocessing.upsampling import BilinearUpsampler
 
@@ -32,6 +34,10 @@ class Segment:
     is_thing: bool
     score: float
     """Things: the network's score. Stuff: the mean probability of the cluster over the region."""
+    category: Category | None = None
+    """Its category; None if neither the segment nor its cluster has one."""
+    embedding: Float32[np.ndarray, "E"] | None = field(default=None, repr=False, compare=False)
+    """Its mean embedding, of unit length, or zeros for a tiny segment; None if the network has no embeddings."""
     merged_clusters: tuple[int, ...] = ()
     """Clusters of a segment that `merge_categories` made, the largest first, which is `cluster`."""
 
@@ -93,12 +99,48 @@ def make_postprocessor(
                 result = Segmentation(label_map=label_map, segments=tuple(segments))
                 return _merge_segments(result, lambda segment: segment.cluster)
 
-    return run_task
+    def run_and_categorize(task: Task) -> Segmentation:
+        return assign_categories(run_task(task), contract, embed_patches(raw, letterbox))
+
+    return run_and_categorize
 
 
-def select_clusters(segmentation: Segmentation, clusters: Collection[int]) -> Segmentation:
-    """Return the segments of these clusters, with the same ids; the others become void."""
-    kept = [index for index, segment in enumerate(segmentation.segments) if segment.cluster in clusters]
+def embed_patches(raw: RawOutputs, letterbox: Letterbox) -> PatchEmbeddings | None:
+    """Return the embeddings of an image's patches, if the network has them."""
+    return None if raw.embeddings is None else PatchEmbeddings(values=raw.embeddings, letterbox=letterbox)
+
+
+def assign_categories(segmentation: Segmentation, contract: Contract, patches: PatchEmbeddings | None) -> Segmentation:
+    """Return the segmentation with the category of each segment: from the examples, or else that of its cluster."""
+    segments = segmentation.segments
+    embeddings: Sequence[Float32[np.ndarray, "E"] | None] = [None] * len(segments)
+    categories = [contract.categories.get(segment.cluster) for segment in segments]
+    if patches is not None:
+        height, width = segmentation.label_map.shape
+        pooled = (
+            patches.pool_masks(segmentation.masks, (height, width))
+            if segmentation.masks
+            else patches.pool_segments(segmentation.label_map, [segment.id for segment in segments])
+        )
+        embeddings = list(pooled)
+        if examples := contract.examples:
+            found = examples.classify(pooled, np.array([segment.is_thing for segment in segments], bool))
+            categories = [
+                own if label < 0 or segment.cluster in examples.except_clusters else examples.categories[label]
+                for segment, own, label in zip(segments, categories, found.tolist(), strict=True)
+            ]
+    return replace(
+        segmentation,
+        segments=tuple(
+            replace(segment, category=category, embedding=embedding)
+            for segment, category, embedding in zip(segments, categories, embeddings, strict=True)
+        ),
+    )
+
+
+def select_segments(segmentation: Segmentation, is_selected: Callable[[Segment], bool]) -> Segmentation:
+    """Return the selected segments, with the same ids; the others become void."""
+    kept = [index for index, segment in enumerate(segmentation.segments) if is_selected(segment)]
     table = np.zeros(max((segment.id for segment in segmentation.segments), default=0) + 1, np.int32)
     segments = tuple(segmentation.segments[index] for index in kept)
     table[[segment.id for segment in segments]] = [segment.id for segment in segments]
@@ -109,14 +151,14 @@ def select_clusters(segmentation: Segmentation, clusters: Collection[int]) -> Se
     )
 
 
-def merge_categories(segmentation: Segmentation, contract: Contract, task: Task) -> Segmentation:
+def merge_categories(segmentation: Segmentation, task: Task) -> Segmentation:
     """Return the segmentation with one segment per category; in a panoptic map, things stay.
 
-    Segments of clusters without a category, and instances, stay as well. Ids are given anew.
+    Segments without a category, and instances, stay as well. Ids are given anew.
     """
 
     def find_category(segment: Segment) -> tuple[str, int]:
-        category = contract.categories.get(segment.cluster)
+        category = segment.category
         is_alone = category is None or task == "instance" or (task == "panoptic" and segment.is_thing)
         return ("segment", segment.id) if category is None or is_alone else ("category", category.id)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from model.contract import NETWORK_FILE, Category, Contract
+from model.category_examples import Category, CategoryExamples
+from model.contract import NETWORK_FILE, Contract
 from model.errors import ConfigError, InvalidCategoryNames, InvalidParameter
 from model.files import atomic_write, remove_temp_files
-from model.validation import parse_versioned_json, to_versioned_json
+from model.validation import parse, parse_versioned_json, to_versioned_json
 
 FORMAT_VERSION = 2
 MAX_NAME_LENGTH = 80
@@ -54,6 +55,9 @@ class NameChange:
     before: dict[int, CategoryName | None]
     """Names by cluster; None: the name in the contract, if any."""
     after: dict[int, CategoryName | None]
+    examples_before: CategoryExamples | None = None
+    """The examples that the change replaced, if `is_example_change`."""
+    is_example_change: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,8 @@ class CategoryNames:
     revision: int = 0
     """Number of changes."""
     names: dict[int, CategoryName] = field(default_factory=dict)
+    examples: CategoryExamples | None = None
+    """Examples that came with applied names; None: those of the contract, unless names were applied without any."""
     history: tuple[NameChange, ...] = ()
     """The last changes, oldest first."""
 
@@ -91,9 +97,12 @@ class CategoryNames:
             author,
         )
 
-    def replace_all(self, names: Mapping[int, CategoryName], author: str) -> "CategoryNames":
-        """Return the names after replacing all of them by `names`, which keep their authors."""
-        return self._change({cluster: names.get(cluster) for cluster in sorted({*self.names, *names})}, author)
+    def replace_all(
+        self, names: Mapping[int, CategoryName], author: str, examples: CategoryExamples | None = None
+    ) -> "CategoryNames":
+        """Return the names after replacing all of them, and the examples; `names` keep their authors."""
+        changes = {cluster: names.get(cluster) for cluster in sorted({*self.names, *names})}
+        return self._change(changes, author, replaces_examples=True, examples=examples)
 
     def undo(self, author: str, revision: int | None = None) -> "CategoryNames":
         """Return the names after restoring what a change replaced; None: the last change.
@@ -104,7 +113,9 @@ class CategoryNames:
         if found is None:
             known = ", ".join(str(change.revision) for change in self.history) or "no change"
             raise InvalidParameter(f"no change {revision or ''} to undo: the history has {known}")
-        return self._change(found.before, author)
+        return self._change(
+            found.before, author, replaces_examples=found.is_example_change, examples=found.examples_before
+        )
 
     def apply(self, contract: Contract) -> Contract:
         """Return the contract with these names in place of its own.
@@ -124,16 +135,31 @@ class CategoryNames:
             if category_id is None:
                 category_id = known.setdefault((name.category_name, contract.is_thing(cluster)), base + cluster)
             categories[cluster] = Category(id=category_id, name=name.category_name)
-        return replace(contract, categories=dict(sorted(categories.items())))
+        return replace(contract, categories=dict(sorted(categories.items())), examples=self._apply_examples(contract))
 
     def to_json(self) -> str:
         """Return the JSON that `parse_names` reads."""
         return to_versioned_json(self, FORMAT_VERSION)
 
-    def _change(self, changes: Mapping[int, CategoryName | None], author: str) -> "CategoryNames":
+    def _apply_examples(self, contract: Contract) -> CategoryExamples | None:
+        """Return the examples in force: names given by users come first, then examples, then the names of clusters."""
+        is_applied = any(name.category_id is not None for name in self.names.values())
+        examples = self.examples if self.examples or is_applied else contract.examples
+        given = tuple(cluster for cluster, name in self.names.items() if name.category_id is None)
+        return replace(examples, except_clusters=given) if examples else None
+
+    def _change(
+        self,
+        changes: Mapping[int, CategoryName | None],
+        author: str,
+        *,
+        replaces_examples: bool = False,
+        examples: CategoryExamples | None = None,
+    ) -> "CategoryNames":
+        is_example_change = replaces_examples and examples != self.examples
         before = {cluster: self.names.get(cluster) for cluster in changes}
         changed = sorted(each for each, name in changes.items() if _get_text(name) != _get_text(before[each]))
-        if not changed:
+        if not changed and not is_example_change:
             return self
         change = NameChange(
             revision=self.revision + 1,
@@ -141,10 +167,14 @@ class CategoryNames:
             timestamp=_get_timestamp(),
             before={cluster: before[cluster] for cluster in changed},
             after={cluster: changes[cluster] for cluster in changed},
+            examples_before=self.examples if is_example_change else None,
+            is_example_change=is_example_change,
         )
         names = {cluster: name for cluster, name in {**self.names, **change.after}.items() if name is not None}
         history = (*self.history, change)[-MAX_CHANGES:]
-        return replace(self, revision=change.revision, names=dict(sorted(names.items())), history=history)
+        kept = examples if is_example_change else self.examples
+        names = dict(sorted(names.items()))
+        return replace(self, revision=change.revision, names=names, examples=kept, history=history)
 
 
 def normalize_name(text: str) -> str:
@@ -199,6 +229,7 @@ def parse_names(content: bytes, contract: Contract, source: str) -> CategoryName
             f"{contract.name} {contract.version}: `useg names transfer` finds corresponding clusters"
         )
     check_clusters(names.names, contract)
+    check_examples(names.examples, contract, source)
     return names
 
 
@@ -212,6 +243,7 @@ def parse_mapping(content: bytes, contract: Contract, source: str) -> CategoryNa
         sizes = decoded["thing_clusters"], decoded["stuff_clusters"]
         categories = {each["id"]: str(each["name"]) for each in decoded["categories"]}
         assigned = {int(cluster): each["category"] for cluster, each in decoded["clusters"].items()}
+        examples = parse(CategoryExamples, decoded["examples"]) if decoded.get("examples") else None
         author, timestamp = f"useg match, {decoded['method']}", _get_timestamp()
         names = {
             cluster: CategoryName(
@@ -220,7 +252,7 @@ def parse_mapping(content: bytes, contract: Contract, source: str) -> CategoryNa
             for cluster, number in sorted(assigned.items())
             if number is not None
         }
-    except (ValueError, KeyError, TypeError, AttributeError, InvalidParameter) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidParameter, ConfigError) as error:
         raise InvalidCategoryNames(f"{source} is not a file written by `useg match`: {error!r}") from error
     if sizes != (contract.thing_clusters, contract.stuff_clusters):
         raise InvalidCategoryNames(
@@ -228,7 +260,17 @@ def parse_mapping(content: bytes, contract: Contract, source: str) -> CategoryNa
             f"{contract.thing_clusters} and {contract.stuff_clusters}: run `useg match` for it"
         )
     check_clusters(names, contract)
-    return replace(empty_names(contract), names=names)
+    check_examples(examples, contract, source)
+    return replace(empty_names(contract), names=names, examples=examples)
+
+
+def check_examples(examples: CategoryExamples | None, contract: Contract, source: str) -> None:
+    """Raise InvalidCategoryNames if the embeddings of examples are not those of the contract's network."""
+    if examples and examples.vectors.shape[1] != contract.embedding_dim:
+        raise InvalidCategoryNames(
+            f"{source} has examples of {examples.vectors.shape[1]} values, the embeddings of {contract.name} "
+            f"{contract.version} have {contract.embedding_dim}: run `useg match` for it"
+        )
 
 
 def check_clusters(clusters: Iterable[int], contract: Contract) -> None:

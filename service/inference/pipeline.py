@@ -19,7 +19,7 @@ from model.detail import PreparedImage, prepare_image
 from model.formats.overlay import encode_jpeg
 from model.images import DecodedImage, check_pixels, decode_image, limit_size
 from model.network_io import RawOutputs
-from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_clusters
+from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_segments
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.live_category_names import LiveCategoryNames
 from service.inference.queue import AdmissionController
@@ -218,7 +218,7 @@ class Pipeline:
         timer: StageTimer,
         contract: Contract,
     ) -> T:
-        clusters = options.find_clusters(contract)
+        is_selected = options.select_classes(contract)
         thresholds = options.override(contract.thresholds)
         prepared = given.prepared
         with timer.time("merge", self.stats):
@@ -226,12 +226,12 @@ class Pipeline:
                 prepared.merge(outputs), prepared.letterbox, contract, prepared.override(thresholds)
             )
             segmentations = {task: postprocess(task) for task in options.tasks}
-            if clusters is not None:
-                segmentations = {task: select_clusters(each, clusters) for task, each in segmentations.items()}
+            if is_selected is not None:
+                segmentations = {task: select_segments(each, is_selected) for task, each in segmentations.items()}
             merged = segmentations
             if options.merge_clusters:
-                merged = {task: merge_categories(each, contract, task) for task, each in segmentations.items()}
-        is_default = clusters is None and thresholds == contract.thresholds and options.detail == "standard"
+                merged = {task: merge_categories(each, task) for task, each in segmentations.items()}
+        is_default = is_selected is None and thresholds == contract.thresholds and options.detail == "standard"
         self.stats.record_outputs(segmentations, is_default=is_default)
         with timer.time("encode", self.stats):
             return encode(

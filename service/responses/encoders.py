@@ -178,8 +178,7 @@ def compose_response(
 def result_to_json(result: SegmentationResult, contract: Contract) -> dict[str, Any]:
     """Return the JSON of one image, as `SegmentationResponse` or `MultiTaskResponse` documents it."""
     results = [
-        {"task": task, "segments_info": to_segments_info(segmentation, contract)}
-        for task, segmentation in result.segmentations
+        {"task": task, "segments_info": to_segments_info(segmentation)} for task, segmentation in result.segmentations
     ]
     head = {"image": _image_to_json(result), "model": model_to_json(contract)}
     return head | (results[0] if len(results) == 1 else {"results": results})
@@ -231,9 +230,9 @@ def _encode_part(
         case "overlay":
             content = encode_overlay(result.image.image, segmentation)
         case "npz":
-            content = to_npz(segmentation, contract)
+            content = to_npz(segmentation)
         case "huggingface":
-            content = orjson.dumps(to_hf_masks(segmentation, contract))
+            content = orjson.dumps(to_hf_masks(segmentation))
     media_type, suffix = _FORMATS[name]
     return ResponsePart(content=content, media_type=media_type, suffix=suffix, task=task, annotations=annotations)
 
@@ -249,7 +248,7 @@ def _encode_geojson(result: SegmentationResult, task: Task, segmentation: Segmen
         "image": _image_to_json(result),
         "model": model_to_json(contract),
         "task": task,
-        "features": to_geojson_features(segmentation, contract),
+        "features": to_geojson_features(segmentation),
     }
     return orjson.dumps(collection, option=orjson.OPT_SERIALIZE_NUMPY)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from model.category_examples import CategoryExamples
 from model.contract import Contract
 from model.errors import ClusterNotFound, InvalidCategoryNames, InvalidParameter, ModelNotFound, PreconditionFailed
 from model.registry.category_names import FORMAT_VERSION, CategoryName, CategoryNames, NameChange, parse_names
@@ -89,6 +90,8 @@ class CategoryNamesDocument(_Schema):
     revision: int
     names: dict[int, CategoryName]
     """By cluster id."""
+    examples: CategoryExamples | None = None
+    """Embeddings of labeled segments that were applied with the names."""
     history: list[NameChange]
 
 
@@ -205,7 +208,9 @@ async def import_category_names(body: CategoryNamesDocument, editor: Editor) -> 
         imported = parse_names(body.model_dump_json().encode(), editor.live.contract, "the body")
     except InvalidCategoryNames as error:
         raise InvalidParameter(str(error)) from error
-    return _to_document(await editor.change(lambda old: old.replace_all(imported.names, editor.author)))
+    return _to_document(
+        await editor.change(lambda old: old.replace_all(imported.names, editor.author, imported.examples))
+    )
 
 
 @router.post("/names/undo", responses=_CHANGE)

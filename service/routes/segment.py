@@ -185,7 +185,7 @@ class _Job:
         """
         self.request.state.version_stats = pipeline.stats
         contract = pipeline.contract
-        self.options.find_clusters(contract)
+        self.options.select_classes(contract)
         if self.uploads.is_batch:
             images = await self._segment_batch(pipeline, context, contract)
         else:

@@ -17,7 +17,6 @@ from model.export.predictor import ArtifactPredictor, load_artifact_predictor, s
 from model.files import atomic_write
 from model.postprocessing.panoptic import Segmentation
 from training.cli.executors import ExecutorOptions
-from training.data.dataset import PseudoLabelDataset
 from training.data.executors import ALL_SHARDS, parse_shard
 from training.evaluation.datasets.dataset_spec import DatasetFormat, DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
@@ -32,7 +31,7 @@ from training.evaluation.html_report import render_gallery, write_html_report
 from training.evaluation.matching.auxiliary_set import count_auxiliary
 from training.evaluation.matching.class_mapping import ClassMappingConfig
 from training.evaluation.matching.cluster_matching import MatchingConfig
-from training.evaluation.matching.mapping_file import ClusterMapping, read_mapping
+from training.evaluation.matching.mapping_file import read_mapping
 from training.evaluation.paired_comparison import compare_predictors
 from training.evaluation.predictors import Predictor, load_predictor
 from training.evaluation.promotion_gate import PromotionThresholds, check_drift, check_scores, check_similarity
@@ -165,16 +164,12 @@ def match(
     out: Path,
     matching: Annotated[MatchingConfig | None, _FLAT] = None,
     auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
-    regions: int | None = None,
-    seed: int = 0,
-    features: Path | None = None,
     threads: int = 2,
 ) -> dict[str, Any]:
-    """Give clusters the categories of a labeled dataset: writes a mapping file.
+    """Give clusters and segments the categories of a labeled dataset: writes a mapping file.
 
-    By default the predictor segments every image, and clusters are matched with the categories they overlap. With
-    --regions N, the clusters of pseudo-labels are matched with the embeddings of N labeled regions instead: enough
-    when few images are labeled.
+    The predictor segments every image, and clusters are matched with the categories they overlap. If the network has
+    embeddings, the file also has those of the labeled segments, and a segment takes the category of the most similar.
 
     Parameters
     ----------
@@ -182,30 +177,20 @@ def match(
         Folder of a run, an artifact or pseudo-labels.
     out
         Mapping file to write (JSON), for `useg eval --mapping` and `useg names apply`.
-    regions
-        Number of labeled regions to match with (PREDICTOR must be pseudo-labels). The matching options do not apply.
-    seed
-        Seed of the sample of regions.
-    features
-        Feature cache for --regions (default: PREDICTOR/features).
     threads
         CPU threads.
     """
     labeled = dataset.read()
-    if regions is not None:
-        if matching or auxiliary:
-            raise ConfigError("--regions matches by embeddings: leave out the matching and auxiliary options")
-        fitted = _match_by_regions(predictor, labeled, regions, seed, features, threads)
-    else:
-        loaded = load_predictor(predictor, threads=threads)
-        config = _with_auxiliary(_mapping_config(matching, None, auxiliary), auxiliary, loaded, labeled, threads)
-        fitted = fit_mapping(loaded, labeled, config)
+    loaded = load_predictor(predictor, threads=threads)
+    config = _with_auxiliary(_mapping_config(matching, None, auxiliary), auxiliary, loaded, labeled, threads)
+    fitted = fit_mapping(loaded, labeled, config)
     fitted.write(out)
     return {
         "mapping": str(out),
         "images": fitted.fitted_on.images,
         "clusters": len(fitted.clusters),
         "matched": fitted.count_matched(),
+        "examples": sum(fitted.examples.counts) if fitted.examples else 0,
         "method": fitted.method,
         SKIPPED: labeled.skipped,
     }
@@ -316,20 +301,6 @@ def _with_auxiliary(
             raise ConfigError(f"{auxiliary.aux_labels} has other clusters: label both datasets with one codebook")
     counts = count_auxiliary(auxiliary_predictor, auxiliary_dataset, dataset, config.matching)
     return replace(config, auxiliary=counts)
-
-
-def _match_by_regions(
-    folder: Path, dataset: GroundTruthDataset, regions: int, seed: int, features: Path | None, threads: int
-) -> ClusterMapping:
-    import torch
-
-    from training.evaluation.matching.prototypes import match_by_regions
-
-    if regions < 1:
-        raise ConfigError(f"--regions must be positive, got {regions}")
-    torch.set_num_threads(threads)
-    labels = PseudoLabelDataset(folder)
-    return match_by_regions(labels, dataset, regions, seed, features or labels.features)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from training.evaluation.metrics.pq import (
     panoptic_quality,
     panoptic_quality_per_class,
 )
-from training.evaluation.overlap import map_predicted, merge_things
+from training.evaluation.overlap import map_predicted, merge_things, number_segments
 
 Weights = Float[np.ndarray, "D N"]
 _BATCH_SIZE = 64
@@ -54,9 +54,10 @@ def count_panoptic_all(
     counts = []
     for position, result in enumerate(results):
         assert result.panoptic is not None, "the dataset has no segments"
-        table = mapping.for_image(position).panoptic
-        mapped = map_predicted(result.panoptic, table, spaces.num_things)
-        unmapped = count_unmapped(result.panoptic, table, spaces.num_categories)
+        categories = mapping.for_image(position).categorize_panoptic(result)
+        numbered = number_segments(result.panoptic)
+        mapped = map_predicted(numbered, categories, spaces.num_things)
+        unmapped = count_unmapped(numbered, categories, spaces.num_categories)
         counts.append(replace(count_panoptic(mapped, spaces.num_categories), unmapped=unmapped))
     return stack_counts(counts)
 
@@ -69,7 +70,8 @@ def count_semantic_all(
     counts = []
     for position, result in enumerate(results):
         assert result.semantic is not None, "the dataset has no semantic labels"
-        overlap = map_predicted(result.semantic, mapping.for_image(position).semantic, spaces.num_things)
+        categories = mapping.for_image(position).categorize_semantic(result)
+        overlap = map_predicted(number_segments(result.semantic), categories, spaces.num_things)
         if merged_things:
             overlap = merge_things(overlap, spaces.num_things)
         counts.append(count_semantic(overlap, num_categories))
@@ -156,9 +158,11 @@ def make_coco_evaluator(
     def make_batch(start: int) -> CocoBatch:
         annotations, detections, sizes = [], [], {}
         for position, result in enumerate(results[start : start + _BATCH_SIZE], start):
-            table = mapping.for_image(position).panoptic
+            found = np.zeros(len(result.detections), np.int64)
+            if is_named:
+                found = mapping.for_image(position).categorize_detections(result)
             annotations += to_coco_annotations(result, categories)
-            detections += to_coco_results(result, table if is_named else np.zeros(len(table), np.int64), iou_type)
+            detections += to_coco_results(result, found, iou_type)
             sizes[result.image_id] = result.size
         return CocoBatch(annotations=annotations, detections=detections, sizes=sizes)
 

@@ -50,7 +50,7 @@ PROTOCOL = (
     f"pycocotools, detections with a score of at least {MIN_SCORE}; detections without a category match no object of "
     "the metrics by category."
 )
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Of the files of image results."""
 _HASH_DIGITS = 16
 _PREDICTOR_SUFFIXES = (".json", ".npz", ".onnx", ".safetensors")

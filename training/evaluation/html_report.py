@@ -202,7 +202,9 @@ def _map_prediction(prediction: ImagePrediction, dataset: GroundTruthDataset, ma
         is_panoptic = dataset.kind == "panoptic"
         cluster_map = prediction.panoptic if is_panoptic else prediction.semantic
         table = mapping.panoptic if is_panoptic else mapping.semantic
-        categories = {segment: int(table[cluster]) for segment, cluster in cluster_map.clusters.items()}
+        clusters = np.array(list(cluster_map.clusters.values()), np.int64)
+        found = mapping.categorize(clusters, cluster_map.embeddings, table)
+        categories = dict(zip(cluster_map.clusters, found.tolist(), strict=True))
         return _CategoryMap(label_map=cluster_map.label_map, categories=categories)
     label_map = np.zeros_like(prediction.panoptic.label_map)
     kept = [detection for detection in prediction.detections if detection.score >= _MIN_DRAWN_SCORE]

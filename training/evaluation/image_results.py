@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import overload
+from typing import Annotated, overload
 
+import numpy as np
+from jaxtyping import Float32
 from pydantic import TypeAdapter
 
 from model.errors import DatasetError, InvalidImage
@@ -19,11 +21,16 @@ from training.evaluation.datasets.ground_truth import (
     GroundTruthObject,
     crop_center,
 )
-from training.evaluation.overlap import OverlapMatrix, compute_overlap, merge_ground_truth_stuff
+from training.evaluation.overlap import OverlapMatrix, StoredArray, compute_overlap, merge_ground_truth_stuff
 from training.evaluation.predictors import ClusterMap, PredictedObject, Predictor
 
+_MIN_EXAMPLE_PATCHES = 0.5
+"""Smaller labeled segments are no examples of their category."""
 IMAGES_PER_FILE = 16
 """A killed run loses at most the results of this many images: some seconds of work."""
+
+
+StoredEmbeddings = Annotated[Float32[np.ndarray, "S E"] | None, StoredArray(np.float32)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,13 @@ class ImageResult:
     objects: tuple[GroundTruthObject, ...]
     detections: tuple[PredictedObject, ...]
     """Empty if no objects are labeled."""
+    panoptic_embeddings: StoredEmbeddings = None
+    """Of the predicted segments of `panoptic`; None if the network has no embeddings."""
+    semantic_embeddings: StoredEmbeddings = None
+    labeled_embeddings: StoredEmbeddings = None
+    """Of the labeled segments that are no crowds, with the masks of the labels; zeros for tiny ones."""
+    labeled_categories: tuple[int, ...] = ()
+    """Category index of each of them."""
 
 
 def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predictor: Predictor) -> ImageResult:
@@ -55,6 +69,11 @@ def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predict
             f"the label of {image.path} has shape {prediction.panoptic.label_map.shape}, "
             f"the image {decoded.height, decoded.width}"
         )
+    drawn = labels.draw_segments(decoded.height, decoded.width)
+    labeled = [segment for segment in drawn.segments if segment not in drawn.crowds]
+    labeled_embeddings = None
+    if prediction.patches is not None and drawn.label_map is not None:
+        labeled_embeddings = prediction.patches.pool_segments(drawn.label_map, labeled, _MIN_EXAMPLE_PATCHES)
     return ImageResult(
         image_id=image.image_id,
         digest=digest,
@@ -63,6 +82,10 @@ def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predict
         semantic=_compare(prediction.semantic, labels, dataset),
         objects=labels.objects,
         detections=() if dataset.kind == "semantic" else prediction.detections,
+        panoptic_embeddings=prediction.panoptic.embeddings,
+        semantic_embeddings=prediction.semantic.embeddings,
+        labeled_embeddings=labeled_embeddings,
+        labeled_categories=tuple(drawn.segments[each] for each in labeled),
     )
 
 

@@ -1,6 +1,6 @@
 """Pixels shared by the segments of two label maps: all that semantic and panoptic metrics need."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,8 +17,10 @@ class StoredArray:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            lambda value: np.array(value, self.dtype),
-            serialization=core_schema.plain_serializer_function_ser_schema(np.ndarray.tolist),
+            lambda value: None if value is None else np.array(value, self.dtype),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda array: None if array is None else array.tolist()
+            ),
         )
 
 
@@ -76,6 +78,11 @@ def merge_ground_truth_stuff(overlap: OverlapMatrix, num_things: int) -> Overlap
         ground_truth=np.array([category for category, _ in merged], np.int64),
         is_crowd=np.array(is_crowd, bool),
     )
+
+
+def number_segments(overlap: OverlapMatrix) -> OverlapMatrix:
+    """Return the overlap with the position of each predicted segment as its class."""
+    return replace(overlap, predicted=np.arange(len(overlap.predicted)))
 
 
 def map_predicted(overlap: OverlapMatrix, table: Int[np.ndarray, "N"], merged_from: int) -> OverlapMatrix:

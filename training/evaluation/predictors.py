@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from model.backends.loader import load_session
 from model.backends.session import Session
@@ -16,8 +16,10 @@ from model.errors import ConfigError, DatasetError
 from model.files import hash_file
 from model.formats.coco import encode_rles
 from model.formats.rle import Rle
-from model.postprocessing.panoptic import Segment, Segmentation, postprocess
+from model.postprocessing.embeddings import PatchEmbeddings
+from model.postprocessing.panoptic import Segment, Segmentation, embed_patches, postprocess
 from training.data.dataset import CONFIG_FILE, LabeledPhoto, PseudoLabelDataset, read_label_map
+from training.evaluation.overlap import StoredArray
 
 MIN_SCORE = 0.01
 """Detections with lower scores are left out of average precision; the panoptic map has a higher threshold."""
@@ -30,6 +32,8 @@ class ClusterMap:
 
     label_map: Int32[np.ndarray, "H W"]
     clusters: dict[int, int]
+    embeddings: Float32[np.ndarray, "S E"] | None = None
+    """Embeddings of the segments, in the order of `clusters`; None if the network has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,7 @@ class PredictedObject:
     cluster: int
     score: float
     rle: Rle
+    embedding: Annotated[Float32[np.ndarray, "E"] | None, StoredArray(np.float32)] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class ImagePrediction:
     panoptic: ClusterMap
     semantic: ClusterMap
     detections: tuple[PredictedObject, ...]
+    patches: PatchEmbeddings | None = None
+    """Embeddings of the patches, if the network has them."""
 
 
 class Predictor(Protocol):
@@ -104,7 +111,10 @@ class ModelPredictor:
         low_threshold = replace(thresholds, score_threshold=MIN_SCORE)
         instances = postprocess(outputs, prepared.letterbox, contract, "instance", low_threshold)
         return ImagePrediction(
-            panoptic=segment("panoptic"), semantic=segment("semantic"), detections=_to_objects(instances)
+            panoptic=segment("panoptic"),
+            semantic=segment("semantic"),
+            detections=_to_objects(instances),
+            patches=embed_patches(outputs, prepared.letterbox),
         )
 
 
@@ -169,11 +179,16 @@ def _load_run(folder: Path, threads: int) -> Predictor:
 
 def _to_cluster_map(segmentation: Segmentation) -> ClusterMap:
     clusters = {segment.id: segment.cluster for segment in segmentation.segments}
-    return ClusterMap(label_map=segmentation.label_map.astype(np.int32), clusters=clusters)
+    embeddings = [segment.embedding for segment in segmentation.segments if segment.embedding is not None]
+    return ClusterMap(
+        label_map=segmentation.label_map.astype(np.int32),
+        clusters=clusters,
+        embeddings=np.stack(embeddings) if embeddings else None,
+    )
 
 
 def _to_objects(segmentation: Segmentation) -> tuple[PredictedObject, ...]:
     return tuple(
-        PredictedObject(cluster=segment.cluster, score=segment.score, rle=rle)
+        PredictedObject(cluster=segment.cluster, score=segment.score, rle=rle, embedding=segment.embedding)
         for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True)
     )

@@ -45,6 +45,21 @@ class GroundTruthLabels:
     crowds: frozenset[int]
     objects: tuple[GroundTruthObject, ...]
 
+    def draw_segments(self, height: int, width: int) -> "GroundTruthLabels":
+        """Return the labels with a label map: its own, or one of the objects with masks, small ones on top."""
+        if self.label_map is not None:
+            return self
+        masked = sorted((each for each in self.objects if each.rle is not None), key=lambda each: -each.area)
+        label_map = np.zeros((height, width), np.int32)
+        for segment, each in enumerate(masked, start=1):
+            label_map[coco.decode(each.rle).astype(bool)] = segment
+        return GroundTruthLabels(
+            label_map=label_map,
+            segments={segment: each.category for segment, each in enumerate(masked, start=1)},
+            crowds=frozenset(segment for segment, each in enumerate(masked, start=1) if each.is_crowd),
+            objects=self.objects,
+        )
+
 
 class Annotation(Protocol):
     """The labels of one image on disk."""

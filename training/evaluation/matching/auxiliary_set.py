@@ -5,15 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32
-from pycocotools import mask as coco
+from jaxtyping import Float32
 
 from model.errors import ConfigError
 from training.evaluation.datasets.ground_truth import (
     Annotation,
     GroundTruthDataset,
     GroundTruthLabels,
-    GroundTruthObject,
 )
 from training.evaluation.datasets.taxonomy import Taxonomy
 from training.evaluation.image_results import evaluate_all
@@ -35,6 +33,8 @@ class AuxiliaryCounts:
     digests: tuple[str, ...]
     """sha256 of each image file."""
     counts: CooccurrenceCounts
+    examples: tuple[tuple[tuple[int, ...], Float32[np.ndarray, "S E"]], ...] = ()
+    """Category indices and embeddings of the labeled segments of each image, if the network has embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +57,7 @@ class TranslatedAnnotation:
             if each.category in self.categories
         )
         if labels.label_map is None:
-            return GroundTruthLabels(
-                label_map=_draw(objects, height, width),
-                segments={segment: each.category for segment, each in enumerate(objects, start=1)},
-                crowds=frozenset(segment for segment, each in enumerate(objects, start=1) if each.is_crowd),
-                objects=objects,
-            )
+            return replace(labels, objects=objects).draw_segments(height, width)
         segments = {
             segment: self.categories[index] for segment, index in labels.segments.items() if index in self.categories
         }
@@ -82,7 +77,10 @@ def count_auxiliary(
     if translated.kind != "panoptic":  # the semantic map has the same things as the panoptic map
         counts = replace(counts, panoptic=counts.semantic)
     digests = tuple(result.digest for result in results)
-    return AuxiliaryCounts(dataset=auxiliary.name, digests=digests, counts=counts)
+    examples = tuple(
+        (each.labeled_categories, each.labeled_embeddings) for each in results if each.labeled_embeddings is not None
+    )
+    return AuxiliaryCounts(dataset=auxiliary.name, digests=digests, counts=counts, examples=examples)
 
 
 def translate_dataset(dataset: GroundTruthDataset, taxonomy: Taxonomy) -> GroundTruthDataset:
@@ -113,10 +111,3 @@ def _find_category(names: Sequence[str], taxonomy: Taxonomy, *, is_thing: bool) 
     """Return the category index of the first of these names that the taxonomy has."""
     known = {name: index for index, name in enumerate(taxonomy.names) if taxonomy.is_thing(index) == is_thing}
     return next((known[name] for name in names if name in known), None)
-
-
-def _draw(objects: Sequence[GroundTruthObject], height: int, width: int) -> Int32[np.ndarray, "H W"]:
-    label_map = np.zeros((height, width), np.int32)
-    for position in sorted(range(len(objects)), key=lambda index: -objects[index].area):
-        label_map[coco.decode(objects[position].rle).astype(bool)] = position + 1
-    return label_map

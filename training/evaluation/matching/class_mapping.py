@@ -1,11 +1,12 @@
 """Decides which category each cluster counts as, from images other than those that are evaluated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float32, Int
 
+from model.category_examples import CategoryExamples, make_examples
 from model.errors import ConfigError, DatasetError
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.datasets.taxonomy import Taxonomy
@@ -24,6 +25,7 @@ from training.evaluation.matching.mapping_file import (
     ClusterMapping,
     MappingMethod,
     fingerprint_photos,
+    list_categories,
     make_cluster_mapping,
 )
 
@@ -50,6 +52,35 @@ class ClassMapping:
     panoptic: Int[np.ndarray, "N"]
     """For panoptic maps and objects."""
     semantic: Int[np.ndarray, "N"]
+    thing_clusters: int
+    examples: CategoryExamples | None = None
+    """By which segments with an embedding get their category instead of that of their cluster."""
+
+    def categorize(
+        self, clusters: Int[np.ndarray, "P"], embeddings: Float32[np.ndarray, "P E"] | None, table: Int[np.ndarray, "N"]
+    ) -> Int[np.ndarray, "P"]:
+        """Return the category index of each segment, UNMATCHED for none; `table` has those of clusters."""
+        found: Int[np.ndarray, "P"] = table[clusters]
+        if self.examples is None or embeddings is None:
+            return found
+        labels = self.examples.classify(embeddings, clusters <= self.thing_clusters)
+        return np.where(labels >= 0, labels, found)
+
+    def categorize_panoptic(self, result: ImageResult) -> Int[np.ndarray, "P"]:
+        """Return the category index of each segment of the panoptic map."""
+        assert result.panoptic is not None, "the dataset has no segments"
+        return self.categorize(result.panoptic.predicted, result.panoptic_embeddings, self.panoptic)
+
+    def categorize_semantic(self, result: ImageResult) -> Int[np.ndarray, "P"]:
+        """Return the category index of each segment of the semantic map."""
+        assert result.semantic is not None, "the dataset has no semantic labels"
+        return self.categorize(result.semantic.predicted, result.semantic_embeddings, self.semantic)
+
+    def categorize_detections(self, result: ImageResult) -> Int[np.ndarray, "P"]:
+        """Return the category index of each detection."""
+        embeddings = [each.embedding for each in result.detections if each.embedding is not None]
+        clusters = np.array([each.cluster for each in result.detections], np.int64)
+        return self.categorize(clusters, np.stack(embeddings) if embeddings else None, self.panoptic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +115,12 @@ def map_clusters(
     if config.allow_overlap:
         counts = _count(results, spaces, config)
         return CrossFittedMapping(
-            mappings=(fit_class_mapping(counts, spaces, dataset.kind, method),),
+            mappings=(
+                replace(
+                    fit_class_mapping(counts, spaces, dataset.kind, method),
+                    examples=fit_examples(results, dataset, config),
+                ),
+            ),
             folds=(0,) * len(results),
             method=method,
             fitted_on="the evaluated images: every metric by category is an upper bound" + _describe_auxiliary(config),
@@ -93,9 +129,13 @@ def map_clusters(
     if len(results) < _FOLDS:
         raise DatasetError(f"cross-fitting needs at least {_FOLDS} images, the dataset has {len(results)}")
     _check_auxiliary(results, config)
-    fold_counts = [_count(results[1 - fold :: _FOLDS], spaces, config) for fold in range(_FOLDS)]
+    mappings = []
+    for fold in range(_FOLDS):
+        others = results[1 - fold :: _FOLDS]
+        fitted = fit_class_mapping(_count(others, spaces, config), spaces, dataset.kind, method)
+        mappings.append(replace(fitted, examples=fit_examples(others, dataset, config)))
     return CrossFittedMapping(
-        mappings=tuple(fit_class_mapping(counts, spaces, dataset.kind, method) for counts in fold_counts),
+        mappings=tuple(mappings),
         folds=tuple(position % _FOLDS for position in range(len(results))),
         method=method,
         fitted_on="the even images for the odd ones and vice versa" + _describe_auxiliary(config),
@@ -109,10 +149,35 @@ def fit_class_mapping(
     """Match each map by its own pixels, or both by votes if the method says so or only objects are labeled."""
     if method == "votes" or kind in ("masks", "boxes"):
         matched = match_clusters(counts.votes, spaces, method)
-        return ClassMapping(panoptic=matched, semantic=matched)
+        return ClassMapping(panoptic=matched, semantic=matched, thing_clusters=spaces.thing_clusters)
     semantic = match_clusters(counts.semantic, spaces, method)
     panoptic = match_clusters(counts.panoptic, spaces, method) if kind == "panoptic" else semantic
-    return ClassMapping(panoptic=panoptic, semantic=semantic)
+    return ClassMapping(panoptic=panoptic, semantic=semantic, thing_clusters=spaces.thing_clusters)
+
+
+def fit_examples(
+    results: Sequence[ImageResult], dataset: GroundTruthDataset, config: ClassMappingConfig
+) -> CategoryExamples | None:
+    """Return the labeled segments of these images and of the auxiliary ones as examples, for the method "neighbors".
+
+    None for another method, or if the network has no embeddings.
+    """
+    if config.matching.method != "neighbors":
+        return None
+    embedded = [
+        (each.labeled_categories, each.labeled_embeddings) for each in results if each.labeled_embeddings is not None
+    ]
+    if config.auxiliary is not None:
+        embedded += config.auxiliary.examples
+    embedded = [(categories, vectors) for categories, vectors in embedded if vectors.any()]
+    if not embedded:
+        return None
+    return make_examples(
+        list_categories(dataset.taxonomy),
+        dataset.taxonomy.num_things,
+        np.concatenate([np.array(categories, np.int64) for categories, _ in embedded]),
+        np.concatenate([vectors for _, vectors in embedded]),
+    )
 
 
 def fit_cluster_mapping(
@@ -132,7 +197,7 @@ def fit_cluster_mapping(
         name = f"{name}; {config.auxiliary.dataset}"
     is_voted = config.matching.method == "votes" or dataset.kind in ("masks", "boxes")
     chosen = counts.votes if is_voted else counts.panoptic if dataset.kind == "panoptic" else counts.semantic
-    return make_cluster_mapping(
+    mapping = make_cluster_mapping(
         chosen,
         match_clusters(chosen, spaces, config.matching.method),
         source=source,
@@ -141,6 +206,7 @@ def fit_cluster_mapping(
         spaces=spaces,
         taxonomy=dataset.taxonomy,
     )
+    return replace(mapping, examples=fit_examples(results, dataset, config))
 
 
 def check_mapping(
@@ -207,7 +273,11 @@ def _apply_mapping(
     fitted_on = mapping.fitted_on
     origin = f"{fitted_on.images} images of {fitted_on.dataset}, sha256 {fitted_on.sha256}"
     return CrossFittedMapping(
-        mappings=(ClassMapping(panoptic=table, semantic=table),),
+        mappings=(
+            ClassMapping(
+                panoptic=table, semantic=table, thing_clusters=spaces.thing_clusters, examples=mapping.examples
+            ),
+        ),
         folds=(0,) * len(results),
         method=mapping.method,
         fitted_on=origin + (f"; {overlap} of the evaluated images are among them" if overlap else ""),

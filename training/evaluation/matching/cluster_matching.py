@@ -15,7 +15,7 @@ from training.evaluation.overlap import OverlapMatrix
 from training.evaluation.predictors import Predictor
 
 UNMATCHED = -1
-MatchingMethod = Literal["majority", "hungarian", "cups", "votes"]
+MatchingMethod = Literal["neighbors", "majority", "hungarian", "cups", "votes"]
 """See `match_clusters`."""
 
 
@@ -23,9 +23,11 @@ MatchingMethod = Literal["majority", "hungarian", "cups", "votes"]
 class MatchingConfig:
     """How clusters get their categories. The thresholds of `votes` are U2Seg's for COCO and 800 clusters."""
 
-    method: Annotated[MatchingMethod, Parameter(name="--matching")] = "majority"
-    """How clusters are matched to categories: each to the category with which it shares most pixels (majority); one to
-    one (hungarian); one to one, the remaining clusters by majority (cups); by U2Seg's votes (votes)."""
+    method: Annotated[MatchingMethod, Parameter(name="--matching")] = "neighbors"
+    """How clusters are matched to categories: each to the category with which it shares most pixels (majority); the
+    same, but a segment takes the category of the labeled segments with the most similar embeddings, if the network has
+    embeddings (neighbors); one to one (hungarian); one to one, the remaining clusters by majority (cups); by U2Seg's
+    votes (votes)."""
     min_score: Annotated[float, Parameter(name="--match-min-score")] = 0.4
     """Votes: minimum score of a detection, 0..1."""
     min_iou: Annotated[float, Parameter(name="--match-min-iou")] = 0.6
@@ -94,8 +96,8 @@ def label_spaces(predictor: Predictor, dataset: GroundTruthDataset) -> LabelSpac
 def match_clusters(counts: Int[np.ndarray, "N C"], spaces: LabelSpaces, method: MatchingMethod) -> Int[np.ndarray, "N"]:
     """Return the category index of each cluster; UNMATCHED if it co-occurs with none, or is left over.
 
-    `majority`, `votes`: each cluster takes the category with the highest count, many to one; they differ in the
-    counts they are given. `hungarian`: the one-to-one assignment with the highest sum; other clusters are left over.
+    `neighbors`, `majority`, `votes`: each cluster takes the category with the highest count, many to one; `votes` is
+    given other counts. `hungarian`: the one-to-one assignment with the highest sum; other clusters are left over.
     `cups`: that assignment, the others by majority (CUPS, panoptic_quality.py; unlike there, things and stuff are
     separate in semantic maps too, and a cluster that co-occurs with nothing gets no category).
     """
@@ -113,7 +115,7 @@ def match_block(counts: Int[np.ndarray, "N C"], method: MatchingMethod) -> Int[n
         return matched
     majority = np.where(counts.any(1), counts.argmax(1), UNMATCHED)
     match method:
-        case "majority" | "votes":
+        case "neighbors" | "majority" | "votes":
             return majority
         case "hungarian" | "cups":
             from scipy.optimize import linear_sum_assignment  # takes 0.7 s, more than the rest of this package

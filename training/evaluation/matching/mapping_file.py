@@ -9,18 +9,18 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from model.contract import Category
+from model.category_examples import Category, CategoryExamples
 from model.errors import ConfigError
 from model.files import atomic_write
 from model.validation import parse_versioned_json, to_versioned_json
 from training.evaluation.datasets.taxonomy import Taxonomy
 from training.evaluation.matching.cluster_matching import UNMATCHED, LabelSpaces, MatchingConfig, MatchingMethod
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _DIGEST_DIGITS = 16
 """Digits of an image's sha256 that are stored: enough to recognize it."""
-MappingMethod = Literal[MatchingMethod, "prototypes", "given"]
-"""How a mapping was made: by matching, from the embeddings of labeled regions, or because clusters are categories."""
+MappingMethod = Literal[MatchingMethod, "given"]
+"""How a mapping was made: by matching, or because clusters are categories."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ class ClusterAssignment:
     category: int | None
     """An id of `categories`; None if the cluster has no category."""
     purity: float
-    """Fraction of the cluster's counts that belong to its category, 0..1; for `prototypes` their cosine similarity."""
+    """Fraction of the cluster's counts that belong to its category, 0..1."""
     support: int
-    """Sum of the cluster's counts: pixels or votes; for `prototypes` the number of the category's regions."""
+    """Sum of the cluster's counts: pixels or votes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class ClusterMapping:
     """Hash of what defines the clusters: the weights, or the codebook."""
     method: MappingMethod
     matching: MatchingConfig | None
-    """Settings of the matching; None for `prototypes` and `given`."""
+    """Settings of the matching; None for `given`."""
     fitted_on: FittedOn
     thing_clusters: int
     stuff_clusters: int
@@ -68,6 +68,8 @@ class ClusterMapping:
     """The first `num_things` categories are things."""
     categories: tuple[Category, ...]
     clusters: dict[int, ClusterAssignment]
+    examples: CategoryExamples | None = None
+    """Labeled segments, for the method `neighbors`: segments take the category of the most similar ones."""
 
     def __post_init__(self) -> None:
         known = {None, *(category.id for category in self.categories)}

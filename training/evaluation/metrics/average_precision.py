@@ -63,22 +63,22 @@ def to_coco_annotations(result: ImageResult, categories: Int[np.ndarray, "C"]) -
     ]
 
 
-def to_coco_results(result: ImageResult, categories: Int[np.ndarray, "N"], iou_type: IouType) -> list[dict[str, Any]]:
-    """Return the detections of an image as COCO results, with the category of each cluster looked up in `categories`.
+def to_coco_results(result: ImageResult, categories: Int[np.ndarray, "P"], iou_type: IouType) -> list[dict[str, Any]]:
+    """Return the detections of an image as COCO results, with the category of each.
 
-    Clusters without a category are left out. The area is the box's or the mask's, as pycocotools has it.
+    Those without a category, -1, are left out. The area is the box's or the mask's, as pycocotools has it.
     """
     return [
         {
             "image_id": result.image_id,
-            "category_id": int(categories[detection.cluster]),
+            "category_id": int(category),
             "score": detection.score,
             "bbox": list(detection.rle.bbox),
             "area": detection.rle.area if iou_type == "segm" else detection.rle.bbox[2] * detection.rle.bbox[3],
             "segmentation": {"size": list(detection.rle.size), "counts": detection.rle.counts},
         }
-        for detection in result.detections
-        if categories[detection.cluster] >= 0
+        for detection, category in zip(result.detections, categories, strict=True)
+        if category >= 0
     ]
 
 

@@ -1,0 +1,49 @@
+"""Fits the embedding of patches: whitened features of the middle of the encoder, from unlabeled photos."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from model.contract import InputSize
+from model.images import letterbox_image
+from model.networks.interface import normalize
+from model.networks.mask_transformer import MASK_STRIDE_PX, PatchEmbedding, embedding_layers
+from model.networks.vit import VisionTransformer
+
+EMBEDDING_DIM = 64
+MAX_PHOTOS = 200
+"""Photos that are sufficient to fit the embedding."""
+_PATCHES_PER_PHOTO = 250
+
+
+@torch.no_grad()
+def fit_patch_embedding(
+    encoder: VisionTransformer, photos: Iterable[UInt8[np.ndarray, "H W 3"]], side_px: int
+) -> PatchEmbedding | None:
+    """Return the embedding whose values have mean 0 and variance 1 on patches of these photos; None without photos.
+
+    They are the principal components with the largest variance.
+    """
+    generator = np.random.default_rng(0)
+    samples = []
+    for photo in photos:
+        pixels, letterbox = letterbox_image(photo, [InputSize.square(side_px)], MASK_STRIDE_PX)
+        features = encoder(normalize(torch.from_numpy(pixels[None])), embedding_layers(encoder.config.depth))
+        rows, columns = (-(-side // encoder.config.patch_px) for side in letterbox.size)
+        width = side_px // encoder.config.patch_px
+        inside = (np.arange(rows)[:, None] * width + np.arange(columns)).ravel()
+        chosen = generator.permutation(inside)[:_PATCHES_PER_PHOTO]
+        samples.append(PatchEmbedding.join(features)[0, torch.from_numpy(chosen)])
+    if not samples:
+        return None
+    joined = torch.cat(samples).double()
+    mean = joined.mean(0)
+    variances, axes = torch.linalg.eigh(torch.cov(joined.T))
+    dim = min(EMBEDDING_DIM, len(joined) - 1)
+    weights = (axes[:, -dim:] / variances[-dim:].clamp(min=1e-9).sqrt()).T
+    embedding = PatchEmbedding(encoder.config, dim)
+    embedding.projection.weight.copy_(weights)
+    embedding.projection.bias.copy_(-weights @ mean)
+    return embedding.eval().requires_grad_(False)
