@@ -27,6 +27,11 @@ def draw_png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: in
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
 
 
+def draw_png_header(width: int, height: int) -> bytes:
+    """A PNG that declares a size and has no pixels."""
+    return draw_png(width, height, chunk(b"IDAT", zlib.compress(b"")))
+
+
 def draw_bmp(width: int, height: int) -> bytes:
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", 54 + 12, 0, 0, 54) + header + bytes(12)
@@ -51,10 +56,10 @@ def draw_jpeg_header(side: int) -> bytes:
     return b"\xff\xd8\xff\xc0" + frame + b"\xff\xd9"
 
 
-def tag_orientation(orientation: int) -> bytes:
+def turn(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return save(HALVES, "JPEG", exif=exif)
+    return exif
 
 
 def animate(suffix: str, **options: Any) -> bytes:
@@ -81,7 +86,7 @@ def list_readable() -> Iterator[tuple[str, bytes]]:
     yield "progressive JPEG", save(HALVES, "JPEG", progressive=True)
     yield "worst JPEG", save(HALVES, "JPEG", quality=1)
     for orientation in range(10):
-        yield f"EXIF orientation {orientation}", tag_orientation(orientation)
+        yield f"EXIF orientation {orientation}", save(HALVES, "JPEG", exif=turn(orientation))
     yield "broken EXIF", save(HALVES, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     yield "broken colour profile", save(HALVES, "JPEG", icc_profile=b"no profile")
     yield "bytes after the end", jpeg + b"more" * 1000

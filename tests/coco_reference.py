@@ -1,5 +1,7 @@
 """Masks as pycocotools encodes them, to compare our codecs with."""
 
+from typing import Any
+
 import numpy as np
 from pycocotools import mask as coco
 
@@ -16,3 +18,9 @@ def encode_by_pycocotools(mask: np.ndarray) -> Rle:
         area=int(coco.area(rle)),
         bbox=(left, top, width, height),
     )
+
+
+def annotate(mask: np.ndarray, category: int, **more: Any) -> dict[str, Any]:
+    """A COCO annotation with a compressed RLE."""
+    counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    return {"category_id": category, "segmentation": {"size": list(mask.shape), "counts": counts}, **more}

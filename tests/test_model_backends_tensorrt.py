@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 import pytest
+from tiny import make_contract
 
 from model.backends.onnx_runtime import (
     backend_of,
@@ -20,19 +21,10 @@ from model.backends.onnx_runtime import (
     require_provider_available,
 )
 from model.backends.tensorrt import EngineKey, default_engine_cache, engine_folder, make_ep_context_model
-from model.contract import Contract, InputSize, read_contract
+from model.contract import InputSize, read_contract
 from model.errors import BackendUnavailable
 
-CONTRACT = Contract(
-    name="a",
-    version="1",
-    network="none",
-    input_sizes=(InputSize.square(448),),
-    stride_px=4,
-    max_detections=2,
-    thing_clusters=2,
-    stuff_clusters=1,
-)
+CONTRACT = make_contract(2, 1, 448, max_detections=2)
 PAPER = dataclasses.replace(
     CONTRACT, input_sizes=tuple(InputSize(height_px=h, width_px=w) for h, w in ((800, 1088), (1088, 800), (800, 800)))
 )
@@ -91,17 +83,7 @@ def test_a_silent_fallback_is_an_error_that_names_both(requested: str, providers
 
 
 MACHINE = EngineKey(gpu="NVIDIA H100 80GB HBM3", compute_capability="9.0", tensorrt="101303", onnxruntime="1.31.1")
-ENGINE_CONTRACT = Contract(
-    name="a",
-    version="1",
-    network="none",
-    input_sizes=(InputSize.square(56),),
-    stride_px=4,
-    max_detections=2,
-    thing_clusters=2,
-    stuff_clusters=1,
-    files={"network.onnx": "ab" * 32},
-)
+ENGINE_CONTRACT = make_contract(2, 1, 56, max_detections=2, files={"network.onnx": "ab" * 32})
 LIMIT_S = 60
 FAKE_TRTEXEC = """#!/bin/sh
 printf '%s\\n' "$@" > "$(dirname "$0")/arguments"

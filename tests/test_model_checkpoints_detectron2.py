@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import reference
+import tiny
 import torch
 from torch import Tensor
 
@@ -15,17 +16,7 @@ from model.checkpoints.runs import RunInfo, load_run, read_run_info, write_run
 from model.errors import CheckpointError, ConfigError
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade, infer_cascade_config
 
-TINY = CascadeConfig(
-    thing_clusters=3,
-    stuff_clusters=27,
-    stem_out_channels=4,
-    bottleneck_channels=4,
-    res2_out_channels=8,
-    fpn_channels=8,
-    box_fc_dim=8,
-    mask_conv_dim=8,
-    sem_seg_conv_dim=32,
-)
+TINY = replace(tiny.CASCADE, stuff_clusters=27)
 CUTLER = replace(TINY, thing_clusters=1, stuff_clusters=0, cls_agnostic_mask=True, sem_seg_conv_dim=128)
 CUPS = replace(TINY, stuff_clusters=11, backbone_norm="frozen", fpn_norm="frozen")
 
@@ -171,7 +162,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named_with_the_file(tmp_pa
     assert str(caught.value) == (
         f"{tmp_path / 'model.pth'}: 3 tensors do not fit: missing backbone.fpn_output3.norm.bias; "
         "unexpected roi_heads.keypoint_head.weight; misshapen roi_heads.box_predictor.2.bbox_pred.weight: (12, 8) for "
-        "(4, 8)"
+        "(4, 16)"
     )
 
 

@@ -3,10 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -14,30 +16,9 @@ from model.checkpoints.runs import RunInfo, load_run, read_run_info, write_run
 from model.errors import CheckpointError, ConfigError
 from model.networks.mask_transformer import DecoderConfig, MaskTransformer
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
-from model.networks.vit import EncoderConfig
 
-SHAPE = CascadeConfig(
-    thing_clusters=3,
-    stuff_clusters=2,
-    stem_out_channels=4,
-    bottleneck_channels=4,
-    res2_out_channels=8,
-    backbone_norm="frozen",
-    fpn_channels=8,
-    box_fc_dim=8,
-    mask_conv_dim=8,
-    sem_seg_conv_dim=32,
-)
-VIT_SHAPE = CascadeConfig(
-    thing_clusters=3,
-    stuff_clusters=2,
-    backbone="vit",
-    fpn_channels=8,
-    box_fc_dim=8,
-    mask_conv_dim=8,
-    sem_seg_conv_dim=32,
-    encoder=EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=2, has_layer_scale=True),
-)
+SHAPE = replace(tiny.CASCADE, backbone_norm="frozen")
+VIT_SHAPE = replace(tiny.CASCADE, backbone="vit", encoder=replace(tiny.SHAPE, num_registers=2))
 CARD = RunInfo(network="panoptic_cascade", network_config=SHAPE, step=9, provenance={"checkpoint": {"file": "a.pth"}})
 
 
@@ -135,7 +116,7 @@ def test_a_run_json_that_is_not_an_object_is_refused(cascade_run: Path, content:
 def test_weights_of_another_shape_are_named(cascade_run: Path) -> None:
     change_card(cascade_run, lambda card: card["network_config"].update(thing_clusters=4))
     with pytest.raises(
-        CheckpointError, match=r"misshapen roi_heads\.box_predictor\.0\.cls_score\.weight: \(4, 8\) for \(5, 8\)"
+        CheckpointError, match=r"misshapen roi_heads\.box_predictor\.0\.cls_score\.weight: \(4, 16\) for \(5, 16\)"
     ):
         load_run(cascade_run)
 

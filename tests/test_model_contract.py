@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import make_contract
 
 from model.contract import (
     CONTRACT_FILE,
@@ -67,10 +68,7 @@ def test_a_written_contract_reads_back_equal(tmp_path: Path) -> None:
 
 
 def test_things_come_before_stuff() -> None:
-    contract = Contract(
-        name="a", version="1", network="n", input_sizes=(InputSize.square(8),), stride_px=4, max_detections=1,
-        thing_clusters=2, stuff_clusters=3,
-    )  # fmt: skip
+    contract = make_contract(2, 3, max_detections=1)
     assert [contract.is_thing(cluster) for cluster in (0, 1, 2, 3, 5)] == [False, True, True, False, False]
 
 

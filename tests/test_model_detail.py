@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import make_contract
 
 from model.contract import Contract, InputSize, Thresholds
 from model.detail import prepare_image, run_image
@@ -11,10 +12,7 @@ from model.errors import InvalidParameter
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, postprocess
 
-CONTRACT = Contract(
-    name="a", version="1", network="n", input_sizes=(InputSize.square(64),), stride_px=4, max_detections=1,
-    thing_clusters=2, stuff_clusters=1, thresholds=Thresholds(score_threshold=0.3),
-)  # fmt: skip
+CONTRACT = make_contract(2, 1, 64, max_detections=1, thresholds=Thresholds(score_threshold=0.3))
 
 
 class BrightSession:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from tiny import make_contract
 
 from model.backends.loader import load_session
 from model.backends.openvino import require_int8_instructions
 from model.backends.session import AutoSession
-from model.contract import Contract, InputSize, Int8Accuracy, Thresholds, read_contract
+from model.contract import Int8Accuracy, Thresholds, read_contract
 from model.errors import BackendUnavailable, ConfigError, ParityError
 from model.export.export import ExportConfig, export_run
 from model.export.parity_checks import InputImage
@@ -144,10 +145,9 @@ def test_fp16_and_cascades_are_not_quantized(tmp_path: Path, tiny_cascade_artifa
         quantize_artifact(half, photos, LOOSE)
 
 
-CONTRACT = Contract(
-    name="a", version="1", network="n", input_sizes=(InputSize.square(8),), stride_px=1, max_detections=1,
-    thing_clusters=3, stuff_clusters=1, thresholds=Thresholds(score_threshold=0.3, min_stuff_area_fraction=0.0),
-)  # fmt: skip
+CONTRACT = make_contract(
+    3, 1, stride_px=1, max_detections=1, thresholds=Thresholds(score_threshold=0.3, min_stuff_area_fraction=0.0)
+)
 IMAGE = InputImage(pixels=np.zeros((3, 8, 8), np.uint8), size=(8, 8))
 
 

@@ -8,23 +8,15 @@ import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
+from tiny import make_contract
 
-from model.contract import TASKS, Contract, InputSize, SegmentFormat, Task
+from model.contract import TASKS, SegmentFormat, Task
 from model.errors import ConfigError
 from model.export.segment import SegmentReport, choose_format, list_inputs, segment_photos
 from model.formats.png import decode_panoptic_png
 from model.postprocessing.panoptic import Segment, Segmentation
 
-CONTRACT = Contract(
-    name="a",
-    version="1",
-    network="mask_transformer",
-    input_sizes=(InputSize.square(8),),
-    stride_px=1,
-    max_detections=4,
-    thing_clusters=2,
-    stuff_clusters=1,
-)
+CONTRACT = make_contract(2, 1, network="mask_transformer", stride_px=1)
 
 
 class HalvesPredictor:

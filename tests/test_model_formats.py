@@ -12,9 +12,9 @@ import pytest
 from coco_reference import encode_by_pycocotools
 from PIL import Image
 from pycocotools import mask as coco
+from tiny import make_contract
 
 from model.category_examples import Category
-from model.contract import Contract, InputSize
 from model.formats.coco import (
     encode_rles,
     list_coco_categories,
@@ -207,17 +207,7 @@ def test_colors_of_consecutive_ids_differ() -> None:
         assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 40
 
 
-NAMED = Contract(
-    name="a",
-    version="1",
-    network="n",
-    input_sizes=(InputSize.square(8),),
-    stride_px=1,
-    max_detections=4,
-    thing_clusters=8,
-    stuff_clusters=4,
-    categories={9: Category(id=193, name="grass")},
-)
+NAMED = make_contract(8, 4, stride_px=1, categories={9: Category(id=193, name="grass")})
 
 
 def decode(content: bytes) -> np.ndarray:
@@ -300,15 +290,10 @@ def test_npz_of_an_empty_segmentation_is_empty() -> None:
         assert (arrays["bboxes"].shape, arrays["ids"].shape, arrays["mask_starts"].shape) == ((0, 4), (0,), (0,))
 
 
-CONTRACT = Contract(
-    name="a",
-    version="1",
-    network="n",
-    input_sizes=(InputSize.square(8),),
+CONTRACT = make_contract(
+    3,
+    2,
     stride_px=1,
-    max_detections=4,
-    thing_clusters=3,
-    stuff_clusters=2,
     categories={1: Category(id=17, name="cat"), 3: Category(id=17, name="cat"), 4: Category(id=119, name="sky")},
 )
 

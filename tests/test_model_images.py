@@ -2,13 +2,14 @@
 
 import io
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from bad_images import draw_png_header, turn
+from fake_service import save
 from PIL import Image, ImageCms
 
 from model.contract import InputSize
@@ -27,16 +28,9 @@ from model.images import (
 )
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
-ORIENTATION = 0x0112
 
 # Row and column of the stored top left corner, by EXIF orientation (EXIF 2.3, section 4.6.4).
 SEEN_AT = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
-
-
-def save(image: Image.Image, suffix: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, suffix, **options)
-    return buffer.getvalue()
 
 
 def draw_corner() -> Image.Image:
@@ -48,22 +42,6 @@ def draw_corner() -> Image.Image:
 
 def draw_noise(height: int = 24, width: int = 20) -> Image.Image:
     return Image.fromarray(np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8))
-
-
-def turn(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def draw_png_header(width: int, height: int) -> bytes:
-    """Return a PNG that declares a size and has no pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "TIFF"])

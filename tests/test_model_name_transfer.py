@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import make_contract
 
 from model.category_examples import Category
-from model.contract import Contract, InputSize
+from model.contract import Contract
 from model.errors import ConfigError
 from model.postprocessing.panoptic import Segment, Segmentation
 from model.registry.category_names import empty_names
@@ -21,17 +22,8 @@ from model.registry.name_transfer import (
 )
 
 DOG, CAT, SKY = Category(id=1, name="dog"), Category(id=2, name="cat"), Category(id=3, name="sky")
-OLD = Contract(
-    name="small",
-    version="1",
-    network="none",
-    input_sizes=(InputSize.square(64),),
-    stride_px=4,
-    max_detections=1,
-    thing_clusters=3,
-    stuff_clusters=1,
-    categories={1: DOG, 2: CAT, 4: SKY},
-    files={"network.onnx": "old"},
+OLD = make_contract(
+    3, 1, 64, name="small", max_detections=1, categories={1: DOG, 2: CAT, 4: SKY}, files={"network.onnx": "old"}
 )
 NEW = replace(OLD, version="2", thing_clusters=2, stuff_clusters=2, categories={}, files={"network.onnx": "new"})
 ONE = TransferThresholds(min_images=1)

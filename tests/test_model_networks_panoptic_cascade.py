@@ -31,19 +31,7 @@ from model.networks.rpn import ProposalConfig
 from model.networks.vit import EncoderConfig
 from model.postprocessing.panoptic import Segmentation, postprocess
 
-CONFIG = CascadeConfig(
-    thing_clusters=3,
-    stuff_clusters=2,
-    stem_out_channels=8,
-    bottleneck_channels=4,
-    res2_out_channels=16,
-    backbone_norm="frozen",
-    fpn_channels=8,
-    fpn_norm="none",
-    box_fc_dim=16,
-    mask_conv_dim=8,
-    sem_seg_conv_dim=32,
-)
+CONFIG = replace(tiny.CASCADE, backbone_norm="frozen", fpn_norm="none")
 ENCODER = EncoderConfig(embed_dim=64, depth=2, patch_px=14, grid_size=4, num_registers=1, has_layer_scale=True)
 WITH_VIT = replace(CONFIG, backbone="vit", encoder=ENCODER)
 INFERENCE = CascadeInferenceConfig(
@@ -288,19 +276,7 @@ FOLD_CONFIG = CascadeInferenceConfig(proposals=ProposalConfig(pre_nms_topk=40, p
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_a_folded_network_computes_the_same_without_batch_norms(norm: Norm) -> None:
     torch.manual_seed(3)
-    shape = CascadeConfig(
-        thing_clusters=3,
-        stuff_clusters=2,
-        stem_out_channels=8,
-        bottleneck_channels=4,
-        res2_out_channels=16,
-        backbone_norm=norm,
-        fpn_channels=8,
-        fpn_norm=norm,
-        box_fc_dim=16,
-        mask_conv_dim=8,
-        sem_seg_conv_dim=32,
-    )
+    shape = replace(tiny.CASCADE, backbone_norm=norm, fpn_norm=norm)
     network = PanopticCascade(shape, FOLD_CONFIG).eval().requires_grad_(False)
     for name, tensor in network.state_dict().items():
         if "norm" in name and tensor.is_floating_point():

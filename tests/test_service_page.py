@@ -19,9 +19,10 @@ from live_service import serve_in_thread
 from PIL import Image
 from playwright.sync_api import Browser, Error, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
+from tiny import make_contract
 
 from model.category_examples import Category
-from model.contract import Contract, InputSize
+from model.contract import Contract
 from model.formats.overlay import segment_color
 from model.formats.png import decode_panoptic_png
 from model.images import decode_image
@@ -55,15 +56,14 @@ class TwoBoxes:
 
 
 def open_fake() -> tuple[Contract, TwoBoxes]:
-    contract = Contract(
+    contract = make_contract(
+        20,
+        2,
+        64,
         name="two-boxes",
         version="7",
         network="fake",
-        input_sizes=(InputSize.square(64),),
-        stride_px=4,
         max_detections=2,
-        thing_clusters=20,
-        stuff_clusters=2,
         categories={21: Category(id=193, name="grass")},
     )
     return contract, TwoBoxes()

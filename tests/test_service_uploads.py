@@ -3,20 +3,17 @@
 import gzip
 import io
 import resource
-import struct
-import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from bad_images import draw_tiff_of_pages, draw_unusual_images
+from bad_images import draw_png_header, draw_tiff_of_pages, draw_unusual_images, turn
 from fake_service import BLUE, RED, WHITE, draw_halves, open_client, post, save
 from PIL import Image
 
 from service.responses.schemas import Problem
 
-ORIENTATION = 0x0112
 LIMIT_BYTES = 100_000
 
 pytestmark = pytest.mark.anyio
@@ -40,24 +37,8 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield each
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def draw_png_header(width: int, height: int) -> bytes:
-    """Return a PNG with a size and no pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 def draw_noise() -> bytes:
     return save(Image.effect_noise((300, 200), 80).convert("RGB"), "JPEG")
-
-
-def turn(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
 
 
 def assert_problem(response: httpx.Response, status: int, slug: str) -> Problem:

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_predictor import CAR, CAT, SKY, WALL, draw_dataset, predict_scenes
+from tiny import make_contract
 
-from model.contract import Contract, InputSize
 from model.drift import build_histograms, output_statistics
 from model.errors import ConfigError
 from model.postprocessing.panoptic import Segment, Segmentation
@@ -18,16 +18,7 @@ from training.evaluation.promotion_gate import (
     segmentation_covering,
 )
 
-CONTRACT = Contract(
-    name="small",
-    version="2",
-    network="none",
-    input_sizes=(InputSize.square(64),),
-    stride_px=4,
-    max_detections=1,
-    thing_clusters=9,
-    stuff_clusters=0,
-)
+CONTRACT = make_contract(9, 0, 64, name="small", version="2", max_detections=1)
 DEFAULT = PromotionThresholds()
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco
+from coco_reference import annotate
 
 from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
@@ -32,7 +32,6 @@ SIDE_PX, MAP_SIDE, GRID = 56, 14, 4
 CONFIG = replace(MASK_TRANSFORMER_PRESETS["panoptic-targets"], copy_paste_prob=0.0)
 Boxes = tuple[tuple[slice, slice], ...]
 CORNER = (slice(0, 8), slice(0, 8))
-QUARTER = (slice(0, 7), slice(0, 7))
 
 
 def write_photo(folder: Path, name: str, color: int) -> LabeledPhoto:
@@ -313,15 +312,11 @@ def test_sampled_crops_lie_in_the_photo_and_have_half_to_all_of_the_side() -> No
 # Instance masks
 
 
-def annotate(mask: np.ndarray, cluster: int, **score: float) -> dict[str, object]:
-    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    segmentation = {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
-    return {"image_id": 1, "category_id": cluster, "segmentation": segmentation, **score}
-
-
 def write_instances(folder: Path, annotations: list[dict[str, object]]) -> PseudoLabelDataset:
     images = [{"id": 1, "sha256": "a"}, {"id": 2, "sha256": "b"}]
-    (folder / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    (folder / "instances.json").write_text(
+        json.dumps({"images": images, "annotations": [{"image_id": 1, **each} for each in annotations]})
+    )
     return PseudoLabelDataset(folder)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from pycocotools import mask as coco
+from coco_reference import annotate
 
 from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto
@@ -41,11 +41,6 @@ def write_photo(folder: Path, name: str) -> LabeledPhoto:
     FeatureCache(folder).write(name, features)
     path = folder / f"{name}.png"
     return LabeledPhoto(path=path, digest=name, label=folder / f"{name}.label.png", categories={1: 2, 2: 8})
-
-
-def annotate(mask: np.ndarray, category: int) -> dict[str, object]:
-    counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-    return {"category_id": category, "segmentation": {"size": list(mask.shape), "counts": counts}}
 
 
 def make_dataset(folder: Path, config: CascadeTrainConfig = CONFIG, names: str = "a") -> CascadeDataset:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco
+from coco_reference import annotate
 from safetensors.torch import load_file, save_file
 
 from model.errors import ConfigError, DatasetError, TrainingError
@@ -185,11 +185,10 @@ def make_predictions(scores: list[float], clusters: list[int]) -> MergedPredicti
     )
 
 
-def annotate(rows: slice, cluster: int, **more: float) -> dict[str, Any]:
-    mask = np.zeros((SIDE, SIDE), np.uint8, order="F")
-    mask[rows] = 1
-    rle = coco.encode(mask)
-    return {"category_id": cluster, "segmentation": {"size": [SIDE, SIDE], "counts": rle["counts"].decode()}, **more}
+def draw_rows(first: int, end: int) -> np.ndarray:
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[first:end] = 1
+    return mask
 
 
 def make_updater(merged: MergedPredictions, old: list[dict[str, Any]]) -> PseudoLabelUpdater:
@@ -219,9 +218,9 @@ def test_all_instances_are_labels_and_those_of_high_relative_score_are_in_the_pa
 
 def test_old_masks_are_kept_if_no_prediction_matches_them() -> None:
     old = [
-        annotate(slice(0, 6), 3, score=0.4),  # IoU 4 / 6 with the prediction
-        annotate(slice(0, 16), 3, score=0.25, in_panoptic=0),  # 4 / 16
-        annotate(slice(8, 12), 2),
+        annotate(draw_rows(0, 6), 3, score=0.4),  # IoU 4 / 6 with the prediction
+        annotate(draw_rows(0, 16), 3, score=0.25, in_panoptic=0),  # 4 / 16
+        annotate(draw_rows(8, 12), 2),
     ]
     label = make_updater(make_predictions([0.8], [1]), old).make_label(PHOTO)
     assert label.things == [1, 3, 2]

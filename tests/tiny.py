@@ -1,7 +1,9 @@
 """Small inputs for the whole pipeline: drawn photos and an encoder with random weights."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoints.runs import RunInfo, write_run
-from model.contract import InputSize
+from model.contract import Contract, InputSize
 from model.files import hash_file
 from model.formats.png import encode_panoptic_png
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
@@ -21,6 +23,20 @@ from training.data.photos import PhotoScan, hash_photos, scan_photos
 SIDE_PX = 56
 SHAPE = EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=0, has_layer_scale=True)
 INPUT_SIZES = tuple(InputSize(height_px=height, width_px=width) for height, width in ((96, 128), (128, 96), (96, 96)))
+
+CASCADE = CascadeConfig(
+    thing_clusters=3,
+    stuff_clusters=2,
+    stem_out_channels=8,
+    bottleneck_channels=4,
+    res2_out_channels=16,
+    backbone_norm="batch",
+    fpn_channels=8,
+    fpn_norm="batch",
+    box_fc_dim=16,
+    mask_conv_dim=8,
+    sem_seg_conv_dim=32,
+)
 
 
 def draw_photos(folder: Path, count: int = 8) -> Path:
@@ -89,19 +105,7 @@ def write_cascade_run(run: Path) -> Path:
 def draw_cascade(stuff_clusters: int) -> PanopticCascade:
     """A small panoptic cascade, its weights drawn so that it detects things of all three clusters."""
     torch.manual_seed(0)
-    shape = CascadeConfig(
-        thing_clusters=3,
-        stuff_clusters=stuff_clusters,
-        stem_out_channels=8,
-        bottleneck_channels=4,
-        res2_out_channels=16,
-        backbone_norm="batch",
-        fpn_channels=8,
-        fpn_norm="batch",
-        box_fc_dim=16,
-        mask_conv_dim=8,
-        sem_seg_conv_dim=32,
-    )
+    shape = replace(CASCADE, stuff_clusters=stuff_clusters)
     network = PanopticCascade(shape, CascadeInferenceConfig())
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
@@ -137,3 +141,10 @@ def draw_truth(folder: Path, count: int = 4) -> Path:
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "panoptic.json").write_text(json.dumps(content))
     return folder
+
+
+def make_contract(thing_clusters: int, stuff_clusters: int, side_px: int = 8, **more: Any) -> Contract:
+    """The contract of a network for squares of one size, without files."""
+    given = {"name": "a", "version": "1", "network": "none", "stride_px": 4, "max_detections": 4, **more}
+    size = InputSize.square(side_px)
+    return Contract(input_sizes=(size,), thing_clusters=thing_clusters, stuff_clusters=stuff_clusters, **given)
