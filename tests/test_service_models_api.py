@@ -111,6 +111,16 @@ async def test_an_invalid_change_leaves_the_registry_unchanged(
     assert registry.read_state(NAME) == before
 
 
+async def test_a_registry_that_cannot_be_written_is_a_conflict_with_the_reason(registry: Registry) -> None:
+    async with open_registry(registry) as client:
+        lock = registry.folder / NAME / ".lock"
+        lock.unlink()
+        lock.mkdir()
+        response = await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
+    assert response.status_code == 409
+    assert f"{NAME} cannot be changed: " in response.json()["detail"]
+
+
 async def test_several_models_are_selected_by_name(tmp_path: Path, registry: Registry) -> None:
     registry.add(write_artifact(tmp_path / "other", "7"), model="other", author="test")
     registry.activate("other", "7", author="test")

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from model.errors import ArtifactError, RegistryConflict
+from model.errors import ArtifactError, RegistryConflict, RegistryError
 from model.registry.deployment import DeploymentState
 from model.registry.versions import Registry
 from service.responses.problems import document_problems
@@ -120,6 +120,8 @@ async def _change(request: Request, name: str, change: Change) -> ModelHistory:
         await asyncio.to_thread(change, repository.registry)
     except ArtifactError as error:
         raise RegistryConflict(f"that version cannot be served: {error}") from error
+    except RegistryError as error:  # on a read-only or full disk
+        raise RegistryConflict(str(error)) from error
     await repository.reconcile()
     return await _get_status(repository, name)
 
