@@ -28,13 +28,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except Exception as error:
-        _raise_disk_full(error, path)
-        raise
+        with report_disk_full(path):
+            yield temporary
+            _sync(temporary)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -54,21 +52,19 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        temporary.chmod(0o755)
-        if path.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            os.replace(path, retired / "old")
-            os.replace(temporary, path)
-            shutil.rmtree(retired)
-        else:
-            os.replace(temporary, path)
-    except Exception as error:
-        _raise_disk_full(error, path)
-        raise
+        with report_disk_full(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            temporary.chmod(0o755)
+            if path.exists():
+                retired = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+                os.replace(path, retired / "old")
+                os.replace(temporary, path)
+                shutil.rmtree(retired)
+            else:
+                os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -78,6 +74,41 @@ def list_by_suffix(folder: Path, suffixes: Container[str]) -> tuple[list[Path], 
     files = list_files(folder)
     others = Counter(path.suffix for path in files if path.suffix.lower() not in suffixes)
     return [path for path in files if path.suffix.lower() in suffixes], dict(others)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append all of a text to a file, or nothing; an empty file is removed then.
+
+    Raises OSError, which names the file if the disk is full.
+    """
+    content = text.encode()
+    with report_disk_full(path), path.open("ab", buffering=0) as stream:
+        size = stream.tell()
+        try:
+            if stream.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            stream.truncate(size)
+            if not size:
+                path.unlink()
+            raise
+
+
+@contextmanager
+def report_disk_full(path: Path) -> Iterator[None]:
+    """Raise OSError that names `path`, whatever the block raised, if a write failed for lack of space.
+
+    Libraries raise errors of their own then, some of which (safetensors) only quote the system's message.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_named = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_quoted = os.strerror(errno.ENOSPC) in str(error)
+        if is_named or is_quoted or shutil.disk_usage(path.parent).free < _MIN_FREE_BYTES:
+            message = "no space left on the disk, free some and try again"
+            raise OSError(errno.ENOSPC, message, str(path)) from error
+        raise
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -119,13 +150,6 @@ def hash_file(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _raise_disk_full(error: Exception, path: Path) -> None:
-    """Raise OSError if a write failed for lack of space, which not every library reports as such."""
-    is_named = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if is_named or shutil.disk_usage(path.parent).free < _MIN_FREE_BYTES:
-        raise OSError(errno.ENOSPC, "no space left on the disk, free some and try again", str(path)) from error
 
 
 def _sync(path: Path) -> None:

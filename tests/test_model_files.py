@@ -1,13 +1,14 @@
 """Files and folders are replaced completely or not at all, without leftovers."""
 
 import errno
+import resource
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from model.files import atomic_directory, atomic_write, hash_file, remove_temp_files
+from model.files import append_text, atomic_directory, atomic_write, hash_file, remove_temp_files
 
 
 class PowerCutError(Exception):
@@ -49,10 +50,35 @@ def test_a_failing_writer_creates_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [atomic_write, atomic_directory])
-def test_a_full_disk_is_reported_with_the_file(tmp_path: Path, write: Any) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),  # a write to an open file names no file
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
+    ],
+)
+def test_a_full_disk_is_reported_with_the_file(tmp_path: Path, write: Any, error: Exception) -> None:
     with pytest.raises(OSError, match=r"no space left on the disk.*weights\.bin"), write(tmp_path / "weights.bin"):
-        raise OSError(errno.ENOSPC, "No space left on device")  # a write to an open file names no file
+        raise error
     assert list_names(tmp_path) == []
+
+
+def test_text_is_appended_completely_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "losses.csv"
+    append_text(path, "step\n")
+    append_text(path, "é\n")
+    assert path.read_text(encoding="utf-8") == "step\né\n"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))  # a write beyond is short, as on a full disk
+    try:
+        with pytest.raises(OSError, match=r"no space left on the disk.*losses\.csv"):
+            append_text(path, "0.12345,0.12345,0.12345\n")
+        with pytest.raises(OSError, match=r"no space left on the disk.*new\.csv"):
+            append_text(tmp_path / "new.csv", "a header that is longer than that\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text(encoding="utf-8") == "step\né\n"
+    assert list_names(tmp_path) == ["losses.csv"]
 
 
 def test_a_writer_that_removes_its_file_fails_and_keeps_the_old_one(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from model.checkpoints.safe_pickle import read_pickle
 from model.errors import CheckpointError
-from model.files import hash_file
+from model.files import hash_file, report_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def _append_download(url: str, path: Path) -> None:
         length = response.headers["Content-Length"]
         expected = None if length is None else start + int(length)
         progress = tqdm.wrapattr(response, "read", total=expected, initial=start, desc=path.stem, disable=None)
-        with path.open("ab" if start else "wb") as stream, progress as content:
+        with report_disk_full(path), path.open("ab" if start else "wb") as stream, progress as content:
             shutil.copyfileobj(content, stream)
     size = path.stat().st_size
     if expected is not None and size != expected:

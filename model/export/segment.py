@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from model.contract import NETWORK_FILE, Contract, SegmentFormat, Task
 from model.errors import ConfigError, InputError
 from model.export.predictor import ArtifactPredictor
-from model.files import atomic_write, list_by_suffix
+from model.files import append_text, atomic_write, list_by_suffix
 from model.formats.coco import MaskFormat, to_coco_annotation, to_coco_dataset, to_coco_instances, to_geojson_features
 from model.formats.overlay import encode_overlay
 from model.formats.png import encode_panoptic_png
@@ -110,21 +110,19 @@ def segment_photos(
     if not is_file:
         _check_folder(out, writer, inputs)
     records, skipped = _read_journal(journal, _describe(predictor, form, task)), []
-    with journal.open("a", encoding="utf-8") as stream:
-        for name, path in track(list(inputs.photos.items()), "segment"):
-            try:
-                status = path.stat()
-                stamp = [status.st_size, status.st_mtime_ns]
-                if writer.is_done(records.get(name), stamp):
-                    continue
-                records[name] = {"name": name, "stamp": stamp, **writer.write(name, path, task)}
-            except (InputError, FileNotFoundError) as error:
-                records.pop(name, None)
-                reason = "not found" if isinstance(error, FileNotFoundError) else str(error).removeprefix(f"{path}: ")
-                skipped.append(f"{name}: {reason}")
+    for name, path in track(list(inputs.photos.items()), "segment"):
+        try:
+            status = path.stat()
+            stamp = [status.st_size, status.st_mtime_ns]
+            if writer.is_done(records.get(name), stamp):
                 continue
-            stream.write(json.dumps(records[name]) + "\n")
-            stream.flush()
+            records[name] = {"name": name, "stamp": stamp, **writer.write(name, path, task)}
+        except (InputError, FileNotFoundError) as error:
+            records.pop(name, None)
+            reason = "not found" if isinstance(error, FileNotFoundError) else str(error).removeprefix(f"{path}: ")
+            skipped.append(f"{name}: {reason}")
+            continue
+        append_text(journal, json.dumps(records[name]) + "\n")
     done = {name: records[name] for name in sorted(inputs.photos) if name in records}
     if form in _COCO_FILES:
         _write_coco(out if is_file else out / _COCO_FILES[form], predictor.contract, done)

@@ -1,11 +1,11 @@
 """Loggers of a training run: CSV with a plot, TensorBoard, and Prometheus' textfile format."""
 
 import csv
+import io
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from os import SEEK_END
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from torch.utils.tensorboard import SummaryWriter
 
-from model.files import atomic_write
+from model.files import append_text, atomic_write, report_disk_full
 
 LOSSES_FILE = "losses.csv"
 PLOT_FILE = "losses.png"
@@ -56,14 +56,17 @@ class CsvLogger(Logger):
     def log(self, step: int, losses: Mapping[str, float], left_s: float = math.nan, *, is_last: bool = False) -> None:
         """Append a row. The first row defines the columns; a term that appears later is not stored."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            with self.path.open("w", newline="") as stream:
-                csv.writer(stream).writerow(["step", *losses])
-        with self.path.open("r+", newline="") as stream:
-            header = next(csv.reader(stream))
-            stream.seek(0, SEEK_END)
-            row = {"step": step, **{name: f"{value:.5f}" for name, value in losses.items()}}
-            csv.DictWriter(stream, header, extrasaction="ignore").writerow(row)
+        is_new = not self.path.exists()
+        rows = io.StringIO(newline="")
+        writer = csv.DictWriter(rows, ["step", *losses] if is_new else self._read_header(), extrasaction="ignore")
+        if is_new:
+            writer.writeheader()
+        writer.writerow({"step": step, **{name: f"{value:.5f}" for name, value in losses.items()}})
+        append_text(self.path, rows.getvalue())
+
+    def _read_header(self) -> list[str]:
+        with self.path.open(newline="") as stream:
+            return next(csv.reader(stream))
 
     def truncate_after(self, step: int) -> None:
         """Remove the rows of later steps, which a resumed run computes again."""
@@ -93,21 +96,24 @@ class TensorBoardLogger(Logger):
 
     def log(self, step: int, losses: Mapping[str, float], left_s: float = math.nan, *, is_last: bool = False) -> None:
         """Add the losses; events of an earlier process at this step or later are marked as obsolete."""
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self._folder), purge_step=step)
-        for term, value in losses.items():
-            self._writer.add_scalar(f"loss/{term}", value, step)
+        with report_disk_full(self._folder):
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._folder), purge_step=step)
+            for term, value in losses.items():
+                self._writer.add_scalar(f"loss/{term}", value, step)
 
     def flush(self) -> None:
         """Write what is buffered to the event file."""
         if self._writer is not None:
-            self._writer.flush()
+            with report_disk_full(self._folder):
+                self._writer.flush()
 
     def close(self) -> None:
         """Write and close the event file."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with report_disk_full(self._folder):
+                writer.close()
 
 
 class PrometheusTextfileLogger(Logger):
@@ -146,7 +152,8 @@ class PrometheusTextfileLogger(Logger):
         self._failed.labels(self._run).set(has_failed)
         self._updated.labels(self._run).set_to_current_time()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_to_textfile(str(self._path), self._registry)
+        with report_disk_full(self._path):
+            write_to_textfile(str(self._path), self._registry)
 
     def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
         return Gauge(name, documentation, ("run", *labels), registry=self._registry)
