@@ -156,7 +156,6 @@ async def test_streams_are_unimplemented() -> None:
 
     def check(client: InferenceServerClient) -> InferenceServerException:
         client.start_stream(lambda result, error: found.put(error))
-        client.async_stream_infer(MODEL, [make_input(HALVES)])
         return found.get(timeout=10.0)
 
     error, _ = await run_client(check)
