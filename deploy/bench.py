@@ -110,6 +110,12 @@ class BareLoop:
         return runs / (time.perf_counter() - started), (time.process_time() - cpu) / runs
 
 
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split arguments at the first "--"; argparse takes what follows only next to the positional argument."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:end]), list(arguments[end + 1 :])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="folder of photos")
@@ -118,12 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="duration of each load (20)")
     parser.add_argument("--overload-s", type=float, default=120.0, help="duration of the overload, 0 for none (120)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the network (2)")
-    parser.add_argument("options", nargs="*", help="further options of `useg serve`, after --")
-    given = parser.parse_args(arguments)
+    own, options = split_arguments(sys.argv[1:] if arguments is None else arguments)
+    given = parser.parse_args(own)
     photos = read_photos(given.photos)
     if given.fake_s is None:
         bare = BareLoop(given.artifact, photos, given.threads)
-        command = [sys.executable, "-m", "model", "serve", "--artifact", str(given.artifact), *given.options]
+        command = [sys.executable, "-m", "model", "serve", "--artifact", str(given.artifact), *options]
     else:
         bare, command = None, [sys.executable, "-c", _FAKE.format(run_s=given.fake_s)]
     settings = {"USEG_PORT": "0", "USEG_INTRA_OP_THREADS": str(given.threads), "USEG_SHUTDOWN_DELAY_S": "0"}
