@@ -4,7 +4,8 @@
 #   deploy/gpu_check.sh [PHOTOS [ENCODER]]
 #
 # PHOTOS is a folder of photos for the load, labelling and training; ENCODER the .safetensors file for the latter two.
-# Each step has a limit (STEP_S, default 600 s); one that fails does not stop the others. DEVICE=cpu is a dry run.
+# Each step has a limit (STEP_S, default 600 s); one that fails does not stop the others. DEVICE=cpu is a dry run on
+# small images, with few proposals, photos and clusters.
 # Requires a Python with useg[service-gpu,train,dev] ($PYTHON, default: python3). Logs are left in $LOGS.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -12,8 +13,12 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} device=${DEVICE:-cuda} limit=${STEP_S:-600}
 photos=${1:-} encoder=${2:-}
 logs=${LOGS:-$(mktemp -d)}
-batches=(1 8 32) rounds=20
-[[ $device == cpu ]] && batches=(1) rounds=1
+batches=(1 8 32) rounds=20 side=448 proposals=1000 seconds=20 steps=50 preset=gpu
+test_options=() label_options=(--max-photos 2000)
+if [[ $device == cpu ]]; then
+  batches=(1) rounds=1 side=112 proposals=8 seconds=3 steps=2 preset=tiny
+  test_options=(--collect-only) label_options=(--max-photos 8 --thing-clusters 4 --stuff-clusters 4)
+fi
 mkdir -p "$logs"
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OPENBLAS_NUM_THREADS=1
 rows=()
@@ -25,32 +30,43 @@ step() { # NAME COMMAND...: run it; the result in the table is its last line of 
   local result
   result=$(grep -v '^[[:space:]]*$' "$logs/$name.log" | tail -n 1 | cut -c 1-90)
   [[ $result == "}" ]] &&
-    result=$(grep -E '"(backend|images_per_s|median|goodput_per_s|p50_ms)":' "$logs/$name.log" | tr -d ' \n' | cut -c 1-90)
+    result=$(grep -E '"(backend|images_per_s|median|goodput_per_s|p50_ms|photos|total)":' "$logs/$name.log" | tr -d ' \n' | cut -c 1-90)
   rows+=("$name|$([[ $status == 0 ]] && echo ok || echo "failed ($status)")|$((SECONDS - started)) s|$result")
   printf '%-24s %-12s %s\n' "$name" "$status" "$result" >&2
 }
 
+skip() { # NAME REASON
+  rows+=("$1|skipped||$2")
+  printf '%-24s %-12s %s\n' "$1" skipped "$2" >&2
+}
+
 bench() { # NETWORK PRECISION BATCH: photos a second of the torch session, with CUDA graphs on a GPU
-  "$python" - "$device" "$rounds" "$@" <<'PYTHON'
+  "$python" - "$device" "$rounds" "$side" "$proposals" "$@" <<'PYTHON'
 import sys, time
 from pathlib import Path
 import torch
-from model.backends.onnx_to_torch import count_artifact_flops, load_torch_network
+from model.backends.onnx_to_torch import load_torch_network
 from model.backends.torch_session import TorchSession
 from model.contract import read_contract
 from model.networks.architecture import count_flops
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
+from model.networks.roi_heads import DetectionConfig
+from model.networks.rpn import ProposalConfig
 
-device, rounds, name, precision, batch = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
-side, artifact = 448, Path("model/default")
+device, name, precision = sys.argv[1], *sys.argv[5:7]
+rounds, side, proposals, batch = (int(sys.argv[index]) for index in (2, 3, 4, 7))
+artifact = Path("model/default")
 if name == "default":
-    contract = read_contract(artifact)
-    network, flops = load_torch_network(contract, artifact), count_artifact_flops(contract)
-    side = contract.input_sizes[0].height_px
+    network = load_torch_network(read_contract(artifact), artifact)
 else:  # the paper's network with random weights: 800 thing and 27 stuff clusters
-    network = PanopticCascade(CascadeConfig(thing_clusters=800, stuff_clusters=27), CascadeInferenceConfig())
+    side = side // 32 * 32
+    kept = CascadeInferenceConfig(
+        proposals=ProposalConfig(pre_nms_topk=proposals, post_nms_topk=proposals),
+        detections=DetectionConfig(max_detections=min(100, proposals)),
+    )
+    network = PanopticCascade(CascadeConfig(thing_clusters=800, stuff_clusters=27), kept)
     network = network.eval().requires_grad_(False)
-    flops = count_flops(network, torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.tensor([[side, side]]))
+flops = count_flops(network, torch.zeros(1, 3, side, side, dtype=torch.uint8), torch.tensor([[side, side]]))
 session = TorchSession(network, device=torch.device(device), precision=precision)
 pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8).numpy()
 sizes = torch.tensor([[side, side]] * batch).numpy()
@@ -64,31 +80,42 @@ print(f"{batch / median:.1f} photos/s, {1e3 * median:.1f} ms a batch, {batch * f
 PYTHON
 }
 
-command -v nvidia-smi >/dev/null && step gpu nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-step tests "$python" -m pytest -q -p no:cacheprovider tests/test_model_backends_torch.py tests/test_model_backends_tensorrt.py
+if command -v nvidia-smi >/dev/null; then
+  step gpu nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+else
+  skip gpu "no nvidia-smi"
+fi
+step tests "$python" -m pytest -q -p no:cacheprovider "${test_options[@]}" \
+  tests/test_model_backends_torch.py tests/test_model_backends_tensorrt.py
 for network in default paper; do
   for precision in bf16 fp16; do
     for batch in "${batches[@]}"; do
       export -f bench
-      export python device rounds
+      export python device rounds side proposals
       step "$network-$precision-$batch" bash -c 'bench "$@"' bench "$network" "$precision" "$batch"
     done
   done
 done
 for backend in cuda tensorrt torch; do
-  [[ $device == cpu && $backend != torch ]] && continue
-  step "golden-$backend" "$python" -m model check model/default --backend "$backend"
+  if [[ $device == cpu && $backend != torch ]]; then
+    skip "golden-$backend" "needs a GPU"
+  else
+    step "golden-$backend" "$python" -m model check model/default --backend "$backend"
+  fi
 done
 step "bench-auto" "$python" -m model bench model/default --batch-sizes "${batches[@]}" --rounds "$rounds" --baseline cpu
 if [[ -n $photos ]]; then
-  seconds=20
-  [[ $device == cpu ]] && seconds=5
   step "service" "$python" deploy/bench.py "$photos" --seconds "$seconds" --overload-s 0 -- --max-batch-size 8
+else
+  skip "service" "no PHOTOS given"
 fi
 if [[ -n $photos && -n $encoder ]]; then
-  step "label" "$python" -m model label "$photos" --out "$logs/labels" --encoder "$encoder" --features "$logs/features"
+  step "label" "$python" -m model label "$photos" --out "$logs/labels" --encoder "$encoder" --features "$logs/features" \
+    "${label_options[@]}"
   step "train" "$python" -m model train "$logs/labels" --out "$logs/run" --features "$logs/features" \
-    --preset "$([[ $device == cpu ]] && echo tiny || echo gpu)" --device "$device" --max-steps 50
+    --preset "$preset" --device "$device" --max-steps "$steps"
+else
+  skip "label, train" "no PHOTOS and ENCODER given"
 fi
 
 printf '\n%-22s %-12s %8s  %s\n' step status time result
