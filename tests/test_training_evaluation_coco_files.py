@@ -176,9 +176,10 @@ def test_exports_are_found_by_their_folder_or_by_the_file(
     assert (dataset.kind, read_areas(dataset)) == ("masks", [6.0])
 
 
-def test_windows_separators_and_missing_sizes_are_read(tmp_path: Path) -> None:
-    images = [{"id": 5, "file_name": "images\\5.png"}]
-    path = write_instances(tmp_path / "result.json", annotate(), photos=tmp_path / "images", images=images)
+@pytest.mark.parametrize("name", ["my photos\\5.png", "/data/local-files/?d=my%20photos/5.png"])
+def test_names_by_windows_and_by_label_studio_and_missing_sizes_are_read(tmp_path: Path, name: str) -> None:
+    images = [{"id": 5, "file_name": name}]
+    path = write_instances(tmp_path / "result.json", annotate(), photos=tmp_path / "my photos", images=images)
     assert read_areas(read(path)) == [6.0]
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
+from urllib.parse import unquote
 
 import numpy as np
 from pycocotools import mask as coco
@@ -30,6 +31,7 @@ DEFAULT_SPLITS = ("val2017", "val", "valid", "default", "test", "train2017", "tr
 _PHOTO_FOLDERS = (".", "images", "data", "../{split}", "../images/{split}", "../images", "../data", "..")
 """Folders of the photos, relative to the JSON file."""
 PNG_FOLDERS = ("{stem}", "panoptic", "../panoptic/{split}", "../panoptic", ".")
+_LOCAL_STORAGE = "/data/local-files/?d="
 _PROBED_FILES = 20
 _MIN_POLYGON_VALUES = 6
 """Three points."""
@@ -126,12 +128,13 @@ def read_images(path: Path, content: Mapping[str, Any], photos: Path | None, lef
         with _errors_in(path, f"images[{position}]"):
             if not _is_integer(number) or not isinstance(name, str) or not name:
                 raise ValueError(f"expected an integer id and a file_name, got {number!r} and {name!r}")
+            name = _to_path(name)
             if number in names:
-                if names[number] != name.replace("\\", "/"):
+                if names[number] != name:
                     raise ValueError(f"the id {number} is also that of {names[number]}")
                 left_out.add("images listed twice", f"image {number}")
                 continue
-            names[number] = name.replace("\\", "/")
+            names[number] = name
             sizes[number] = _declared_size(image)
     repeated = len(names) - len(set(names.values()))
     if repeated:
@@ -142,6 +145,12 @@ def read_images(path: Path, content: Mapping[str, Any], photos: Path | None, lef
         photo = folder / name
         images[number] = CocoImage(path=photo, size=sizes[number] or _read_size(path, number, photo))
     return images
+
+
+def _to_path(file_name: str) -> str:
+    """Return the path in a `file_name` as Windows or Label Studio (with local storage) writes it."""
+    path = file_name.replace("\\", "/")
+    return unquote(path.removeprefix(_LOCAL_STORAGE)) if path.startswith(_LOCAL_STORAGE) else path
 
 
 def find_folder(path: Path, candidates: Iterable[str], names: list[str]) -> Path:
