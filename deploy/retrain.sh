@@ -8,8 +8,8 @@
 #                    the encoder of the bundled model, which needs no internet
 # --model NAME       name in the registry (useg)
 # --version V        version of this attempt (that of an attempt that was stopped, else the next number)
-# --dataset DIR      labeled dataset that names the clusters and evaluates the version; without it, the names of the
-#                    active version are transferred
+# --dataset DIR      labeled dataset that names segments and evaluates the version; without it, the names of the active
+#                    version, or of the bundled model if --encoder is "bundled", are taken over
 # --drift-photos DIR at least 200 photos outside PHOTOS, for the gate's check against the drift reference
 # --rounds N         rounds of self-training after the first training (0); they end when a round is not better
 # --activate         serve the version once it passes the gate; --canary FRACTION: to that fraction of the clients;
@@ -174,6 +174,12 @@ check_gate() {
         ${drift_photos:+--drift-photos "$drift_photos"} --out "$run/gate.json" "${gate_options[@]}"
 }
 
+has_examples() { # "yes" if segments of the artifact get the categories of examples
+    python3 -c '
+import json, sys
+print("yes" if json.load(open(sys.argv[1]))["examples"] else "")' "$artifact/contract.json"
+}
+
 describe_transfer() { # FILE: one line
     python3 -c '
 import json, sys
@@ -194,9 +200,15 @@ stage visualize "draw some pseudo-labels, $run/labels.jpg" useg visualize "$run/
 stage train "train, starting from $origin; losses in $run/run" train
 weights=$run/run labels=$run/labels
 ((rounds == 0)) || self_train
+examples=()
+if [[ -n $active ]]; then
+    examples=(--examples-from "$served")
+elif [[ $encoder == bundled ]]; then
+    examples=(--examples-from bundled)
+fi
 stage export "export an artifact and check that it predicts the same" \
     useg export "$weights" --out "$artifact" --name "$model" --version "$version" --photos "$photos" \
-    "${export_options[@]}"
+    "${examples[@]}" "${export_options[@]}"
 stage drift-reference "store statistics of its predictions, to detect drift later" \
     useg drift-reference "$artifact" --photos "$photos"
 if [[ -n $dataset ]]; then
@@ -206,10 +218,11 @@ if [[ -n $dataset ]]; then
         useg eval "$artifact" --dataset "$dataset" "${dataset_options[@]}" --out "$run/report"
 fi
 if [[ -n $active ]]; then
-    what=${dataset:+names that users gave} what=${what:-all names}
+    named=$dataset$(has_examples) # of clusters that users named, else of all
+    what=${named:+names that users gave} what=${what:-all names}
     stage transfer "transfer $what from version $active, by overlap on the photos" \
         useg names transfer "$served" "$artifact" --photos "$photos" --out "$run/names.json" \
-        ${dataset:+--user-names-only} "${transfer_options[@]}"
+        ${named:+--user-names-only} "${transfer_options[@]}"
     log transfer "$(describe_transfer "$run/transfer.json"); see $run/transfer.json"
     stage before "draw predictions of version $active, $run/before.jpg" \
         useg visualize "$served" --photos "$photos" --out "$run/before.jpg"

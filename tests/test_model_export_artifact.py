@@ -8,22 +8,25 @@ import numpy as np
 import onnx
 import pytest
 import tiny
+import torch
 
 from model.backends.loader import load_session
 from model.backends.onnx_runtime import OnnxSession
 from model.backends.onnx_to_torch import load_torch_network
 from model.backends.session import Session
 from model.backends.torch_session import TorchSession, load_torch_session
+from model.category_examples import Category, make_examples
 from model.checkpoints.runs import RunInfo, load_run
 from model.contract import Contract, InputSize, find_bundled_artifact, read_contract
 from model.errors import CheckpointError, ConfigError, ParityError
 from model.export.export import PAPER_INPUT_SIZES, ExportConfig, draw_scene, export_run, make_contract
 from model.export.parity_checks import check_batch_invariance, check_parity, stack_images
-from model.export.patch_embedding import EMBEDDING_DIM
+from model.export.patch_embedding import EMBEDDING_DIM, NamedEmbedding
 from model.images import letterbox_image, read_image
 from model.network_io import RawOutputs
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MaskTransformer, PatchEmbedding, embedding_layers
+from model.networks.vit import VisionTransformer
 from model.postprocessing.panoptic import postprocess
 
 SCENE = draw_scene(7, InputSize.square(tiny.SIDE_PX))
@@ -65,6 +68,29 @@ def test_embeddings_are_whitened_on_the_photos_and_equal_in_torch_and_in_the_gra
     values = network.embedding.projection(PatchEmbedding.join(features)).flatten(0, 1)
     assert values.mean(0).abs().max() < 0.05  # weights are stored in fp16
     assert 0.9 < values.std(0).min() < values.std(0).max() < 1.1
+
+
+def test_examples_are_taken_over_from_an_artifact_with_the_same_encoder(
+    tmp_path: Path, tiny_run: Path, tiny_artifact: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contract, (old,) = read_contract(tiny_artifact), load_session(tiny_artifact)[1].run(*stack_images([SCENE]))
+    source = copy(tiny_artifact, tmp_path)
+    vectors = np.ones((1, EMBEDDING_DIM), np.float32)
+    cat = make_examples((Category(id=1, name="cat"),), 1, np.zeros(1, np.int64), vectors)
+    named = NamedEmbedding(artifact=source, contract=replace(contract, examples=cat))
+    taken = export_run(tiny_run, tmp_path / "new", ExportConfig(precision="fp32"), [], examples_from=named)
+    (new,) = load_session(tmp_path / "new")[1].run(*stack_images([SCENE]))
+    assert (taken.examples, taken.embedding_dim) == (cat, EMBEDDING_DIM)
+    assert old.embeddings is not None
+    assert new.embeddings is not None
+    assert (old.embeddings * new.embeddings).sum(0).min() > 0.99
+    torch.manual_seed(1)
+    assert named.load(VisionTransformer(tiny.SHAPE)) is None
+    assert named._replace(contract=contract).load(VisionTransformer(tiny.SHAPE)) is None
+    assert [record.message.split(" ", 1)[1] for record in caplog.records if record.levelname == "WARNING"][-2:] == [
+        "has another encoder: its examples cannot be taken over",
+        "has no examples: segments get the category of their cluster",
+    ]
 
 
 def test_a_run_exported_without_photos_has_no_embeddings(tmp_path: Path, tiny_run: Path) -> None:

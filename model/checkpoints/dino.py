@@ -40,6 +40,8 @@ _RENAMES = (
 )
 """torchvision's names of a ResNet to detectron2's, which are ours; applied in order."""
 
+_MAX_DIFFERENCE = 0.1
+"""Relative difference of weights up to which they are the same, rounded; rounding to int8 changes them by 0.01."""
 _COUNTER = ".num_batches_tracked"
 
 
@@ -129,6 +131,17 @@ def read_encoder_state_dict(path: Path) -> StateDict:
             raise CheckpointError(f"{path} contains {name} twice")
         state[name] = tensor
     return state
+
+
+def is_same_encoder(stored: StateDict, given: StateDict) -> bool:
+    """Whether the blocks of two encoders have the same weights, one of them perhaps rounded to int8."""
+    names = [name for name in given if name.startswith("blocks.") and name.endswith(".weight")]
+    return all(
+        name in stored
+        and stored[name].shape == given[name].shape
+        and float((stored[name] - given[name]).norm()) <= _MAX_DIFFERENCE * float(given[name].norm())
+        for name in names
+    )
 
 
 def load_resnet_state_dict(source: str, *, norm: Norm = "batch", cache: Path = DEFAULT_CACHE) -> StateDict:

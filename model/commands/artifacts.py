@@ -9,7 +9,16 @@ from cyclopts import CycloptsError, Parameter
 from cyclopts.types import PositiveFloat, PositiveInt
 
 from model.backends.session import Backend
-from model.contract import Detail, InputSize, Precision, SegmentFormat, Task
+from model.contract import (
+    Contract,
+    Detail,
+    InputSize,
+    Precision,
+    SegmentFormat,
+    Task,
+    find_bundled_artifact,
+    read_contract,
+)
 from model.errors import ConfigError
 
 _MAX_PARITY_PHOTOS = 4
@@ -65,6 +74,7 @@ def export(
     name: str = "useg",
     version: str = "1",
     photos: Path | None = None,
+    examples_from: Path | None = None,
     score_threshold: float | None = None,
     min_component_area_fraction: float | None = None,
     precision: Precision = "fp16-stored",
@@ -89,6 +99,9 @@ def export(
         Version of the model.
     photos
         Folder of photos for the parity check, and to fit the embeddings by which segments get categories.
+    examples_from
+        Artifact, or `bundled`, whose embeddings and examples are taken over if it has the same encoder: segments get
+        the same categories without new labels.
     score_threshold
         Minimum score of a detection, 0 to 1 (default: what suits the network).
     min_component_area_fraction
@@ -110,7 +123,7 @@ def export(
     import torch  # not installed with the service
 
     from model.export.export import ExportConfig, export_run
-    from model.export.patch_embedding import MAX_PHOTOS
+    from model.export.patch_embedding import MAX_PHOTOS, NamedEmbedding
     from model.export.predictor import sample_photos
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
@@ -126,8 +139,18 @@ def export(
     )
     images = [photo.image for photo in sample_photos(photos, _MAX_PARITY_PHOTOS)] if photos else []
     embedding_photos = (photo.image for photo in sample_photos(photos, MAX_PHOTOS)) if photos else ()
-    contract = export_run(run, out, config, images, embedding_photos)
+    source = NamedEmbedding(*_read_names(examples_from)) if examples_from else None
+    contract = export_run(run, out, config, images, embedding_photos, source)
     return {"artifact": str(out), "files": contract.files, "parity": contract.provenance["parity"]}
+
+
+def _read_names(artifact: Path) -> tuple[Path, Contract]:
+    """Return the folder of an artifact and its contract with the names that apply to it."""
+    from model.registry.category_names import names_path, read_names
+
+    folder = find_bundled_artifact() if str(artifact) == "bundled" else artifact
+    contract = read_contract(folder)
+    return folder, read_names(names_path(folder), contract).apply(contract)
 
 
 def check(artifact: Artifact, /, *, backend: BackendName = "auto", threads: Threads = 2) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from model.export.parity_checks import (
     check_parity,
     stack_images,
 )
-from model.export.patch_embedding import fit_patch_embedding
+from model.export.patch_embedding import NamedEmbedding, fit_patch_embedding
 from model.export.precision import round_to_int8
 from model.files import atomic_directory, hash_file
 from model.images import letterbox_image
@@ -71,25 +71,33 @@ def export_run(
     config: ExportConfig,
     images: Sequence[UInt8[np.ndarray, "H W 3"]],
     embedding_photos: Iterable[UInt8[np.ndarray, "H W 3"]] = (),
+    examples_from: NamedEmbedding | None = None,
 ) -> Contract:
     """Write the complete artifact, or raise and leave an existing one unchanged.
 
     `images` are photos on which torch and ONNX Runtime must agree, in addition to drawn scenes; only the scenes are
-    stored, as golden inputs. The embedding of patches of a mask transformer is fitted to `embedding_photos`; without
-    them it has none. Raises ConfigError if `out` is not an artifact, and ParityError, with the values, if the graph
-    differs from torch, or in a batch from alone.
+    stored, as golden inputs. A mask transformer takes over the embedding of patches and the examples of
+    `examples_from`, if its encoder is the same; else the embedding is fitted to `embedding_photos`, if there are any.
+
+    Raises ConfigError if `out` is not an artifact, and ParityError, with the values, if the graph differs from torch,
+    or in a batch from alone.
     """
     if out.exists() and not (out / CONTRACT_FILE).is_file():
         raise ConfigError(f"{out} exists and is not an artifact: choose another --out")
     info, network = load_run(run)
     deployed = fold_batch_norms(network) if isinstance(network, PanopticCascade) else network
+    examples = None
     if isinstance(deployed, MaskTransformer):
-        deployed.embedding = fit_patch_embedding(deployed.encoder, embedding_photos, deployed.decoder.config.side_px)
+        if examples_from and (embedding := examples_from.load(deployed.encoder)):
+            deployed.embedding, examples = embedding, examples_from.contract.examples
+        else:
+            side_px = deployed.decoder.config.side_px
+            deployed.embedding = fit_patch_embedding(deployed.encoder, embedding_photos, side_px)
     if config.precision != "fp32":
         round_to_fp16(deployed)
     if config.precision == "int8-stored":
         round_to_int8(deployed)
-    contract = make_contract(info, deployed, config)
+    contract = replace(make_contract(info, deployed, config), examples=examples)
     tolerance = FP16_TOLERANCE if config.precision == "fp16" else FP32_TOLERANCE
     with atomic_directory(out) as folder:
         write_graph(deployed, contract.all_input_sizes, config.precision, folder / NETWORK_FILE)

@@ -1,21 +1,50 @@
-"""Fits the embedding of patches: whitened features of the middle of the encoder, from unlabeled photos."""
+"""The embedding of patches: whitened features of the middle of the encoder, fitted to unlabeled photos."""
 
+import logging
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from model.contract import InputSize
+from model.backends.onnx_to_torch import load_torch_network
+from model.checkpoints.dino import is_same_encoder
+from model.contract import Contract, InputSize
 from model.images import letterbox_image
 from model.networks.interface import normalize
-from model.networks.mask_transformer import MASK_STRIDE_PX, PatchEmbedding, embedding_layers
+from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer, PatchEmbedding, embedding_layers
 from model.networks.vit import VisionTransformer
+
+logger = logging.getLogger(__name__)
 
 EMBEDDING_DIM = 64
 MAX_PHOTOS = 200
 """Photos that are sufficient to fit the embedding."""
 _PATCHES_PER_PHOTO = 250
+
+
+class NamedEmbedding(NamedTuple):
+    """The embedding of an artifact and its examples."""
+
+    artifact: Path
+    contract: Contract
+    """With the names that apply to the artifact."""
+
+    def load(self, encoder: VisionTransformer) -> PatchEmbedding | None:
+        """Return the embedding for this encoder.
+
+        None, after a warning, if the artifact has no examples or another encoder, whose features are not comparable.
+        """
+        network = load_torch_network(self.contract, self.artifact) if self.contract.examples else None
+        if not isinstance(network, MaskTransformer) or network.embedding is None:
+            logger.warning("%s has no examples: segments get the category of their cluster", self.artifact)
+            return None
+        if not is_same_encoder(network.encoder.state_dict(), encoder.state_dict()):
+            logger.warning("%s has another encoder: its examples cannot be taken over", self.artifact)
+            return None
+        return network.embedding
 
 
 @torch.no_grad()

@@ -5,10 +5,14 @@ from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from model.backends.onnx_to_torch import load_torch_network
-from model.checkpoints.dino import DEFAULT_ENCODER, DEFAULT_ENCODER_SHA256, read_encoder_state_dict
+from model.checkpoints.dino import (
+    DEFAULT_ENCODER,
+    DEFAULT_ENCODER_SHA256,
+    is_same_encoder,
+    read_encoder_state_dict,
+)
 from model.checkpoints.runs import read_run_info
 from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file
 from model.contract import CONTRACT_FILE, NETWORK_FILE, find_bundled_artifact, read_contract
@@ -20,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 BUNDLED_ENCODER = "bundled"
 _ORIGIN_KEY = "origin"
-_MAX_DIFFERENCE = 0.1
-"""Relative difference of weights up to which they are the same, rounded; rounding to int8 changes them by 0.01."""
 
 
 def fetch_encoder(source: str = DEFAULT_ENCODER, cache: Path = DEFAULT_CACHE) -> Path:
@@ -53,9 +55,7 @@ def warn_about_other_encoder(source: Path, encoder: Path) -> None:
     stored = _read_encoder(source)
     if stored is None:
         return
-    state = read_encoder_state_dict(encoder)
-    names = [name for name in state if name.startswith("blocks.") and name.endswith(".weight")]
-    if all(name in stored and _is_close(stored[name], state[name]) for name in names):
+    if is_same_encoder(stored, read_encoder_state_dict(encoder)):
         return
     logger.warning(
         "%s was trained on another encoder than these labels (%s): training starts from its decoder all the same, and"
@@ -88,9 +88,3 @@ def _read_encoder(source: Path) -> StateDict | None:
         return {name: tensor.contiguous() for name, tensor in network.encoder.state_dict().items()}
     info = read_run_info(source)
     return read_encoder_state_dict(source / info.encoder_file) if info.encoder_file else None
-
-
-def _is_close(stored: Tensor, given: Tensor) -> bool:
-    if stored.shape != given.shape:
-        return False
-    return float((stored - given).norm()) <= _MAX_DIFFERENCE * float(given.norm())
