@@ -24,6 +24,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, get_args
 
 import httpx
@@ -59,9 +60,10 @@ _ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "OPENBLAS_NUM_THREADS": "1", "US
 class Chain:
     """Decode, infer, postprocess and encode as our service does, without the service."""
 
-    def __init__(self, threads: int = 2) -> None:
-        backend: Any = os.environ[_BACKEND_VARIABLE]
-        self._contract, self._session = load_session(find_bundled_artifact(), backend=backend, threads=threads)
+    def __init__(self, *, threads: int = 2, artifact: Path | None = None) -> None:
+        artifact = artifact or find_bundled_artifact()
+        backend: Any = os.environ.get(_BACKEND_VARIABLE, "cpu")
+        self._contract, self._session = load_session(artifact, backend=backend, threads=threads)
 
     def segment(self, content: bytes) -> bytes:
         image = decode_image(content)
@@ -70,7 +72,7 @@ class Chain:
         result = SegmentationResult(
             image=image,
             original_size=(image.height, image.width),
-            segmentations=(("panoptic", merge_categories(clusters, self._contract, "panoptic")),),
+            segmentations=(("panoptic", merge_categories(clusters, "panoptic")),),
             clusters={"panoptic": clusters},
         )
         return encode_result(result, self._contract, SegmentOptions(), "application/json")[0].content
@@ -223,7 +225,7 @@ async def measure(
         "bare": {"rate_per_s": round(bare_rate, 2), "cpu_s_per_image": round(bare_cpu_s, 4)},
         "one client": single,
         "latency_ratio": {
-            name: round(float(np.median([a.seconds / b.seconds for a, b in zip(each, alone["useg"], strict=True)])), 3)
+            name: round(median(a.seconds / b.seconds for a, b in zip(each, alone["useg"], strict=True)), 3)
             for name, each in alone.items()
         },
         "cpu_s_per_image": {name: round(cpu_s[name] / len(each), 4) for name, each in alone.items()},
