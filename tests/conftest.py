@@ -143,8 +143,9 @@ def tiny_truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.draw_truth(tmp_path_factory.mktemp("truth") / "set")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """One for each module: while it is open, its event loop keeps those of other tests from running."""
     with open_browser() as browser:
         yield browser
 

@@ -122,9 +122,9 @@ def test_a_threshold_out_of_range_is_rejected_with_its_name_and_value(name: str,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 4}, "format version 4, this release reads 3"),
-        ({"format_version": "3"}, "format version 3, this release reads 3"),
-        ({"format_version": None}, "format version None, this release reads 3"),
+        ({"format_version": 5}, "format version 5, this release reads 4"),
+        ({"format_version": "4"}, "format version 4, this release reads 4"),
+        ({"format_version": None}, "format version None, this release reads 4"),
         ({"detection": 8}, "unknown key 'detection' in Contract, did you mean 'max_detections'?"),
         ({"thresholds": {"score_treshold": 0.5}}, "'score_treshold' in Thresholds, did you mean 'score_threshold'?"),
         ({"thresholds": {"mask_threshold": 7}}, "mask_threshold must lie in 0..1, got 7"),

@@ -87,8 +87,8 @@ def test_outputs_are_in_range_and_boxes_inside_their_images(network: PanopticCas
 
 
 def check_same(first: NetworkOutput, second: NetworkOutput, noise: float) -> None:
-    for one, other in zip(first, second, strict=True):
-        torch.testing.assert_close(one, other, rtol=noise, atol=noise)
+    for name, part in first.parts.items():
+        torch.testing.assert_close(part, second.parts[name], rtol=noise, atol=noise)
 
 
 def test_outputs_do_not_depend_on_the_batch(network: PanopticCascade) -> None:
@@ -98,7 +98,7 @@ def test_outputs_do_not_depend_on_the_batch(network: PanopticCascade) -> None:
     for index in range(3):
         alone = network(pixels[index : index + 1], sizes[index : index + 1])
         # float32; kernels may sum in another order for another batch.
-        check_same(alone, NetworkOutput(*(each[index : index + 1] for each in together)), 1e-4)
+        check_same(alone, together.map(lambda part, index=index: part[index : index + 1]), 1e-4)
 
 
 def test_outputs_do_not_depend_on_the_values_of_the_padding(network: PanopticCascade) -> None:
@@ -113,7 +113,7 @@ def test_all_tensors_are_on_the_device_of_the_pixels(shape: CascadeConfig) -> No
     """The device "meta" computes nothing and refuses to mix with another device."""
     network = PanopticCascade(shape, INFERENCE).eval().to("meta")
     raw = network(draw_pixels(2).to("meta"), draw_sizes(2).to("meta"))
-    assert {each.device.type for each in raw} == {"meta"}
+    assert {each.device.type for each in raw.parts.values()} == {"meta"}
 
 
 def test_a_network_without_a_semantic_head_predicts_things_everywhere() -> None:

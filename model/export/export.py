@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from model.backends.loader import check_golden, write_golden
 from model.backends.onnx_runtime import OnnxSession
-from model.backends.parity import FP16_TOLERANCE, FP32_TOLERANCE, Tolerance
+from model.backends.parity import EXPORT_TOLERANCE, FP16_TOLERANCE, FP32_TOLERANCE, Tolerance
 from model.backends.session import Session
 from model.backends.torch_session import TorchSession
 from model.checkpoints.runs import RunInfo, load_run
@@ -98,13 +98,15 @@ def export_run(
     if config.precision == "int8-stored":
         round_to_int8(deployed)
     contract = replace(make_contract(info, deployed, config), examples=examples)
-    tolerance = FP16_TOLERANCE if config.precision == "fp16" else FP32_TOLERANCE
+    tolerance, export_tolerance = FP32_TOLERANCE, EXPORT_TOLERANCE
+    if config.precision == "fp16":
+        tolerance = export_tolerance = FP16_TOLERANCE
     with atomic_directory(out) as folder:
         write_graph(deployed, contract.all_input_sizes, config.precision, folder / NETWORK_FILE)
         session = OnnxSession(folder / NETWORK_FILE, threads=torch.get_num_threads())
         session.check_contract(contract)
         logger.info("wrote %s; comparing it with torch, alone and in batches", NETWORK_FILE)
-        contract.provenance["parity"] = _check_outputs(deployed, session, contract, tolerance, images)
+        contract.provenance["parity"] = _check_outputs(deployed, session, contract, export_tolerance, images)
         scenes = [draw_scene(seed, contract.input_sizes[0]) for seed in range(_SCENES_PER_SIZE)]
         write_golden(session, *stack_images(scenes), folder / GOLDEN_FILE)
         check_golden(session, folder / GOLDEN_FILE, tolerance)
