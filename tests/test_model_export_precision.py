@@ -111,7 +111,7 @@ def test_fp16_outputs_are_within_the_tolerance(transformer: dict[str, Path]) -> 
 @pytest.mark.slow
 def test_the_cascade_runs_in_fp16(cascade: Path) -> None:
     output = OnnxSession(cascade, threads=1).run(*stack_images([draw_scene(0, InputSize.square(96))]))[0]
-    assert all(np.isfinite(value).all() for value in vars(output).values())
+    assert all(np.isfinite(value).all() for value in vars(output).values() if value is not None)
 
 
 def make_model(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:

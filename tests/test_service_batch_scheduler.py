@@ -15,7 +15,7 @@ from service.inference.batch_scheduler import BatchScheduler, InferenceThreadDie
 from service.requests import RequestContext
 from service.telemetry.metrics import Telemetry
 
-FAILING, NAN, SHORT, DEADLY, HANGING = 13, 99, 77, 66, 55
+FAILING, NAN, NAN_EMBEDDING, SHORT, DEADLY, HANGING = 13, 99, 98, 77, 66, 55
 SOON_S, FAR_S = 0.01, 20.0
 
 pytestmark = pytest.mark.anyio
@@ -61,6 +61,7 @@ class EchoSession:
             boxes=np.zeros((1, 4), np.float32),
             masks=empty,
             semantic=empty,
+            embeddings=np.full((1, 1, 1), np.nan if color == NAN_EMBEDDING else 1.0, np.float32),
         )
 
 
@@ -251,7 +252,10 @@ async def test_a_single_image_too_large_for_memory_may_be_retried_later() -> Non
             await submit(scheduler, 2)
 
 
-@pytest.mark.parametrize(("color", "error"), [(FAILING, ValueError), (NAN, InferenceError), (SHORT, InferenceError)])
+@pytest.mark.parametrize(
+    ("color", "error"),
+    [(FAILING, ValueError), (NAN, InferenceError), (NAN_EMBEDDING, InferenceError), (SHORT, InferenceError)],
+)
 async def test_a_failing_image_does_not_fail_its_batch(color: int, error: type[Exception]) -> None:
     session = EchoSession()
     async with run_scheduler(session, max_queue_delay_ms=1000 * FAR_S) as scheduler:

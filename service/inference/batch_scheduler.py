@@ -369,7 +369,8 @@ class BatchScheduler:
 
 def is_finite(raw: RawOutputs) -> bool:
     """Return whether all numbers of the outputs are finite."""
-    return all(bool(np.isfinite(numbers).all()) for numbers in (raw.scores, raw.boxes, raw.masks, raw.semantic))
+    parts = (raw.scores, raw.boxes, raw.masks, raw.semantic, raw.embeddings)
+    return all(bool(np.isfinite(part).all()) for part in parts if part is not None)
 
 
 def is_out_of_memory(error: Exception) -> bool:
