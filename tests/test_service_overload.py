@@ -94,6 +94,7 @@ class GatedRaw:
 
     def __init__(self, raw: RawOutputs, session: "GatedSession") -> None:
         self.scores, self.boxes, self.masks, self.semantic = raw.scores, raw.boxes, raw.masks, raw.semantic
+        self.embeddings = raw.embeddings
         self._clusters, self._session = raw.clusters, session
 
     @property
