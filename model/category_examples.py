@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
+from model.arrays import l2_normalize
 from model.errors import ConfigError
 
 _NEIGHBORS = 10
@@ -51,6 +52,11 @@ class CategoryExamples:
         if not sum(self.counts) or not size or size % sum(self.counts):
             raise ConfigError(f"examples: {size} bytes of embeddings for {sum(self.counts)} examples")
 
+    @property
+    def embedding_dim(self) -> int:
+        """Size of an embedding."""
+        return int(self.vectors.shape[1])
+
     @cached_property
     def labels(self) -> Int[np.ndarray, "M"]:
         """Position in `categories`, for each example."""
@@ -60,7 +66,7 @@ class CategoryExamples:
     def vectors(self) -> Float32[np.ndarray, "M E"]:
         """The embeddings, as unit vectors."""
         values = np.frombuffer(base64.b64decode(self.embeddings), np.int8).astype(np.float32)
-        return normalize_rows(values.reshape(len(self.labels), -1))
+        return l2_normalize(values.reshape(len(self.labels), -1))
 
     def classify(self, embeddings: Float32[np.ndarray, "S E"], is_thing: Bool[np.ndarray, "S"]) -> Int[np.ndarray, "S"]:
         """Return the position of each segment's category; -1 for an embedding of zeros, or if no example fits.
@@ -95,9 +101,3 @@ def make_examples(
         counts=tuple(np.bincount(labels[order], minlength=len(categories)).tolist()),
         embeddings=base64.b64encode(np.round(embeddings[order] * _SCALE).astype(np.int8).tobytes()).decode("ascii"),
     )
-
-
-def normalize_rows(vectors: Float32[np.ndarray, "N E"]) -> Float32[np.ndarray, "N E"]:
-    """Scale rows to unit length; zeros stay zeros."""
-    unit: Float32[np.ndarray, "N E"] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
-    return unit

@@ -154,9 +154,9 @@ class Contract:
         clusters = self.thing_clusters + self.stuff_clusters
         if unknown := [cluster for cluster in self.categories if not 1 <= cluster <= clusters]:
             raise ContractMismatch(f"contract: names clusters {unknown}, there are 1..{clusters}")
-        if self.examples and self.examples.vectors.shape[1] != self.embedding_dim:
+        if self.examples and self.examples.embedding_dim != self.embedding_dim:
             raise ContractMismatch(
-                f"contract: the examples have {self.examples.vectors.shape[1]} values, embeddings {self.embedding_dim}"
+                f"contract: the examples have {self.examples.embedding_dim} values, embeddings {self.embedding_dim}"
             )
         if self.precision not in PRECISIONS:
             raise ContractMismatch(f"contract: unknown precision {self.precision!r}, known are {', '.join(PRECISIONS)}")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
+from model.arrays import fit_whitening
 from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError
 from training.data.dataset import PseudoLabelDataset
@@ -16,7 +17,6 @@ from training.pseudo_labels.clustering import (
     fit_codebook,
     fit_patch_objectness,
     fit_score_thresholds,
-    fit_whitening,
     kmeans,
 )
 from training.pseudo_labels.codebook import (

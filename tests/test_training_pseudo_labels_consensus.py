@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tokens
 
+from model.arrays import fit_whitening
 from model.errors import DatasetError
-from training.pseudo_labels.clustering import fit_whitening
 from training.pseudo_labels.consensus import (
     FeatureProjections,
     agglomerative_regions,

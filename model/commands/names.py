@@ -116,8 +116,7 @@ def apply(
         raise InvalidCategoryNames(f"{names} cannot be read: {error.strerror}") from error
     given = (parse_mapping if _is_mapping(content) else parse_names)(content, contract, str(names))
     if into_artifact:
-        base = contract if merge else replace(contract, categories={})
-        given.apply(replace(base, examples=given.examples or (base.examples if merge else None))).write(artifact)
+        given.apply(contract if merge else replace(contract, categories={}, examples=None)).write(artifact)
         return _describe(artifact, file, read_names(_path(artifact, file), read_contract(artifact)))
 
     def change(old: CategoryNames) -> CategoryNames:

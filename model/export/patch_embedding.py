@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from model.arrays import fit_whitening
 from model.backends.onnx_to_torch import load_torch_network
 from model.checkpoints.dino import is_same_encoder
 from model.contract import Contract, InputSize
@@ -67,12 +68,10 @@ def fit_patch_embedding(
         samples.append(PatchEmbedding.join(features)[0, torch.from_numpy(chosen)])
     if not samples:
         return None
-    joined = torch.cat(samples).double()
-    mean = joined.mean(0)
-    variances, axes = torch.linalg.eigh(torch.cov(joined.T))
-    dim = min(EMBEDDING_DIM, len(joined) - 1)
-    weights = (axes[:, -dim:] / variances[-dim:].clamp(min=1e-9).sqrt()).T
+    sample = torch.cat(samples).double().numpy()
+    dim = min(EMBEDDING_DIM, len(sample) - 1)
+    mean, projection = fit_whitening(sample, dim)
     embedding = PatchEmbedding(encoder.config, dim)
-    embedding.projection.weight.copy_(weights)
-    embedding.projection.bias.copy_(-weights @ mean)
+    embedding.projection.weight.copy_(torch.from_numpy(projection.T))
+    embedding.projection.bias.copy_(torch.from_numpy(-mean @ projection))
     return embedding.eval().requires_grad_(False)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from model.category_examples import Category
 from model.contract import Contract
 from model.formats.png import encode_png
 from model.formats.polygons import Polygon, mask_to_polygons
@@ -54,22 +55,13 @@ def segment_properties(segment: Segment, rle: Rle) -> dict[str, Any]:
 def list_coco_categories(contract: Contract) -> list[dict[str, Any]]:
     """Return COCO's `categories`: those of the contract and its examples, and one per cluster without a name."""
     categories: dict[int, dict[str, Any]] = {}
-    for index, known in enumerate(contract.examples.categories if contract.examples else ()):
-        is_thing = int(contract.examples is not None and index < contract.examples.num_things)
-        supercategory = "thing" if is_thing else "stuff"
-        entry = {"id": known.id, "name": known.name, "supercategory": supercategory, "isthing": is_thing}
-        categories.setdefault(known.id, entry)
+    if examples := contract.examples:
+        for index, known in enumerate(examples.categories):
+            categories.setdefault(known.id, _to_coco_category(known, is_thing=index < examples.num_things))
     for cluster in range(1, contract.thing_clusters + contract.stuff_clusters + 1):
-        category_id = get_cluster_category_id(cluster, contract)
-        named = contract.categories.get(cluster)
-        is_thing = int(contract.is_thing(cluster))
-        category = {
-            "id": category_id,
-            "name": named.name if named else f"cluster {cluster}",
-            "supercategory": "thing" if is_thing else "stuff",
-            "isthing": is_thing,
-        }
-        categories.setdefault(category_id, category)
+        unnamed = Category(id=get_cluster_category_id(cluster, contract), name=f"cluster {cluster}")
+        category = contract.categories.get(cluster, unnamed)
+        categories.setdefault(category.id, _to_coco_category(category, is_thing=contract.is_thing(cluster)))
     return [categories[category_id] for category_id in sorted(categories)]
 
 
@@ -167,6 +159,11 @@ def to_hf_masks(segmentation: Segmentation) -> list[dict[str, Any]]:
             }
         )
     return masks
+
+
+def _to_coco_category(category: Category, *, is_thing: bool) -> dict[str, Any]:
+    supercategory = "thing" if is_thing else "stuff"
+    return {"id": category.id, "name": category.name, "supercategory": supercategory, "isthing": int(is_thing)}
 
 
 def _to_polygons(rle: Rle) -> list[Polygon]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int, Integer
 
-from model.category_examples import normalize_rows
+from model.arrays import ids_to_positions, l2_normalize
 from model.images import Letterbox
 from model.postprocessing.masks import PackedMask
 
@@ -31,10 +31,9 @@ class PatchEmbeddings:
         """
         ys, xs, patches = self._sample_points(*label_map.shape)
         sampled = label_map[ys[:, None], xs[None]].ravel()
-        order = np.argsort(ids)
-        rows = order[np.searchsorted(ids, sampled, sorter=order).clip(max=len(ids) - 1)] if len(ids) else sampled * 0
-        is_listed = np.asarray(ids)[rows] == sampled if len(ids) else np.zeros(sampled.shape, bool)
-        rows = rows[is_listed]
+        positions = ids_to_positions(sampled, ids)
+        is_listed = positions > 0
+        rows = positions[is_listed] - 1
         pooled = self._average(rows, patches.ravel()[is_listed], len(ids))
         is_small = np.bincount(rows, minlength=len(ids)) < min_patches * _POINTS_PER_SIDE**2
         return np.where(is_small[:, None], np.float32(0.0), pooled)
@@ -68,7 +67,7 @@ class PatchEmbeddings:
         """Return the mean embedding of the patches of each row."""
         flat = self.values.reshape(len(self.values), -1).T
         weights = np.bincount(rows * len(flat) + patches, minlength=count * len(flat)).reshape(count, len(flat))
-        return normalize_rows(weights.astype(np.float32) @ flat)
+        return l2_normalize(weights.astype(np.float32) @ flat)
 
 
 def _spread_points(patches: int, covered: float, length: int) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:

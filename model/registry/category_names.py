@@ -266,9 +266,9 @@ def parse_mapping(content: bytes, contract: Contract, source: str) -> CategoryNa
 
 def check_examples(examples: CategoryExamples | None, contract: Contract, source: str) -> None:
     """Raise InvalidCategoryNames if the embeddings of examples are not those of the contract's network."""
-    if examples and examples.vectors.shape[1] != contract.embedding_dim:
+    if examples and examples.embedding_dim != contract.embedding_dim:
         raise InvalidCategoryNames(
-            f"{source} has examples of {examples.vectors.shape[1]} values, the embeddings of {contract.name} "
+            f"{source} has examples of {examples.embedding_dim} values, the embeddings of {contract.name} "
             f"{contract.version} have {contract.embedding_dim}: run `useg match` for it"
         )
 

@@ -13,6 +13,7 @@ from jaxtyping import Int32, UInt8
 from PIL import Image
 from pycocotools import mask as coco
 
+from model.arrays import ids_to_positions
 from model.files import atomic_write
 from model.formats.overlay import segment_color
 from model.formats.rle import decode_rle
@@ -22,7 +23,6 @@ from training.evaluation.evaluation_report import ClassMetrics, EvaluationReport
 from training.evaluation.image_results import hash_photo
 from training.evaluation.matching.class_mapping import ClassMapping, CrossFittedMapping
 from training.evaluation.metrics.bootstrap import ConfidenceInterval
-from training.evaluation.overlap import ids_to_positions
 from training.evaluation.predictors import ImagePrediction, Predictor
 
 HTML_REPORT_FILE = "report.html"

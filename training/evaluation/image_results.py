@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from model.errors import DatasetError, InvalidImage
 from model.files import atomic_write
 from model.images import read_image
+from model.postprocessing.embeddings import PatchEmbeddings
 from model.progress import track
 from training.evaluation.datasets.ground_truth import (
     GroundTruthDataset,
@@ -69,11 +70,12 @@ def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predict
             f"the label of {image.path} has shape {prediction.panoptic.label_map.shape}, "
             f"the image {decoded.height, decoded.width}"
         )
-    drawn = labels.draw_segments(decoded.height, decoded.width)
-    labeled = [segment for segment in drawn.segments if segment not in drawn.crowds]
+    labeled_categories: tuple[int, ...] = ()
     labeled_embeddings = None
-    if prediction.patches is not None and drawn.label_map is not None:
-        labeled_embeddings = prediction.patches.pool_segments(drawn.label_map, labeled, _MIN_EXAMPLE_PATCHES)
+    if prediction.patches is not None:
+        labeled_categories, labeled_embeddings = _embed_labels(
+            labels.draw_segments(decoded.height, decoded.width), prediction.patches
+        )
     return ImageResult(
         image_id=image.image_id,
         digest=digest,
@@ -85,7 +87,7 @@ def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predict
         panoptic_embeddings=prediction.panoptic.embeddings,
         semantic_embeddings=prediction.semantic.embeddings,
         labeled_embeddings=labeled_embeddings,
-        labeled_categories=tuple(drawn.segments[each] for each in labeled),
+        labeled_categories=labeled_categories,
     )
 
 
@@ -148,6 +150,16 @@ class StoredImageResults(Sequence[ImageResult]):
             self._loaded.clear()
             self._loaded[path] = read_image_results(path)
         return self._loaded[path][position % IMAGES_PER_FILE]
+
+
+def _embed_labels(
+    labels: GroundTruthLabels, patches: PatchEmbeddings
+) -> tuple[tuple[int, ...], Float32[np.ndarray, "S E"]]:
+    """Return the category index and the embedding of each segment of the label map that is no crowd."""
+    assert labels.label_map is not None, "labels without a label map"
+    segments = [segment for segment in labels.segments if segment not in labels.crowds]
+    embeddings = patches.pool_segments(labels.label_map, segments, _MIN_EXAMPLE_PATCHES)
+    return tuple(labels.segments[segment] for segment in segments), embeddings
 
 
 def _compare(predicted: ClusterMap, labels: GroundTruthLabels, dataset: GroundTruthDataset) -> OverlapMatrix | None:

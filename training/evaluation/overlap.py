@@ -8,6 +8,8 @@ from jaxtyping import Bool, Int, Int32
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from model.arrays import ids_to_positions
+
 
 @dataclass(frozen=True)
 class StoredArray:
@@ -116,13 +118,3 @@ def _sum_rows(pixels: Int[np.ndarray, "M+1 N"], rows: list[int], count: int) -> 
     summed = np.zeros((count + 1, pixels.shape[1]), pixels.dtype)
     np.add.at(summed, [0, *rows], pixels)
     return summed
-
-
-def ids_to_positions(ids: Int32[np.ndarray, "*S"], classes: dict[int, int]) -> Int[np.ndarray, "*S"]:
-    """Positions of segment ids in `classes`, counted from 1; 0 for ids that are not listed."""
-    if not classes:
-        return np.zeros(ids.shape, np.int64)
-    keys = np.array(list(classes), np.int64)
-    order = np.argsort(keys)
-    nearest = order[np.searchsorted(keys, ids, sorter=order).clip(max=len(keys) - 1)]
-    return np.where(keys[nearest] == ids, nearest + 1, 0)

@@ -7,6 +7,7 @@ import faiss
 import numpy as np
 from jaxtyping import Float, Float32
 
+from model.arrays import fit_whitening
 from model.errors import ConfigError
 from model.progress import track
 from training.data.dataset import PseudoLabelDataset
@@ -38,8 +39,6 @@ _PHOTO_SUBSET = 1000
 """Photos for steps that need another pass over them."""
 _PATCH_CLUSTERS = 128
 _MIN_TOKENS_PER_CLUSTER = 8
-_ROWS = 8192
-"""Rows that are copied at once: the sample itself is large."""
 _ITERATIONS = 50
 _RESTARTS = 5
 _MAX_RESEEDS = 3
@@ -112,25 +111,6 @@ def fit_projections(photos: Sequence[PhotoFile], features: FeatureStore, seed: i
     sample = np.concatenate(chosen)
     mean, projection = fit_whitening(sample, min(HALF_WHITENED_DIM, sample.shape[1]))
     return FeatureProjections(mean=mean, projection=projection.astype(np.float32))
-
-
-def fit_whitening(
-    sample: Float[np.ndarray, "N E"], pca_dim: int
-) -> tuple[Float[np.ndarray, "E"], Float[np.ndarray, "E P"]]:
-    """Return the mean and the whitening projection onto the first principal axes.
-
-    Raises ConfigError if there are too few tokens.
-    """
-    if len(sample) <= pca_dim:
-        raise ConfigError(f"{len(sample)} tokens are too few for {pca_dim} PCA dimensions: label more photos")
-    mean = sample.mean(0)
-    covariance = np.zeros((sample.shape[1], sample.shape[1]))
-    for start in range(0, len(sample), _ROWS):
-        centered = sample[start : start + _ROWS] - mean
-        covariance += centered.T @ centered
-    variances, axes = np.linalg.eigh((covariance / len(sample)).astype(sample.dtype))
-    best = np.argsort(-variances)[:pca_dim]
-    return mean, axes[:, best] / np.sqrt(np.maximum(variances[best], 1e-12))
 
 
 def kmeans(vectors: Float[np.ndarray, "N P"], count: int, seed: int) -> Float[np.ndarray, "K P"]:

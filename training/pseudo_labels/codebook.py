@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 
+from model.arrays import l2_normalize
 from model.errors import ConfigError, DatasetError
 from model.files import atomic_write, load_npz
 from model.images import Letterbox, resize_map
@@ -31,7 +32,7 @@ from training.data.label_config import (
 )
 from training.data.panoptic_labels import find_thing_like_stuff
 from training.pseudo_labels.consensus import FeatureProjections
-from training.pseudo_labels.maskcut import MaskProposals, l2_normalize
+from training.pseudo_labels.maskcut import MaskProposals
 
 FORMAT_VERSION = 3
 _HEAD, _PROJECTIONS = "stego_head.", "projections."

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from model.arrays import l2_normalize
 from model.errors import DatasetError
 from model.files import atomic_write, load_npz
 from training.data.label_config import MaskDiscoveryConfig
-from training.pseudo_labels.maskcut import MaskProposals, l2_normalize, l2_normalize_tokens, maskcut
+from training.pseudo_labels.maskcut import MaskProposals, l2_normalize_tokens, maskcut
 
 THRESHOLDS = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 """Cosine similarities down to which neighboring regions merge, one segmentation each."""

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from scipy import linalg, ndimage
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
+from model.arrays import l2_normalize
 from model.errors import DatasetError
 from model.files import atomic_write, load_npz
 from model.postprocessing.masks import mask_iou
@@ -120,12 +121,6 @@ def l2_normalize_tokens(tokens: Float[np.ndarray, "h w C"], *, subtract_mean: bo
     if subtract_mean:
         single = single - single.mean((0, 1))
     return l2_normalize(single)
-
-
-def l2_normalize(vectors: Float[np.ndarray, "*N C"]) -> Float[np.ndarray, "*N C"]:
-    """Scale vectors to unit length; zeros stay zeros."""
-    unit: Float[np.ndarray, "*N C"] = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-    return unit
 
 
 def select_object(vector: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
+from model.arrays import l2_normalize
 from model.errors import ConfigError
 from model.progress import Progress, track
 from training.data.label_config import CorrelationTerm, StegoConfig
 from training.data.photos import PhotoFile
 from training.pseudo_labels.codebook import StegoHead
-from training.pseudo_labels.maskcut import l2_normalize
 from training.trainer.checkpoint import load_checkpoint, read_checkpoint_metadata, write_checkpoint
 
 CROPS = 5
