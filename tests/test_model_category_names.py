@@ -147,6 +147,8 @@ def test_applied_examples_are_replaced_and_restored_with_the_names_and_user_name
     names = empty_names(contract).rename({2: "lion"}, "ann")
     assert names.apply(contract).examples is None
     assert names.apply(replace(contract, examples=dog)).examples == replace(dog, except_clusters=(2,))
+    baked = replace(contract, examples=replace(dog, except_clusters=(3,)))
+    assert names.apply(baked).examples == replace(dog, except_clusters=(2, 3))
     applied = names.replace_all({1: matched}, "ann", cat)
     assert applied.apply(replace(contract, examples=dog)).examples == cat
     again = applied.replace_all({1: matched}, "ann", dog)

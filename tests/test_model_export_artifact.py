@@ -77,7 +77,8 @@ def test_examples_are_taken_over_from_an_artifact_with_the_same_encoder(
     source = copy(tiny_artifact, tmp_path)
     vectors = np.ones((1, EMBEDDING_DIM), np.float32)
     cat = make_examples((Category(id=1, name="cat"),), 1, np.zeros(1, np.int64), vectors)
-    named = NamedEmbedding(artifact=source, contract=replace(contract, examples=cat))
+    of_users = replace(cat, except_clusters=(2,))  # clusters of the old network
+    named = NamedEmbedding(artifact=source, contract=replace(contract, examples=of_users))
     taken = export_run(tiny_run, tmp_path / "new", ExportConfig(precision="fp32"), [], examples_from=named)
     (new,) = load_session(tmp_path / "new")[1].run(*stack_images([SCENE]))
     assert (taken.examples, taken.embedding_dim) == (cat, EMBEDDING_DIM)

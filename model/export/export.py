@@ -89,7 +89,7 @@ def export_run(
     examples = None
     if isinstance(deployed, MaskTransformer):
         if examples_from and (embedding := examples_from.load(deployed.encoder)):
-            deployed.embedding, examples = embedding, examples_from.contract.examples
+            deployed.embedding, examples = embedding, examples_from.examples
         else:
             side_px = deployed.decoder.config.side_px
             deployed.embedding = fit_patch_embedding(deployed.encoder, embedding_photos, side_px)

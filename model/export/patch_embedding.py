@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import UInt8
 
 from model.arrays import fit_whitening
 from model.backends.onnx_to_torch import load_torch_network
+from model.category_examples import CategoryExamples
 from model.checkpoints.dino import is_same_encoder
 from model.contract import Contract, InputSize
 from model.images import letterbox_image
@@ -32,6 +34,12 @@ class NamedEmbedding(NamedTuple):
     artifact: Path
     contract: Contract
     """With the names that apply to the artifact."""
+
+    @property
+    def examples(self) -> CategoryExamples | None:
+        """The examples, for a network with other clusters: names that users gave to clusters do not apply to it."""
+        examples = self.contract.examples
+        return replace(examples, except_clusters=()) if examples else None
 
     def load(self, encoder: VisionTransformer) -> PatchEmbedding | None:
         """Return the embedding for this encoder.

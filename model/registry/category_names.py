@@ -145,8 +145,10 @@ class CategoryNames:
         """Return the examples in force: names given by users come first, then examples, then the names of clusters."""
         is_applied = any(name.category_id is not None for name in self.names.values())
         examples = self.examples if self.examples or is_applied else contract.examples
-        given = tuple(cluster for cluster, name in self.names.items() if name.category_id is None)
-        return replace(examples, except_clusters=given) if examples else None
+        given = {cluster for cluster, name in self.names.items() if name.category_id is None}
+        if examples is None:
+            return None
+        return replace(examples, except_clusters=tuple(sorted({*examples.except_clusters, *given})))
 
     def _change(
         self,
