@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache
-from itertools import product
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError, create_model
 
 from model.errors import ConfigError
 
@@ -56,34 +54,12 @@ def parse(target: type[T], content: Any) -> T:
     Types are strict: a list is a tuple and an integer a float, but nothing else is converted. Raises ConfigError for an
     unknown key (with the nearest known one), a missing key or a value of another type, and what `__post_init__` raises.
     """
-    reject_unknown_keys(target, content)
     key: Any = target  # mypy does not take type[T] for hashable
     try:
-        parsed: T = _make_adapter(key).validate_json(json.dumps(content), strict=True)
+        parsed: T = _make_model(key).model_validate_json(json.dumps({"value": content})).value
     except ValidationError as error:
         raise ConfigError(_describe_first(error, target)) from error
     return parsed
-
-
-def reject_unknown_keys(target: Any, content: Any) -> None:
-    """Raise ConfigError, with a near match, for a key that is not a field of the dataclass, at any depth."""
-    if is_dataclass(target) and isinstance(content, dict):
-        known = get_type_hints(target)
-        for key, value in content.items():
-            if key not in known:
-                hint = did_you_mean(key, known, f"; known are {', '.join(known)}")
-                raise ConfigError(f"unknown key {key!r} in {getattr(target, '__name__', target)}{hint}")
-            reject_unknown_keys(known[key], value)
-        return
-    nested = [argument for argument in get_args(target) if argument is not NoneType]
-    if get_origin(target) is dict and isinstance(content, dict):
-        items = list(content.values())
-    elif get_origin(target) in (Union, UnionType):
-        items = [content] if len(nested) == 1 else []
-    else:
-        items = content if isinstance(content, list) else []
-    for argument, item in product(nested, items):
-        reject_unknown_keys(argument, item)
 
 
 def describe_errors(error: ValidationError) -> str:
@@ -97,14 +73,20 @@ def describe_errors(error: ValidationError) -> str:
 
 
 @cache
-def _make_adapter(target: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(target)
+def _make_model(target: Any) -> Any:
+    """Return a model whose field `value` is the dataclass: its settings apply to all dataclasses inside."""
+    return create_model(target.__name__, __config__=ConfigDict(extra="forbid", strict=True), value=(target, ...))
 
 
-def _describe_first(error: ValidationError, target: type[Any]) -> str:
-    problem = error.errors(include_url=False)[0]
-    path = ".".join(str(step) for step in problem["loc"])
+def _describe_first(error: ValidationError, target: Any) -> str:
+    problems = error.errors(include_url=False)
+    problem = next((each for each in problems if each["type"] == "unexpected_keyword_argument"), problems[0])
+    path = [str(step) for step in problem["loc"][1:]]
+    if problem["type"] == "unexpected_keyword_argument":
+        schemas = _make_model(target).model_json_schema()["$defs"].values()
+        known = [name for schema in schemas for name in schema.get("properties", ())]
+        return f"unknown key {'.'.join(path)!r} in {target.__name__}{did_you_mean(path[-1], known, '')}"
     if problem["type"] == "missing":
-        return f"missing key {path!r} in {target.__name__}"
+        return f"missing key {'.'.join(path)!r} in {target.__name__}"
     message = problem["msg"]
-    return f"{path or target.__name__}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}"
+    return f"{'.'.join(path) or target.__name__}: {message[:1].lower()}{message[1:]}, got {problem['input']!r}"
