@@ -222,7 +222,7 @@ def test_a_published_checkpoint_becomes_a_run_or_an_error(useg: Run, tmp_path: P
         expect_error(useg(*command), source.name, *words)
 
     expect_rejection(source, "3 thing clusters, not 800", clusters=800)
-    expect_rejection(source, "looks like cups", family="cutler", clusters=1)
+    expect_rejection(source, "not a cutler checkpoint", family="cutler", clusters=1)
     expect_rejection(tmp_path, "is a folder")
     (tmp_path / "cut.pth").write_bytes(source.read_bytes()[:1000])
     expect_rejection(tmp_path / "cut.pth")

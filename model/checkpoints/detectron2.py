@@ -3,10 +3,8 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import torch
@@ -40,7 +38,6 @@ _NOT_WEIGHTS = re.compile(
 _NORMALIZATION = {"pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD}
 _SCALES = (1.0, 255.0)
 """detectron2 takes pixels of 0..255; CUPS takes 0..1 with matching mean and deviation: the same network."""
-_RELATIVE_TOLERANCE = 1e-4
 
 _STEP_KEYS = ("iteration", "global_step")
 """Keys of the step in detectron2 and Lightning."""
@@ -113,7 +110,7 @@ def export_detectron2(run: Path, out: Path) -> None:
     with atomic_directory(out) as folder:
         torch.save(content, folder / WEIGHTS_FILE)
         config = make_detectron2_config(network.config, network.inference, info.side_px)
-        (folder / CONFIG_FILE).write_text("\n".join(_to_yaml(config)) + "\n", encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")  # which is YAML, too
 
 
 def make_detectron2_config(
@@ -178,15 +175,6 @@ def _roi_heads_config(config: CascadeConfig, inference: CascadeInferenceConfig) 
     }  # fmt: skip
 
 
-def _to_yaml(node: dict[str, Any], indent: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield f"{indent}{key}:"
-            yield from _to_yaml(value, indent + "  ")
-        else:
-            yield f"{indent}{key}: {json.dumps(value)}"
-
-
 def clean_state_dict(published: StateDict, path: Path) -> StateDict:
     """Return the weights with detectron2's names, without the rest; `path` is for error messages.
 
@@ -212,36 +200,28 @@ def clean_state_dict(published: StateDict, path: Path) -> StateDict:
 
 def require_family(config: CascadeConfig, family: str, clusters: int | None) -> None:
     """Raise CheckpointError unless the network can belong to the family and has that many thing clusters, if given."""
-    if not FAMILIES[family].matches(config.thing_clusters, config.stuff_clusters):
-        head = (
-            f"a semantic head of {config.stuff_clusters + 1} classes" if config.stuff_clusters else "no semantic head"
-        )
-        likely = guess_family(config.thing_clusters, config.stuff_clusters)
+    things, stuff = config.thing_clusters, config.stuff_clusters
+    if things not in FAMILIES[family].thing_clusters or stuff not in FAMILIES[family].stuff_clusters:
         raise CheckpointError(
-            f"not a {family} checkpoint: it has {config.thing_clusters} thing clusters and {head}; it looks like "
-            f"{likely}: give --format {likely}"
+            f"not a {family} checkpoint: it has {things} thing and {stuff} stuff clusters; use --format detectron2"
         )
-    if clusters not in (None, config.thing_clusters):
-        raise CheckpointError(
-            f"it has {config.thing_clusters} thing clusters, not {clusters}: give --clusters {config.thing_clusters}"
-        )
+    if clusters not in (None, things):
+        raise CheckpointError(f"it has {things} thing clusters, not {clusters}: give --clusters {things}")
 
 
 def _pop_normalization(state: StateDict, path: Path) -> None:
     """Remove the normalization from the state; raise CheckpointError unless it is ours."""
-    found = {name: state.pop(name).flatten().double().tolist() for name in _NORMALIZATION if name in state}
+    found = {name: state.pop(name).flatten().double() for name in _NORMALIZATION if name in state}
+    ours = {name: torch.tensor(values, dtype=torch.float64) for name, values in _NORMALIZATION.items()}
     for scale in _SCALES:
-        if all(_is_close(values, _NORMALIZATION[name], scale) for name, values in found.items()):
+        if all(
+            values.shape == ours[name].shape and torch.allclose(scale * values, ours[name], rtol=1e-4)
+            for name, values in found.items()
+        ):
             return
-    given = "; ".join(f"{name} {', '.join(f'{value:g}' for value in values[:3])}" for name, values in found.items())
+    given = "; ".join(f"{name} {', '.join(f'{each:g}' for each in found[name][:3].tolist())}" for name in found)
     expected = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in _NORMALIZATION.items())
     raise CheckpointError(f"{path} does not normalize RGB as ImageNet: it has {given}, expected {expected}")
-
-
-def _is_close(values: list[float], expected: tuple[float, ...], scale: float) -> bool:
-    return len(values) == len(expected) and all(
-        abs(scale * value - right) < _RELATIVE_TOLERANCE * right for value, right in zip(values, expected, strict=True)
-    )
 
 
 def _find_step(content: object) -> int | None:
@@ -273,33 +253,22 @@ def _require_replaceable(out: Path) -> None:
         raise ConfigError(f"{out} is a trained run, not an imported one: choose another --out")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckpointFamily:
+class CheckpointFamily(NamedTuple):
     """Properties that all checkpoints of one project share."""
 
     title: str
     license: str
     """License of the published weights; empty if it is not known."""
-    thing_clusters: int | None
-    """None: any number."""
+    thing_clusters: range
     stuff_clusters: range
     """0: no semantic head."""
 
-    def matches(self, thing_clusters: int, stuff_clusters: int) -> bool:
-        """Whether a checkpoint of this family can have these numbers of clusters."""
-        return stuff_clusters in self.stuff_clusters and self.thing_clusters in (None, thing_clusters)
 
-
-_ANY = 1 << 16
+_ANY = range(1 << 16)
 FAMILIES = {
-    "u2seg": CheckpointFamily(title="U2Seg", license="Apache-2.0", thing_clusters=None, stuff_clusters=range(27, 28)),
-    "cutler": CheckpointFamily(title="CutLER", license="CC BY-NC-SA 4.0", thing_clusters=1, stuff_clusters=range(1)),
-    "cups": CheckpointFamily(title="CUPS", license="Apache-2.0", thing_clusters=None, stuff_clusters=range(1, _ANY)),
-    "detectron2": CheckpointFamily(title="detectron2", license="", thing_clusters=None, stuff_clusters=range(_ANY)),
+    "u2seg": CheckpointFamily("U2Seg", "Apache-2.0", _ANY, range(27, 28)),
+    "cutler": CheckpointFamily("CutLER", "CC BY-NC-SA 4.0", range(1, 2), range(1)),
+    "cups": CheckpointFamily("CUPS", "Apache-2.0", _ANY, _ANY[1:]),
+    "detectron2": CheckpointFamily("detectron2", "", _ANY, _ANY),
 }
-"""Families by their name on the command line; if several match, the first is the most likely."""
-
-
-def guess_family(thing_clusters: int, stuff_clusters: int) -> str:
-    """Guess the family from the numbers of clusters."""
-    return next(name for name, family in FAMILIES.items() if family.matches(thing_clusters, stuff_clusters))
+"""Families by their name on the command line."""

@@ -6,7 +6,6 @@ import re
 import shutil
 import urllib.request
 from collections import OrderedDict
-from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from model.checkpoints.safe_pickle import read_pickle
 from model.errors import CheckpointError
-from model.files import hash_file, report_disk_full
+from model.files import atomic_write, hash_file
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +125,7 @@ def load_strictly(module: nn.Module, state: StateDict) -> None:
 def fetch_file(source: str, cache: Path, sha256: str = "") -> Path:
     """Return the local path of a path or URL; a URL is downloaded into `cache` once.
 
-    With the hash of a URL's content, a download that was cut off continues where it ended. Raises CheckpointError if
-    there is no such file, or if a download fails or has another hash.
+    Raises CheckpointError if there is no such file, or if a download fails or its content has another hash than given.
     """
     parsed = urlparse(source)
     if parsed.scheme not in _SCHEMES:
@@ -149,38 +147,22 @@ def fetch_file(source: str, cache: Path, sha256: str = "") -> Path:
 
 
 def _download(url: str, path: Path, sha256: str) -> None:
-    """Download to a sibling file, which stays for the next attempt if the hash can tell that it then is whole."""
-    partial = path.with_name(f"{path.name}.part")
-    with FileLock(f"{partial}.lock"):
+    request = urllib.request.Request(url, headers={"User-Agent": "useg"})
+    with FileLock(f"{path}.lock"):
         if path.is_file():  # by another process meanwhile
             return
-        try:
-            _append_download(url, partial)
-        except OSError:
-            if not sha256:
-                partial.unlink(missing_ok=True)
-            raise
-        if sha256 and (found := hash_file(partial)) != sha256:
-            partial.unlink()
-            raise OSError(f"its SHA-256 is {found}, expected {sha256}: try again")
-        partial.replace(path)
-
-
-def _append_download(url: str, path: Path) -> None:
-    """Download what a file lacks, or all of it if the server does not support that."""
-    start = path.stat().st_size if path.is_file() else 0
-    headers = {"User-Agent": "useg"} | ({"Range": f"bytes={start}-"} if start else {})
-    logger.info("downloading %s", url)
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as response:
-        start = start if response.status == HTTPStatus.PARTIAL_CONTENT else 0
-        length = response.headers["Content-Length"]
-        expected = None if length is None else start + int(length)
-        progress = tqdm.wrapattr(response, "read", total=expected, initial=start, desc=path.stem, disable=None)
-        with report_disk_full(path), path.open("ab" if start else "wb") as stream, progress as content:
-            shutil.copyfileobj(content, stream)
-    size = path.stat().st_size
-    if expected is not None and size != expected:
-        raise OSError(f"the connection ended after {size} of {expected} bytes: try again")
+        logger.info("downloading %s", url)
+        with atomic_write(path) as temporary:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response, temporary.open("wb") as stream:
+                length = response.headers["Content-Length"]
+                expected = None if length is None else int(length)
+                with tqdm.wrapattr(response, "read", total=expected, desc=path.stem, disable=None) as content:
+                    shutil.copyfileobj(content, stream)
+            size = temporary.stat().st_size
+            if expected not in (None, size):
+                raise OSError(f"the connection ended after {size} of {expected} bytes: try again")
+            if sha256 and (found := hash_file(temporary)) != sha256:
+                raise OSError(f"its SHA-256 is {found}, expected {sha256}: try again")
 
 
 def _is_dense(tensor: Tensor) -> bool:
