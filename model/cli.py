@@ -38,7 +38,7 @@ COMMANDS = {
         "export": ("model.commands.artifacts:export", "Export a run as an artifact, and check that both agree."),
         "check": ("model.commands.artifacts:check", "Load an artifact and compare its reference outputs."),
         "quantize": ("model.commands.artifacts:quantize", "Quantize an artifact to int8 for OpenVINO."),
-        "bench": ("model.commands.artifacts:bench", "Measure the latency and throughput of an artifact."),
+        "bench": ("model.export.bench:bench", "Measure the latency and throughput of an artifact."),
         "segment": ("model.commands.artifacts:segment", "Segment photos to masks, overlays or a COCO dataset."),
         "drift-reference": (
             "model.commands.artifacts:drift_reference",

@@ -12,7 +12,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from model.backends.onnx_to_torch import count_artifact_flops, load_torch_network
+from model.backends.onnx_to_torch import load_torch_network
 from model.backends.parity import FP32_TOLERANCE, compare_outputs, decode_outputs
 from model.backends.torch_session import (
     GRAPH_BATCH_SIZES,
@@ -31,8 +31,8 @@ from model.errors import ArtifactError
 from model.export.export import draw_scene
 from model.export.onnx_graph import round_to_fp16
 from model.export.parity_checks import stack_images
+from model.network_io import RawOutputs
 from model.networks.interface import NetworkOutput
-from model.networks.mask_transformer import MaskTransformer
 
 SCENES = stack_images([draw_scene(seed, InputSize.square(tiny.SIDE_PX)) for seed in range(3)])
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
@@ -47,38 +47,29 @@ def test_on_a_cpu_runs_are_eager_and_fp32(tiny_artifact: Path) -> None:
     assert (session.backend, session.tolerance) == ("torch", FP32_TOLERANCE)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_outputs_are_fp32_and_within_the_tolerance(
-    tiny_artifact: Path, precision: TorchPrecision
-) -> None:
-    exact, session = (load_tiny(tiny_artifact, "cpu", each) for each in ("fp32", precision))
-    expected, given = exact.run(*SCENES), session.run(*SCENES)
+def check_outputs(session: TorchSession, expected: list[RawOutputs]) -> None:
+    given, tolerance = session.run(*SCENES), session.tolerance
     assert {value.dtype for output in given for value in vars(output).values() if value is not None} == {
         np.dtype(np.float32),
         np.dtype(np.int64),
     }
     assert not np.array_equal(expected[0].semantic, given[0].semantic)
-    compare_outputs(decode_outputs(expected), decode_outputs(given), session.tolerance).require(
-        precision, session.tolerance
-    )
+    compare_outputs(decode_outputs(expected), decode_outputs(given), tolerance).require(session.backend, tolerance)
+
+
+def test_half_precision_outputs_are_fp32_and_within_the_tolerance(tiny_artifact: Path) -> None:
+    check_outputs(load_tiny(tiny_artifact, "cpu", "fp16"), load_tiny(tiny_artifact, "cpu", "fp32").run(*SCENES))
 
 
 @needs_cuda
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_gpu_replays_graphs_with_the_outputs_of_the_cpu(
     tiny_artifact: Path, precision: TorchPrecision, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = load_tiny(tiny_artifact, "cpu", "fp32").run(*SCENES)
     session = load_tiny(tiny_artifact, "cuda", precision)
-    given = session.run(*SCENES)
     assert session.backend == f"torch on cuda, {precision}"
+    check_outputs(session, load_tiny(tiny_artifact, "cpu", "fp32").run(*SCENES))
     assert "cannot capture" not in caplog.text
-    compare_outputs(decode_outputs(expected), decode_outputs(given), session.tolerance).require(
-        precision, session.tolerance
-    )
-
-
-needs_cuda_graphs = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
 
 
 def predict(pixels: Tensor, sizes: Tensor) -> NetworkOutput:
@@ -119,7 +110,7 @@ def draw(count: int, height: int = 4, width: int = 6) -> tuple[Tensor, Tensor]:
     return pixels, torch.stack([torch.ones(count, dtype=torch.int64), values], dim=1)
 
 
-@pytest.mark.parametrize(("count", "batch"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (32, 32)])
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (3, 4), (17, 32), (32, 32)])
 def test_a_batch_is_padded_to_the_next_graph_batch_size(count: int, batch: int) -> None:
     assert choose_graph_batch_size(count) == batch
     pixels, sizes = pad_batch(*draw(count))
@@ -156,7 +147,7 @@ def test_if_a_capture_fails_runs_are_eager_and_this_is_logged_once(
     ]
 
 
-@needs_cuda_graphs
+@needs_cuda
 @pytest.mark.parametrize("count", [1, 3, max(GRAPH_BATCH_SIZES) + 1])
 def test_a_cuda_graph_computes_as_an_eager_run(count: int) -> None:
     pixels, sizes = (each.cuda() for each in draw(count))
@@ -227,11 +218,3 @@ def test_an_invalid_network_config_is_refused(
 ) -> None:
     with pytest.raises(ArtifactError, match=message):
         load_torch_network(dataclasses.replace(contract, **changes), artifact)  # type: ignore[arg-type]
-
-
-def test_flops_are_counted_without_weights(contract: Contract, tiny_run: Path) -> None:
-    _, network = load_run(tiny_run)
-    assert isinstance(network, MaskTransformer)
-    # The encoder's matrices alone: 17 tokens, 12 width^2 multiplications each in every block.
-    shape = network.encoder.config
-    assert count_artifact_flops(contract) > 2 * 17 * 12 * shape.embed_dim**2 * shape.depth

@@ -12,7 +12,7 @@ from torch import Tensor
 from model.checkpoints.state_dicts import StateDict, load_strictly
 from model.contract import NETWORK_FILE, Contract
 from model.errors import ArtifactError, CheckpointError, ConfigError
-from model.networks.architecture import Network, count_flops, list_unexported_weights
+from model.networks.architecture import Network, list_unexported_weights
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer, PatchEmbedding
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.vit import EncoderConfig, VisionTransformer
@@ -45,15 +45,6 @@ def load_torch_network(contract: Contract, artifact: Path) -> Network:
             f"{path} cannot be loaded as a {contract.network} in torch: {error}; export the run again"
         ) from error
     return network
-
-
-def count_artifact_flops(contract: Contract) -> int:
-    """Floating-point operations for one image of the contract's first input size; see `count_flops`."""
-    size = contract.input_sizes[0]
-    with torch.device("meta"):
-        network = _make_network(contract)
-        pixels = torch.zeros(1, 3, size.height_px, size.width_px, dtype=torch.uint8)
-        return count_flops(network, pixels, torch.zeros(1, 2, dtype=torch.int64))
 
 
 def read_graph_weights(path: Path) -> StateDict:

@@ -13,7 +13,7 @@ from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
 
 from model.backends.onnx_to_torch import load_torch_network
-from model.backends.parity import BF16_TOLERANCE, FP16_TOLERANCE, FP32_TOLERANCE, Tolerance
+from model.backends.parity import FP16_TOLERANCE, FP32_TOLERANCE
 from model.contract import Contract
 from model.network_io import RawOutputs
 from model.networks.architecture import Network
@@ -116,29 +116,26 @@ def capture_cuda_graph(forward: Forward, pixels: UInt8[Tensor, "B 3 H W"], sizes
     return replay
 
 
-TorchPrecision = Literal["fp32", "fp16", "bf16"]
-
-_DTYPES: dict[TorchPrecision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
-_TOLERANCES: dict[TorchPrecision, Tolerance] = {"fp32": FP32_TOLERANCE, "fp16": FP16_TOLERANCE, "bf16": BF16_TOLERANCE}
+TorchPrecision = Literal["fp32", "fp16"]
 _CPU = torch.device("cpu")
 
 
 class TorchSession:
     """Runs a network in torch: eagerly on the CPU, by CUDA graphs on a GPU.
 
-    In fp16 or bf16, only convolutions and matrix products have that precision, by autocast: norms, softmax and box
+    In fp16, only convolutions and matrix products have that precision, by autocast: norms, softmax and box
     arithmetic stay fp32. (NMS counts boxes in a matrix product; whether that sum is zero is exact in any precision.)
     """
 
     def __init__(self, network: Network, *, device: torch.device = _CPU, precision: TorchPrecision = "fp32") -> None:
         self._network = network.to(device)
         self._device = device
-        self._dtype = _DTYPES.get(precision)
+        self._is_half = precision == "fp16"
         self._forward: Forward = self._run_eager
         if device.type == "cuda":
             self._forward = CudaGraphRunner(self._run_eager, capture_cuda_graph)
         self.backend = "torch" if device.type == "cpu" else f"torch on {device.type}, {precision}"
-        self.tolerance = _TOLERANCES[precision]
+        self.tolerance = FP16_TOLERANCE if self._is_half else FP32_TOLERANCE
         """Tolerance for comparing with the artifact's golden outputs."""
 
     def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
@@ -153,10 +150,10 @@ class TorchSession:
         return outputs.map(lambda part: part.float() if part.is_floating_point() else part)
 
     def _cast(self) -> AbstractContextManager[object]:
-        if self._dtype is None:
+        if not self._is_half:
             return nullcontext()
         # Autocast's cache of cast weights would outlive the capture of a CUDA graph.
-        return torch.autocast(self._device.type, dtype=self._dtype, cache_enabled=False)
+        return torch.autocast(self._device.type, dtype=torch.float16, cache_enabled=False)
 
 
 def load_torch_session(

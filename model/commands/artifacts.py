@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import CycloptsError, Parameter
-from cyclopts.types import PositiveFloat, PositiveInt
+from cyclopts.types import PositiveInt
 
 from model.backends.session import Backend
 from model.contract import (
@@ -183,47 +183,6 @@ def quantize(
     config = QuantizeConfig(max_calibration_photos=max_photos, threads=threads)
     contract = quantize_artifact(artifact, photos, config)
     return {"artifact": str(artifact), "files": contract.files, **contract.provenance["quantization"]}
-
-
-def bench(
-    artifact: Artifact,
-    /,
-    *,
-    backend: BackendName = "auto",
-    batch_sizes: tuple[PositiveInt, ...] = (1, 2, 3, 5, 8),
-    rounds: PositiveInt = 5,
-    streams: PositiveInt = 1,
-    baseline: Annotated[
-        Backend, Parameter(help="Backend to compare with, if it is installed, in one stream on all threads.")
-    ] = "torch",
-    peak_tflops: PositiveFloat | None = None,
-    threads: Threads = 2,
-) -> dict[str, Any]:
-    """Measure how fast an artifact runs on a backend, alternating with another one.
-
-    Parameters
-    ----------
-    batch_sizes
-        Batch sizes to time.
-    rounds
-        Timed runs of each batch size.
-    streams
-        Runs at once on a CPU, each on `threads` threads.
-    peak_tflops
-        Peak performance of the hardware in TFLOP/s, to report the fraction that is reached.
-    """
-    from model.export.bench import BenchConfig, run_bench
-
-    config = BenchConfig(
-        backend=backend,
-        batch_sizes=batch_sizes,
-        rounds=rounds,
-        threads=threads,
-        streams=streams,
-        baseline=baseline,
-        peak_tflops=peak_tflops,
-    )
-    return run_bench(artifact, config)
 
 
 def segment(
