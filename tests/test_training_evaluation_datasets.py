@@ -171,38 +171,7 @@ def test_voc_xml_with_an_unknown_class_is_rejected_with_its_name(tmp_path: Path)
         dataset.images[0].annotation.read(4, 6)
 
 
-UVO_CATEGORIES = [{"id": 1, "name": "person"}, {"id": 2, "name": "other"}]
-
-
-def test_uvo_frames_exclude_the_category_other(tmp_path: Path) -> None:
-    drawn.write_photo(tmp_path / "uvo_videos_sparse_frames" / "abc" / "30.png")
-    shape = {"size": [4, 6], "counts": [0, 4, 20]}
-    entries = [{"id": each, "image_id": 1, "category_id": each, "segmentation": shape} for each in (1, 2)]
-    content = {"images": [{"id": 1, "file_name": "abc/30.png"}], "annotations": entries, "categories": UVO_CATEGORIES}
-    drawn.write_json(tmp_path / "FrameSet" / "UVO_frame_val.json", content)
-    dataset = DatasetSpec(folder=tmp_path, format="uvo").read()
-    assert dataset.taxonomy.names == ("person",)
-    assert [(each.category, each.area) for each in dataset.images[0].annotation.read(4, 6).objects] == [(0, 4.0)]
-
-
-def test_uvo_videos_are_one_image_per_frame_and_an_object_may_be_absent_from_one(tmp_path: Path) -> None:
-    for number in (0, 1):
-        drawn.write_photo(tmp_path / "uvo_videos_dense_frames" / "abc" / f"{number}.png", seed=number)
-    shape = {"size": [4, 6], "counts": [0, 8, 16]}
-    content = {
-        "videos": [{"id": 4, "file_names": ["abc/0.png", "abc/1.png"]}],
-        "annotations": [{"id": 1, "video_id": 4, "category_id": 1, "segmentations": [None, shape]}],
-        "categories": UVO_CATEGORIES,
-    }
-    drawn.write_json(tmp_path / "VideoDenseSet" / "UVO_video_val_dense.json", content)
-    dataset = DatasetSpec(folder=tmp_path, format="uvo-videos").read()
-    found = [each.annotation.read(4, 6).objects for each in dataset.images]
-    assert [[each.area for each in objects] for objects in found] == [[], [8.0]]
-
-
-@pytest.mark.parametrize(
-    "format", ["coco", "coco-instances", "coco-stuff", "cityscapes", "voc-masks", "uvo", "uvo-videos"]
-)
+@pytest.mark.parametrize("format", ["coco", "coco-instances", "coco-stuff", "cityscapes", "voc-masks"])
 def test_a_folder_in_another_format_is_rejected_with_its_name(tmp_path: Path, format: str) -> None:
     with pytest.raises(DatasetError, match=str(tmp_path)):
         DatasetSpec(folder=tmp_path, format=format).read()
@@ -219,4 +188,4 @@ def test_options_that_do_not_apply_to_a_format_are_rejected(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="has no splits, got 'val'"):
         DatasetSpec(folder=tmp_path, format="panoptic", split="val")
     with pytest.raises(ConfigError, match="has fixed classes"):
-        DatasetSpec(folder=tmp_path, format="uvo", classes="things-and-supercategories")
+        DatasetSpec(folder=tmp_path, format="cityscapes", classes="things-and-supercategories")

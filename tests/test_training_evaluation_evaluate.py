@@ -21,16 +21,13 @@ from fake_predictor import (
 from model.errors import ConfigError, DatasetError
 from model.images import read_image
 from training.data.dataset import PseudoLabelDataset, read_label_map
-from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset, GroundTruthLabels
-from training.evaluation.evaluate import compute_report, evaluate, fit_mapping
-from training.evaluation.image_results import evaluate_image
-from training.evaluation.matching.class_mapping import ClassMappingConfig
-from training.evaluation.matching.cluster_matching import (
+from training.evaluation.class_mapping import ClassMappingConfig
+from training.evaluation.cluster_matching import (
     MatchingConfig,
     MatchingMethod,
-    count_cooccurrences,
-    label_spaces,
 )
+from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset, GroundTruthLabels
+from training.evaluation.evaluate import evaluate, fit_mapping
 from training.evaluation.paired_comparison import compare_predictors
 from training.evaluation.predictors import load_predictor
 
@@ -136,7 +133,7 @@ def test_fitting_on_the_evaluated_images_is_reported(dataset: GroundTruthDataset
 
 
 def test_a_mapping_fitted_on_one_dataset_is_applied_to_another(dataset: GroundTruthDataset, tmp_path: Path) -> None:
-    mapping = fit_mapping(predict_scenes(dataset, CORRECT), dataset, CROSS_FIT)
+    mapping = fit_mapping(predict_scenes(dataset, CORRECT), dataset, MatchingConfig())
     other = draw_dataset(tmp_path / "other", [(CAR, SKY)], seed=90)
     report, _ = evaluate(predict_scenes(other, [(1, 4)]), other, ClassMappingConfig(mapping=mapping))
     assert "4 images of set" in report.summary.matching.fitted_on
@@ -147,7 +144,7 @@ def test_a_mapping_fitted_on_one_dataset_is_applied_to_another(dataset: GroundTr
 
 def test_evaluation_on_fitted_images_is_rejected_before_inference(dataset: GroundTruthDataset) -> None:
     predictor = predict_scenes(dataset, CORRECT)
-    mapping = fit_mapping(predictor, dataset, CROSS_FIT)
+    mapping = fit_mapping(predictor, dataset, MatchingConfig())
     predictor.calls = 0
     part = replace(dataset, images=dataset.images[1:3])
     with pytest.raises(ConfigError, match="fitted on 2 of the 2 images"):
@@ -160,7 +157,7 @@ def test_evaluation_on_fitted_images_is_rejected_before_inference(dataset: Groun
 
 def test_a_mapping_for_other_clusters_or_categories_is_rejected(dataset: GroundTruthDataset) -> None:
     predictor = predict_scenes(dataset, CORRECT)
-    mapping = fit_mapping(predictor, dataset, CROSS_FIT)
+    mapping = fit_mapping(predictor, dataset, MatchingConfig())
     with pytest.raises(ConfigError, match="for 7 thing and 3 stuff clusters, expected 2 and 3"):
         evaluate(predictor, dataset, ClassMappingConfig(mapping=replace(mapping, thing_clusters=7)))
     renamed = replace(dataset, taxonomy=replace(dataset.taxonomy, names=("animal", "vehicle", "sky")))
@@ -184,20 +181,6 @@ def test_one_to_one_matching_leaves_the_second_cluster_of_a_category_unmatched(d
     )
     assert (one_to_one.matching.unmatched_clusters, many_to_one.matching.unmatched_clusters) == (1, 0)
     assert one_to_one.panoptic["pq"].value < many_to_one.panoptic["pq"].value == 100.0
-
-
-def test_results_of_two_processes_make_the_report_of_one(dataset: GroundTruthDataset) -> None:
-    predictor = predict_scenes(dataset, [(1, 5), (1, 3), (2, 4), (2, 4)])
-    first, second = (
-        [evaluate_image(image, dataset, predictor) for image in images]
-        for images in (dataset.images[:2], dataset.images[2:])
-    )
-    joined_report, _ = compute_report(first + second, predictor, dataset, CROSS_FIT)
-    assert joined_report == evaluate(predictor, dataset, CROSS_FIT)[0]
-    spaces, config = label_spaces(predictor, dataset), MatchingConfig()
-    joined = count_cooccurrences(first, spaces, config) + count_cooccurrences(second, spaces, config)
-    whole = count_cooccurrences(first + second, spaces, config)
-    assert all(np.array_equal(vars(joined)[name], vars(whole)[name]) for name in vars(whole))
 
 
 def test_cross_fitting_needs_two_images(dataset: GroundTruthDataset) -> None:
@@ -253,8 +236,8 @@ def test_a_dataset_gets_the_metrics_that_its_labels_allow(
 
 
 def test_a_predictor_does_not_differ_from_itself(dataset: GroundTruthDataset) -> None:
-    correct = predict_scenes(dataset, CORRECT), CROSS_FIT
-    differences = compare_predictors(correct, correct, dataset)
+    correct = predict_scenes(dataset, CORRECT)
+    differences = compare_predictors(correct, correct, dataset, MatchingConfig())
     assert set(differences) == {"PQ", "PQ things", "PQ stuff", "mIoU", "accuracy", "AP", "AP50", "AP75", "AR100"}
     for each in differences.values():
         assert (each.new, each.baseline) == (100.0, 100.0)
@@ -263,9 +246,9 @@ def test_a_predictor_does_not_differ_from_itself(dataset: GroundTruthDataset) ->
 
 def test_the_difference_is_what_only_one_predictor_finds(dataset: GroundTruthDataset) -> None:
     # The baseline predicts stuff only, also where the things are.
-    correct = predict_scenes(dataset, CORRECT), CROSS_FIT
-    stuff_only = predict_scenes(dataset, [(3, 3), (3, 3), (4, 4), (4, 4)]), CROSS_FIT
-    differences = compare_predictors(correct, stuff_only, dataset)
+    correct = predict_scenes(dataset, CORRECT)
+    stuff_only = predict_scenes(dataset, [(3, 3), (3, 3), (4, 4), (4, 4)])
+    differences = compare_predictors(correct, stuff_only, dataset, MatchingConfig())
     things = differences["PQ things"]
     assert (things.new, things.baseline, things.difference.value) == (100.0, 0.0, 100.0)
     assert differences["AP"].difference.low == 100.0
@@ -275,7 +258,7 @@ def test_the_difference_is_what_only_one_predictor_finds(dataset: GroundTruthDat
 
 def test_the_interval_is_of_the_difference_and_not_of_the_metrics(dataset: GroundTruthDataset) -> None:
     # Both call the wall of the first image sky: each metric varies over resamples, the difference does not.
-    wrong = predict_scenes(dataset, [(1, 4), (1, 3), (2, 4), (2, 4)]), CROSS_FIT
-    found = compare_predictors(wrong, wrong, dataset)["PQ"]
+    wrong = predict_scenes(dataset, [(1, 4), (1, 3), (2, 4), (2, 4)])
+    found = compare_predictors(wrong, wrong, dataset, MatchingConfig())["PQ"]
     assert found.new < 100.0
     assert (found.difference.low, found.difference.high) == (0.0, 0.0)

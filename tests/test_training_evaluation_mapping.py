@@ -1,29 +1,21 @@
-"""Mapping files, auxiliary images, and labeled segments as examples."""
+"""Mapping files, and labeled segments as examples."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
-import labeled_datasets as drawn
 import numpy as np
 import pytest
 from fake_predictor import (
-    ANIMAL_INDEX,
     CAR,
     CAT,
-    CATEGORIES,
     SIDE,
     SKY,
-    SKY_INDEX,
-    VEHICLE_INDEX,
     WALL,
-    WALL_INDEX,
     FakePredictor,
     draw_dataset,
     draw_scene,
-    predict_scenes,
 )
 
 from model.category_examples import Category
@@ -31,22 +23,18 @@ from model.contract import InputSize
 from model.errors import ConfigError
 from model.images import plan_letterbox
 from model.postprocessing.embeddings import PatchEmbeddings
-from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.datasets.ground_truth import GroundTruthDataset
-from training.evaluation.evaluate import evaluate, fit_mapping
-from training.evaluation.image_results import hash_photo
-from training.evaluation.matching.auxiliary_set import count_auxiliary, translate_dataset
-from training.evaluation.matching.class_mapping import ClassMappingConfig
-from training.evaluation.matching.cluster_matching import UNMATCHED, MatchingConfig
-from training.evaluation.matching.mapping_file import (
+from training.evaluation.class_mapping import (
+    ClassMappingConfig,
     ClusterAssignment,
     ClusterMapping,
     fingerprint_photos,
     read_mapping,
 )
+from training.evaluation.cluster_matching import MatchingConfig
+from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.evaluate import evaluate, fit_mapping
+from training.evaluation.image_results import hash_photo
 from training.evaluation.predictors import ImagePrediction
-from training.pseudo_labels.codebook import smooth_with_masks
-from training.pseudo_labels.maskcut import MaskProposals
 
 DIGESTS = ["a" * 64, "b" * 64]
 MAPPING = ClusterMapping(
@@ -109,116 +97,6 @@ def test_a_missing_or_broken_mapping_is_rejected(tmp_path: Path, content: str | 
         read_mapping(path)
 
 
-BUS = {"id": 6, "name": "bus", "supercategory": "vehicle"}
-KITE = {"id": 38, "name": "kite", "supercategory": "sports"}
-SQUARE = [[0, 0, 20, 0, 20, 20, 0, 20]]
-
-
-def draw_objects(folder: Path, entries: list[dict[str, Any]], categories: list[dict[str, Any]]) -> GroundTruthDataset:
-    """An instance dataset of one image."""
-    drawn.write_photo(folder / "images" / "1.png", seed=90, height=SIDE, width=SIDE)
-    content = {
-        "images": [{"id": 1, "file_name": "1.png"}],
-        "annotations": [{"image_id": 1, "iscrowd": 0, **entry} for entry in entries],
-        "categories": categories,
-    }
-    drawn.write_json(folder / "instances.json", content)
-    return DatasetSpec(folder=folder, format="instances").read()
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> GroundTruthDataset:
-    """Cats in front of walls; no vehicle."""
-    return draw_dataset(tmp_path / "set", [(CAT, WALL)] * 4)
-
-
-def test_auxiliary_objects_match_a_cluster_that_the_dataset_does_not_have(
-    dataset: GroundTruthDataset, tmp_path: Path
-) -> None:
-    auxiliary = draw_objects(tmp_path / "aux", [{"category_id": 6, "segmentation": SQUARE, "area": 400}], [BUS])
-    predictor = predict_scenes(dataset, [(1, 3)] * 4)
-    counts = count_auxiliary(predict_scenes(auxiliary, [(2, 4)]), auxiliary, dataset, MatchingConfig())
-    alone = fit_mapping(predictor, dataset, ClassMappingConfig())
-    together = fit_mapping(predictor, dataset, ClassMappingConfig(auxiliary=counts))
-    assert alone.to_table().tolist() == [UNMATCHED, ANIMAL_INDEX, UNMATCHED, WALL_INDEX, UNMATCHED, UNMATCHED]
-    assert together.to_table().tolist() == [UNMATCHED, ANIMAL_INDEX, VEHICLE_INDEX, WALL_INDEX, UNMATCHED, UNMATCHED]
-    assert together.fitted_on.images == 5
-    assert together.fitted_on.dataset == "set; aux, instances"
-
-
-def test_auxiliary_images_count_in_each_fold_and_are_reported(tmp_path: Path) -> None:
-    # With one image per fold, the other fold has neither its categories nor its clusters; the auxiliary images do.
-    dataset = draw_dataset(tmp_path / "set", [(CAR, SKY), (CAT, WALL)])
-    auxiliary = draw_dataset(tmp_path / "aux", [(CAR, SKY), (CAT, WALL)], seed=50)
-    scenes = [(2, 4), (1, 3)]
-    counts = count_auxiliary(predict_scenes(auxiliary, scenes), auxiliary, dataset, MatchingConfig())
-    predictor = predict_scenes(dataset, scenes)
-    alone, _ = evaluate(predictor, dataset, ClassMappingConfig())
-    helped, mapping = evaluate(predictor, dataset, ClassMappingConfig(auxiliary=counts))
-    assert (alone.summary.panoptic["pq"].value, helped.summary.panoptic["pq"].value) == (0.0, 100.0)
-    assert not mapping.evaluated_on_fit_set
-    assert helped.summary.matching.fitted_on.endswith(", with 2 images of aux")
-
-
-def test_an_evaluated_image_cannot_be_auxiliary(dataset: GroundTruthDataset) -> None:
-    predictor = predict_scenes(dataset, [(1, 3)] * 4)
-    counts = count_auxiliary(predictor, dataset, dataset, MatchingConfig())
-    for function in (evaluate, fit_mapping):
-        with pytest.raises(ConfigError, match="4 auxiliary images are images of the dataset itself"):
-            function(predictor, dataset, ClassMappingConfig(auxiliary=counts))
-
-
-def test_auxiliary_objects_are_drawn_small_over_large_and_other_categories_are_void(
-    dataset: GroundTruthDataset, tmp_path: Path
-) -> None:
-    inner = [[5, 5, 10, 5, 10, 10, 5, 10]]
-    entries = [
-        {"category_id": 38, "segmentation": inner, "area": 25},
-        {"category_id": 6, "segmentation": inner, "area": 25},
-        {"category_id": 17, "segmentation": SQUARE, "area": 400},
-    ]
-    auxiliary = draw_objects(tmp_path / "aux", entries, [CATEGORIES[0], BUS, KITE])
-    labels = translate_dataset(auxiliary, dataset.taxonomy).images[0].annotation.read(SIDE, SIDE)
-    assert labels.label_map is not None
-    areas = {labels.segments[segment]: (labels.label_map == segment).sum() for segment in labels.segments}
-    assert areas == {ANIMAL_INDEX: 375, VEHICLE_INDEX: 25}
-    assert np.count_nonzero(labels.label_map) == 400
-
-
-def test_an_auxiliary_crowd_does_not_count(dataset: GroundTruthDataset, tmp_path: Path) -> None:
-    entry = {"category_id": 6, "segmentation": SQUARE, "area": 400, "iscrowd": 1}
-    auxiliary = draw_objects(tmp_path / "aux", [entry], [BUS])
-    counts = count_auxiliary(predict_scenes(auxiliary, [(2, 4)]), auxiliary, dataset, MatchingConfig())
-    assert not counts.counts.panoptic.any()
-
-
-def test_auxiliary_categories_are_translated_by_name_and_never_from_stuff_to_things(
-    dataset: GroundTruthDataset,
-) -> None:
-    exchanged = replace(dataset.taxonomy, names=("wall", "sky", "animal", "vehicle"), num_things=2)
-    with pytest.raises(ConfigError, match="no category in common"):
-        translate_dataset(dataset, exchanged)
-    reordered = replace(dataset.taxonomy, names=("vehicle", "animal", "wall", "sky"))
-    labels = translate_dataset(dataset, reordered).images[0].annotation.read(SIDE, SIDE)
-    assert set(labels.segments.values()) == {1, 2}
-    assert dataset.taxonomy.names[SKY_INDEX] == reordered.names[3]
-
-
-def test_auxiliary_boxes_are_rejected(dataset: GroundTruthDataset) -> None:
-    with pytest.raises(ConfigError, match="has only boxes: auxiliary images need masks"):
-        translate_dataset(replace(dataset, kind="boxes"), dataset.taxonomy)
-
-
-def test_patches_blended_with_their_own_region_keep_its_mean_direction() -> None:
-    tokens = np.random.default_rng(0).normal(size=(4, 4, 8)) + 1.0
-    tokens /= np.linalg.norm(tokens, axis=-1, keepdims=True)
-    mask = np.zeros((1, 4, 4))
-    mask[0, :2] = 1.0
-    blended = smooth_with_masks(tokens, MaskProposals(soft=mask, scores=np.ones(1)))[:2].mean((0, 1))
-    plain = tokens[:2].mean((0, 1))
-    assert blended @ plain / np.linalg.norm(blended) / np.linalg.norm(plain) > 0.995
-
-
 class EmbeddedPredictor(FakePredictor):
     """Predicts the same clusters for every scene; only embeddings tell its categories apart."""
 
@@ -251,7 +129,7 @@ def test_segments_of_one_cluster_get_the_categories_of_similar_labeled_segments(
     assert neighbors.summary.instance["named_mask"].headline["ap"].value == 100.0
     assert majority.summary.semantic["accuracy"].value < 60.0
 
-    mapping = fit_mapping(predictor, dataset, ClassMappingConfig())
+    mapping = fit_mapping(predictor, dataset, MatchingConfig())
     assert mapping.examples is not None
     assert mapping.examples.counts == (2, 2, 2, 2)
     mapping.write(tmp_path / "mapping.json")
@@ -259,5 +137,3 @@ def test_segments_of_one_cluster_get_the_categories_of_similar_labeled_segments(
     other = draw_dataset(tmp_path / "other", scenes, seed=9)
     config = ClassMappingConfig(mapping=mapping)
     assert evaluate(EmbeddedPredictor(other, scenes), other, config)[0].summary.panoptic["pq"].value == 100.0
-    helped = count_auxiliary(predictor, dataset, other, MatchingConfig())
-    assert [categories for categories, _ in helped.examples] == [(0, 3), (0, 3), (1, 2), (1, 2)]

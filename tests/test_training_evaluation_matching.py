@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.errors import ConfigError
-from training.evaluation.matching.cluster_matching import (
+from training.evaluation.cluster_matching import (
     UNMATCHED,
     LabelSpaces,
     MatchingConfig,

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.formats.png import decode_panoptic_png
-from training.evaluation.metrics.average_precision import CocoBatch, CocoEvaluator, IouType
+from training.evaluation.metrics.average_precision import CocoEvaluator, IouType
 from training.evaluation.metrics.bootstrap import bootstrap, stack_counts, weighted_sums
 from training.evaluation.metrics.miou import count_semantic, iou_per_class, semantic_quality
 from training.evaluation.metrics.pq import (
@@ -114,24 +114,9 @@ def make_evaluator(
     detections: list[dict[str, Any]],
     sizes: dict[int, tuple[int, int]],
     iou_type: IouType,
-    batch: int = 5,
 ) -> CocoEvaluator:
-    """In batches of `batch` images."""
-    order = sorted(sizes)
-
-    def choose(entries: list[dict[str, Any]], images: list[int]) -> list[dict[str, Any]]:
-        return [each for each in entries if each["image_id"] in images]
-
-    groups = [order[start : start + batch] for start in range(0, len(order), batch)]
-    batches = (
-        CocoBatch(
-            annotations=choose(annotations, group),
-            detections=choose(detections, group),
-            sizes={image: sizes[image] for image in group},
-        )
-        for group in groups
-    )
-    return CocoEvaluator(batches, sorted({each["category_id"] for each in [*annotations, *detections]}), iou_type)
+    categories = {each["category_id"] for each in [*annotations, *detections]}
+    return CocoEvaluator(annotations, detections, sizes, categories, iou_type)
 
 
 def with_area(result: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from fake_predictor import CAR, CAT, SKY, WALL, draw_dataset, predict_scenes
 from PIL import Image
 
+from training.evaluation.class_mapping import ClassMappingConfig
 from training.evaluation.evaluate import evaluate
 from training.evaluation.evaluation_report import EvaluationReport
 from training.evaluation.html_report import (
@@ -20,7 +21,6 @@ from training.evaluation.html_report import (
     render_html_report,
     write_html_report,
 )
-from training.evaluation.matching.class_mapping import ClassMappingConfig
 
 Rendered = tuple[EvaluationReport, list[GalleryItem]]
 

@@ -16,12 +16,11 @@ from model.files import hash_file
 from model.formats.png import encode_panoptic_png
 from model.networks.mask_transformer import MaskDecoder
 from training.data.dataset import PseudoLabelDataset, read_label_map
+from training.evaluation.class_mapping import ClassMappingConfig, read_mapping
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.evaluate import evaluate
 from training.evaluation.image_results import hash_photo
-from training.evaluation.matching.class_mapping import ClassMappingConfig
-from training.evaluation.matching.mapping_file import read_mapping
 from training.evaluation.predictors import load_predictor
 from training.finetune import (
     finetune,

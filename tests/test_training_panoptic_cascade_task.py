@@ -17,10 +17,10 @@ from model.files import hash_file
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from training.data.dataset import PseudoLabelDataset
 from training.data.features import compute_features
+from training.evaluation.class_mapping import ClassMappingConfig
+from training.evaluation.cluster_matching import MatchingConfig
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.evaluate import evaluate
-from training.evaluation.matching.class_mapping import ClassMappingConfig
-from training.evaluation.matching.cluster_matching import MatchingConfig
 from training.evaluation.predictors import load_predictor
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig

@@ -24,9 +24,9 @@ from training.data.features import fill_cache, open_cache
 from training.data.label_config import PseudoLabelConfig
 from training.data.panoptic_labels import ImageLabel, PanopticLabel, merge_panoptic
 from training.data.photos import PhotoFile, hash_photos
+from training.evaluation.class_mapping import ClusterAssignment, ClusterMapping, fingerprint_photos
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage, GroundTruthLabels
 from training.evaluation.image_results import hash_photo
-from training.evaluation.matching.mapping_file import ClusterAssignment, ClusterMapping, fingerprint_photos
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.train import train
 

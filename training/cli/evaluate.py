@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +18,9 @@ from model.files import atomic_write
 from model.postprocessing.panoptic import Segmentation
 from training.cli.executors import ExecutorOptions
 from training.data.executors import ALL_SHARDS, parse_shard
-from training.evaluation.datasets.dataset_spec import DatasetFormat, DatasetSpec
-from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.class_mapping import ClassMappingConfig, read_mapping
+from training.evaluation.cluster_matching import MatchingConfig
+from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.evaluate import (
     EvaluationWorker,
     check_mapping_config,
@@ -28,30 +29,15 @@ from training.evaluation.evaluate import (
     fit_mapping,
 )
 from training.evaluation.html_report import render_gallery, write_html_report
-from training.evaluation.matching.auxiliary_set import count_auxiliary
-from training.evaluation.matching.class_mapping import ClassMappingConfig
-from training.evaluation.matching.cluster_matching import MatchingConfig
-from training.evaluation.matching.mapping_file import read_mapping
 from training.evaluation.paired_comparison import compare_predictors
-from training.evaluation.predictors import Predictor, load_predictor
+from training.evaluation.predictors import load_predictor
 from training.evaluation.promotion_gate import PromotionThresholds, check_drift, check_scores, check_similarity
 
 RESULTS_FOLDER = "image-results"
 _FLAT = Parameter(name="*")
 _LOCAL = ExecutorOptions()
+_MATCHING = MatchingConfig()
 _DEFAULT_THRESHOLDS = PromotionThresholds()
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuxiliarySpec:
-    """Labeled images of another dataset that help to match clusters and are not evaluated."""
-
-    aux_dataset: Path
-    """An auxiliary dataset, file or folder: its images help to match clusters and are not evaluated."""
-    aux_format: DatasetFormat | None = None
-    """Layout of the auxiliary dataset, as --format."""
-    aux_labels: Path | None = None
-    """Pseudo-labels of the auxiliary images, if PREDICTOR is pseudo-labels."""
 
 
 def evaluate(
@@ -60,7 +46,6 @@ def evaluate(
     *,
     dataset: Annotated[DatasetSpec, _FLAT],
     matching: Annotated[MatchingConfig | None, _FLAT] = None,
-    auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
     mapping: Path | None = None,
     allow_train_test_overlap: Annotated[bool, Parameter(negative="")] = False,
     execution: Annotated[ExecutorOptions, _FLAT] = _LOCAL,
@@ -90,7 +75,13 @@ def evaluate(
     shard = parse_shard(execution.shard)
     if not out and (shard != ALL_SHARDS or execution.executor == "ray"):
         raise ConfigError("--shard and --executor ray store their results in a folder: give --out")
-    config = _mapping_config(matching, mapping, auxiliary, allow_overlap=allow_train_test_overlap)
+    if mapping and matching:
+        raise ConfigError("--mapping is fitted already: give the matching options to `useg match`")
+    config = ClassMappingConfig(
+        matching=matching or MatchingConfig(),
+        mapping=read_mapping(mapping) if mapping else None,
+        allow_overlap=allow_train_test_overlap,
+    )
     labeled = dataset.read()
     with _results_folder(out) as folder:
         worker = EvaluationWorker(
@@ -100,8 +91,6 @@ def evaluate(
             results_folder=folder,
         )
         check_mapping_config(worker.predictor, labeled, config)
-        if shard == ALL_SHARDS:
-            config = _with_auxiliary(config, auxiliary, worker.predictor, labeled, threads)
         results = evaluate_in_parallel(worker, labeled.images, execution.make_executor(threads), shard)
         if shard != ALL_SHARDS:
             return {"shard": str(shard), "images": len(results)}
@@ -120,8 +109,7 @@ def compare(
     *,
     baseline: Path,
     dataset: Annotated[DatasetSpec, _FLAT],
-    matching: Annotated[MatchingConfig | None, _FLAT] = None,
-    auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
+    matching: Annotated[MatchingConfig, _FLAT] = _MATCHING,
     threads: int = 2,
 ) -> dict[str, Any]:
     """Compare two runs, artifacts or pseudo-labels on the same images by paired bootstrap.
@@ -138,17 +126,11 @@ def compare(
         CPU threads.
     """
     labeled = dataset.read()
-    config = _mapping_config(matching, None, auxiliary)
-
-    def load(folder: Path) -> tuple[Predictor, ClassMappingConfig]:
-        loaded = load_predictor(folder, threads=threads)
-        return loaded, _with_auxiliary(config, auxiliary, loaded, labeled, threads)
-
-    new, old = load(predictor), load(baseline)
-    differences = compare_predictors(new, old, labeled)
+    new, old = (load_predictor(folder, threads=threads) for folder in (predictor, baseline))
+    differences = compare_predictors(new, old, labeled, matching)
     return {
-        "new": new[0].title,
-        "baseline": old[0].title,
+        "new": new.title,
+        "baseline": old.title,
         "dataset": labeled.name,
         "images": len(labeled.images),
         "metrics": {name: asdict(difference) for name, difference in differences.items()},
@@ -162,8 +144,7 @@ def match(
     *,
     dataset: Annotated[DatasetSpec, _FLAT],
     out: Path,
-    matching: Annotated[MatchingConfig | None, _FLAT] = None,
-    auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
+    matching: Annotated[MatchingConfig, _FLAT] = _MATCHING,
     threads: int = 2,
 ) -> dict[str, Any]:
     """Give clusters and segments the categories of a labeled dataset: writes a mapping file.
@@ -181,15 +162,13 @@ def match(
         CPU threads.
     """
     labeled = dataset.read()
-    loaded = load_predictor(predictor, threads=threads)
-    config = _with_auxiliary(_mapping_config(matching, None, auxiliary), auxiliary, loaded, labeled, threads)
-    fitted = fit_mapping(loaded, labeled, config)
+    fitted = fit_mapping(load_predictor(predictor, threads=threads), labeled, matching)
     fitted.write(out)
     return {
         "mapping": str(out),
         "images": fitted.fitted_on.images,
         "clusters": len(fitted.clusters),
-        "matched": fitted.count_matched(),
+        "matched": sum(each.category is not None for each in fitted.clusters.values()),
         "examples": sum(fitted.examples.counts) if fitted.examples else 0,
         "method": fitted.method,
         SKIPPED: labeled.skipped,
@@ -265,42 +244,6 @@ def _segment_both(
 ) -> Iterator[tuple[Segmentation, Segmentation]]:
     for photo in sample_photos(folder, max_photos):
         yield old.segment(photo.image), new.segment(photo.image)
-
-
-def _mapping_config(
-    matching: MatchingConfig | None,
-    mapping: Path | None,
-    auxiliary: AuxiliarySpec | None,
-    *,
-    allow_overlap: bool = False,
-) -> ClassMappingConfig:
-    if mapping and (matching or auxiliary):
-        raise ConfigError("--mapping is fitted already: give the matching and auxiliary options to `useg match`")
-    return ClassMappingConfig(
-        matching=matching or MatchingConfig(),
-        mapping=read_mapping(mapping) if mapping else None,
-        allow_overlap=allow_overlap,
-    )
-
-
-def _with_auxiliary(
-    config: ClassMappingConfig,
-    auxiliary: AuxiliarySpec | None,
-    predictor: Predictor,
-    dataset: GroundTruthDataset,
-    threads: int,
-) -> ClassMappingConfig:
-    """Run the predictor on the auxiliary images, if given, and add their counts to the configuration."""
-    if auxiliary is None:
-        return config
-    auxiliary_dataset = DatasetSpec(folder=auxiliary.aux_dataset, format=auxiliary.aux_format).read()
-    auxiliary_predictor = predictor
-    if auxiliary.aux_labels:
-        auxiliary_predictor = load_predictor(auxiliary.aux_labels, threads=threads)
-        if auxiliary_predictor.digest != predictor.digest:
-            raise ConfigError(f"{auxiliary.aux_labels} has other clusters: label both datasets with one codebook")
-    counts = count_auxiliary(auxiliary_predictor, auxiliary_dataset, dataset, config.matching)
-    return replace(config, auxiliary=counts)
 
 
 @contextmanager

@@ -6,26 +6,24 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from training.evaluation.datasets.ground_truth import GroundTruthDataset
-from training.evaluation.evaluation_report import ClassMetrics, ClusterMetrics, ImageMetrics, InstanceMetrics
-from training.evaluation.image_results import ImageResult
-from training.evaluation.matching.class_mapping import CrossFittedMapping
-from training.evaluation.matching.cluster_matching import (
+from training.evaluation.class_mapping import CrossFittedMapping
+from training.evaluation.cluster_matching import (
     LabelSpaces,
     MatchingConfig,
     count_cooccurrences,
     pairwise_xywh_iou,
 )
+from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.evaluation_report import ClassMetrics, ClusterMetrics, ImageMetrics, InstanceMetrics
+from training.evaluation.image_results import ImageResult
 from training.evaluation.metrics.average_precision import (
     HEADLINE_METRICS,
-    CocoBatch,
     CocoEvaluator,
     IouType,
     to_coco_annotations,
     to_coco_results,
 )
 from training.evaluation.metrics.bootstrap import (
-    ConfidenceInterval,
     MetricFunction,
     bootstrap,
     stack_counts,
@@ -43,8 +41,6 @@ from training.evaluation.metrics.pq import (
 from training.evaluation.overlap import map_predicted, merge_things, number_segments
 
 Weights = Float[np.ndarray, "D N"]
-_BATCH_SIZE = 64
-"""Images whose masks are in memory at a time."""
 
 
 def count_panoptic_all(
@@ -78,11 +74,6 @@ def count_semantic_all(
     return stack_counts(counts)
 
 
-def panoptic_metrics(counts: PanopticCounts, num_things: int) -> dict[str, ConfidenceInterval]:
-    """Return the metrics of `make_panoptic_metric` with intervals."""
-    return bootstrap(len(counts.iou), make_panoptic_metric(counts, num_things))
-
-
 def make_panoptic_metric(counts: PanopticCounts, num_things: int) -> MetricFunction:
     """Compute PQ, SQ and RQ of all categories, things, stuff, and of all with unmapped segments ignored."""
 
@@ -95,11 +86,6 @@ def make_panoptic_metric(counts: PanopticCounts, num_things: int) -> MetricFunct
         return metrics | {f"{key}_ignore_unmapped": value for key, value in ignoring.items()}
 
     return compute
-
-
-def semantic_metrics(counts: SemanticCounts, num_things: int | None) -> dict[str, ConfidenceInterval]:
-    """Return the metrics of `make_semantic_metric` with intervals."""
-    return bootstrap(len(counts.intersection), make_semantic_metric(counts, num_things))
 
 
 def make_semantic_metric(counts: SemanticCounts, num_things: int | None) -> MetricFunction:
@@ -154,20 +140,15 @@ def make_coco_evaluator(
     """Match the objects of these images, by category if `is_named`, else with all categories as one."""
     num_categories = len(dataset.taxonomy.names)
     categories = np.arange(num_categories) if is_named else np.zeros(num_categories, np.int64)
-
-    def make_batch(start: int) -> CocoBatch:
-        annotations, detections, sizes = [], [], {}
-        for position, result in enumerate(results[start : start + _BATCH_SIZE], start):
-            found = np.zeros(len(result.detections), np.int64)
-            if is_named:
-                found = mapping.for_image(position).categorize_detections(result)
-            annotations += to_coco_annotations(result, categories)
-            detections += to_coco_results(result, found, iou_type)
-            sizes[result.image_id] = result.size
-        return CocoBatch(annotations=annotations, detections=detections, sizes=sizes)
-
-    batches = map(make_batch, range(0, len(results), _BATCH_SIZE))
-    return CocoEvaluator(batches, range(num_categories) if is_named else [0], iou_type)
+    annotations, detections = [], []
+    for position, result in enumerate(results):
+        found = np.zeros(len(result.detections), np.int64)
+        if is_named:
+            found = mapping.for_image(position).categorize_detections(result)
+        annotations += to_coco_annotations(result, categories)
+        detections += to_coco_results(result, found, iou_type)
+    sizes = {result.image_id: result.size for result in results}
+    return CocoEvaluator(annotations, detections, sizes, range(num_categories) if is_named else [0], iou_type)
 
 
 def class_metrics(

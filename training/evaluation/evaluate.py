@@ -10,6 +10,17 @@ from typing import ClassVar, Literal
 
 from model.files import hash_file
 from training.data.executors import ALL_SHARDS, Executor, JobShard
+from training.evaluation.class_mapping import (
+    ClassMappingConfig,
+    ClusterMapping,
+    CrossFittedMapping,
+    check_mapping,
+    fingerprint_photos,
+    fit_cluster_mapping,
+    list_unmatched,
+    map_clusters,
+)
+from training.evaluation.cluster_matching import MatchingConfig, label_spaces
 from training.evaluation.dataset_metrics import (
     class_metrics,
     cluster_metrics,
@@ -17,30 +28,20 @@ from training.evaluation.dataset_metrics import (
     count_semantic_all,
     image_metrics,
     instance_metrics,
-    panoptic_metrics,
-    semantic_metrics,
+    make_panoptic_metric,
+    make_semantic_metric,
 )
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage
 from training.evaluation.evaluation_report import EvaluationReport, EvaluationSummary, MatchingSummary
 from training.evaluation.image_results import (
-    IMAGES_PER_FILE,
     ImageResult,
-    StoredImageResults,
     evaluate_all,
     evaluate_image,
     hash_photo,
+    read_image_results,
     write_image_results,
 )
-from training.evaluation.matching.class_mapping import (
-    ClassMappingConfig,
-    CrossFittedMapping,
-    check_mapping,
-    fit_cluster_mapping,
-    list_unmatched,
-    map_clusters,
-)
-from training.evaluation.matching.cluster_matching import label_spaces
-from training.evaluation.matching.mapping_file import ClusterMapping, fingerprint_photos
+from training.evaluation.metrics.bootstrap import bootstrap
 from training.evaluation.predictors import MIN_SCORE, Predictor, load_predictor
 
 PROTOCOL = (
@@ -52,12 +53,14 @@ PROTOCOL = (
 )
 RESULTS_VERSION = 3
 """Of the files of image results."""
+_IMAGES_PER_FILE = 16
+"""A killed run loses at most the results of this many images: some seconds of work."""
 _HASH_DIGITS = 16
 _PREDICTOR_SUFFIXES = (".json", ".npz", ".onnx", ".safetensors")
 """Files of a predictor's folder that its predictions depend on."""
 
 
-def fit_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig) -> ClusterMapping:
+def fit_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: MatchingConfig) -> ClusterMapping:
     """Fit a mapping of the predictor's clusters to categories on the whole dataset."""
     results = evaluate_all(predictor, dataset)
     return fit_cluster_mapping(results, dataset, label_spaces(predictor, dataset), config, predictor.digest)
@@ -99,9 +102,9 @@ def compute_report(
         images_sha256=fingerprint_photos(dataset.name, [result.digest for result in results]).sha256,
         protocol=PROTOCOL,
         matching=_summarize_matching(results, mapping),
-        panoptic=panoptic_metrics(panoptic, spaces.num_things) if panoptic else {},
-        semantic=semantic_metrics(semantic, spaces.num_things) if semantic else {},
-        semantic_merged_things=semantic_metrics(merged, None) if merged else {},
+        panoptic=bootstrap(len(results), make_panoptic_metric(panoptic, spaces.num_things)) if panoptic else {},
+        semantic=bootstrap(len(results), make_semantic_metric(semantic, spaces.num_things)) if semantic else {},
+        semantic_merged_things=bootstrap(len(results), make_semantic_metric(merged, None)) if merged else {},
         instance=instance,
         skipped=dataset.skipped,
     )
@@ -171,9 +174,9 @@ class EvaluationWorker:
 
 def evaluate_in_parallel(
     worker: EvaluationWorker, images: Sequence[GroundTruthImage], executor: Executor, shard: JobShard = ALL_SHARDS
-) -> StoredImageResults:
+) -> list[ImageResult]:
     """Evaluate the images, or the groups of one shard, and return their results in order."""
-    groups = shard.choose([images[start : start + IMAGES_PER_FILE] for start in range(0, len(images), IMAGES_PER_FILE)])
+    starts = range(0, len(images), _IMAGES_PER_FILE)
+    groups = shard.choose([images[start : start + _IMAGES_PER_FILE] for start in starts])
     executor.run(worker, "evaluate", groups)
-    files = [worker.result_path(group) for group in groups]
-    return StoredImageResults(files=files, positions=range(sum(map(len, groups))))
+    return [result for group in groups for result in read_image_results(worker.result_path(group))]

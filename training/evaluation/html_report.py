@@ -18,10 +18,10 @@ from model.files import atomic_write
 from model.formats.overlay import segment_color
 from model.formats.rle import decode_rle
 from model.images import read_image
+from training.evaluation.class_mapping import ClassMapping, CrossFittedMapping
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage, GroundTruthLabels
 from training.evaluation.evaluation_report import ClassMetrics, EvaluationReport, EvaluationSummary, ImageMetrics
 from training.evaluation.image_results import hash_photo
-from training.evaluation.matching.class_mapping import ClassMapping, CrossFittedMapping
 from training.evaluation.metrics.bootstrap import ConfidenceInterval
 from training.evaluation.predictors import ImagePrediction, Predictor
 

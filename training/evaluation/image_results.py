@@ -1,10 +1,10 @@
-"""Per-image evaluation results: counts and RLEs, no pixel arrays. In memory, or in files that a killed run keeps."""
+"""Per-image evaluation results: counts and RLEs, no pixel arrays. Stored in files, which a killed run keeps."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, overload
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float32
@@ -27,10 +27,6 @@ from training.evaluation.predictors import ClusterMap, PredictedObject, Predicto
 
 _MIN_EXAMPLE_PATCHES = 0.5
 """Smaller labeled segments are no examples of their category."""
-IMAGES_PER_FILE = 16
-"""A killed run loses at most the results of this many images: some seconds of work."""
-
-
 StoredEmbeddings = Annotated[Float32[np.ndarray, "S E"] | None, StoredArray(np.float32)]
 
 
@@ -91,9 +87,9 @@ def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predict
     )
 
 
-def evaluate_all(predictor: Predictor, dataset: GroundTruthDataset, stage: str = "evaluate") -> list[ImageResult]:
+def evaluate_all(predictor: Predictor, dataset: GroundTruthDataset) -> list[ImageResult]:
     """Evaluate every image in this process; `evaluate_in_parallel` uses several."""
-    return [evaluate_image(image, dataset, predictor) for image in track(dataset.images, stage, unit="image")]
+    return [evaluate_image(image, dataset, predictor) for image in track(dataset.images, "evaluate", unit="image")]
 
 
 def hash_photo(image: GroundTruthImage) -> str:
@@ -119,37 +115,6 @@ def read_image_results(path: Path) -> tuple[ImageResult, ...]:
         return _RESULTS.validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} contains no image results ({error}): delete it and rerun") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredImageResults(Sequence[ImageResult]):
-    """Results in files of IMAGES_PER_FILE each (fewer in the last); keeps one file in memory at a time."""
-
-    files: Sequence[Path]
-    positions: range
-    _loaded: dict[Path, tuple[ImageResult, ...]] = field(default_factory=dict, init=False, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __iter__(self) -> Iterator[ImageResult]:
-        return (self._read(position) for position in self.positions)
-
-    @overload
-    def __getitem__(self, index: int) -> ImageResult: ...
-    @overload
-    def __getitem__(self, index: slice) -> "StoredImageResults": ...
-    def __getitem__(self, index: int | slice) -> "ImageResult | StoredImageResults":
-        if isinstance(index, slice):
-            return StoredImageResults(files=self.files, positions=self.positions[index])
-        return self._read(self.positions[index])
-
-    def _read(self, position: int) -> ImageResult:
-        path = self.files[position // IMAGES_PER_FILE]
-        if path not in self._loaded:
-            self._loaded.clear()
-            self._loaded[path] = read_image_results(path)
-        return self._loaded[path][position % IMAGES_PER_FILE]
 
 
 def _embed_labels(

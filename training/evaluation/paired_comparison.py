@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from training.evaluation.class_mapping import ClassMappingConfig, map_clusters
+from training.evaluation.cluster_matching import MatchingConfig, label_spaces
 from training.evaluation.dataset_metrics import (
     Weights,
     count_panoptic_all,
@@ -15,8 +17,6 @@ from training.evaluation.dataset_metrics import (
 )
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.image_results import evaluate_all
-from training.evaluation.matching.class_mapping import ClassMappingConfig, map_clusters
-from training.evaluation.matching.cluster_matching import label_spaces
 from training.evaluation.metrics.average_precision import HEADLINE_METRICS, IouType
 from training.evaluation.metrics.bootstrap import ConfidenceInterval, MetricFunction, bootstrap, to_percent
 from training.evaluation.predictors import Predictor
@@ -38,40 +38,30 @@ class MetricDifference:
 
 
 def compare_predictors(
-    new: tuple[Predictor, ClassMappingConfig],
-    baseline: tuple[Predictor, ClassMappingConfig],
-    dataset: GroundTruthDataset,
+    new: Predictor, baseline: Predictor, dataset: GroundTruthDataset, matching: MatchingConfig
 ) -> dict[str, MetricDifference]:
     """Return the difference of every headline metric, by title; each resample has the same images for both."""
-    new_metric, baseline_metric = (make_headline_metric(*each, dataset) for each in (new, baseline))
+    new_metric, baseline_metric = (make_headline_metric(each, matching, dataset) for each in (new, baseline))
     weights = np.ones((1, len(dataset.images)))
     new_values, baseline_values = new_metric(weights), baseline_metric(weights)
-    differences = bootstrap(len(dataset.images), difference_metric(new_metric, baseline_metric))
+
+    def subtract(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
+        subtracted = baseline_metric(weights)
+        return {name: value - subtracted[name] for name, value in new_metric(weights).items()}
+
     return {
         name: MetricDifference(
             new=to_percent(new_values[name][0]), baseline=to_percent(baseline_values[name][0]), difference=difference
         )
-        for name, difference in differences.items()
+        for name, difference in bootstrap(len(dataset.images), subtract).items()
     }
 
 
-def difference_metric(new: MetricFunction, baseline: MetricFunction) -> MetricFunction:
-    """Compute new minus baseline for each metric."""
-
-    def compute(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
-        new_values, baseline_values = new(weights), baseline(weights)
-        return {name: value - baseline_values[name] for name, value in new_values.items()}
-
-    return compute
-
-
-def make_headline_metric(
-    predictor: Predictor, config: ClassMappingConfig, dataset: GroundTruthDataset
-) -> MetricFunction:
+def make_headline_metric(predictor: Predictor, matching: MatchingConfig, dataset: GroundTruthDataset) -> MetricFunction:
     """Evaluate the predictor on all images and return the headline metrics as a function of image weights."""
     results = evaluate_all(predictor, dataset)
     spaces = label_spaces(predictor, dataset)
-    mapping = map_clusters(results, dataset, spaces, config)
+    mapping = map_clusters(results, dataset, spaces, ClassMappingConfig(matching=matching))
     metrics: list[MetricFunction] = []
     if dataset.kind == "panoptic":
         metrics.append(make_panoptic_metric(count_panoptic_all(results, mapping, spaces), spaces.num_things))

@@ -9,8 +9,8 @@ from model.contract import Contract
 from model.drift import STATISTICS, build_histograms, output_statistics, population_stability_index
 from model.errors import ConfigError
 from model.postprocessing.panoptic import Segmentation
+from training.evaluation.cluster_matching import MatchingConfig
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
-from training.evaluation.matching.class_mapping import ClassMappingConfig
 from training.evaluation.overlap import compute_overlap
 from training.evaluation.paired_comparison import compare_predictors
 from training.evaluation.predictors import Predictor
@@ -70,7 +70,7 @@ def check_scores(
     The difference is bootstrapped over the same images for both. A check passes if the new version is, with 97.5 %
     confidence, not worse by more than `max_score_drop`.
     """
-    differences = compare_predictors((new, ClassMappingConfig()), (old, ClassMappingConfig()), dataset)
+    differences = compare_predictors(new, old, dataset, MatchingConfig())
     limit = -thresholds.max_score_drop
     checks = []
     for name in GATED_METRICS[dataset.kind]:

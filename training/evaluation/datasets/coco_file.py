@@ -116,8 +116,8 @@ def check_categories(path: Path, content: Mapping[str, Any], *, is_panoptic: boo
     return list(seen.values())
 
 
-def read_images(path: Path, content: Mapping[str, Any], photos: Path | None, left_out: LeftOut) -> dict[int, CocoImage]:
-    """Return the images by id. `photos` is their folder; None finds it next to the file.
+def read_images(path: Path, content: Mapping[str, Any], left_out: LeftOut) -> dict[int, CocoImage]:
+    """Return the images by id; finds their folder next to the file.
 
     Raises DatasetError if one is incomplete, if two have one id or file, or if no photo is found.
     """
@@ -139,7 +139,7 @@ def read_images(path: Path, content: Mapping[str, Any], photos: Path | None, lef
     repeated = len(names) - len(set(names.values()))
     if repeated:
         raise DatasetError(f"{path} lists {repeated} photos under several ids: merge them")
-    folder = photos or find_folder(path, _PHOTO_FOLDERS, list(names.values()))
+    folder = find_folder(path, _PHOTO_FOLDERS, list(names.values()))
     images = {}
     for number, name in names.items():
         photo = folder / name
@@ -158,7 +158,7 @@ def find_folder(path: Path, candidates: Iterable[str], names: list[str]) -> Path
 
     Raises DatasetError if no file is there.
     """
-    split = re.sub(r"^(panoptic|instances|person_keypoints|UVO_frame)_", "", path.stem)
+    split = re.sub(r"^(panoptic|instances|person_keypoints)_", "", path.stem)
     folders = [path.parent / each.format(split=split, stem=path.stem) for each in candidates]
     counts = [sum((folder / name).is_file() for name in names[:_PROBED_FILES]) for folder in folders]
     if names and not max(counts):
@@ -171,10 +171,10 @@ def read_objects(
     path: Path,
     annotations: list[dict[str, Any]],
     images: Mapping[int, CocoImage],
-    categories: Mapping[int, int | None],
+    categories: Mapping[int, int],
     left_out: LeftOut,
 ) -> dict[int, list[GroundTruthObject]]:
-    """Return the objects of each image; `categories` has the index of each listed category, None to ignore it.
+    """Return the objects of each image; `categories` has the index of each listed category.
 
     Raises DatasetError, naming the annotation, if it is invalid; what has no mask is added to `left_out` if others
     have one.
@@ -196,12 +196,11 @@ def read_objects(
             if image not in images:
                 left_out.add("annotations of images that are not listed", where)
                 continue
-            index = categories[category]
-            found = None if index is None else _read_object(entry, index, images[image].size, where, left_out)
+            found = _read_object(entry, categories[category], images[image].size, where, left_out)
             if found is not None:
                 objects[image].append((where, found))
     has_masks = any(each.rle is not None for found in objects.values() for _, each in found)
-    if annotations and not any(objects.values()) and any(index is not None for index in categories.values()):
+    if annotations and not any(objects.values()):
         raise DatasetError(f"{path} has no usable annotation: {'; '.join(left_out.describe())}")
     for where in (where for found in objects.values() for where, each in found if has_masks and each.rle is None):
         left_out.add("annotations without a mask", where)

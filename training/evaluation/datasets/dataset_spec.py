@@ -7,25 +7,15 @@ from typing import Annotated, Literal, assert_never
 from cyclopts import Parameter
 
 from model.errors import ConfigError
-from training.evaluation.datasets.cityscapes import read_cityscapes
-from training.evaluation.datasets.coco import CocoKind, read_coco, read_coco_stuff, read_uvo_frames, read_uvo_videos
+from training.evaluation.datasets.coco import CocoKind, read_coco
 from training.evaluation.datasets.coco_file import find_coco_file
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.datasets.published import read_cityscapes, read_coco_stuff, read_voc_boxes, read_voc_masks
 from training.evaluation.datasets.taxonomy import ClassGrouping
-from training.evaluation.datasets.voc import read_voc_boxes, read_voc_masks
 
 DatasetFormat = Literal[
-    "panoptic",
-    "instances",
-    "coco",
-    "coco-instances",
-    "coco-stuff",
-    "cityscapes",
-    "voc-masks",
-    "voc-boxes",
-    "uvo",
-    "uvo-videos",
-]
+    "panoptic", "instances", "coco", "coco-instances", "coco-stuff", "cityscapes", "voc-masks", "voc-boxes"
+]  # fmt: skip
 """Layout of a dataset; `panoptic` and `instances` are single files in COCO's formats, the others published layouts."""
 _COCO_SPLIT = "val2017"
 _SPLIT = "val"
@@ -44,8 +34,7 @@ class DatasetSpec:
     """Layout of the dataset (default: the first of those files). coco: annotations/panoptic_SPLIT.json and .png,
     SPLIT/. coco-instances: annotations/instances_SPLIT.json, SPLIT/. coco-stuff: annotations/SPLIT/, images/SPLIT/.
     cityscapes: leftImg8bit/SPLIT/, gtFine/SPLIT/. voc-masks: JPEGImages/, SegmentationObject/, SegmentationClass/,
-    ImageSets/Segmentation/SPLIT.txt. voc-boxes: JPEGImages/, Annotations/, ImageSets/Main/SPLIT.txt. uvo: FrameSet/,
-    uvo_videos_sparse_frames/. uvo-videos: VideoDenseSet/, uvo_videos_dense_frames/."""
+    ImageSets/Segmentation/SPLIT.txt. voc-boxes: JPEGImages/, Annotations/, ImageSets/Main/SPLIT.txt."""
     split: str | None = None
     """Split of the dataset, where it has several (default: its validation split)."""
     classes: ClassGrouping = "supercategories"
@@ -71,10 +60,6 @@ class DatasetSpec:
                 return read_voc_masks(folder, self.split or _SPLIT)
             case "voc-boxes":
                 return read_voc_boxes(folder, self.split or _SPLIT)
-            case "uvo":
-                return read_uvo_frames(folder, self.split or _SPLIT)
-            case "uvo-videos":
-                return read_uvo_videos(folder, self.split or _SPLIT)
             case _:
                 assert_never(self.format)
 

@@ -62,16 +62,21 @@ class GroundTruthLabels:
 
 
 class Annotation(Protocol):
-    """The labels of one image on disk."""
+    """The labels of one image."""
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Files that must exist."""
-        ...
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
         """Raises DatasetError unless the label is valid for an image of this size."""
-        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileAnnotation:
+    """Base class of labels in files."""
+
+    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +106,11 @@ class GroundTruthDataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectAnnotation:
+class ObjectAnnotation(FileAnnotation):
     """Objects that may overlap, in memory."""
 
+    files: tuple[Path, ...] = ()
     objects: tuple[GroundTruthObject, ...]
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return ()
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
         if wrong := [each.rle["size"] for each in self.objects if each.rle and each.rle["size"] != [height, width]]:
@@ -117,21 +119,16 @@ class ObjectAnnotation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanopticAnnotation:
+class PanopticAnnotation(FileAnnotation):
     """Segments in COCO's panoptic format."""
 
-    path: Path
     segments: dict[int, int]
     crowds: frozenset[int]
     num_things: int
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (self.path,)
-
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        label_map = read_label_map(self.path)
-        require_size(self.path, label_map, height, width)
+        label_map = read_label_map(self.files[0])
+        _require_size(self.files[0], label_map, height, width)
         return labels_from_segments(label_map, self.segments, self.crowds, self.num_things)
 
 
@@ -180,16 +177,15 @@ def check_files(folder: Path, dataset: GroundTruthDataset) -> None:
                 raise DatasetError(f"{label} has {width}x{height} pixels, {image.path} {size[1]}x{size[0]}")
 
 
-def require_size(path: Path, label_map: np.ndarray, height: int, width: int) -> None:
-    """Raise DatasetError unless the label has the size of its image."""
+def _require_size(path: Path, label_map: np.ndarray, height: int, width: int) -> None:
     if label_map.shape != (height, width):
         raise DatasetError(f"{path} has shape {label_map.shape}, its image {height, width}")
 
 
-def read_label_png(path: Path) -> Int32[np.ndarray, "H W"]:
+def read_label_png(path: Path, height: int, width: int) -> Int32[np.ndarray, "H W"]:
     """Read a one-channel PNG of 8 or 16 bits; a palette PNG gives its indices.
 
-    Raises DatasetError if the file is missing or broken.
+    Raises DatasetError if the file is missing or broken, or has another size.
     """
     try:
         with Image.open(path, formats=("PNG",)) as image:
@@ -198,6 +194,7 @@ def read_label_png(path: Path) -> Int32[np.ndarray, "H W"]:
         raise DatasetError(f"{path} is not a label PNG: {error}") from error
     if label_map.ndim != 2:
         raise DatasetError(f"{path} has {label_map.shape[2]} channels, expected one")
+    _require_size(path, label_map, height, width)
     return label_map.astype(np.int32)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 ClassGrouping = Literal["supercategories", "things-and-supercategories"]
@@ -19,8 +20,6 @@ class Taxonomy:
     """The first `num_things` of `names` are things."""
     source_to_index: dict[int, int]
     """Category index by the dataset's own category id; ids that are not listed are void."""
-    groups: tuple[str, ...] = ()
-    """Supercategory of each of `names`, where the dataset has them and `names` are not supercategories already."""
 
     def is_thing(self, index: int) -> bool:
         return index < self.num_things
@@ -45,19 +44,14 @@ def build_taxonomy(categories: Iterable[dict[str, Any]], grouping: ClassGrouping
     )
 
 
-def build_thing_taxonomy(categories: Iterable[dict[str, Any]], *, without: tuple[str, ...] = ()) -> Taxonomy:
-    """Return the taxonomy of an instance dataset; categories whose name starts with one of `without` are left out."""
-    kept = sorted(
-        (category["id"], category["name"], category.get("supercategory") or category["name"])
-        for category in categories
-        if not category["name"].lower().startswith(without)
-    )
+def build_thing_taxonomy(categories: Iterable[dict[str, Any]]) -> Taxonomy:
+    """Return the taxonomy of an instance dataset."""
+    names = {category["id"]: category["name"] for category in sorted(categories, key=itemgetter("id"))}
     return Taxonomy(
-        title=f"{len(kept)} things",
-        names=tuple(name for _, name, _ in kept),
-        num_things=len(kept),
-        source_to_index={source: index for index, (source, _, _) in enumerate(kept)},
-        groups=tuple(group for _, _, group in kept),
+        title=f"{len(names)} things",
+        names=tuple(names.values()),
+        num_things=len(names),
+        source_to_index={source: index for index, source in enumerate(names)},
     )
 
 

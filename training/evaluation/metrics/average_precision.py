@@ -14,8 +14,8 @@ from pycocotools.cocoeval import COCOeval
 from training.evaluation.image_results import ImageResult
 
 IouType = Literal["bbox", "segm"]
-_ImageMatches = dict[str, np.ndarray] | None
-"""Matches of one category in one image, with the keys of COCOeval.evalImgs; None if it has no object or detection."""
+_ImageMatches = dict[str, Any] | None
+"""An entry of COCOeval.evalImgs; None if the image has no object and no detection of the category."""
 STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium",
          "ar_large")  # fmt: skip
 """pycocotools' twelve metrics, in its order."""
@@ -36,16 +36,6 @@ class _Ranking:
     """For each IoU threshold, the ranks of the true positives."""
     ignored: tuple[Int[np.ndarray, "I"], ...]
     """For each IoU threshold, the ranks of detections on a crowd, which are neither true nor false positives."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoBatch:
-    """Annotations and detections of some images in COCO's format, without ids."""
-
-    annotations: Sequence[dict[str, Any]]
-    detections: Sequence[dict[str, Any]]
-    sizes: dict[int, tuple[int, int]]
-    """Height, width by image id."""
 
 
 def to_coco_annotations(result: ImageResult, categories: Int[np.ndarray, "C"]) -> list[dict[str, Any]]:
@@ -85,25 +75,26 @@ def to_coco_results(result: ImageResult, categories: Int[np.ndarray, "P"], iou_t
 class CocoEvaluator:
     """Matches detections with annotations by pycocotools, then computes metrics from the matches."""
 
-    def __init__(self, batches: Iterable[CocoBatch], categories: Sequence[int], iou_type: IouType) -> None:
-        """Takes all images in the order of their ids, in batches: only one batch of masks is in memory at a time."""
-        self._evaluation = COCOeval(iouType=iou_type)
+    def __init__(
+        self,
+        annotations: Sequence[dict[str, Any]],
+        detections: Sequence[dict[str, Any]],
+        sizes: dict[int, tuple[int, int]],
+        categories: Iterable[int],
+        iou_type: IouType,
+    ) -> None:
+        """Takes COCO annotations and results without ids, and the height and width of every image by its id."""
+        images = [{"id": image, "height": height, "width": width} for image, (height, width) in sizes.items()]
+        classes = [{"id": category} for category in sorted(categories)]
+        with contextlib.redirect_stdout(io.StringIO()):
+            indices = [_index(images, entries, classes) for entries in (annotations, detections)]
+            self._evaluation = COCOeval(*indices, iou_type)
+            self._evaluation.evaluate()
         self._parameters = self._evaluation.params
-        self._parameters.catIds = sorted(categories)
-        num_areas = len(self._parameters.areaRng)
-        matches: list[list[_ImageMatches]] = [[] for _ in range(len(categories) * num_areas)]
-        image_ids: list[int] = []
-        for batch in batches:
-            found = _match(batch, self._parameters.catIds, iou_type)
-            count = len(batch.sizes)
-            for position, collected in enumerate(matches):
-                collected += found[position * count : (position + 1) * count]
-            image_ids += sorted(batch.sizes)
-        # The state that COCOeval.evaluate would leave if it saw all images at once.
-        self._parameters.imgIds = image_ids
-        self._evaluation.evalImgs = [match for collected in matches for match in collected]
-        self._evaluation._paramsEval = self._parameters
-        self._by_category = matches[::num_areas]
+        # By category, area range and image.
+        size = len(self._parameters.areaRng) * len(images)
+        matches = self._evaluation.evalImgs
+        self._by_category = [matches[start : start + len(images)] for start in range(0, len(matches), size)]
 
     def summarize(self) -> dict[str, float | None]:
         """Return pycocotools' twelve metrics in 0..1; None where there are no objects."""
@@ -142,27 +133,6 @@ class CocoEvaluator:
             "ap75": precision[row_of[0.75]] / divisor,
             "ar100": recall.mean(0) / divisor,
         }
-
-
-def _match(batch: CocoBatch, categories: list[int], iou_type: IouType) -> list[_ImageMatches]:
-    """Return pycocotools' matches by category, area range and image, reduced to the keys that the metrics need."""
-    images = [{"id": image_id, "height": height, "width": width} for image_id, (height, width) in batch.sizes.items()]
-    with contextlib.redirect_stdout(io.StringIO()):
-        annotations, detections = (
-            _index(images, entries, categories) for entries in (batch.annotations, batch.detections)
-        )
-        evaluation = COCOeval(annotations, detections, iou_type)
-        evaluation.evaluate()
-    return [
-        match
-        and {
-            "dtScores": np.array(match["dtScores"]),
-            "dtMatches": match["dtMatches"].astype(bool),
-            "dtIgnore": match["dtIgnore"].astype(bool),
-            "gtIgnore": match["gtIgnore"].astype(bool),
-        }
-        for match in evaluation.evalImgs
-    ]
 
 
 def _rank(matches: list[_ImageMatches]) -> _Ranking | None:
@@ -225,13 +195,9 @@ def _interpolate(
     return mean
 
 
-def _index(images: list[dict[str, Any]], entries: Sequence[dict[str, Any]], categories: list[int]) -> COCO:
+def _index(images: list[dict[str, Any]], entries: Sequence[dict[str, Any]], categories: list[dict[str, Any]]) -> COCO:
     index = COCO()
     annotations = [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(entries, start=1)]
-    index.dataset = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": category} for category in categories],
-    }
+    index.dataset = {"images": images, "annotations": annotations, "categories": categories}
     index.createIndex()
     return index

@@ -1,4 +1,4 @@
-"""Matches clusters to categories from co-occurrence counts; counts of several datasets or processes add up."""
+"""Matches clusters to categories from co-occurrence counts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -74,13 +74,6 @@ class CooccurrenceCounts:
     """Shared pixels of the semantic map."""
     votes: Int[np.ndarray, "N C"]
     """Votes by U2Seg's rule."""
-
-    def __add__(self, other: "CooccurrenceCounts") -> "CooccurrenceCounts":
-        return CooccurrenceCounts(
-            panoptic=self.panoptic + other.panoptic,
-            semantic=self.semantic + other.semantic,
-            votes=self.votes + other.votes,
-        )
 
 
 def label_spaces(predictor: Predictor, dataset: GroundTruthDataset) -> LabelSpaces:
