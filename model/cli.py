@@ -50,8 +50,8 @@ COMMANDS = {
         "serve": ("service.cli:app", "Serve an artifact or a registry over HTTP."),
         "create-api-key": ("service.cli:create_api_key", "Create an API key for the service."),
         "registry": ("model.commands.registry:app", "Manage the versions of models that a service serves."),
-        "sign": ("model.commands.registry:sign", "Sign an artifact."),
-        "create-signing-key": ("model.commands.registry:create_signing_key", "Create a key pair to sign artifacts."),
+        "sign": ("model.registry.signatures:sign", "Sign an artifact."),
+        "create-signing-key": ("model.registry.signatures:create_signing_key", "Create a key pair to sign artifacts."),
     },
 }
 """Subcommands by group: where each is defined, and its line in `useg --help`."""

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from model.backends.loader import load_session
+from model.commands.artifacts import drift_reference
 from model.contract import Histogram
 from model.drift import BIN_EDGES, build_histograms, output_statistics, population_stability_index
 from model.errors import ConfigError
-from model.export.predictor import write_drift_reference
 from model.postprocessing.panoptic import Segment, Segmentation
 
 
@@ -65,18 +65,14 @@ def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
     return shutil.copytree(tiny_artifact, tmp_path / "artifact")
 
 
-def test_the_drift_reference_is_stored_and_the_artifact_still_loads(artifact: Path, tiny_photos: Path) -> None:
-    write_drift_reference(artifact, tiny_photos, 5, "cpu", 1)
+def test_the_drift_reference_is_stored_deterministic_and_replaced(artifact: Path, tiny_photos: Path) -> None:
+    first = drift_reference(artifact, photos=tiny_photos, max_photos=5, backend="cpu", threads=1)
     contract, _ = load_session(artifact, threads=1)
     assert sorted(contract.drift_reference) == ["score", "segments", "void"]
-    assert sum(contract.drift_reference["segments"].counts) == 5
-    assert sum(contract.drift_reference["void"].counts) == 5
-
-
-def test_the_drift_reference_is_deterministic_and_replaced(artifact: Path, tiny_photos: Path) -> None:
-    first = write_drift_reference(artifact, tiny_photos, 5, "cpu", 1)
-    assert write_drift_reference(artifact, tiny_photos, 5, "cpu", 1) == first
-    assert sum(write_drift_reference(artifact, tiny_photos, 100, "cpu", 1).drift_reference["void"].counts) == 8
+    assert sum(contract.drift_reference["segments"].counts) == sum(contract.drift_reference["void"].counts) == 5
+    assert drift_reference(artifact, photos=tiny_photos, max_photos=5, backend="cpu", threads=1) == first
+    whole = drift_reference(artifact, photos=tiny_photos, backend="cpu", threads=1)
+    assert sum(whole["drift_reference"]["void"]) == 8
 
 
 def test_a_folder_without_photos_leaves_the_artifact_unchanged(tmp_path: Path, artifact: Path) -> None:
@@ -84,5 +80,5 @@ def test_a_folder_without_photos_leaves_the_artifact_unchanged(tmp_path: Path, a
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "note.txt").write_text("no photo")
     with pytest.raises(ConfigError, match="has no readable photo"):
-        write_drift_reference(artifact, tmp_path / "photos", 5, "cpu", 1)
+        drift_reference(artifact, photos=tmp_path / "photos", backend="cpu", threads=1)
     assert (artifact / "contract.json").read_bytes() == before

@@ -14,7 +14,7 @@ from model.registry.signatures import (
     TrustedKey,
     create_signing_key,
     read_trusted_keys,
-    sign_artifact,
+    sign,
     verify_signature,
 )
 
@@ -28,25 +28,25 @@ def artifact(tmp_path: Path) -> Path:
 
 def trust(tmp_path: Path, *names: str) -> tuple[TrustedKey, ...]:
     """Create keys, and read the file of trusted keys that lists them."""
-    lines = [create_signing_key(tmp_path / name, name) for name in names]
+    lines = [create_signing_key(tmp_path / name, name=name)["trusted_keys_line"] for name in names]
     (tmp_path / "trusted").write_text("# comment\n\n" + "\n".join(lines) + "\n")
     return read_trusted_keys(tmp_path / "trusted")
 
 
 def test_a_signature_by_any_trusted_key_is_accepted(tmp_path: Path, artifact: Path) -> None:
     trusted = trust(tmp_path, "alice", "bob")
-    sign_artifact(artifact, tmp_path / "bob", "bob")
+    sign(artifact, key=tmp_path / "bob", name="bob")
     assert verify_signature(artifact, trusted) == "bob"
     assert stat.S_IMODE((tmp_path / "bob").stat().st_mode) == 0o600
 
 
 def test_a_signature_by_another_key_or_of_another_contract_is_rejected(tmp_path: Path, artifact: Path) -> None:
     trusted = trust(tmp_path, "alice")
-    create_signing_key(tmp_path / "eve", "alice")
-    sign_artifact(artifact, tmp_path / "eve", "alice")
+    create_signing_key(tmp_path / "eve", name="alice")
+    sign(artifact, key=tmp_path / "eve", name="alice")
     with pytest.raises(SignatureError, match="not trusted"):
         verify_signature(artifact, trusted)
-    sign_artifact(artifact, tmp_path / "alice", "alice")
+    sign(artifact, key=tmp_path / "alice", name="alice")
     contract = artifact / CONTRACT_FILE
     contract.write_text(contract.read_text().replace("tomato", "potato"))
     with pytest.raises(SignatureError, match="belongs to another contract"):
@@ -69,7 +69,7 @@ def test_a_file_that_is_not_a_signature_is_rejected(tmp_path: Path, artifact: Pa
 
 def test_a_signature_of_the_wrong_length_is_rejected(tmp_path: Path, artifact: Path) -> None:
     trusted = trust(tmp_path, "alice")
-    sign_artifact(artifact, tmp_path / "alice", "alice")
+    sign(artifact, key=tmp_path / "alice", name="alice")
     content = json.loads((artifact / SIGNATURE_FILE).read_text())
     (artifact / SIGNATURE_FILE).write_text(json.dumps(content | {"signature": "AAAA"}))
     with pytest.raises(SignatureError):
@@ -77,11 +77,11 @@ def test_a_signature_of_the_wrong_length_is_rejected(tmp_path: Path, artifact: P
 
 
 def test_keys_are_never_overwritten_and_have_valid_names(tmp_path: Path) -> None:
-    create_signing_key(tmp_path / "key", "alice")
+    create_signing_key(tmp_path / "key", name="alice")
     with pytest.raises(ConfigError, match="never overwritten"):
-        create_signing_key(tmp_path / "key", "alice")
+        create_signing_key(tmp_path / "key", name="alice")
     with pytest.raises(ConfigError, match="the new key"):
-        create_signing_key(tmp_path / "other", "a b")
+        create_signing_key(tmp_path / "other", name="a b")
     assert not (tmp_path / "other").exists()
 
 
@@ -96,12 +96,12 @@ def test_an_invalid_file_of_trusted_keys_is_rejected(tmp_path: Path, text: str) 
 def test_an_invalid_private_key_is_rejected(tmp_path: Path, artifact: Path, content: bytes) -> None:
     (tmp_path / "key").write_bytes(content)
     with pytest.raises(ConfigError, match="is not a private key"):
-        sign_artifact(artifact, tmp_path / "key", "")
+        sign(artifact, key=tmp_path / "key", name="")
 
 
 def test_a_registry_copies_signatures_and_does_not_rename_signed_artifacts(tmp_path: Path, artifact: Path) -> None:
     trusted = trust(tmp_path, "alice")
-    sign_artifact(artifact, tmp_path / "alice", "alice")
+    sign(artifact, key=tmp_path / "alice", name="alice")
     registry = make_registry(tmp_path, {})
     registry.add(artifact, author="test")
     assert verify_signature(registry.find_version("fake", "1"), trusted) == "alice"

@@ -12,7 +12,7 @@ from model.backends.session import AutoSession, HotSwapSession, Session
 from model.contract import Contract
 from model.errors import ArtifactError, RegistryError, SignatureError
 from model.network_io import RawOutputs
-from model.registry.signatures import create_signing_key, sign_artifact
+from model.registry.signatures import create_signing_key, sign
 from model.registry.versions import Registry
 from service.rollout.model_repository import ModelRepository, make_artifact_loader
 from service.settings import Settings
@@ -39,11 +39,11 @@ def test_a_directory_that_is_not_a_registry_is_rejected(tmp_path: Path) -> None:
 def test_an_artifact_without_a_trusted_signature_is_not_loaded(tmp_path: Path) -> None:
     pytest.importorskip("cryptography", reason="useg[signing] is not installed")
     artifact = write_artifact(tmp_path / "artifact", "1")
-    (tmp_path / "trusted").write_text(create_signing_key(tmp_path / "key", "alice"))
+    (tmp_path / "trusted").write_text(create_signing_key(tmp_path / "key", name="alice")["trusted_keys_line"])
     load = make_artifact_loader(Settings(trusted_keys_file=tmp_path / "trusted"))
     with pytest.raises(SignatureError, match="is not signed"):
         load(artifact)
-    sign_artifact(artifact, tmp_path / "key", "alice")
+    sign(artifact, key=tmp_path / "key", name="alice")
     with pytest.raises(ArtifactError, match="ONNX Runtime"):  # signed: now its network is what is wrong
         load(artifact)
 

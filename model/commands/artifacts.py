@@ -1,7 +1,7 @@
 """Subcommands that make, check and run artifacts."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,7 +58,7 @@ def import_checkpoint(
     if format == "encoder":
         from model.checkpoints.dino import import_encoder
 
-        return {"encoder": str(out), **asdict(import_encoder(source, out))}
+        return {"encoder": str(out), **import_encoder(source, out)}
     from model.checkpoints.detectron2 import import_cascade
 
     run = import_cascade(source, format, clusters, out)
@@ -261,10 +261,15 @@ def drift_reference(
     max_photos
         Maximum number of photos to segment.
     """
-    from model.export.predictor import write_drift_reference
+    from model.backends.loader import load_session
+    from model.drift import build_histograms, output_statistics
+    from model.export.predictor import ArtifactPredictor, sample_photos
 
-    contract = write_drift_reference(artifact, photos, max_photos, backend, threads)
-    counts = {name: list(histogram.counts) for name, histogram in contract.drift_reference.items()}
+    predictor = ArtifactPredictor(*load_session(artifact, backend=backend, threads=threads))
+    statistics = (output_statistics(predictor.segment(photo.image)) for photo in sample_photos(photos, max_photos))
+    reference = {str(name): histogram for name, histogram in build_histograms(statistics).items()}
+    replace(predictor.contract, drift_reference=reference).write(artifact)
+    counts = {name: list(histogram.counts) for name, histogram in reference.items()}
     return {"artifact": str(artifact), "drift_reference": counts}
 
 

@@ -31,14 +31,13 @@ from model.registry.name_transfer import (
 _AUTHOR = "useg"
 
 Artifact = Annotated[Path, Parameter(name="ARTIFACT", help="Folder of the artifact.")]
-File = Annotated[Path | None, Parameter(help="File of the names (default: ARTIFACT.names.json).")]
 Author = Annotated[str, Parameter(help="Who makes the change, for the history.")]
 
 app = App(name="names", help="Show and change the names of clusters.")
 
 
 @app.command
-def show(artifact: Artifact, /, *, file: File = None, out: Path | None = None) -> dict[str, Any]:
+def show(artifact: Artifact, /, *, out: Path | None = None) -> dict[str, Any]:
     """Show the name of every cluster that has one.
 
     Parameters
@@ -46,16 +45,14 @@ def show(artifact: Artifact, /, *, file: File = None, out: Path | None = None) -
     out
         File to write all names to, with their history; `useg names apply` reads it.
     """
-    names = read_names(_path(artifact, file), read_contract(artifact))
+    names = read_names(names_path(artifact), read_contract(artifact))
     if out is not None:
         _write(names, out)
-    return _describe(artifact, file, names)
+    return _describe(artifact, names)
 
 
 @app.command(name="set")
-def set_name(
-    artifact: Artifact, cluster: int, name: str, /, *, file: File = None, author: Author = _AUTHOR
-) -> dict[str, Any]:
+def set_name(artifact: Artifact, cluster: int, name: str, /, *, author: Author = _AUTHOR) -> dict[str, Any]:
     """Name a cluster.
 
     Parameters
@@ -67,14 +64,12 @@ def set_name(
     """
     contract = read_contract(artifact)
     check_clusters([cluster], contract)
-    names = edit_names(_path(artifact, file), contract, lambda old: old.rename({cluster: name}, author))
-    return _describe(artifact, file, names)
+    names = edit_names(names_path(artifact), contract, lambda old: old.rename({cluster: name}, author))
+    return _describe(artifact, names)
 
 
 @app.command
-def undo(
-    artifact: Artifact, /, *, revision: PositiveInt | None = None, file: File = None, author: Author = _AUTHOR
-) -> dict[str, Any]:
+def undo(artifact: Artifact, /, *, revision: PositiveInt | None = None, author: Author = _AUTHOR) -> dict[str, Any]:
     """Undo a change.
 
     Parameters
@@ -82,8 +77,8 @@ def undo(
     revision
         Revision of the change (default: the last one).
     """
-    names = edit_names(_path(artifact, file), read_contract(artifact), lambda old: old.undo(author, revision))
-    return _describe(artifact, file, names)
+    names = edit_names(names_path(artifact), read_contract(artifact), lambda old: old.undo(author, revision))
+    return _describe(artifact, names)
 
 
 @app.command
@@ -92,7 +87,6 @@ def apply(
     names: Path,
     /,
     *,
-    file: File = None,
     merge: Annotated[bool, Parameter(negative="")] = False,
     into_artifact: Annotated[bool, Parameter(negative="")] = False,
     author: Author = _AUTHOR,
@@ -117,15 +111,15 @@ def apply(
     given = (parse_mapping if _is_mapping(content) else parse_names)(content, contract, str(names))
     if into_artifact:
         given.apply(contract if merge else replace(contract, categories={}, examples=None)).write(artifact)
-        return _describe(artifact, file, read_names(_path(artifact, file), read_contract(artifact)))
+        return _describe(artifact, read_names(names_path(artifact), read_contract(artifact)))
 
     def change(old: CategoryNames) -> CategoryNames:
         if not merge:
             return old.replace_all(given.names, author, given.examples)
         return old.replace_all({**old.names, **given.names}, author, given.examples or old.examples)
 
-    applied = edit_names(_path(artifact, file), contract, change)
-    return _describe(artifact, file, applied)
+    applied = edit_names(names_path(artifact), contract, change)
+    return _describe(artifact, applied)
 
 
 @app.command
@@ -192,19 +186,15 @@ def _is_mapping(content: bytes) -> bool:
         return False
 
 
-def _path(artifact: Path, file: Path | None) -> Path:
-    return file or names_path(artifact)
-
-
 def _write(names: CategoryNames, path: Path) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(names.to_json(), encoding="utf-8")
 
 
-def _describe(artifact: Path, file: Path | None, names: CategoryNames) -> dict[str, Any]:
+def _describe(artifact: Path, names: CategoryNames) -> dict[str, Any]:
     categories = names.apply(read_contract(artifact)).categories
     return {
-        "file": str(_path(artifact, file)),
+        "file": str(names_path(artifact)),
         "revision": names.revision,
         "given": {cluster: name.category_name for cluster, name in names.names.items()},
         "clusters": {cluster: category.name for cluster, category in categories.items()},

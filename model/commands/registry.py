@@ -1,16 +1,15 @@
-"""`useg registry`, `useg sign` and `useg create-signing-key`."""
+"""`useg registry`: adds and deploys versions of models."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.types import PositiveFloat
 
 from model.errors import ConfigError
 from model.registry.deployment import DeploymentState
-from model.registry.signatures import create_signing_key as write_signing_key
-from model.registry.signatures import sign_artifact
 from model.registry.versions import Registry
 
 _SHOWN_EVENTS = 10
@@ -77,8 +76,7 @@ def add(
 @app.command
 def activate(registry: RegistryFolder, version: Version, /, *, change: Change = _NO_OPTIONS) -> dict[str, Any]:
     """Serve a version to all requests."""
-    opened, name = _open(registry, change.model)
-    return _describe(opened, name, opened.activate(name, version, author=change.author, reason=change.reason), events=1)
+    return _change(registry, change, Registry.activate, version)
 
 
 @app.command
@@ -91,7 +89,7 @@ def canary(
     change: Change = _NO_OPTIONS,
 ) -> dict[str, Any]:
     """Serve a version to a fraction of the clients."""
-    return _deploy_as("canary", registry, version, traffic_fraction, change)
+    return _change(registry, change, Registry.deploy_as, "canary", version, traffic_fraction)
 
 
 @app.command
@@ -104,74 +102,38 @@ def shadow(
     change: Change = _NO_OPTIONS,
 ) -> dict[str, Any]:
     """Run a version on a copy of a fraction of the images; its results are only measured."""
-    return _deploy_as("shadow", registry, version, traffic_fraction, change)
+    return _change(registry, change, Registry.deploy_as, "shadow", version, traffic_fraction)
 
 
 @app.command
 def promote(registry: RegistryFolder, /, *, change: Change = _NO_OPTIONS) -> dict[str, Any]:
     """Serve the canary to all requests."""
-    opened, name = _open(registry, change.model)
-    return _describe(opened, name, opened.promote(name, author=change.author, reason=change.reason), events=1)
+    return _change(registry, change, Registry.promote)
 
 
 @app.command
 def rollback(registry: RegistryFolder, /, *, change: Change = _NO_OPTIONS) -> dict[str, Any]:
     """Stop the canary or the shadow; without either, serve the previous version again."""
-    opened, name = _open(registry, change.model)
-    return _describe(opened, name, opened.roll_back(name, author=change.author, reason=change.reason), events=1)
+    return _change(registry, change, Registry.roll_back)
 
 
 @app.command
 def remove(registry: RegistryFolder, version: Version, /, *, change: Change = _NO_OPTIONS) -> dict[str, Any]:
     """Delete a version that is not served."""
-    opened, name = _open(registry, change.model)
-    return _describe(opened, name, opened.remove(name, version, author=change.author, reason=change.reason), events=1)
+    return _change(registry, change, Registry.remove, version)
 
 
-def sign(artifact: Path, /, *, key: Path, name: str = "") -> dict[str, Any]:
-    """Sign an artifact, for services that require signatures.
-
-    Parameters
-    ----------
-    artifact
-        Folder of the artifact; the signature is written next to its contract.
-    key
-        Private key, as `useg create-signing-key` writes it.
-    name
-        Name of the key, for people.
-    """
-    sign_artifact(artifact, key, name)
-    return {"artifact": str(artifact), "signed": True}
-
-
-def create_signing_key(key: Path, /, *, name: str = "useg") -> dict[str, Any]:
-    """Create a key pair to sign artifacts; needs the extra `signing`.
-
-    Parameters
-    ----------
-    key
-        File to write the private key to.
-    name
-        Name of the key, in the line of the public key.
-    """
-    return {"key": str(key), "trusted_keys_line": write_signing_key(key, name)}
-
-
-def _open(folder: Path, model: str | None) -> tuple[Registry, str]:
-    """Return the registry and the model that is meant."""
+def _change(
+    folder: Path, options: ChangeOptions, method: Callable[..., DeploymentState], *arguments: object
+) -> dict[str, Any]:
+    """Call a method of the registry for the model that is meant."""
     registry = Registry(folder)
     models = registry.list_models()
-    if model is None and len(models) != 1:
+    if options.model is None and len(models) != 1:
         raise ConfigError(f"{folder} holds {', '.join(models) or 'no model'}: give --model")
-    return registry, models[0] if model is None else model
-
-
-def _deploy_as(
-    role: Literal["canary", "shadow"], registry: Path, version: str, traffic_fraction: float, change: ChangeOptions
-) -> dict[str, Any]:
-    opened, name = _open(registry, change.model)
-    state = opened.deploy_as(name, role, version, traffic_fraction, author=change.author, reason=change.reason)
-    return _describe(opened, name, state, events=1)
+    model = options.model or models[0]
+    state = method(registry, model, *arguments, author=options.author, reason=options.reason)
+    return _describe(registry, model, state, events=1)
 
 
 def _describe(registry: Registry, model: str, state: DeploymentState, events: int = _SHOWN_EVENTS) -> dict[str, Any]:

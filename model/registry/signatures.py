@@ -1,4 +1,4 @@
-"""Signatures of artifacts, with ed25519 keys. Needs the extra `signing`."""
+"""Signatures of artifacts, with ed25519 keys: `useg sign` and `useg create-signing-key`. Needs the extra `signing`."""
 
 import base64
 import binascii
@@ -28,34 +28,46 @@ class TrustedKey:
     public: bytes
 
 
-def create_signing_key(path: Path, name: str) -> str:
-    """Write a new private key, and return the line `NAME:KEY` for a file of trusted keys.
+def create_signing_key(key: Path, /, *, name: str = "useg") -> dict[str, Any]:
+    """Create a key pair to sign artifacts; needs the extra `signing`.
 
-    Raises ConfigError for an invalid name, or if the file exists.
+    Parameters
+    ----------
+    key
+        File to write the private key to; it must not exist.
+    name
+        Name of the key, in the line `NAME:KEY` of the public key for a file of trusted keys.
     """
     ed25519, serialization = _load_cryptography()
-    key = ed25519.Ed25519PrivateKey.generate()
-    public = key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    private = ed25519.Ed25519PrivateKey.generate()
+    public = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
     line = f"{name}:{base64.b64encode(public).decode()}"
     _parse_line(line, "the new key")
-    content = key.private_bytes(
+    content = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        handle = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise ConfigError(f"{path} exists: keys are never overwritten") from error
+        raise ConfigError(f"{key} exists: keys are never overwritten") from error
     with os.fdopen(handle, "wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    return line
+    return {"key": str(key), "trusted_keys_line": line}
 
 
-def sign_artifact(artifact: Path, key: Path, name: str) -> None:
-    """Sign the contract, which has the hashes of all files; the signature is written next to it.
+def sign(artifact: Path, /, *, key: Path, name: str = "") -> dict[str, Any]:
+    """Sign an artifact, for services that require signatures.
 
-    `name` names the key, for people. Raises ArtifactError without a contract, ConfigError for an invalid key.
+    Parameters
+    ----------
+    artifact
+        Folder of the artifact; the signature is written next to its contract, which has the hashes of all files.
+    key
+        Private key, as `useg create-signing-key` writes it.
+    name
+        Name of the key, for people.
     """
     ed25519, serialization = _load_cryptography()
     try:
@@ -68,6 +80,7 @@ def sign_artifact(artifact: Path, key: Path, name: str) -> None:
     content = {"format_version": FORMAT_VERSION, "algorithm": "ed25519", "key": name, "signature": signature}
     with atomic_write(artifact / SIGNATURE_FILE) as sibling:
         sibling.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return {"artifact": str(artifact), "signed": True}
 
 
 def read_trusted_keys(path: Path) -> tuple[TrustedKey, ...]:

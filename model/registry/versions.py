@@ -35,14 +35,10 @@ _LOCK_FILE = ".lock"
 _LOCK_TIMEOUT_S = 30.0
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Registry:
     """A folder of models. Readers always see a complete state; writers, in any process, take turns."""
 
-    def __init__(self, folder: Path, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, folder: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.folder = folder
         self._clock = clock
 
@@ -63,7 +59,8 @@ class Registry:
         """Return the artifact of a version. Raises ModelNotFound."""
         folder = self._find_model(model) / version
         if folder.name != version or not _has_valid_name(folder):
-            raise ModelNotFound(f"model {model!r} has no version {version!r}: there is {self._join_versions(model)}")
+            known = ", ".join(self.list_versions(model)) or "none yet"
+            raise ModelNotFound(f"model {model!r} has no version {version!r}: there is {known}")
         return folder
 
     def names_path(self, model: str, version: str) -> Path:
@@ -204,9 +201,6 @@ class Registry:
             known = ", ".join(self.list_models()) or "none yet"
             raise ModelNotFound(f"{self.folder} has no model {model!r}: there is {known}")
         return folder
-
-    def _join_versions(self, model: str) -> str:
-        return ", ".join(self.list_versions(model)) or "none yet"
 
 
 def check_name(text: str, what: str) -> str:
