@@ -37,7 +37,7 @@ from pathlib import Path
 from model.contract import read_contract
 from model.backends.tensorrt import default_engine_cache, detect_engine_key, engine_folder
 from model.errors import UsegError
-from model.backends.onnx_runtime import format_shapes, make_optimization_profile
+from model.backends.onnx_runtime import make_optimization_profile
 
 artifact, requested, engines, version = sys.argv[1:]
 try:
@@ -49,8 +49,7 @@ try:
     folder = engine_folder(cache, contract, detect_engine_key(version), precision)
 except UsegError as error:
     sys.exit(f"engine.sh: {error}")
-profile = make_optimization_profile(contract)
-print(folder, *(format_shapes(shapes) for shapes in (profile.min, profile.opt, profile.max)), sep="\n")
+print(folder, *make_optimization_profile(contract).values(), sep="\n")
 PYTHON
 )
 { read -r folder && read -r min && read -r opt && read -r max; } <<<"$plan"

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import Float, Int32, Shaped, UInt8
-from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from model.contract import InputSize
 from model.errors import ImageTooLarge, InputError, InvalidImage, TooManyPixels
@@ -252,15 +252,7 @@ def _describe_unidentified(content: bytes) -> str:
         reason = "is corrupt" if _register_heif() else "needs a package that is missing: pip install 'useg[heic]'"
         return f"the HEIC image {reason}"
     if content.startswith(_TIFF_HEADERS):
-        try:
-            tags = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
-            stream = io.BytesIO(content)
-            stream.seek(tags.next)
-            tags.load(stream)
-            channels, bits = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1), tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-            return f"a TIFF of {channels} channels of {max(bits)} bits is not supported: convert it to 8-bit RGB"
-        except Exception:  # as with any broken file
-            return "the TIFF is corrupt or of an unknown kind: convert it to 8-bit RGB"
+        return "the TIFF is corrupt or of a kind that is not supported: convert it to 8-bit RGB"
     return f"{len(content)} bytes in no supported image format: {_SUPPORTED}"
 
 

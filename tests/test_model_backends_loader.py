@@ -15,7 +15,7 @@ import pytest
 
 from model.backends.loader import check_golden, load_fastest, load_session, write_golden
 from model.backends.onnx_runtime import PROVIDER_NAMES
-from model.backends.parity import FP32_TOLERANCE, SCORE_TOLERANCE, Tolerance, compare_outputs, decode_outputs
+from model.backends.parity import FP32_TOLERANCE, Tolerance, compare_outputs, decode_outputs
 from model.backends.session import AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
 from model.contract import Contract
 from model.errors import ArtifactError, BackendUnavailable, ConfigError, ContractMismatch, ParityError
@@ -68,7 +68,7 @@ def test_a_session_with_the_golden_outputs_passes(golden_file: Path) -> None:
 
 
 def test_a_score_within_the_tolerance_passes(golden_file: Path) -> None:
-    check_golden(FixedSession(make_outputs(score=0.9 + 0.9 * SCORE_TOLERANCE)), golden_file)
+    check_golden(FixedSession(make_outputs(score=0.9 + 0.9 * FP32_TOLERANCE.max_score_difference)), golden_file)
 
 
 def test_masks_of_weak_detections_may_differ(golden_file: Path) -> None:
@@ -78,7 +78,7 @@ def test_masks_of_weak_detections_may_differ(golden_file: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (make_outputs(score=0.9 + 1.5 * SCORE_TOLERANCE), "score_difference 0.0015"),
+        (make_outputs(score=0.9 + 1.5 * FP32_TOLERANCE.max_score_difference), "score_difference 0.0015"),
         (make_outputs(score=np.nan), "score_difference nan"),
         (make_outputs(cluster=2), r"detections_equal 0\.00000"),
         (make_outputs(mask=0.3), "masks_equal 0.5"),

@@ -13,7 +13,6 @@ from tiny import make_contract
 
 from model.backends.onnx_runtime import (
     backend_of,
-    format_shapes,
     list_cuda_providers,
     list_tensorrt_providers,
     make_optimization_profile,
@@ -21,7 +20,7 @@ from model.backends.onnx_runtime import (
     require_provider_available,
 )
 from model.backends.tensorrt import EngineKey, default_engine_cache, engine_folder, make_ep_context_model
-from model.contract import InputSize, read_contract
+from model.contract import Contract, InputSize, read_contract
 from model.errors import BackendUnavailable
 
 CONTRACT = make_contract(2, 1, 448, max_detections=2)
@@ -30,18 +29,18 @@ PAPER = dataclasses.replace(
 )
 
 
-def test_one_input_size_gives_a_profile_of_batches_of_1_8_and_32() -> None:
-    profile = make_optimization_profile(CONTRACT)
-    assert format_shapes(profile.min) == "pixels:1x3x448x448,sizes:1x2"
-    assert format_shapes(profile.opt) == "pixels:8x3x448x448,sizes:8x2"
-    assert format_shapes(profile.max) == "pixels:32x3x448x448,sizes:32x2"
-
-
-def test_the_profile_spans_several_input_sizes_and_favors_the_first() -> None:
-    profile = make_optimization_profile(PAPER)
-    assert format_shapes(profile.min) == "pixels:1x3x800x800,sizes:1x2"
-    assert format_shapes(profile.opt) == "pixels:8x3x800x1088,sizes:8x2"
-    assert format_shapes(profile.max) == "pixels:32x3x1088x1088,sizes:32x2"
+@pytest.mark.parametrize(
+    ("contract", "sides"),
+    [(CONTRACT, ("448x448", "448x448", "448x448")), (PAPER, ("800x800", "800x1088", "1088x1088"))],
+    ids=["one input size", "several"],
+)
+def test_the_profile_has_batches_of_1_8_and_32_and_spans_all_input_sizes(
+    contract: Contract, sides: tuple[str, ...]
+) -> None:
+    assert make_optimization_profile(contract) == {
+        name: f"pixels:{batch}x3x{side},sizes:{batch}x2"
+        for name, batch, side in zip(("min", "opt", "max"), (1, 8, 32), sides, strict=True)
+    }
 
 
 def test_tensorrt_gets_profile_and_folder_with_cuda_and_cpu_as_fallback() -> None:

@@ -132,8 +132,8 @@ def test_an_imported_resnet_loads(tmp_path: Path) -> None:
     state = draw_resnet()
     torch.save(state, tmp_path / "dino.pth")
     report = import_encoder(str(tmp_path / "dino.pth"), tmp_path / "resnet.safetensors")
-    assert (report.kind, report.tensors) == ("ResNet-50", 53 * 6)
-    assert report.sha256 == hash_file(tmp_path / "dino.pth")
+    assert (report["kind"], report["tensors"]) == ("ResNet-50", 53 * 6)
+    assert report["sha256"] == hash_file(tmp_path / "dino.pth")
     written, expected = load_resnet_state_dict(str(tmp_path / "resnet.safetensors")), convert_resnet(state)
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 
@@ -149,7 +149,7 @@ def test_an_imported_vit_loads(tmp_path: Path, name: str) -> None:
     report = import_encoder(
         (tmp_path / "training.pth").as_uri(), tmp_path / "vit.safetensors", cache=tmp_path / "cache"
     )
-    assert report.kind == "vision transformer"
+    assert report["kind"] == "vision transformer"
     assert set(load_file(tmp_path / "vit.safetensors")) == set(state)
     encoder = load_encoder(str(tmp_path / "vit.safetensors"), shape.grid_size * shape.patch_px)
     assert encoder.config == shape

@@ -18,7 +18,6 @@ from model.networks.vit import (
     VisionTransformer,
     infer_encoder_config,
     interpolate_positions,
-    resize_positions,
 )
 
 SIDE = 56
@@ -119,9 +118,9 @@ def test_vit_tokens_do_not_depend_on_the_batch() -> None:
         check_close(encoder(images[index : index + 1], (0, 3))[:, 0], together[:, index])
 
 
-def test_position_embeddings_of_the_right_size_are_returned_unchanged() -> None:
+def test_position_embeddings_of_the_right_size_stay_unchanged() -> None:
     positions = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(5))
-    assert resize_positions(positions, 4) is positions
+    assert torch.equal(interpolate_positions(positions, 4, 4), positions)
 
 
 def test_position_embeddings_interpolate_to_a_rectangular_grid() -> None:
@@ -149,7 +148,7 @@ def test_position_embeddings_are_resized_with_the_bicubic_kernel() -> None:
     square = torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(6))
     positions = torch.cat([torch.zeros(1, 1, 2), square.flatten(2).transpose(1, 2)], dim=1)
     expected = functional.interpolate(square, size=(4, 4), mode="bicubic", align_corners=False)
-    torch.testing.assert_close(resize_positions(positions, 4)[:, 1:], expected.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(interpolate_positions(positions, 4, 4)[:, 1:], expected.flatten(2).transpose(1, 2))
 
 
 def test_a_frozen_batch_norm_applies_its_statistics_and_has_no_parameters() -> None:

@@ -1,7 +1,6 @@
 """ONNX Runtime sessions, and the execution providers they run on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,8 +15,6 @@ from model.network_io import RawOutputs, check_shapes
 OnnxBackend = Literal["cpu", "cuda", "tensorrt"]
 Provider = tuple[str, dict[str, str]]
 """Name and options of a provider."""
-InputShapes = dict[str, tuple[int, ...]]
-"""Shapes by input name."""
 
 PROVIDER_NAMES: dict[OnnxBackend, str] = {
     "cpu": "CPUExecutionProvider",
@@ -34,33 +31,20 @@ PROFILE_BATCH_SIZES = (1, 8, 32)
 """Minimum, typical and maximum batch size that a TensorRT engine is built for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizationProfile:
-    """Input shapes that a TensorRT engine accepts, and those it is optimized for."""
+def make_optimization_profile(contract: Contract) -> dict[str, str]:
+    """Return the input shapes that a TensorRT engine accepts ("min", "max") and is optimized for ("opt").
 
-    min: InputShapes
-    opt: InputShapes
-    max: InputShapes
-
-
-def make_optimization_profile(contract: Contract) -> OptimizationProfile:
-    """Return the profile for `PROFILE_BATCH_SIZES`, and for sides from the shortest to the longest input size.
-
-    It is optimized for the first input size. A range also allows sizes that are not in the contract.
+    They are written as ONNX Runtime's TensorRT options and trtexec take them: "pixels:1x3x448x448,sizes:1x2". Batches
+    are `PROFILE_BATCH_SIZES`, sides from the shortest to the longest input size, optimized for the first one. A range
+    also allows sizes that are not in the contract.
     """
     heights = [size.height_px for size in contract.all_input_sizes]
     widths = [size.width_px for size in contract.all_input_sizes]
     sides = ((min(heights), min(widths)), (heights[0], widths[0]), (max(heights), max(widths)))
-    least, best, most = (
-        {"pixels": (batch, 3, *each), "sizes": (batch, 2)}
-        for batch, each in zip(PROFILE_BATCH_SIZES, sides, strict=True)
-    )
-    return OptimizationProfile(min=least, opt=best, max=most)
-
-
-def format_shapes(shapes: InputShapes) -> str:
-    """Format shapes for ONNX Runtime's TensorRT options and trtexec: "pixels:1x3x448x448,sizes:1x2"."""
-    return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())
+    return {
+        name: f"pixels:{batch}x3x{height}x{width},sizes:{batch}x2"
+        for name, batch, (height, width) in zip(("min", "opt", "max"), PROFILE_BATCH_SIZES, sides, strict=True)
+    }
 
 
 def list_cuda_providers() -> list[Provider]:
@@ -75,7 +59,7 @@ def list_cuda_providers() -> list[Provider]:
     return [(PROVIDER_NAMES["cuda"], options), _CPU]
 
 
-def list_tensorrt_providers(profile: OptimizationProfile, precision: Precision, folder: Path) -> list[Provider]:
+def list_tensorrt_providers(profile: dict[str, str], precision: Precision, folder: Path) -> list[Provider]:
     """TensorRT with its engines in `folder`, with CUDA for operators that it lacks."""
     options = {
         "device_id": "0",
@@ -83,9 +67,7 @@ def list_tensorrt_providers(profile: OptimizationProfile, precision: Precision, 
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder),
-        "trt_profile_min_shapes": format_shapes(profile.min),
-        "trt_profile_opt_shapes": format_shapes(profile.opt),
-        "trt_profile_max_shapes": format_shapes(profile.max),
+        **{f"trt_profile_{name}_shapes": shapes for name, shapes in profile.items()},
         "trt_fp16_enable": "1" if precision == "fp16" else "0",
         "trt_layer_norm_fp32_fallback": "1",
     }

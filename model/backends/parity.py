@@ -9,13 +9,6 @@ from jaxtyping import Bool, Float16, Float32, Int64, UInt8, UInt16
 from model.errors import ParityError
 from model.network_io import RawOutputs
 
-SCORE_TOLERANCE = 1e-3
-"""Rounding changes scores by less than 1e-5 between torch and ONNX Runtime, a wrong graph by far more."""
-BOX_TOLERANCE_PX = 0.05
-MIN_EQUAL_PIXELS = 0.999
-MIN_EMBEDDING_SIMILARITY = 0.999
-MIN_EQUAL_DETECTIONS = 0.98
-"""A near tie can be decided differently on another processor."""
 _MIN_SCORE = 0.05
 _PATCH_STEP = 4
 """Distance of the patches whose embeddings are compared, in patches."""
@@ -25,11 +18,13 @@ _PATCH_STEP = 4
 class Tolerance:
     """Maximum differences of outputs that count as equal; see `ParityReport`."""
 
-    max_score_difference: float = SCORE_TOLERANCE
-    max_box_difference_px: float = BOX_TOLERANCE_PX
-    min_equal_detections: float = MIN_EQUAL_DETECTIONS
-    min_equal_pixels: float = MIN_EQUAL_PIXELS
-    min_embedding_similarity: float = MIN_EMBEDDING_SIMILARITY
+    max_score_difference: float = 1e-3
+    """Rounding changes scores by less than 1e-5 between torch and ONNX Runtime, a wrong graph by far more."""
+    max_box_difference_px: float = 0.05
+    min_equal_detections: float = 0.98
+    """A near tie can be decided differently on another processor."""
+    min_equal_pixels: float = 0.999
+    min_embedding_similarity: float = 0.999
 
 
 FP32_TOLERANCE = Tolerance()

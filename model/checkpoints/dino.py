@@ -1,8 +1,9 @@
 """Encoders published by DINO and DINOv2: vision transformers and ResNet-50, with our names and files."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,7 +12,7 @@ from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, 
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write, hash_file
 from model.networks.resnet import Norm, ResNet
-from model.networks.vit import HEAD_DIM, EncoderConfig, VisionTransformer, infer_encoder_config, resize_positions
+from model.networks.vit import HEAD_DIM, EncoderConfig, VisionTransformer, infer_encoder_config, interpolate_positions
 
 DEFAULT_ENCODER = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"
 DEFAULT_ENCODER_SHA256 = "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"
@@ -45,17 +46,6 @@ _MAX_DIFFERENCE = 0.1
 _COUNTER = ".num_batches_tracked"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportedEncoder:
-    """Summary of an import."""
-
-    kind: str
-    tensors: int
-    sha256: str
-    """Hash of the published file."""
-    origin: str
-
-
 def load_encoder(source: str, side_px: int, *, cache: Path = DEFAULT_CACHE) -> VisionTransformer:
     """Load a frozen encoder for square inputs of `side_px`, from a DINO or DINOv2 file by path or URL.
 
@@ -64,14 +54,14 @@ def load_encoder(source: str, side_px: int, *, cache: Path = DEFAULT_CACHE) -> V
     """
     state = read_encoder_state_dict(fetch_file(source, cache))
     config = infer_resized_encoder_config(state, side_px)
-    state["pos_embed"] = resize_positions(state["pos_embed"], config.grid_size)
+    state["pos_embed"] = interpolate_positions(state["pos_embed"], config.grid_size, config.grid_size)
     encoder = VisionTransformer(config)
     load_strictly(encoder, state)
     return encoder.eval().requires_grad_(False)
 
 
-def import_encoder(source: str, out: Path, *, cache: Path = DEFAULT_CACHE) -> ImportedEncoder:
-    """Convert a published ViT or ResNet-50, by path or URL, to a safetensors file with our names.
+def import_encoder(source: str, out: Path, *, cache: Path = DEFAULT_CACHE) -> dict[str, Any]:
+    """Convert a published ViT or ResNet-50, by path or URL, to a safetensors file with our names; return a summary.
 
     Raises CheckpointError, leaving an existing file, if it is neither; ConfigError if `out` is not a .safetensors file.
     """
@@ -89,7 +79,7 @@ def import_encoder(source: str, out: Path, *, cache: Path = DEFAULT_CACHE) -> Im
     with atomic_write(out) as temporary:
         save_file(contiguous, temporary, {"converted_from": digest})
     kind = "vision transformer" if is_vit else "ResNet-50"
-    return ImportedEncoder(kind=kind, tensors=len(state), sha256=digest, origin=describe_encoder_origin(digest))
+    return {"kind": kind, "tensors": len(state), "sha256": digest, "origin": describe_encoder_origin(digest)}
 
 
 def describe_encoder_origin(sha256: str) -> str:

@@ -55,13 +55,6 @@ def _make_array(content: object, dtype: object, shape: object, order: Literal["C
     return np.frombuffer(content, dtype.value).reshape(shape, order=order).astype(dtype.value.newbyteorder("="))
 
 
-def _make_array_at_once(content: object, dtype: object, shape: object, order: Literal["C", "F"]) -> _Array:
-    """As `numpy._core.numeric._frombuffer`, which protocol 5 uses."""
-    array = _Array()
-    array.values = _make_array(content, dtype, shape, order)
-    return array
-
-
 def _make_scalar(dtype: object, content: object) -> object:
     return _make_array(content, dtype, (), "C").item()
 
@@ -86,7 +79,7 @@ _ALLOWED: dict[str, Callable[..., Any]] = {
         for name, replacement in (
             ("multiarray._reconstruct", _Array),
             ("multiarray.scalar", _make_scalar),
-            ("numeric._frombuffer", _make_array_at_once),
+            ("numeric._frombuffer", _make_array),  # of protocol 5
         )
     },
 }

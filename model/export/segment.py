@@ -49,7 +49,7 @@ class SegmentReport:
     skipped: tuple[str, ...]
     """`name: reason` of each photo that could not be decoded."""
     other_files: dict[str, int]
-    """Number of files in the folders that are no photos, by suffix."""
+    """Number of files in the folders that are not photos, by suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,12 @@ class SegmentInputs:
 
 
 def choose_format(out: Path, given: SegmentFormat | None) -> SegmentFormat:
-    """Return the given format, or that of the output's suffix. Raises ConfigError for a suffix of no format."""
+    """Return the given format, or that of the output's suffix. Raises ConfigError if no format has this suffix."""
     found = given or _FORMAT_OF_SUFFIX.get(out.suffix.lower())
     if found is None:
         raise ConfigError(
-            f"{out}: {out.suffix or 'a name without suffix'} tells no format: give --format"
-            f" {' | '.join(get_args(SegmentFormat))}, or end --out in {', '.join(_FORMAT_OF_SUFFIX)}"
+            f"{out}: no format has the suffix {out.suffix!r}: give --format {' | '.join(get_args(SegmentFormat))}, or "
+            f"an --out with one of {', '.join(_FORMAT_OF_SUFFIX)}"
         )
     return found
 

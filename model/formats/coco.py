@@ -82,16 +82,7 @@ def to_coco_annotation(segmentation: Segmentation, contract: Contract, image_id:
     """Return COCO's panoptic annotation of a PNG; overlapping instances are reduced to what the PNG shows."""
     rles = encode_label_map(segmentation.label_map, [segment.id for segment in segmentation.segments])
     segments_info = [
-        {
-            "id": segment.id,
-            "category_id": get_category_id(segment, contract),
-            "iscrowd": 0,
-            "isthing": int(segment.is_thing),
-            "cluster_id": segment.cluster,
-            "score": round(segment.score, 4),
-            "area": rle.area,
-            "bbox": list(rle.bbox),
-        }
+        {"id": segment.id, "isthing": int(segment.is_thing), **_annotate(segment, rle, contract)}
         for segment, rle in zip(segmentation.segments, rles, strict=True)
         if rle.area
     ]
@@ -106,18 +97,20 @@ def to_coco_instances(segmentation: Segmentation, contract: Contract, mask_forma
         if mask_format == "polygons":
             mask = [polygon.to_coco() for polygon in _to_polygons(rle)]
         if rle.area:
-            annotations.append(
-                {
-                    "category_id": get_category_id(segment, contract),
-                    "cluster_id": segment.cluster,
-                    "score": round(segment.score, 4),
-                    "area": rle.area,
-                    "bbox": list(rle.bbox),
-                    "segmentation": mask,
-                    "iscrowd": 0,
-                }
-            )
+            annotations.append({**_annotate(segment, rle, contract), "segmentation": mask})
     return annotations
+
+
+def _annotate(segment: Segment, rle: Rle, contract: Contract) -> dict[str, Any]:
+    """Return the fields that COCO's panoptic and instance annotations share."""
+    return {
+        "category_id": get_category_id(segment, contract),
+        "cluster_id": segment.cluster,
+        "score": round(segment.score, 4),
+        "area": rle.area,
+        "bbox": list(rle.bbox),
+        "iscrowd": 0,
+    }
 
 
 def to_coco_dataset(

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 
-from model.errors import ImageTooLarge
+from model.formats.png import encode_by_opencv
 from model.postprocessing.panoptic import Segmentation
 
 JPEG_QUALITY = 88
@@ -23,14 +23,7 @@ def encode_overlay(image: UInt8[np.ndarray, "H W 3"], segmentation: Segmentation
 
 def encode_jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """Return an image as JPEG. Raises ImageTooLarge above JPEG's limit of 65,500 px per side."""
-    try:
-        is_encoded, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    except cv2.error:
-        is_encoded = False
-    if not is_encoded:
-        height, width = image.shape[:2]
-        raise ImageTooLarge(f"{width}x{height} pixels do not fit into a JPEG file: request application/json")
-    return content.tobytes()
+    return encode_by_opencv(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 
 def draw_overlay(image: UInt8[np.ndarray, "H W 3"], segmentation: Segmentation) -> UInt8[np.ndarray, "H W 3"]:

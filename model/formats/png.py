@@ -6,7 +6,7 @@ import zlib
 import cv2
 import numpy as np
 from isal import isal_zlib
-from jaxtyping import Int32, Integer, UInt8, UInt16
+from jaxtyping import Int32, Integer, Shaped, UInt8, UInt16
 
 from model.contract import Contract
 from model.errors import ImageTooLarge
@@ -69,13 +69,18 @@ def encode_cluster_png(segmentation: Segmentation, contract: Contract) -> bytes:
     clusters: UInt16[np.ndarray, "H W"] = table[segmentation.label_map]
     if contract.thing_clusters + contract.stuff_clusters <= _MAX_UINT8:
         return encode_png(clusters.astype(np.uint8))
+    return encode_by_opencv(".png", clusters, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def encode_by_opencv(suffix: str, image: Shaped[np.ndarray, "H W *C"], options: list[int]) -> bytes:
+    """Return an image file of this suffix. Raises ImageTooLarge above the limit of its format."""
     try:
-        is_encoded, content = cv2.imencode(".png", clusters, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        is_encoded, content = cv2.imencode(suffix, image, options)
     except cv2.error:
         is_encoded = False
     if not is_encoded:
-        height, width = clusters.shape
-        raise ImageTooLarge(f"{width}x{height} pixels do not fit into a PNG file: request application/json")
+        height, width = image.shape[:2]
+        raise ImageTooLarge(f"{width}x{height} pixels do not fit into a {suffix} file: request application/json")
     return content.tobytes()
 
 

@@ -92,8 +92,7 @@ def find_top_proposals(outputs: list[RPNOutput], sizes: Int[Tensor, "B 2"], conf
         _rank_level(output, stride_px, side_px, sizes, config)
         for output, stride_px, side_px in zip(outputs, FPN_STRIDES_PX, ANCHOR_SIDES_PX, strict=True)
     ]
-    boxes = torch.stack([each.boxes for each in ranked], dim=1)  # B L k 4
-    logits = torch.stack([each.logits for each in ranked], dim=1)
+    boxes, logits = (torch.stack(parts, dim=1) for parts in zip(*ranked, strict=True))  # B L k 4 and B L k
     is_valid = is_nonempty(boxes) & (logits > -torch.inf)
     keep = nms(boxes.flatten(0, 1), is_valid.flatten(0, 1), config.nms_threshold, config.nms_iterations)
     logits = torch.where(keep.unflatten(0, (-1, len(ranked))), logits, -torch.inf).flatten(1)
@@ -101,16 +100,10 @@ def find_top_proposals(outputs: list[RPNOutput], sizes: Int[Tensor, "B 2"], conf
     return Proposals(boxes=gather_boxes(boxes.flatten(1, 2), index), logits=best, is_valid=best > -torch.inf)
 
 
-class _RankedLevel(NamedTuple):
-    """The best anchors of one level after applying their deltas, best first; missing ones have logit -inf."""
-
-    boxes: Float[Tensor, "B k 4"]
-    logits: Float[Tensor, "B k"]
-
-
 def _rank_level(
     output: RPNOutput, stride_px: int, side_px: float, sizes: Int[Tensor, "B 2"], config: ProposalConfig
-) -> _RankedLevel:
+) -> tuple[Float[Tensor, "B k 4"], Float[Tensor, "B k"]]:
+    """Return boxes and logits of the best anchors of one level, best first; missing ones have logit -inf."""
     logits, deltas = flatten_predictions(output)
     height, width = output.logits.shape[2:]
     anchors = make_anchors(height, width, stride_px, side_px, logits.device)
@@ -118,7 +111,7 @@ def _rank_level(
     best, index = functional.pad(logits, (0, config.pre_nms_topk), value=-torch.inf).topk(config.pre_nms_topk, dim=1)
     index = index.clamp(max=logits.shape[1] - 1)
     boxes = apply_deltas(anchors[index], gather_boxes(deltas, index), _DELTA_WEIGHTS)
-    return _RankedLevel(boxes=clip_boxes(boxes, sizes), logits=best)
+    return clip_boxes(boxes, sizes), best
 
 
 def flatten_predictions(output: RPNOutput) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N 4"]]:

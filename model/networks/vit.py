@@ -149,13 +149,6 @@ def infer_encoder_config(state: dict[str, Tensor]) -> EncoderConfig:
     )
 
 
-def resize_positions(positions: Float[Tensor, "1 M C"], grid_size: int) -> Float[Tensor, "1 N C"]:
-    """Interpolate position embeddings (class token first) to a square grid, unless they already have its size."""
-    if positions.shape[1] == 1 + grid_size**2:
-        return positions
-    return interpolate_positions(positions, grid_size, grid_size)
-
-
 def cut_grid(patches: Float[Tensor, "1 M C"], rows: int, columns: int) -> Float[Tensor, "1 N C"]:
     """Return the top left rows x columns embeddings of a square of the longer side; see `interpolate_grid`.
 

@@ -1,7 +1,7 @@
 """Raw detections of a network to binary masks in the size of the image."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -26,21 +26,17 @@ class Detection:
 
 
 def decode_detections(
-    raw: RawOutputs, letterbox: Letterbox, contract: Contract, thresholds: Thresholds
-) -> list[Detection]:
-    """Return detections above the score threshold that are not empty, best first, without duplicates."""
-    return extend_detections(raw, letterbox, contract, thresholds, [], math.inf)
-
-
-def extend_detections(
     raw: RawOutputs,
     letterbox: Letterbox,
     contract: Contract,
     thresholds: Thresholds,
-    better: list[Detection],
-    max_score: float,
+    better: Sequence[Detection] = (),
+    max_score: float = math.inf,
 ) -> list[Detection]:
-    """Return `better`, which were decoded before, followed by the detections that score below `max_score`."""
+    """Return detections above the score threshold that are not empty, best first, without duplicates.
+
+    They follow those in `better`, which were decoded before, and score below `max_score`.
+    """
     soft = _list_soft_detections(raw, letterbox, contract, thresholds, max_score)
     detections = list(better)
     for found, mask in zip(soft, _upsample_masks(soft, letterbox, contract, thresholds), strict=True):

@@ -12,7 +12,7 @@ from model.category_examples import Category
 from model.contract import Contract, Task, Thresholds
 from model.images import Letterbox
 from model.network_io import RawOutputs
-from model.postprocessing.detections import Detection, decode_detections, extend_detections
+from model.postprocessing.detections import Detection, decode_detections
 from model.postprocessing.embeddings import PatchEmbeddings
 from model.postprocessing.masks import PackedMask
 from model.postprocessing.upsampling import BilinearUpsampler
@@ -73,7 +73,7 @@ def make_postprocessor(
     """
     low = replace(thresholds, score_threshold=_SEMANTIC_SCORE_FACTOR * thresholds.score_threshold)
     decode = cache(lambda: decode_detections(raw, letterbox, contract, thresholds))
-    decode_all = cache(lambda: extend_detections(raw, letterbox, contract, low, decode(), thresholds.score_threshold))
+    decode_all = cache(lambda: decode_detections(raw, letterbox, contract, low, decode(), thresholds.score_threshold))
     decode_semantic = cache(lambda: _decode_semantic(raw.semantic, letterbox))
 
     def make_label_map(detections: list[Detection]) -> Shaped[np.ndarray, "H W"]:
