@@ -20,7 +20,6 @@ from training.data.panoptic_labels import (
     ImageLabel,
     ImageRecords,
     PanopticLabel,
-    find_thing_like_stuff,
     merge_panoptic,
     plan_chunks,
     remove_overlaps,
@@ -217,21 +216,6 @@ def test_a_photo_without_masks_is_all_stuff() -> None:
     label = merge_panoptic(np.zeros((0, 4, 4), bool), [], np.full((4, 4), 3, np.int32), thing_clusters=5)
     assert label.categories == {3: 8}
     assert (label.label_map == 3).all()
-
-
-def test_thing_like_stuff_is_void_outside_masks() -> None:
-    stuff = np.ones((10, 10), np.int32)
-    stuff[:, 6:] = 2
-    masks = draw((slice(0, 10), slice(0, 4)))  # covers two thirds of cluster 1
-    assert category_map(merge_panoptic(masks, [1], stuff, 5))[0].tolist() == [1] * 4 + [6] * 2 + [7] * 4
-    dropped = merge_panoptic(masks, [1], stuff, 5, thing_like=frozenset({1}))
-    assert category_map(dropped)[0].tolist() == [1] * 4 + [0] * 2 + [7] * 4
-
-
-def test_only_the_rule_drop_thing_like_drops_stuff_that_lies_in_masks() -> None:
-    stuff_in_masks = np.array([0.6, 0.5, 0.9])
-    assert find_thing_like_stuff(stuff_in_masks, 0.5, "drop-thing-like") == {1, 3}
-    assert find_thing_like_stuff(stuff_in_masks, 0.5, "u2seg") == set()
 
 
 def test_pixels_without_stuff_are_void() -> None:

@@ -19,7 +19,7 @@ from killer import lose_an_actor
 
 from model.errors import ConfigError, DatasetError, TrainingError
 from training.data.dataset import PseudoLabelDataset
-from training.data.executors import ALL_SHARDS, JobShard, MultiprocessExecutor, parse_shard
+from training.data.executors import ALL_SHARDS, MultiprocessExecutor, RayExecutor, parse_shard
 from training.pseudo_labels.codebook import load_codebook
 from training.pseudo_labels.pipeline import PseudoLabelWorker, label_photos
 
@@ -48,9 +48,8 @@ def read_all(labels: PseudoLabelDataset) -> dict[str, bytes]:
 
 
 def test_a_shard_is_given_by_index_and_count_and_takes_every_count_th_group() -> None:
-    assert (parse_shard("3/16"), parse_shard("0/1")) == (JobShard(3, 16), ALL_SHARDS)
-    groups = [[number] for number in range(5)]
-    assert [JobShard(index, 2).choose(groups) for index in (0, 1)] == [[[0], [2], [4]], [[1], [3]]]
+    assert parse_shard("0/1") == ALL_SHARDS
+    assert [list(range(5))[parse_shard(f"{index}/2")] for index in (0, 1)] == [[0, 2, 4], [1, 3]]
 
 
 @pytest.mark.parametrize("text", ["", "3", "16/16", "-1/2", "1/0", "a/b", "1/2/3"])
@@ -65,9 +64,9 @@ def test_shards_in_any_order_make_the_same_labels_as_one_process(
     scan, config = tiny.configure(photos, tiny_encoder)
     codebook, labels = load_codebook(single_process.codebook), PseudoLabelDataset(tmp_path / "labels")
     with pytest.raises(ConfigError, match="pass the codebook"):
-        label_photos(scan, config, labels, labels.features, shard=JobShard(0, 2))
+        label_photos(scan, config, labels, labels.features, shard=slice(0, None, 2))
     counts = [
-        label_photos(scan, config, labels, labels.features, codebook, shard=JobShard(i, 2)).photos for i in (1, 0)
+        label_photos(scan, config, labels, labels.features, codebook, shard=slice(i, None, 2)).photos for i in (1, 0)
     ]
     assert counts == [64, 66]
     assert not (labels.folder / "panoptic.json").exists()
@@ -87,7 +86,7 @@ def test_the_codebook_carries_the_projections_of_consensus_masks_to_shards(
     first, second = PseudoLabelDataset(tmp_path / "first"), PseudoLabelDataset(tmp_path / "second")
     label_photos(scan, config, first, tmp_path / "features")
     codebook = load_codebook(first.codebook)
-    label_photos(scan, config, second, tmp_path / "features", codebook, shard=JobShard(0, 2))
+    label_photos(scan, config, second, tmp_path / "features", codebook, shard=slice(0, None, 2))
     assert second.projections.read_bytes() == first.projections.read_bytes()
     with pytest.raises(ConfigError, match="has no feature projections"):
         label_photos(
@@ -96,7 +95,7 @@ def test_the_codebook_carries_the_projections_of_consensus_masks_to_shards(
             PseudoLabelDataset(tmp_path / "third"),
             tmp_path,
             replace(codebook, projections=None),
-            shard=JobShard(0, 2),
+            shard=slice(0, None, 2),
         )
 
 
@@ -107,8 +106,6 @@ def test_ray_makes_the_same_labels_although_an_actor_is_killed(
     scan, config = tiny.configure(photos, tiny_encoder)
     labels = PseudoLabelDataset(tmp_path / "labels")
     with lose_an_actor(labels.folder, "masks/*.npz") as victims:
-        from training.data.ray_executor import RayExecutor
-
         report = label_photos(scan, config, labels, labels.features, executor=RayExecutor(1))
         other = PseudoLabelDataset(tmp_path / "none")
         broken = PseudoLabelWorker(

@@ -9,7 +9,7 @@ import tiny
 from killer import lose_an_actor
 
 from model.errors import DatasetError
-from training.data.executors import JobShard, LocalExecutor, MultiprocessExecutor
+from training.data.executors import LocalExecutor, MultiprocessExecutor, RayExecutor
 from training.evaluation.class_mapping import ClassMappingConfig
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
@@ -47,7 +47,7 @@ def test_shards_in_any_order_leave_the_results_of_one_process(
     tmp_path: Path, tiny_artifact: Path, dataset: GroundTruthDataset
 ) -> None:
     worker = make_worker(tiny_artifact, dataset, tmp_path)
-    counts = [len(evaluate_in_parallel(worker, dataset.images, LocalExecutor(), JobShard(i, 2))) for i in (1, 0)]
+    counts = [len(evaluate_in_parallel(worker, dataset.images, LocalExecutor(), slice(i, None, 2))) for i in (1, 0)]
     assert counts == [32, 38]
     without_predictor = make_worker(tiny_artifact, dataset, tmp_path)
     vars(without_predictor)["predictor"] = None  # nothing is left to predict
@@ -87,8 +87,6 @@ def test_processes_and_ray_give_the_same_report_although_an_actor_is_killed(
     assert compute_report(results, predictor, dataset, config)[0] == expected
     worker = make_worker(tiny_artifact, dataset, tmp_path / "ray")
     with lose_an_actor(worker.results_folder, "*.json") as victims:
-        from training.data.ray_executor import RayExecutor
-
         results = evaluate_in_parallel(worker, dataset.images, RayExecutor(1))
     assert len(victims) == 1
     assert compute_report(results, predictor, dataset, config)[0] == expected

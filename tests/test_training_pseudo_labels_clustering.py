@@ -9,7 +9,7 @@ from model.arrays import fit_whitening
 from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError
 from training.data.dataset import PseudoLabelDataset
-from training.data.features import FeatureStore
+from training.data.features import FeatureStore, PhotoFeatures
 from training.data.label_config import MAX_OBJECTS, PseudoLabelConfig
 from training.data.photos import PhotoFile
 from training.pseudo_labels.clustering import (
@@ -20,10 +20,7 @@ from training.pseudo_labels.clustering import (
     kmeans,
 )
 from training.pseudo_labels.codebook import (
-    ClusterAssigner,
-    Codebook,
     load_codebook,
-    make_stuff_segmenter,
     nearest_centroid,
     whiten,
 )
@@ -63,13 +60,13 @@ def inputs(tmp_path: Path, tiny_encoder: Path) -> CodebookInputs:
     return CodebookInputs(config=config, photos=PHOTOS, features=features, dataset=dataset)
 
 
-def segment_patches(codebook: Codebook, inputs: CodebookInputs, photo: PhotoFile) -> np.ndarray:
-    return make_stuff_segmenter(codebook).segment_patches(inputs.features.load(photo), inputs.load_masks(photo))
+def load(inputs: CodebookInputs, index: int) -> tuple[PhotoFeatures, MaskProposals]:
+    return list(inputs.load("test"))[index]
 
 
 def test_stuff_clusters_know_the_fraction_of_them_that_lies_in_masks(inputs: CodebookInputs) -> None:
     codebook = fit_codebook(inputs)
-    stuff = segment_patches(codebook, inputs, PHOTOS[0])
+    stuff = nearest_centroid(codebook.embed_stuff(*load(inputs, 0)), codebook.stuff_centroids) + 1
     left, right = stuff[0, 0], stuff[0, 3]
     assert stuff.tolist() == [[left, left, right, right]] * 4
     # Of the right halves' 6 x 8 patches, 3 x 8 and 2 x 4 lie in masks.
@@ -84,11 +81,12 @@ def test_a_fitted_codebook_assigns_the_same_clusters_after_loading(
     config = replace(inputs.config, stuff=stuff)  # type: ignore[arg-type]
     codebook = fit_codebook(replace(inputs, config=config))
     codebook.save(tmp_path / "codebook.npz")
-    features, masks = inputs.features.load(PHOTOS[1]), inputs.load_masks(PHOTOS[1])
-    one, other = (ClusterAssigner(each, config) for each in (codebook, load_codebook(tmp_path / "codebook.npz")))
-    assert (one.segment_stuff(features, masks) == other.segment_stuff(features, masks)).all()
-    assert one.assign_things(features, masks.binary).tolist() == other.assign_things(features, masks.binary).tolist()
-    assert one.assign_things(features, masks.binary)[0] in (1, 2)
+    features, masks = load(inputs, 1)
+    loaded = load_codebook(tmp_path / "codebook.npz")
+    assert (codebook.segment_stuff(features, masks) == loaded.segment_stuff(features, masks)).all()
+    things = codebook.assign_things(features, masks.binary)
+    assert things.tolist() == loaded.assign_things(features, masks.binary).tolist()
+    assert things[0] in (1, 2)
 
 
 def test_photos_without_masks_are_an_error(inputs: CodebookInputs) -> None:
@@ -112,7 +110,7 @@ def test_of_consensus_masks_only_those_with_objectness_make_clusters(inputs: Cod
         inputs.features.cache.write(photo.digest, maps.astype(np.float16))
     config = replace(inputs.config, proposals="consensus", objects_per_image=1)
     codebook = fit_codebook(replace(inputs, config=config))
-    chosen = codebook.select_things(inputs.features.load(PHOTOS[0]), inputs.load_masks(PHOTOS[0]), 1)
+    chosen = codebook.select_things(*load(inputs, 0), 1)
     assert chosen.binary[:, 0].tolist() == [[False, False, True, True]]  # the left half has the higher consensus
 
 

@@ -13,7 +13,6 @@ from training.data.features import PhotoFeatures
 from training.data.label_config import CodebookConfig, PseudoLabelOptions
 from training.pseudo_labels.codebook import (
     Codebook,
-    StuffSegmenter,
     load_codebook,
     smooth_with_masks,
     use_codebook_settings,
@@ -43,11 +42,11 @@ LEFT[:, :2] = RIGHT[:, 2:] = ALL[:] = True
 ROW = np.array([[[1, 0], [0, 1], [0, 1], [1, 0]]], np.float32)
 
 
-def draw_halves() -> PhotoFeatures:
+def draw_halves(height: int = 56) -> PhotoFeatures:
     """The left and the right half of a 4 x 4 grid have different features."""
     maps = np.zeros((2, 4, 4, 8))
     maps[:, :, :2, 0] = maps[:, :, 2:, 1] = 1.0
-    return make_photo_features(maps)
+    return make_photo_features(maps, height=height)
 
 
 def make_proposals(masks: list[np.ndarray], scores: list[float]) -> MaskProposals:
@@ -167,13 +166,10 @@ def test_masks_are_weighted_by_their_squared_scores_and_negative_scores_by_zero(
     assert (smooth_with_masks(ROW, make_row_proposals([], [])) == ROW).all()
 
 
-def test_a_patch_takes_the_most_similar_stuff_cluster_and_borders_cross_patches() -> None:
-    tokens = np.zeros((2, 4, 2), np.float32)
-    tokens[:, :1, 0] = tokens[:, 1:, 1] = 1.0
-    segmenter = StuffSegmenter(embed=lambda features, proposals: tokens, centroids=np.eye(2, dtype=np.float32))
-    features, none = make_photo_features(np.zeros((2, 4, 4, 8)), height=28), make_proposals([], [])
-    assert segmenter.segment_patches(features, none).tolist() == [[1, 2, 2, 2], [1, 2, 2, 2]]
-    stuff = segmenter.segment(features, none)
+def test_a_pixel_takes_the_most_similar_stuff_cluster_and_borders_cross_patches() -> None:
+    codebook = replace(with_objectness(0.5, 0.5), config=replace(CONFIG, stuff="kmeans"))
+    codebook = replace(codebook, stuff_centroids=codebook.patch_centroids)
+    stuff = codebook.segment_stuff(draw_halves(height=28), make_proposals([], []))
     assert stuff.shape == (28, 56)
-    assert (stuff[:, :13] == 1).all()
-    assert (stuff[:, 15:] == 2).all()
+    assert (stuff[:, :27] == 1).all()
+    assert (stuff[:, 29:] == 2).all()

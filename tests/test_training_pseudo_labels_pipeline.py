@@ -117,6 +117,16 @@ def test_consensus_masks_need_a_codebook_with_objectness_and_maskcut_takes_any(
     assert {each["in_panoptic"] for each in read_masks(dataset)} == {1}
 
 
+@pytest.mark.parametrize("rule", ["u2seg", "drop-thing-like"])
+def test_only_the_published_rule_keeps_stuff_that_lies_in_masks_elsewhere(
+    dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig, rule: str
+) -> None:
+    codebook = replace(load_codebook(tiny_store.codebook), stuff_in_masks=np.ones(4))
+    label_photos(scan, replace(config, stuff_merge_rule=rule), dataset, tiny_store.features, codebook)
+    found = {category for photo in dataset.read_photos() for category in photo.categories.values()}
+    assert any(category > 3 for category in found) == (rule == "u2seg")
+
+
 @pytest.mark.parametrize(
     "change",
     [

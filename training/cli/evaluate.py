@@ -16,8 +16,7 @@ from model.errors import ConfigError
 from model.export.predictor import ArtifactPredictor, load_artifact_predictor, sample_photos
 from model.files import atomic_write
 from model.postprocessing.panoptic import Segmentation
-from training.cli.executors import ExecutorOptions
-from training.data.executors import ALL_SHARDS, parse_shard
+from training.data.executors import ALL_SHARDS, ExecutorOptions, parse_shard
 from training.evaluation.class_mapping import ClassMappingConfig, read_mapping
 from training.evaluation.cluster_matching import MatchingConfig
 from training.evaluation.datasets.dataset_spec import DatasetSpec
@@ -93,7 +92,7 @@ def evaluate(
         check_mapping_config(worker.predictor, labeled, config)
         results = evaluate_in_parallel(worker, labeled.images, execution.make_executor(threads), shard)
         if shard != ALL_SHARDS:
-            return {"shard": str(shard), "images": len(results)}
+            return {"shard": execution.shard, "images": len(results)}
         report, class_mapping = compute_report(results, worker.predictor, labeled, config)
         if out:
             report.write(out)

@@ -13,10 +13,9 @@ from model.contract import CONTRACT_FILE
 from model.errors import ConfigError
 from model.export.predictor import load_artifact_predictor, sample_photos
 from model.files import hash_file
-from training.cli.executors import ExecutorOptions
 from training.data.dataset import PseudoLabelDataset
 from training.data.encoders import fetch_encoder
-from training.data.executors import parse_shard
+from training.data.executors import ExecutorOptions, parse_shard
 from training.data.label_config import PseudoLabelConfig, PseudoLabelOptions
 from training.data.photos import hash_photos, scan_photos
 from training.pseudo_labels.codebook import Codebook, load_codebook, use_codebook_settings

@@ -1,5 +1,6 @@
-"""Executors: run one stage of work over groups of items, in this process or in several."""
+"""Executors: run one stage of work over groups of items, in this process, in several, or on a Ray cluster."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -8,16 +9,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from model.errors import ConfigError, TrainingError
+from model.errors import ConfigError, TrainingError, UsegError
 from model.progress import Progress
 
 Item = TypeVar("Item")
 _Item = TypeVar("_Item", contravariant=True)
+_UNLIMITED = -1
 
 
 class Worker(Protocol[_Item]):
@@ -32,26 +34,26 @@ class Worker(Protocol[_Item]):
         ...
 
 
-class Executor(Protocol):
-    """Runs one stage over groups of items; returns when all results are on disk."""
-
-    def run(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> None: ...
-
-
 class LocalExecutor:
     """Runs the groups one after the other in this process."""
 
     def run(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> None:
+        """Run one stage over groups of items; returns when all results are on disk."""
         with Progress(stage, sum(map(len, groups)), unit=worker.unit) as progress:
-            for group in groups:
-                for count in worker.work(stage, group):
-                    progress.advance(count)
+            for count in self._map(worker, stage, groups):
+                progress.advance(count)
+
+    def _map(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> Iterator[int]:
+        """Yield how many items are done."""
+        for group in groups:
+            yield from worker.work(stage, group)
 
 
-class MultiprocessExecutor:
+class MultiprocessExecutor(LocalExecutor):
     """Runs the groups in processes that live for one stage.
 
-    If a process dies, all end; running the same command again continues.
+    Raises what a process raised. If a process dies, all end and TrainingError is raised; running the same command again
+    continues.
     """
 
     def __init__(self, workers: int, threads: int) -> None:
@@ -59,21 +61,17 @@ class MultiprocessExecutor:
         self._workers = workers
         self._threads = threads
 
-    def run(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> None:
-        """Raises what a process raised, and TrainingError if one died."""
-        if not groups:
-            return
+    def _map(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> Iterator[int]:
         # A copy, without what was loaded here. Spawned: a fork of threads that hold locks may never continue.
         pool = ProcessPoolExecutor(
-            min(self._workers, len(groups)),
+            min(self._workers, max(1, len(groups))),
             multiprocessing.get_context("spawn"),
             initializer=_init_process,
             initargs=(replace(worker), self._threads),
         )
         try:
-            with Progress(stage, sum(map(len, groups)), unit=worker.unit) as progress:
-                for each in as_completed([pool.submit(_work, stage, group) for group in groups]):
-                    progress.advance(each.result())
+            for each in as_completed([pool.submit(_work, stage, group) for group in groups]):
+                yield each.result()
         except BrokenProcessPool as error:
             raise TrainingError(
                 "a worker process died, perhaps out of memory: run the same command again to continue, "
@@ -83,34 +81,96 @@ class MultiprocessExecutor:
             pool.shutdown(cancel_futures=True)
 
 
-@dataclass(frozen=True)
-class JobShard:
-    """Part `index` of `count` parts of the work, for job arrays."""
+class RayExecutor(LocalExecutor):
+    """Runs the groups on Ray actors that live for all stages. Needs the extra `ray`, and a shared file system.
 
-    index: int
-    count: int
+    If an actor dies, its group is run again and skips what is already on disk. Raises what an actor raised, and
+    TrainingError if Ray itself failed. Ray Data is not used: results go to disk, so there is no data for Ray to move,
+    and one data set per stage would start the actors and load the encoder every time.
+    """
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise ConfigError(f"a shard must be one of 0/{self.count} to {self.count - 1}/{self.count}, got {self}")
+    def __init__(self, threads: int, max_workers: int | None = None) -> None:
+        """`threads` is the number of CPU threads per actor.
 
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+        Joins the cluster that `RAY_ADDRESS` names, or starts one on this machine. Raises ConfigError without Ray.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(f"--executor ray needs Ray ({error}): pip install 'useg[ray]'") from error
+        self._ray = ray
+        self._threads = threads
+        self._max_workers = max_workers
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        self._worker: Worker[Any] | None = None
+        self._actors: list[Any] = []
 
-    def choose(self, groups: Sequence[Item]) -> Sequence[Item]:
-        """Return every `count`-th group, starting at `index`."""
-        return groups[self.index :: self.count]
+    def _map(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> Iterator[int]:
+        from ray.util import ActorPool
+
+        self._create_actors(worker, len(groups))
+        try:
+            yield from ActorPool(self._actors).map_unordered(
+                lambda actor, group: actor.work.remote(stage, group), groups
+            )
+        except self._ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, UsegError) else error) from error
+        except self._ray.exceptions.RayError as error:
+            raise TrainingError(f"Ray failed: {error}") from error
+
+    def _create_actors(self, worker: Worker[Any], groups: int) -> None:
+        """Start as many actors as there are groups and the cluster has room for; once per worker."""
+        if worker is not self._worker:
+            self._worker, self._actors = worker, []
+        room = int(self._ray.cluster_resources().get("CPU", 1)) // self._threads
+        missing = max(1, min(groups, room, self._max_workers or room)) - len(self._actors)
+        remote = self._ray.remote(num_cpus=self._threads, max_restarts=_UNLIMITED, max_task_retries=_UNLIMITED)
+        # A copy, without what was loaded here: a restarted actor gets its arguments again.
+        self._actors += [remote(_Actor).remote(replace(worker), self._threads) for _ in range(missing)]
 
 
-ALL_SHARDS = JobShard(0, 1)
+@dataclass(frozen=True, kw_only=True)
+class ExecutorOptions:
+    """How the work of a command is spread over processes and machines."""
+
+    executor: Literal["local", "ray"] = "local"
+    """Processes on this machine, or a Ray cluster (extra `ray`)."""
+    workers: int | None = None
+    """Number of processes (default: 1; with Ray as many as the cluster has room for)."""
+    shard: str = "0/1"
+    """Do only part I of N, given as I/N with I from 0, for job arrays; once all are done, run without --shard."""
+
+    def make_executor(self, threads: int) -> LocalExecutor:
+        """Raises ConfigError if Ray is requested and not installed."""
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers must be positive, got {self.workers}")
+        if self.executor == "ray":
+            return RayExecutor(threads, self.workers)
+        return MultiprocessExecutor(self.workers, threads) if self.workers and self.workers > 1 else LocalExecutor()
 
 
-def parse_shard(text: str) -> JobShard:
-    """Parse `3/16`. Raises ConfigError for anything else."""
+ALL_SHARDS = slice(0, None, 1)
+
+
+def parse_shard(text: str) -> slice:
+    """Return the groups of a shard: `3/16` is every 16th, from the fourth on. Raises ConfigError if it is none."""
     index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(count)):
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ConfigError(f"a shard must be given as INDEX/COUNT, such as 3/16 for the fourth of sixteen; got {text!r}")
-    return JobShard(int(index), int(count))
+    return slice(int(index), None, int(count))
+
+
+class _Actor:
+    """A Ray process, which keeps what its worker loaded."""
+
+    def __init__(self, worker: Worker[Any], threads: int) -> None:
+        self._worker = worker
+        torch.set_num_threads(threads)
+
+    def work(self, stage: str, group: Sequence[Any]) -> int:
+        with threadpool_limits(1, user_api="blas"):
+            return sum(self._worker.work(stage, group))
 
 
 _workers: list[Worker[Any]] = []

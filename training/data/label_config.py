@@ -19,7 +19,7 @@ MAX_OBJECTS = 12
 MaskProposalMethod = Literal["consensus", "maskcut"]
 MaskCutFeatures = Literal["patches", "keys"]
 StuffMethod = Literal["kmeans", "regions", "stego"]
-StegoPreset = Literal["small", "small-10-3", "base", "cityscapes", "shipped", "tiny"]
+StegoPreset = Literal["small", "base", "cityscapes", "tiny"]
 StuffMergeRule = Literal["u2seg", "drop-thing-like"]
 MaskSource = Literal["discovery", "ground-truth"]
 
@@ -206,24 +206,8 @@ class StegoConfig:
     batch_size: int = 16
     learning_rate: float = 5e-4
     probe_learning_rate: float = 5e-3
-    subtract_mean: bool = True
-    """Subtract the mean over the second image from the feature similarities, so that large objects do not dominate."""
-    zero_clamp: bool = True
-    """Ignore negative code similarities: codes are pushed apart until they are orthogonal."""
-    max_clamp: bool = False
-    """Ignore code similarities above 0.8."""
     checkpoint_interval: int = 500
     """Steps between checkpoints."""
-
-    def __post_init__(self) -> None:
-        _require_positive(
-            self, "code_dim", "samples", "num_neighbors", "num_shuffles", "max_steps", "learning_rate",
-            "probe_learning_rate", "checkpoint_interval",
-        )  # fmt: skip
-        if self.batch_size < 2:
-            raise ConfigError(f"batch_size of STEGO must be at least 2, got {self.batch_size}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout must lie in 0..1, got {self.dropout}")
 
 
 _SMALL = StegoConfig(
@@ -233,7 +217,6 @@ _SMALL = StegoConfig(
 )
 STEGO_PRESETS: dict[StegoPreset, StegoConfig] = {
     "small": _SMALL,
-    "small-10-3": replace(_SMALL, random_term=CorrelationTerm(weight=0.63, shift=0.16)),
     "base": replace(
         _SMALL,
         self_term=CorrelationTerm(weight=0.1, shift=0.12),
@@ -246,13 +229,7 @@ STEGO_PRESETS: dict[StegoPreset, StegoConfig] = {
         knn_term=CorrelationTerm(weight=0.577453483136995, shift=0.1754346515479633),
         random_term=CorrelationTerm(weight=0.9058762625226623, shift=0.31361241889448443),
     ),
-    "shipped": replace(
-        _SMALL,
-        self_term=CorrelationTerm(weight=0.67, shift=0.18),
-        knn_term=CorrelationTerm(weight=0.25, shift=0.12),
-        random_term=CorrelationTerm(weight=0.63, shift=0.46),
-    ),
     "tiny": replace(_SMALL, code_dim=8, max_steps=4, batch_size=2, checkpoint_interval=2),
 }
-"""Published hyper-parameters: mhamilton723/STEGO's checkpoints cocostuff27_vit_small_1_31_22 and _10_3,
-cocostuff27_vit_base_5 and cityscapes_vit_base_1, and the values of its configuration file (`shipped`)."""
+"""Published hyper-parameters: mhamilton723/STEGO's checkpoints cocostuff27_vit_small_1_31_22, cocostuff27_vit_base_5
+and cityscapes_vit_base_1."""

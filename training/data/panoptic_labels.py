@@ -13,13 +13,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Int32
 from pycocotools import mask as coco
 
 from model.errors import DatasetError
 from model.files import atomic_directory
 from model.formats.png import encode_panoptic_png
-from training.data.label_config import StuffMergeRule
 from training.data.photos import PhotoFile
 
 CHUNK_SIZE = 64
@@ -45,15 +44,12 @@ def merge_panoptic(
     things: list[int],
     stuff: Int32[np.ndarray, "H W"],
     thing_clusters: int,
-    thing_like: frozenset[int] = frozenset(),
 ) -> PanopticLabel:
     """Paint masks over stuff; categories are things 1..K and stuff K+1..K+S.
 
     U2Seg, equation 5 and its generate_pseudo_panoptic.py: masks are painted by descending box area, so that small
     objects lie on top of large ones. A stuff cluster that things cover by more than 70 % is left void, else its free
     part is one segment. `things` are the clusters of the masks, counted from 1, as in `stuff`, where 0 means none.
-    The published rule labels an object that no mask covers as stuff; stuff clusters in `thing_like` are left void
-    instead.
     """
     label_map = np.zeros(stuff.shape, np.int32)
     categories: dict[int, int] = {}
@@ -67,20 +63,12 @@ def merge_panoptic(
     for label in np.unique(stuff):
         region = stuff == label
         free = region & ~is_covered
-        if not label or int(label) in thing_like or not free.any() or 1.0 - free.sum() / region.sum() > _MAX_COVERED:
+        if not label or not free.any() or 1.0 - free.sum() / region.sum() > _MAX_COVERED:
             continue
         segment_id = len(masks) + int(label)
         label_map[free] = segment_id
         categories[segment_id] = thing_clusters + int(label)
     return PanopticLabel(label_map=label_map, categories=categories)
-
-
-def find_thing_like_stuff(
-    stuff_in_masks: Float[np.ndarray, "S"], max_stuff_in_things: float, rule: StuffMergeRule
-) -> frozenset[int]:
-    """Return the stuff clusters, counted from 1, that the rule drops: those lying in masks by more than the maximum."""
-    clusters = np.flatnonzero(stuff_in_masks > max_stuff_in_things) + 1
-    return frozenset(clusters.tolist()) if rule == "drop-thing-like" else frozenset()
 
 
 def remove_overlaps(masks: Bool[np.ndarray, "N H W"]) -> Bool[np.ndarray, "N H W"]:

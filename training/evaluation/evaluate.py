@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from model.files import hash_file
-from training.data.executors import ALL_SHARDS, Executor, JobShard
+from training.data.executors import ALL_SHARDS, LocalExecutor
 from training.evaluation.class_mapping import (
     ClassMappingConfig,
     ClusterMapping,
@@ -173,10 +173,10 @@ class EvaluationWorker:
 
 
 def evaluate_in_parallel(
-    worker: EvaluationWorker, images: Sequence[GroundTruthImage], executor: Executor, shard: JobShard = ALL_SHARDS
+    worker: EvaluationWorker, images: Sequence[GroundTruthImage], executor: LocalExecutor, shard: slice = ALL_SHARDS
 ) -> list[ImageResult]:
     """Evaluate the images, or the groups of one shard, and return their results in order."""
     starts = range(0, len(images), _IMAGES_PER_FILE)
-    groups = shard.choose([images[start : start + _IMAGES_PER_FILE] for start in starts])
+    groups = [images[start : start + _IMAGES_PER_FILE] for start in starts][shard]
     executor.run(worker, "evaluate", groups)
     return [result for group in groups for result in read_image_results(worker.result_path(group))]

@@ -1,40 +1,36 @@
 """The evaluation report as one HTML file without scripts or external resources."""
 
-import io
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jinja2
 import numpy as np
 from jaxtyping import Int32, UInt8
-from PIL import Image
 from pycocotools import mask as coco
 
-from model.arrays import ids_to_positions
 from model.files import atomic_write
-from model.formats.overlay import segment_color
-from model.formats.rle import decode_rle
+from model.formats.overlay import encode_jpeg, segment_color
 from model.images import read_image
 from training.evaluation.class_mapping import ClassMapping, CrossFittedMapping
-from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage, GroundTruthLabels
+from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage
 from training.evaluation.evaluation_report import ClassMetrics, EvaluationReport, EvaluationSummary, ImageMetrics
 from training.evaluation.image_results import hash_photo
 from training.evaluation.metrics.bootstrap import ConfidenceInterval
 from training.evaluation.predictors import ImagePrediction, Predictor
+from training.pseudo_labels.visualize import draw_overlay
 
 HTML_REPORT_FILE = "report.html"
 EXAMPLES_PER_RANK = 3
 _RANKS = ("Best", "Median", "Worst")
 _UNMAPPED_RGB = (128, 128, 128)
-_BORDER_RGB = (245, 245, 245)
 _BOX_PX = 3
 _MIN_DRAWN_SCORE = 0.3
 """Minimum score of a detection that is drawn if only objects are labeled."""
 _MAX_SIDE_PX = 420
-_JPEG_QUALITY = 82
 _CLASS_TITLES = {"pq": "PQ", "iou": "IoU", "ap": "AP"}
 _INSTANCE_ROWS = {
     "agnostic_mask": "masks, class-agnostic",
@@ -49,14 +45,6 @@ _INSTANCE_COLUMNS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LegendEntry:
-    """A color and its category."""
-
-    name: str
-    rgb: tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
 class GalleryItem:
     """One image of the gallery, as JPEG files."""
 
@@ -65,15 +53,12 @@ class GalleryItem:
     image: bytes
     ground_truth: bytes
     prediction: bytes
-    legend: tuple[LegendEntry, ...]
+    legend: dict[str, tuple[int, int, int]]
+    """Color by name of a category."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _CategoryMap:
-    """A label map and the category index of each segment, -1 for none."""
-
-    label_map: Int32[np.ndarray, "H W"]
-    categories: dict[int, int]
+_CategoryMap = tuple[Int32[np.ndarray, "H W"], dict[int, int]]
+"""A label map, and the category index of each segment, -1 for none."""
 
 
 def write_html_report(report: EvaluationReport, gallery: Sequence[GalleryItem], folder: Path) -> None:
@@ -91,9 +76,7 @@ def render_html_report(report: EvaluationReport, gallery: Sequence[GalleryItem])
         undefined=jinja2.ChainableUndefined,  # metrics that a dataset does not have
     )
     environment.filters["base64"] = lambda content: b64encode(content).decode("ascii")
-    class_keys = [key for key in _CLASS_TITLES if any(getattr(metrics, key) is not None for metrics in report.classes)][
-        :2
-    ]
+    class_keys = [key for key in _CLASS_TITLES if any(getattr(each, key) is not None for each in report.classes)][:2]
     by_rank = [(rank, [item for item in gallery if item.rank == rank]) for rank in _RANKS]
     return environment.get_template(HTML_REPORT_FILE).render(
         summary=report.summary,
@@ -170,31 +153,29 @@ def _draw_example(
 ) -> GalleryItem:
     decoded = read_image(image.path)
     labels = image.annotation.read(decoded.height, decoded.width)
-    ground_truth = _map_ground_truth(labels, decoded.height, decoded.width)
+    if labels.label_map is None:
+        objects = [(each.category, each.bbox, each.rle) for each in sorted(labels.objects, key=lambda each: -each.area)]
+        ground_truth = _draw_objects(objects, decoded.height, decoded.width)
+    else:
+        ground_truth = labels.label_map, labels.segments
     prediction = _map_prediction(predictor.predict(decoded.image, hash_photo(image)), dataset, mapping)
-    present = sorted({index for each in (ground_truth, prediction) for index in each.categories.values()})
+    present = sorted({*ground_truth[1].values(), *prediction[1].values()})
     names = {-1: "no category", **dict(enumerate(dataset.taxonomy.names))}
+
+    def draw(category_map: _CategoryMap) -> bytes:
+        label_map, categories = category_map
+        things = [segment for segment, index in categories.items() if 0 <= index < dataset.taxonomy.num_things]
+        colors = {segment: category_rgb(index) for segment, index in categories.items()}
+        return _encode_jpeg(draw_overlay(decoded.image, label_map, colors, things))
+
     return GalleryItem(
         rank=rank,
         metrics=metrics,
         image=_encode_jpeg(decoded.image),
-        ground_truth=_encode_jpeg(_draw_categories(decoded.image, ground_truth, dataset)),
-        prediction=_encode_jpeg(_draw_categories(decoded.image, prediction, dataset)),
-        legend=tuple(LegendEntry(name=names[index], rgb=category_rgb(index)) for index in present),
+        ground_truth=draw(ground_truth),
+        prediction=draw(prediction),
+        legend={names[index]: category_rgb(index) for index in present},
     )
-
-
-def _map_ground_truth(labels: GroundTruthLabels, height: int, width: int) -> _CategoryMap:
-    if labels.label_map is not None:
-        return _CategoryMap(label_map=labels.label_map, categories=labels.segments)
-    label_map = np.zeros((height, width), np.int32)
-    for number, labeled in enumerate(labels.objects, start=1):
-        if labeled.rle is not None:
-            label_map[coco.decode(labeled.rle).astype(bool)] = number
-        else:
-            _draw_box(label_map, labeled.bbox, number)
-    categories = {number: labeled.category for number, labeled in enumerate(labels.objects, start=1)}
-    return _CategoryMap(label_map=label_map, categories=categories)
 
 
 def _map_prediction(prediction: ImagePrediction, dataset: GroundTruthDataset, mapping: ClassMapping) -> _CategoryMap:
@@ -204,39 +185,30 @@ def _map_prediction(prediction: ImagePrediction, dataset: GroundTruthDataset, ma
         table = mapping.panoptic if is_panoptic else mapping.semantic
         clusters = np.array(list(cluster_map.clusters.values()), np.int64)
         found = mapping.categorize(clusters, cluster_map.embeddings, table)
-        categories = dict(zip(cluster_map.clusters, found.tolist(), strict=True))
-        return _CategoryMap(label_map=cluster_map.label_map, categories=categories)
-    label_map = np.zeros_like(prediction.panoptic.label_map)
-    kept = [detection for detection in prediction.detections if detection.score >= _MIN_DRAWN_SCORE]
-    for number, detection in reversed(list(enumerate(kept, start=1))):
-        if dataset.kind == "boxes":
-            _draw_box(label_map, detection.rle.bbox, number)
+        return cluster_map.label_map, dict(zip(cluster_map.clusters, found.tolist(), strict=True))
+    objects = [
+        (
+            int(mapping.panoptic[each.cluster]),
+            each.rle.bbox,
+            None if dataset.kind == "boxes" else {"size": list(each.rle.size), "counts": each.rle.counts},
+        )
+        for each in reversed(prediction.detections)
+        if each.score >= _MIN_DRAWN_SCORE
+    ]
+    return _draw_objects(objects, *prediction.panoptic.label_map.shape)
+
+
+def _draw_objects(
+    objects: Sequence[tuple[int, Sequence[float], dict[str, Any] | None]], height: int, width: int
+) -> _CategoryMap:
+    """Draw objects given as category index, box and mask, the last one on top; without a mask the border of the box."""
+    label_map = np.zeros((height, width), np.int32)
+    for number, (_, bbox, rle) in enumerate(objects, start=1):
+        if rle is not None:
+            label_map[coco.decode(rle).astype(bool)] = number
         else:
-            label_map[decode_rle(detection.rle)] = number
-    categories = {number: int(mapping.panoptic[detection.cluster]) for number, detection in enumerate(kept, start=1)}
-    return _CategoryMap(label_map=label_map, categories=categories)
-
-
-def _draw_categories(
-    image: UInt8[np.ndarray, "H W 3"], category_map: _CategoryMap, dataset: GroundTruthDataset
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Blend the color of each category over the image, things more strongly, with a line between segments."""
-    positions = ids_to_positions(category_map.label_map, category_map.categories)
-    categories = list(category_map.categories.values())
-    colors = np.array([(0, 0, 0), *(category_rgb(index) for index in categories)], np.float32)
-    opacities = [0.0, *(0.62 if dataset.taxonomy.is_thing(index) else 0.4 for index in categories)]
-    drawn = image + np.array(opacities, np.float32)[positions][..., None] * (colors[positions] - image)
-    drawn[:, 1:][positions[:, 1:] != positions[:, :-1]] = _BORDER_RGB
-    drawn[1:][positions[1:] != positions[:-1]] = _BORDER_RGB
-    rounded: UInt8[np.ndarray, "H W 3"] = drawn.round().astype(np.uint8)
-    return rounded
-
-
-def _draw_box(label_map: Int32[np.ndarray, "H W"], bbox: Sequence[float], number: int) -> None:
-    left, top, width, height = (round(each) for each in bbox)
-    window = label_map[max(top, 0) : top + height, max(left, 0) : left + width]
-    for edge in (window[:_BOX_PX], window[-_BOX_PX:], window[:, :_BOX_PX], window[:, -_BOX_PX:]):
-        edge[:] = number
+            cv2.rectangle(label_map, [round(each) for each in bbox], number, _BOX_PX)
+    return label_map, {number: category for number, (category, _, _) in enumerate(objects, start=1)}
 
 
 def category_rgb(index: int) -> tuple[int, int, int]:
@@ -246,8 +218,5 @@ def category_rgb(index: int) -> tuple[int, int, int]:
 
 def _encode_jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """Encode a small version of the image."""
-    preview = Image.fromarray(image)
-    preview.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
-    stream = io.BytesIO()
-    preview.save(stream, "JPEG", quality=_JPEG_QUALITY)
-    return stream.getvalue()
+    scale = min(1.0, _MAX_SIDE_PX / max(image.shape))
+    return encode_jpeg(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))

@@ -20,13 +20,7 @@ from training.data.label_config import (
     PseudoLabelConfig,
 )
 from training.data.photos import PhotoFile
-from training.pseudo_labels.codebook import (
-    Codebook,
-    make_stuff_segmenter,
-    nearest_centroid,
-    smooth_with_masks,
-    whiten,
-)
+from training.pseudo_labels.codebook import Codebook, nearest_centroid, smooth_with_masks, whiten
 from training.pseudo_labels.consensus import HALF_WHITENED_DIM, FeatureProjections
 from training.pseudo_labels.maskcut import MaskProposals, load_proposals, maskcut
 from training.pseudo_labels.stego import train_stego
@@ -53,26 +47,18 @@ class CodebookInputs:
     features: FeatureStore
     dataset: PseudoLabelDataset
 
-    def load_masks(self, photo: PhotoFile) -> MaskProposals:
-        return load_proposals(self.dataset.proposals(photo.digest))
-
-    def load_all(self, stage: str) -> Iterator[tuple[PhotoFeatures, MaskProposals]]:
-        """Load all photos one after the other, with progress."""
-        return self._load(self.photos, stage)
-
-    def load_subset(self, stage: str) -> Iterator[tuple[PhotoFeatures, MaskProposals]]:
-        """Load at most 1,000 photos, evenly spread over all."""
-        count = min(_PHOTO_SUBSET, len(self.photos))
-        return self._load([self.photos[index * len(self.photos) // count] for index in range(count)], stage)
-
-    def _load(self, photos: Sequence[PhotoFile], stage: str) -> Iterator[tuple[PhotoFeatures, MaskProposals]]:
-        return ((self.features.load(photo), self.load_masks(photo)) for photo in track(photos, stage))
+    def load(self, stage: str, max_photos: int | None = None) -> Iterator[tuple[PhotoFeatures, MaskProposals]]:
+        """Load photos one after the other, with progress: all, or at most so many, evenly spread."""
+        count = min(max_photos or len(self.photos), len(self.photos))
+        for photo in track([self.photos[index * len(self.photos) // count] for index in range(count)], stage):
+            yield self.features.load(photo), load_proposals(self.dataset.proposals(photo.digest))
 
 
 def fit_codebook(inputs: CodebookInputs) -> Codebook:
     """Fit whitening and stuff clusters on a sample of all patches, thing clusters on one vector per mask."""
     config = CodebookConfig(**{each.name: getattr(inputs.config, each.name) for each in fields(CodebookConfig)})
-    sample = _sample_tokens(inputs)
+    tokens = (inputs.features.load(photo).concat_layers() for photo in track(inputs.photos, "sample"))
+    sample = _sample(tokens, len(inputs.photos), config.seed)
     mean, projection = fit_whitening(sample, config.pca_dim)
     codebook = Codebook(
         config=config,
@@ -86,10 +72,12 @@ def fit_codebook(inputs: CodebookInputs) -> Codebook:
         codebook = _fit_objectness(inputs, codebook, sample)
     match config.stuff:
         case "kmeans":
-            codebook = replace(codebook, stuff_centroids=_fit_stuff(whiten(sample, mean, projection), config))
+            vectors = whiten(sample, mean, projection)
+            codebook = replace(codebook, stuff_centroids=kmeans(vectors, config.stuff_clusters, config.seed))
         case "regions":
             del sample
-            codebook = replace(codebook, stuff_centroids=_fit_stuff(_sample_regions(inputs, codebook), config))
+            vectors = _sample_regions(inputs, codebook)
+            codebook = replace(codebook, stuff_centroids=kmeans(vectors, config.stuff_clusters, config.seed))
         case "stego":
             del sample
             codebook = _fit_stego(inputs, codebook)
@@ -101,14 +89,8 @@ def fit_projections(photos: Sequence[PhotoFile], features: FeatureStore, seed: i
 
     Raises ConfigError if there are too few tokens.
     """
-    generator = np.random.default_rng(seed)
-    count = max(1, _SAMPLED_TOKENS // len(photos))
-    chosen = []
-    for photo in track(photos, "projections"):
-        tokens = features.load(photo).final_tokens()
-        flat = tokens.reshape(-1, tokens.shape[-1])
-        chosen.append(flat[generator.permutation(len(flat))[:count]])
-    sample = np.concatenate(chosen)
+    tokens = (features.load(photo).final_tokens() for photo in track(photos, "projections"))
+    sample = _sample(tokens, len(photos), seed)
     mean, projection = fit_whitening(sample, min(HALF_WHITENED_DIM, sample.shape[1]))
     return FeatureProjections(mean=mean, projection=projection.astype(np.float32))
 
@@ -161,20 +143,22 @@ def fit_patch_objectness(
 
 
 def _fit_objectness(inputs: CodebookInputs, codebook: Codebook, sample: Float32[np.ndarray, "N E"]) -> Codebook:
-    codebook = fit_patch_objectness(codebook, sample, (features for features, _ in inputs.load_subset("objectness")))
-    scores = [codebook.rank_by_objectness(*loaded).scores for loaded in inputs.load_subset("score thresholds")]
+    subset = inputs.load("objectness", _PHOTO_SUBSET)
+    codebook = fit_patch_objectness(codebook, sample, (features for features, _ in subset))
+    subset = inputs.load("score thresholds", _PHOTO_SUBSET)
+    scores = [codebook.rank_by_objectness(*loaded).scores for loaded in subset]
     return replace(codebook, score_thresholds=fit_score_thresholds(scores))
 
 
-def _sample_tokens(inputs: CodebookInputs) -> Float32[np.ndarray, "N E"]:
+def _sample(tokens: Iterable[Float[np.ndarray, "h w E"]], photos: int, seed: int) -> Float[np.ndarray, "N E"]:
     """Return an equal number of tokens of each photo."""
-    generator = np.random.default_rng(inputs.config.seed)
-    count = max(1, _SAMPLED_TOKENS // len(inputs.photos))
-    width = inputs.features.load(inputs.photos[0]).concat_layers().shape[-1]
-    sample = np.empty((count * len(inputs.photos), width), np.float32)
-    filled = 0
-    for photo in track(inputs.photos, "sample"):
-        flat = inputs.features.load(photo).concat_layers().reshape(-1, width)
+    generator = np.random.default_rng(seed)
+    count, filled = max(1, _SAMPLED_TOKENS // photos), 0
+    sample: Float[np.ndarray, "N E"] = np.zeros((0, 0))
+    for each in tokens:
+        flat = each.reshape(-1, each.shape[-1])
+        if not filled:
+            sample = np.empty((count * photos, flat.shape[1]), flat.dtype)
         chosen = flat[generator.permutation(len(flat))[:count]]
         sample[filled : filled + len(chosen)] = chosen
         filled += len(chosen)
@@ -182,19 +166,12 @@ def _sample_tokens(inputs: CodebookInputs) -> Float32[np.ndarray, "N E"]:
 
 
 def _sample_regions(inputs: CodebookInputs, codebook: Codebook) -> Float[np.ndarray, "N P"]:
-    """Return smoothed tokens, an equal number of each photo of a subset."""
-    generator = np.random.default_rng(codebook.config.seed)
-    count = max(1, _SAMPLED_TOKENS // min(_PHOTO_SUBSET, len(inputs.photos)))
-    chosen = []
-    for features, proposals in inputs.load_subset("regions"):
-        smoothed = smooth_with_masks(codebook.whiten(features), proposals)
-        flat = smoothed.reshape(-1, smoothed.shape[-1])
-        chosen.append(flat[generator.permutation(len(flat))[:count]])
-    return np.concatenate(chosen)
-
-
-def _fit_stuff(vectors: Float[np.ndarray, "N P"], config: CodebookConfig) -> Float[np.ndarray, "S P"]:
-    return kmeans(vectors, config.stuff_clusters, config.seed)
+    """Return smoothed tokens of a subset of the photos."""
+    smoothed = (
+        smooth_with_masks(codebook.whiten(features), proposals)
+        for features, proposals in inputs.load("regions", _PHOTO_SUBSET)
+    )
+    return _sample(smoothed, min(_PHOTO_SUBSET, len(inputs.photos)), codebook.config.seed)
 
 
 def _fit_stego(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
@@ -214,12 +191,11 @@ def _fit_stego(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
 def _fit_things(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
     """Fit thing clusters on a reservoir sample of mask embeddings, and count how much stuff lies in masks."""
     config = codebook.config
-    segmenter = make_stuff_segmenter(codebook)
     generator = np.random.default_rng(config.seed)
     capacity, seen = max(_MIN_KEPT_MASKS, _MAX_MASKS_PER_CLUSTER * config.thing_clusters), 0
     vectors: list[Float[np.ndarray, "D"]] = []
     counts = np.zeros((2, config.stuff_clusters + 1), np.int64)
-    for features, proposals in inputs.load_all("mask embeddings"):
+    for features, proposals in inputs.load("mask embeddings"):
         masks = codebook.select_things(features, proposals, inputs.config.objects_per_image).binary
         for vector in codebook.embed_masks(features, masks):
             seen += 1
@@ -227,7 +203,7 @@ def _fit_things(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
                 vectors.append(vector)
             elif (index := int(generator.integers(seen))) < capacity:
                 vectors[index] = vector
-        stuff = segmenter.segment_patches(features, proposals)
+        stuff = nearest_centroid(codebook.embed_stuff(features, proposals), codebook.stuff_centroids) + 1
         counts[0] += np.bincount(stuff.ravel(), minlength=counts.shape[1])
         counts[1] += np.bincount(stuff[masks.any(0)], minlength=counts.shape[1])
     if not vectors:

@@ -5,9 +5,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model.arrays import l2_normalize
 from model.errors import ConfigError, DatasetError
 from model.files import atomic_write, load_npz
-from model.images import Letterbox, resize_map
+from model.images import resize_map
 from model.validation import parse_versioned_json
 from training.data.features import PhotoFeatures
 from training.data.label_config import (
@@ -26,11 +26,9 @@ from training.data.label_config import (
     REMOVED_OPTIONS,
     ClusteringConfig,
     CodebookConfig,
-    PseudoLabelConfig,
     PseudoLabelOptions,
     to_json,
 )
-from training.data.panoptic_labels import find_thing_like_stuff
 from training.pseudo_labels.consensus import FeatureProjections
 from training.pseudo_labels.maskcut import MaskProposals
 
@@ -40,8 +38,7 @@ _MAX_CONSENSUS_SCORE = 9.0
 """Score of a consensus mask on which all four projections agree, with a contrast of 1."""
 
 
-def _no_array() -> Float[np.ndarray, "0"]:
-    return np.zeros(0, np.float32)
+_NO_ARRAY = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +56,9 @@ class Codebook:
     """Fraction of each stuff cluster's patches that lie in masks, over the photos it was fitted on."""
     patch_centroids: Float[np.ndarray, "M P"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """Patch clusters for objectness, finer than stuff. Empty unless fitted on consensus masks, as are the next two."""
-    patch_objectness: Float[np.ndarray, "M"] = field(default_factory=_no_array)
+    patch_objectness: Float[np.ndarray, "M"] = field(default_factory=_NO_ARRAY.copy)
     """Fraction of each patch cluster that MaskCut takes for objects."""
-    score_thresholds: Float[np.ndarray, "O"] = field(default_factory=_no_array)
+    score_thresholds: Float[np.ndarray, "O"] = field(default_factory=_NO_ARRAY.copy)
     """Objectness scores that leave 1, 2, … masks per photo on average."""
     stego_head: Mapping[str, np.ndarray] = field(default_factory=dict)
     """State dict of the STEGO head, if stuff comes from STEGO."""
@@ -115,6 +112,45 @@ class Codebook:
             return proposals
         ranked = self.rank_by_objectness(features, proposals)
         return ranked.top_k(MAX_OBJECTS, self.score_thresholds[objects_per_image - 1])
+
+    def assign_things(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Int[np.ndarray, "N"]:
+        """Return the thing cluster of each mask, counted from 1."""
+        return nearest_centroid(self.embed_masks(features, masks), self.thing_centroids) + 1
+
+    def embed_stuff(self, features: PhotoFeatures, proposals: MaskProposals) -> Float[np.ndarray, "h w D"]:
+        """Return the vector of each patch whose nearest stuff centroid is its cluster."""
+        match self.config.stuff:
+            case "kmeans":
+                return self.whiten(features)
+            case "regions":
+                return smooth_with_masks(self.whiten(features), proposals)
+            case "stego":
+                return self._stego.encode(features.final_tokens())
+
+    def segment_stuff(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
+        """Return the stuff cluster of every pixel, counted from 1, in the photo's own size.
+
+        Similarities are upsampled before the best is taken, so that borders cross patches.
+        """
+        similarities = self.embed_stuff(features, proposals) @ self.stuff_centroids.T
+        height, width = (length * features.patch_px for length in similarities.shape[:2])
+        letterbox = features.letterbox
+        best = np.full((letterbox.height, letterbox.width), -np.inf, np.float32)
+        winners = np.zeros(best.shape, np.int32)
+        for index in np.unique(similarities.argmax(-1)):
+            plane = np.ascontiguousarray(similarities[..., index], dtype=np.float32)
+            shown = resize_map(plane, height, width)[: letterbox.resized_height, : letterbox.resized_width]
+            candidate = resize_map(shown, letterbox.height, letterbox.width)
+            winners[candidate > best] = index + 1
+            np.maximum(best, candidate, out=best)
+        return winners
+
+    @cached_property
+    def _stego(self) -> "StegoHead":
+        code_dim, width = self.stego_head["linear.weight"].shape[:2]
+        head = StegoHead(width, code_dim, dropout=0.0)
+        head.load_state_dict({name: torch.from_numpy(array) for name, array in self.stego_head.items()})
+        return head.eval().requires_grad_(False)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         names = ["mean", "projection", "thing_centroids", "stuff_centroids", "stuff_in_masks"]
@@ -180,44 +216,6 @@ def nearest_centroid(vectors: Float[np.ndarray, "*N P"], centroids: Float[np.nda
     return nearest
 
 
-@dataclass(frozen=True, kw_only=True)
-class StuffSegmenter:
-    """Assigns the stuff cluster, counted from 1, whose centroid is most similar to a patch's feature."""
-
-    embed: Callable[[PhotoFeatures, MaskProposals], Float[np.ndarray, "h w D"]]
-    centroids: Float[np.ndarray, "S D"]
-    """Of unit length."""
-
-    def segment(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
-        """Return the cluster of every pixel, in the photo's own size."""
-        tokens = self.embed(features, proposals)
-        return segment_stuff(tokens, self.centroids, features.patch_px, features.letterbox)
-
-    def segment_patches(self, features: PhotoFeatures, proposals: MaskProposals) -> Int[np.ndarray, "h w"]:
-        """Return the cluster of every patch that shows a part of the photo."""
-        return nearest_centroid(self.embed(features, proposals), self.centroids) + 1
-
-
-def segment_stuff(
-    tokens: Float[np.ndarray, "h w P"], centroids: Float[np.ndarray, "S P"], patch_px: int, letterbox: Letterbox
-) -> Int32[np.ndarray, "H W"]:
-    """Return the stuff cluster of every pixel of the photo, counted from 1.
-
-    Similarities are upsampled before the best is taken, so that borders cross patches.
-    """
-    similarities = tokens @ centroids.T
-    height, width = tokens.shape[0] * patch_px, tokens.shape[1] * patch_px
-    best = np.full((letterbox.height, letterbox.width), -np.inf, np.float32)
-    winners = np.zeros(best.shape, np.int32)
-    for index in np.unique(similarities.argmax(-1)):
-        plane = np.ascontiguousarray(similarities[..., index], dtype=np.float32)
-        shown = resize_map(plane, height, width)[: letterbox.resized_height, : letterbox.resized_width]
-        candidate = resize_map(shown, letterbox.height, letterbox.width)
-        winners[candidate > best] = index + 1
-        np.maximum(best, candidate, out=best)
-    return winners
-
-
 def smooth_with_masks(tokens: Float[np.ndarray, "h w P"], proposals: MaskProposals) -> Float[np.ndarray, "h w P"]:
     """Return tokens of unit length, each the mean of itself and the mean feature of the masks that it lies in.
 
@@ -245,54 +243,9 @@ class StegoHead(nn.Module):
         codes: Tensor = self.linear(self.dropout(features)) + self.nonlinear(self.dropout(features))
         return codes
 
-
-def make_stuff_segmenter(codebook: Codebook) -> StuffSegmenter:
-    """Return the configured segmenter."""
-    match codebook.config.stuff:
-        case "kmeans":
-            embed = partial(_embed_patches, codebook)
-        case "regions":
-            embed = partial(_embed_regions, codebook)
-        case "stego":
-            embed = partial(_embed_codes, _load_head(codebook))
-    return StuffSegmenter(embed=embed, centroids=codebook.stuff_centroids)
-
-
-def _embed_patches(codebook: Codebook, features: PhotoFeatures, proposals: MaskProposals) -> Float[np.ndarray, "h w P"]:
-    return codebook.whiten(features)
-
-
-def _embed_regions(codebook: Codebook, features: PhotoFeatures, proposals: MaskProposals) -> Float[np.ndarray, "h w P"]:
-    return smooth_with_masks(codebook.whiten(features), proposals)
-
-
-@torch.inference_mode()
-def _embed_codes(head: StegoHead, features: PhotoFeatures, proposals: MaskProposals) -> Float[np.ndarray, "h w D"]:
-    """Return STEGO's codes. Difference: they are not averaged with those of the mirrored photo."""
-    tokens = torch.from_numpy(np.ascontiguousarray(features.final_tokens()))
-    codes: Float[np.ndarray, "h w D"] = head(tokens.permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
-    return codes
-
-
-def _load_head(codebook: Codebook) -> StegoHead:
-    code_dim, width = codebook.stego_head["linear.weight"].shape[:2]
-    head = StegoHead(width, code_dim, dropout=0.0)
-    head.load_state_dict({name: torch.from_numpy(array) for name, array in codebook.stego_head.items()})
-    return head.eval().requires_grad_(False)
-
-
-class ClusterAssigner:
-    """Applies a codebook to a photo: thing clusters of masks and stuff clusters of pixels, both counted from 1."""
-
-    def __init__(self, codebook: Codebook, config: PseudoLabelConfig) -> None:
-        self._codebook = codebook
-        self._stuff = make_stuff_segmenter(codebook)
-        self.thing_like = find_thing_like_stuff(
-            codebook.stuff_in_masks, config.max_stuff_in_things, config.stuff_merge_rule
-        )
-
-    def assign_things(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Int[np.ndarray, "N"]:
-        return nearest_centroid(self._codebook.embed_masks(features, masks), self._codebook.thing_centroids) + 1
-
-    def segment_stuff(self, features: PhotoFeatures, proposals: MaskProposals) -> Int32[np.ndarray, "H W"]:
-        return self._stuff.segment(features, proposals)
+    @torch.inference_mode()
+    def encode(self, tokens: Float[np.ndarray, "h w C"]) -> Float[np.ndarray, "h w D"]:
+        """Return the codes of one photo. Difference: they are not averaged with those of the mirrored photo."""
+        maps = torch.from_numpy(np.ascontiguousarray(tokens)).permute(2, 0, 1)
+        codes: Float[np.ndarray, "h w D"] = self(maps[None])[0].permute(1, 2, 0).numpy()
+        return codes

@@ -16,7 +16,7 @@ from model.images import letterbox_image, read_image, resize_map
 from model.networks.mask_transformer import MASK_STRIDE_PX
 from model.networks.vit import VisionTransformer
 from training.data.dataset import PseudoLabelDataset
-from training.data.executors import ALL_SHARDS, Executor, JobShard, LocalExecutor
+from training.data.executors import ALL_SHARDS, LocalExecutor
 from training.data.features import FeatureStore
 from training.data.label_config import MAX_OBJECTS, PseudoLabelConfig, to_json
 from training.data.panoptic_labels import (
@@ -31,7 +31,7 @@ from training.data.panoptic_labels import (
 )
 from training.data.photos import PhotoFile, PhotoScan
 from training.pseudo_labels.clustering import CodebookInputs, fit_codebook, fit_projections
-from training.pseudo_labels.codebook import ClusterAssigner, Codebook, load_codebook
+from training.pseudo_labels.codebook import Codebook, load_codebook
 from training.pseudo_labels.consensus import FeatureProjections, consensus_masks, load_projections
 from training.pseudo_labels.maskcut import MaskProposals, load_proposals, maskcut, proposals_from_masks
 from training.pseudo_labels.refinement import refine_masks
@@ -66,8 +66,8 @@ def label_photos(
     features: Path,
     codebook: Codebook | None = None,
     *,
-    executor: Executor | None = None,
-    shard: JobShard = ALL_SHARDS,
+    executor: LocalExecutor | None = None,
+    shard: slice = ALL_SHARDS,
 ) -> PseudoLabelReport:
     """Compute features, masks, codebook (unless given), panoptic labels and COCO files; existing results are kept.
 
@@ -82,7 +82,7 @@ def label_photos(
     dataset.lock_config(config, scan.photos)
     if codebook and not dataset.codebook.is_file():
         codebook.save(dataset.codebook)
-    groups = shard.choose(split_into_chunks(scan.photos))
+    groups = split_into_chunks(scan.photos)[shard]
     # Labeling a finished dataset again restores deleted features and masks; those of a shard may be on another machine.
     pending = groups if dataset.is_finished else worker.list_unlabeled(groups)
     executor.run(worker, "features", pending)
@@ -155,11 +155,14 @@ class PseudoLabelWorker:
         kept = refined.any((1, 2))
         large = [resize_map(mask.astype(np.float32), photo.height, photo.width) > 0.5 for mask in refined[kept]]
         masks = np.array(large, bool).reshape(len(large), photo.height, photo.width)
-        things = self._assigner.assign_things(features, proposals.binary)[kept].tolist()
-        stuff = self._assigner.segment_stuff(features, stored)
+        things = self._codebook.assign_things(features, proposals.binary)[kept].tolist()
+        stuff = self._codebook.segment_stuff(features, stored)
+        thing_like = np.flatnonzero(self._codebook.stuff_in_masks > config.max_stuff_in_things) + 1
+        if config.stuff_merge_rule == "drop-thing-like":
+            stuff[np.isin(stuff, thing_like)] = 0
         shown = self._select_shown(masks, proposals.scores[kept])
         return ImageLabel(
-            panoptic=merge_panoptic(shown, things, stuff, config.thing_clusters, self._assigner.thing_like),
+            panoptic=merge_panoptic(shown, things, stuff, config.thing_clusters),
             masks=masks,
             things=things,
             scores=proposals.scores[kept].tolist(),
@@ -195,10 +198,6 @@ class PseudoLabelWorker:
         return load_codebook(self.dataset.codebook)
 
     @cached_property
-    def _assigner(self) -> ClusterAssigner:
-        return ClusterAssigner(self._codebook, self.config)
-
-    @cached_property
     def _dependencies(self) -> Dependencies:
         settings = {name: value for name, value in to_json(self.config).items() if name not in _PROVENANCE_FIELDS}
         return settings | {"codebook": self._codebook.digest}
@@ -214,7 +213,7 @@ class PseudoLabelWorker:
         return remove_overlaps(masks & is_thing[:, None, None])
 
 
-def _check_options(config: PseudoLabelConfig, codebook: Codebook | None, shard: JobShard) -> None:
+def _check_options(config: PseudoLabelConfig, codebook: Codebook | None, shard: slice) -> None:
     """Raise ConfigError if the codebook does not fit the options."""
     if codebook is None:
         if shard != ALL_SHARDS:

@@ -28,7 +28,6 @@ CROPS = 5
 _MAX_PHOTOS = 5000
 """Photos among which neighbors are searched, so that memory does not grow with their number."""
 _MIN_GRID = 2
-_MAX_CODE_SIMILARITY = 0.8
 _EPSILON = 1e-10
 
 TokenLoader = Callable[[PhotoFile], Float[np.ndarray, "h w C"]]
@@ -42,14 +41,6 @@ class TrainedStego:
     head: StegoHead
     centroids: Float[np.ndarray, "S D"]
     """Of unit length."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleCoords:
-    """Sample points in both images of a pair: x and y in -1..1."""
-
-    first: Float[Tensor, "B p q 2"]
-    second: Float[Tensor, "B p q 2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +133,9 @@ class StegoTrainer(nn.Module):
         near = [int(self._neighbors[crop, rank]) for crop, rank in zip(crops, ranks, strict=True)]
         images, neighbors = self._load_batch(crops.tolist()), self._load_batch(near)
         shuffles = torch.stack([sample_shuffle(size) for _ in range(config.num_shuffles)])
-        losses = correlation_losses(images, neighbors, sample_coords(size, config.samples), shuffles, config)
+        losses = correlation_losses(
+            images, neighbors, tuple(torch.rand(2, size, config.samples, config.samples, 2) * 2 - 1), shuffles, config
+        )
         total, probe = losses.total(config), self.probe(images.codes)
         optimizer.zero_grad(set_to_none=True)
         (total + probe).backward()
@@ -201,44 +194,36 @@ class ClusterProbe(nn.Module):
 def correlation_losses(
     images: FeatureBatch,
     neighbors: FeatureBatch,
-    coords: SampleCoords,
+    coords: tuple[Float[Tensor, "B p q 2"], Float[Tensor, "B p q 2"]],
     shuffles: Int[Tensor, "n B"],
     config: StegoConfig,
 ) -> CorrelationLosses:
-    """Return the losses of section 3.3 of the paper, as its public code computes them."""
-    sampled = images.sample(coords.first)
-    others = [images.shuffle(order).sample(coords.second) for order in shuffles]
+    """Return the losses of section 3.3 of the paper, as its public code computes them.
+
+    `coords` are sample points in both images of a pair: x and y in -1..1.
+    """
+    first, second = coords
+    sampled = images.sample(first)
+    others = [images.shuffle(order).sample(second) for order in shuffles]
     return CorrelationLosses(
-        self_loss=correlation_loss(sampled, sampled, config.self_term, config),
-        knn_loss=correlation_loss(sampled, neighbors.sample(coords.second), config.knn_term, config),
-        random_loss=torch.stack(
-            [correlation_loss(sampled, other, config.random_term, config) for other in others]
-        ).mean(),
+        self_loss=correlation_loss(sampled, sampled, config.self_term),
+        knn_loss=correlation_loss(sampled, neighbors.sample(second), config.knn_term),
+        random_loss=torch.stack([correlation_loss(sampled, other, config.random_term) for other in others]).mean(),
     )
 
 
-def correlation_loss(
-    one: FeatureBatch, other: FeatureBatch, term: CorrelationTerm, config: StegoConfig
-) -> Float[Tensor, ""]:
-    """Return minus the mean of (feature similarity - shift) times code similarity, over all pairs of points."""
+def correlation_loss(one: FeatureBatch, other: FeatureBatch, term: CorrelationTerm) -> Float[Tensor, ""]:
+    """Return minus the mean of (feature similarity - shift) times code similarity, over all pairs of points.
+
+    The mean over the second image is subtracted from the feature similarities, so that large objects do not dominate;
+    negative code similarities are ignored: codes are pushed apart until they are orthogonal.
+    """
     with torch.no_grad():
         target = _cosines(one.features, other.features)
-        if config.subtract_mean:
-            mean = target.mean()
-            target = target - target.mean((3, 4), keepdim=True)
-            target = target - target.mean() + mean
-    similarity = _cosines(one.codes, other.codes)
-    if config.zero_clamp or config.max_clamp:
-        similarity = similarity.clamp(
-            0.0 if config.zero_clamp else None, _MAX_CODE_SIMILARITY if config.max_clamp else None
-        )
-    return -(similarity * (target - term.shift)).mean()
-
-
-def sample_coords(count: int, samples: int) -> SampleCoords:
-    """Return sample points uniform over the images."""
-    first, second = torch.rand(2, count, samples, samples, 2) * 2 - 1
-    return SampleCoords(first=first, second=second)
+        mean = target.mean()
+        target = target - target.mean((3, 4), keepdim=True)
+        target = target - target.mean() + mean
+    return -(_cosines(one.codes, other.codes).clamp(min=0.0) * (target - term.shift)).mean()
 
 
 def sample_shuffle(count: int) -> Int[Tensor, "B"]:

@@ -1,6 +1,6 @@
 """Contact sheets: photos next to their pseudo-labels, or next to the predictions of an artifact."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,32 +91,32 @@ def _make_tile(
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     small_map = cv2.resize(label_map, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    things = [segment for segment, category in categories.items() if category <= thing_clusters]
+    colors = {segment: segment_color(category, segment in things) for segment, category in categories.items()}
     return Tile(
         photo=small,
-        overlay=_draw_overlay(small, small_map, categories, thing_clusters),
+        overlay=draw_overlay(small, small_map, colors, things),
         name=name,
         summary=_summarize(label_map, categories, thing_clusters),
     )
 
 
-def _draw_overlay(
-    image: UInt8[np.ndarray, "h w 3"],
-    label_map: Int32[np.ndarray, "h w"],
-    categories: dict[int, int],
-    thing_clusters: int,
-) -> UInt8[np.ndarray, "h w 3"]:
+def draw_overlay(
+    image: UInt8[np.ndarray, "H W 3"],
+    label_map: Int32[np.ndarray, "H W"],
+    colors: Mapping[int, tuple[int, int, int]],
+    things: Collection[int],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draw segments by their RGB color: things strong and outlined, stuff pale, all other pixels dark."""
     overlay = image * np.float32(_VOID_BRIGHTNESS)
-    for segment, category in categories.items():
-        is_thing = category <= thing_clusters
-        opacity = _THING_OPACITY if is_thing else _STUFF_OPACITY
+    for segment, color in colors.items():
+        opacity = _THING_OPACITY if segment in things else _STUFF_OPACITY
         inside = label_map == segment
-        color = np.array(segment_color(category, is_thing), np.float32)
-        overlay[inside] = (1 - opacity) * image[inside] + opacity * color
-    thing_ids = [segment for segment, category in categories.items() if category <= thing_clusters]
-    things = np.where(np.isin(label_map, thing_ids), label_map, 0)
+        overlay[inside] = (1 - opacity) * image[inside] + opacity * np.array(color, np.float32)
+    outlined = np.where(np.isin(label_map, list(things)), label_map, 0)
     outlines = np.zeros(label_map.shape, bool)
-    outlines[:, 1:] |= things[:, 1:] != things[:, :-1]
-    outlines[1:] |= things[1:] != things[:-1]
+    outlines[:, 1:] |= outlined[:, 1:] != outlined[:, :-1]
+    outlines[1:] |= outlined[1:] != outlined[:-1]
     overlay[outlines] = _OUTLINE_RGB
     return overlay.round().astype(np.uint8)
 
