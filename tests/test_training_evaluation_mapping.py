@@ -61,12 +61,6 @@ def test_a_mapping_is_read_as_it_was_written(tmp_path: Path, mapping: ClusterMap
     assert mapping.to_table().tolist() == [-1, 0, -1, 1]
 
 
-def test_photos_are_recognized_in_any_order() -> None:
-    assert MAPPING.fitted_on.count_overlap(["b" * 64, "d" * 64]) == 1
-    assert fingerprint_photos("set, val", DIGESTS[::-1]) == MAPPING.fitted_on
-    assert fingerprint_photos("set, val", ["a" * 64]).sha256 != MAPPING.fitted_on.sha256
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.errors import ConfigError
 from training.evaluation.cluster_matching import (
     UNMATCHED,
     LabelSpaces,
@@ -17,27 +16,26 @@ from training.evaluation.cluster_matching import (
     count_thing_votes,
     match_block,
     match_clusters,
-    pairwise_xywh_iou,
 )
-from training.evaluation.metrics.miou import SemanticCounts, count_semantic, iou_per_class, semantic_quality
-from training.evaluation.overlap import compute_overlap, map_predicted, merge_ground_truth_stuff, merge_things
+from training.evaluation.metrics.segmentation import SemanticCounts, count_semantic, iou_per_class, semantic_quality
+from training.evaluation.overlap import compute_overlap, map_predicted, merge_ground_truth_stuff
 
 PREDICTED = np.array([[5, 5, 9, 9], [5, 5, 9, 0]], np.int32)
 GROUND_TRUTH = np.array([[1, 1, 1, 2], [3, 3, 2, 2]], np.int32)
 
 
-def test_shared_pixels_are_counted_with_void_first() -> None:
-    overlap = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 1, 3: 1})
-    assert overlap.pixels.tolist() == [[0, 0, 1, 0], [0, 2, 0, 2], [0, 1, 2, 0]]
-
-
-def test_an_id_that_is_not_listed_is_void() -> None:
-    overlap = compute_overlap(PREDICTED, {9: 2}, GROUND_TRUTH, {2: 1})
-    assert overlap.pixels.tolist() == [[4, 1], [1, 2]]
-
-
-def test_without_segments_everything_is_void() -> None:
-    assert compute_overlap(PREDICTED, {}, GROUND_TRUTH, {}).pixels.tolist() == [[8]]
+@pytest.mark.parametrize(
+    ("predicted", "ground_truth", "pixels"),
+    [
+        ({5: 1, 9: 2}, {1: 0, 2: 1, 3: 1}, [[0, 0, 1, 0], [0, 2, 0, 2], [0, 1, 2, 0]]),
+        ({9: 2}, {2: 1}, [[4, 1], [1, 2]]),
+        ({}, {}, [[8]]),
+    ],
+)
+def test_shared_pixels_are_counted_with_void_and_ids_that_are_not_listed_first(
+    predicted: dict[int, int], ground_truth: dict[int, int], pixels: list[list[int]]
+) -> None:
+    assert compute_overlap(PREDICTED, predicted, GROUND_TRUTH, ground_truth).pixels.tolist() == pixels
 
 
 def test_ground_truth_stuff_of_a_category_becomes_one_segment_and_things_stay_separate() -> None:
@@ -46,29 +44,9 @@ def test_ground_truth_stuff_of_a_category_becomes_one_segment_and_things_stay_se
     assert merge_ground_truth_stuff(overlap, num_things=2).pixels.shape == (3, 4)
 
 
-def test_a_predicted_cluster_without_a_category_becomes_void() -> None:
-    overlap = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 1, 3: 1})
-    mapped_overlap = map_predicted(overlap, np.array([-1, -1, 0]), merged_from=9)
-    assert mapped_overlap.predicted.tolist() == [0]
-    assert mapped_overlap.pixels.tolist() == [[0, 2, 1, 2], [0, 1, 2, 0]]
-
-
 def test_the_mapping_is_applied_once_and_not_chained() -> None:
     overlap = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 1, 3: 1})
     assert map_predicted(overlap, np.array([-1, 2, 1]), merged_from=9).predicted.tolist() == [2, 1]
-
-
-def test_all_things_become_one_class_before_the_stuff() -> None:
-    overlap = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 2, 3: 3})
-    gathered = merge_things(overlap, num_things=2)
-    assert (gathered.predicted.tolist(), gathered.ground_truth.tolist()) == ([0, 1], [0, 1, 2])
-    assert np.array_equal(gathered.pixels, overlap.pixels)
-
-
-def test_large_ids_are_found_in_any_order_of_the_list() -> None:
-    predicted = np.full((3, 3), 16_777_215, np.int32)
-    overlap = compute_overlap(predicted, {16_777_215: 4, 2: 1}, predicted.T, {7: 0, 16_777_215: 3})
-    assert overlap.pixels.tolist() == [[0, 0, 0], [0, 0, 9], [0, 0, 0]]
 
 
 def make_spaces(thing_clusters: int, stuff_clusters: int, num_things: int, num_categories: int) -> LabelSpaces:
@@ -99,16 +77,6 @@ def test_things_are_matched_among_things_and_stuff_among_stuff() -> None:
     )
 
 
-def test_pixels_of_a_crowd_do_not_count() -> None:
-    overlap = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 1, 3: 0}, crowds=frozenset({2}))
-    only_things = make_spaces(2, 0, 2, 2)
-    assert match_clusters(count_shared_pixels([overlap], only_things), only_things, "majority").tolist() == [
-        UNMATCHED,
-        0,
-        0,
-    ]
-
-
 COUNTS = np.array([[9, 8, 0], [7, 1, 0], [0, 3, 2], [0, 0, 0]])
 
 
@@ -137,17 +105,6 @@ def test_a_detection_votes_for_every_object_that_its_box_overlaps_enough() -> No
         MatchingConfig(min_score=0.4, min_iou=0.6),
     )
     assert table.tolist() == [[0, 0], [1, 1], [0, 0]]
-
-
-def test_box_iou_computed_by_hand() -> None:
-    first = np.array([[0, 0, 2, 2], [0, 0, 0, 0]], float)
-    second = np.array([[1, 1, 2, 2], [5, 5, 1, 1]], float)
-    assert pairwise_xywh_iou(first, second) == pytest.approx(np.array([[1 / 7, 0], [0, 0]]))
-
-
-def test_a_threshold_out_of_range_is_rejected() -> None:
-    with pytest.raises(ConfigError, match=r"min_stuff_iou must be in 0\.\.1, got 1\.5"):
-        MatchingConfig(min_stuff_iou=1.5)
 
 
 @pytest.mark.golden

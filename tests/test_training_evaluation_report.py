@@ -100,15 +100,6 @@ def test_a_warning_says_that_the_mapping_was_fitted_on_the_evaluated_images(rend
     assert "Fitted on the evaluated images" not in html
 
 
-def test_a_report_without_segments_or_objects_omits_their_sections(rendered: Rendered) -> None:
-    report, _ = rendered
-    html = render_html_report(replace(report, summary=replace(report.summary, panoptic={}, instance={})), [])
-    read(html)
-    assert "Panoptic quality" not in html
-    assert "<h2>Objects</h2>" not in html
-    assert "<h2>Semantic segmentation</h2>" in html
-
-
 def test_best_median_and_worst_images_are_picked_once_each() -> None:
     assert pick_examples([float(each) for each in range(20)]) == {
         19: "Best", 18: "Best", 17: "Best", 11: "Median", 10: "Median", 9: "Median", 2: "Worst", 1: "Worst", 0: "Worst",

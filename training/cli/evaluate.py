@@ -13,22 +13,16 @@ from cyclopts import Parameter
 
 from model.cli import REJECTED, SKIPPED
 from model.errors import ConfigError
-from model.export.predictor import ArtifactPredictor, load_artifact_predictor, sample_photos
+from model.export.predictor import load_artifact_predictor, sample_photos
 from model.files import atomic_write
-from model.postprocessing.panoptic import Segmentation
 from training.data.executors import ALL_SHARDS, ExecutorOptions, parse_shard
 from training.evaluation.class_mapping import ClassMappingConfig, read_mapping
 from training.evaluation.cluster_matching import MatchingConfig
+from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.evaluate import (
-    EvaluationWorker,
-    check_mapping_config,
-    compute_report,
-    evaluate_in_parallel,
-    fit_mapping,
-)
+from training.evaluation.evaluate import EvaluationWorker, check_mapping_config, evaluate_in_parallel, fit_mapping
+from training.evaluation.evaluation_report import compute_report
 from training.evaluation.html_report import render_gallery, write_html_report
-from training.evaluation.paired_comparison import compare_predictors
 from training.evaluation.predictors import load_predictor
 from training.evaluation.promotion_gate import PromotionThresholds, check_drift, check_scores, check_similarity
 
@@ -220,7 +214,11 @@ def gate(
     else:
         assert photos is not None
         new_artifact, old_artifact = (load_artifact_predictor(folder, threads=threads) for folder in (new, old))
-        checks = check_similarity(_segment_both(old_artifact, new_artifact, photos, max_photos), thresholds)
+        pairs = (
+            (old_artifact.segment(photo.image), new_artifact.segment(photo.image))
+            for photo in sample_photos(photos, max_photos)
+        )
+        checks = check_similarity(pairs, thresholds)
     if drift_photos:
         artifact = load_artifact_predictor(new, threads=threads)
         sampled = (artifact.segment(photo.image) for photo in sample_photos(drift_photos, max_photos))
@@ -236,13 +234,6 @@ def gate(
         with atomic_write(out) as sibling:
             sibling.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
-
-
-def _segment_both(
-    old: ArtifactPredictor, new: ArtifactPredictor, folder: Path, max_photos: int
-) -> Iterator[tuple[Segmentation, Segmentation]]:
-    for photo in sample_photos(folder, max_photos):
-        yield old.segment(photo.image), new.segment(photo.image)
 
 
 @contextmanager

@@ -1,21 +1,15 @@
-"""Metrics of a dataset, from the results of its images and the mapping of clusters to categories."""
+"""Metrics of a dataset as functions of image weights, and the comparison of two predictors by paired bootstrap."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 
-from training.evaluation.class_mapping import CrossFittedMapping
-from training.evaluation.cluster_matching import (
-    LabelSpaces,
-    MatchingConfig,
-    count_cooccurrences,
-    pairwise_xywh_iou,
-)
+from training.evaluation.class_mapping import ClassMappingConfig, CrossFittedMapping, map_clusters
+from training.evaluation.cluster_matching import LabelSpaces, MatchingConfig, label_spaces
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
-from training.evaluation.evaluation_report import ClassMetrics, ClusterMetrics, ImageMetrics, InstanceMetrics
-from training.evaluation.image_results import ImageResult
+from training.evaluation.image_results import ImageResult, evaluate_all
 from training.evaluation.metrics.average_precision import (
     HEADLINE_METRICS,
     CocoEvaluator,
@@ -24,22 +18,30 @@ from training.evaluation.metrics.average_precision import (
     to_coco_results,
 )
 from training.evaluation.metrics.bootstrap import (
+    ConfidenceInterval,
     MetricFunction,
     bootstrap,
     stack_counts,
     to_percent,
     weighted_sums,
 )
-from training.evaluation.metrics.miou import SemanticCounts, count_semantic, iou_per_class, semantic_quality
-from training.evaluation.metrics.pq import (
+from training.evaluation.metrics.segmentation import (
     PanopticCounts,
+    SemanticCounts,
     count_panoptic,
+    count_semantic,
     count_unmapped,
     panoptic_quality,
-    panoptic_quality_per_class,
+    semantic_quality,
 )
 from training.evaluation.overlap import map_predicted, merge_things, number_segments
+from training.evaluation.predictors import Predictor
 
+TITLES = {
+    "pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "miou": "mIoU", "accuracy": "accuracy",
+    **{name: name.upper() for name in HEADLINE_METRICS},
+}  # fmt: skip
+"""The metrics that are compared, and their titles."""
 Weights = Float[np.ndarray, "D N"]
 
 
@@ -102,33 +104,6 @@ def make_semantic_metric(counts: SemanticCounts, num_things: int | None) -> Metr
     return compute
 
 
-def instance_metrics(
-    results: Sequence[ImageResult], mapping: CrossFittedMapping, dataset: GroundTruthDataset
-) -> tuple[dict[str, InstanceMetrics], dict[int, float]]:
-    """Return the metrics of boxes and masks, class-agnostic and by category, and the AP of each category in 0..1.
-
-    The AP of a category is that of masks, or of boxes if only boxes are labeled.
-    """
-    if dataset.kind == "semantic":
-        return {}, {}
-    iou_types: tuple[IouType, ...] = ("bbox",) if dataset.kind == "boxes" else ("bbox", "segm")
-    metrics, ap_per_category = {}, {}
-    for iou_type in iou_types:
-        for is_named in (False, True):
-            evaluator = make_coco_evaluator(results, mapping, dataset, iou_type, is_named=is_named)
-            values = evaluator.summarize()
-            key = f"{'named' if is_named else 'agnostic'}_{'box' if iou_type == 'bbox' else 'mask'}"
-            metrics[key] = InstanceMetrics(
-                headline=bootstrap(len(results), evaluator.weighted_metrics),
-                others={
-                    name: value and to_percent(value) for name, value in values.items() if name not in HEADLINE_METRICS
-                },
-            )
-            if is_named:
-                ap_per_category = evaluator.ap_per_category()
-    return metrics, ap_per_category
-
-
 def make_coco_evaluator(
     results: Sequence[ImageResult],
     mapping: CrossFittedMapping,
@@ -151,81 +126,48 @@ def make_coco_evaluator(
     return CocoEvaluator(annotations, detections, sizes, range(num_categories) if is_named else [0], iou_type)
 
 
-def class_metrics(
-    dataset: GroundTruthDataset,
-    panoptic: PanopticCounts | None,
-    semantic: SemanticCounts | None,
-    ap_per_category: dict[int, float],
-) -> tuple[ClassMetrics, ...]:
-    """Return the metrics of each category over all images."""
-    quality = panoptic_quality_per_class(weighted_sums(panoptic, np.ones(len(panoptic.iou)))) if panoptic else None
-    pixels = weighted_sums(semantic, np.ones(len(semantic.intersection))) if semantic else None
-    iou = iou_per_class(pixels) if pixels else None
-    return tuple(
-        ClassMetrics(
-            name=name,
-            is_thing=dataset.taxonomy.is_thing(index),
-            **{
-                key: to_percent(quality[key][index]) if quality and quality["weight"][index] > 0 else None
-                for key in ("pq", "sq", "rq")
-            },
-            iou=to_percent(iou[index]) if pixels and iou is not None and pixels.ground_truth[index] > 0 else None,
-            ap=to_percent(ap_per_category[index]) if index in ap_per_category else None,
+@dataclass(frozen=True, kw_only=True)
+class MetricDifference:
+    """One metric of both predictors, in percent, and new minus baseline with its 95 % interval."""
+
+    new: float
+    baseline: float
+    difference: ConfidenceInterval
+
+
+def compare_predictors(
+    new: Predictor, baseline: Predictor, dataset: GroundTruthDataset, matching: MatchingConfig
+) -> dict[str, MetricDifference]:
+    """Return the difference of every headline metric, by title; each resample has the same images for both."""
+    new_metric, baseline_metric = (make_headline_metric(each, matching, dataset) for each in (new, baseline))
+    weights = np.ones((1, len(dataset.images)))
+    new_values, baseline_values = new_metric(weights), baseline_metric(weights)
+
+    def subtract(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
+        subtracted = baseline_metric(weights)
+        return {name: value - subtracted[name] for name, value in new_metric(weights).items()}
+
+    return {
+        name: MetricDifference(
+            new=to_percent(new_values[name][0]), baseline=to_percent(baseline_values[name][0]), difference=difference
         )
-        for index, name in enumerate(dataset.taxonomy.names)
-    )
+        for name, difference in bootstrap(len(dataset.images), subtract).items()
+    }
 
 
-def cluster_metrics(
-    results: Sequence[ImageResult],
-    mapping: CrossFittedMapping,
-    spaces: LabelSpaces,
-    dataset: GroundTruthDataset,
-    matching: MatchingConfig,
-) -> tuple[ClusterMetrics, ...]:
-    """Return the category of each cluster and the evidence for it over all images."""
-    all_counts = count_cooccurrences(results, spaces, matching)
-    counts = {"panoptic": all_counts.panoptic, "semantic": all_counts.semantic}.get(dataset.kind, all_counts.votes)
-    names = dataset.taxonomy.names
-
-    def describe(cluster: int) -> ClusterMetrics:
-        support = int(counts[cluster].sum())
-        indices = [int(each.panoptic[cluster]) for each in mapping.mappings]
-        return ClusterMetrics(
-            cluster=cluster,
-            is_thing=cluster <= spaces.thing_clusters,
-            support=support,
-            purity=round(float(counts[cluster].max(initial=0) / max(1, support)), 4),
-            categories=tuple(names[index] if index >= 0 else None for index in indices),
-        )
-
-    return tuple(describe(cluster) for cluster in range(1, len(counts)))
-
-
-def image_metrics(
-    results: Sequence[ImageResult],
-    dataset: GroundTruthDataset,
-    panoptic: PanopticCounts | None,
-    semantic: SemanticCounts | None,
-) -> tuple[ImageMetrics, ...]:
-    """Return the quality of the prediction for each image."""
-    if panoptic:
-        errors = (panoptic.fp + panoptic.unmapped + panoptic.fn).sum(1) / 2
-        qualities = panoptic.iou.sum(1) / np.maximum(panoptic.tp.sum(1) + errors, 0.5)
-    elif semantic:
-        qualities = semantic.intersection.sum(1) / np.maximum(semantic.ground_truth.sum(1), 1)
-    else:
-        qualities = np.array([_mean_best_iou(result) for result in results])
-    return tuple(
-        ImageMetrics(image_id=result.image_id, file=image.path.name, quality=to_percent(quality))
-        for result, image, quality in zip(results, dataset.images, qualities, strict=True)
-    )
-
-
-def _mean_best_iou(result: ImageResult) -> float:
-    """Return the mean over the objects of their best box IoU with a detection."""
-    labeled = np.array([each.bbox for each in result.objects if not each.is_crowd], np.float64).reshape(-1, 4)
-    detected = np.array([each.rle.bbox for each in result.detections], np.float64).reshape(-1, 4)
-    if not len(labeled) or not len(detected):
-        return 0.0
-    return float(pairwise_xywh_iou(labeled, detected).max(1).mean())
+def make_headline_metric(predictor: Predictor, matching: MatchingConfig, dataset: GroundTruthDataset) -> MetricFunction:
+    """Evaluate the predictor on all images and return the headline metrics as a function of image weights."""
+    results = evaluate_all(predictor, dataset)
+    spaces = label_spaces(predictor, dataset)
+    mapping = map_clusters(results, dataset, spaces, ClassMappingConfig(matching=matching))
+    metrics: list[MetricFunction] = []
+    if dataset.kind == "panoptic":
+        metrics.append(make_panoptic_metric(count_panoptic_all(results, mapping, spaces), spaces.num_things))
+    if dataset.kind in ("panoptic", "semantic"):
+        metrics.append(make_semantic_metric(count_semantic_all(results, mapping, spaces), None))
+    if dataset.kind != "semantic":
+        iou_type: IouType = "bbox" if dataset.kind == "boxes" else "segm"
+        metrics.append(make_coco_evaluator(results, mapping, dataset, iou_type, is_named=False).weighted_metrics)
+    return lambda weights: {
+        TITLES[name]: value for metric in metrics for name, value in metric(weights).items() if name in TITLES
+    }

@@ -15,24 +15,11 @@ from training.evaluation.class_mapping import (
     ClusterMapping,
     CrossFittedMapping,
     check_mapping,
-    fingerprint_photos,
     fit_cluster_mapping,
-    list_unmatched,
-    map_clusters,
 )
 from training.evaluation.cluster_matching import MatchingConfig, label_spaces
-from training.evaluation.dataset_metrics import (
-    class_metrics,
-    cluster_metrics,
-    count_panoptic_all,
-    count_semantic_all,
-    image_metrics,
-    instance_metrics,
-    make_panoptic_metric,
-    make_semantic_metric,
-)
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage
-from training.evaluation.evaluation_report import EvaluationReport, EvaluationSummary, MatchingSummary
+from training.evaluation.evaluation_report import EvaluationReport, compute_report
 from training.evaluation.image_results import (
     ImageResult,
     evaluate_all,
@@ -41,16 +28,8 @@ from training.evaluation.image_results import (
     read_image_results,
     write_image_results,
 )
-from training.evaluation.metrics.bootstrap import bootstrap
 from training.evaluation.predictors import MIN_SCORE, Predictor, load_predictor
 
-PROTOCOL = (
-    "Things are matched among things and stuff among stuff. A segment of a cluster without a category is a false "
-    "positive of the category that it covers most, and its pixels are errors; metrics that ignore unmapped clusters "
-    "do not count it, as in the papers. Labeled and predicted stuff is one segment per category. Objects: "
-    f"pycocotools, detections with a score of at least {MIN_SCORE}; detections without a category match no object of "
-    "the metrics by category."
-)
 RESULTS_VERSION = 3
 """Of the files of image results."""
 _IMAGES_PER_FILE = 16
@@ -80,51 +59,6 @@ def evaluate(
     """Evaluate in this process. Raises what `check_mapping_config` and `compute_report` raise."""
     check_mapping_config(predictor, dataset, config)
     return compute_report(evaluate_all(predictor, dataset), predictor, dataset, config)
-
-
-def compute_report(
-    results: Sequence[ImageResult], predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
-) -> tuple[EvaluationReport, CrossFittedMapping]:
-    """Return all metrics that the dataset's labels allow, and the mapping behind them."""
-    spaces = label_spaces(predictor, dataset)
-    mapping = map_clusters(results, dataset, spaces, config)
-    panoptic = count_panoptic_all(results, mapping, spaces) if dataset.kind == "panoptic" else None
-    is_dense = dataset.kind in ("panoptic", "semantic")
-    semantic = count_semantic_all(results, mapping, spaces) if is_dense else None
-    merged = count_semantic_all(results, mapping, spaces, merged_things=True) if is_dense else None
-    instance, ap_per_category = instance_metrics(results, mapping, dataset)
-    summary = EvaluationSummary(
-        predictor=predictor.title,
-        predictor_sha256=predictor.digest,
-        dataset=dataset.name,
-        classes=dataset.taxonomy.title,
-        images=len(results),
-        images_sha256=fingerprint_photos(dataset.name, [result.digest for result in results]).sha256,
-        protocol=PROTOCOL,
-        matching=_summarize_matching(results, mapping),
-        panoptic=bootstrap(len(results), make_panoptic_metric(panoptic, spaces.num_things)) if panoptic else {},
-        semantic=bootstrap(len(results), make_semantic_metric(semantic, spaces.num_things)) if semantic else {},
-        semantic_merged_things=bootstrap(len(results), make_semantic_metric(merged, None)) if merged else {},
-        instance=instance,
-        skipped=dataset.skipped,
-    )
-    report = EvaluationReport(
-        summary=summary,
-        classes=class_metrics(dataset, panoptic, semantic, ap_per_category),
-        clusters=cluster_metrics(results, mapping, spaces, dataset, config.matching),
-        images=image_metrics(results, dataset, panoptic, semantic),
-    )
-    return report, mapping
-
-
-def _summarize_matching(results: Sequence[ImageResult], mapping: CrossFittedMapping) -> MatchingSummary:
-    return MatchingSummary(
-        method=mapping.method,
-        fitted_on=mapping.fitted_on,
-        evaluated_on_fit_set=mapping.evaluated_on_fit_set,
-        clusters=len(mapping.mappings[0].panoptic) - 1,
-        unmatched_clusters=len(list_unmatched(results, mapping)),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

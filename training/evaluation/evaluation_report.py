@@ -1,14 +1,49 @@
 """The report of an evaluation as data: all metrics of a predictor on a dataset."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from model.files import atomic_write
 from model.validation import to_versioned_json
-from training.evaluation.metrics.bootstrap import ConfidenceInterval
+from training.evaluation.class_mapping import (
+    ClassMappingConfig,
+    CrossFittedMapping,
+    fingerprint_photos,
+    list_unmatched,
+    map_clusters,
+)
+from training.evaluation.cluster_matching import label_spaces, pairwise_xywh_iou
+from training.evaluation.dataset_metrics import (
+    count_panoptic_all,
+    count_semantic_all,
+    make_coco_evaluator,
+    make_panoptic_metric,
+    make_semantic_metric,
+)
+from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.image_results import ImageResult
+from training.evaluation.metrics.average_precision import HEADLINE_METRICS, IouType
+from training.evaluation.metrics.bootstrap import ConfidenceInterval, bootstrap, to_percent, weighted_sums
+from training.evaluation.metrics.segmentation import (
+    PanopticCounts,
+    SemanticCounts,
+    iou_per_class,
+    panoptic_quality_per_class,
+)
+from training.evaluation.predictors import MIN_SCORE, Predictor
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 REPORT_FILE = "report.json"
+PROTOCOL = (
+    "Things are matched among things and stuff among stuff. A segment of a cluster without a category is a false "
+    "positive of the category that it covers most, and its pixels are errors; metrics that ignore unmapped clusters "
+    "do not count it, as in the papers. Labeled and predicted stuff is one segment per category. Objects: "
+    f"pycocotools, detections with a score of at least {MIN_SCORE}; detections without a category match no object of "
+    "the metrics by category."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +108,6 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterMetrics:
-    """The category of one cluster, and the evidence for it over all images."""
-
-    cluster: int
-    is_thing: bool
-    support: int
-    """Ground-truth pixels, or votes."""
-    purity: float
-    """Fraction of them that belong to the most frequent category, 0..1."""
-    categories: tuple[str | None, ...]
-    """Its category in each fold."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageMetrics:
     """Quality of the prediction for one image."""
 
@@ -98,14 +119,134 @@ class ImageMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """The summary, and details by category, cluster and image."""
+    """The summary, and details by category and image."""
 
     summary: EvaluationSummary
     classes: tuple[ClassMetrics, ...]
-    clusters: tuple[ClusterMetrics, ...]
     images: tuple[ImageMetrics, ...]
 
     def write(self, folder: Path) -> None:
         """Write `report.json`."""
         with atomic_write(folder / REPORT_FILE) as sibling:
             sibling.write_text(to_versioned_json(self, FORMAT_VERSION), encoding="utf-8")
+
+
+def compute_report(
+    results: Sequence[ImageResult], predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
+) -> tuple[EvaluationReport, CrossFittedMapping]:
+    """Return all metrics that the dataset's labels allow, and the mapping behind them."""
+    spaces = label_spaces(predictor, dataset)
+    mapping = map_clusters(results, dataset, spaces, config)
+    panoptic = count_panoptic_all(results, mapping, spaces) if dataset.kind == "panoptic" else None
+    is_dense = dataset.kind in ("panoptic", "semantic")
+    semantic = count_semantic_all(results, mapping, spaces) if is_dense else None
+    merged = count_semantic_all(results, mapping, spaces, merged_things=True) if is_dense else None
+    instance, ap_per_category = instance_metrics(results, mapping, dataset)
+    summary = EvaluationSummary(
+        predictor=predictor.title,
+        predictor_sha256=predictor.digest,
+        dataset=dataset.name,
+        classes=dataset.taxonomy.title,
+        images=len(results),
+        images_sha256=fingerprint_photos(dataset.name, [result.digest for result in results]).sha256,
+        protocol=PROTOCOL,
+        matching=MatchingSummary(
+            method=mapping.method,
+            fitted_on=mapping.fitted_on,
+            evaluated_on_fit_set=mapping.evaluated_on_fit_set,
+            clusters=spaces.thing_clusters + spaces.stuff_clusters,
+            unmatched_clusters=len(list_unmatched(results, mapping)),
+        ),
+        panoptic=bootstrap(len(results), make_panoptic_metric(panoptic, spaces.num_things)) if panoptic else {},
+        semantic=bootstrap(len(results), make_semantic_metric(semantic, spaces.num_things)) if semantic else {},
+        semantic_merged_things=bootstrap(len(results), make_semantic_metric(merged, None)) if merged else {},
+        instance=instance,
+        skipped=dataset.skipped,
+    )
+    report = EvaluationReport(
+        summary=summary,
+        classes=class_metrics(dataset, panoptic, semantic, ap_per_category),
+        images=image_metrics(results, dataset, panoptic, semantic),
+    )
+    return report, mapping
+
+
+def instance_metrics(
+    results: Sequence[ImageResult], mapping: CrossFittedMapping, dataset: GroundTruthDataset
+) -> tuple[dict[str, InstanceMetrics], dict[int, float]]:
+    """Return the metrics of boxes and masks, class-agnostic and by category, and the AP of each category in 0..1.
+
+    The AP of a category is that of masks, or of boxes if only boxes are labeled.
+    """
+    if dataset.kind == "semantic":
+        return {}, {}
+    iou_types: tuple[IouType, ...] = ("bbox",) if dataset.kind == "boxes" else ("bbox", "segm")
+    metrics, ap_per_category = {}, {}
+    for iou_type in iou_types:
+        for is_named in (False, True):
+            evaluator = make_coco_evaluator(results, mapping, dataset, iou_type, is_named=is_named)
+            values = evaluator.summarize()
+            key = f"{'named' if is_named else 'agnostic'}_{'box' if iou_type == 'bbox' else 'mask'}"
+            metrics[key] = InstanceMetrics(
+                headline=bootstrap(len(results), evaluator.weighted_metrics),
+                others={
+                    name: value and to_percent(value) for name, value in values.items() if name not in HEADLINE_METRICS
+                },
+            )
+            if is_named:
+                ap_per_category = evaluator.ap_per_category()
+    return metrics, ap_per_category
+
+
+def class_metrics(
+    dataset: GroundTruthDataset,
+    panoptic: PanopticCounts | None,
+    semantic: SemanticCounts | None,
+    ap_per_category: dict[int, float],
+) -> tuple[ClassMetrics, ...]:
+    """Return the metrics of each category over all images."""
+    quality = panoptic_quality_per_class(weighted_sums(panoptic, np.ones(len(panoptic.iou)))) if panoptic else None
+    pixels = weighted_sums(semantic, np.ones(len(semantic.intersection))) if semantic else None
+    iou = iou_per_class(pixels) if pixels else None
+    return tuple(
+        ClassMetrics(
+            name=name,
+            is_thing=dataset.taxonomy.is_thing(index),
+            **{
+                key: to_percent(quality[key][index]) if quality and quality["weight"][index] > 0 else None
+                for key in ("pq", "sq", "rq")
+            },
+            iou=to_percent(iou[index]) if pixels and iou is not None and pixels.ground_truth[index] > 0 else None,
+            ap=to_percent(ap_per_category[index]) if index in ap_per_category else None,
+        )
+        for index, name in enumerate(dataset.taxonomy.names)
+    )
+
+
+def image_metrics(
+    results: Sequence[ImageResult],
+    dataset: GroundTruthDataset,
+    panoptic: PanopticCounts | None,
+    semantic: SemanticCounts | None,
+) -> tuple[ImageMetrics, ...]:
+    """Return the quality of the prediction for each image."""
+    if panoptic:
+        errors = (panoptic.fp + panoptic.unmapped + panoptic.fn).sum(1) / 2
+        qualities = panoptic.iou.sum(1) / np.maximum(panoptic.tp.sum(1) + errors, 0.5)
+    elif semantic:
+        qualities = semantic.intersection.sum(1) / np.maximum(semantic.ground_truth.sum(1), 1)
+    else:
+        qualities = np.array([_mean_best_iou(result) for result in results])
+    return tuple(
+        ImageMetrics(image_id=result.image_id, file=image.path.name, quality=to_percent(quality))
+        for result, image, quality in zip(results, dataset.images, qualities, strict=True)
+    )
+
+
+def _mean_best_iou(result: ImageResult) -> float:
+    """Return the mean over the objects of their best box IoU with a detection."""
+    labeled = np.array([each.bbox for each in result.objects if not each.is_crowd], np.float64).reshape(-1, 4)
+    detected = np.array([each.rle.bbox for each in result.detections], np.float64).reshape(-1, 4)
+    if not len(labeled) or not len(detected):
+        return 0.0
+    return float(pairwise_xywh_iou(labeled, detected).max(1).mean())

@@ -86,7 +86,6 @@ def render_html_report(report: EvaluationReport, gallery: Sequence[GalleryItem])
         class_titles=[_CLASS_TITLES[key] for key in class_keys],
         class_groups=_group_classes(report.classes, class_keys),
         gallery=[(rank, items) for rank, items in by_rank if items],
-        clusters=sorted(report.clusters, key=lambda each: (-each.support, each.cluster)),
     )
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from model.backends.loader import load_session
 from model.backends.session import Session
-from model.contract import CONTRACT_FILE, NETWORK_FILE, Contract, Detail, Task
+from model.contract import CONTRACT_FILE, NETWORK_FILE, Contract, Task
 from model.detail import run_image
 from model.errors import ConfigError, DatasetError
 from model.files import hash_file
@@ -91,18 +91,17 @@ def load_predictor(folder: Path, *, threads: int) -> Predictor:
 class ModelPredictor:
     """Predictions of an artifact, or of a run in torch."""
 
-    def __init__(self, contract: Contract, session: Session, digest: str, detail: Detail = "standard") -> None:
+    def __init__(self, contract: Contract, session: Session, digest: str) -> None:
         self.title = f"{contract.name} {contract.version} on {session.backend}"
         self.digest = digest
         self.thing_clusters = contract.thing_clusters
         self.stuff_clusters = contract.stuff_clusters
         self._contract = contract
         self._session = session
-        self._detail = detail
 
     def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
         contract = self._contract
-        outputs, prepared = run_image(self._session, image, contract, self._detail)
+        outputs, prepared = run_image(self._session, image, contract)
         thresholds = prepared.override(contract.thresholds)
 
         def segment(task: Task) -> ClusterMap:

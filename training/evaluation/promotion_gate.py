@@ -10,9 +10,9 @@ from model.drift import STATISTICS, build_histograms, output_statistics, populat
 from model.errors import ConfigError
 from model.postprocessing.panoptic import Segmentation
 from training.evaluation.cluster_matching import MatchingConfig
+from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.overlap import compute_overlap
-from training.evaluation.paired_comparison import compare_predictors
 from training.evaluation.predictors import Predictor
 
 MIN_DRIFT_PHOTOS = 200
