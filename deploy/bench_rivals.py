@@ -49,9 +49,8 @@ from model.contract import find_bundled_artifact
 from model.detail import run_image
 from model.images import decode_image
 from model.postprocessing.panoptic import make_postprocessor, merge_categories
-from service.inference.pipeline import SegmentationResult
+from service.inference.pipeline import SegmentationResult, encode_result
 from service.requests import SegmentOptions
-from service.responses.encoders import encode_result
 
 _BACKEND_VARIABLE = "RIVAL_BACKEND"
 _ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "OPENBLAS_NUM_THREADS": "1", "USEG_PORT": "0"}

@@ -13,17 +13,22 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.auth import load_api_keys
 from service.inference.loaded_model import ModelLoader
-from service.middleware.api_keys import load_api_keys
-from service.middleware.auth import AuthMiddleware
-from service.middleware.client_limits import BodyLimitMiddleware
-from service.middleware.request_context import RequestMiddleware
+from service.metrics import Telemetry, record_event_loop_lag
+from service.middleware import AppState, RequestMiddleware
 from service.oip.routes import health_router as oip_health_router
 from service.oip.routes import router as oip_router
-from service.oip.schemas import InferRequest, InferResponse, OipError
-from service.oip.tensors import LENGTH_HEADER
+from service.oip.tensors import LENGTH_HEADER, InferRequest, InferResponse, OipError
 from service.requests import SegmentJsonBody
-from service.responses.schemas import (
+from service.rollout.controller import ArtifactLoader
+from service.rollout.model_repository import ModelRepository
+from service.routes.category_names import router as category_names_router
+from service.routes.models import health_router
+from service.routes.models import router as models_router
+from service.routes.pages import router as pages_router
+from service.routes.segment import router as segment_router
+from service.schemas import (
     BatchResponse,
     FeatureCollection,
     HuggingFaceMask,
@@ -31,17 +36,8 @@ from service.responses.schemas import (
     Problem,
     SegmentationResponse,
 )
-from service.rollout.controller import ArtifactLoader
-from service.rollout.model_repository import ModelRepository
-from service.routes.category_names import router as category_names_router
-from service.routes.health import router as health_router
-from service.routes.models import router as models_router
-from service.routes.pages import router as pages_router
-from service.routes.segment import router as segment_router
 from service.settings import Settings
-from service.state import AppState
-from service.telemetry.metrics import Telemetry, record_event_loop_lag
-from service.telemetry.tracing import make_tracing
+from service.tracing import make_tracing
 
 _REFERENCED_SCHEMAS = (
     BatchResponse,
@@ -105,9 +101,16 @@ def create_app(
     telemetry = Telemetry()
     telemetry.output_drift_limit.set(settings.canary_max_psi)
     repository = ModelRepository(settings, telemetry, load_model=load_model, load_artifact=load_artifact)
-    tracing = make_tracing(settings)
     api_keys = load_api_keys(settings.api_key_file, settings.api_keys)
     admin_keys = load_api_keys(settings.admin_api_key_file, settings.admin_api_keys)
+    state = AppState(
+        settings=settings,
+        model_repository=repository,
+        telemetry=telemetry,
+        api_keys=api_keys.join(admin_keys) if api_keys else api_keys,
+        admin_keys=admin_keys,
+        tracing=make_tracing(settings),
+    )
     app = Api(
         title="useg",
         summary="Instance, semantic and panoptic segmentation by a network that is trained without human labels.",
@@ -117,22 +120,12 @@ def create_app(
         redirect_slashes=False,
         lifespan=_run,
     )
-    accepted_keys = api_keys.join(admin_keys) if api_keys else api_keys
-    app.state.useg = AppState(
-        settings=settings,
-        model_repository=repository,
-        telemetry=telemetry,
-        api_keys=accepted_keys,
-        admin_keys=admin_keys,
-        tracing=tracing,
-    )
+    app.state.useg = state
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_middleware(BodyLimitMiddleware, settings=settings)
-    app.add_middleware(AuthMiddleware, settings=settings, api_keys=accepted_keys)
-    app.add_middleware(RequestMiddleware, telemetry=telemetry, model_repository=repository, tracing=tracing)
-    if tracing:
-        app.add_middleware(tracing.instrument)
+    app.add_middleware(RequestMiddleware, state=state)
+    if state.tracing:
+        app.add_middleware(state.tracing.instrument)
     if settings.allowed_origins:  # outermost, so that pages of other origins can read errors, too
         app.add_middleware(
             CORSMiddleware,

@@ -9,8 +9,8 @@ import orjson
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Env
 
+from service.auth import generate_api_key
 from service.inference.loaded_model import ModelLoader
-from service.middleware.api_keys import generate_api_key
 from service.rollout.controller import ArtifactLoader
 from service.server import run_server
 from service.settings import PREFIX, Settings, check_variable_names

@@ -108,9 +108,9 @@ class SegmentOptions(BaseModel):
     agnostic_nms: bool = False
     """Drop a detection that overlaps a better one of any class (mask IoU above 0.5)."""
     formats: Annotated[tuple[FormatName, ...], _CommaSeparated] = ("json", "png")
-    """Files per image and task in an `application/zip` or `multipart/mixed` response, separated by commas. `png`
-    is COCO's panoptic format, `coco-instances` has RLE masks and `coco-polygons` lists of points; a zip has one
-    COCO JSON file of all images for each of these."""
+    """Files per image and task in an `application/zip` response, separated by commas. `png` is COCO's panoptic format,
+    `coco-instances` has RLE masks and `coco-polygons` lists of points; of each of these there is one COCO JSON file of
+    all images."""
 
     @model_validator(mode="before")
     @classmethod
@@ -153,7 +153,8 @@ class SegmentOptions(BaseModel):
             "min_stuff_area_fraction": self.min_stuff_area_fraction,
             "duplicate_iou_threshold": CLASS_AGNOSTIC_NMS_IOU if self.agnostic_nms else None,
         }
-        return replace(thresholds, **{name: value for name, value in chosen.items() if value is not None})
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return replace(thresholds, **given) if given else thresholds
 
     def select_classes(self, contract: Contract) -> Callable[[Segment], bool] | None:
         """Return whether a segment is of a requested class, None if all are. Raises InvalidParameter for an unknown
@@ -276,7 +277,7 @@ async def read_uploads(request: Request, deadline: float) -> Uploads:
     """Read the images of a request; the declared type of an image is ignored.
 
     Raises UnsupportedMediaType, InvalidParameter or RequestValidationError for a malformed body, UrlInputUnsupported,
-    UploadTimeout at `deadline` (the event loop's clock), ClientDisconnect, and what `BodyLimitMiddleware` raises.
+    UploadTimeout at `deadline` (the event loop's clock), ClientDisconnect, and what `RequestMiddleware` raises.
     """
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type == "multipart/form-data":
@@ -370,7 +371,7 @@ class _FormParser(MultiPartParser):
 
 async def _read_form(request: Request) -> Uploads:
     parser = _FormParser(request.headers, request.stream(), max_files=MAX_IMAGES, max_fields=_MAX_FORM_FIELDS)
-    parser.spool_max_size = sys.maxsize  # BodyLimitMiddleware bounds the memory, so nothing is written to disk
+    parser.spool_max_size = sys.maxsize  # RequestMiddleware bounds the memory, so nothing is written to disk
     try:
         form = await parser.parse()
     except MultiPartException as error:

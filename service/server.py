@@ -1,4 +1,4 @@
-"""Runs the HTTP server: sockets, the port for health and metrics, graceful shutdown."""
+"""Runs the HTTP server: sockets, timeouts of clients, the port for health and metrics, graceful shutdown."""
 
 import asyncio
 import contextlib
@@ -9,21 +9,119 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from types import FrameType
+from typing import Any
 
 import cv2
+import h11
 import uvicorn
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from model.errors import ConfigError, UsegError
 from service.app import create_app
 from service.inference.loaded_model import ModelLoader
-from service.middleware.auth import AdminPortApp
-from service.middleware.client_limits import make_uvicorn_config
+from service.problems import make_error_response
 from service.rollout.controller import ArtifactLoader
 from service.rollout.model_repository import ModelRepository
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 16 * 1024
+"""Maximum size of a request line with all headers; beyond it uvicorn responds with 400."""
+_ADMIN_PORT_PATHS = ("/livez", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready")
+
+
+class TimeoutH11Protocol(H11Protocol):
+    """Uvicorn's HTTP/1.1 protocol with timeouts for slow headers, idle connections and slow reads.
+
+    `RequestMiddleware` handles slow bodies.
+    """
+
+    client_timeout_s = 10.0
+    """Maximum time to receive all headers, and between two reads of a response by the client."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # asyncio sets this only for sockets with the protocol TCP, and socket.create_server gives none: each body then
+        # waited 43 ms for the acknowledgement of the headers.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._timer: asyncio.TimerHandle | None = None
+        self._start_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:  # the headers are not complete
+            if self._timer is None and self.cycle is not None and self.cycle.response_complete:
+                self._start_timer()
+        else:
+            self._stop_timer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_timer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_timer()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._start_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._start_timer()  # closing waits until the client has read everything
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(self.client_timeout_s, self.transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+
+
+def make_protocol_class(client_timeout_s: float) -> type[TimeoutH11Protocol]:
+    """Return the protocol with a timeout; uvicorn takes a class and creates one object per connection."""
+    return type("Protocol", (TimeoutH11Protocol,), {"client_timeout_s": client_timeout_s})
+
+
+def make_uvicorn_config(app: Any, *, client_timeout_s: float, finish_s: float) -> uvicorn.Config:
+    """Return uvicorn's options; `finish_s` is the maximum time for requests in flight at shutdown."""
+    return uvicorn.Config(
+        app,
+        http=make_protocol_class(client_timeout_s),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_graceful_shutdown=max(1, round(finish_s)),
+    )
+
+
+class AdminPortApp:
+    """ASGI app for the admin port: health and metrics of the main app, without API keys."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] not in _ADMIN_PORT_PATHS:
+            await make_error_response(HTTPException(404), "-")(scope, receive, send)
+            return
+        scope.setdefault("state", {})["is_admin_port"] = True
+        await self._app(scope, receive, send)
 
 
 class Server(uvicorn.Server):

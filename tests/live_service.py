@@ -15,8 +15,7 @@ from model.contract import Contract
 from model.network_io import RawOutputs
 from service.app import create_app
 from service.inference.loaded_model import ModelLoader
-from service.middleware.client_limits import make_uvicorn_config
-from service.server import Server, bind
+from service.server import Server, bind, make_uvicorn_config
 from service.settings import Settings
 
 WAIT_S = 10.0

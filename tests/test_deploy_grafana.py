@@ -22,7 +22,7 @@ from live_service import listen
 from model.backends.session import Session
 from model.contract import Contract, Histogram
 from model.drift import BIN_EDGES, STATISTICS
-from service.telemetry.recorders import MIN_DRIFT_SAMPLES
+from service.metrics import MIN_DRIFT_SAMPLES
 from training.trainer.loggers import PrometheusTextfileLogger
 
 WAIT_S = 90.0

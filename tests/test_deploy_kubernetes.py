@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.middleware.auth import AdminPortApp
+from service.server import AdminPortApp
 from service.settings import read_settings
 
 VERSION = "1.34"

@@ -12,8 +12,8 @@ import pytest
 from model.errors import DeadlineExceeded, InferenceError, NotReady, QueueFull
 from model.network_io import RawOutputs
 from service.inference.batch_scheduler import BatchScheduler, InferenceThreadDied
+from service.metrics import Telemetry
 from service.requests import RequestContext
-from service.telemetry.metrics import Telemetry
 
 FAILING, NAN, NAN_EMBEDDING, SHORT, DEADLY, HANGING = 13, 99, 98, 77, 66, 55
 SOON_S, FAR_S = 0.01, 20.0
@@ -353,16 +353,6 @@ async def test_the_batch_of_an_image_that_killed_the_thread_may_be_retried() -> 
         results = await asyncio.gather(*begin(scheduler, 2, DEADLY, 3, 4), return_exceptions=True)
         assert [type(answer) for answer in results] == [NotReady] * 4
         assert await asyncio.gather(*begin(scheduler, 5, 6, 7, 8)) == [5, 6, 7, 8]
-
-
-async def test_a_batching_loop_that_ends_is_restarted() -> None:
-    session, telemetry = EchoSession(), Telemetry()
-    async with run_scheduler(session, telemetry) as scheduler:
-        loop_task = scheduler._streams[0].loop_task
-        assert loop_task is not None
-        loop_task.cancel()
-        assert await submit(scheduler, 2) == 2
-    assert telemetry.registry.get_sample_value("useg_worker_restarts_total", {"part": "loop"}) == 1.0
 
 
 async def test_random_crashes_cancellations_and_failures_leave_no_request_hanging() -> None:

@@ -5,8 +5,8 @@ import pytest
 
 from model.contract import Histogram
 from model.drift import BIN_EDGES
+from service.metrics import VersionMetrics
 from service.rollout.canary_analysis import AnalysisThresholds, excess_psi, find_regression
-from service.telemetry.recorders import VersionMetrics
 
 THRESHOLDS = AnalysisThresholds(max_error_rate=0.05, max_latency_ratio=3.0, max_psi=0.35)
 BINS = len(BIN_EDGES["void"]) + 1

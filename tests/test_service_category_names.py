@@ -21,8 +21,8 @@ from PIL import Image
 from model.category_examples import Category
 from model.errors import InvalidCategoryNames
 from model.registry.category_names import edit_names, empty_names, read_names
+from service.auth import generate_api_key
 from service.inference.live_category_names import LiveCategoryNames
-from service.middleware.api_keys import generate_api_key
 
 pytestmark = pytest.mark.anyio
 
@@ -161,7 +161,7 @@ async def test_a_change_of_an_old_revision_is_rejected(client: httpx.AsyncClient
         (RED, b'"' + b"x" * 1_100_000 + b'"', 413, "the maximum is 1048576"),
         ("/v1/models/fake/clusters/4", b'{"category_name": "dog"}', 404, "no cluster 4: there are 1..3"),
         ("/v1/models/other/clusters/1", b'{"category_name": "dog"}', 404, "other"),
-        (f"{RED}?version=2", b'{"category_name": "dog"}', 404, "version '2' of fake is not loaded"),
+        (f"{RED}?version=2", b'{"category_name": "dog"}', 404, "version '2' is not loaded"),
         ("/v1/models/fake/clusters/x", b'{"category_name": "dog"}', 422, "integer"),
         (NAMES, b"{}", 422, "format_version: Field required"),
     ],

@@ -19,7 +19,7 @@ from model.errors import ArtifactError
 from model.formats.png import decode_panoptic_png
 from model.network_io import RawOutputs
 from service.app import create_app
-from service.responses.schemas import Problem, Readiness, SegmentationResponse
+from service.schemas import Problem, Readiness, SegmentationResponse
 from service.settings import Settings
 
 WAIT_S = 10.0

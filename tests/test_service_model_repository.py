@@ -14,9 +14,9 @@ from model.errors import ArtifactError, RegistryError, SignatureError
 from model.network_io import RawOutputs
 from model.registry.signatures import create_signing_key, sign
 from model.registry.versions import Registry
+from service.metrics import Telemetry
 from service.rollout.model_repository import ModelRepository, make_artifact_loader
 from service.settings import Settings
-from service.telemetry.metrics import Telemetry
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +27,7 @@ def make_repository(registry: Path) -> ModelRepository:
 
 async def load_active(repository: ModelRepository, model: str) -> None:
     """Reconcile until a version of the model serves."""
-    while model not in repository.list_routers() or not repository.list_routers()[model].active:
+    while model not in repository.routers.by_name() or not repository.routers.by_name()[model].active:
         await repository.reconcile()
 
 
@@ -57,7 +57,7 @@ async def test_a_model_that_cannot_be_reconciled_does_not_stop_the_others(tmp_pa
     await repository.reconcile()
     (registry.folder / "alone").rename(tmp_path / "gone")  # a served model is deleted
     await load_active(repository, NAME)
-    assert repository.get(NAME).get_pipeline().contract.name == NAME
+    assert repository.routers.get(NAME).get_pipeline().contract.name == NAME
     await repository.stop()
 
 
@@ -73,7 +73,7 @@ async def test_models_keep_serving_when_their_registry_is_unmounted(
         if is_mounted:
             registry.folder.mkdir(exist_ok=True)
         await repository.reconcile()
-        assert repository.get(NAME).get_pipeline().contract.version == "1"
+        assert repository.routers.get(NAME).get_pipeline().contract.version == "1"
         (status,) = repository.list_statuses()
         assert [(each.version, each.state) for each in status.versions] == [("1", "missing_from_registry")]
     assert caplog.text.count("cannot read the registry, keeping current models") == 1
@@ -84,10 +84,10 @@ async def test_a_deleted_model_that_was_never_loaded_is_dropped(tmp_path: Path) 
     registry = make_registry(tmp_path, {"1": "good"})
     repository = make_repository(registry.folder)
     await repository.reconcile()
-    assert list(repository.list_routers()) == [NAME]
+    assert list(repository.routers.by_name()) == [NAME]
     (registry.folder / NAME).rename(tmp_path / "away")
     await repository.reconcile()
-    assert repository.list_routers() == {}
+    assert repository.routers.by_name() == {}
 
 
 async def test_a_model_that_is_added_later_is_served(tmp_path: Path) -> None:
@@ -95,12 +95,12 @@ async def test_a_model_that_is_added_later_is_served(tmp_path: Path) -> None:
     folder.mkdir()
     repository = make_repository(folder)
     await repository.reconcile()
-    assert repository.list_routers() == {}
+    assert repository.routers.by_name() == {}
     registry = Registry(folder)
     registry.add(write_artifact(tmp_path / "artifact", "1"), author="test")
     registry.activate(NAME, "1", author="test")
     await load_active(repository, NAME)
-    assert repository.get(NAME).list_versions() == ["1"]
+    assert repository.routers.get(NAME).list_versions() == ["1"]
     await repository.stop()
 
 

@@ -14,8 +14,7 @@ from live_service import WAIT_S, GatedSession, listen, make_request, see_metric,
 from starlette.types import Receive, Scope, Send
 
 from model.network_io import RawOutputs
-from service.middleware.client_limits import make_uvicorn_config
-from service.server import Server
+from service.server import Server, make_uvicorn_config
 
 HALVES = save(draw_halves())
 INFER = "v2/models/fake/infer"

@@ -8,8 +8,8 @@ from prometheus_client import Gauge
 
 from model.errors import QueueFull
 from service.inference.queue import AdmissionController, BatchPolicy, FairQueue, ImageBatch, QueuedImage
+from service.metrics import SharedGauge
 from service.requests import RequestContext
-from service.telemetry.metrics import SharedGauge
 
 pytestmark = pytest.mark.anyio
 

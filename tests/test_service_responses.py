@@ -1,8 +1,6 @@
 """Responses in every format, and batches with a status for each image."""
 
 import base64
-import email
-import email.policy
 import io
 import zipfile
 from collections.abc import AsyncIterator
@@ -18,8 +16,8 @@ from PIL import Image
 from model.errors import NotAcceptable
 from model.formats.png import decode_panoptic_png
 from model.network_io import RawOutputs
-from service.responses.encoders import negotiate_media_type
-from service.responses.schemas import (
+from service.routes.segment import negotiate_media_type
+from service.schemas import (
     BatchResponse,
     FeatureCollection,
     HuggingFaceMask,
@@ -52,20 +50,6 @@ async def post_files(
 ) -> httpx.Response:
     files = [("file", (f"{number}.png", content)) for number, content in enumerate(contents)]
     return await client.post("/v1/segment", files=files, headers={"Accept": accept}, params=params)
-
-
-def read_parts(response: httpx.Response) -> list[email.message.EmailMessage]:
-    """Return the parts of a multipart response."""
-    head = b"Content-Type: " + response.headers["content-type"].encode() + b"\r\n\r\n"
-    message = email.message_from_bytes(head + response.content, policy=email.policy.HTTP)
-    assert not message.defects
-    return list(message.iter_parts())
-
-
-def get_content(part: email.message.EmailMessage) -> bytes:
-    content = part.get_payload(decode=True)
-    assert isinstance(content, bytes)
-    return content
 
 
 async def test_geojson_polygons_follow_the_mask_borders(client: httpx.AsyncClient) -> None:
@@ -232,11 +216,7 @@ async def test_a_zip_has_one_coco_file_of_the_instances_of_all_images(client: ht
     assert [(each["image_id"], each["area"], each["bbox"]) for each in data["annotations"]] == segments
     assert [each["id"] for each in data["annotations"]] == list(range(1, len(segments) + 1))
     assert [each["id"] for each in data["images"]] == [1, 3]
-    parts = read_parts(await post_files(client, files, "multipart/mixed", formats=name))
-    alone = [orjson.loads(get_content(part)) for part in parts if part["X-Item-Status"] == "200"]
-    masks = [each["segmentation"] for part in alone for each in part["annotations"]]
-    assert masks == [each["segmentation"] for each in data["annotations"]]
-    assert isinstance(masks[0], list) == (name == "coco-polygons")
+    assert isinstance(data["annotations"][0]["segmentation"], list) == (name == "coco-polygons")
 
 
 async def test_a_zip_holds_the_requested_formats(client: httpx.AsyncClient) -> None:
@@ -250,20 +230,6 @@ async def test_a_zip_holds_the_requested_formats(client: httpx.AsyncClient) -> N
     }  # fmt: skip
     broken = await request_segments(client, "application/zip", TEXT_FILE)
     assert Problem.model_validate_json(broken.content).status == broken.status_code == 422
-
-
-async def test_every_part_of_a_multipart_response_has_a_status(client: httpx.AsyncClient) -> None:
-    response = await post_files(client, [HALVES, TEXT_FILE], "multipart/mixed")
-    parts = read_parts(response)
-    assert [(part["X-Item-Index"], part["X-Item-Status"], part.get_content_type()) for part in parts] == [
-        ("0", "200", "application/json"),
-        ("0", "200", "image/png"),
-        ("1", "422", "application/problem+json"),
-    ]
-    assert parts[1].get_filename() == "000001-panoptic.png"
-    segments = SegmentationResponse.model_validate_json(get_content(parts[0])).segments_info
-    labels = decode_panoptic_png(get_content(parts[1]))
-    assert [int((labels == each.id).sum()) for each in segments] == [each.area for each in segments]
 
 
 def encode(content: bytes) -> str:

@@ -14,12 +14,11 @@ from model.contract import NETWORK_FILE
 from model.errors import RegistryError
 from model.registry.versions import Registry
 from service.inference.pipeline import Pipeline
+from service.metrics import RequestRecord, Telemetry
 from service.requests import RequestContext, SegmentOptions
 from service.rollout.controller import RolloutController
 from service.rollout.router import Route
 from service.settings import Settings
-from service.telemetry.metrics import Telemetry
-from service.telemetry.recorders import StageTimer
 
 HALVES = save(draw_halves())
 pytestmark = pytest.mark.anyio
@@ -49,8 +48,8 @@ class Case:
         deadline = asyncio.get_running_loop().time() + 30.0
 
         async def call(pipeline: Pipeline, context: RequestContext) -> str:
-            timer = StageTimer(self.telemetry)
-            await pipeline.run(image, SegmentOptions(), lambda _: None, context, timer, pipeline.contract)
+            record = RequestRecord(self.telemetry)
+            await pipeline.run(image, SegmentOptions(), lambda _: None, context, record, pipeline.contract)
             return pipeline.contract.version
 
         with self.controller.router.admit(RequestContext(deadline=deadline, routing_key=key)) as route:
@@ -120,9 +119,9 @@ async def test_requests_in_flight_finish_on_the_version_they_started_with(tmp_pa
             await case.activate("2")
             assert case.list_roles() == {"1": "standby", "2": "active"}  # not closed: somebody is with it
             assert route.pipeline.contract.version == "1"
-            timer = StageTimer(case.telemetry)
+            record = RequestRecord(case.telemetry)
             pipeline = route.pipeline
-            await pipeline.run(HALVES, SegmentOptions(), lambda _: None, context, timer, pipeline.contract)
+            await pipeline.run(HALVES, SegmentOptions(), lambda _: None, context, record, pipeline.contract)
         await case.controller.reconcile()
         assert case.list_roles() == {"1": "unloaded", "2": "active"}
 

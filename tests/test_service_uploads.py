@@ -12,7 +12,7 @@ from bad_images import draw_png_header, draw_tiff_of_pages, draw_unusual_images,
 from fake_service import BLUE, RED, WHITE, draw_halves, open_client, post, save
 from PIL import Image
 
-from service.responses.schemas import Problem
+from service.schemas import Problem
 
 LIMIT_BYTES = 100_000
 

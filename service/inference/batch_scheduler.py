@@ -25,8 +25,8 @@ from service.inference.queue import (
     QueuedImage,
     make_deadline_error,
 )
+from service.metrics import SharedGauge, Telemetry
 from service.requests import RequestContext
-from service.telemetry.metrics import SharedGauge, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +150,6 @@ class BatchScheduler:
         self._queue_changed = asyncio.Event()
         self._streams = [_Stream() for _ in range(streams)]
         self._is_started = False
-        self.runs = 0
-        """Batches that were started."""
 
     @property
     def is_alive(self) -> bool:
@@ -171,7 +169,7 @@ class BatchScheduler:
         """Start to run batches, on the event loop that will submit."""
         self._is_started = True
         for stream in self._streams:
-            self._start_loop(stream)
+            stream.loop_task = asyncio.create_task(self._run_batches(stream))
 
     def drain(self) -> None:
         """Run batches without waiting for more images."""
@@ -249,17 +247,12 @@ class BatchScheduler:
     def _update_depth(self) -> None:
         self._depth.set(len(self._queue))
 
-    def _start_loop(self, stream: _Stream) -> None:
-        stream.loop_task = asyncio.create_task(self._run_batches(stream))
-        stream.loop_task.add_done_callback(lambda _: self._restart_loop(stream))
-
     async def _run_batches(self, stream: _Stream) -> None:
         """Run batches until cancelled; no exception ends the loop."""
         while True:
             try:
                 batch = await self._next_batch()
                 stream.running = batch.images
-                self.runs += 1
                 self._telemetry.observe_batch(batch.input_size, [image.size for image in batch.images], batch.reason)
                 for image in batch.images:
                     image.on_start()
@@ -270,15 +263,6 @@ class BatchScheduler:
                 logger.exception("a batch of %d failed outside its session", len(stream.running))
                 stream.fail(error)
             stream.running = []
-
-    def _restart_loop(self, stream: _Stream) -> None:
-        """Start the loop of a stream again if it ended without `stop`."""
-        if not self._is_started:
-            return
-        logger.error("batching loop ended, restarting: %r", stream.loop_task)
-        self._telemetry.worker_restarts.labels("loop").inc()
-        stream.fail(NotReady("the server lost this image: try again"))
-        self._start_loop(stream)
 
     async def _next_batch(self) -> ImageBatch:
         """Wait for the next batch; images that are late or cancelled are dropped here."""

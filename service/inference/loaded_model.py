@@ -5,17 +5,16 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 
-from model.backends.session import AutoSession, Session, find_hot_swap
+from model.backends.session import AutoSession, HotSwapSession, Session
 from model.contract import Contract
 from model.errors import ArtifactError, NotReady, ShuttingDown, UsegError
 from service.inference.batch_scheduler import is_finite
 from service.inference.pipeline import Pipeline
+from service.metrics import ModelState, Telemetry
 from service.settings import Settings
-from service.telemetry.metrics import ModelState, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -24,20 +23,6 @@ ModelLoader = Callable[[], tuple[Contract, Session]]
 
 Called off the event loop, and again if the inference thread died.
 """
-
-
-class BackendDescription(TypedDict, total=False):
-    """The backend of a loaded version, as its status reports it."""
-
-    backend: str
-    skipped_backends: dict[str, str]
-
-
-def describe_backend(model: "LoadedModel | None") -> BackendDescription:
-    """Describe the backend of a version; empty unless it is loaded."""
-    if not model or not model.backend:
-        return {}
-    return {"backend": model.backend, "skipped_backends": model.skipped_backends}
 
 
 class LoadedModel:
@@ -95,10 +80,6 @@ class LoadedModel:
             raise NotReady("the inference worker died and is being restarted: try again in a moment")
         return self.pipeline
 
-    def find_pipeline(self) -> Pipeline | None:
-        """Return the pipeline if it is ready."""
-        return self.pipeline if self.state == "ready" else None
-
     @property
     def backend(self) -> str:
         """The backend in use; it changes when a faster session takes over."""
@@ -129,7 +110,7 @@ class LoadedModel:
         else:
             pipeline = Pipeline(
                 contract,
-                session,
+                _unwrap(session),
                 self._settings,
                 self._telemetry,
                 reload=self._reload,
@@ -152,11 +133,11 @@ class LoadedModel:
             raise ArtifactError("the artifact changed while it was served: restart the server to use the new one")
         self._close_session()
         self._session = session
-        return session
+        return _unwrap(session)
 
     def _close_session(self) -> None:
-        if hot_swap := find_hot_swap(self._session):
-            hot_swap.close()
+        if self._session and isinstance(session := _unwrap(self._session), HotSwapSession):
+            session.close()
 
     def _load_and_warm_up(self) -> tuple[Contract, Session]:
         """Load the artifact and run the smallest and the largest batch of each input size.
@@ -172,3 +153,8 @@ class LoadedModel:
                 if not all(is_finite(each) for each in outputs):
                     raise ArtifactError(f"{contract.name} {contract.version} outputs numbers that are not finite")
         return contract, session
+
+
+def _unwrap(session: Session) -> Session:
+    """Return the session that runs: the one that backend "auto" chose, if it did."""
+    return session.session if isinstance(session, AutoSession) else session

@@ -2,36 +2,69 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import orjson
 from jaxtyping import UInt8
 
 from model.backends.session import Session
 from model.contract import Contract, Task
 from model.detail import PreparedImage, prepare_image
-from model.formats.overlay import encode_jpeg
+from model.formats.coco import (
+    to_coco_annotation,
+    to_coco_instances,
+    to_geojson_features,
+    to_hf_masks,
+    to_segments_info,
+)
+from model.formats.npz import to_npz
+from model.formats.overlay import encode_jpeg, encode_overlay
+from model.formats.png import encode_cluster_png, encode_panoptic_png
 from model.images import DecodedImage, check_pixels, decode_image, limit_size
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_segments
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.live_category_names import LiveCategoryNames
 from service.inference.queue import AdmissionController
-from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
+from service.metrics import RequestRecord, SharedGauge, Telemetry, VersionStats
+from service.requests import LOWEST_PRIORITY, FormatName, RequestContext, SegmentOptions
 from service.settings import Settings
-from service.telemetry.metrics import SharedGauge, Telemetry
-from service.telemetry.recorders import StageTimer, VersionStats
 
 T = TypeVar("T")
 ImageContent = bytes | UInt8[np.ndarray, "H W 3"]
 """An encoded file, or upright RGB pixels."""
 _TIMED_RUN_TIMEOUT_S = 60.0
+
+MediaType = Literal[
+    "application/json",
+    "image/png",
+    "image/jpeg",
+    "application/geo+json",
+    'image/png;profile="clusters"',
+    "application/x-npz",
+    "application/vnd.hf.image-segmentation+json",
+    "application/zip",
+]
+_FORMATS: dict[FormatName, tuple[MediaType, str]] = {
+    "json": ("application/json", ".json"),
+    "geojson": ("application/geo+json", ".geojson"),
+    "png": ("image/png", ".png"),
+    "coco-instances": ("application/json", ".instances.json"),
+    "coco-polygons": ("application/json", ".polygons.json"),
+    "clusters": ('image/png;profile="clusters"', ".clusters.png"),
+    "overlay": ("image/jpeg", ".overlay.jpg"),
+    "npz": ("application/x-npz", ".npz"),
+    "huggingface": ("application/vnd.hf.image-segmentation+json", ".huggingface.json"),
+}
+"""Media type and file suffix of each format."""
+_FORMAT_OF_MEDIA_TYPE = {media_type: name for name, (media_type, _) in _FORMATS.items() if not name.startswith("coco-")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +79,19 @@ class SegmentationResult:
     """One for each task, in the order of the request."""
     clusters: Mapping[Task, Segmentation]
     """The same before clusters of one category were merged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponsePart:
+    """One file of a response."""
+
+    content: bytes
+    media_type: MediaType
+    suffix: str
+    task: Task | None
+    """None for a file that covers all tasks."""
+    annotations: Sequence[dict[str, Any]] | None = None
+    """COCO annotations for a zip file; ids and file names are set when it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +181,7 @@ class Pipeline:
         options: SegmentOptions,
         encode: Callable[[SegmentationResult], T],
         context: RequestContext,
-        timer: StageTimer,
+        record: RequestRecord,
         contract: Contract,
     ) -> T:
         """Segment one image and return `encode(result)`, which runs on a codec thread.
@@ -144,22 +190,22 @@ class Pipeline:
         Raises InputError for an invalid image or option, and what the scheduler raises.
         """
         started = time.perf_counter()
-        timer.enter("decode")
-        given = await self.offload(partial(self._decode, content, options, timer))
-        timer.enter("queue")
-        outputs = await self._infer(given.prepared, context, timer)
-        timer.enter("merge")
-        postprocess = partial(self._postprocess, given, outputs, options, encode, timer, contract)
+        record.enter("decode")
+        given = await self.offload(partial(self._decode, content, options, record))
+        record.enter("queue")
+        outputs = await self._infer(given.prepared, context, record)
+        record.enter("merge")
+        postprocess = partial(self._postprocess, given, outputs, options, encode, record, contract)
         encoded = await self.offload(postprocess)
         self.stats.record_image(time.perf_counter() - started)
         return encoded
 
-    async def _infer(self, prepared: PreparedImage, context: RequestContext, timer: StageTimer) -> list[RawOutputs]:
+    async def _infer(self, prepared: PreparedImage, context: RequestContext, record: RequestRecord) -> list[RawOutputs]:
         """Run the network on all inputs of an image; each waits in the queue like an image of its own."""
         if len(prepared.inputs) > 1:
             self.scheduler.check_wait(context, images=len(prepared.inputs))
         started = time.perf_counter()
-        on_start = partial(timer.enter, "infer")
+        on_start = partial(record.enter, "infer")
         runs = [
             asyncio.ensure_future(self.scheduler.submit(each.pixels, each.size, context, on_start=on_start))
             for each in prepared.inputs
@@ -171,8 +217,8 @@ class Pipeline:
                 run.cancel()
         elapsed_s = time.perf_counter() - started
         infer_s = min(elapsed_s, sum(each.infer_s for each in results))  # inputs of one batch share a run
-        timer.add("queue", elapsed_s - infer_s, self.stats, ended_ago_s=infer_s)
-        timer.add("infer", infer_s, self.stats)
+        record.add("queue", elapsed_s - infer_s, ended_ago_s=infer_s)
+        record.add("infer", infer_s)
         return [each.raw for each in results]
 
     async def offload(self, work: Callable[[], T]) -> T:
@@ -192,8 +238,8 @@ class Pipeline:
         context = RequestContext(deadline=deadline, priority=LOWEST_PRIORITY)
         return (await self.scheduler.submit(np.zeros((3, *size), np.uint8), size, context)).infer_s
 
-    def _decode(self, content: ImageContent, options: SegmentOptions, timer: StageTimer) -> _GivenImage:
-        with timer.time("decode", self.stats):
+    def _decode(self, content: ImageContent, options: SegmentOptions, record: RequestRecord) -> _GivenImage:
+        with record.time("decode"):
             if isinstance(content, bytes):
                 image = decode_image(content, max_image_pixels=self._max_image_pixels)
             else:
@@ -215,30 +261,112 @@ class Pipeline:
         outputs: list[RawOutputs],
         options: SegmentOptions,
         encode: Callable[[SegmentationResult], T],
-        timer: StageTimer,
+        record: RequestRecord,
         contract: Contract,
     ) -> T:
         is_selected = options.select_classes(contract)
         thresholds = options.override(contract.thresholds)
         prepared = given.prepared
-        with timer.time("merge", self.stats):
+        with record.time("merge"):
             postprocess = make_postprocessor(
                 prepared.merge(outputs), prepared.letterbox, contract, prepared.override(thresholds)
             )
-            segmentations = {task: postprocess(task) for task in options.tasks}
+            clusters = {task: postprocess(task) for task in options.tasks}
             if is_selected is not None:
-                segmentations = {task: select_segments(each, is_selected) for task, each in segmentations.items()}
-            merged = segmentations
+                clusters = {task: select_segments(each, is_selected) for task, each in clusters.items()}
+            merged = clusters
             if options.merge_clusters:
-                merged = {task: merge_categories(each, task) for task, each in segmentations.items()}
+                merged = {task: merge_categories(each, task) for task, each in clusters.items()}
         is_default = is_selected is None and thresholds == contract.thresholds and options.detail == "standard"
-        self.stats.record_outputs(segmentations, is_default=is_default)
-        with timer.time("encode", self.stats):
+        self.stats.record_outputs(clusters, is_default=is_default)
+        with record.time("encode"):
             return encode(
                 SegmentationResult(
                     image=given.image,
                     original_size=given.original_size,
                     segmentations=tuple(merged.items()),
-                    clusters=segmentations,
+                    clusters=clusters,
                 )
             )
+
+
+def encode_result(
+    result: SegmentationResult, contract: Contract, options: SegmentOptions, media_type: MediaType
+) -> tuple[ResponsePart, ...]:
+    """Return the files for one image: one, unless the media type is an archive."""
+    if media_type == "application/json":
+        content = orjson.dumps(result_to_json(result, contract))
+        return (ResponsePart(content=content, media_type=media_type, suffix=".json", task=None),)
+    single = _FORMAT_OF_MEDIA_TYPE.get(media_type)
+    return tuple(
+        _encode_part(name, result, task, segmentation, contract, is_zip=single is None)
+        for task, segmentation in result.segmentations
+        for name in ((single,) if single else options.formats)
+    )
+
+
+def result_to_json(result: SegmentationResult, contract: Contract) -> dict[str, Any]:
+    """Return the JSON of one image, as `SegmentationResponse` or `MultiTaskResponse` documents it."""
+    results = [
+        {"task": task, "segments_info": to_segments_info(segmentation)} for task, segmentation in result.segmentations
+    ]
+    head = {"image": _image_to_json(result), "model": model_to_json(contract)}
+    return head | (results[0] if len(results) == 1 else {"results": results})
+
+
+def model_to_json(contract: Contract) -> dict[str, str]:
+    """Return name and version of the model."""
+    return {"name": contract.name, "version": contract.version}
+
+
+def _image_to_json(result: SegmentationResult) -> dict[str, Any]:
+    image = result.image
+    return {
+        "width": image.width,
+        "height": image.height,
+        "original_width": result.original_size[1],
+        "original_height": result.original_size[0],
+        "num_frames": image.num_frames,
+        "frame_index": 0,
+        "exif_transposed": image.orientation != 1,
+        "warnings": image.warnings,
+    }
+
+
+def _encode_part(
+    name: FormatName,
+    result: SegmentationResult,
+    task: Task,
+    segmentation: Segmentation,
+    contract: Contract,
+    *,
+    is_zip: bool,
+) -> ResponsePart:
+    content, annotations = b"", None
+    match name:
+        case "json":
+            content = orjson.dumps(result_to_json(replace(result, segmentations=((task, segmentation),)), contract))
+        case "geojson":
+            collection = {
+                "type": "FeatureCollection",
+                "image": _image_to_json(result),
+                "model": model_to_json(contract),
+                "task": task,
+                "features": to_geojson_features(segmentation),
+            }
+            content = orjson.dumps(collection, option=orjson.OPT_SERIALIZE_NUMPY)
+        case "png":
+            content = encode_panoptic_png(segmentation.label_map)
+            annotations = [to_coco_annotation(segmentation, contract, 0, "")] if is_zip else None
+        case "coco-instances" | "coco-polygons":  # in zips alone, as no media type selects them
+            annotations = to_coco_instances(segmentation, contract, "rle" if name == "coco-instances" else "polygons")
+        case "clusters":
+            content = encode_cluster_png(result.clusters[task], contract)
+        case "overlay":
+            content = encode_overlay(result.image.image, segmentation)
+        case "npz":
+            content = to_npz(segmentation)
+        case "huggingface":
+            content = orjson.dumps(to_hf_masks(segmentation))
+    media_type, suffix = _FORMATS[name]
+    return ResponsePart(content=content, media_type=media_type, suffix=suffix, task=task, annotations=annotations)

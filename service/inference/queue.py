@@ -12,8 +12,8 @@ from jaxtyping import UInt8
 
 from model.errors import DeadlineExceeded, QueueFull
 from model.network_io import RawOutputs
+from service.metrics import ReleaseReason, SharedGauge
 from service.requests import RequestContext
-from service.telemetry.metrics import ReleaseReason, SharedGauge
 
 Shape = tuple[int, ...]
 

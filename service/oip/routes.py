@@ -1,44 +1,59 @@
 """The Open Inference Protocol v2 under `/v2`, for clients of Triton, KServe and others."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
+import numpy as np
+import orjson
 from fastapi import APIRouter, Depends
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.errors import InvalidParameter, NotReady
-from service.inference.pipeline import Pipeline
-from service.oip.inference import infer_images, parse_infer_parameters, read_infer_request, version_statistics
-from service.oip.schemas import (
+from model.contract import Contract, Task
+from model.errors import InputError, InvalidParameter, NotReady
+from service.inference.pipeline import ImageContent, Pipeline, SegmentationResult, result_to_json
+from service.metrics import RequestRecord
+from service.oip.tensors import (
+    IDS_OUTPUT,
     INPUTS,
+    LENGTH_HEADER,
     OUTPUTS,
     InferRequest,
     InferResponse,
     ModelMetadata,
     OipError,
-    RepositoryEntry,
+    Output,
+    OutputName,
     ServerMetadata,
     TensorMetadata,
+    encode_infer_response,
+    list_outputs,
+    parse_infer_request,
 )
-from service.oip.tensors import LENGTH_HEADER, list_outputs
-from service.requests import RequestContext, cancel_on_disconnect, parse_request_context
-from service.responses.problems import OIP_PREFIX, Responses, reference
+from service.problems import OIP_PREFIX, Responses, reference
+from service.requests import (
+    LOWEST_PRIORITY,
+    NORMAL_PRIORITY,
+    RequestContext,
+    SegmentOptions,
+    cancel_on_disconnect,
+    invalid_request,
+    parse_request_context,
+    read_in_time,
+)
 from service.rollout.router import Route, TrafficRouter
-from service.routes.dependencies import API_KEY
-from service.state import get_state
-from service.telemetry.recorders import StageTimer
+from service.routes.dependencies import API_KEY, get_state
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
-_NO_REGISTRY = "this server serves a single artifact: models are not loaded or unloaded on request"
-_HAS_REGISTRY = "versions follow the registry: POST /v1/models/NAME/active, canary, shadow, promote or rollback"
-_LOADED_STATES = ("active", "canary", "shadow", "standby", "missing_from_registry")
+_EXTENSIONS = ("binary_tensor_data", "model_configuration", "schedule_policy")
 _TRITON_TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "INT32": "TYPE_INT32"}
 _BINARY = {"schema": {"type": "string", "format": "binary", "description": "JSON, then tensors."}}
+_NOT_READY: Responses = {503: {"description": "Not ready"}}
 
 
 def _errors(*statuses: int) -> Responses:
@@ -47,9 +62,6 @@ def _errors(*statuses: int) -> Responses:
 
 
 _MODEL_ERRORS = _errors(404, 422, 503)
-_READY_ERRORS: Responses = _errors(404, 422) | {503: {"description": "Not ready"}}
-
-
 _INFER_RESPONSES: Responses = {
     200: {
         "description": "The requested outputs; binary tensors follow the JSON.",
@@ -80,7 +92,7 @@ async def health_live() -> dict[str, bool]:
     return {"live": True}
 
 
-@health_router.get("/health/ready", responses={503: {"description": "Not ready"}})
+@health_router.get("/health/ready", responses=_NOT_READY)
 async def health_ready(request: Request, response: Response) -> dict[str, bool]:
     """Report whether images are accepted; 503 if not."""
     try:
@@ -95,22 +107,7 @@ async def health_ready(request: Request, response: Response) -> dict[str, bool]:
 @router.get("/", include_in_schema=False)
 async def server_metadata(request: Request) -> ServerMetadata:
     """Return name, version and extensions of the server."""
-    return ServerMetadata(name="useg", version=request.app.version, extensions=list(EXTENSIONS))
-
-
-@router.get("/models/stats", responses=_errors(404, 503))
-@router.get("/models/{name}/stats", responses=_MODEL_ERRORS)
-@router.get("/models/{name}/versions/{version}/stats", responses=_MODEL_ERRORS)
-async def model_statistics(request: Request, name: str | None = None, version: str | None = None) -> dict[str, Any]:
-    """Return the statistics of a version, of all loaded versions of a model, or of all models."""
-    if name is None:
-        routers = list(get_state(request).model_repository.list_routers().values())
-        pipelines = [pipeline for router in routers for pipeline in router.list_pipelines()]
-    elif version is None:
-        pipelines = _get_router(request, name).list_pipelines()
-    else:
-        pipelines = [_get_pipeline(request, name, version)]
-    return {"model_stats": [version_statistics(pipeline) for pipeline in pipelines]}
+    return ServerMetadata(name="useg", version=request.app.version, extensions=list(_EXTENSIONS))
 
 
 @router.get("/models/{name}", responses=_MODEL_ERRORS)
@@ -120,10 +117,10 @@ async def model_metadata(request: Request, name: str, version: str | None = None
 
     A request has one of the inputs: encoded files, or pixels in the order of channels that the name says.
     """
-    contract = _get_pipeline(request, name, version).contract
+    router = _get_router(request, name)
     return ModelMetadata(
-        name=contract.name,
-        versions=_get_router(request, name).list_versions(),
+        name=router.get_pipeline(version).contract.name,
+        versions=router.list_versions(),
         platform="onnx_onnxv1",
         inputs=[TensorMetadata(name=each, datatype=kind, shape=shape) for each, (kind, shape) in INPUTS.items()],
         outputs=[TensorMetadata(name=each, datatype=kind, shape=shape) for each, (kind, shape) in OUTPUTS.items()],
@@ -137,11 +134,11 @@ async def model_config(request: Request, name: str, version: str | None = None) 
 
     Its parameters name the backend in use, and why faster ones are not.
     """
-    pipeline = _get_pipeline(request, name, version)
-    model = next(each for each in _get_router(request, name).list_models() if each.pipeline is pipeline)
-    contract = pipeline.contract
+    router = _get_router(request, name)
+    pipeline = router.get_pipeline(version)
+    model = next(each for each in router.list_models() if each.pipeline is pipeline)
     return {
-        "name": contract.name,
+        "name": pipeline.contract.name,
         "platform": "onnxruntime_onnx",
         "backend": "useg",
         "max_batch_size": 0,
@@ -159,43 +156,18 @@ async def model_config(request: Request, name: str, version: str | None = None) 
     }
 
 
-@router.get("/models/{name}/ready", responses=_READY_ERRORS)
-@router.get("/models/{name}/versions/{version}/ready", responses=_READY_ERRORS)
+@router.get("/models/{name}/ready", responses=_errors(404, 422) | _NOT_READY)
+@router.get("/models/{name}/versions/{version}/ready", responses=_errors(404, 422) | _NOT_READY)
 async def model_ready(request: Request, response: Response, name: str, version: str | None = None) -> dict[str, Any]:
     """Report whether a model accepts images; 503 if not."""
     is_ready = not get_state(request).model_repository.is_draining
     try:
-        _get_pipeline(request, name, version)
+        _get_router(request, name).get_pipeline(version)
     except NotReady:
         is_ready = False
     if not is_ready:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     return {"name": name, "ready": is_ready}
-
-
-@router.post("/repository/index", responses=_errors(429, 503))
-async def repository_index(request: Request) -> list[RepositoryEntry]:
-    """List all models with all their versions."""
-    statuses = await asyncio.to_thread(get_state(request).model_repository.list_statuses)
-    return [
-        RepositoryEntry(
-            name=model.name,
-            version=each.version,
-            state="READY" if each.state in _LOADED_STATES else "LOADING" if each.state == "loading" else "UNAVAILABLE",
-            reason=each.reason or (each.state if each.state in ("unloaded", "failed") else ""),
-        )
-        for model in statuses
-        for each in model.versions
-    ]
-
-
-@router.post("/repository/models/{name}/load", responses=_errors(404, 422, 429, 503))
-@router.post("/repository/models/{name}/unload", responses=_errors(404, 422, 429, 503))
-async def reject_repository_change(request: Request, name: str) -> Response:
-    """Not supported: the response says how to change what is served."""
-    _get_pipeline(request, name, None)
-    has_registry = get_state(request).model_repository.registry is not None
-    raise InvalidParameter(_HAS_REGISTRY if has_registry else _NO_REGISTRY)
 
 
 @router.post("/models/{name}/infer", responses=_INFER_RESPONSES, openapi_extra=_INFER_BODY, response_class=Response)
@@ -216,41 +188,116 @@ async def infer(
     The outputs `panoptic`, `instance` and `semantic` hold the JSON of `/v1/segment` for each image; `panoptic_ids`, for
     images of one size, holds the segment ids of their pixels. Without `outputs`, all are returned.
     """
-    state = get_state(request)
     router = _get_router(request, name)
-    timer = StageTimer(state.telemetry)
-    request.state.version_stats, request.state.timer = router.stats, timer
-    admitted = (
-        router.admit(context) if version is None else _admit_version(_get_pipeline(request, name, version), context)
-    )
-    with admitted as route:
-        with timer.time("read"):
-            infer_request, images = await read_infer_request(request, context.deadline)
+    record = request.state.record = RequestRecord(get_state(request).telemetry, stats=router.stats)
+    with router.admit(context) if version is None else _admit_version(router.get_pipeline(version), context) as route:
+        with record.time("read"):
+            body = await read_in_time(request.body(), context.deadline)
+            infer_request, images = await asyncio.to_thread(
+                parse_infer_request, body, request.headers.get(LENGTH_HEADER)
+            )
         outputs = list_outputs(infer_request)
         own_context, options = parse_infer_parameters(infer_request, outputs, context)
 
         async def run(pipeline: Pipeline, context: RequestContext) -> tuple[bytes, int | None]:
-            request.state.version_stats = pipeline.stats
-            return await infer_images(pipeline, images, outputs, options, context, timer, infer_request)
+            record.stats = pipeline.stats
+            return await infer_images(pipeline, images, outputs, options, context, record, infer_request)
 
         work = replace(route, context=own_context).run(run)
         content, json_length = await cancel_on_disconnect(request, work, own_context.deadline)
     router.mirror(images)
-    headers = {"Server-Timing": timer.render()}
+    headers = {"Server-Timing": record.render()}
     if json_length is None:
         return Response(content, HTTPStatus.OK, headers, "application/json")
     return Response(content, HTTPStatus.OK, headers | {LENGTH_HEADER: str(json_length)}, "application/octet-stream")
 
 
+def parse_infer_parameters(
+    infer_request: InferRequest, outputs: Iterable[OutputName], context: RequestContext
+) -> tuple[RequestContext, SegmentOptions]:
+    """Return the context with priority and timeout of the request, and the options.
+
+    Raises InvalidParameter and RequestValidationError.
+    """
+    parameters = {name: value for name, value in infer_request.parameters.items() if name != "binary_data_output"}
+    priority, timeout_us = parameters.pop("priority", 0), parameters.pop("timeout", 0)
+    for name, value in (("priority", priority), ("timeout", timeout_us)):
+        if type(value) is not int or value < 0:
+            raise InvalidParameter(f"{name} must be an integer, 0 or more, got {value!r}")
+    if "task" in parameters or "subtask" in parameters:
+        raise InvalidParameter("the task is not a parameter here: request outputs by name")
+    try:
+        options = SegmentOptions.model_validate(parameters | {"task": list(dict.fromkeys(map(_task_of, outputs)))})
+    except ValidationError as error:
+        raise invalid_request(error) from error
+    deadline = context.deadline
+    if timeout_us:
+        deadline = min(deadline, asyncio.get_running_loop().time() + timeout_us / 1e6)
+    priority = min(priority, LOWEST_PRIORITY) if priority else NORMAL_PRIORITY
+    return replace(context, deadline=deadline, priority=priority), options
+
+
+async def infer_images(
+    pipeline: Pipeline,
+    images: Sequence[ImageContent],
+    outputs: Mapping[OutputName, bool],
+    options: SegmentOptions,
+    context: RequestContext,
+    record: RequestRecord,
+    infer_request: InferRequest,
+) -> tuple[bytes, int | None]:
+    """Return the body of the response and the length of its JSON part; if one image fails, the request fails."""
+    contract = pipeline.contract
+    encode = partial(_encode, outputs=tuple(outputs), contract=contract)
+
+    async def infer_one(index: int, image: ImageContent) -> dict[OutputName, Any]:
+        try:
+            return await pipeline.run(image, options, encode, context, record, contract)
+        except InputError as error:
+            raise type(error)(f"image {index}: {error}") from error
+
+    tasks = [asyncio.create_task(infer_one(*each)) for each in enumerate(images)]
+    try:
+        results = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    if not infer_request.outputs and len({result["panoptic_ids"].shape for result in results}) > 1:
+        outputs = {name: outputs[name] for name in outputs if name != "panoptic_ids"}
+    values = [_stack_outputs([result[name] for result in results]) for name in outputs]
+    head: dict[str, Any] = {"model_name": contract.name, "model_version": contract.version}
+    if infer_request.id is not None:
+        head["id"] = infer_request.id
+    return await asyncio.to_thread(encode_infer_response, head, outputs, values)
+
+
+def _task_of(output: OutputName) -> Task:
+    return "panoptic" if output == "panoptic_ids" else output
+
+
+def _encode(result: SegmentationResult, *, outputs: Sequence[OutputName], contract: Contract) -> dict[OutputName, Any]:
+    segmentations = dict(result.segmentations)
+    encoded: dict[OutputName, Any] = {}
+    for name in outputs:
+        task = _task_of(name)
+        if name == IDS_OUTPUT:
+            encoded[name] = segmentations[task].label_map
+        else:
+            single = replace(result, segmentations=((task, segmentations[task]),))
+            encoded[name] = orjson.dumps(result_to_json(single, contract))
+    return encoded
+
+
+def _stack_outputs(values: list[Any]) -> Output:
+    if isinstance(values[0], bytes):
+        return values
+    if len({value.shape for value in values}) > 1:
+        raise InvalidParameter(f"{IDS_OUTPUT!r} needs images of one size: send them one by one")
+    return np.stack(values)
+
+
 def _get_router(request: Request, name: str) -> TrafficRouter:
-    return get_state(request).model_repository.get(name)
-
-
-def _get_pipeline(request: Request, name: str, version: str | None) -> Pipeline:
-    """Return a version, by default the active one. Raises ModelNotFound, and NotReady if no version is active."""
-    router = _get_router(request, name)
-    active = router.get_pipeline()
-    return active if version is None else router.find_version(version)
+    return get_state(request).model_repository.routers.get(name)
 
 
 @contextmanager

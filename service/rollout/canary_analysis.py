@@ -1,14 +1,18 @@
-"""Decides from recent metrics whether a new version is worse than the one it replaces or runs next to."""
+"""Trials of a new version: shadow runs, and whether it is worse than the version that it replaces or runs next to."""
 
+import asyncio
 import logging
+import random
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.contract import Contract, Histogram
 from model.drift import STATISTICS, Statistic, population_stability_index
-from model.errors import ContractMismatch, DeadlineExceeded, NotReady, QueueFull
-from service.inference.pipeline import Pipeline
-from service.telemetry.metrics import RollbackCause
-from service.telemetry.recorders import VersionMetrics
+from model.errors import ContractMismatch, DeadlineExceeded, InputError, NotReady, QueueFull
+from service.inference.pipeline import ImageContent, Pipeline
+from service.metrics import RequestRecord, RollbackCause, Telemetry, VersionMetrics
+from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +23,10 @@ _MIN_EXCESS_P95_S = 0.05
 _MIN_EXCESS_RUN_S = 0.02
 _MIN_RUNS, _MAX_RUNS = 3, 12
 """Timed runs before rollout; the shortest counts, because other load only makes runs longer."""
+_MAX_SHADOW_IMAGES = 4
+_SHADOW_IDLE_WAIT_S = 10.0
+_SHADOW_POLL_S = 0.02
+_SHADOW_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,3 +112,64 @@ def excess_psi(metrics: VersionMetrics, name: Statistic, min_samples: int) -> fl
 
 def _smooth(histogram: Histogram) -> Histogram:
     return Histogram(edges=histogram.edges, counts=tuple(2 * count + 1 for count in histogram.counts))
+
+
+class ShadowRunner:
+    """Re-runs a fraction of the images on another version while the active one is idle, and discards the results."""
+
+    def __init__(self, pipeline: Pipeline, active: Pipeline, traffic_fraction: float, telemetry: Telemetry) -> None:
+        self.pipeline = pipeline
+        self.active = active
+        self.traffic_fraction = traffic_fraction
+        self._counter = telemetry.shadow_images
+        self._waiting: deque[ImageContent] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._random = random.Random()
+
+    def submit(self, images: Iterable[ImageContent]) -> None:
+        """Queue a sample of the images; without room in the queue they are dropped."""
+        for image in images:
+            if self._random.random() >= self.traffic_fraction:
+                continue
+            if len(self._waiting) < _MAX_SHADOW_IMAGES:
+                self._waiting.append(image)
+            else:
+                self._count("dropped")
+        if self._waiting and (self._task is None or self._task.done()):
+            self._task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """Drop the images that wait."""
+        self._waiting.clear()
+        if self._task:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while self._waiting:
+            image = self._waiting.popleft()
+            self._count(await self._segment(image) if await self._wait_until_active_is_idle() else "dropped")
+
+    async def _segment(self, image: ImageContent) -> str:
+        """Segment an image; return its outcome."""
+        deadline = asyncio.get_running_loop().time() + _SHADOW_TIMEOUT_S
+        context = RequestContext(deadline=deadline, priority=LOWEST_PRIORITY)
+        record, contract = RequestRecord(None), self.pipeline.contract
+        try:
+            await self.pipeline.run(image, SegmentOptions(), lambda _result: None, context, record, contract)
+        except InputError:
+            return "ok"  # the same error as the active version's
+        except Exception as error:  # of any kind: clients must not notice it
+            logger.info("the shadow version failed: %r", error)
+            self.pipeline.stats.record_image(None)
+            return "failed"
+        return "ok"
+
+    async def _wait_until_active_is_idle(self) -> bool:
+        for _ in range(round(_SHADOW_IDLE_WAIT_S / _SHADOW_POLL_S)):
+            if self.active.scheduler.is_idle:
+                return True
+            await asyncio.sleep(_SHADOW_POLL_S)
+        return False
+
+    def _count(self, outcome: str) -> None:
+        self._counter.labels(self.pipeline.contract.name, outcome).inc()

@@ -5,7 +5,7 @@ import ctypes
 import gc
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Literal
@@ -15,14 +15,19 @@ from model.contract import Contract
 from model.errors import RegistryError, UsegError
 from model.registry.deployment import DeploymentState, TrafficSplit
 from model.registry.versions import Registry
-from service.inference.loaded_model import LoadedModel, describe_backend
+from service.inference.loaded_model import LoadedModel
 from service.inference.pipeline import Pipeline
-from service.rollout.canary_analysis import AnalysisThresholds, check_identity, check_latency, find_regression
-from service.rollout.model_status import HistoryEvent, ModelHistory, VersionStatus
-from service.rollout.router import ShadowRunner, TrafficRouter
+from service.metrics import RollbackCause, Telemetry, VersionMetrics, VersionRole
+from service.rollout.canary_analysis import (
+    AnalysisThresholds,
+    ShadowRunner,
+    check_identity,
+    check_latency,
+    find_regression,
+)
+from service.rollout.router import TrafficRouter, find_ready
+from service.schemas import ModelHistory, VersionStatus
 from service.settings import Settings
-from service.telemetry.metrics import RollbackCause, Telemetry, VersionRole
-from service.telemetry.recorders import VersionMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -138,12 +143,13 @@ class RolloutController:
                     state=role,
                     traffic_fraction=fractions.get(version),
                     reason=self._failed[version].reason if version in self._failed else None,
-                    **describe_backend(self._loaded.get(version)),
+                    backend=self._loaded[version].backend if version in self._loaded else None,
+                    skipped_backends=self._loaded[version].skipped_backends if version in self._loaded else {},
                 )
                 for version, role in self._roles().items()
             ],
             previous_versions=list(state.previous_versions),
-            history=[HistoryEvent(**asdict(each)) for each in state.history],
+            history=list(state.history),
         )
 
     def _read_state(self) -> DeploymentState:
@@ -204,7 +210,7 @@ class RolloutController:
                 await model.stop()
 
     async def _check_latency(self, candidate: Pipeline) -> None:
-        active = self.router.active.find_pipeline() if self.router.active else None
+        active = find_ready(self.router.active)
         history = self.state.history
         is_rollback = bool(history) and history[-1].action == "rollback"  # to a version that was good enough before
         if active and not is_rollback:
@@ -239,9 +245,8 @@ class RolloutController:
 
     def _apply_shadow(self, split: TrafficSplit | None) -> None:
         router = self.router
-        model = self._loaded.get(split.version) if split else None
-        pipeline = model.find_pipeline() if model else None
-        active = router.active.find_pipeline() if router.active else None
+        pipeline = find_ready(self._loaded.get(split.version)) if split else None
+        active = find_ready(router.active)
         current = router.shadow
         if current and (current.pipeline is not pipeline or current.active is not active):
             current.stop()

@@ -1,8 +1,7 @@
-"""The models of a server by name: one artifact, or all models of a registry."""
+"""The models of a server: one artifact, or all models of a registry."""
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,18 +9,17 @@ from model.backends.loader import load_session
 from model.backends.openvino import default_compile_cache
 from model.backends.session import Session
 from model.contract import NETWORK_FILE, Contract
-from model.errors import InvalidParameter, ModelNotFound, NotReady, ShuttingDown, UsegError
+from model.errors import ShuttingDown, UsegError
 from model.registry.category_names import names_path
 from model.registry.signatures import read_trusted_keys, verify_signature
 from model.registry.versions import Registry
-from service.inference.loaded_model import LoadedModel, ModelLoader, describe_backend
+from service.inference.loaded_model import LoadedModel, ModelLoader
 from service.inference.pipeline import Pipeline
+from service.metrics import ModelState, Telemetry
 from service.rollout.controller import ArtifactLoader, RolloutController
-from service.rollout.model_status import ModelHistory, VersionStatus
-from service.rollout.router import TrafficRouter
+from service.rollout.router import Routers, TrafficRouter, find_ready
+from service.schemas import ModelHistory, VersionStatus
 from service.settings import Settings
-from service.telemetry.metrics import ModelInfoLabels, ModelState, Telemetry
-from service.telemetry.recorders import VersionStats
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ _WORST_FIRST: tuple[ModelState, ...] = ("failed", "restarting", "loading", "read
 
 
 class ModelRepository:
-    """Loads the models that the settings name and gives requests the router of theirs."""
+    """Loads the models that the settings name; `routers` gives requests the versions that handle them."""
 
     def __init__(
         self,
@@ -58,7 +56,8 @@ class ModelRepository:
         names_file = settings.category_names_file or names_path(settings.artifact)
         load_model = load_model or partial(self._load_artifact, settings.artifact)
         self._model = LoadedModel(load_model, settings, telemetry, names_file)
-        self._router = TrafficRouter(active=self._model)
+        single = None if self.registry else TrafficRouter(active=self._model)
+        self.routers = Routers(settings.default_model, single)
 
     async def start(self) -> None:
         """Start to load the models."""
@@ -73,6 +72,12 @@ class ModelRepository:
         Raises the error with which the artifact of a server without a registry failed to load.
         """
         await (self._is_ready.wait() if self.registry else self._model.wait_ready())
+
+    def get_ready_pipeline(self) -> Pipeline:
+        """Return the default model's pipeline if the server is ready. Raises NotReady, with the reason, otherwise."""
+        if self.is_draining:
+            raise ShuttingDown("the server is shutting down: use another one")
+        return self.routers.get_ready_pipeline()
 
     def drain(self) -> None:
         """Fail readiness from now on, and run batches without delay; requests are still accepted."""
@@ -106,16 +111,10 @@ class ModelRepository:
                 await controller.reconcile()
             except Exception:  # of any kind: without the loop, no model would be rolled back any more
                 logger.exception("%s could not be reconciled with the registry", controller.model)
+        self.routers.of_registry = {name: each.router for name, each in self._controllers.items()}
         controllers = self._controllers.values()
         if any(each.router.active for each in controllers) and all(each.is_settled for each in controllers):
             self._is_ready.set()
-
-    def list_routers(self) -> Mapping[str, TrafficRouter]:
-        """Return the models by name; an artifact that is still loading has an empty name."""
-        if self.registry:
-            return {name: each.router for name, each in self._controllers.items()}
-        pipeline = self._model.pipeline
-        return {pipeline.contract.name if pipeline else "": self._router}
 
     def list_statuses(self) -> list[ModelHistory]:
         """Return the status of all models; reads files."""
@@ -126,8 +125,9 @@ class ModelRepository:
         contract = self._model.pipeline.contract
         status = VersionStatus(
             version=contract.version,
-            state="active" if self._model.find_pipeline() else "loading",
-            **describe_backend(self._model),
+            state="active" if find_ready(self._model) else "loading",
+            backend=self._model.backend,
+            skipped_backends=self._model.skipped_backends,
         )
         return [
             ModelHistory(
@@ -141,54 +141,22 @@ class ModelRepository:
             )
         ]
 
-    def get(self, name: str | None = None) -> TrafficRouter:
-        """Return the model of a name, by default the only or the default one.
-
-        Raises ModelNotFound, NotReady if none is loaded yet, InvalidParameter if there are several and no default.
-        """
-        routers = self.list_routers()
-        if "" in routers:
-            routers[""].get_pipeline()
-        requested = name if name is not None else self._settings.default_model
-        if requested is not None and requested in routers:
-            return routers[requested]
-        known = ", ".join(sorted(routers)) or "none yet"
-        if requested is not None:
-            raise ModelNotFound(f"model {requested!r} not found; known models: {known}")
-        if not routers:
-            raise NotReady("the registry has no model yet: run `useg registry add`, then `useg registry activate`")
-        if len(routers) > 1:
-            raise InvalidParameter(f"several models are served: set model=NAME, one of {known}")
-        return next(iter(routers.values()))
-
-    def get_ready_pipeline(self) -> Pipeline:
-        """Return the default model's pipeline if the server is ready. Raises NotReady, with the reason, otherwise.
-
-        Without a default, every model that has an active version must be ready.
-        """
-        if self.is_draining:
-            raise ShuttingDown("the server is shutting down: use another one")
-        routers = self.list_routers()
-        if self._settings.default_model is None and len(routers) > 1:
-            ready = [router.get_pipeline() for router in routers.values() if router.active]
-            return ready[0] if ready else next(iter(routers.values())).get_pipeline()
-        try:
-            return self.get().get_pipeline()
-        except ModelNotFound as error:
-            raise NotReady(str(error)) from error
-
-    def find_stats(self) -> VersionStats | None:
-        """Return the statistics of the default model's active version, if it is known and loaded."""
-        routers, default = self.list_routers(), self._settings.default_model
-        router = routers.get(default) if default else next(iter(routers.values()), None)
-        return router.stats if router else None
-
     def update_metrics(self) -> None:
         """Set the metrics that describe the served models."""
-        active = [router.active for router in self.list_routers().values() if router.active]
-        self._telemetry.set_models(labels for each in active if (labels := _info_labels(each)))
+        metrics = self._telemetry
+        active = [router.active for router in self.routers.by_name().values() if router.active]
+        metrics.model_info.clear()
+        metrics.skipped_backend_info.clear()
+        for model in active:
+            if not model.pipeline:
+                continue
+            contract = model.pipeline.contract
+            version, sha256 = (contract.name, contract.version), contract.files.get(NETWORK_FILE, "")
+            metrics.model_info.labels(*version, sha256, model.backend, contract.precision).set(1)
+            for backend, reason in model.skipped_backends.items():
+                metrics.skipped_backend_info.labels(*version, backend, reason).set(1)
         states: list[ModelState] = [each.state for each in active] or ["loading"]
-        self._telemetry.set_state("draining" if self.is_draining else min(states, key=_WORST_FIRST.index))
+        metrics.set_state("draining" if self.is_draining else min(states, key=_WORST_FIRST.index))
 
     async def _poll_registry(self) -> None:
         while True:
@@ -229,17 +197,3 @@ def make_artifact_loader(settings: Settings) -> ArtifactLoader:
         return load(directory)
 
     return load_signed
-
-
-def _info_labels(model: LoadedModel) -> ModelInfoLabels | None:
-    if not model.pipeline:
-        return None
-    contract = model.pipeline.contract
-    return ModelInfoLabels(
-        name=contract.name,
-        version=contract.version,
-        sha256=contract.files.get(NETWORK_FILE, ""),
-        backend=model.backend,
-        precision=contract.precision,
-        skipped_backends=model.skipped_backends,
-    )

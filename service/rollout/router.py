@@ -1,21 +1,19 @@
-"""Routes requests to the active or canary version of a model, and copies images to its shadow version."""
+"""Routes a request to a model, and there to the active or canary version; copies images to the shadow version."""
 
 import asyncio
 import hashlib
 import logging
-import random
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from model.errors import InputError, ModelNotFound, NotReady, QueueFull
+from model.errors import InputError, InvalidParameter, ModelNotFound, NotReady, QueueFull
 from service.inference.loaded_model import LoadedModel
 from service.inference.pipeline import ImageContent, Pipeline
-from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
-from service.telemetry.metrics import Telemetry
-from service.telemetry.recorders import StageTimer, VersionStats
+from service.metrics import VersionStats
+from service.requests import RequestContext
+from service.rollout.canary_analysis import ShadowRunner
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +23,6 @@ Call = Callable[[Pipeline, RequestContext], Awaitable[T]]
 
 _FALLBACK_RESERVE_S = 10.0
 """Part of the timeout that is kept for the fallback version, if as much is left for the first."""
-_MAX_SHADOW_IMAGES = 4
-_SHADOW_IDLE_WAIT_S = 10.0
-_SHADOW_POLL_S = 0.02
-_SHADOW_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,69 +62,8 @@ class Route:
         except Exception as second:
             raise error from second
         if not isinstance(error, QueueFull):
-            self.pipeline.stats.record_failure()
+            self.pipeline.stats.record_image(None)
         return result
-
-
-class ShadowRunner:
-    """Re-runs a fraction of the images on another version while the active one is idle, and discards the results."""
-
-    def __init__(self, pipeline: Pipeline, active: Pipeline, traffic_fraction: float, telemetry: Telemetry) -> None:
-        self.pipeline = pipeline
-        self.active = active
-        self.traffic_fraction = traffic_fraction
-        self._counter = telemetry.shadow_images
-        self._waiting: deque[ImageContent] = deque()
-        self._task: asyncio.Task[None] | None = None
-        self._random = random.Random()
-
-    def submit(self, images: Iterable[ImageContent]) -> None:
-        """Queue a sample of the images; without room in the queue they are dropped."""
-        for image in images:
-            if self._random.random() >= self.traffic_fraction:
-                continue
-            if len(self._waiting) < _MAX_SHADOW_IMAGES:
-                self._waiting.append(image)
-            else:
-                self._count("dropped")
-        if self._waiting and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._run())
-
-    def stop(self) -> None:
-        """Drop the images that wait."""
-        self._waiting.clear()
-        if self._task:
-            self._task.cancel()
-
-    async def _run(self) -> None:
-        while self._waiting:
-            image = self._waiting.popleft()
-            self._count(await self._segment(image) if await self._wait_until_active_is_idle() else "dropped")
-
-    async def _segment(self, image: ImageContent) -> str:
-        """Segment an image; return its outcome."""
-        deadline = asyncio.get_running_loop().time() + _SHADOW_TIMEOUT_S
-        context = RequestContext(deadline=deadline, priority=LOWEST_PRIORITY)
-        try:
-            timer, contract = StageTimer(None), self.pipeline.contract
-            await self.pipeline.run(image, SegmentOptions(), lambda _result: None, context, timer, contract)
-        except InputError:
-            return "ok"  # the same error as the active version's
-        except Exception as error:  # of any kind: clients must not notice it
-            logger.info("the shadow version failed: %r", error)
-            self.pipeline.stats.record_failure()
-            return "failed"
-        return "ok"
-
-    async def _wait_until_active_is_idle(self) -> bool:
-        for _ in range(round(_SHADOW_IDLE_WAIT_S / _SHADOW_POLL_S)):
-            if self.active.scheduler.is_idle:
-                return True
-            await asyncio.sleep(_SHADOW_POLL_S)
-        return False
-
-    def _count(self, outcome: str) -> None:
-        self._counter.labels(self.pipeline.contract.name, outcome).inc()
 
 
 class TrafficRouter:
@@ -157,31 +90,30 @@ class TrafficRouter:
         pipeline = self.active.pipeline if self.active else None
         return pipeline.stats if pipeline else None
 
-    def get_pipeline(self) -> Pipeline:
-        """Return the active version. Raises NotReady, with the reason, while there is none."""
+    def get_pipeline(self, version: str | None = None) -> Pipeline:
+        """Return a version that is ready, by default the active one.
+
+        Raises NotReady, with the reason, while no version is active, and ModelNotFound for one that is not loaded.
+        """
         if not self.active:
             raise NotReady(self.unready_reason)
-        return self.active.get_pipeline()
+        active = self.active.get_pipeline()
+        if version is None:
+            return active
+        found = next((each for each in self._list_pipelines() if each.contract.version == version), None)
+        if found is None:
+            raise ModelNotFound(
+                f"version {version!r} is not loaded; loaded versions: {', '.join(self.list_versions())}"
+            )
+        return found
 
     def list_models(self) -> list[LoadedModel]:
         """Return the loaded versions, the active one first."""
         return [each for each in (self.active, self.canary, self.fallback) if each]
 
-    def list_pipelines(self) -> list[Pipeline]:
-        """Return those of them that are ready."""
-        return [pipeline for each in self.list_models() if (pipeline := each.find_pipeline())]
-
     def list_versions(self) -> list[str]:
-        """Return the names of those versions."""
-        return [each.contract.version for each in self.list_pipelines()]
-
-    def find_version(self, version: str) -> Pipeline:
-        """Return one of those versions. Raises ModelNotFound."""
-        for each in self.list_pipelines():
-            if each.contract.version == version:
-                return each
-        known = ", ".join(self.list_versions()) or "none yet"
-        raise ModelNotFound(f"version {version!r} is not loaded; loaded versions: {known}")
+        """Return the names of those that are ready."""
+        return [each.contract.version for each in self._list_pipelines()]
 
     def mirror(self, images: Iterable[ImageContent]) -> None:
         """Copy segmented images to the shadow version, if there is one."""
@@ -208,13 +140,79 @@ class TrafficRouter:
                     yield Route(pipeline=pipeline, fallback=fallback, context=context)
                     return
 
+    def _list_pipelines(self) -> list[Pipeline]:
+        return [pipeline for each in self.list_models() if (pipeline := find_ready(each))]
+
     def _list_candidates(self, routing_key: str) -> Sequence[Pipeline]:
         """Return the versions that can handle a request, the first choice first. Raises NotReady if there is none."""
-        canary = self.canary.find_pipeline() if self.canary else None
+        canary = find_ready(self.canary)
         if canary and not is_in_canary(routing_key, canary, self.canary_fraction):
             canary = None
-        others = [each.find_pipeline() for each in (self.active, self.fallback) if each]
-        return [each for each in (canary, *others) if each] or [self.get_pipeline()]
+        candidates = (canary, find_ready(self.active), find_ready(self.fallback))
+        return [each for each in candidates if each] or [self.get_pipeline()]
+
+
+class Routers:
+    """The models of a server by name."""
+
+    def __init__(self, default_model: str | None, single: TrafficRouter | None = None) -> None:
+        """`single` is the model of a server without a registry."""
+        self.of_registry: dict[str, TrafficRouter] = {}
+        self._default_model = default_model
+        self._single = single
+
+    def by_name(self) -> Mapping[str, TrafficRouter]:
+        """Return the models by name; an artifact that is still loading has an empty name."""
+        if self._single is None:
+            return self.of_registry
+        pipeline = self._single.active.pipeline if self._single.active else None
+        return {pipeline.contract.name if pipeline else "": self._single}
+
+    def get(self, name: str | None = None) -> TrafficRouter:
+        """Return the model of a name, by default the only or the default one.
+
+        Raises ModelNotFound, NotReady if none is loaded yet, InvalidParameter if there are several and no default.
+        """
+        routers = self.by_name()
+        if "" in routers:
+            routers[""].get_pipeline()
+        requested = name if name is not None else self._default_model
+        if requested is not None and requested in routers:
+            return routers[requested]
+        known = ", ".join(sorted(routers)) or "none yet"
+        if requested is not None:
+            raise ModelNotFound(f"model {requested!r} not found; known models: {known}")
+        if not routers:
+            raise NotReady("the registry has no model yet: run `useg registry add`, then `useg registry activate`")
+        if len(routers) > 1:
+            raise InvalidParameter(f"several models are served: set model=NAME, one of {known}")
+        return next(iter(routers.values()))
+
+    def get_ready_pipeline(self) -> Pipeline:
+        """Return the default model's pipeline. Raises NotReady, with the reason, if the server is not ready.
+
+        Without a default, every model that has an active version must be ready.
+        """
+        routers = self.by_name()
+        if self._default_model is None and len(routers) > 1:
+            ready = [router.get_pipeline() for router in routers.values() if router.active]
+            return ready[0] if ready else next(iter(routers.values())).get_pipeline()
+        try:
+            return self.get().get_pipeline()
+        except ModelNotFound as error:
+            raise NotReady(str(error)) from error
+
+    def find_stats(self) -> VersionStats | None:
+        """Return the statistics of the default model's active version, if it is known and loaded."""
+        routers, default = self.by_name(), self._default_model
+        router = routers.get(default) if default else next(iter(routers.values()), None)
+        return router.stats if router else None
+
+
+def find_ready(model: LoadedModel | None) -> Pipeline | None:
+    """Return the pipeline of a version if it is ready."""
+    pipeline = model.pipeline if model else None
+    return pipeline if pipeline and pipeline.scheduler.is_alive else None
 
 
 def is_in_canary(routing_key: str, pipeline: Pipeline, fraction: float) -> bool:

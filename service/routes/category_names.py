@@ -12,13 +12,12 @@ from starlette.responses import Response
 
 from model.category_examples import CategoryExamples
 from model.contract import Contract
-from model.errors import ClusterNotFound, InvalidCategoryNames, InvalidParameter, ModelNotFound, PreconditionFailed
+from model.errors import ClusterNotFound, InvalidCategoryNames, InvalidParameter, PreconditionFailed
 from model.registry.category_names import FORMAT_VERSION, CategoryName, CategoryNames, NameChange, parse_names
 from service.inference.live_category_names import LiveCategoryNames
-from service.responses.problems import document_problems
-from service.responses.schemas import ModelInfo
-from service.routes.dependencies import API_KEY, Admin
-from service.state import get_state
+from service.problems import document_problems
+from service.routes.dependencies import API_KEY, Admin, get_state
+from service.schemas import ModelInfo
 
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,9})"?', re.ASCII)
 _READ = document_problems(404, 422, 503)
@@ -104,14 +103,7 @@ async def get_names(
 
     Raises ModelNotFound, also for a version that is not loaded, and NotReady while none is active.
     """
-    router = get_state(request).model_repository.get(name)
-    active = router.get_pipeline()
-    if version is None or version == active.contract.version:
-        return active.names
-    for model in router.list_models():
-        if model.pipeline and model.pipeline.contract.version == version:
-            return model.pipeline.names
-    raise ModelNotFound(f"version {version!r} of {name} is not loaded: the active one is {active.contract.version}")
+    return get_state(request).model_repository.routers.get(name).get_pipeline(version).names
 
 
 Names = Annotated[LiveCategoryNames, Depends(get_names)]

@@ -1,4 +1,4 @@
-"""FastAPI dependencies of the routes: API keys in the documentation, and access for administrators."""
+"""What routes depend on: the state of the app, API keys in the documentation, and access for administrators."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -9,21 +9,27 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from model.errors import PermissionDenied, Unauthorized
-from service.middleware.auth import read_api_key
+from service.auth import read_api_key
+from service.middleware import AppState
 from service.settings import Settings, is_loopback
-from service.state import get_state
 
 API_KEY = [
     Security(HTTPBearer(scheme_name="bearer", auto_error=False)),
     Security(APIKeyHeader(name="X-API-Key", scheme_name="api_key", auto_error=False)),
 ]
-"""Document that a route takes an API key; `AuthMiddleware` checks it before the body is read."""
+"""Document that a route takes an API key; `RequestMiddleware` checks it before the body is read."""
 
 LOCAL_ADMIN = "local"
 """Author of changes that needed no key."""
 _ADMIN_KEY_HINT = "set admin_api_key_file (`useg create-api-key NAME` makes a key and its line)"
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 """Headers that a proxy adds; behind one, a request from this machine may come from anywhere."""
+
+
+def get_state(request: Request) -> AppState:
+    """Return the state of the app that received a request."""
+    state: AppState = request.app.state.useg
+    return state
 
 
 async def require_admin(request: Request) -> str:
@@ -53,7 +59,7 @@ def _require_admin_key(request: Request) -> str:
     try:
         return state.admin_keys.authenticate(read_api_key(request.headers)).name
     except Unauthorized as error:
-        if _has_api_keys(state.settings):  # AuthMiddleware knew the key, or the request would not be here
+        if _has_api_keys(state.settings):  # RequestMiddleware knew the key, or the request would not be here
             raise PermissionDenied("this API key has no admin rights: send an admin key") from error
         raise Unauthorized("missing or unknown admin key: send 'Authorization: Bearer KEY'") from error
 

@@ -1,26 +1,28 @@
-"""`/v1/models`: models, their versions, and changes of what is served."""
+"""Health, metrics, and `/v1/models`: models, their versions, and changes of what is served."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
+from starlette.responses import Response
 
 from model.errors import ArtifactError, RegistryConflict, RegistryError
 from model.registry.deployment import DeploymentState
 from model.registry.versions import Registry
-from service.responses.problems import document_problems
+from service.problems import document_problems
 from service.rollout.model_repository import ModelRepository
-from service.rollout.model_status import ModelHistory, ModelList
-from service.routes.dependencies import API_KEY, Admin
-from service.state import get_state
+from service.routes.dependencies import API_KEY, Admin, get_state
+from service.schemas import Liveness, ModelHistory, ModelInfo, ModelList, Readiness
 
 _CHANGE = document_problems(403, 404, 408, 409, 413, 415, 422, 429, 500, 503)
 _NO_REGISTRY = "this server serves a single artifact: start it with --registry to change versions"
 
 Change = Callable[[Registry], DeploymentState]
+health_router = APIRouter(tags=["Health"], responses=document_problems(431))
 router = APIRouter(tags=["Models"], dependencies=API_KEY, responses=document_problems(401, 431))
 
 
@@ -47,18 +49,38 @@ class TrafficSplitRequest(ReasonBody):
     """Fraction of the clients for a canary, of the images for a shadow."""
 
 
+@health_router.get("/livez")
+async def live() -> Liveness:
+    """Report that the process responds."""
+    return Liveness(status="alive")
+
+
+@health_router.get("/readyz", responses=document_problems(503))
+async def ready(request: Request) -> Readiness:
+    """Report whether images are accepted: the model passed its checks and is warmed up."""
+    contract = get_state(request).model_repository.get_ready_pipeline().contract
+    return Readiness(status="ready", model=ModelInfo(name=contract.name, version=contract.version))
+
+
+@health_router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    """Return all metrics in the Prometheus text format."""
+    state = get_state(request)
+    state.model_repository.update_metrics()
+    return Response(state.telemetry.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
 @router.get("/v1/models", responses=document_problems(500))
 async def list_models(request: Request) -> ModelList:
     """List all models and the states of their versions."""
-    statuses = await asyncio.to_thread(get_state(request).model_repository.list_statuses)
-    return ModelList(models=[status.without_history() for status in statuses])
+    return ModelList(models=list(await asyncio.to_thread(get_state(request).model_repository.list_statuses)))
 
 
 @router.get("/v1/models/{name}", responses=document_problems(404, 422, 500, 503))
 async def show_model(name: str, request: Request) -> ModelHistory:
     """Return one model: its versions, their states, and the history of changes."""
     repository = get_state(request).model_repository
-    repository.get(name)
+    repository.routers.get(name)
     return await _get_status(repository, name)
 
 

@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import PathLike, StaticFiles
 from starlette.types import Scope
 
-from service.middleware.request_context import make_page_csp
+from service.middleware import make_page_csp
 
 _WEB = Path(__file__).parent.parent / "web"
 _REVALIDATE = {"Cache-Control": "no-cache"}

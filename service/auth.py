@@ -1,17 +1,23 @@
-"""API keys, stored as SHA-256 hashes."""
+"""API keys, stored as SHA-256 hashes, and rate limits."""
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.errors import ConfigError, Unauthorized
+from starlette.datastructures import Headers
+
+from model.errors import ConfigError, RateLimited, Unauthorized
 
 _LINE_FORMAT = "NAME:SHA256[:REQUESTS_PER_SECOND[:BURST]]"
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})(?::(\d{1,9}(?:\.\d{1,9})?)(?::([1-9]\d{0,8}))?)?", re.ASCII)
+_MAX_BUCKETS = 10_000
+"""The number of addresses is not bounded: the bucket that was idle longest is dropped, as it is full again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,45 @@ def generate_api_key(name: str) -> tuple[str, str]:
     line = f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
     _parse(line, "the new API key")
     return key, line
+
+
+def read_api_key(headers: Headers) -> str:
+    """Return the API key of a request, or an empty string."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+@dataclass(kw_only=True)
+class _TokenBucket:
+    tokens: float
+    filled: float
+
+
+class TokenBucketLimiter:
+    """A token bucket for each client; `now` is the time of any clock in seconds."""
+
+    def __init__(self) -> None:
+        self._buckets: OrderedDict[str, _TokenBucket] = OrderedDict()
+
+    def acquire(self, owner: str, rate_limit_rps: float, burst: int, now: float) -> None:
+        """Take one token of `owner`, whose bucket holds `burst` and gains `rate_limit_rps`; a rate of 0 is no limit.
+
+        Raises RateLimited with the time until the next token.
+        """
+        if rate_limit_rps <= 0.0:
+            return
+        bucket = self._buckets.pop(owner, None) or _TokenBucket(tokens=burst, filled=now)
+        bucket.tokens = min(float(burst), bucket.tokens + (now - bucket.filled) * rate_limit_rps)
+        bucket.filled = now
+        self._buckets[owner] = bucket
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        if bucket.tokens < 1.0:
+            raise RateLimited(
+                f"rate limit exceeded: {rate_limit_rps:g} requests per second, bursts of {burst}",
+                retry_after_s=max(1, math.ceil((1.0 - bucket.tokens) / rate_limit_rps)),
+            )
+        bucket.tokens -= 1.0
 
 
 def _parse(line: str, source: str) -> ApiKey:

@@ -1,13 +1,21 @@
-"""Prometheus metrics of the service."""
+"""Prometheus metrics of the service, and what is recorded of one loaded version and of one request."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from model.contract import TASKS, Contract
+from model.contract import TASKS, Contract, Task
+from model.contract import Histogram as OutputHistogram
+from model.drift import STATISTICS, Statistic, build_histograms, output_statistics, population_stability_index
+from model.postprocessing.panoptic import Segmentation
 
 Stage = Literal["read", "decode", "queue", "infer", "merge", "encode"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -33,19 +41,14 @@ _RATIO_BUCKETS = tuple(tenth / 10 for tenth in range(11))
 _SIZE_BUCKETS = tuple(4**power for power in range(5, 14))
 _VERSION = ("model", "version")
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfoLabels:
-    """Labels of `useg_model_info`."""
-
-    name: str
-    version: str
-    sha256: str
-    """Hash of the network's file."""
-    backend: str
-    precision: str
-    skipped_backends: Mapping[str, str]
-    """Not a label: the labels `backend` and `reason` of `useg_skipped_backend_info`."""
+RECENT_IMAGES = 200
+"""Images whose latency and failures are kept."""
+DRIFT_WINDOW = 500
+"""Outputs that are compared with the reference."""
+MIN_DRIFT_SAMPLES = 200
+"""Outputs before the drift is published: with fewer, chance alone gives a large index."""
+_DRIFT_INTERVAL = 10
+"""Outputs between two updates of the published drift."""
 
 
 class SharedGauge:
@@ -85,16 +88,6 @@ class Telemetry:
         covered = sum(size[0] * size[1] for size in image_sizes)
         self.batch_padding.observe(1.0 - covered / (height * width * len(image_sizes)))
 
-    def set_models(self, models: Iterable[ModelInfoLabels]) -> None:
-        """Replace the series of `useg_model_info` and `useg_skipped_backend_info`."""
-        self.model_info.clear()
-        self.skipped_backend_info.clear()
-        for each in models:
-            labels = asdict(each)
-            for backend, reason in labels.pop("skipped_backends").items():
-                self.skipped_backend_info.labels(each.name, each.version, backend, reason).set(1)
-            self.model_info.labels(**labels).set(1)
-
     def set_state(self, state: ModelState) -> None:
         """Set the state of the process in `useg_model_state`."""
         for each in MODEL_STATES:
@@ -124,13 +117,8 @@ class Telemetry:
                 self.batch_size.labels(f"{size.height_px}x{size.width_px}", reason)
         for stage in STAGES:
             self.stage_duration.labels(stage)
-        for histogram in self._output_histograms:
+        for histogram in self.output_histograms:
             histogram.labels(*version)
-
-    def remove_series(self, contract: Contract) -> None:
-        """Remove the output statistics of an unloaded version; Prometheus keeps their history."""
-        for histogram in self._output_histograms:
-            histogram.remove(contract.name, contract.version)
 
     def _create_request_metrics(self) -> None:
         self.http_request_duration = self._histogram(
@@ -180,7 +168,8 @@ class Telemetry:
         self.mean_score = self._histogram(
             "useg_mean_score", "Mean score of an image's segments.", _RATIO_BUCKETS, *_VERSION
         )
-        self._output_histograms = (self.segments, self.void, self.mean_score)
+        self.output_histograms = (self.segments, self.void, self.mean_score)
+        """Those of one version, which end with it."""
         self.output_drift = self._gauge(
             "useg_output_drift_psi",
             "Population stability index of recent outputs against the artifact's reference.",
@@ -243,3 +232,140 @@ async def record_event_loop_lag(telemetry: Telemetry) -> None:
         due = loop.time() + _LAG_PERIOD_S
         await asyncio.sleep(_LAG_PERIOD_S)
         telemetry.event_loop_lag.observe(max(0.0, loop.time() - due))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionMetrics:
+    """Recent images of one version, as a rollout is judged by them."""
+
+    images: int = 0
+    failures: int = 0
+    """Images on which it failed and another version did not."""
+    p95_s: float = 0.0
+    """95th percentile of the time from an image's bytes to its encoded segments."""
+    outputs: Mapping[Statistic, OutputHistogram] = field(default_factory=dict)
+    """Histograms of its outputs; empty without a reference."""
+    reference: Mapping[Statistic, OutputHistogram] = field(default_factory=dict)
+    """Histograms of the artifact's drift reference."""
+
+
+class VersionStats:
+    """Records recent images and outputs of one version; thread-safe."""
+
+    def __init__(self, contract: Contract, telemetry: Telemetry) -> None:
+        self.labels = (contract.name, contract.version)
+        """Labels of the version in metrics."""
+        self._telemetry = telemetry
+        self._reference = {
+            name: contract.drift_reference[name] for name in STATISTICS if name in contract.drift_reference
+        }
+        self._recent: deque[float | None] = deque(maxlen=RECENT_IMAGES)
+        self._outputs: deque[Mapping[Statistic, float]] = deque(maxlen=DRIFT_WINDOW)
+        self._outputs_seen = 0
+        self._lock = threading.Lock()
+        telemetry.init_series(contract)
+
+    def record_image(self, seconds: float | None) -> None:
+        """Record a segmented image; None for one (or a request) that another version answered instead."""
+        with self._lock:
+            self._recent.append(seconds)
+
+    def record_outputs(self, segmentations: Mapping[Task, Segmentation], *, is_default: bool) -> None:
+        """Record the outputs for one image; only panoptic ones with the artifact's thresholds count towards drift."""
+        task, segmentation = next(iter(segmentations.items()))
+        statistics = output_statistics(segmentation)
+        self._telemetry.segments.labels(*self.labels).observe(statistics["segments"])
+        self._telemetry.void.labels(*self.labels).observe(statistics["void"])
+        if scores := [segment.score for segment in segmentation.segments]:
+            self._telemetry.mean_score.labels(*self.labels).observe(sum(scores) / len(scores))
+        if self._reference and is_default and task == "panoptic":
+            self._record_drift(statistics)
+
+    def recent(self) -> VersionMetrics:
+        """Return the figures of recent images."""
+        with self._lock:
+            recent, outputs = list(self._recent), build_histograms(self._outputs)
+        latencies = [seconds for seconds in recent if seconds is not None]
+        return VersionMetrics(
+            images=len(recent),
+            failures=recent.count(None),
+            p95_s=float(np.percentile(latencies, 95)) if latencies else 0.0,
+            outputs=outputs,
+            reference=self._reference,
+        )
+
+    def reset_recent(self) -> None:
+        """Forget recent images, as the version gets another role."""
+        with self._lock:
+            self._recent.clear()
+            self._outputs.clear()
+            self._outputs_seen = 0
+
+    def close(self) -> None:
+        """Remove the output series of this version from the metrics; Prometheus keeps their history."""
+        for histogram in self._telemetry.output_histograms:
+            histogram.remove(*self.labels)
+        for name in self._reference:
+            self._telemetry.output_drift.remove(name, *self.labels)
+
+    def _record_drift(self, statistics: Mapping[Statistic, float]) -> None:
+        with self._lock:
+            self._outputs.append(statistics)
+            self._outputs_seen += 1
+            if self._outputs_seen < MIN_DRIFT_SAMPLES or self._outputs_seen % _DRIFT_INTERVAL:
+                return
+            histograms = build_histograms(self._outputs)
+        for name, reference in self._reference.items():
+            if sum(histograms[name].counts):
+                psi = population_stability_index(reference, histograms[name])
+                self._telemetry.output_drift.labels(name, *self.labels).set(psi)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSpan:
+    """One pass through a stage, in nanoseconds since 1970."""
+
+    stage: Stage
+    started_ns: int
+    ended_ns: int
+
+
+class RequestRecord:
+    """What the metrics, the trace and `Server-Timing` say of one segmentation; thread-safe."""
+
+    def __init__(self, telemetry: Telemetry | None, task: str = "unknown", stats: VersionStats | None = None) -> None:
+        """Without `telemetry`, stages are not recorded in the metrics; `stats` are those of the version at work."""
+        self.task = task
+        self.stats = stats
+        self.stage: Stage = "read"
+        """The stage that the request is in, for one that is cancelled there."""
+        self.spans: list[StageSpan] = []
+        """In the order of their ends."""
+        self._telemetry = telemetry
+        self._seconds: dict[Stage, float] = {}
+        self._lock = threading.Lock()
+
+    def enter(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def add(self, stage: Stage, seconds: float, *, ended_ago_s: float = 0.0) -> None:
+        """Record a stage that ended `ended_ago_s` before now; a request's images add up."""
+        ended_ns = time.time_ns() - int(ended_ago_s * 1e9)
+        span = StageSpan(stage=stage, started_ns=ended_ns - int(seconds * 1e9), ended_ns=ended_ns)
+        with self._lock:
+            self.spans.append(span)
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+        if self._telemetry:
+            self._telemetry.stage_duration.labels(stage).observe(seconds)
+
+    @contextmanager
+    def time(self, stage: Stage) -> Iterator[None]:
+        """Measure a block; if it raises, nothing is recorded."""
+        self.stage = stage
+        started = time.perf_counter()
+        yield
+        self.add(stage, time.perf_counter() - started)
+
+    def render(self) -> str:
+        """Return the value of a `Server-Timing` header, in milliseconds."""
+        return ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in self._seconds.items())

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from starlette.types import ASGIApp
 
 from model.errors import ConfigError
+from service.metrics import StageSpan
 from service.settings import Settings
-from service.telemetry.recorders import StageSpan
 
 _EXPORT_TIMEOUT_S = 2.0
 """Including retries: the server waits for the last spans when it stops."""

@@ -13,15 +13,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from model.errors import (
-    ArtifactError,
-    CheckpointError,
     ClusterNotFound,
-    ConfigError,
-    DatasetError,
     DeadlineExceeded,
     HeadersTooLarge,
     ImageTooLarge,
-    InferenceError,
     InputError,
     InvalidCategoryNames,
     InvalidImage,
@@ -34,17 +29,15 @@ from model.errors import (
     QueueFull,
     RateLimited,
     RegistryConflict,
-    RegistryError,
     ShuttingDown,
     TooManyPixels,
-    TrainingError,
     Unauthorized,
     UnsupportedMediaType,
     UploadTimeout,
     UrlInputUnsupported,
     UsegError,
 )
-from service.responses.schemas import Problem
+from service.schemas import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +46,6 @@ CLIENT_CLOSED_REQUEST = 499
 """Status in logs and metrics if the client disconnected; it is never sent."""
 OIP_PREFIX = "/v2"
 _NOT_READY_RETRY_S = 5
-_EXAMPLE_REQUEST = "2f1c3f0e-6a0c-4a52-9f43-6a3f2a1d7c55"
 
 Responses = dict[int | str, dict[str, Any]]
 """Documented responses of a route, as FastAPI takes them."""
@@ -98,14 +90,8 @@ PROBLEM_TYPES: dict[type[UsegError], ProblemType] = {
     ShuttingDown: ProblemType(503, "shutting-down", "The server is shutting down", "draining"),
     UploadTimeout: ProblemType(408, "upload-timeout", "The body did not arrive in time"),
     DeadlineExceeded: ProblemType(504, "deadline-exceeded", "The request timed out"),
-    ArtifactError: INTERNAL_ERROR,
-    InferenceError: INTERNAL_ERROR,
-    DatasetError: INTERNAL_ERROR,
-    CheckpointError: INTERNAL_ERROR,
-    TrainingError: INTERNAL_ERROR,
-    RegistryError: INTERNAL_ERROR,
-    ConfigError: INTERNAL_ERROR,
 }
+"""All others are `INTERNAL_ERROR`."""
 
 
 def unwrap_error(error: Exception) -> Exception:
@@ -174,7 +160,7 @@ def reference(*schemas: type[BaseModel]) -> dict[str, Any]:
 
 
 def document_problems(*statuses: int) -> Responses:
-    """Document the errors of a route, with an example of each kind of error that has one of these statuses."""
+    """Document the errors of a route: the kinds that have one of these statuses."""
     return {status: _document_problem(status) for status in statuses}
 
 
@@ -198,24 +184,10 @@ def _validation_detail(error: dict[str, Any]) -> str:
 
 
 def _document_problem(status: int) -> dict[str, Any]:
-    kinds = [kind for kind in dict.fromkeys(PROBLEM_TYPES.values()) if kind.status == status]
-    content: dict[str, Any] = {"schema": reference(Problem)}
-    if kinds:
-        content["examples"] = {kind.slug: {"summary": kind.title, "value": _example_problem(kind)} for kind in kinds}
-    response: dict[str, Any] = {"description": HTTPStatus(status).phrase, "content": {PROBLEM_MEDIA_TYPE: content}}
+    slugs = [f"`{kind.slug}`" for kind in PROBLEM_TYPES.values() if kind.status == status] or ["`internal`"]
+    content: dict[str, Any] = {PROBLEM_MEDIA_TYPE: {"schema": reference(Problem)}}
+    response: dict[str, Any] = {"description": f"{HTTPStatus(status).phrase}: {', '.join(slugs)}", "content": content}
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         schema = {"type": "integer", "minimum": 1}
         response["headers"] = {"Retry-After": {"description": "Seconds until the next attempt.", "schema": schema}}
     return response
-
-
-def _example_problem(kind: ProblemType) -> dict[str, Any]:
-    problem: dict[str, Any] = {
-        "type": f"urn:useg:problem:{kind.slug}",
-        "title": kind.title,
-        "status": kind.status,
-        "detail": f"{kind.title.lower()}: …",
-        "instance": f"urn:useg:request:{_EXAMPLE_REQUEST}",
-    }
-    may_retry = kind.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-    return problem | ({"retry_after_ms": 3000} if may_retry else {})

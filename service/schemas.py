@@ -1,6 +1,6 @@
 """JSON responses, documented for OpenAPI.
 
-The responses to segmentations are written by `service.responses.encoders` without these classes, which is faster; a
+The responses to segmentations are written by `service.inference.pipeline` without these classes, which is faster; a
 test compares the two.
 """
 
@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.contract import Task
+from model.registry.deployment import DeploymentEvent
+from service.metrics import VersionRole
 
 
 class Schema(BaseModel):
@@ -188,3 +190,49 @@ class BatchResponse(Schema):
 
     model: ModelInfo
     results: list[BatchResult]
+
+
+class VersionStatus(Schema):
+    """One version of a model."""
+
+    version: str
+    state: VersionRole
+    """State in this process. `standby`: previously active and still loaded, for a rollback; `failed`: rejected by a
+    check or rolled back; `unloaded`: not in use; `missing_from_registry`: still serving, but no longer in the registry;
+    it will not survive a restart."""
+    traffic_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Fraction of the traffic of a canary or a shadow."""
+    reason: str | None = None
+    """Why it failed."""
+    backend: str | None = None
+    """What runs its network, if it is loaded."""
+    skipped_backends: dict[str, str] = Field(default_factory=dict)
+    """Why faster backends are not in use, if the backend was chosen automatically."""
+
+
+class ModelStatus(Schema):
+    """One model; without a registry it has one version and no history."""
+
+    name: str
+    active: str | None
+    """Version that is active in the registry."""
+    serving_version: str | None
+    """Version that handles requests in this process."""
+    revision: int | None
+    """Number of changes of the registry's state."""
+    versions: list[VersionStatus]
+
+
+class ModelHistory(ModelStatus):
+    """One model and the changes that led to its state."""
+
+    previous_versions: list[str]
+    """Previously active versions, the latest last; `rollback` returns to it."""
+    history: list[DeploymentEvent]
+    """The latest changes, oldest first."""
+
+
+class ModelList(Schema):
+    """All served models."""
+
+    models: list[ModelStatus]

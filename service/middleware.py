@@ -1,0 +1,279 @@
+"""ASGI middleware: request ids, metrics, the access log and every error's response; API keys; limits of bodies.
+
+All are pure ASGI: Starlette's BaseHTTPMiddleware would hide from an endpoint that its client disconnected.
+"""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from model.errors import HeadersTooLarge, ImageTooLarge, UnsupportedMediaType, UploadTimeout
+from service.auth import ApiKeyStore, TokenBucketLimiter, read_api_key
+from service.metrics import RequestRecord, Telemetry, outcome_of_status
+from service.problems import (
+    CLIENT_CLOSED_REQUEST,
+    PROBLEM_TYPES,
+    find_problem_type,
+    make_error_response,
+    unwrap_error,
+)
+from service.rollout.model_repository import ModelRepository
+from service.settings import Settings
+from service.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+SEGMENT_ROUTE = "/v1/segment"
+MAX_JSON_BYTES = 1024 * 1024
+"""Maximum size of a body that holds no images."""
+_IMAGE_PATHS = (SEGMENT_ROUTE, "/v1/decode", "/v2/")
+_MAX_HEADERS = 64
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")
+_REJECTION_REASONS = {kind.slug: kind.rejection for kind in PROBLEM_TYPES.values() if kind.rejection}
+_PUBLIC_PATHS = (
+    "/",
+    "/dashboard",
+    "/livez",
+    "/readyz",
+    "/openapi.json",
+    "/docs",
+    "/v2/health/live",
+    "/v2/health/ready",
+)
+_PUBLIC_FOLDERS = ("/static/", "/docs/")
+
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+}
+"""Headers of every response."""
+
+
+def make_page_csp(scripts: str = "", styles: str = "") -> str:
+    """Return the `Content-Security-Policy` of a page: its own files, and what `scripts` and `styles` allow."""
+    return "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src 'self' {scripts}".strip(),
+            f"style-src 'self' {styles}".strip(),
+            "img-src 'self' blob: data:",
+            "connect-src 'self'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+
+
+_PAGE_CSP = make_page_csp()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppState:
+    """The state of one app, as `app.state.useg`."""
+
+    settings: Settings
+    model_repository: ModelRepository
+    telemetry: Telemetry
+    api_keys: ApiKeyStore
+    """Keys that requests need; none for an open service."""
+    admin_keys: ApiKeyStore
+    """Keys that may change what is served."""
+    tracing: Tracing | None = None
+
+
+class RequestMiddleware:
+    """Checks each request before its body is read, and is the only place that turns an exception into a response.
+
+    `scope["state"]` gets the `request_id` and the `owner`: the name of the API key, or the client's address.
+    """
+
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
+        self._app = app
+        self._settings = state.settings
+        self._api_keys = state.api_keys
+        self._telemetry = state.telemetry
+        self._repository = state.model_repository
+        self._tracing = state.tracing
+        self._limiter = TokenBucketLimiter()
+        self._telemetry.http_request_duration.labels("POST", SEGMENT_ROUTE, HTTPStatus.OK.value)
+        for reason in _REJECTION_REASONS.values():
+            self._telemetry.requests_rejected.labels(reason)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state, method = scope.setdefault("state", {}), method_label(scope)
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}  # routes know GET alone; the body is dropped below
+        state["request_id"] = choose_request_id(Headers(scope=scope).get("x-request-id"))
+        started = time.perf_counter()
+        status = sent_bytes = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, sent_bytes
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._add_headers(scope, MutableHeaders(scope=message))
+                self._annotate_span(scope, status)
+            if method == "HEAD" and "body" in message:
+                message = {**message, "body": b""}
+            sent_bytes += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            if not state.get("is_admin_port"):
+                self._authorize(scope)
+            await self._app(scope, limit_body(scope, receive, self._settings), send_with_headers)
+        except Exception as raised:  # of any kind
+            if status:
+                raise
+            error = unwrap_error(raised)
+            state["problem"] = find_problem_type(error).slug
+            await make_error_response(error, state["request_id"], scope["path"])(scope, receive, send_with_headers)
+        finally:
+            if not status:
+                self._annotate_span(scope, CLIENT_CLOSED_REQUEST)
+            self._record(scope, method, status or CLIENT_CLOSED_REQUEST, time.perf_counter() - started, sent_bytes)
+
+    def _authorize(self, scope: Scope) -> None:
+        """Check the API key and the rate limit; without keys, or on public paths, the owner is the client's address."""
+        if len(scope["headers"]) > _MAX_HEADERS:
+            raise HeadersTooLarge(f"{len(scope['headers'])} headers, at most {_MAX_HEADERS} are allowed")
+        client = scope.get("client") or ("unknown", 0)
+        owner, rate_per_s, burst = client[0], self._settings.rate_limit_rps, self._settings.rate_limit_burst
+        if self._api_keys and not is_public(scope["path"]):
+            key = self._api_keys.authenticate(read_api_key(Headers(scope=scope)))
+            owner = key.name
+            rate_per_s = rate_per_s if key.rate_limit_rps is None else key.rate_limit_rps
+            burst = burst if key.burst is None else key.burst
+        scope["state"]["owner"] = owner
+        if scope["method"] == "POST" and rate_per_s > 0.0:
+            self._limiter.acquire(owner, rate_per_s, burst, time.monotonic())
+
+    def _add_headers(self, scope: Scope, headers: MutableHeaders) -> None:
+        """Add the headers of every response."""
+        headers["X-Request-ID"] = scope["state"]["request_id"]
+        for name, text in SECURITY_HEADERS.items():
+            headers[name] = text
+        if headers.get("content-type", "").startswith("text/html"):
+            headers.setdefault("Content-Security-Policy", _PAGE_CSP)
+        if self._repository.is_draining:
+            headers["Connection"] = "close"  # a kept connection would be closed during a later request
+
+    def _annotate_span(self, scope: Scope, status: int) -> None:
+        """Add the route, ids and stages to the request's span; neither path, query nor client."""
+        if not self._tracing:
+            return
+        state, route = scope["state"], route_template(scope)
+        record: RequestRecord | None = state.get("record")
+        attributes = {
+            "http.route": route,
+            "http.response.status_code": status,
+            "useg.request_id": state["request_id"],
+            **({"useg.task": record.task} if record else {}),
+        }
+        spans = tuple(record.spans) if record else ()
+        self._tracing.annotate_request(f"{method_label(scope)} {route}", attributes, spans)
+
+    def _record(self, scope: Scope, method: str, status: int, seconds: float, sent_bytes: int) -> None:
+        route, state = route_template(scope), scope["state"]
+        self._telemetry.http_request_duration.labels(method, route, status).observe(seconds)
+        if method == "POST" and (rejection := _REJECTION_REASONS.get(state.get("problem"))):
+            self._telemetry.requests_rejected.labels(rejection).inc()
+        if method == "POST" and (route == SEGMENT_ROUTE or "record" in state):
+            self._record_segmentation(state.get("record"), status, seconds, sent_bytes)
+        fields = {
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            "response_bytes": sent_bytes,
+            "request_id": state["request_id"],
+            "owner": state.get("owner"),
+        }
+        if self._tracing and (ids := self._tracing.current_ids()):
+            fields["trace_id"], fields["span_id"] = ids
+        template = "%s %s %d %.1f ms, request %s"
+        logger.info(template, method, route, status, seconds * 1000, state["request_id"], extra={"fields": fields})
+
+    def _record_segmentation(self, record: RequestRecord | None, status: int, seconds: float, sent_bytes: int) -> None:
+        """Record a segmentation; without a record, it was rejected before its route."""
+        task, stats = (record.task, record.stats) if record else ("unknown", self._repository.routers.find_stats())
+        outcome = outcome_of_status(status)
+        self._telemetry.requests.labels(*(stats.labels if stats else ("none", "none")), task, outcome).inc()
+        if outcome == "ok":
+            self._telemetry.request_duration.labels(task).observe(seconds)
+            self._telemetry.response_bytes.observe(sent_bytes)
+        if outcome == "cancelled":
+            self._telemetry.requests_cancelled.labels(record.stage if record else "read").inc()
+
+
+def choose_request_id(given: str | None) -> str:
+    """Return the client's id if it is short and plain, else a new one."""
+    return given if given and _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+
+
+def method_label(scope: Scope) -> str:
+    """Return the method as a metric label with a bounded number of values."""
+    return scope["method"] if scope["method"] in _METHODS else "_OTHER"
+
+
+def route_template(scope: Scope) -> str:
+    """Return the template of the matched route, since the number of paths is not bounded."""
+    return getattr(scope.get("route"), "path", "unmatched")
+
+
+def is_public(path: str) -> bool:
+    """Return whether a path needs no API key."""
+    return path in _PUBLIC_PATHS or path.startswith(_PUBLIC_FOLDERS)
+
+
+def limit_body(scope: Scope, receive: Receive, settings: Settings) -> Receive:
+    """Return a `receive` that bounds the size of the body and the time that the client takes to send it.
+
+    It raises ImageTooLarge, UnsupportedMediaType for a compressed body, and UploadTimeout.
+    """
+    max_bytes = settings.max_body_bytes if scope["path"].startswith(_IMAGE_PATHS) else MAX_JSON_BYTES
+    deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
+    received, is_complete = 0, False
+
+    async def receive_limited() -> Message:
+        nonlocal received, is_complete
+        if is_complete:
+            return await receive()
+        if not received:
+            _check_body_headers(Headers(scope=scope), max_bytes)
+        left_s = deadline - asyncio.get_running_loop().time()
+        try:
+            message = await asyncio.wait_for(receive(), min(left_s, settings.client_timeout_s))
+        except TimeoutError as error:
+            raise UploadTimeout("the body did not arrive in time: send a smaller one, or try again") from error
+        received += len(message.get("body", b""))
+        if received > max_bytes:
+            raise ImageTooLarge(f"the body has more than {max_bytes} bytes, the maximum: send a smaller file")
+        is_complete = not message.get("more_body", False)
+        return message
+
+    return receive_limited
+
+
+def _check_body_headers(headers: Headers, max_bytes: int) -> None:
+    length, encoding = headers.get("content-length", ""), headers.get("content-encoding", "identity")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise ImageTooLarge(f"the body has {length} bytes, the maximum is {max_bytes}: send a smaller file")
+    if encoding.lower() != "identity":
+        raise UnsupportedMediaType(f"unsupported Content-Encoding {encoding!r}: send the body uncompressed")
