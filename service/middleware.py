@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import HeadersTooLarge, ImageTooLarge, UnsupportedMediaType, UploadTimeout
@@ -94,6 +95,12 @@ class AppState:
     tracing: Tracing | None = None
 
 
+def get_state(request: Request) -> AppState:
+    """Return the state of the app that received a request."""
+    state: AppState = request.app.state.useg
+    return state
+
+
 class RequestMiddleware:
     """Checks each request before its body is read, and is the only place that turns an exception into a response.
 
@@ -104,6 +111,7 @@ class RequestMiddleware:
         self._app = app
         self._settings = state.settings
         self._api_keys = state.api_keys
+        self._has_api_keys = bool(state.api_keys)
         self._telemetry = state.telemetry
         self._repository = state.model_repository
         self._tracing = state.tracing
@@ -155,7 +163,7 @@ class RequestMiddleware:
             raise HeadersTooLarge(f"{len(scope['headers'])} headers, at most {_MAX_HEADERS} are allowed")
         client = scope.get("client") or ("unknown", 0)
         owner, rate_per_s, burst = client[0], self._settings.rate_limit_rps, self._settings.rate_limit_burst
-        if self._api_keys and not is_public(scope["path"]):
+        if self._has_api_keys and not is_public(scope["path"]):
             key = self._api_keys.authenticate(read_api_key(Headers(scope=scope)))
             owner = key.name
             rate_per_s = rate_per_s if key.rate_limit_rps is None else key.rate_limit_rps

@@ -19,6 +19,7 @@ from model.contract import Contract, Task
 from model.errors import InputError, InvalidParameter, NotReady
 from service.inference.pipeline import ImageContent, Pipeline, SegmentationResult, result_to_json
 from service.metrics import RequestRecord
+from service.middleware import get_state
 from service.oip.tensors import (
     IDS_OUTPUT,
     INPUTS,
@@ -48,7 +49,7 @@ from service.requests import (
     read_in_time,
 )
 from service.rollout.router import Route, TrafficRouter
-from service.routes.dependencies import API_KEY, get_state
+from service.routes.dependencies import API_KEY
 
 _EXTENSIONS = ("binary_tensor_data", "model_configuration", "schedule_policy")
 _TRITON_TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "INT32": "TYPE_INT32"}

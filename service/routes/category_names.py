@@ -15,8 +15,9 @@ from model.contract import Contract
 from model.errors import ClusterNotFound, InvalidCategoryNames, InvalidParameter, PreconditionFailed
 from model.registry.category_names import FORMAT_VERSION, CategoryName, CategoryNames, NameChange, parse_names
 from service.inference.live_category_names import LiveCategoryNames
+from service.middleware import get_state
 from service.problems import document_problems
-from service.routes.dependencies import API_KEY, Admin, get_state
+from service.routes.dependencies import API_KEY, Admin
 from service.schemas import ModelInfo
 
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,9})"?', re.ASCII)

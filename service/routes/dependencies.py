@@ -1,4 +1,4 @@
-"""What routes depend on: the state of the app, API keys in the documentation, and access for administrators."""
+"""FastAPI dependencies of the routes: API keys in the documentation, and access for administrators."""
 
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from model.errors import PermissionDenied, Unauthorized
 from service.auth import read_api_key
-from service.middleware import AppState
+from service.middleware import get_state
 from service.settings import Settings, is_loopback
 
 API_KEY = [
@@ -24,12 +24,6 @@ LOCAL_ADMIN = "local"
 _ADMIN_KEY_HINT = "set admin_api_key_file (`useg create-api-key NAME` makes a key and its line)"
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 """Headers that a proxy adds; behind one, a request from this machine may come from anywhere."""
-
-
-def get_state(request: Request) -> AppState:
-    """Return the state of the app that received a request."""
-    state: AppState = request.app.state.useg
-    return state
 
 
 async def require_admin(request: Request) -> str:
