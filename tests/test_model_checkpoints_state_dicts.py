@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.checkpoints.dino import infer_resized_encoder_config, load_encoder, read_encoder_state_dict
-from model.checkpoints.state_dicts import fetch_file, load_strictly, read_checkpoint, read_state_dict
+from model.checkpoints.state_dicts import fetch_file, read_checkpoint, read_state_dict
 from model.errors import CheckpointError
 from model.networks.vit import EncoderConfig, VisionTransformer
 
@@ -68,12 +68,6 @@ def test_parameter_names_are_those_of_dinov2() -> None:
     assert sorted(names) == sorted([*outside, *patches, *(f"blocks.0.{name}" for name in block)])
 
 
-def test_a_mask_token_is_left_out(tmp_path: Path) -> None:
-    state = draw_state(DINOV2)
-    path = save({**state, "mask_token": torch.zeros(1, 64)}, tmp_path / "encoder.pth")
-    assert equals(load_encoder(str(path), 56), state)
-
-
 @pytest.mark.parametrize("wrapper", ["teacher", "student", "model", "state_dict"])
 @pytest.mark.parametrize("prefix", ["backbone.", "module.", "module.backbone."])
 def test_weights_in_a_wrapper_with_a_prefix_are_found(tmp_path: Path, wrapper: str, prefix: str) -> None:
@@ -97,28 +91,15 @@ def test_float16_is_read_as_float32_and_integers_stay_integers(tmp_path: Path) -
     assert (state["n"].dtype, state["n"].item()) == (torch.int64, 3)
 
 
-def test_a_url_is_downloaded_once(tmp_path: Path) -> None:
-    state = draw_state(DINO)
-    source, cache = save(state, tmp_path / "encoder.pth"), tmp_path / "cache"
-    assert equals(load_encoder(source.as_uri(), 48, cache=cache), state)
-    source.unlink()
-    assert equals(load_encoder(source.as_uri(), 48, cache=cache), state)
-    assert len([path for path in cache.iterdir() if path.name.endswith("encoder.pth")]) == 1
-
-
-def test_two_urls_with_the_same_file_name_are_cached_apart(tmp_path: Path) -> None:
-    for seed, folder in enumerate(("a", "b")):
+def test_urls_are_downloaded_once_and_apart_whatever_their_file_name(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        save(draw_state(DINO, seed), tmp_path / folder / "model.safetensors")
-    for seed, folder in enumerate(("a", "b")):
-        url = (tmp_path / folder / "model.safetensors").as_uri()
-        assert equals(load_encoder(url, 48, cache=tmp_path / "cache"), draw_state(DINO, seed))
-
-
-def test_a_failed_download_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere\.pth could not be downloaded"):
-        fetch_file((tmp_path / "nowhere.pth").as_uri(), tmp_path / "cache")
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+        save(draw_state(DINO, ord(folder)), tmp_path / folder / "model.safetensors")
+    for folder in ("a", "b", "a", "b"):
+        source = tmp_path / folder / "model.safetensors"
+        encoder = load_encoder(source.as_uri(), 48, cache=tmp_path / "cache")
+        assert equals(encoder, draw_state(DINO, ord(folder)))
+        source.unlink(missing_ok=True)
 
 
 class HangUp(BaseHTTPRequestHandler):
@@ -152,10 +133,14 @@ def test_a_truncated_download_is_refused_and_not_cached(tmp_path: Path, cut_off_
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
-def test_a_download_of_other_content_is_refused_and_not_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("encoder.pth", r"its SHA-256 is [0-9a-f]{64}, expected 00"), ("nowhere.pth", "could not be downloaded")],
+)
+def test_a_failed_download_or_other_content_is_not_kept(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "encoder.pth").write_bytes(b"another encoder")
-    with pytest.raises(CheckpointError, match=r"its SHA-256 is [0-9a-f]{64}, expected 00"):
-        fetch_file((tmp_path / "encoder.pth").as_uri(), tmp_path / "cache", "00")
+    with pytest.raises(CheckpointError, match=message):
+        fetch_file((tmp_path / name).as_uri(), tmp_path / "cache", "00")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
@@ -170,13 +155,6 @@ def test_a_download_of_other_content_is_refused_and_not_kept(tmp_path: Path) -> 
 def test_a_source_without_a_file_is_refused(tmp_path: Path, source: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         fetch_file(source, tmp_path / "cache")
-
-
-@pytest.mark.parametrize("name", ["empty.pth", "empty.ckpt", "empty.pkl", "empty.safetensors"])
-def test_an_empty_file_is_reported_as_empty(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).touch()
-    with pytest.raises(CheckpointError, match=f"{name} is not a readable checkpoint: it is empty$"):
-        read_state_dict(tmp_path / name)
 
 
 class Intruder:
@@ -219,58 +197,29 @@ def test_a_checkpoint_without_named_tensors_is_refused(tmp_path: Path, content: 
         read_state_dict(tmp_path / "odd.pth")
 
 
-def test_missing_unexpected_and_misshapen_tensors_are_named() -> None:
-    state = draw_state(DINO)
-    del state["norm.bias"]
-    state["head.weight"] = torch.zeros(3, 3)
-    state["cls_token"] = torch.zeros(1, 1, 63)
-    with pytest.raises(CheckpointError) as caught:
-        load_strictly(VisionTransformer(DINO), state)
-    assert str(caught.value) == (
-        "3 tensors do not fit: missing norm.bias; unexpected head.weight; "
-        "misshapen cls_token: (1, 1, 63) for (1, 1, 64)"
-    )
-
-
 @pytest.mark.parametrize("side_px", [-14, 0, 13, 57])
 def test_a_side_that_is_not_a_multiple_of_the_patch_is_refused(side_px: int) -> None:
     with pytest.raises(CheckpointError, match=f"side {side_px} px is not a multiple of the encoder's patch, 14 px"):
         infer_resized_encoder_config(draw_state(DINOV2), side_px)
 
 
-@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "pos_embed"])
-def test_a_state_dict_of_another_network_is_refused(name: str) -> None:
-    state = draw_state(DINO)
-    del state[name]
-    with pytest.raises(CheckpointError, match=f"not a DINO or DINOv2 encoder.*{name}"):
-        infer_resized_encoder_config(state, 48)
-
-
-def test_a_state_dict_without_blocks_is_refused() -> None:
-    state = {name: tensor for name, tensor in draw_state(DINO).items() if not name.startswith("blocks.")}
-    with pytest.raises(CheckpointError, match="not a DINO or DINOv2 encoder"):
-        infer_resized_encoder_config(state, 48)
-
-
-def test_a_position_grid_that_is_not_square_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="13 positions are not a class token and a square grid"):
-        infer_resized_encoder_config({**draw_state(DINO), "pos_embed": torch.zeros(1, 13, 64)}, 48)
-
-
-def draw_training_state(shape: EncoderConfig, seed: int) -> dict[str, Tensor]:
-    torch.manual_seed(seed)
-    return {name: torch.randn(tensor.shape) for name, tensor in VisionTransformer(shape).state_dict().items()}
-
-
-def check_equal(encoder: VisionTransformer, state: dict[str, Tensor]) -> None:
-    assert {name: tensor.tolist() for name, tensor in encoder.state_dict().items()} == {
-        name: tensor.tolist() for name, tensor in state.items()
-    }
+@pytest.mark.parametrize(
+    ("start", "replacement", "message"),
+    [
+        ("patch_embed.proj.weight", {}, "not a DINO or DINOv2 encoder.*patch_embed"),
+        ("blocks.", {}, "not a DINO or DINOv2 encoder"),
+        ("pos_embed", {"pos_embed": torch.zeros(1, 13, 64)}, "13 positions are not a class token and a square grid"),
+    ],
+)
+def test_a_state_dict_of_another_network_is_refused(start: str, replacement: dict[str, Tensor], message: str) -> None:
+    state = {name: tensor for name, tensor in draw_state(DINO).items() if not name.startswith(start)}
+    with pytest.raises(CheckpointError, match=message):
+        infer_resized_encoder_config(state | replacement, 48)
 
 
 def test_a_training_checkpoint_of_dino_gives_its_teacher(tmp_path: Path) -> None:
     # facebookresearch/dino, main_dino.py: options and learning rates of NumPy beside student, teacher and their heads.
-    state, student = draw_training_state(DINO, 1), draw_training_state(DINO, 2)
+    state, student = draw_state(DINO, 1), draw_state(DINO, 2)
     heads = {"head.mlp.0.weight": torch.ones(3), "head.last_layer.weight_g": torch.ones(1)}
     content = {
         "student": {f"module.backbone.{name}": tensor for name, tensor in student.items()},
@@ -280,20 +229,20 @@ def test_a_training_checkpoint_of_dino_gives_its_teacher(tmp_path: Path) -> None
         "dino_loss": {"center": torch.zeros(1, 4)},
     }
     torch.save(content, tmp_path / "full.pth")
-    check_equal(load_encoder(str(tmp_path / "full.pth"), 48), state)
+    assert equals(load_encoder(str(tmp_path / "full.pth"), 48), state)
     del content["teacher"]
     torch.save(content, tmp_path / "student.pth")
-    check_equal(load_encoder(str(tmp_path / "student.pth"), 48), student)
+    assert equals(load_encoder(str(tmp_path / "student.pth"), 48), student)
 
 
 def test_a_teacher_of_dinov2_is_read_without_heads_and_chunks(tmp_path: Path) -> None:
     # facebookresearch/dinov2, models/vision_transformer.py, BlockChunk: blocks lie in chunks, counted through.
-    state = draw_training_state(DINOV2, 1)
+    state = draw_state(DINOV2, 1)
     heads = {"dino_head.mlp.0.bias": torch.ones(3), "ibot_head.last_layer.weight_v": torch.ones(1)}
     teacher = {f"backbone.{chunk(name)}": tensor for name, tensor in state.items()}
     assert "backbone.blocks.1.3.norm1.weight" in teacher
     torch.save({"teacher": {**teacher, "backbone.mask_token": torch.zeros(1, 64), **heads}}, tmp_path / "teacher.pth")
-    check_equal(load_encoder(str(tmp_path / "teacher.pth"), 56), state)
+    assert equals(load_encoder(str(tmp_path / "teacher.pth"), 56), state)
 
 
 def chunk(name: str) -> str:
@@ -337,13 +286,6 @@ def rename_options(source: Path, name: bytes, target: Path) -> None:
             content = archive.read(entry)
             assert not entry.endswith("data.pkl") or content.count(ours) == 1
             copy.writestr(entry, content.replace(ours, name))
-
-
-def test_arrays_of_detectron2_are_read_as_tensors(tmp_path: Path) -> None:
-    content = {"model": {"a": np.array([[0.5, 2.0]])}, "__author__": "Detectron2", "matching_heuristics": True}
-    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(content))
-    state = read_state_dict(tmp_path / "zoo.pkl")
-    assert (state["a"].dtype, state["a"].tolist()) == (torch.float32, [[0.5, 2.0]])
 
 
 @pytest.mark.parametrize(

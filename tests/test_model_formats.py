@@ -57,13 +57,6 @@ def draw_cells(height: int, width: int, cells: list[tuple[int, int]]) -> np.ndar
     return mask
 
 
-def test_a_2x3_mask_is_encoded_as_by_hand() -> None:
-    # By columns 0 1, 1 0, 0 1: runs of 1, 2, 2, 1. COCO writes a run as "0" plus its length; the fourth run is
-    # written as difference to the second, -1, which is "O".
-    rle = encode_one(np.array([[0, 1, 0], [1, 0, 1]]))
-    assert rle == Rle(size=(2, 3), counts="122O", area=3, bbox=(0, 0, 3, 2))
-
-
 @pytest.mark.parametrize(
     "mask",
     [
@@ -131,10 +124,6 @@ def test_a_panoptic_png_is_8_bit_rgb_with_the_low_byte_in_red() -> None:
     assert image.getpixel((1, 1)) == (0, 0, 1)
     red, green, blue = np.moveaxis(np.asarray(image, np.int64), -1, 0)
     np.testing.assert_array_equal(red + 256 * green + 65_536 * blue, IDS)
-
-
-def test_a_panoptic_png_preserves_ids() -> None:
-    np.testing.assert_array_equal(decode_panoptic_png(encode_panoptic_png(IDS)), IDS)
     noise = np.random.default_rng(29).integers(0, 2**24, (50, 70), np.int32)
     np.testing.assert_array_equal(decode_panoptic_png(encode_panoptic_png(noise)), noise)
 
@@ -182,21 +171,11 @@ def test_an_overlay_tints_things_more_than_stuff_and_void_not_at_all() -> None:
     assert overlay[16, 16].tolist() == np.round(100 + 0.55 * (thing - 100.0)).tolist()
     assert overlay[16, 80].tolist() == np.round(100 + 0.35 * (stuff - 100.0)).tolist()
     assert np.unique(overlay[:, 33:62]).tolist() == [100]
-
-
-def test_an_overlay_has_light_borders_between_segments() -> None:
-    image, segmentation = draw_scene()
-    overlay = draw_overlay(image, segmentation)
-    assert np.unique(overlay[:, 31]).tolist() == np.unique(overlay[:, 63]).tolist() == [245]
-
-
-def test_the_overlay_is_encoded_as_jpeg() -> None:
-    image, segmentation = draw_scene()
+    assert np.unique(overlay[:, [31, 63]]).tolist() == [245]  # borders
     jpeg = Image.open(io.BytesIO(encode_overlay(image, segmentation)))
     assert (jpeg.format, jpeg.size) == ("JPEG", (96, 32))
-    decoded = np.asarray(jpeg).astype(int)
     # At quality 88, flat blocks change by a few levels; these three blocks touch no border.
-    np.testing.assert_allclose(decoded[16, [8, 48, 88]], draw_overlay(image, segmentation)[16, [8, 48, 88]], atol=6)
+    np.testing.assert_allclose(np.asarray(jpeg)[16, [8, 48, 88]].astype(int), overlay[16, [8, 48, 88]], atol=6)
 
 
 def test_colors_of_consecutive_ids_differ() -> None:
@@ -285,11 +264,6 @@ def test_npz_has_overlapping_masks_as_bits() -> None:
             np.testing.assert_array_equal(whole, mask)
 
 
-def test_npz_of_an_empty_segmentation_is_empty() -> None:
-    with np.load(io.BytesIO(to_npz(draw(np.zeros((4, 5)))))) as arrays:
-        assert (arrays["bboxes"].shape, arrays["ids"].shape, arrays["mask_starts"].shape) == ((0, 4), (0,), (0,))
-
-
 CONTRACT = make_contract(
     3,
     2,
@@ -338,9 +312,3 @@ def test_a_hidden_instance_is_not_listed() -> None:
 def test_unnamed_clusters_have_category_ids_above_named_ones() -> None:
     listed = {each["id"]: (each["name"], each["isthing"]) for each in list_coco_categories(CONTRACT)}
     assert listed == {17: ("cat", 1), 119: ("sky", 0), 119 + 2: ("cluster 2", 1), 119 + 5: ("cluster 5", 0)}
-
-
-def test_segments_have_the_fields_of_the_format() -> None:
-    segmentation = Segmentation(label_map=np.array([[0, 4, 4]], np.int32), segments=(make_segment(4, 4),))
-    (entry,) = to_coco_annotation(segmentation, CONTRACT, 7, "7.png")["segments_info"]
-    assert entry.items() >= {"id": 4, "category_id": 119, "area": 2, "bbox": [1, 0, 2, 1], "iscrowd": 0}.items()

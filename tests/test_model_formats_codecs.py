@@ -36,9 +36,7 @@ def test_random_maps_are_encoded_as_by_pycocotools(max_labels: int) -> None:
 def test_a_large_image_has_counts_of_many_digits() -> None:
     labels = np.zeros((3000, 2000), np.int32)
     labels[5:, 1000] = 1
-    (rle,) = encode_label_map(labels, [1])
-    assert rle == encode_by_pycocotools(labels == 1)
-    assert len(rle.counts) == 5 + 3 + 5  # 3,000,005 and the rest take five digits of five bits each, 2,995 takes three
+    assert encode_label_map(labels, [1]) == [encode_by_pycocotools(labels == 1)]
 
 
 def test_a_mask_inside_an_image_is_encoded_as_by_pycocotools() -> None:
@@ -109,20 +107,6 @@ def signed_area(ring: np.ndarray) -> float:
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 
 
-def test_one_pixel_is_a_square_around_it() -> None:
-    (polygon,) = mask_to_polygons(np.ones((1, 1), bool), top=5, left=7)
-    assert polygon.outer.tolist() == [[7, 5], [8, 5], [8, 6], [7, 6], [7, 5]]
-    assert polygon.holes == ()
-
-
-def test_a_hole_has_the_opposite_orientation() -> None:
-    (polygon,) = mask_to_polygons(draw("#### #..# #..# ####"))
-    (hole,) = polygon.holes
-    assert signed_area(polygon.outer) == 16
-    assert signed_area(hole) == -4
-    assert sorted(map(tuple, hole[:-1].tolist())) == [(1, 1), (1, 3), (3, 1), (3, 3)]
-
-
 def test_holes_belong_to_their_component_and_the_largest_is_first() -> None:
     mask = draw("###.###### #.#.#....# ###.#.##.# ....#.##.# ....#....# ....######")
     parts = [(signed_area(part.outer), list(map(signed_area, part.holes))) for part in mask_to_polygons(mask)]
@@ -136,8 +120,9 @@ def test_pixels_that_touch_at_a_corner_are_two_polygons(mask: str) -> None:
 
 
 def test_holes_that_touch_at_a_corner_are_one() -> None:
-    (polygon,) = mask_to_polygons(draw("#### #.## ##.# ####"))
+    (polygon,) = mask_to_polygons(draw("#### #.## ##.# ####"), top=5, left=7)
     assert [signed_area(hole) for hole in polygon.holes] == [-2]
+    assert polygon.outer.tolist() == [[7, 5], [11, 5], [11, 9], [7, 9], [7, 5]]
 
 
 def test_polygons_of_random_masks_reach_the_minimum_iou() -> None:

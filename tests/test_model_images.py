@@ -1,7 +1,6 @@
 """Decoding of unusual and hostile files; letterboxing and its inverse."""
 
 import io
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -63,23 +62,6 @@ def test_an_orientation_that_does_not_exist_counts_as_upright(value: int) -> Non
     assert tuple(photo.image[0, 0]) == RED
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # raised by Pillow
-@pytest.mark.parametrize("block", [b"Exif\x00\x00", b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00garbage" * 9])
-@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP"])
-def test_a_corrupt_exif_block_does_not_prevent_decoding(suffix: str, block: bytes) -> None:
-    photo = decode_image(save(draw_corner(), suffix, exif=block, quality=95))
-    assert photo.orientation == 1
-    np.testing.assert_allclose(photo.image[2, 2].astype(int), RED, atol=12)  # lossy
-
-
-@pytest.mark.parametrize("suffix", ["PNG", "TIFF"])
-@pytest.mark.parametrize(("stored", "expected"), [(0, 0), (257, 1), (32_768, 128), (65_535, 255)])
-def test_16_bit_gray_is_scaled_and_not_clipped(suffix: str, stored: int, expected: int) -> None:
-    photo = decode_image(save(Image.fromarray(np.full((3, 5), stored, np.uint16)), suffix))
-    assert photo.image.shape == (3, 5, 3)
-    assert np.unique(photo.image).tolist() == [expected]
-
-
 def test_16_bit_color_keeps_its_high_byte() -> None:
     content = cv2.imencode(".png", np.full((2, 2, 3), (0x1234, 0x5678, 0x9ABC), np.uint16))[1].tobytes()
     assert tuple(decode_image(content).image[0, 0]) == (0x9A, 0x56, 0x12)
@@ -107,16 +89,11 @@ def test_a_color_marked_transparent_is_blended_with_white(mode: str, color: Any)
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "GIF"])
-def test_a_palette_is_converted_to_its_colors(suffix: str) -> None:
-    image = decode_image(save(draw_corner().quantize(4), suffix)).image
-    assert (tuple(image[0, 0]), tuple(image[-1, -1])) == (RED, BLUE)
-
-
-@pytest.mark.parametrize("suffix", ["PNG", "GIF"])
-def test_a_transparent_palette_entry_is_blended_with_white(suffix: str) -> None:
+def test_a_palette_is_converted_to_its_colors_and_blended_with_white(suffix: str) -> None:
     palette = draw_corner().quantize(4)
-    image = decode_image(save(palette, suffix, transparency=palette.getpixel((0, 0)))).image
-    assert (tuple(image[0, 0]), tuple(image[-1, -1])) == (WHITE, BLUE)
+    for options, corner in (({}, RED), ({"transparency": palette.getpixel((0, 0))}, WHITE)):
+        image = decode_image(save(palette, suffix, **options)).image
+        assert (tuple(image[0, 0]), tuple(image[-1, -1])) == (corner, BLUE)
 
 
 @pytest.mark.parametrize("suffix", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -128,25 +105,18 @@ def test_the_first_frame_of_an_animation_is_decoded_and_frames_are_counted(suffi
     assert np.unique(photo.image.reshape(-1, 3), axis=0).tolist() == [list(RED)]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
-def test_a_one_pixel_thin_image_is_decoded(size: tuple[int, int]) -> None:
-    image = decode_image(save(Image.new("RGB", size, RED), "PNG")).image
-    assert image.shape == (size[1], size[0], 3)
-    assert tuple(image[-1, -1]) == RED
-
-
-@pytest.mark.parametrize("side_px", [7_072, 10_000, 14_143, 40_000])  # 50, 100, 200 and 1,600 megapixels
+@pytest.mark.parametrize("side_px", [7_072, 40_000])  # 50 and 1,600 megapixels
 def test_too_many_pixels_in_the_header_are_rejected_before_decoding(side_px: int) -> None:
     with pytest.raises(ImageTooLarge, match="the limit is 50000000"):
         decode_image(draw_png_header(side_px, side_px))
-
-
-def test_an_image_above_the_given_limit_is_rejected_with_its_size() -> None:
     with pytest.raises(ImageTooLarge, match="24x16 = 384 pixels, the limit is 383"):
         decode_image(save(draw_corner(), "PNG"), max_image_pixels=383)
 
 
-@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
+SUFFIXES = pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
+
+
+@SUFFIXES
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.5, 0.9])
 def test_a_truncated_file_is_invalid_not_a_crash(suffix: str, fraction: float) -> None:
     content = save(draw_noise(200, 300), suffix)
@@ -154,15 +124,8 @@ def test_a_truncated_file_is_invalid_not_a_crash(suffix: str, fraction: float) -
         decode_image(content[: int(len(content) * fraction)])
 
 
-def test_a_png_with_changed_pixels_is_invalid_even_without_exif() -> None:
-    content = bytearray(save(draw_noise(), "PNG"))
-    content[len(content) // 2] ^= 0x55
-    with pytest.raises(InvalidImage):
-        decode_image(bytes(content))
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")  # raised by Pillow
-@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000"])
+@SUFFIXES
 def test_random_damage_gives_an_image_or_an_input_error(suffix: str) -> None:
     frames = [draw_noise(), draw_corner().resize((20, 24))]
     is_animated = suffix in ("GIF", "WEBP", "TIFF")
@@ -180,28 +143,20 @@ def test_random_damage_gives_an_image_or_an_input_error(suffix: str) -> None:
     assert rejected > 20
 
 
-def test_empty_content_is_invalid() -> None:
-    with pytest.raises(InvalidImage, match="0 bytes"):
-        decode_image(b"")
-
-
 @pytest.mark.parametrize(
-    "content", [b"hello", b"<html></html>" * 99, b"\x00" * 4096, b"\xff\xd8\xff", b"GIF89a", b"BM"]
+    ("content", "message"),
+    [
+        (b"", r"\(0 bytes\): send"),
+        (b"\x00" * 4096, "no supported image format: send"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "no supported image format"),
+        (b"\0\0\0\x18ftypheic" + bytes(12), "HEIC image"),
+        (b"\0\0\0\x18ftypisom" + bytes(12), "no supported image format"),
+    ],
+    ids=["empty", "zeros", "PostScript", "HEIC", "video"],
 )
-def test_bytes_that_are_not_an_image_are_invalid(content: bytes) -> None:
-    with pytest.raises(InvalidImage, match="send"):
+def test_bytes_that_are_not_an_image_are_invalid(content: bytes, message: str) -> None:
+    with pytest.raises(InvalidImage, match=message):
         decode_image(content)
-
-
-def test_postscript_is_never_passed_to_an_interpreter() -> None:
-    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(InvalidImage, match="no supported image format"):
-        decode_image(content)
-
-
-def test_a_float_tiff_within_8_bits_is_rounded() -> None:
-    photo = decode_image(save(Image.fromarray(np.array([[0.4, 254.6]], np.float32)), "TIFF"))
-    assert photo.image[0, :, 0].tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("value", [-0.1, 255.1, 1e38, np.nan, np.inf])
@@ -215,7 +170,7 @@ def test_a_float_tiff_outside_8_bits_is_invalid(value: float) -> None:
     ("values", "expected"),
     [
         (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
-        (np.array([[0.0, 0.5, 1.5]], np.float32), [0, 0, 2]),
+        (np.array([[0.4, 1.5, 254.6]], np.float32), [0, 2, 255]),
         (np.array([[0, 10, 255]], np.uint16), [0, 10, 255]),
         (np.array([[0, 256, 65_535]], np.uint16), [0, 1, 255]),
         (np.array([[0, 256, 65_535]], np.int32), [0, 1, 255]),
@@ -225,22 +180,6 @@ def test_gray_values_are_scaled_from_the_smallest_range_that_holds_them(
     values: np.ndarray, expected: list[int]
 ) -> None:
     assert decode_image(save(Image.fromarray(values), "TIFF")).image[0, :, 0].tolist() == expected
-
-
-def draw_tiff(samples: int, bits: int) -> bytes:
-    """Return a TIFF of one white pixel with so many channels."""
-    pixels = b"\xff" * (samples * bits // 8)
-    offset = 8 + 2 + 8 * 12 + 4
-    entries = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1)]
-    entries += [(273, 4, 1, offset), (277, 3, 1, samples), (279, 4, 1, len(pixels))]
-    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4) + pixels
-
-
-def test_a_multispectral_tiff_is_rejected() -> None:
-    assert decode_image(draw_tiff(1, 8)).image.tolist() == [[[255, 255, 255]]]
-    with pytest.raises(InvalidImage, match="of a kind that is not supported: convert it to 8-bit RGB"):
-        decode_image(draw_tiff(8, 16))
 
 
 def make_profile(*, is_srgb: bool = False) -> bytes:
@@ -292,12 +231,6 @@ def test_photos_of_phones_and_cameras_are_read(suffix: str) -> None:
     row, column = SEEN_AT[6 if options else 1]
     assert photo.image.shape == ((96, 64, 3) if options else (64, 96, 3))
     np.testing.assert_allclose(photo.image[row, column].astype(int), RED, atol=12)  # lossy
-
-
-@pytest.mark.parametrize(("brand", "reason"), [(b"heic", "HEIC image"), (b"isom", "no supported image format")])
-def test_a_container_without_an_image_is_invalid(brand: bytes, reason: str) -> None:
-    with pytest.raises(InvalidImage, match=reason):
-        decode_image(b"\0\0\0\x18ftyp" + brand + bytes(12))
 
 
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"subsampling": 1, "quality": 40}])
@@ -357,20 +290,6 @@ def test_letterboxes_of_random_sizes_are_multiples_of_the_stride_inside_the_squa
 
 
 SIZES = [(56, 56), (101, 57), (57, 101), (333, 500), (500, 333), (7, 9), (90, 901), (901, 90), (31, 1999)]
-
-
-@pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("axis", [0, 1])
-def test_an_edge_in_the_middle_returns_to_the_middle(height: int, width: int, axis: int) -> None:
-    letterbox = plan_letterbox(height, width, [InputSize.square(512)], stride_px=4)
-    cells = (letterbox.map_height, letterbox.map_width)[axis]
-    centers = np.arange(128) + 0.5
-    ramp = (centers / cells).astype(np.float32)  # 0.5 in the middle of the image, whatever its size
-    values = np.tile(ramp[:, None] if axis == 0 else ramp, (1, 128) if axis == 0 else (128, 1))
-    restored = restore(values, letterbox)
-    profile = restored[:, 0] if axis == 0 else restored[0]
-    assert restored.shape == (height, width)
-    assert abs(np.count_nonzero(profile < 0.5) - (height, width)[axis] / 2) <= 0.5
 
 
 def test_a_ramp_is_restored_to_the_position_of_every_pixel() -> None:

@@ -182,8 +182,21 @@ def score(scores: list[float], masks: Tensor, things: Tensor | None = None) -> l
     return found[0]
 
 
-def test_a_stable_mask_on_things_scores_the_square_root() -> None:
-    assert score([0.25], draw((2, 5))) == pytest.approx([0.5], abs=1e-6)
+@pytest.mark.parametrize(
+    ("scores", "spans", "expected"),
+    [
+        ([0.25], [(2, 5)], [0.5]),
+        ([0.25, 1.0], [(2, 6), (2, 6)], [0.5 * math.exp(-MATRIX_NMS_SIGMA), 1.0]),
+        ([1.0, 1.0], [(2, 6), (2, 6)], [1.0, math.exp(-MATRIX_NMS_SIGMA)]),
+        ([0.25, 1.0], [(0, 3), (4, 8)], [0.5, 1.0]),
+        ([1.0, 0.25], [(0, 0), (2, 6)], [0.0, 0.5]),
+    ],
+    ids=["square root", "the worse of two equal masks", "the second of two equal queries", "disjoint", "empty"],
+)
+def test_scores_decay_for_masks_of_better_queries(
+    scores: list[float], spans: list[tuple[int, int]], expected: list[float]
+) -> None:
+    assert score(scores, draw(*spans)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_unstable_mask_scores_lower() -> None:
@@ -199,19 +212,6 @@ def test_a_mask_on_stuff_scores_lower() -> None:
     assert score([1.0], draw((7, 9)), things) == [0.0]
 
 
-def test_only_the_worse_of_two_equal_masks_decays() -> None:
-    found = score([0.25, 1.0], draw((2, 6), (2, 6)))
-    assert found == pytest.approx([0.5 * math.exp(-MATRIX_NMS_SIGMA), 1.0], abs=1e-6)
-
-
-def test_of_two_identical_queries_the_second_decays() -> None:
-    assert score([1.0, 1.0], draw((2, 6), (2, 6))) == pytest.approx([1.0, math.exp(-MATRIX_NMS_SIGMA)], abs=1e-6)
-
-
-def test_disjoint_masks_do_not_decay() -> None:
-    assert score([0.25, 1.0], draw((0, 3), (4, 8))) == pytest.approx([0.5, 1.0], abs=1e-6)
-
-
 def test_a_rival_that_is_itself_a_duplicate_causes_less_decay() -> None:
     # IoU of the first and second 8/10, of the first and third 4/10, of the second and third 4/8.
     found = score([1.0, 0.81, 0.64], draw((0, 10), (0, 8), (4, 8)))
@@ -224,15 +224,5 @@ def test_a_rival_that_is_itself_a_duplicate_causes_less_decay() -> None:
     assert found == pytest.approx([1.0, 0.9 * second, 0.8 * third], abs=1e-6)
 
 
-def test_an_empty_mask_scores_0_and_does_not_affect_others() -> None:
-    assert score([1.0, 0.25], draw((0, 0), (2, 6))) == pytest.approx([0.0, 0.5], abs=1e-6)
-
-
 def test_a_nan_score_stays_nan() -> None:
     assert math.isnan(score([math.nan], draw((2, 6)))[0])
-
-
-def test_images_of_a_batch_are_rescored_independently() -> None:
-    masks = torch.cat([draw((2, 6), (2, 6)), draw((0, 2), (4, 8))])
-    found = rescore_queries(torch.ones(2, 2), masks, torch.ones(2, 1, ROW))
-    assert found.flatten().tolist() == pytest.approx([1.0, math.exp(-MATRIX_NMS_SIGMA), 1.0, 1.0], abs=1e-6)

@@ -261,15 +261,6 @@ def test_semantic_maps_at_image_size_equal_detectron2s(golden: Path, name: str) 
     assert (np.stack(maps).argmax(0) == arrays["sem_out_argmax"]).mean() > 0.9999  # two logits may tie up to rounding
 
 
-@pytest.mark.golden
-def test_resizing_a_cropped_map_equals_detectron2s(golden: Path) -> None:
-    units = reference.read_units(golden)
-    (height, width), (out_height, out_width) = units["semseg_img_size"], units["semseg_out_hw"]
-    maps = np.stack([resize_map(each[:height, :width], int(out_height), int(out_width)) for each in units["semseg_in"]])
-    np.testing.assert_allclose(maps, units["semseg_out"], rtol=0.0, atol=1e-5)  # float32
-    np.testing.assert_array_equal(maps.argmax(0), units["semseg_argmax"])
-
-
 FOLD_CONFIG = CascadeInferenceConfig(proposals=ProposalConfig(pre_nms_topk=40, post_nms_topk=30))
 
 

@@ -1,5 +1,7 @@
 """Stages, masks and selection of detections equal detectron2's."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from model.errors import ConfigError
 from model.networks.boxes import clip_boxes
 from model.networks.roi_align import RoiAlignConfig
 from model.networks.roi_heads import CascadeROIHeads, DetectionConfig, Detections, find_top_detections
+from model.networks.rpn import ProposalConfig
 
 SIZES = torch.tensor([[64, 96], [50, 60]])
 BOXES = torch.tensor([[[4.0, 4.0, 40.0, 30.0], [0.0, 0.0, 60.0, 50.0], [10.0, 20.0, 30.0, 48.0]]]).expand(2, 3, 4)
@@ -98,18 +101,18 @@ def test_at_most_max_detections_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "config",
     [
-        {"max_detections": 0},
-        {"max_candidates": 0},
-        {"nms_iterations": 0},
-        {"score_threshold": -0.1},
-        {"nms_threshold": 2},
+        *(partial(DetectionConfig, **{name: 0}) for name in ("max_detections", "max_candidates", "nms_iterations")),
+        *(partial(DetectionConfig, **{name: 1.5}) for name in ("score_threshold", "nms_threshold")),
+        *(partial(ProposalConfig, **{name: 0}) for name in ("post_nms_topk", "pre_nms_topk", "nms_iterations")),
+        partial(ProposalConfig, nms_threshold=1.5),
+        partial(RoiAlignConfig, max_box_side=0),
     ],
 )
-def test_detection_configs_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+def test_limits_of_inference_out_of_range_are_refused(config: Callable[[], object]) -> None:
     with pytest.raises(ConfigError):
-        DetectionConfig(**wrong)
+        config()
 
 
 @pytest.mark.golden

@@ -77,16 +77,11 @@ def stripe(first: int, last: int) -> np.ndarray:
 
 
 def test_detections_are_numbered_by_descending_score_and_clusters_from_one() -> None:
-    raw = draw_raw([(0.5, 0, stripe(0, 2)), (0.9, 2, stripe(2, 4)), (0.7, 1, stripe(4, 6))])
+    raw = draw_raw([(0.5, 0, stripe(0, 2)), (0.9, 2, stripe(2, 4)), (0.7, 1, stripe(4, 6)), (0.5, 1, stripe(6, 8))])
     result = segment(raw, "panoptic")
-    assert list_segments(result) == [(1, 3, True), (2, 2, True), (3, 1, True)]
-    assert result.label_map[0].tolist() == [3, 3, 1, 1, 2, 2, 0, 0]
-    assert [each.score for each in result.segments] == pytest.approx([0.9, 0.7, 0.5], abs=1e-7)  # float32
-
-
-def test_detections_of_equal_score_stay_in_order() -> None:
-    result = segment(draw_raw([(0.5, 2, stripe(0, 2)), (0.5, 0, stripe(4, 6))]), "panoptic")
-    assert [each.cluster for each in result.segments] == [3, 1]
+    assert list_segments(result) == [(1, 3, True), (2, 2, True), (3, 1, True), (4, 2, True)]
+    assert result.label_map[0].tolist() == [3, 3, 1, 1, 2, 2, 4, 4]
+    assert [each.score for each in result.segments] == pytest.approx([0.9, 0.7, 0.5, 0.5], abs=1e-7)  # float32
 
 
 def test_the_score_threshold_is_inclusive() -> None:
@@ -101,17 +96,6 @@ def test_a_mask_covered_beyond_the_overlap_threshold_is_dropped() -> None:
     assert result.label_map[0].tolist() == [1, 1, 1, 1, 2, 2, 0, 0]
 
 
-def test_a_dropped_mask_covers_no_other() -> None:
-    result = segment(draw_raw([(0.9, 0, stripe(0, 4)), (0.8, 1, stripe(1, 5)), (0.7, 2, stripe(4, 6))]), "panoptic")
-    assert result.label_map[0].tolist() == [1, 1, 1, 1, 2, 2, 0, 0]
-    assert [each.cluster for each in result.segments] == [1, 3]
-
-
-def test_a_hidden_mask_is_dropped_at_any_overlap_threshold() -> None:
-    raw = draw_raw([(0.9, 0, stripe(0, 4)), (0.8, 1, stripe(1, 3))])
-    assert len(segment(raw, "panoptic", Thresholds(score_threshold=0.0, overlap_threshold=1.0)).segments) == 1
-
-
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_detections_with_nan_scores_are_dropped(task: Task) -> None:
     raw = draw_raw(
@@ -123,16 +107,11 @@ def test_detections_with_nan_scores_are_dropped(task: Task) -> None:
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_empty_masks_nan_masks_and_padding_give_no_segments(task: Task) -> None:
     empty, unknown = np.zeros((8, 8), np.float32), np.full((8, 8), np.nan, np.float32)
-    result = segment(draw_raw([(0.9, 0, empty), (0.8, 1, unknown), (0.0, 2, stripe(0, 8))]), task)
-    assert result.segments == ()
-    assert not result.label_map.any()
-
-
-@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_a_network_without_detections_gives_an_empty_map(task: Task) -> None:
-    result = segment(draw_raw([]), task)
-    assert result.segments == ()
-    assert result.label_map.tolist() == np.zeros((8, 8), int).tolist()
+    for detections in ([], [(0.9, 0, empty), (0.8, 1, unknown), (0.0, 2, stripe(0, 8))]):
+        for thresholds in (KEEP_ALL, SPLIT):
+            result = segment(draw_raw(detections), task, thresholds)
+            assert result.segments == ()
+            assert result.label_map.tolist() == np.zeros((8, 8), int).tolist()
 
 
 def test_the_mask_threshold_is_exclusive() -> None:
@@ -245,14 +224,6 @@ def test_instances_have_complete_masks_and_the_best_one_is_shown() -> None:
     ]
 
 
-def test_a_mask_with_two_components_stays_whole_by_default() -> None:
-    mask = np.zeros((8, 8), np.float32)
-    mask[2, 3] = mask[5, 6] = 1.0
-    (packed,) = segment(draw_raw([(0.9, 0, mask)]), "instance").masks
-    assert (packed.top, packed.left, packed.bits.shape) == (2, 3, (4, 4))
-    assert np.argwhere(packed.bits).tolist() == [[0, 0], [3, 3]]
-
-
 def test_components_become_segments_and_small_ones_are_dropped() -> None:
     mask = (
         draw_mask(slice(0, 2), slice(0, 5)) + draw_mask(slice(4, 6), slice(0, 2)) + draw_mask(slice(7, 8), slice(7, 8))
@@ -265,15 +236,6 @@ def test_components_become_segments_and_small_ones_are_dropped() -> None:
     assert result.label_map[:2, :5].tolist() == [[1] * 5] * 2
     assert result.label_map[4:6, :2].tolist() == [[2] * 2] * 2
     assert result.label_map[7, 7] == 0
-
-
-def test_components_that_touch_at_a_corner_are_one() -> None:
-    mask = draw_mask(slice(0, 2), slice(0, 2)) + draw_mask(slice(2, 4), slice(2, 4))
-    assert len(segment(draw_raw([(0.9, 0, mask)]), "instance", SPLIT).segments) == 1
-
-
-def test_an_empty_mask_has_no_components() -> None:
-    assert segment(draw_raw([(0.9, 0, np.zeros((8, 8)))]), "instance", SPLIT).segments == ()
 
 
 def test_outputs_in_the_padding_are_ignored() -> None:
@@ -306,8 +268,9 @@ def test_box_masks_are_pasted_at_the_scaled_box() -> None:
     mask = np.full((28, 28), 0.9, np.float32)
     mask[:, 14:] = 0.0
     raw = replace(
-        draw_raw([(0.9, 0, mask), (0.8, 1, mask)]),
-        boxes=np.array([[8, 4, 24, 20], [-50, 28, 60, 90]], np.float32),  # the second leaves the image
+        draw_raw([(0.9, 0, mask), (0.8, 1, mask), (0.7, 1, mask), (0.6, 1, mask)]),
+        # The second leaves the image, the third lies outside, the fourth has no area.
+        boxes=np.array([[8, 4, 24, 20], [-50, 28, 60, 90], [40, 40, 60, 60], [9, 9, 9, 9]], np.float32),
     )
     contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_size=28)
     letterbox = plan_letterbox(64, 64, [InputSize.square(32)], 4)
@@ -316,16 +279,6 @@ def test_box_masks_are_pasted_at_the_scaled_box() -> None:
     first, second = (np.argwhere(instances.label_map == segment) for segment in (1, 2))
     assert (first.min(0).tolist(), first.max(0).tolist()) == ([8, 16], [39, 31])
     assert (second.min(0).tolist(), second.max(0).tolist()) == ([56, 0], [63, 31])  # half of the box that is left
-
-
-def test_a_box_outside_the_image_or_without_area_gives_no_segment() -> None:
-    mask = np.full((28, 28), 0.9, np.float32)
-    raw = replace(
-        draw_raw([(0.9, 0, mask), (0.8, 1, mask)]), boxes=np.array([[40, 40, 60, 60], [9, 9, 9, 9]], np.float32)
-    )
-    contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_size=28)
-    letterbox = plan_letterbox(64, 64, [InputSize.square(32)], 4)
-    assert postprocess(raw, letterbox, contract, "instance", KEEP_ALL).segments == ()
 
 
 def test_components_of_box_masks_become_segments() -> None:
