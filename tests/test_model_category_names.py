@@ -22,7 +22,6 @@ from model.registry.category_names import (
     check_clusters,
     edit_names,
     empty_names,
-    names_path,
     parse_mapping,
     parse_names,
     read_names,
@@ -58,10 +57,6 @@ def list_names(names: CategoryNames) -> dict[int, str]:
     return {cluster: name.category_name for cluster, name in names.names.items()}
 
 
-def test_names_are_stored_next_to_the_artifact(tmp_path: Path) -> None:
-    assert names_path(tmp_path / "models" / "3") == tmp_path / "models" / "3.names.json"
-
-
 def test_a_name_is_stored_with_its_author(tmp_path: Path) -> None:
     path = tmp_path / "names.json"
     assert read_names(path, CONTRACT) == empty_names(CONTRACT)
@@ -87,27 +82,25 @@ def test_a_thing_and_stuff_of_the_same_name_are_two_categories() -> None:
     assert get_cluster_category_id(3, named) == 26  # a cluster without a name: above all others
 
 
-def test_an_empty_name_restores_the_name_in_the_contract() -> None:
+def test_an_empty_name_restores_the_name_in_the_contract_and_the_same_name_changes_nothing() -> None:
     names = empty_names(CONTRACT).rename({1: "dog"}, "ann").rename({1: "  "}, "bob")
     assert (names.names, names.revision) == ({}, 2)
     assert names.apply(CONTRACT) == CONTRACT
-
-
-def test_setting_the_same_name_is_not_a_change() -> None:
-    names = empty_names(CONTRACT).rename({1: "dog"}, "ann")
-    assert names.rename({1: "dog"}, "bob") == names
     assert names.rename({2: ""}, "bob") == names
+    again = names.rename({1: "dog"}, "ann")
+    assert again.rename({1: "dog"}, "bob") == again
 
 
-@pytest.mark.parametrize("text", ["x" * 81, "two\nlines", "\x1b[31mred", "\u200b"])
-def test_a_name_that_is_not_printable_is_rejected(text: str) -> None:
-    with pytest.raises(InvalidParameter, match="1 to 80 printable characters"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text, "1 to 80 printable characters") for text in ("x" * 81, "two\nlines", "\x1b[31mred", "\u200b")),
+        (" 7 ", "'7' could be taken for a cluster id"),
+    ],
+)
+def test_a_name_that_is_not_printable_or_a_number_is_rejected(text: str, message: str) -> None:
+    with pytest.raises(InvalidParameter, match=message):
         empty_names(CONTRACT).rename({1: text}, "ann")
-
-
-def test_a_number_is_no_name() -> None:
-    with pytest.raises(InvalidParameter, match="'7' could be taken for a cluster id"):
-        empty_names(CONTRACT).rename({1: " 7 "}, "ann")
 
 
 def test_a_change_can_be_undone_and_so_can_the_undo() -> None:
@@ -236,12 +229,8 @@ def test_a_failing_change_leaves_the_file_unchanged(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     with pytest.raises(InvalidCategoryNames, match=r"clusters \[6\]"):
         check_clusters([6], CONTRACT)
-
-
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
     with pytest.raises(InvalidCategoryNames, match="cannot be written"):
-        edit_names(tmp_path / "file" / "names.json", CONTRACT, lambda names: names.rename({1: "dog"}, "ann"))
+        rename(path / "names.json", 1, "dog")
 
 
 MAPPING: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model.files import append_text, atomic_directory, atomic_write, hash_file, remove_temp_files
+from model.files import append_text, atomic_directory, atomic_write, remove_temp_files
 
 
 class PowerCutError(Exception):
@@ -25,13 +25,14 @@ def list_names(folder: Path) -> list[str]:
 
 
 def test_a_file_is_replaced_without_leftovers(tmp_path: Path) -> None:
-    path = tmp_path / "weights.bin"
-    path.write_text("old")
-    with atomic_write(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert list_names(tmp_path) == ["weights.bin"]
+    path = tmp_path / "new" / "folder" / "weights.bin"
+    for content in ("old", "new"):
+        with atomic_write(path) as temporary:
+            temporary.write_text(content)
+            assert not path.exists() or path.read_text() == "old"
+        assert path.read_text() == content
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list_names(path.parent) == ["weights.bin"]
 
 
 def test_a_failing_writer_keeps_the_old_file_without_leftovers(tmp_path: Path) -> None:
@@ -41,12 +42,6 @@ def test_a_failing_writer_keeps_the_old_file_without_leftovers(tmp_path: Path) -
         write_half(temporary)
     assert path.read_text() == "old"
     assert list_names(tmp_path) == ["weights.bin"]
-
-
-def test_a_failing_writer_creates_no_file(tmp_path: Path) -> None:
-    with pytest.raises(PowerCutError), atomic_write(tmp_path / "new.bin") as temporary:
-        write_half(temporary)
-    assert list_names(tmp_path) == []
 
 
 @pytest.mark.parametrize("write", [atomic_write, atomic_directory])
@@ -81,35 +76,12 @@ def test_text_is_appended_completely_or_not_at_all(tmp_path: Path) -> None:
     assert list_names(tmp_path) == ["losses.csv"]
 
 
-def test_a_writer_that_removes_its_file_fails_and_keeps_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "weights.bin"
-    path.write_text("old")
-    with pytest.raises(FileNotFoundError), atomic_write(path) as temporary:
-        temporary.unlink()
-    assert path.read_text() == "old"
-
-
 def test_only_temporary_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     kept = ("a[1].json", "a[1].json.lock", ".a1.json.x", "..a[1].json.x")
     for name in (*kept, ".a[1].json.k1l2m3n4", ".a[1].json.x"):
         (tmp_path / name).touch()
     remove_temp_files(tmp_path / "a[1].json")
     assert {each.name for each in tmp_path.iterdir()} == set(kept)
-
-
-def test_missing_parents_are_created(tmp_path: Path) -> None:
-    with atomic_write(tmp_path / "a" / "b" / "c.txt") as temporary:
-        temporary.write_text("deep")
-    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "deep"
-
-
-def test_replaced_files_and_folders_are_readable_by_others(tmp_path: Path) -> None:
-    with atomic_write(tmp_path / "a.txt") as temporary:
-        temporary.write_text("a")
-    with atomic_directory(tmp_path / "folder"):
-        pass
-    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o644
-    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o755
 
 
 def test_a_directory_is_replaced_completely(tmp_path: Path) -> None:
@@ -140,10 +112,3 @@ def test_a_directory_may_contain_directories(tmp_path: Path) -> None:
         (temporary / "shards" / "0").mkdir(parents=True)
         (temporary / "shards" / "0" / "a.txt").write_text("nested")
     assert (tmp_path / "store" / "shards" / "0" / "a.txt").read_text() == "nested"
-
-
-def test_the_hash_of_abc_is_the_one_in_fips_180_4(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_text("abc")
-    # FIPS 180-4, example 1.
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert hash_file(tmp_path / "abc") == expected

@@ -1,6 +1,5 @@
 """Signatures of artifacts: valid only for their contract and by a trusted key."""
 
-import json
 import stat
 from pathlib import Path
 
@@ -53,25 +52,18 @@ def test_a_signature_by_another_key_or_of_another_contract_is_rejected(tmp_path:
         verify_signature(artifact, trusted)
 
 
-def test_an_artifact_without_a_signature_is_rejected(tmp_path: Path, artifact: Path) -> None:
-    with pytest.raises(SignatureError, match="is not signed"):
-        verify_signature(artifact, trust(tmp_path, "alice"))
-
-
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", b'{"format_version": 2, "algorithm": "ed25519", "signature": ""}', b"\xff"]
+    "content",
+    [
+        *(b"", b"[]", b"{}", b"\xff", b'{"format_version": 2, "algorithm": "ed25519", "signature": ""}'),
+        b'{"format_version": 1, "algorithm": "ed25519", "signature": "AAAA"}',
+    ],
 )
 def test_a_file_that_is_not_a_signature_is_rejected(tmp_path: Path, artifact: Path, content: bytes) -> None:
-    (artifact / SIGNATURE_FILE).write_bytes(content)
-    with pytest.raises(SignatureError):
-        verify_signature(artifact, trust(tmp_path, "alice"))
-
-
-def test_a_signature_of_the_wrong_length_is_rejected(tmp_path: Path, artifact: Path) -> None:
     trusted = trust(tmp_path, "alice")
-    sign(artifact, key=tmp_path / "alice", name="alice")
-    content = json.loads((artifact / SIGNATURE_FILE).read_text())
-    (artifact / SIGNATURE_FILE).write_text(json.dumps(content | {"signature": "AAAA"}))
+    with pytest.raises(SignatureError, match="is not signed"):
+        verify_signature(artifact, trusted)
+    (artifact / SIGNATURE_FILE).write_bytes(content)
     with pytest.raises(SignatureError):
         verify_signature(artifact, trusted)
 
