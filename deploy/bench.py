@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
 """Measures the throughput and latency of the service, and its behaviour under overload.
 
-    python deploy/bench.py PHOTOS [--seconds 20] [--overload-s 120] [--artifact DIR] [--fake-s S] [-- OPTIONS]
+    python deploy/bench.py PHOTOS [--seconds 20] [--overload-s 120] [--artifact DIR] [-- OPTIONS]
 
 Starts a service and sends photos of a folder, scaled to 0.2, 0.8 and 2.5 megapixels: first one client at a time, then
 four for the peak rate, then open-loop arrivals at 50, 80 and 100 % of the peak, then at 300 % for two minutes while
 health is checked. Before and after the peak, a bare loop runs the same session on prepared inputs; the service is
-reported relative to it. With --fake-s the network is a fake that sleeps that long per image, without a bare loop.
-OPTIONS are options of `useg serve`. Prints JSON. Client and service share the machine: on two cores the ratio of the
-rates counts the client and the decoding against the service, the ratio of the CPU times only the decoding.
+reported relative to it. OPTIONS are options of `useg serve`. Prints JSON. Client and service share the machine: on two
+cores the ratio of the rates counts the client and the decoding against the service, the ratio of the CPU times only
+the decoding.
 """
 
-import argparse
 import asyncio
 import io
 import json
@@ -26,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cyclopts
 import httpx
 import numpy as np
 import psutil
@@ -45,19 +45,6 @@ _READY_TIMEOUT_S = 300.0
 _RETRY_DELAY_S = 1.0
 """Delay of a closed-loop client after a rejection."""
 _REPOSITORY = Path(__file__).resolve().parent.parent
-_FAKE = """
-import time
-from fake_service import CONTRACT, RedSession
-from service.cli import run
-from service.settings import read_settings
-
-class SleepingSession(RedSession):
-    def run(self, pixels, sizes):
-        time.sleep({run_s} * len(pixels))
-        return super().run(pixels, sizes)
-
-run(read_settings(), load_model=lambda: (CONTRACT, SleepingSession()))
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,51 +97,43 @@ class BareLoop:
         return runs / (time.perf_counter() - started), (time.process_time() - cpu) / runs
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split arguments at the first "--"; argparse takes what follows only next to the positional argument."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    return list(arguments[:end]), list(arguments[end + 1 :])
+def main(
+    photos: Path,
+    *options: str,
+    artifact: Path | None = None,
+    seconds: float = 20.0,
+    overload_s: float = 120.0,
+    threads: int = 2,
+) -> None:
+    """Measure the service at all loads, each for `seconds`, with an overload of `overload_s` (0 for none).
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path, help="folder of photos")
-    parser.add_argument("--artifact", type=Path, default=find_bundled_artifact(), help="directory of the artifact")
-    parser.add_argument("--fake-s", type=float, help="seconds per image of a fake network")
-    parser.add_argument("--seconds", type=float, default=20.0, help="duration of each load (20)")
-    parser.add_argument("--overload-s", type=float, default=120.0, help="duration of the overload, 0 for none (120)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the network (2)")
-    own, options = split_arguments(sys.argv[1:] if arguments is None else arguments)
-    given = parser.parse_args(own)
-    photos = read_photos(given.photos)
-    if given.fake_s is None:
-        bare = BareLoop(given.artifact, photos, given.threads)
-        command = [sys.executable, "-m", "model", "serve", "--artifact", str(given.artifact), *options]
-    else:
-        bare, command = None, [sys.executable, "-c", _FAKE.format(run_s=given.fake_s)]
-    settings = {"USEG_PORT": "0", "USEG_INTRA_OP_THREADS": str(given.threads), "USEG_SHUTDOWN_DELAY_S": "0"}
+    `options`, after `--`, are those of `useg serve`; `threads` are those of the network.
+    """
+    artifact = artifact or find_bundled_artifact()
+    images = read_photos(photos)
+    bare = BareLoop(artifact, images, threads)
+    command = [sys.executable, "-m", "model", "serve", "--artifact", str(artifact), *options]
+    settings = {"USEG_PORT": "0", "USEG_INTRA_OP_THREADS": str(threads), "USEG_SHUTDOWN_DELAY_S": "0"}
     with serve(command, settings) as server:
-        report = asyncio.run(measure(server, bare, photos, given.seconds, given.overload_s))
+        report = asyncio.run(measure(server, bare, images, seconds, overload_s))
     print(json.dumps(report, indent=2))
-    return 0
 
 
 async def measure(
-    server: Server, bare: BareLoop | None, photos: Sequence[bytes], seconds: float, overload_s: float
+    server: Server, bare: BareLoop, photos: Sequence[bytes], seconds: float, overload_s: float
 ) -> dict[str, Any]:
     """Run all loads in turn."""
     await send_closed(server.url, photos, clients=2, seconds=3.0)
     single, _ = await send_closed(server.url, photos, clients=1, seconds=seconds)
     report: dict[str, Any] = {"one client": summarize(single, seconds)}
-    before = bare.run(seconds / 2) if bare else None
+    before = bare.run(seconds / 2)
     cpu_s = server.cpu_s()
     responses, took_s = await send_closed(server.url, photos, clients=4, seconds=seconds)
     cpu_s = (server.cpu_s() - cpu_s) / max(1, sum(response.status == 200 for response in responses))
     report["peak"] = summarize(responses, took_s)
     report["cpu_s_per_image"] = round(cpu_s, 4)
     peak = float(report["peak"]["goodput_per_s"])
-    if bare and before:
-        report["bare loop"] = compare([before, bare.run(seconds / 2)], peak, cpu_s)
+    report["bare loop"] = compare([before, bare.run(seconds / 2)], peak, cpu_s)
     for fraction in (0.5, 0.8, 1.0) if peak else ():  # no peak: every response took longer than the maximum
         responses = await send_open(server.url, photos, rate=fraction * peak, seconds=seconds)
         report[f"{fraction:.0%} of the peak"] = summarize(responses, seconds)
@@ -233,10 +212,9 @@ def serve(
     command: Sequence[str], environment: dict[str, str], url: str | None = None, ready: str = "/readyz"
 ) -> Iterator[Server]:
     """Start a server and wait until it is ready; ours prints its `url` in its first line."""
-    paths = os.pathsep.join((str(_REPOSITORY), str(_REPOSITORY / "tests")))
     output = subprocess.DEVNULL if url else subprocess.PIPE
     with subprocess.Popen(
-        command, stdout=output, text=True, env={**os.environ, "PYTHONPATH": paths, **environment}
+        command, stdout=output, text=True, env={**os.environ, "PYTHONPATH": str(_REPOSITORY), **environment}
     ) as process:
         try:
             if url is None:
@@ -346,4 +324,4 @@ def summarize(responses: Sequence[Response], seconds: float, max_latency_s: floa
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cyclopts.run(main)

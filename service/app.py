@@ -14,44 +14,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.auth import load_api_keys
-from service.inference.loaded_model import ModelLoader
+from service.inference.loaded_model import ArtifactLoader
 from service.metrics import Telemetry, record_event_loop_lag
 from service.middleware import AppState, RequestMiddleware
 from service.oip.routes import health_router as oip_health_router
 from service.oip.routes import router as oip_router
-from service.oip.tensors import LENGTH_HEADER, InferRequest, InferResponse, OipError
-from service.requests import SegmentJsonBody
-from service.rollout.controller import ArtifactLoader
+from service.oip.tensors import LENGTH_HEADER
+from service.problems import REFERENCED_SCHEMAS
 from service.rollout.model_repository import ModelRepository
 from service.routes.category_names import router as category_names_router
 from service.routes.models import health_router
 from service.routes.models import router as models_router
 from service.routes.pages import router as pages_router
 from service.routes.segment import router as segment_router
-from service.schemas import (
-    BatchResponse,
-    FeatureCollection,
-    HuggingFaceMask,
-    MultiTaskResponse,
-    Problem,
-    SegmentationResponse,
-)
 from service.settings import Settings
 from service.tracing import make_tracing
-
-_REFERENCED_SCHEMAS = (
-    BatchResponse,
-    FeatureCollection,
-    HuggingFaceMask,
-    InferRequest,
-    InferResponse,
-    MultiTaskResponse,
-    OipError,
-    Problem,
-    SegmentationResponse,
-    SegmentJsonBody,
-)
-"""Schemas to which routes refer by name: FastAPI does not see them, and they are not needed at the start."""
 
 _EXPOSED_HEADERS = (
     "ETag",
@@ -82,7 +59,7 @@ class Api(FastAPI):
         if not self.openapi_schema:
             schemas = super().openapi()["components"]["schemas"]
             _, referenced = models_json_schema(
-                [(schema, "validation") for schema in _REFERENCED_SCHEMAS],
+                [(schema, "validation") for schema in REFERENCED_SCHEMAS],
                 ref_template="#/components/schemas/{model}",
             )
             for name, schema in referenced["$defs"].items():
@@ -90,17 +67,11 @@ class Api(FastAPI):
         return self.openapi_schema or {}
 
 
-def create_app(
-    settings: Settings, *, load_model: ModelLoader | None = None, load_artifact: ArtifactLoader | None = None
-) -> FastAPI:
-    """Create the service.
-
-    `load_model` loads the model of a server without a registry, by default the artifact in the settings;
-    `load_artifact` loads the artifact in a directory.
-    """
+def create_app(settings: Settings, load_artifact: ArtifactLoader | None = None) -> FastAPI:
+    """Create the service; `load_artifact` loads a directory, by default for the backend in the settings."""
     telemetry = Telemetry()
     telemetry.output_drift_limit.set(settings.canary_max_psi)
-    repository = ModelRepository(settings, telemetry, load_model=load_model, load_artifact=load_artifact)
+    repository = ModelRepository(settings, telemetry, load_artifact)
     api_keys = load_api_keys(settings.api_key_file, settings.api_keys)
     admin_keys = load_api_keys(settings.admin_api_key_file, settings.admin_api_keys)
     state = AppState(

@@ -10,8 +10,7 @@ from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Env
 
 from service.auth import generate_api_key
-from service.inference.loaded_model import ModelLoader
-from service.rollout.controller import ArtifactLoader
+from service.inference.loaded_model import ArtifactLoader
 from service.server import run_server
 from service.settings import PREFIX, Settings, check_variable_names
 
@@ -63,15 +62,13 @@ def create_api_key(name: str, /) -> dict[str, Any]:
     return {"key": key, "line": line}
 
 
-def run(
-    settings: Settings, *, load_model: ModelLoader | None = None, load_artifact: ArtifactLoader | None = None
-) -> None:
+def run(settings: Settings, load_artifact: ArtifactLoader | None = None) -> None:
     """Configure logging and serve; a line on stdout gives the address once requests are accepted."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else logging.Formatter(TEXT_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    run_server(settings, _print_address, load_model=load_model, load_artifact=load_artifact)
+    run_server(settings, _print_address, load_artifact)
 
 
 def _print_address(url: str) -> None:

@@ -153,8 +153,13 @@ def make_problem(error: Exception, request_id: str) -> dict[str, Any]:
     return body
 
 
+REFERENCED_SCHEMAS: set[type[BaseModel]] = set()
+"""Schemas to which routes refer by name: FastAPI does not see them, and they are not needed at the start."""
+
+
 def reference(*schemas: type[BaseModel]) -> dict[str, Any]:
     """Return an OpenAPI schema that is any of `schemas`, which `service.app` adds to the document."""
+    REFERENCED_SCHEMAS.update(schemas)
     references = [{"$ref": f"#/components/schemas/{schema.__name__}"} for schema in schemas]
     return references[0] if len(references) == 1 else {"anyOf": references}
 

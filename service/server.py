@@ -21,9 +21,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from model.errors import ConfigError, UsegError
 from service.app import create_app
-from service.inference.loaded_model import ModelLoader
+from service.inference.loaded_model import ArtifactLoader
 from service.problems import make_error_response
-from service.rollout.controller import ArtifactLoader
 from service.rollout.model_repository import ModelRepository
 from service.settings import Settings
 
@@ -90,16 +89,11 @@ class TimeoutH11Protocol(H11Protocol):
             self._timer = None
 
 
-def make_protocol_class(client_timeout_s: float) -> type[TimeoutH11Protocol]:
-    """Return the protocol with a timeout; uvicorn takes a class and creates one object per connection."""
-    return type("Protocol", (TimeoutH11Protocol,), {"client_timeout_s": client_timeout_s})
-
-
 def make_uvicorn_config(app: Any, *, client_timeout_s: float, finish_s: float) -> uvicorn.Config:
     """Return uvicorn's options; `finish_s` is the maximum time for requests in flight at shutdown."""
     return uvicorn.Config(
         app,
-        http=make_protocol_class(client_timeout_s),
+        http=type("Protocol", (TimeoutH11Protocol,), {"client_timeout_s": client_timeout_s}),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -133,22 +127,18 @@ class Server(uvicorn.Server):
 
 
 def run_server(
-    settings: Settings,
-    on_ready: Callable[[str], None],
-    *,
-    load_model: ModelLoader | None = None,
-    load_artifact: ArtifactLoader | None = None,
+    settings: Settings, on_ready: Callable[[str], None], load_artifact: ArtifactLoader | None = None
 ) -> None:
     """Serve until a signal arrives; `on_ready` gets the base URL once requests are accepted.
 
-    `load_model` and `load_artifact` are those of `create_app`.
+    `load_artifact` is that of `create_app`.
     Raises UsegError if the address is not available or the artifact cannot be loaded.
     """
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _exit)
     cv2.setNumThreads(1)  # images are decoded in parallel: threads within one decoder only compete
     with contextlib.closing(bind(settings.host, settings.port)) as listener:
-        app = create_app(settings, load_model=load_model, load_artifact=load_artifact)
+        app = create_app(settings, load_artifact)
         asyncio.run(serve_app(app, settings, listener, on_ready))
 
 

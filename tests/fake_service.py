@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +16,7 @@ from model.category_examples import Category
 from model.contract import Contract, InputSize
 from model.network_io import RawOutputs
 from service.app import create_app
-from service.inference.loaded_model import ModelLoader
+from service.inference.loaded_model import ArtifactLoader
 from service.settings import Settings
 
 SIDE_PX, STRIDE_PX = 56, 4
@@ -56,14 +57,14 @@ class RedSession:
         return [segment_colors(each) for each in pixels]
 
 
-def open_fake() -> tuple[Contract, Session]:
+def open_fake(_directory: Path) -> tuple[Contract, Session]:
     return CONTRACT, RedSession()
 
 
 @asynccontextmanager
-async def open_client(opener: ModelLoader = open_fake, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def open_client(opener: ArtifactLoader = open_fake, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a service that is ready; exceptions of the app are raised here."""
-    app = create_app(Settings(**settings), load_model=opener)
+    app = create_app(Settings(**settings), load_artifact=opener)
     async with app.router.lifespan_context(app):
         await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), 10)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from model.backends.session import Session
 from model.contract import Contract
 from model.network_io import RawOutputs
 from service.app import create_app
-from service.inference.loaded_model import ModelLoader
+from service.inference.loaded_model import ArtifactLoader
 from service.server import Server, bind, make_uvicorn_config
 from service.settings import Settings
 
@@ -36,7 +37,7 @@ class GatedSession(RedSession):
             assert self.gate.wait(WAIT_S)
         return super().run(pixels, sizes)
 
-    def open(self) -> tuple[Contract, Session]:
+    def open(self, _directory: Path) -> tuple[Contract, Session]:
         return CONTRACT, self
 
 
@@ -45,10 +46,10 @@ async def wait_for(event: threading.Event) -> None:
 
 
 @asynccontextmanager
-async def listen(opener: ModelLoader = open_fake, **settings: Any) -> AsyncIterator[tuple[str, int]]:
+async def listen(opener: ArtifactLoader = open_fake, **settings: Any) -> AsyncIterator[tuple[str, int]]:
     """Serve on a real socket; yields host and port."""
     chosen = Settings(port=0, **settings)
-    app = create_app(chosen, load_model=opener)
+    app = create_app(chosen, load_artifact=opener)
     with bind(chosen.host, chosen.port) as listener:
         server = Server(make_uvicorn_config(app, client_timeout_s=chosen.client_timeout_s, finish_s=1.0))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -62,7 +63,7 @@ async def listen(opener: ModelLoader = open_fake, **settings: Any) -> AsyncItera
 
 
 @contextmanager
-def serve_in_thread(opener: ModelLoader = open_fake, **settings: Any) -> Iterator[str]:
+def serve_in_thread(opener: ArtifactLoader = open_fake, **settings: Any) -> Iterator[str]:
     """Serve on a real socket in a thread; yields the address, which ends in a slash."""
     addresses: list[str] = []
     is_ready, is_over = threading.Event(), threading.Event()

@@ -34,4 +34,4 @@ if __name__ == "__main__":
     from service.cli import run
     from service.settings import read_settings
 
-    run(read_settings(), load_model=open_fake)
+    run(read_settings(), load_artifact=open_fake)

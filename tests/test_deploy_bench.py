@@ -50,12 +50,6 @@ def test_a_200_within_the_maximum_latency_is_successful(bench: ModuleType) -> No
     assert summary["stages_ms"] == {"decode": 6.0, "infer": 20.0}
 
 
-def test_options_of_the_service_follow_two_dashes(bench: ModuleType) -> None:
-    arguments = ["photos", "--seconds", "3", "--", "--max-batch-size", "8"]
-    assert bench.split_arguments(arguments) == (["photos", "--seconds", "3"], ["--max-batch-size", "8"])
-    assert bench.split_arguments(["photos"]) == (["photos"], [])
-
-
 def test_photos_are_scaled_to_the_sizes_in_turn(bench: ModuleType, tmp_path: Path) -> None:
     for number in range(4):
         Image.new("RGB", (60, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")

@@ -88,7 +88,7 @@ async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Pat
     if not shutil.which("prometheus"):
         pytest.skip("prometheus is not on the PATH")
 
-    def open_described() -> tuple[Contract, Session]:
+    def open_described(_directory: Path) -> tuple[Contract, Session]:
         flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
         return replace(CONTRACT, drift_reference=flat), RedSession()
 

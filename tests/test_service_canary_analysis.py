@@ -6,9 +6,10 @@ import pytest
 from model.contract import Histogram
 from model.drift import BIN_EDGES
 from service.metrics import VersionMetrics
-from service.rollout.canary_analysis import AnalysisThresholds, excess_psi, find_regression
+from service.rollout.canary_analysis import excess_psi, find_regression
+from service.settings import Settings
 
-THRESHOLDS = AnalysisThresholds(max_error_rate=0.05, max_latency_ratio=3.0, max_psi=0.35)
+SETTINGS = Settings(canary_max_error_rate=0.05, canary_max_latency_ratio=3.0, canary_max_psi=0.35)
 BINS = len(BIN_EDGES["void"]) + 1
 
 
@@ -33,15 +34,15 @@ GOOD = make_metrics()
 
 
 def test_an_equal_version_has_no_regression() -> None:
-    assert find_regression(GOOD, GOOD, THRESHOLDS) is None
-    assert find_regression(VersionMetrics(), VersionMetrics(), THRESHOLDS) is None
+    assert find_regression(GOOD, GOOD, SETTINGS) is None
+    assert find_regression(VersionMetrics(), VersionMetrics(), SETTINGS) is None
 
 
 @pytest.mark.parametrize(
     ("images", "failures", "is_bad"), [(3, 3, True), (2, 2, False), (100, 5, False), (100, 6, True), (200, 10, False)]
 )
 def test_three_failures_above_the_maximum_rate_are_a_regression(images: int, failures: int, is_bad: bool) -> None:
-    regression = find_regression(make_metrics(images=images, failures=failures), GOOD, THRESHOLDS)
+    regression = find_regression(make_metrics(images=images, failures=failures), GOOD, SETTINGS)
     assert (regression.cause if regression else None) == ("errors" if is_bad else None)
 
 
@@ -49,30 +50,30 @@ def test_three_failures_above_the_maximum_rate_are_a_regression(images: int, fai
     ("new_s", "old_s", "is_bad"), [(0.61, 0.2, True), (0.59, 0.2, False), (0.05, 0.01, False), (0.07, 0.01, True)]
 )
 def test_a_p95_above_the_maximum_ratio_is_a_regression(new_s: float, old_s: float, is_bad: bool) -> None:
-    regression = find_regression(make_metrics(p95_s=new_s), make_metrics(p95_s=old_s), THRESHOLDS)
+    regression = find_regression(make_metrics(p95_s=new_s), make_metrics(p95_s=old_s), SETTINGS)
     assert (regression.cause if regression else None) == ("latency" if is_bad else None)
 
 
 def test_latency_is_compared_once_both_have_enough_images() -> None:
-    assert find_regression(make_metrics(images=49, p95_s=9.0), GOOD, THRESHOLDS) is None
-    assert find_regression(make_metrics(p95_s=9.0), make_metrics(images=49), THRESHOLDS) is None
+    assert find_regression(make_metrics(images=49, p95_s=9.0), GOOD, SETTINGS) is None
+    assert find_regression(make_metrics(p95_s=9.0), make_metrics(images=49), SETTINGS) is None
 
 
 def test_drifted_outputs_are_a_regression() -> None:
-    regression = find_regression(make_metrics(outputs=make_histogram(0, 0, 60)), GOOD, THRESHOLDS)
+    regression = find_regression(make_metrics(outputs=make_histogram(0, 0, 60)), GOOD, SETTINGS)
     assert regression is not None
     assert (regression.cause, "void drifted" in regression.reason) == ("drift", True)
-    assert find_regression(make_metrics(outputs=make_histogram(0, 0, 49)), GOOD, THRESHOLDS) is None  # too few to tell
+    assert find_regression(make_metrics(outputs=make_histogram(0, 0, 49)), GOOD, SETTINGS) is None  # too few to tell
 
 
 def test_images_that_make_both_versions_drift_are_no_regression() -> None:
     strange = make_metrics(outputs=make_histogram(0, 0, 60))
-    assert find_regression(strange, strange, THRESHOLDS) is None
+    assert find_regression(strange, strange, SETTINGS) is None
 
 
 def test_without_a_reference_there_is_no_drift() -> None:
     record = VersionMetrics(images=100, p95_s=0.2, outputs={"void": make_histogram(0, 0, 60)})
-    assert find_regression(record, GOOD, THRESHOLDS) is None
+    assert find_regression(record, GOOD, SETTINGS) is None
 
 
 def test_samples_of_the_reference_itself_stay_below_the_threshold() -> None:
@@ -86,9 +87,9 @@ def test_samples_of_the_reference_itself_stay_below_the_threshold() -> None:
         record = VersionMetrics(
             outputs={"void": Histogram(edges=BIN_EDGES["void"], counts=drawn)}, reference={"void": reference}
         )
-        indices.append(excess_psi(record, "void", 50))
-    assert max(index for index in indices if index is not None) < 0.8 * THRESHOLDS.max_psi
+        indices.append(excess_psi(record, "void"))
+    assert max(index for index in indices if index is not None) < 0.8 * SETTINGS.canary_max_psi
     shifted = Histogram(edges=BIN_EDGES["void"], counts=(0, *reference.counts[:-1]))
-    index = excess_psi(VersionMetrics(outputs={"void": shifted}, reference={"void": reference}), "void", 50)
+    index = excess_psi(VersionMetrics(outputs={"void": shifted}, reference={"void": reference}), "void")
     assert index is not None
-    assert index > THRESHOLDS.max_psi
+    assert index > SETTINGS.canary_max_psi

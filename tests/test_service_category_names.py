@@ -163,7 +163,7 @@ async def test_a_change_of_an_old_revision_is_rejected(client: httpx.AsyncClient
         ("/v1/models/other/clusters/1", b'{"category_name": "dog"}', 404, "other"),
         (f"{RED}?version=2", b'{"category_name": "dog"}', 404, "version '2' is not loaded"),
         ("/v1/models/fake/clusters/x", b'{"category_name": "dog"}', 422, "integer"),
-        (NAMES, b"{}", 422, "format_version: Field required"),
+        (NAMES, b"{}", 422, "the body has no valid names"),
     ],
 )
 async def test_an_invalid_change_is_reported_and_writes_nothing(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,7 +27,7 @@ METRICS = r"""[
 ].join("\n")"""
 
 
-def open_described() -> tuple[Contract, Session]:
+def open_described(_directory: Path) -> tuple[Contract, Session]:
     flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
     return replace(CONTRACT, drift_reference=flat), RedSession()
 

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from model.errors import ConfigError
 from service.app import create_app
-from service.inference.loaded_model import ModelLoader
+from service.inference.loaded_model import ArtifactLoader
 from service.oip.grpc_server import load_definition, serve_grpc
 from service.schemas import SegmentationResponse
 from service.settings import Settings
@@ -33,10 +33,10 @@ pytestmark = pytest.mark.anyio
 
 
 async def run_client(
-    work: Callable[[InferenceServerClient], T], opener: ModelLoader = open_fake, **settings: Any
+    work: Callable[[InferenceServerClient], T], opener: ArtifactLoader = open_fake, **settings: Any
 ) -> tuple[T, str]:
     """Run `work` with Triton's blocking client; return its result and the metrics."""
-    app = create_app(Settings(grpc_port=0, **settings), load_model=opener)
+    app = create_app(Settings(grpc_port=0, **settings), load_artifact=opener)
     async with app.router.lifespan_context(app), serve_grpc(app, app.state.useg) as (port, _):
         await app.state.useg.model_repository.wait_ready()
 
@@ -161,9 +161,9 @@ async def test_streams_are_unimplemented() -> None:
 
 
 async def test_a_port_in_use_is_a_configuration_error() -> None:
-    app = create_app(Settings(grpc_port=0), load_model=open_fake)
+    app = create_app(Settings(grpc_port=0), load_artifact=open_fake)
     async with serve_grpc(app, app.state.useg) as (port, _):
-        taken = create_app(Settings(grpc_port=port), load_model=open_fake)
+        taken = create_app(Settings(grpc_port=port), load_artifact=open_fake)
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {port} for gRPC"):
             async with serve_grpc(taken, taken.state.useg):
                 pass

@@ -5,6 +5,7 @@ import io
 import re
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -150,7 +151,7 @@ class BrokenSession(RedSession):
 
 
 async def test_a_broken_backend_is_a_500_without_its_message() -> None:
-    async with open_client(lambda: (CONTRACT, BrokenSession())) as client:
+    async with open_client(lambda _: (CONTRACT, BrokenSession())) as client:
         response = await post(client, HALVES)
         assert response.status_code == 500
         assert "secret" not in response.text
@@ -185,11 +186,11 @@ async def test_metrics_count_requests_by_outcome(client: httpx.AsyncClient) -> N
 async def test_the_service_is_alive_at_once_and_ready_once_its_model_is_loaded() -> None:
     gate = threading.Event()
 
-    def open_late() -> tuple[Contract, Session]:
+    def open_late(_directory: Path) -> tuple[Contract, Session]:
         assert gate.wait(WAIT_S)
-        return open_fake()
+        return open_fake(_directory)
 
-    app = create_app(Settings(), load_model=open_late)
+    app = create_app(Settings(), load_artifact=open_late)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         assert (await client.get("/livez")).json() == {"status": "alive"}
@@ -207,10 +208,10 @@ async def test_the_service_is_alive_at_once_and_ready_once_its_model_is_loaded()
 
 @pytest.mark.parametrize(("error", "words"), [(ArtifactError("golden answers differ"), "differ"), (OSError(), "OSErr")])
 async def test_a_rejected_artifact_leaves_the_service_alive_but_not_ready(error: Exception, words: str) -> None:
-    def refuse() -> tuple[Contract, Session]:
+    def refuse(_directory: Path) -> tuple[Contract, Session]:
         raise error
 
-    app = create_app(Settings(), load_model=refuse)
+    app = create_app(Settings(), load_artifact=refuse)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
         with pytest.raises(ArtifactError):

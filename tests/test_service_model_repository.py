@@ -123,7 +123,7 @@ def open_handover(is_allowed: threading.Event, opened: list[HotSwapSession]) -> 
 async def test_metrics_name_the_current_backend() -> None:
     is_allowed = threading.Event()
     opened: list[HotSwapSession] = []
-    async with open_client(lambda: open_handover(is_allowed, opened)) as client:
+    async with open_client(lambda _: open_handover(is_allowed, opened)) as client:
         assert 'useg_model_info{backend="fake"' in (await client.get("/metrics")).text
         is_allowed.set()
         opened[0].wait_ready(WAIT_S)
@@ -135,7 +135,7 @@ async def test_metrics_name_the_current_backend() -> None:
 async def test_a_session_that_is_still_loading_when_the_server_stops_is_dropped() -> None:
     is_allowed = threading.Event()
     opened: list[HotSwapSession] = []
-    async with open_client(lambda: open_handover(is_allowed, opened)):
+    async with open_client(lambda _: open_handover(is_allowed, opened)):
         pass
     opened[0].wait_ready(WAIT_S)  # closed: returns although no session was made
     is_allowed.set()
@@ -154,16 +154,16 @@ async def test_the_smallest_and_the_largest_batch_run_before_the_server_is_ready
             counts.append(len(pixels))
             return super().run(pixels, sizes)
 
-    async with open_client(lambda: (CONTRACT, CountingSession()), max_batch_size=6):
+    async with open_client(lambda _: (CONTRACT, CountingSession()), max_batch_size=6):
         assert counts == [1, 6]
     counts.clear()
-    async with open_client(lambda: (CONTRACT, CountingSession()), max_batch_size=6, max_batch_pixels=2 * 56 * 56 + 1):
+    async with open_client(lambda _: (CONTRACT, CountingSession()), max_batch_size=6, max_batch_pixels=2 * 56 * 56 + 1):
         assert counts == [1, 2]
 
 
 async def test_the_chosen_backend_and_the_skipped_ones_are_reported() -> None:
     chosen = AutoSession(session=BlueSession(), skipped_backends={"cuda": "no GPU"})
-    async with open_client(lambda: (CONTRACT, chosen)) as client:
+    async with open_client(lambda _: (CONTRACT, chosen)) as client:
         (version,) = (await client.get("/v1/models")).json()["models"][0]["versions"]
         assert (version["backend"], version["skipped_backends"]) == ("faster", {"cuda": "no GPU"})
         parameters = (await client.get(f"/v2/models/{CONTRACT.name}/config")).json()["parameters"]

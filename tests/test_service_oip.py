@@ -117,7 +117,7 @@ async def test_errors_are_reported_to_the_client() -> None:
 
 
 async def test_a_service_that_is_not_ready_is_live() -> None:
-    app = create_app(Settings(), load_model=open_fake)  # and nothing starts it
+    app = create_app(Settings(), load_artifact=open_fake)  # and nothing starts it
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.get("/v2/health/live")).status_code == 200
         ready = await client.get("/v2/health/ready")

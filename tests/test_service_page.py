@@ -55,7 +55,7 @@ class TwoBoxes:
         return [raw] * len(pixels)
 
 
-def open_fake() -> tuple[Contract, TwoBoxes]:
+def open_fake(_directory: Path) -> tuple[Contract, TwoBoxes]:
     contract = make_contract(
         20,
         2,

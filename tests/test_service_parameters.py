@@ -187,7 +187,7 @@ async def test_windows_of_high_detail_go_through_the_queue() -> None:
             counts.append(len(pixels))
             return super().run(pixels, sizes)
 
-    async with open_client(lambda: (CONTRACT, CountingSession()), max_queue_size=3) as client:
+    async with open_client(lambda _: (CONTRACT, CountingSession()), max_queue_size=3) as client:
         photo = save(draw_halves())  # 56x28 px fill the width: two windows beside the whole image
         counts.clear()
         standard, high, low = [

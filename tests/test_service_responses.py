@@ -92,7 +92,7 @@ async def test_several_tasks_come_from_one_run_of_the_network() -> None:
             runs.append(len(pixels))
             return super().run(pixels, sizes)
 
-    async with open_client(lambda: (CONTRACT, CountingSession())) as client:
+    async with open_client(lambda _: (CONTRACT, CountingSession())) as client:
         warm_up = len(runs)
         response = await request_segments(client, "", task="panoptic,instance,semantic")
     assert len(runs) == warm_up + 1
@@ -167,7 +167,7 @@ async def test_an_image_on_which_the_network_fails_does_not_fail_the_batch() -> 
             return super().run(pixels, sizes)
 
     poison = save(Image.new("RGB", (56, 56), BLUE))
-    async with open_client(lambda: (CONTRACT, PickySession()), max_batch_size=4) as client:
+    async with open_client(lambda _: (CONTRACT, PickySession()), max_batch_size=4) as client:
         response = await post_files(client, [HALVES, HALVES, poison, HALVES])
     assert [item.status for item in BatchResponse.model_validate_json(response.content).results] == [200, 200, 500, 200]
     assert "secret" not in response.text

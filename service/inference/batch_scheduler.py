@@ -301,14 +301,16 @@ class BatchScheduler:
                 self._telemetry.inference_failures.inc()
                 image.fail(InferenceError("the network's outputs are not finite"))
             else:
-                image.finish(InferenceResult(raw=raw, queue_s=started - image.submitted, infer_s=infer_s))
+                image.finish(InferenceResult(raw=raw, infer_s=infer_s))
 
     async def _split(self, stream: _Stream, images: list[QueuedImage], error: Exception) -> None:
         """Run the halves of a failed batch; fail a single image."""
         out_of_memory = is_out_of_memory(error)
         if len(images) == 1:
             self._telemetry.inference_failures.inc()
-            images[0].fail(self._make_out_of_memory() if out_of_memory else error)
+            retry_after_s = self.make_queue_full().retry_after_s
+            no_memory = QueueFull("the device is out of memory: try again later", retry_after_s=retry_after_s)
+            images[0].fail(no_memory if out_of_memory else error)
             return
         if out_of_memory:
             self._policy.halve_limit(images[0].pixels.shape, len(images))
@@ -317,10 +319,6 @@ class BatchScheduler:
         middle = (len(images) + 1) // 2
         await self._infer(stream, images[:middle])
         await self._infer(stream, images[middle:])
-
-    def _make_out_of_memory(self) -> QueueFull:
-        retry_after_s = self.make_queue_full().retry_after_s
-        return QueueFull("the device is out of memory: try again later", retry_after_s=retry_after_s)
 
     def _run_session(self, images: list[QueuedImage]) -> list[RawOutputs | None]:
         """Return the outputs in order; None for those that are not finite."""

@@ -19,22 +19,21 @@ _POLL_INTERVAL_S = 1.0
 class LiveCategoryNames:
     """The names in a file, and the contract with them applied; thread-safe."""
 
-    def __init__(self, contract: Contract, file: Path | None = None) -> None:
-        """Without a file, the contract's own names are used and cannot be changed."""
+    def __init__(self, contract: Contract, file: Path) -> None:
         self.contract = contract
         """With the users' names applied."""
         self.names = empty_names(contract)
         self._original = contract
         self._file = file
         self._fingerprint: tuple[int, int, int] | None = None
-        self._had_folder = file is not None and file.parent.is_dir()
+        self._had_folder = file.parent.is_dir()
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
         """Read the file if it has changed; if it is invalid or its folder is unmounted, the names stay as they are."""
         with self._lock:
             fingerprint = self._read_fingerprint()
-            if self._file is None or fingerprint == self._fingerprint or self._is_folder_missing():
+            if fingerprint == self._fingerprint or self._is_folder_missing():
                 return
             self._fingerprint = fingerprint
             try:
@@ -49,8 +48,6 @@ class LiveCategoryNames:
 
         Raises InvalidCategoryNames if the file cannot be written, and what `change` raises.
         """
-        if self._file is None:
-            raise InvalidCategoryNames("category names cannot be changed here: serve an artifact in a directory")
         if self._is_folder_missing():
             raise InvalidCategoryNames(f"{self._file.parent} is missing: restore it, then try again")
         recorded: NameChange | None = None
@@ -82,12 +79,12 @@ class LiveCategoryNames:
 
     def _is_folder_missing(self) -> bool:
         """Whether the file's folder existed at the start and does not any more, such as an unmounted volume."""
-        return self._had_folder and self._file is not None and not self._file.parent.is_dir()
+        return self._had_folder and not self._file.parent.is_dir()
 
     def _read_fingerprint(self) -> tuple[int, int, int] | None:
         """Return what changes whenever the file does; None if it does not exist."""
         try:
-            stat = self._file.stat() if self._file else None
+            stat = self._file.stat()
         except OSError:
             return None
-        return (stat.st_mtime_ns, stat.st_size, stat.st_ino) if stat else None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -18,8 +18,8 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-ModelLoader = Callable[[], tuple[Contract, Session]]
-"""Returns a checked artifact and its session, or raises UsegError.
+ArtifactLoader = Callable[[Path], tuple[Contract, Session]]
+"""Returns the checked artifact of a directory and its session, or raises UsegError.
 
 Called off the event loop, and again if the inference thread died.
 """
@@ -29,10 +29,10 @@ class LoadedModel:
     """Loads an artifact in the background, so that the server answers health checks meanwhile."""
 
     def __init__(
-        self, load: ModelLoader, settings: Settings, telemetry: Telemetry, category_names_file: Path | None = None
+        self, load: Callable[[], tuple[Contract, Session]], settings: Settings, telemetry: Telemetry, names_file: Path
     ) -> None:
         self._load_artifact = load
-        self._category_names_file = category_names_file
+        self._names_file = names_file
         self._settings = settings
         self._telemetry = telemetry
         self._session: Session | None = None
@@ -109,12 +109,7 @@ class LoadedModel:
             self._fail(ArtifactError(f"the artifact could not be run: {type(error).__name__}, see the log"))
         else:
             pipeline = Pipeline(
-                contract,
-                _unwrap(session),
-                self._settings,
-                self._telemetry,
-                reload=self._reload,
-                category_names_file=self._category_names_file,
+                contract, _unwrap(session), self._settings, self._telemetry, self._names_file, self._reload
             )
             await pipeline.start()
             self._telemetry.model_load_duration.set(time.perf_counter() - started)

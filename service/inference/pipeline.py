@@ -111,12 +111,11 @@ class Pipeline:
         session: Session,
         settings: Settings,
         telemetry: Telemetry,
-        *,
-        reload: Callable[[], Session] | None = None,
-        category_names_file: Path | None = None,
+        names_file: Path,
+        reload: Callable[[], Session],
     ) -> None:
         """`reload` makes a new session if the inference thread dies."""
-        self.names = LiveCategoryNames(contract, category_names_file)
+        self.names = LiveCategoryNames(contract, names_file)
         self.stats = VersionStats(contract, telemetry)
         self.scheduler = BatchScheduler(
             session,

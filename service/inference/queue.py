@@ -32,8 +32,6 @@ class InferenceResult:
     """Raw outputs for one image, and their timing."""
 
     raw: RawOutputs
-    queue_s: float
-    """Seconds from submission to the start of the run."""
     infer_s: float
     """Seconds of the run, which the images of a batch share."""
 

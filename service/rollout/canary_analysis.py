@@ -13,11 +13,14 @@ from model.errors import ContractMismatch, DeadlineExceeded, InputError, NotRead
 from service.inference.pipeline import ImageContent, Pipeline
 from service.metrics import RequestRecord, RollbackCause, Telemetry, VersionMetrics
 from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _MIN_FAILURES = 3
 """A single broken image may be sent twice."""
+_MIN_SAMPLES = 50
+"""Images of both versions before latency and outputs are compared."""
 _MIN_EXCESS_P95_S = 0.05
 """A smaller difference is not noticed, and not even measured on a busy machine."""
 _MIN_EXCESS_RUN_S = 0.02
@@ -27,20 +30,6 @@ _MAX_SHADOW_IMAGES = 4
 _SHADOW_IDLE_WAIT_S = 10.0
 _SHADOW_POLL_S = 0.02
 _SHADOW_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnalysisThresholds:
-    """How much worse than the other version a version may be."""
-
-    max_error_rate: float
-    """Maximum fraction of images on which it fails and another version does not."""
-    max_latency_ratio: float
-    """Maximum ratio of the p95 latencies."""
-    max_psi: float
-    """Maximum difference of the drifts from each version's own reference, as computed by `excess_psi`."""
-    min_samples: int = 50
-    """Images of both before latency and outputs are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,37 +63,42 @@ async def check_latency(candidate: Pipeline, active: Pipeline, max_ratio: float)
     raise ContractMismatch(f"an image takes {candidate_s:.3f} s, with the active version {active_s:.3f} s")
 
 
-def find_regression(new: VersionMetrics, old: VersionMetrics, thresholds: AnalysisThresholds) -> Regression | None:
-    """Return what makes the new version worse than the old one; None if nothing does."""
-    if new.failures >= _MIN_FAILURES and new.failures > thresholds.max_error_rate * new.images:
+def find_regression(
+    new: VersionMetrics, old: VersionMetrics, settings: Settings, *, is_loading: bool = False
+) -> Regression | None:
+    """Return what makes the new version worse than the old one; None if nothing does.
+
+    While another version `is_loading`, which takes processor time from serving, latency is not compared: it would slow
+    the new version more than its past.
+    """
+    if new.failures >= _MIN_FAILURES and new.failures > settings.canary_max_error_rate * new.images:
         reason = f"{new.failures} of {new.images} images failed that the other version segmented"
         return Regression(cause="errors", reason=reason)
-    if min(new.images, old.images) >= thresholds.min_samples:
+    if min(new.images, old.images) >= _MIN_SAMPLES and not is_loading:
         is_noticeable = new.p95_s - old.p95_s > _MIN_EXCESS_P95_S
-        if is_noticeable and new.p95_s > thresholds.max_latency_ratio * old.p95_s:
+        if is_noticeable and new.p95_s > settings.canary_max_latency_ratio * old.p95_s:
             reason = f"the p95 latency is {new.p95_s:.2f} s, that of the other version {old.p95_s:.2f} s"
             return Regression(cause="latency", reason=reason)
     for name in STATISTICS:
         # Unusual images make both versions drift: only the difference counts.
-        psi = excess_psi(new, name, thresholds.min_samples)
-        old_psi = excess_psi(old, name, thresholds.min_samples) or 0.0
-        if psi is not None and psi - old_psi > thresholds.max_psi:
+        psi, old_psi = excess_psi(new, name), excess_psi(old, name) or 0.0
+        if psi is not None and psi - old_psi > settings.canary_max_psi:
             reason = f"{name} drifted by {psi:.2f} from the reference, those of the other version by {old_psi:.2f}"
             return Regression(cause="drift", reason=reason)
     return None
 
 
-def excess_psi(metrics: VersionMetrics, name: Statistic, min_samples: int) -> float | None:
+def excess_psi(metrics: VersionMetrics, name: Statistic) -> float | None:
     """Return the stability index of a statistic against the reference, minus its expectation by chance.
 
     For samples of one population the index is about chi-squared with one degree of freedom less than bins, divided by
     the harmonic sum of the sample sizes (Yurdakul 2018, theorem 1); the mean of that is subtracted. Half a count is
-    added to each bin, so that empty ones do not dominate. None without a reference or with fewer than `min_samples`.
+    added to each bin, so that empty ones do not dominate. None without a reference or with too few samples.
     """
     seen, reference = metrics.outputs.get(name), metrics.reference.get(name)
     if seen is None or reference is None or seen.edges != reference.edges:
         return None
-    if sum(seen.counts) < min_samples or not sum(reference.counts):
+    if sum(seen.counts) < _MIN_SAMPLES or not sum(reference.counts):
         return None
     by_chance = (len(seen.counts) - 1) * (1 / sum(seen.counts) + 1 / sum(reference.counts))
     return max(0.0, population_stability_index(_smooth(reference), _smooth(seen)) - by_chance)

@@ -4,10 +4,7 @@ import asyncio
 import ctypes
 import gc
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from math import inf
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 from model.backends.session import Session
@@ -15,24 +12,15 @@ from model.contract import Contract
 from model.errors import RegistryError, UsegError
 from model.registry.deployment import DeploymentState, TrafficSplit
 from model.registry.versions import Registry
-from service.inference.loaded_model import LoadedModel
+from service.inference.loaded_model import ArtifactLoader, LoadedModel
 from service.inference.pipeline import Pipeline
 from service.metrics import RollbackCause, Telemetry, VersionMetrics, VersionRole
-from service.rollout.canary_analysis import (
-    AnalysisThresholds,
-    ShadowRunner,
-    check_identity,
-    check_latency,
-    find_regression,
-)
+from service.rollout.canary_analysis import ShadowRunner, check_identity, check_latency, find_regression
 from service.rollout.router import TrafficRouter, find_ready
 from service.schemas import ModelHistory, VersionStatus
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-ArtifactLoader = Callable[[Path], tuple[Contract, Session]]
-"""Returns the checked artifact of a directory and its session, or raises UsegError; called off the event loop."""
 
 AUTHOR = "useg serve"
 """Author of the service's own changes in the registry."""
@@ -73,11 +61,6 @@ class RolloutController:
         self._load_artifact = load_artifact
         self._settings = settings
         self._telemetry = telemetry
-        self._thresholds = AnalysisThresholds(
-            max_error_rate=settings.canary_max_error_rate,
-            max_latency_ratio=settings.canary_max_latency_ratio,
-            max_psi=settings.canary_max_psi,
-        )
         self._listed: tuple[str, ...] = ()
         """Versions in the registry, the latest last."""
         self._loaded: dict[str, LoadedModel] = {}
@@ -266,10 +249,9 @@ class RolloutController:
         shadow = self.router.shadow.pipeline if self.router.shadow else None
         trials = [(active, self._previous.metrics)] if self._previous else []
         trials += [(each, active.stats.recent()) for each in (canary, shadow) if each]
-        # Loading takes processor time from serving, and slows the new version more than its past.
-        thresholds = replace(self._thresholds, max_latency_ratio=inf) if self.loading else self._thresholds
         for pipeline, baseline in trials:
-            if regression := find_regression(pipeline.stats.recent(), baseline, thresholds):
+            metrics, is_loading = pipeline.stats.recent(), bool(self.loading)
+            if regression := find_regression(metrics, baseline, self._settings, is_loading=is_loading):
                 version = pipeline.contract.version
                 await self._quarantine(version, "rollback", regression.cause, regression.reason)
                 self._apply_roles()
@@ -308,11 +290,9 @@ class RolloutController:
     def _report(self) -> None:
         roles = self._roles()
         missing = frozenset(version for version, role in roles.items() if role == "missing_from_registry")
-        for version in sorted(missing - self._missing):
+        if missing - self._missing:
             template = "%s %s is served, but no longer in the registry: it will not survive a restart"
-            logger.error(template, self.model, version)
-        for version in sorted(self._missing - missing):
-            logger.info("%s %s is in the registry again", self.model, version)
+            logger.error(template, self.model, ", ".join(sorted(missing)))
         self._missing = missing
         self._telemetry.set_version_roles(self.model, roles)
 

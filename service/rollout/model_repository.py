@@ -13,10 +13,10 @@ from model.errors import ShuttingDown, UsegError
 from model.registry.category_names import names_path
 from model.registry.signatures import read_trusted_keys, verify_signature
 from model.registry.versions import Registry
-from service.inference.loaded_model import LoadedModel, ModelLoader
+from service.inference.loaded_model import ArtifactLoader, LoadedModel
 from service.inference.pipeline import Pipeline
 from service.metrics import ModelState, Telemetry
-from service.rollout.controller import ArtifactLoader, RolloutController
+from service.rollout.controller import RolloutController
 from service.rollout.router import Routers, TrafficRouter, find_ready
 from service.schemas import ModelHistory, VersionStatus
 from service.settings import Settings
@@ -33,14 +33,9 @@ class ModelRepository:
         self,
         settings: Settings,
         telemetry: Telemetry,
-        *,
-        load_model: ModelLoader | None = None,
         load_artifact: ArtifactLoader | None = None,
     ) -> None:
-        """`load_model` loads the model of a server without a registry, `load_artifact` an artifact in a directory.
-
-        Raises ConfigError for unusable public keys, RegistryError for a directory that is not a registry.
-        """
+        """Raises ConfigError for unusable public keys, RegistryError for a directory that is not a registry."""
         self.registry = Registry(settings.registry) if settings.registry else None
         self.is_draining = False
         """Whether readiness fails; requests are still accepted."""
@@ -54,8 +49,7 @@ class ModelRepository:
         if self.registry:
             self.registry.list_models()
         names_file = settings.category_names_file or names_path(settings.artifact)
-        load_model = load_model or partial(self._load_artifact, settings.artifact)
-        self._model = LoadedModel(load_model, settings, telemetry, names_file)
+        self._model = LoadedModel(partial(self._load_artifact, settings.artifact), settings, telemetry, names_file)
         single = None if self.registry else TrafficRouter(active=self._model)
         self.routers = Routers(settings.default_model, single)
 

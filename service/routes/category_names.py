@@ -3,17 +3,17 @@
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Depends, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.category_examples import CategoryExamples
 from model.contract import Contract
 from model.errors import ClusterNotFound, InvalidCategoryNames, InvalidParameter, PreconditionFailed
-from model.registry.category_names import FORMAT_VERSION, CategoryName, CategoryNames, NameChange, parse_names
+from model.registry.category_names import CategoryNames, parse_names
 from service.inference.live_category_names import LiveCategoryNames
 from service.middleware import get_state
 from service.problems import document_problems
@@ -79,20 +79,8 @@ class ClusterList(_Schema):
     clusters: list[ClusterInfo]
 
 
-class CategoryNamesDocument(_Schema):
-    """All names that people gave to the clusters of one network, and the last changes."""
-
-    format_version: Annotated[int, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)]
-    model: str
-    version: str
-    network_sha256: str
-    """Hash of the network; the names do not apply to any other."""
-    revision: int
-    names: dict[int, CategoryName]
-    """By cluster id."""
-    examples: CategoryExamples | None = None
-    """Embeddings of labeled segments that were applied with the names."""
-    history: list[NameChange]
+CategoryNamesDocument = dict[str, Any]
+"""All names that people gave to the clusters of one network, and the last changes, as in `ARTIFACT.names.json`."""
 
 
 async def get_names(
@@ -198,7 +186,7 @@ async def import_category_names(body: CategoryNamesDocument, editor: Editor) -> 
     Requires an admin key.
     """
     try:
-        imported = parse_names(body.model_dump_json().encode(), editor.live.contract, "the body")
+        imported = parse_names(orjson.dumps(body), editor.live.contract, "the body")
     except InvalidCategoryNames as error:
         raise InvalidParameter(str(error)) from error
     return _to_document(
@@ -237,7 +225,8 @@ def _parse_if_match(text: str | None) -> int | None:
 
 
 def _to_document(names: CategoryNames) -> CategoryNamesDocument:
-    return CategoryNamesDocument.model_validate_json(names.to_json())
+    document: CategoryNamesDocument = orjson.loads(names.to_json())
+    return document
 
 
 def _set_etag(response: Response, names: CategoryNames) -> None:
