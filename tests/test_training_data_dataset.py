@@ -18,12 +18,10 @@ from training.data.dataset import PseudoLabelDataset
 from training.data.panoptic_labels import (
     CHUNK_SIZE,
     ImageLabel,
-    ImageRecords,
     PanopticLabel,
     merge_panoptic,
     plan_chunks,
     remove_overlaps,
-    remove_stale,
 )
 from training.data.photos import PhotoFile, scan_photos
 
@@ -104,15 +102,6 @@ def test_a_chunk_whose_labeling_fails_is_absent(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DatasetError, match="not a valid chunk record"):
         list(chunk.read(tmp_path))
-
-
-def test_leftovers_of_killed_runs_are_deleted_and_chunks_are_kept(tmp_path: Path) -> None:
-    (chunk,) = plan_chunks([make_photo("a.jpg")], {})
-    chunk.write(tmp_path, iter([make_label()]))
-    (tmp_path / ".0123.tmp" / "part").mkdir(parents=True)
-    remove_stale(tmp_path, [chunk])
-    assert [entry.name for entry in tmp_path.iterdir()] == [chunk.name]
-    assert len(list(ImageRecords(folder=tmp_path, chunks=[chunk]))) == 1
 
 
 def test_pycocotools_reads_the_masks_and_the_panoptic_file_agrees_with_its_pngs(
@@ -210,21 +199,6 @@ def test_stuff_covered_by_more_than_70_percent_is_left_void() -> None:
     categories = category_map(merge_panoptic(masks, [1], stuff, thing_clusters=5))
     assert (categories[:, 7] == 0).all()
     assert (categories[:, 8:] == 7).all()
-
-
-def test_a_photo_without_masks_is_all_stuff() -> None:
-    label = merge_panoptic(np.zeros((0, 4, 4), bool), [], np.full((4, 4), 3, np.int32), thing_clusters=5)
-    assert label.categories == {3: 8}
-    assert (label.label_map == 3).all()
-
-
-def test_pixels_without_stuff_are_void() -> None:
-    stuff = np.zeros((10, 10), np.int32)
-    stuff[:, 8:] = 3
-    label = merge_panoptic(draw((slice(0, 2), slice(0, 2))), [2], stuff, thing_clusters=5)
-    categories = category_map(label)
-    assert (categories[0, 0], categories[5, 5], categories[5, 9]) == (2, 0, 8)
-    assert 0 not in label.categories
 
 
 def test_a_pixel_goes_to_the_first_mask_and_a_mask_that_loses_more_than_half_is_dropped() -> None:

@@ -5,22 +5,21 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tokens import make_photo_features
 
 from model.backends.onnx_to_torch import load_torch_network
 from model.checkpoints.dino import load_encoder
 from model.contract import find_bundled_artifact, read_contract
-from model.errors import CheckpointError, ConfigError, DatasetError
+from model.errors import CheckpointError, ConfigError
 from model.files import hash_file
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MaskTransformer
 from model.networks.vit import VisionTransformer
 from training.data.encoders import fetch_encoder, read_encoder_origin, warn_about_other_encoder
-from training.data.features import FeatureStore, compute_key_features, load_resized, resolve_layers
+from training.data.features import FeatureStore, compute_key_features, resolve_layers
 from training.data.label_config import ClusteringConfig
-from training.data.photos import PhotoFile, scan_photos
+from training.data.photos import scan_photos
 
 CONFIG = ClusteringConfig(side_px=tiny.SIDE_PX)
 HASH = "0123456789abcdef" * 4
@@ -43,17 +42,6 @@ def test_keys_are_those_of_the_last_attention_layer(encoder: VisionTransformer) 
     keys = np.stack(list(compute_key_features(encoder, pixels)))
     assert keys.shape == (2, 1, 4, 4, width)
     assert keys[:, 0].astype(np.float32) == pytest.approx(expected.numpy(), abs=5e-3)  # half precision
-
-
-def test_maskcut_sees_the_whole_photo_resized_to_a_square(tmp_path: Path) -> None:
-    image = np.zeros((20, 40, 3), np.uint8)
-    image[:, 20:] = 200
-    Image.fromarray(image).save(tmp_path / "a.png")
-    photo = PhotoFile(path=tmp_path / "a.png", name="a.png", digest="a", height=20, width=40)
-    square = load_resized(56, photo)
-    assert square.shape == (3, 56, 56)
-    assert (square[:, :, :24] == 0).all()
-    assert (square[:, :, 32:] == 200).all()
 
 
 def test_cached_features_are_not_computed_again(tmp_path: Path, encoder: VisionTransformer, tiny_photos: Path) -> None:
@@ -85,12 +73,6 @@ def test_layers_are_counted_from_the_end_if_negative_and_must_exist() -> None:
     assert resolve_layers((-1, -4, 8), 12) == (8, 11)
     with pytest.raises(ConfigError, match=r"layers \[12\] do not exist: the encoder has blocks 0 to 11"):
         resolve_layers((3, 12), 12)
-
-
-def test_a_photo_that_is_not_cached_is_an_error(tmp_path: Path, encoder: VisionTransformer, tiny_photos: Path) -> None:
-    store = FeatureStore.open(tmp_path, encoder, HASH, CONFIG)
-    with pytest.raises(DatasetError, match=r"no features for .*--features"):
-        store.load(scan_photos(tiny_photos).photos[0])
 
 
 def test_final_tokens_are_the_last_block_after_the_final_norm_where_they_show_the_photo(

@@ -7,7 +7,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pytest
 import torch
 from coco_reference import annotate
 
@@ -120,12 +119,6 @@ def test_with_droploss_void_and_things_without_a_mask_are_unlabeled() -> None:
     target = make_target(label_sample(label_map, {1: 4, 2: 8, 3: 5}), droploss=True)
     unlabeled = np.argwhere(~target.is_labeled.numpy()).tolist()
     assert unlabeled == [[0, 0], [0, 1], [0, 2], [12, 0], [12, 1], [12, 2]]
-
-
-def test_a_thing_of_three_pixels_is_no_target() -> None:
-    label_map = np.zeros((10, 10), np.int32)
-    label_map[0, :3] = 1
-    assert len(make_target(label_sample(label_map, {1: 1}), droploss=False).masks) == 0
 
 
 def test_a_crop_shows_the_same_region_in_pixels_features_and_labels(tmp_path: Path) -> None:
@@ -258,30 +251,11 @@ def test_nothing_is_pasted_into_padding() -> None:
         assert not pasted.instances.masks[:, 7:].any()
 
 
-@pytest.mark.parametrize("boxes", [(), ((slice(0, 1), slice(0, 1)),), ((slice(0, 14), slice(0, 14)),)])
-def test_a_source_without_an_instance_of_suitable_size_changes_nothing(boxes: Boxes) -> None:
-    sample = draw_sample(10, 0, ((slice(0, 2), slice(0, 2)),))
-    pasted = [paste(sample, draw_sample(100, 50, boxes), seed) for seed in range(10)]
-    is_unchanged = [bool((each.pixels == sample.pixels).all()) for each in pasted]
-    # Halved, an instance of the whole image covers a quarter, which is suitable.
-    assert all(is_unchanged) if len(boxes) == 0 or boxes[0][0].stop == 1 else not all(is_unchanged)
-
-
 # Crops
 
 
 def lower_right_quarter(whole: CropView) -> CropView:
     return crop_view(whole, GRID, CropWindow(top=2, left=2, side=2))
-
-
-def test_a_whole_photo_is_placed_at_the_top_left_and_padded() -> None:
-    values = np.full((28, 56), 2, np.int32)
-    values[:, :28] = 1
-    labels = full_view(28, 56, SIDE_PX).crop_labels(values, -1)
-    assert labels.shape == (14, 14)
-    assert (labels[:7, :7] == 1).all()
-    assert (labels[:7, 7:] == 2).all()
-    assert (labels[7:] == -1).all()
 
 
 def test_a_crop_of_half_the_side_is_twice_as_large() -> None:
@@ -338,17 +312,3 @@ def test_weights_are_at_most_1_and_masks_of_score_0_are_dropped(tmp_path: Path) 
     masks = InstanceMasks.load(dataset, max_per_photo=5)
     assert masks.crop("a", full_view(28, 56, SIDE_PX)).weights.tolist() == [1.0]
     assert masks.clusters("a") == {1}
-
-
-def test_a_photo_without_masks_has_no_instances(tmp_path: Path) -> None:
-    masks = InstanceMasks.load(write_instances(tmp_path, []), max_per_photo=5)
-    assert masks.crop("b", full_view(28, 56, SIDE_PX)).masks.shape == (0, 14, 14)
-    assert masks.clusters("b") == set()
-
-
-def test_instances_from_a_panoptic_map_have_weight_1() -> None:
-    label_map = np.array([[1, 1, 2], [0, 3, 2]], np.int32)
-    instances = instances_from_panoptic(label_map, {1: 4, 2: 7, 3: 2}, thing_clusters=5)
-    assert instances.clusters.tolist() == [4, 2]
-    assert instances.masks.sum((1, 2)).tolist() == [2, 1]
-    assert instances.weights.tolist() == [1.0, 1.0]

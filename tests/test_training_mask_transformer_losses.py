@@ -12,10 +12,8 @@ from training.mask_transformer.losses import (
     MatchedPairs,
     class_loss,
     hungarian_match,
-    is_in_labeled_area,
     mask_losses,
     mask_transformer_losses,
-    paired_mask_iou,
     semantic_loss,
 )
 from training.mask_transformer.targets import Target
@@ -86,15 +84,6 @@ def test_mask_losses_by_hand() -> None:
     assert float(dice) == pytest.approx(1 - (2 * 1 + 1) / (2 + 2 + 1))
 
 
-def test_mask_losses_are_weighted_by_target() -> None:
-    logits = torch.stack([torch.zeros(2, 2), torch.full((2, 2), 50.0)])
-    masks = torch.stack([torch.zeros(2, 2), torch.ones(2, 2)])
-    cross_entropy, dice = mask_losses(logits, masks, torch.tensor([0.25, 0.75]))
-    assert float(cross_entropy) == pytest.approx(0.25 * math.log(2))
-    assert float(dice) == pytest.approx(0.25 * (1 - 1 / (2 + 1)))
-    assert float(mask_losses(logits[:0], masks[:0], torch.ones(0))[0]) == 0.0
-
-
 def compute_class_loss(logits: Tensor, weight: float, *is_labeled: bool, no_object_from_score: float = 0.0) -> float:
     """The class loss of the queries of one image, the first of which is matched with cluster 0."""
     pairs = MatchedPairs(
@@ -131,16 +120,6 @@ def test_no_object_from_score_makes_the_weight_the_best_object_probability(weigh
     assert float(probabilities[without.index(min(without))]) == pytest.approx(0.95, abs=0.011)
 
 
-def test_a_mask_is_in_the_labeled_area_if_half_of_it_is_labeled_or_if_it_is_empty() -> None:
-    is_labeled = torch.zeros(1, 4, 4, dtype=torch.bool)
-    is_labeled[0, :2] = True
-    coarse = torch.full((1, 4, 4, 4), -5.0)
-    coarse[0, 0, 0] = 5.0
-    coarse[0, 1, 1:3] = 5.0
-    coarse[0, 2, 1:4] = 5.0
-    assert is_in_labeled_area(coarse.flatten(2), is_labeled).tolist() == [[True, True, False, True]]
-
-
 def test_an_unmatched_query_on_unlabeled_pixels_gets_no_class_gradient() -> None:
     target = draw_target((0, 4, 0, 4), clusters=[2])
     target.is_labeled[:] = False
@@ -163,11 +142,6 @@ def test_losses_are_computed_in_fp32() -> None:
         losses = mask_transformer_losses(half, (target,))
     assert losses.total.dtype == torch.float32
     assert torch.equal(losses.total, mask_transformer_losses(full, (target,)).total)  # bf16 holds 2 and 0 exactly
-
-
-def test_iou_of_half_overlapping_masks_is_a_third() -> None:
-    logits = torch.tensor([[[5.0, 5.0, -5.0]]])
-    assert float(paired_mask_iou(logits, torch.tensor([[[0.0, 1.0, 1.0]]]))) == pytest.approx(1 / 3)
 
 
 def test_the_semantic_loss_skips_ignored_pixels() -> None:

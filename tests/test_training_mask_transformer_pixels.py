@@ -82,13 +82,6 @@ def test_crop_and_mirroring_apply_to_pixels_and_labels() -> None:
     assert augmented.pixels[1, 0, 0].tolist() == [100] * 24 + [200] * 8
 
 
-def test_larger_squares_are_resized_to_the_networks_input() -> None:
-    augmented = augment_batch(draw_images(), transform(), 16)
-    assert augmented.pixels.shape == (2, 3, 16, 16)
-    assert augmented.masks.shape == (2, 4, 4)
-    assert augmented.masks[0].sum() == 4
-
-
 def paste(images: ImageBatch, target: int, source: int) -> ImageBatch:
     params = replace(
         transform(),
@@ -159,12 +152,6 @@ def test_color_jitter_scales_the_contrast_about_the_mean() -> None:
     assert color_jitter(pixels, torch.tensor([[1.0, 0.5, 1.0]]))[0, 0, 0].tolist() == [125, 175]
 
 
-def test_padding_keeps_its_color() -> None:
-    params = replace(transform(), color_factors=torch.tensor([[1.0, 1.0, 1.0], [0.5, 1.0, 1.0]]))
-    augmented = augment_batch(draw_images(), params, SIDE)
-    assert augmented.pixels[1, 0, :, 31].tolist() == [50] * 28 + [100] * 4
-
-
 @pytest.mark.parametrize("droploss", [False, True])
 def test_targets_are_the_same_as_those_of_feature_samples(droploss: bool) -> None:
     images = draw_images()
@@ -216,13 +203,6 @@ def test_photos_are_loaded_an_eighth_larger_than_the_networks_input(tmp_path: Pa
     assert images.clusters.tolist() == [0, 0]
     assert images.semantic[0, 0, 0] == 3
     assert images.semantic[0, 8, 0] == PADDING
-
-
-def test_without_crops_all_of_the_square_is_shown_mirrored_or_not(tmp_path: Path) -> None:
-    params = make_dataset([write_photo(tmp_path, "a")]).load_batch(0, 16).params
-    assert params.transforms[:, 0, 0].unique().tolist() == [-1.0, 1.0]
-    assert (params.transforms[:, 1] == torch.tensor([0.0, 1.0, 0.0])).all()
-    assert (params.color_factors == 1.0).all()
 
 
 def test_crops_show_40_to_100_percent_of_the_area_with_as_little_padding_as_possible(tmp_path: Path) -> None:

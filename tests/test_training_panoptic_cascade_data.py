@@ -18,7 +18,6 @@ from training.panoptic_cascade.dataset import (
     copy_paste_batch,
     copy_paste_pair,
     pad_to_batch,
-    plan_size,
 )
 from training.trainer.task import IGNORE_INDEX, PhotoSampler
 
@@ -82,13 +81,6 @@ def test_photos_and_labels_are_resized_to_one_of_the_sizes(tmp_path: Path) -> No
         assert each.masks[0].float().mean() == 0.5
 
 
-def test_sizes_are_those_of_detectron2() -> None:
-    # ResizeShortestEdge on a 480x640 photo: 800 -> 800x1067; for a panorama the longer side decides.
-    assert plan_size(480, 640, 800, 1333) == plan_size(480, 640, 800, 2000)
-    assert (plan_size(480, 640, 800, 1333).height_px, plan_size(480, 640, 800, 1333).width_px) == (800, 1067)
-    assert (plan_size(200, 1000, 800, 1333).height_px, plan_size(200, 1000, 800, 1333).width_px) == (267, 1333)
-
-
 def test_cached_features_have_16_pixels_per_patch(tmp_path: Path) -> None:
     for sample in make_dataset(tmp_path, FROM_CACHE).load_batch(0, 8).samples:
         assert (sample.inputs.shape, sample.stride_px, sample.masks.shape) == ((2, 4, 4), 16, (2, 64, 64))
@@ -102,15 +94,6 @@ def test_cached_features_have_16_pixels_per_patch(tmp_path: Path) -> None:
 def test_class_agnostic_samples_have_one_cluster(tmp_path: Path) -> None:
     sample = make_dataset(tmp_path, replace(CONFIG, cls_agnostic=True)).load_batch(0, 1).samples[0]
     assert sample.clusters.tolist() == [0, 0]
-
-
-def test_a_mask_that_vanishes_in_resizing_is_dropped(tmp_path: Path) -> None:
-    dot = np.zeros((28, 56), bool)
-    dot[0, 0] = True
-    dataset = make_dataset(tmp_path, replace(CONFIG, min_sizes=(7,)))
-    sample = replace(dataset, instances={"a": [annotate(dot, 1)]}).load_batch(0, 1).samples[0]
-    assert sample.masks.shape == (0, 7, 14)
-    assert sample.clusters.shape == (0,)
 
 
 def test_samples_do_not_depend_on_the_batch_size_and_each_epoch_has_every_photo_once(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from training.panoptic_cascade.losses import Rois, RoiTargets, crop_maps, crop_m
 from training.panoptic_cascade.matching import (
     CascadeTarget,
     covered_fraction,
-    ignore_unlabeled,
     match_boxes,
     pairwise_box_iou,
     subsample_labels,
@@ -97,27 +96,11 @@ def test_at_most_a_fraction_of_the_sample_is_positive() -> None:
     assert len(subsample_labels(kind[-15:], 16, 0.25, generator())[1]) == 5  # all there are
 
 
-def test_the_sample_depends_on_the_seed_only() -> None:
-    kind = torch.zeros(50, dtype=torch.int64)
-    first, same, other = (subsample_labels(kind, 9, 0.5, generator(seed))[1] for seed in (1, 1, 2))
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
-
-
 def test_the_covered_fraction_is_counted_within_the_image() -> None:
     area = torch.zeros(20, 30, dtype=torch.bool)
     area[:, :15] = True
     boxes = torch.tensor([[10.0, 0.0, 20.0, 10.0], [-10.0, -5.0, 20.0, 10.0], [20.0, 5.0, 25.0, 8.0], [40.0] * 4])
     assert covered_fraction(area, boxes).tolist() == pytest.approx([0.5, 0.75, 0.0, 0.0])
-
-
-def test_negative_boxes_on_unlabeled_pixels_are_ignored() -> None:
-    unlabeled = torch.zeros(20, 20, dtype=torch.bool)
-    unlabeled[:, :10] = True
-    boxes = torch.tensor([[0.0, 0.0, 16.0, 20.0], [4.0, 0.0, 20.0, 20.0], [0.0, 0.0, 10.0, 10.0]])
-    kind = torch.tensor([0, 0, 1])
-    assert ignore_unlabeled(kind, boxes, unlabeled, 0.5).tolist() == [-1, 0, 1]
-    assert ignore_unlabeled(kind, boxes, unlabeled, 1.0).tolist() == [0, 0, 1]
 
 
 # RPN and RoIs
@@ -158,21 +141,7 @@ def test_a_quarter_of_the_rois_is_positive_and_instances_are_candidates() -> Non
     assert sorted(instances_only.boxes[0].tolist()) == target.boxes.tolist()
 
 
-def test_images_with_fewer_rois_are_padded() -> None:
-    proposals = Proposals(boxes=torch.zeros(2, 1, 4), logits=torch.zeros(2, 1), is_valid=torch.zeros(2, 1).bool())
-    targets = (make_target(), make_target([0.0, 0.0, 9.0, 9.0]))
-    assert losses.sample_rois(proposals, targets, CONFIG, generator()).is_used.tolist() == [[False], [True]]
-
-
 # Box stages
-
-
-def test_later_stages_need_a_higher_iou() -> None:
-    rois = Rois(boxes=torch.tensor([[[0.0, 0.0, 20.0, 13.0]]]), is_used=torch.ones(1, 1, dtype=torch.bool))
-    targets = (make_target([0.0, 0.0, 20.0, 20.0], clusters=[2]),)  # IoU 0.65
-    stages = [losses.label_rois(rois, targets, iou, 3, 1.0) for iou in losses.CASCADE_IOU_THRESHOLDS]
-    assert [each.clusters.item() for each in stages] == [2, 2, 3]
-    assert [each.is_positive.item() for each in stages] == [True, True, False]
 
 
 def test_droploss_zeroes_boxes_far_from_every_label() -> None:
@@ -186,17 +155,6 @@ def test_droploss_zeroes_boxes_far_from_every_label() -> None:
     assert float(loss(output, roi_targets, targets, 0.01)) == pytest.approx(math.log(3) / 2)
     assert float(loss(output, roi_targets, targets, -1.0)) == pytest.approx(math.log(3))
     assert float(loss(output, roi_targets, (make_target(),), 0.01)) == 0.0
-
-
-def test_droploss_considers_labels_that_no_box_is_matched_to() -> None:
-    boxes = torch.tensor([[[30.0, 30.0, 40.0, 40.0]]])  # background, with an IoU of 1/7 with the second label
-    output = StageOutput(logits=torch.zeros(1, 1, 2), deltas=torch.zeros(1, 1, 4), boxes=boxes)
-    targets = (make_target(INSTANCE, [35.0, 35.0, 45.0, 45.0]),)
-    rois = Rois(boxes=boxes, is_used=torch.ones(1, 1, dtype=torch.bool))
-    roi_targets = losses.label_rois(rois, targets, 0.5, 1, 1.0)
-    assert roi_targets.clusters.tolist() == [[1]]
-    assert float(losses.classification_loss(output, roi_targets, targets, 0.1)) == pytest.approx(math.log(2))
-    assert float(losses.classification_loss(output, roi_targets, targets, 0.2)) == 0.0
 
 
 def test_the_box_loss_is_in_the_units_of_the_stage_and_divided_by_all_boxes() -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -60,12 +59,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: PseudoLab
     run = tmp_path_factory.mktemp("cascade") / "run"
     train(tiny_store, tiny_store.features, run, WITH_EMA)
     return run
-
-
-def test_training_can_be_split_by_time(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
-    features, run = tiny_store.features, tmp_path / "run"
-    steps = [train(tiny_store, features, run, FROM_CACHE, max_seconds=0.0).step for _ in range(3)]
-    assert steps == [1, 2, 3]
 
 
 def test_a_run_has_provenance_and_losses(finished_run: Path, tiny_store: PseudoLabelDataset) -> None:
@@ -123,7 +116,7 @@ def test_published_schedules() -> None:
     "change",
     [
         {"roi_batch_size_per_image": 0}, {"copy_paste_min_ratio": 1.5}, {"min_sizes": ()}, {"min_sizes": (0,)},
-        {"sem_seg_loss_stride": 2}, {"copy_paste": "all"}, {"backbone": "vit-b"}, {"precision": "fp16"},
+        {"sem_seg_loss_stride": 2}, {"precision": "fp16"},
         {"side_px": 100}, {"ema_decay": 2.0}, {"weight_decay": -1.0}, {"warmup_steps": -1}, {"inputs": "features"},
     ],
 )  # fmt: skip
@@ -223,10 +216,3 @@ def test_initial_weights_have_detectron2s_standard_deviations() -> None:
     }
     assert {name: float(state[name].std()) for name in expected} == pytest.approx(expected, rel=0.05)
     assert all(not tensor.any() for name, tensor in state.items() if name.endswith((".bias",)) and "norm" not in name)
-
-
-def test_initialization_does_not_change_norms() -> None:
-    network = tiny.draw_cascade(stuff_clusters=2)
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items() if ".norm." in name}
-    init_weights(network)
-    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())

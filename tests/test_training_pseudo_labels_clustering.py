@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tiny
 
-from model.arrays import fit_whitening
 from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError
 from training.data.dataset import PseudoLabelDataset
@@ -22,7 +21,6 @@ from training.pseudo_labels.clustering import (
 from training.pseudo_labels.codebook import (
     load_codebook,
     nearest_centroid,
-    whiten,
 )
 from training.pseudo_labels.maskcut import MaskProposals, proposals_from_masks
 
@@ -137,16 +135,6 @@ def test_score_thresholds_leave_one_more_mask_per_photo_each() -> None:
     assert fit_score_thresholds([np.zeros(0)]).tolist() == [0.0] * MAX_OBJECTS
 
 
-def test_whitened_tokens_are_centered_and_of_unit_variance_and_length() -> None:
-    generator = np.random.default_rng(0)
-    tokens = generator.normal(0, 1, (5000, 6)) * [100, 1, 1, 1, 1, 1] + 7
-    mean, projection = fit_whitening(tokens, 6)
-    projected = (tokens - mean) @ projection
-    # Exact on the sample itself except for rounding.
-    assert np.cov(projected.T) == pytest.approx(np.eye(6), abs=2e-3)
-    assert np.linalg.norm(whiten(tokens, mean, projection), axis=1) == pytest.approx(1.0)
-
-
 def test_clusters_are_the_directions_of_the_vectors() -> None:
     generator = np.random.default_rng(1)
     centers = np.eye(3, 8)
@@ -157,11 +145,6 @@ def test_clusters_are_the_directions_of_the_vectors() -> None:
     assert all(len(set(row.tolist())) == 1 for row in numbers)
     assert len(set(numbers[:, 0].tolist())) == 3
     assert np.linalg.norm(centroids, axis=1) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_the_same_seed_gives_the_same_clusters() -> None:
-    vectors = np.random.default_rng(2).normal(size=(200, 4)).astype(np.float32)
-    assert np.array_equal(kmeans(vectors, 5, seed=3), kmeans(vectors, 5, seed=3))
 
 
 def test_more_clusters_than_vectors_are_an_error() -> None:

@@ -57,13 +57,6 @@ def test_a_photo_without_structure_has_no_mask() -> None:
     assert consensus_masks(plain, [plain, plain]).soft.shape == (0, 20, 20)
 
 
-def test_soft_masks_lie_in_0_to_1_with_one_score_each() -> None:
-    drawn = tokens.draw([FIRST, SECOND])
-    found = consensus_masks(drawn, fit_projections(drawn.reshape(-1, 8)).transform(drawn))
-    assert ((found.soft >= 0.0) & (found.soft <= 1.0)).all()
-    assert len(found.soft) == len(found.scores) >= 2
-
-
 def test_pairwise_iou_is_intersection_over_union() -> None:
     masks = np.array([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[0, 0, 0, 1]]], bool)
     expected = [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]]
@@ -101,11 +94,6 @@ def test_neighbors_merge_above_the_threshold_most_similar_first() -> None:
     assert sorted(found.astype(int).tolist()) == sorted(expected)
 
 
-def test_similar_regions_that_do_not_touch_stay_separate() -> None:
-    found = agglomerative_regions(draw_features([[0, 90, 0]] * 2), [0.5], (1, 6))
-    assert [mask.sum() for mask in found] == [2, 2, 2]
-
-
 def test_regions_are_compared_by_the_mean_of_their_patches() -> None:
     """A chain of small steps ends where the mean differs too much from the next patch."""
     found = agglomerative_regions(draw_features([[0, 0, 0, 0, 30, 60]]), [np.cos(np.radians(40.0))], (1, 6))
@@ -116,10 +104,6 @@ def test_only_regions_within_the_areas_are_returned_each_once() -> None:
     features = draw_features([[0, 0, 90, 180, 180, 180]])
     found = agglomerative_regions(features, [0.9, 0.8, 0.7], (2, 2))
     assert found[:, 0].astype(int).tolist() == [[1, 1, 0, 0, 0, 0]]
-
-
-def test_without_a_matching_region_the_result_is_empty() -> None:
-    assert agglomerative_regions(draw_features([[0, 0], [0, 0]]), [0.9], (5, 6)).shape == (0, 2, 2)
 
 
 def draw_tokens() -> np.ndarray:

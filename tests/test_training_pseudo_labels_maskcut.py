@@ -15,7 +15,6 @@ from training.pseudo_labels.maskcut import (
     l2_normalize_tokens,
     load_proposals,
     maskcut,
-    proposals_from_masks,
     select_object,
 )
 
@@ -198,21 +197,11 @@ def draw_proposals() -> MaskProposals:
     return MaskProposals(soft=soft, scores=np.array([3.0, 2.0, 1.0], np.float32))
 
 
-def test_binary_masks_have_the_patches_above_one_half() -> None:
-    assert draw_proposals().binary.tolist() == [[[False, True]], [[True, False]], [[False, True]]]
-
-
 def test_top_k_keeps_the_first_masks_above_the_minimum_score() -> None:
     found = draw_proposals()
     assert found.top_k(9, 2.0).scores.tolist() == [3.0, 2.0]
     assert found.top_k(1, 2.0).soft.tolist() == found.soft[:1].tolist()
     assert len(found.top_k(9, 9.0).soft) == 0
-
-
-def test_binary_masks_are_scored_by_rank() -> None:
-    found = proposals_from_masks(np.array([[[True, False]], [[False, True]]]))
-    assert found.scores.tolist() == [1.0, 0.5]
-    assert found.soft.tolist() == [[[1.0, 0.0]], [[0.0, 1.0]]]
 
 
 def test_proposals_round_trip_to_disk_within_one_255th(tmp_path: Path) -> None:

@@ -155,12 +155,6 @@ def test_a_teacher_file_of_another_version_is_rejected(tmp_path: Path) -> None:
         read_teacher_info(PseudoLabelDataset(tmp_path))
 
 
-@pytest.mark.parametrize("change", [{"min_relative_score": 1.5}, {"score_increment": -0.1}])
-def test_invalid_options_are_rejected(change: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(change))):
-        replace(CONFIG, **change)  # type: ignore[arg-type]
-
-
 # Labels of one photo
 
 SIDE, MAP_SIDE = 32, 8
@@ -238,10 +232,3 @@ def test_stuff_below_half_of_its_maximum_probability_is_void() -> None:
     rows = label.panoptic.label_map[:, 0] > 0
     assert rows.tolist() == [False] * 16 + [True] * 12 + [False] * 4
     assert label.masks.shape == (0, SIDE, SIDE)
-
-
-def test_maximum_scores_are_over_all_photos() -> None:
-    photos = [make_predictions([0.2, 0.6], [1, 3]), make_predictions([0.4], [1])]
-    max_scores = ClassMaxScores.compute(photos, 3, 2)
-    assert max_scores.things.tolist() == pytest.approx([0.4, 0.0, 0.6])
-    assert max_scores.stuff.tolist() == pytest.approx([0.9, 0.9, 0.0])

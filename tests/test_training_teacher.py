@@ -17,7 +17,6 @@ from model.networks.vit import VisionTransformer
 from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache, compute_features
 from training.mask_transformer.crops import full_view
-from training.pseudo_labels.consensus import pairwise_mask_iou
 from training.self_training.teacher import (
     MIN_SCORE,
     DecoderInput,
@@ -200,10 +199,6 @@ def test_duplicates_are_removed_and_overlapping_instances_decay() -> None:
     assert overlapping.scores.tolist() == pytest.approx([0.8, 0.4 * math.exp(-2.0 * 0.6**2)])
 
 
-def test_instances_of_low_score_are_dropped() -> None:
-    assert len(merge_views([make_view([LEFT], [0.12], [0]), EMPTY]).scores) == 0
-
-
 def test_semantic_probabilities_are_means_over_the_views_that_show_a_pixel() -> None:
     crop = replace(EMPTY, semantic_probs=np.zeros_like(EMPTY.semantic_probs))
     crop.semantic_probs[0, :, :4] = 1.0
@@ -240,9 +235,3 @@ def test_drops_beyond_the_tolerance_are_listed() -> None:
     after = TtaConsistency(flip=0.4, scale=0.499, coverage=math.nan)
     assert after.list_drops(before, 0.005) == ["flip 0.500 to 0.400", "coverage 0.500 to nan"]
     assert before.list_drops(after, 0.005) == []
-
-
-def test_pairwise_mask_iou_by_hand() -> None:
-    masks = make_view([LEFT, SHIFTED], [1, 1], [0, 0]).masks
-    assert pairwise_mask_iou(masks, masks[:1]).ravel().tolist() == pytest.approx([1.0, 12 / 20])
-    assert pairwise_mask_iou(masks[:0], masks).shape == (0, 2)

@@ -4,13 +4,13 @@ import csv
 import json
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD
 
 from model.checkpoints.runs import load_run
@@ -21,7 +21,6 @@ from training.data.dataset import PseudoLabelDataset
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, MaskTransformerTrainConfig
 from training.mask_transformer.feature_dataset import DecoderBatch
 from training.mask_transformer.task import MaskTransformerTask
-from training.panoptic_cascade.config import CASCADE_PRESETS
 from training.train import train
 from training.trainer.checkpoint import (
     load_checkpoint,
@@ -29,8 +28,8 @@ from training.trainer.checkpoint import (
     read_checkpoint_metadata,
     write_checkpoint,
 )
-from training.trainer.provenance import git_commit, make_provenance
-from training.trainer.trainer import Trainer, changed_fields, clip_gradients, make_ema, to_device
+from training.trainer.provenance import git_commit
+from training.trainer.trainer import Trainer, clip_gradients, make_ema
 
 TINY = MASK_TRANSFORMER_PRESETS["tiny"]
 WITH_EMA = replace(TINY, ema_decay=0.9)
@@ -127,14 +126,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_photos(
     assert f'useg_train_not_finite{{run="{run}"}} 1.0\n' in textfile.read_text()
 
 
-def test_changed_options_are_found_after_a_json_round_trip() -> None:
-    config = CASCADE_PRESETS["cutler"]
-    stored = json.loads(json.dumps(asdict(config)))
-    assert changed_fields(stored, config) == []
-    assert changed_fields(stored, replace(config, milestones=(70_000,))) == ["milestones"]
-    assert changed_fields({**stored, "removed_option": 1}, config) == ["removed_option"]
-
-
 # Exponential moving average
 
 
@@ -193,14 +184,6 @@ def test_a_checkpoint_restores_weights_momentum_and_average_without_frozen_param
     assert momenta == [2.0, 1.0]  # of the weight, whose input was 2, and of the bias
 
 
-def test_a_checkpoint_without_the_requested_average_is_rejected(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    module, optimizer, ema = make_checkpoint_parts(1.0)
-    write_checkpoint(path, module, optimizer, {"step": 3})
-    with pytest.raises(CheckpointError, match="missing"):
-        load_checkpoint(path, module, optimizer, ema)
-
-
 @pytest.mark.parametrize("metadata", [{"facts": '{"step": 3}'}, {"metadata": '{"format_version": 1, "step": 3}'}])
 def test_a_checkpoint_of_another_format_version_is_rejected(tmp_path: Path, metadata: dict[str, str]) -> None:
     save_file({"model.weight": torch.zeros(1)}, tmp_path / "checkpoint.safetensors", metadata=metadata)
@@ -251,37 +234,6 @@ def test_gradients_are_clipped_together_or_per_parameter() -> None:
     assert clip_gradients(parameters, 1.0, per_parameter=True) == pytest.approx(3.0)
     assert parameters[0].grad == pytest.approx(torch.tensor([1.0, 0.0]), abs=1e-5)
     assert parameters[1].grad == pytest.approx(torch.tensor([0.0, 0.5]))
-
-
-def test_a_parameter_without_a_gradient_is_skipped() -> None:
-    parameters = [*make_parameters([0.5]), nn.Parameter(torch.zeros(2))]
-    assert clip_gradients(parameters, 1.0, per_parameter=True) == pytest.approx(0.5)
-    assert parameters[1].grad is None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    tensor: Tensor
-    photo: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Items:
-    items: tuple[Item, ...]
-    count: int
-
-
-def test_every_tensor_of_a_batch_is_moved_to_the_device() -> None:
-    items = Items(items=(Item(tensor=torch.ones(2), photo=Path("a.png")),), count=1)
-    moved = to_device(items, torch.device("meta"))
-    assert moved.items[0].tensor.device.type == "meta"
-    assert (moved.items[0].photo, moved.count) == (Path("a.png"), 1)
-
-
-def test_provenance_has_no_paths(tiny_store: PseudoLabelDataset) -> None:
-    provenance = make_provenance(tiny_store.read_config(), 8)
-    assert provenance["photos"]["count"] == 8
-    assert "/" not in str(provenance)
 
 
 def git(folder: Path, *arguments: str) -> str:

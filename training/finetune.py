@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32
 from pycocotools import mask as coco
 
-from model.category_examples import Category
+from model.arrays import ids_to_positions
 from model.checkpoints.dino import load_encoder
 from model.checkpoints.runs import WEIGHT_FILES, read_run_info
 from model.contract import CONTRACT_FILE, read_contract
@@ -24,8 +23,13 @@ from training.data.features import fill_cache, open_cache
 from training.data.label_config import PseudoLabelConfig
 from training.data.panoptic_labels import ImageLabel, PanopticLabel, merge_panoptic
 from training.data.photos import PhotoFile, hash_photos
-from training.evaluation.class_mapping import ClusterAssignment, ClusterMapping, fingerprint_photos
-from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage, GroundTruthLabels
+from training.evaluation.class_mapping import (
+    ClusterAssignment,
+    ClusterMapping,
+    fingerprint_photos,
+    list_categories,
+)
+from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage
 from training.evaluation.image_results import hash_photo
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.train import train
@@ -48,15 +52,6 @@ class FinetuneReport:
     """What was left out of the dataset's file, one line for each reason."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSource:
-    """The network to fine-tune."""
-
-    decoder: DecoderConfig
-    encoder: Path
-    """Encoder file; the encoder is not trained."""
-
-
 def finetune(
     source: Path,
     dataset: GroundTruthDataset,
@@ -72,15 +67,15 @@ def finetune(
     Instances without stuff give a network without stuff clusters. Raises ConfigError if the dataset has no masks of
     objects, and as `load_finetune_source` does.
     """
-    start = load_finetune_source(source, encoder)
-    side_px = start.decoder.side_px
+    decoder, encoder = load_finetune_source(source, encoder)
+    side_px = decoder.side_px
     labels = PseudoLabelDataset(out / LABELS_FOLDER)
     images = sample_images(dataset, fraction, config.seed)
-    photos = write_ground_truth_labels(dataset, images, start.encoder, side_px, labels)
+    photos = write_ground_truth_labels(dataset, images, encoder, side_px, labels)
     features = features or labels.features
-    cache = open_cache(features, hash_file(start.encoder), side_px)
-    fill_cache(cache, photos, load_encoder(str(start.encoder), side_px), side_px)
-    config = replace(config, num_queries=start.decoder.num_queries, num_decoder_layers=start.decoder.num_layers)
+    cache = open_cache(features, hash_file(encoder), side_px)
+    fill_cache(cache, photos, load_encoder(str(encoder), side_px), side_px)
+    config = replace(config, num_queries=decoder.num_queries, num_decoder_layers=decoder.num_layers)
     report = train(labels, features, out, config, init_weights=source)
     weights_hash = hash_file(out / WEIGHT_FILES["mask_transformer"])
     ground_truth_mapping(dataset, labels, weights_hash).write(out / MAPPING_FILE)
@@ -93,32 +88,30 @@ def finetune(
     )
 
 
-def load_finetune_source(folder: Path, encoder: Path | None = None) -> FinetuneSource:
-    """Read a run, or an artifact and the encoder file it was made with; an artifact has no complete encoder.
+def load_finetune_source(folder: Path, encoder: Path | None = None) -> tuple[DecoderConfig, Path]:
+    """Return the decoder's sizes and the encoder file of a run, or of an artifact, which has no complete encoder.
 
     Raises ConfigError if it is not a mask transformer, or if the encoder file is missing, not needed or another.
     """
+    network: str
+    config: object
     if not (folder / CONTRACT_FILE).is_file():
         if encoder is not None:
             raise ConfigError(f"{folder} is a run and contains its encoder: omit --encoder")
         info = read_run_info(folder)
-        decoder = _require_decoder(folder, info.network, info.network_config)
-        return FinetuneSource(decoder=decoder, encoder=folder / info.encoder_file)
-    contract = read_contract(folder)
-    origin = contract.provenance.get("encoder", {})
-    if encoder is None:
-        raise ConfigError(f"{folder} is an artifact: pass the --encoder it was made with ({origin.get('origin')})")
-    if hash_file(encoder) != origin.get("sha256"):
-        raise ConfigError(f"{encoder} is not the encoder of {folder}, whose sha256 is {origin.get('sha256')}")
-    stored = contract.network_config.get("decoder")
-    config = parse(DecoderConfig, stored) if stored else None
-    return FinetuneSource(decoder=_require_decoder(folder, contract.network, config), encoder=encoder)
-
-
-def _require_decoder(folder: Path, network: str, config: object) -> DecoderConfig:
+        network, config, encoder = info.network, info.network_config, folder / info.encoder_file
+    else:
+        contract = read_contract(folder)
+        origin = contract.provenance.get("encoder", {})
+        if encoder is None:
+            raise ConfigError(f"{folder} is an artifact: pass the --encoder it was made with ({origin.get('origin')})")
+        if hash_file(encoder) != origin.get("sha256"):
+            raise ConfigError(f"{encoder} is not the encoder of {folder}, whose sha256 is {origin.get('sha256')}")
+        stored = contract.network_config.get("decoder")
+        network, config = contract.network, parse(DecoderConfig, stored) if stored else None
     if not isinstance(config, DecoderConfig):
         raise ConfigError(f"{folder} is a {network}: only a mask transformer can be fine-tuned")
-    return config
+    return config, encoder
 
 
 def sample_images(dataset: GroundTruthDataset, fraction: float, seed: int) -> list[GroundTruthImage]:
@@ -170,6 +163,7 @@ def write_ground_truth_labels(
 def ground_truth_mapping(dataset: GroundTruthDataset, labels: PseudoLabelDataset, source: str) -> ClusterMapping:
     """Return the mapping of such labels' clusters to the categories, with hashes of the training images."""
     names, things = dataset.taxonomy.names, dataset.taxonomy.num_things
+    categories = list_categories(dataset.taxonomy)
     return ClusterMapping(
         source=source,
         method="given",
@@ -178,10 +172,8 @@ def ground_truth_mapping(dataset: GroundTruthDataset, labels: PseudoLabelDataset
         thing_clusters=things,
         stuff_clusters=len(names) - things,
         num_things=things,
-        categories=tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1)),
-        clusters={
-            number: ClusterAssignment(category=number, purity=1.0, support=0) for number in range(1, len(names) + 1)
-        },
+        categories=categories,
+        clusters={each.id: ClusterAssignment(category=each.id, purity=1.0, support=0) for each in categories},
     )
 
 
@@ -200,16 +192,9 @@ def _read_label(image: GroundTruthImage, photo: PhotoFile) -> ImageLabel:
         no_stuff = np.zeros((photo.height, photo.width), np.int32)
         panoptic = merge_panoptic(masks, clusters, no_stuff, thing_clusters=max(clusters, default=0))
     else:
-        panoptic = _to_panoptic_label(labels, labels.label_map)
+        kept = [each for each in labels.segments if each not in labels.crowds]
+        panoptic = PanopticLabel(
+            label_map=ids_to_positions(labels.label_map, kept).astype(np.int32),
+            categories={number: labels.segments[segment] + 1 for number, segment in enumerate(kept, start=1)},
+        )
     return ImageLabel(panoptic=panoptic, masks=masks, things=clusters, scores=None)
-
-
-def _to_panoptic_label(labels: GroundTruthLabels, ids: Int32[np.ndarray, "H W"]) -> PanopticLabel:
-    """Renumber segments and categories from 1, without crowds."""
-    kept = [each for each in labels.segments if each not in labels.crowds]
-    label_map = np.zeros(ids.shape, np.int32)
-    categories = {}
-    for number, segment in enumerate(kept, start=1):
-        label_map[ids == segment] = number
-        categories[number] = labels.segments[segment] + 1
-    return PanopticLabel(label_map=label_map, categories=categories)

@@ -46,8 +46,6 @@ class MaskTransformerTrainConfig(TrainConfig):
         super().__post_init__()
         self._require_positive("num_queries", "num_decoder_layers", "max_targets")
         self._require_fraction("warmup_ratio", "copy_paste_prob", "crop_prob", "color_jitter", "no_object_from_score")
-        self._require_choice("inputs", InputKind)
-        self._require_choice("target_source", TargetSource)
 
 
 _PANOPTIC_TARGETS = MaskTransformerTrainConfig(

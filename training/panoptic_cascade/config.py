@@ -107,9 +107,6 @@ class CascadeTrainConfig(TrainConfig):
         )  # fmt: skip
         self._require_non_negative("warmup_steps", "sem_seg_loss_weight")
         self._require_fraction("momentum", "warmup_factor", "gamma", "copy_paste_min_ratio", "max_unlabeled_fraction")
-        self._require_choice("backbone", Backbone)
-        self._require_choice("inputs", InputKind)
-        self._require_choice("copy_paste", CopyPaste)
         if not self.min_sizes or min(self.min_sizes) < 1:
             raise ConfigError(f"min_sizes must be one or more positive lengths, got {self.min_sizes}")
         if self.side_px < 0 or self.side_px % _SIDE_MULTIPLE_PX:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Int
 from pycocotools import mask as coco
 from torch import Tensor
 from torch.nn import functional
@@ -114,7 +114,9 @@ class CascadeDataset:
     ) -> CascadeSample:
         """Resize the labels to the photo's size, and pad them."""
         semantic = np.full(padded, IGNORE_INDEX, np.int64)
-        semantic[: size[0], : size[1]] = self._semantic_map(photo, size)
+        label_map = resize_labels(read_label_map(photo.label), *size)
+        for segment, category in photo.categories.items():
+            semantic[: size[0], : size[1]][label_map == segment] = max(0, category - self.thing_clusters)
         annotations = self.instances[photo.digest]
         masks = np.zeros((len(annotations), *padded), bool)
         for mask, entry in zip(masks, annotations, strict=True):
@@ -128,13 +130,6 @@ class CascadeDataset:
             clusters=torch.tensor(clusters, dtype=torch.int64)[is_visible],
             semantic=torch.from_numpy(semantic),
         )
-
-    def _semantic_map(self, photo: LabeledPhoto, size: tuple[int, int]) -> Int64[np.ndarray, "h w"]:
-        label_map = resize_labels(read_label_map(photo.label), *size)
-        semantic = np.full(label_map.shape, IGNORE_INDEX, np.int64)
-        for segment, category in photo.categories.items():
-            semantic[label_map == segment] = max(0, category - self.thing_clusters)
-        return semantic
 
 
 def plan_size(height: int, width: int, short_px: int, max_px: int) -> InputSize:

@@ -1,7 +1,7 @@
 """Training task of the panoptic cascade, the paper's network, on whole masks and stuff."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -143,20 +143,13 @@ def extract_features(network: PanopticCascade, batch: PaddedBatch) -> tuple[Floa
 def make_cascade_config(
     config: CascadeTrainConfig, labels: PseudoLabelConfig, encoder: StateDict | None
 ) -> CascadeConfig:
-    """Return the network's sizes for the clusters of the labels."""
+    """Return the network's sizes for the clusters of the labels; options of the same name are copied."""
+    shared = {each.name for each in fields(CascadeConfig)} & {each.name for each in fields(config)}
     return CascadeConfig(
+        **{name: getattr(config, name) for name in shared},
         thing_clusters=1 if config.cls_agnostic else labels.thing_clusters,
         stuff_clusters=0 if config.cls_agnostic else labels.stuff_clusters,
-        backbone=config.backbone,
         encoder=infer_stored_encoder_config(encoder) if encoder is not None else None,
-        stem_out_channels=config.stem_out_channels,
-        bottleneck_channels=config.bottleneck_channels,
-        res2_out_channels=config.res2_out_channels,
-        fpn_channels=config.fpn_channels,
-        box_fc_dim=config.box_fc_dim,
-        mask_conv_dim=config.mask_conv_dim,
-        cls_agnostic_mask=config.cls_agnostic_mask,
-        sem_seg_conv_dim=config.sem_seg_conv_dim,
     )
 
 
