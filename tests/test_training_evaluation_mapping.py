@@ -69,7 +69,6 @@ def test_a_mapping_is_read_as_it_was_written(tmp_path: Path, mapping: ClusterMap
         ({"method": "greedy"}, "method"),
         ({"clusters": {"9": {"category": 1, "purity": 1, "support": 1}}}, r"clusters \[9\] do not fit"),
         ({"clusters": {"1": {"category": 8, "purity": 1, "support": 1}}}, r"clusters \[1\] do not fit"),
-        ({"matching": {"method": "votes", "min_score": 2}}, "min_score"),
         ({"fitted_on": {}}, "fitted_on"),
         ({"categories": 3}, "categories"),
     ],

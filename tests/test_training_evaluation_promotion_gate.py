@@ -108,11 +108,3 @@ def test_a_difference_that_is_uncertain_is_rejected_with_a_hint(tmp_path: Path) 
     value, is_passed, reason = checks["AP"]
     assert (value < -60.0, is_passed) == (True, False)
     assert reason.endswith(": 4 images are too few to be certain")
-
-
-@pytest.mark.parametrize(
-    "options", [{"max_score_drop": -1.0}, {"max_segment_ratio": 0.5}, {"min_covering": 2.0}, {"max_psi": 0.0}]
-)
-def test_thresholds_out_of_range_are_rejected(options: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(options))):
-        PromotionThresholds(**options)

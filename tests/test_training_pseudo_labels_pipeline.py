@@ -207,20 +207,11 @@ def test_a_folder_with_other_files_is_rejected(tmp_path: Path, config: PseudoLab
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": -1}, "seed"),
-        ({"thing_clusters": 0}, "thing_clusters must be positive"),
-        ({"side_px": 54}, "multiple of 4"),
         ({"layers": ()}, "layers"),
-        ({"maskcut_n": 0}, "maskcut_n"),
-        ({"maskcut_tau": 1.5}, "maskcut_tau"),
-        ({"objects_per_image": 13}, "at most 12"),
         ({"proposals": "consensus", "maskcut_subtract_mean": True}, "need proposals maskcut"),
-        ({"max_stuff_in_things": 1.5}, "max_stuff_in_things"),
     ],
 )
-def test_options_out_of_range_or_in_conflict_are_rejected(
-    config: PseudoLabelConfig, change: dict[str, Any], message: str
-) -> None:
+def test_options_in_conflict_are_rejected(config: PseudoLabelConfig, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(config, **change)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
 from model.cli import REJECTED, SKIPPED
 from model.errors import ConfigError
@@ -42,7 +43,7 @@ def evaluate(
     mapping: Path | None = None,
     allow_train_test_overlap: Annotated[bool, Parameter(negative="")] = False,
     execution: Annotated[ExecutorOptions, _FLAT] = _LOCAL,
-    threads: int = 2,
+    threads: PositiveInt = 2,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run, an artifact or pseudo-labels on a labeled dataset.
@@ -103,7 +104,7 @@ def compare(
     baseline: Path,
     dataset: Annotated[DatasetSpec, _FLAT],
     matching: Annotated[MatchingConfig, _FLAT] = _MATCHING,
-    threads: int = 2,
+    threads: PositiveInt = 2,
 ) -> dict[str, Any]:
     """Compare two runs, artifacts or pseudo-labels on the same images by paired bootstrap.
 
@@ -138,7 +139,7 @@ def match(
     dataset: Annotated[DatasetSpec, _FLAT],
     out: Path,
     matching: Annotated[MatchingConfig, _FLAT] = _MATCHING,
-    threads: int = 2,
+    threads: PositiveInt = 2,
 ) -> dict[str, Any]:
     """Give clusters and segments the categories of a labeled dataset: writes a mapping file.
 
@@ -175,10 +176,10 @@ def gate(
     *,
     photos: Path | None = None,
     drift_photos: Path | None = None,
-    max_photos: int = 200,
+    max_photos: PositiveInt = 200,
     dataset: Annotated[DatasetSpec | None, _FLAT] = None,
     thresholds: Annotated[PromotionThresholds, _FLAT] = _DEFAULT_THRESHOLDS,
-    threads: int = 2,
+    threads: PositiveInt = 2,
     out: Path | None = None,
 ) -> dict[str, Any]:
     """Check whether an artifact may replace another; exit status 4 with the reasons if not.

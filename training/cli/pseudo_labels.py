@@ -18,6 +18,7 @@ from training.data.encoders import fetch_encoder
 from training.data.executors import ExecutorOptions, parse_shard
 from training.data.label_config import PseudoLabelConfig, PseudoLabelOptions
 from training.data.photos import hash_photos, scan_photos
+from training.option_types import NonNegativeInt, PositiveInt
 from training.pseudo_labels.codebook import Codebook, load_codebook, use_codebook_settings
 from training.pseudo_labels.pipeline import label_photos
 from training.pseudo_labels.visualize import plot_labels, plot_predictions, save_figure
@@ -35,10 +36,10 @@ def label(
     encoder: str = DEFAULT_ENCODER,
     codebook: Path | None = None,
     features: Path | None = None,
-    max_photos: int | None = None,
+    max_photos: PositiveInt | None = None,
     options: Annotated[PseudoLabelOptions, _FLAT] = _OPTIONS,
     execution: Annotated[ExecutorOptions, _FLAT] = _LOCAL,
-    threads: int = 2,
+    threads: PositiveInt = 2,
 ) -> dict[str, Any]:
     """Make panoptic pseudo-labels for a folder of photos.
 
@@ -65,8 +66,6 @@ def label(
         CPU threads per process.
     """
     torch.set_num_threads(threads)
-    if max_photos is not None and max_photos < 1:
-        raise ConfigError(f"--max-photos must be positive, got {max_photos}")
     if out.resolve().is_relative_to(photos.resolve()):
         raise ConfigError(f"{out} lies in {photos}: its labels would be taken for photos")
     encoder_file = fetch_encoder(encoder).resolve()
@@ -105,7 +104,14 @@ def _make_config(
 
 
 def visualize(
-    source: Path, /, *, out: Path, photos: Path | None = None, count: int = 24, seed: int = 0, threads: int = 2
+    source: Path,
+    /,
+    *,
+    out: Path,
+    photos: Path | None = None,
+    count: PositiveInt = 24,
+    seed: NonNegativeInt = 0,
+    threads: PositiveInt = 2,
 ) -> dict[str, Any]:
     """Plot photos next to their pseudo-labels, or next to the predictions of an artifact.
 
@@ -124,8 +130,6 @@ def visualize(
     threads
         CPU threads.
     """
-    if count < 1:
-        raise ConfigError(f"--count must be positive, got {count}")
     if (source / CONTRACT_FILE).is_file():
         if not photos:
             raise ConfigError(f"{source} is an artifact: give --photos to predict")

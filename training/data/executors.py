@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from model.errors import ConfigError, TrainingError, UsegError
 from model.progress import Progress
+from training.option_types import PositiveInt
 
 Item = TypeVar("Item")
 _Item = TypeVar("_Item", contravariant=True)
@@ -136,15 +137,13 @@ class ExecutorOptions:
 
     executor: Literal["local", "ray"] = "local"
     """Processes on this machine, or a Ray cluster (extra `ray`)."""
-    workers: int | None = None
+    workers: PositiveInt | None = None
     """Number of processes (default: 1; with Ray as many as the cluster has room for)."""
     shard: str = "0/1"
     """Do only part I of N, given as I/N with I from 0, for job arrays; once all are done, run without --shard."""
 
     def make_executor(self, threads: int) -> LocalExecutor:
         """Raises ConfigError if Ray is requested and not installed."""
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"--workers must be positive, got {self.workers}")
         if self.executor == "ray":
             return RayExecutor(threads, self.workers)
         return MultiprocessExecutor(self.workers, threads) if self.workers and self.workers > 1 else LocalExecutor()

@@ -5,11 +5,14 @@ the command finds out (hashes, paths). A function takes the smallest class that 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from cyclopts import Parameter
+from cyclopts.validators import Number
 from pydantic import TypeAdapter
 
 from model.errors import ConfigError
+from training.option_types import Fraction, NonNegativeInt, PositiveInt
 
 _MASK_STRIDE_PX = 4
 """The networks' `MASK_STRIDE_PX`, repeated here because the command line imports this module without torch."""
@@ -32,12 +35,6 @@ REMOVED_OPTIONS = {
 """Options of earlier releases in stored files, which are read if they have these values."""
 
 
-def _require_positive(config: object, *names: str) -> None:
-    for name in names:
-        if not (value := getattr(config, name)) > 0:
-            raise ConfigError(f"{name} must be positive, got {value}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class MaskDiscoveryConfig:
     """How object masks are found in the features of one photo."""
@@ -45,9 +42,9 @@ class MaskDiscoveryConfig:
     proposals: MaskProposalMethod = "consensus"
     """Source of object masks. consensus: regions that several projections of the features agree on; maskcut: MaskCut
     (CutLER)."""
-    maskcut_n: int = 3
+    maskcut_n: PositiveInt = 3
     """With `--proposals maskcut`: maximum number of masks per photo."""
-    maskcut_tau: float = 0.3
+    maskcut_tau: Fraction = 0.3
     """With `--proposals maskcut`: cosine similarity above which two patches are connected, in 0..1. CutLER uses 0.15 on
     the keys of DINO."""
     maskcut_features: MaskCutFeatures = "patches"
@@ -59,16 +56,11 @@ class MaskDiscoveryConfig:
     maskcut_reference_filters: bool = False
     """With `--proposals maskcut`: filter masks exactly as the published code: the first mask always stays, and a
     rejected mask does not end the search."""
-    objects_per_image: int = 7
+    objects_per_image: Annotated[int, Parameter(validator=Number(gte=1, lte=MAX_OBJECTS))] = 7
     """With `--proposals consensus`: mean number of masks per photo that go into the panoptic map, 1..12. Masks with the
     highest objectness over all photos are taken, at most 12 of one photo."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "maskcut_n", "objects_per_image")
-        if self.objects_per_image > MAX_OBJECTS:
-            raise ConfigError(f"objects_per_image must be at most {MAX_OBJECTS}, got {self.objects_per_image}")
-        if not 0.0 < self.maskcut_tau < 1.0:
-            raise ConfigError(f"maskcut_tau must lie between 0 and 1, got {self.maskcut_tau}")
         changed = self.maskcut_features != "patches" or self.maskcut_subtract_mean or self.maskcut_reference_filters
         if self.proposals == "consensus" and changed:
             raise ConfigError(
@@ -80,41 +72,30 @@ class MaskDiscoveryConfig:
 class ClusteringConfig:
     """How masks and patches are clustered into thing and stuff clusters."""
 
-    side_px: int = 448
+    side_px: Annotated[int, Parameter(validator=Number(gte=_MASK_STRIDE_PX, modulo=_MASK_STRIDE_PX))] = 448
     """Side of the square that the encoder sees, in pixels; a multiple of the encoder's patch size and of 4."""
     layers: tuple[int, ...] = (-4, -1)
     """Encoder blocks whose patch features are concatenated for clustering, counted from 0, or from the last block if
     negative. The default is blocks 8 and 11 of a ViT-S or ViT-B."""
-    pca_dim: int = 64
+    pca_dim: PositiveInt = 64
     """Dimensions of the features after PCA whitening."""
-    thing_clusters: int = 64
+    thing_clusters: PositiveInt = 64
     """Number of thing clusters."""
-    stuff_clusters: int = 27
+    stuff_clusters: PositiveInt = 27
     """Number of stuff clusters."""
     stuff: StuffMethod = "regions"
     """Source of stuff. kmeans: clusters of patch features; regions: the same after smoothing within masks; stego:
     STEGO, trained here."""
     stego_preset: StegoPreset = "small"
     """With `--stuff stego`: published hyper-parameters; `tiny` is a smoke test."""
-    stego_steps: int = 5000
+    stego_steps: PositiveInt = 5000
     """With `--stuff stego`: training steps."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Random seed of sampling, k-means and STEGO."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "side_px", "pca_dim", "thing_clusters", "stego_steps")
-        if self.stuff_clusters < self._min_stuff_clusters:
-            raise ConfigError(f"stuff_clusters must be at least {self._min_stuff_clusters}, got {self.stuff_clusters}")
-        if self.seed < 0:
-            raise ConfigError(f"seed must be 0 or more, got {self.seed}")
-        if self.side_px % _MASK_STRIDE_PX:
-            raise ConfigError(f"side_px must be a multiple of {_MASK_STRIDE_PX}, got {self.side_px}")
         if not self.layers:
             raise ConfigError("layers must name at least one encoder block")
-
-    @property
-    def _min_stuff_clusters(self) -> int:
-        return 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +113,7 @@ class PseudoLabelOptions(ClusteringConfig, MaskDiscoveryConfig):
     stuff_merge_rule: StuffMergeRule = "drop-thing-like"
     """Stuff clusters that lie mostly inside masks: keep them as stuff elsewhere (u2seg, as published), or leave their
     pixels outside masks unlabeled (drop-thing-like)."""
-    max_stuff_in_things: float = 0.5
+    max_stuff_in_things: Fraction = 0.5
     """Fraction of a stuff cluster inside masks above which `drop-thing-like` drops it, 0..1."""
     data_source: str = ""
     """Where the photos come from, for the model card."""
@@ -140,8 +121,6 @@ class PseudoLabelOptions(ClusteringConfig, MaskDiscoveryConfig):
     def __post_init__(self) -> None:
         ClusteringConfig.__post_init__(self)
         MaskDiscoveryConfig.__post_init__(self)
-        if not 0.0 <= self.max_stuff_in_things <= 1.0:
-            raise ConfigError(f"max_stuff_in_things must lie in 0..1, got {self.max_stuff_in_things}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +141,6 @@ class PseudoLabelConfig(PseudoLabelOptions):
     """Where the masks come from: found in features as the options say, or annotated."""
     teacher_hash: str = ""
     """Hashes of the run that predicted the labels and of the labels that it was trained on, in self-training."""
-
-    @property
-    def _min_stuff_clusters(self) -> int:
-        return 0 if self.mask_source == "ground-truth" else 1
 
 
 def to_json(config: CodebookConfig | PseudoLabelConfig) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import numpy as np
 from cyclopts import Parameter
 from jaxtyping import Float, Int
 
-from model.errors import ConfigError
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.image_results import ImageResult
 from training.evaluation.overlap import OverlapMatrix
 from training.evaluation.predictors import Predictor
+from training.option_types import Fraction
 
 UNMATCHED = -1
 MatchingMethod = Literal["neighbors", "majority", "hungarian", "cups", "votes"]
@@ -28,17 +28,12 @@ class MatchingConfig:
     same, but a segment takes the category of the labeled segments with the most similar embeddings, if the network has
     embeddings (neighbors); one to one (hungarian); one to one, the remaining clusters by majority (cups); by U2Seg's
     votes (votes)."""
-    min_score: Annotated[float, Parameter(name="--match-min-score")] = 0.4
+    min_score: Annotated[Fraction, Parameter(name="--match-min-score")] = 0.4
     """Votes: minimum score of a detection, 0..1."""
-    min_iou: Annotated[float, Parameter(name="--match-min-iou")] = 0.6
+    min_iou: Annotated[Fraction, Parameter(name="--match-min-iou")] = 0.6
     """Votes: box IoU that a detection and an object must exceed, 0..1."""
-    min_stuff_iou: Annotated[float, Parameter(name="--match-min-stuff-iou")] = 0.15
+    min_stuff_iou: Annotated[Fraction, Parameter(name="--match-min-stuff-iou")] = 0.15
     """Votes: IoU that a predicted and a labeled stuff region must exceed, 0..1."""
-
-    def __post_init__(self) -> None:
-        for name in ("min_score", "min_iou", "min_stuff_iou"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} must be in 0..1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

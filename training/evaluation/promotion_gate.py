@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from model.contract import Contract
 from model.drift import STATISTICS, build_histograms, output_statistics, population_stability_index
@@ -14,6 +17,7 @@ from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.overlap import compute_overlap
 from training.evaluation.predictors import Predictor
+from training.option_types import Fraction, NonNegativeFloat, PositiveFloat
 
 MIN_DRIFT_PHOTOS = 200
 """With fewer photos the population stability index exceeds its limit by chance."""
@@ -28,26 +32,16 @@ GATED_METRICS: Mapping[AnnotationKind, tuple[str, ...]] = {
 class PromotionThresholds:
     """Limits that a new version must keep."""
 
-    max_score_drop: float = 1.0
+    max_score_drop: NonNegativeFloat = 1.0
     """Maximum drop of a metric in percentage points, on a labeled dataset."""
-    min_covering: float = 0.4
+    min_covering: Fraction = 0.4
     """Minimum mean segmentation covering of the two versions' segments, 0..1, without a labeled dataset."""
-    max_segment_ratio: float = 2.0
+    max_segment_ratio: Annotated[float, Parameter(validator=Number(gte=1.0))] = 2.0
     """Maximum ratio between the mean numbers of segments, 1 or more, without a labeled dataset."""
-    max_void_increase: float = 0.15
+    max_void_increase: Fraction = 0.15
     """Maximum increase of the mean void fraction, 0..1, without a labeled dataset."""
-    max_psi: float = 0.25
+    max_psi: PositiveFloat = 0.25
     """Maximum population stability index between the new version's drift reference and --drift-photos, above 0."""
-
-    def __post_init__(self) -> None:
-        for name in ("min_covering", "max_void_increase"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} must be in 0..1, got {getattr(self, name)}")
-        for name, minimum in (("max_score_drop", 0.0), ("max_segment_ratio", 1.0)):
-            if getattr(self, name) < minimum:
-                raise ConfigError(f"{name} must be at least {minimum:g}, got {getattr(self, name)}")
-        if self.max_psi <= 0.0:
-            raise ConfigError(f"max_psi must be positive, got {self.max_psi}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,10 +40,8 @@ class Tile:
 def plot_labels(dataset: PseudoLabelDataset, count: int, seed: int) -> Figure:
     """Plot `count` random photos, or all if there are fewer, in the order of the dataset.
 
-    Raises ConfigError if the seed is negative, and DatasetError if the dataset is unreadable.
+    Raises DatasetError if the dataset is unreadable.
     """
-    if seed < 0:
-        raise ConfigError(f"seed must be 0 or more, got {seed}")
     photos, thing_clusters = dataset.read_photos(), dataset.read_config().thing_clusters
     chosen = np.sort(np.random.default_rng(seed).permutation(len(photos))[:count])
     title = f"{dataset.folder.resolve().name}: {len(chosen)} of {len(photos):,} photos"

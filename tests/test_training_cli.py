@@ -1,4 +1,4 @@
-"""The commands `useg train`, `self-train` and `finetune`: options, presets and results."""
+"""The command lines of training and evaluation: options, presets and results."""
 
 import json
 from dataclasses import replace
@@ -65,18 +65,22 @@ def test_every_option_has_a_help_text(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (["--max-steps", "0"], "max_steps must be positive"),
-        (["--steps", "3"], "--max-steps"),  # did you mean
-        (["--preset", "plain"], "panoptic-targets"),
-        (["--backbone", "vit"], "--backbone"),
+        ("train LABELS --out RUN --max-steps 0", "max_steps must be positive"),
+        ("train LABELS --out RUN --steps 3", "--max-steps"),  # did you mean
+        ("train LABELS --out RUN --preset plain", "panoptic-targets"),
+        ("train LABELS --out RUN --backbone vit", "--backbone"),
+        ("label PHOTOS --out LABELS --side-px 54", '"54" for --side-px. Must be a multiple of 4'),
+        ("label PHOTOS --out LABELS --objects-per-image 13", "Must be <= 12"),
+        ("label PHOTOS --out LABELS --seed -1", "Must be >= 0"),
+        ("eval ARTIFACT --dataset SET --match-min-stuff-iou 1.5", '"1.5" for --match-min-stuff-iou. Must be <= 1'),
+        ("gate NEW OLD --max-psi 0", "Must be > 0"),
+        ("self-train RUN LABELS --min-relative-score 1.5", "min_relative_score"),
     ],
 )
-def test_wrong_options_are_reported_on_one_line(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert main(["train", "LABELS", "--out", "RUN", *arguments]) in (1, 2)
+def test_wrong_options_are_reported_on_one_line(capsys: pytest.CaptureFixture[str], command: str, message: str) -> None:
+    assert main(command.split()) in (1, 2)
     output = capsys.readouterr()
     assert output.out == ""
     assert message in output.err
