@@ -10,7 +10,6 @@ from coco_reference import annotate
 
 from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto
-from training.data.features import FeatureCache
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
 from training.panoptic_cascade.dataset import (
     CascadeDataset,
@@ -22,8 +21,6 @@ from training.panoptic_cascade.dataset import (
 from training.trainer.task import IGNORE_INDEX, PhotoSampler
 
 CONFIG = replace(CASCADE_PRESETS["tiny"], min_sizes=(28,), max_size=100)
-FROM_CACHE = replace(CONFIG, backbone="vit", inputs="features")
-STRIDE = 16
 
 
 def write_photo(folder: Path, name: str) -> LabeledPhoto:
@@ -35,9 +32,6 @@ def write_photo(folder: Path, name: str) -> LabeledPhoto:
     label_map[:, :28] = 1
     label_map[:, 54:] = 0
     (folder / f"{name}.label.png").write_bytes(encode_panoptic_png(label_map))
-    features = np.zeros((4, 4, 4, 2), np.float16)
-    features[-1, :, :2] = 1  # of the last block only
-    FeatureCache(folder).write(name, features)
     path = folder / f"{name}.png"
     return LabeledPhoto(path=path, digest=name, label=folder / f"{name}.label.png", categories={1: 2, 2: 8})
 
@@ -50,7 +44,6 @@ def make_dataset(folder: Path, config: CascadeTrainConfig = CONFIG, names: str =
     return CascadeDataset(
         sampler=PhotoSampler(photos=[write_photo(folder, name) for name in names], seed=0),
         instances={name: [annotate(masks[0], 2), annotate(masks[1], 5)] for name in names},
-        cache=FeatureCache(folder),
         thing_clusters=5,
         config=config,
     )
@@ -59,14 +52,14 @@ def make_dataset(folder: Path, config: CascadeTrainConfig = CONFIG, names: str =
 def test_samples_have_whole_masks_and_stuff_mirrored_or_not(tmp_path: Path) -> None:
     sides = set()
     for sample in make_dataset(tmp_path).load_batch(0, 16).samples:
-        assert sample.inputs.shape == (3, 28, 56)
+        assert sample.pixels.shape == (3, 28, 56)
         assert sample.clusters.tolist() == [1, 4]
         assert sample.masks.flatten(1).sum(1).tolist() == [28 * 28, 28 * 38]
         is_left = bool(sample.masks[0, 0, 0])
         sides.add(is_left)
         bright, dark, void = (0, 50, 55) if is_left else (55, 5, 0)
-        assert sample.inputs[0, 5, bright] == 250
-        assert sample.inputs[0, 5, dark] == 10
+        assert sample.pixels[0, 5, bright] == 250
+        assert sample.pixels[0, 5, dark] == 10
         assert sample.semantic[3, [bright, dark, void]].tolist() == [0, 3, IGNORE_INDEX]
     assert sides == {True, False}
 
@@ -77,18 +70,8 @@ def test_photos_and_labels_are_resized_to_one_of_the_sizes(tmp_path: Path) -> No
     # With a short side of 56, the long side would be 112.
     assert {tuple(each.masks.shape[1:]) for each in samples} == {(14, 28), (42, 84)}
     for each in samples:
-        assert each.inputs.shape[1:] == each.masks.shape[1:] == each.semantic.shape
+        assert each.pixels.shape[1:] == each.masks.shape[1:] == each.semantic.shape
         assert each.masks[0].float().mean() == 0.5
-
-
-def test_cached_features_have_16_pixels_per_patch(tmp_path: Path) -> None:
-    for sample in make_dataset(tmp_path, FROM_CACHE).load_batch(0, 8).samples:
-        assert (sample.inputs.shape, sample.stride_px, sample.masks.shape) == ((2, 4, 4), 16, (2, 64, 64))
-        left = bool(sample.masks[0, 0, 0])
-        assert (sample.inputs[0, :, :2] == float(left)).all()
-        assert sample.masks[0, :32].float().mean() == 0.5
-        assert not sample.masks[:, 32:].any()  # the photo fills the upper half of the square
-        assert (sample.semantic[32:] == IGNORE_INDEX).all()
 
 
 def test_class_agnostic_samples_have_one_cluster(tmp_path: Path) -> None:
@@ -100,7 +83,7 @@ def test_samples_do_not_depend_on_the_batch_size_and_each_epoch_has_every_photo_
     dataset = make_dataset(tmp_path, names="abcde")
     whole = dataset.load_batch(0, 10)
     parts = dataset.load_batch(0, 3).samples + dataset.load_batch(3, 7).samples
-    assert all(torch.equal(one.inputs, other.inputs) for one, other in zip(whole.samples, parts, strict=True))
+    assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(whole.samples, parts, strict=True))
     names = [path.stem for path in whole.photos]
     assert sorted(names[:5]) == sorted(names[5:]) == list("abcde")
     assert names[:5] != names[5:]
@@ -118,7 +101,7 @@ def draw_sample(
         pixels[:, mask] = 2 * color
         semantic[mask] = 0
     numbers = torch.tensor(clusters or list(range(len(boxes))), dtype=torch.int64)
-    return CascadeSample(inputs=pixels, stride_px=1, masks=masks, clusters=numbers, semantic=semantic)
+    return CascadeSample(pixels=pixels, masks=masks, clusters=numbers, semantic=semantic)
 
 
 def rng(seed: int) -> np.random.Generator:
@@ -135,8 +118,8 @@ def test_a_pasted_instance_brings_its_pixels_mask_and_cluster() -> None:
         assert mask.sum() == height * width  # the whole source, scaled equally on both sides
         assert 12 <= height <= 40
         assert abs(height / 40 - width / 60) < 0.03
-        assert (pasted.inputs[:, mask] == 200).all()
-        assert (pasted.inputs[:, ~mask] == 10).all()
+        assert (pasted.pixels[:, mask] == 200).all()
+        assert (pasted.pixels[:, ~mask] == 10).all()
         assert torch.equal(pasted.semantic == 0, mask)
 
 
@@ -151,7 +134,7 @@ def test_an_instance_that_would_cover_half_of_another_is_not_pasted() -> None:
     sample = draw_sample(10, (19, 29, 21, 31), (0, 0, 4, 4))
     pasted = copy_paste_pair(sample, draw_sample(100, (0, 0, 40, 60)), 1.0, rng(0))
     assert torch.equal(pasted.masks, sample.masks)
-    assert torch.equal(pasted.inputs, sample.inputs)
+    assert torch.equal(pasted.pixels, sample.pixels)
 
 
 def test_at_most_all_but_one_of_the_instances_are_pasted() -> None:
@@ -175,33 +158,12 @@ def test_instances_come_from_the_opposite_sample_or_from_one_of_the_same_class()
     assert copy_paste_batch(batch, "none", 1.0, rng(0)) == batch
 
 
-def draw_features(value: float, *, has_instance: bool) -> CascadeSample:
-    """A 4 x 4 grid of patches; the instance covers the two upper rows."""
-    masks = torch.zeros(int(has_instance), 4 * STRIDE, 4 * STRIDE, dtype=torch.bool)
-    masks[:, : 2 * STRIDE] = True
-    return CascadeSample(
-        inputs=torch.full((2, 4, 4), value, dtype=torch.float16), stride_px=STRIDE, masks=masks,
-        clusters=torch.zeros(int(has_instance), dtype=torch.int64), semantic=torch.ones(4 * STRIDE, 4 * STRIDE).long(),
-    )  # fmt: skip
-
-
-def test_features_are_pasted_by_whole_patches() -> None:
-    for seed in range(10):
-        sample, source = draw_features(1.0, has_instance=False), draw_features(5.0, has_instance=True)
-        pasted = copy_paste_pair(sample, source, 0.5, rng(seed))
-        fractions = pasted.masks[0].reshape(4, STRIDE, 4, STRIDE).float().mean((1, 3))
-        is_pasted = pasted.inputs[0] == 5.0
-        assert torch.equal(is_pasted, fractions >= 0.5)
-        assert (pasted.inputs[0][~is_pasted] == 1.0).all()
-        assert is_pasted.any()
-
-
 def test_samples_of_different_sizes_are_padded_with_ignored_pixels() -> None:
     padded = pad_to_batch((draw_sample(10, (2, 3, 9, 20)), draw_sample(20, size=(70, 33))), 32)
-    assert padded.inputs.shape == (2, 3, 96, 64)
+    assert padded.pixels.shape == (2, 3, 96, 64)
     assert padded.sizes.tolist() == [[40, 60], [70, 33]]
     assert padded.targets[0].boxes.tolist() == [[3.0, 2.0, 20.0, 9.0]]
-    assert (padded.inputs[0, :, 40:] == 0).all()
+    assert (padded.pixels[0, :, 40:] == 0).all()
     assert (padded.targets[0].semantic[40:] == IGNORE_INDEX).all()
     assert (padded.targets[1].semantic[:70, :33] == 1).all()
     assert padded.targets[1].boxes.shape == (0, 4)

@@ -9,13 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoints.dino import load_encoder
 from model.checkpoints.runs import read_run_info
 from model.errors import CheckpointError, ConfigError
 from model.files import hash_file
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from training.data.dataset import PseudoLabelDataset
-from training.data.features import compute_features
 from training.evaluation.class_mapping import ClassMappingConfig
 from training.evaluation.cluster_matching import MatchingConfig
 from training.evaluation.datasets.dataset_spec import DatasetSpec
@@ -23,11 +21,10 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.predictors import load_predictor
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
-from training.panoptic_cascade.dataset import CascadeBatch, CascadeSample, pad_to_batch
+from training.panoptic_cascade.dataset import CascadeBatch
 from training.panoptic_cascade.task import (
     CascadeTask,
     cascade_param_groups,
-    extract_features,
     init_weights,
     load_encoder_state,
     multistep_lr_factor,
@@ -36,8 +33,8 @@ from training.train import train
 from training.trainer.trainer import Trainer
 
 TINY = CASCADE_PRESETS["tiny"]
-FROM_CACHE = replace(TINY, backbone="vit", inputs="features")
-WITH_EMA = replace(FROM_CACHE, ema_decay=0.9)
+VIT = replace(TINY, backbone="vit")
+WITH_EMA = replace(VIT, ema_decay=0.9)
 SMALL_FIELDS = (
     *("stem_out_channels", "bottleneck_channels", "res2_out_channels", "fpn_channels", "box_fc_dim", "mask_conv_dim"),
     *("sem_seg_conv_dim", "min_sizes", "max_size", "batch_size", "rpn_pre_nms_topk", "rpn_post_nms_topk"),
@@ -45,7 +42,7 @@ SMALL_FIELDS = (
 
 
 def make_trainer(dataset: PseudoLabelDataset, run: Path, config: CascadeTrainConfig) -> Trainer[CascadeBatch]:
-    return Trainer(CascadeTask(dataset, dataset.features, config), run)
+    return Trainer(CascadeTask(dataset, config), run)
 
 
 def read_rows(run: Path) -> list[list[str]]:
@@ -55,7 +52,7 @@ def read_rows(run: Path) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: PseudoLabelDataset) -> Path:
-    """A finished run on cached features, with averaged weights; read-only."""
+    """A finished run on a frozen ViT, with averaged weights; read-only."""
     run = tmp_path_factory.mktemp("cascade") / "run"
     train(tiny_store, tiny_store.features, run, WITH_EMA)
     return run
@@ -117,7 +114,7 @@ def test_published_schedules() -> None:
     [
         {"roi_batch_size_per_image": 0}, {"copy_paste_min_ratio": 1.5}, {"min_sizes": ()}, {"min_sizes": (0,)},
         {"sem_seg_loss_stride": 2}, {"precision": "fp16"},
-        {"side_px": 100}, {"ema_decay": 2.0}, {"weight_decay": -1.0}, {"warmup_steps": -1}, {"inputs": "features"},
+        {"side_px": 100}, {"ema_decay": 2.0}, {"weight_decay": -1.0}, {"warmup_steps": -1},
     ],
 )  # fmt: skip
 def test_invalid_options_are_rejected(change: dict[str, object]) -> None:
@@ -126,7 +123,7 @@ def test_invalid_options_are_rejected(change: dict[str, object]) -> None:
 
 
 def test_weight_decay_skips_norms_and_a_frozen_encoder_is_not_trained(tiny_store: PseudoLabelDataset) -> None:
-    module = CascadeTask(tiny_store, tiny_store.features, FROM_CACHE).module
+    module = CascadeTask(tiny_store, VIT).module
     decayed, others = cascade_param_groups(module, 5e-5)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     assert (decayed["weight_decay"], others["weight_decay"]) == (5e-5, 0.0)
@@ -136,27 +133,8 @@ def test_weight_decay_skips_norms_and_a_frozen_encoder_is_not_trained(tiny_store
 
 
 def test_a_class_agnostic_network_has_one_thing_cluster_and_no_stuff(tiny_store: PseudoLabelDataset) -> None:
-    config = CascadeTask(tiny_store, tiny_store.features, replace(TINY, cls_agnostic=True)).module.config
+    config = CascadeTask(tiny_store, replace(TINY, cls_agnostic=True)).module.config
     assert (config.thing_clusters, config.stuff_clusters) == (1, 0)
-
-
-def test_cached_features_give_the_pyramid_of_the_photo(tiny_store: PseudoLabelDataset) -> None:
-    network = CascadeTask(tiny_store, tiny_store.features, FROM_CACHE).module
-    labels = tiny_store.read_config()
-    # One color has the same features at any size: 56 px in the cache, 64 px in the padded batch.
-    color = torch.tensor([200, 90, 30], dtype=torch.uint8)[:, None, None]
-    features = next(compute_features(load_encoder(labels.encoder, labels.side_px), color.expand(1, 3, 56, 56)))[-1]
-    no_labels = {
-        "masks": torch.zeros(0, 64, 64).bool(),
-        "clusters": torch.zeros(0).long(),
-        "semantic": torch.zeros(64, 64),
-    }
-    cached = CascadeSample(inputs=torch.from_numpy(features).permute(2, 0, 1), stride_px=16, **no_labels)
-    pixels = CascadeSample(inputs=color.expand(3, 64, 64), stride_px=1, **no_labels)
-    levels = [extract_features(network, pad_to_batch((each,), 32)) for each in (cached, pixels)]
-    assert [each.shape[2] for each in levels[0]] == [16, 8, 4, 2, 1]
-    for one, other in zip(*levels, strict=True):
-        torch.testing.assert_close(one, other, rtol=0.0, atol=0.02)  # features are cached as fp16
 
 
 def test_batch_norm_statistics_are_recomputed_for_the_final_weights(
@@ -178,19 +156,18 @@ def test_a_changed_encoder_is_rejected(tiny_store: PseudoLabelDataset) -> None:
 
 
 def test_backbone_weights_are_loaded_into_a_resnet_and_recorded(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
-    resnet = CascadeTask(tiny_store, tiny_store.features, replace(TINY, seed=5)).module.backbone.bottom_up
+    resnet = CascadeTask(tiny_store, replace(TINY, seed=5)).module.backbone.bottom_up
     save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
-    task = CascadeTask(tiny_store, tiny_store.features, TINY, str(tmp_path / "resnet.safetensors"))
+    task = CascadeTask(tiny_store, TINY, str(tmp_path / "resnet.safetensors"))
     loaded = task.module.backbone.bottom_up.state_dict()
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in resnet.state_dict().items())
     assert task.run_info.provenance["backbone"]["sha256"] == hash_file(tmp_path / "resnet.safetensors")
-    for config in (FROM_CACHE, MASK_TRANSFORMER_PRESETS["tiny"]):
+    for config in (VIT, MASK_TRANSFORMER_PRESETS["tiny"]):
         with pytest.raises(ConfigError, match="need a panoptic cascade with --backbone resnet50"):
             train(tiny_store, tiny_store.features, tmp_path / "run", config, backbone_weights="resnet.pth")
 
 
 def test_a_trained_cascade_can_be_evaluated(finished_run: Path, tiny_truth: Path) -> None:
-    assert read_run_info(finished_run).side_px == 64
     dataset = DatasetSpec(folder=tiny_truth).read()
     config = ClassMappingConfig(matching=MatchingConfig(method="majority"))
     report, _ = evaluate(load_predictor(finished_run, threads=1), dataset, config)

@@ -48,7 +48,7 @@ def train(
             if init_weights:
                 warn_about_other_encoder(init_weights, run / task.run_info.encoder_file)
         case CascadeTrainConfig():
-            task = CascadeTask(dataset, features, config, backbone_weights)
+            task = CascadeTask(dataset, config, backbone_weights)
     trainer = Trainer[Any](
         task,
         run,

@@ -16,7 +16,7 @@ from training.self_training.config import SelfTrainingConfig
 from training.trainer.config import TrainConfig
 
 MaskTransformerPreset = Literal["cpu", "gpu", "panoptic-targets", "tiny"]
-CascadePreset = Literal["u2seg-coco", "u2seg-imagenet", "cutler", "cpu", "gpu", "tiny"]
+CascadePreset = Literal["u2seg-coco", "u2seg-imagenet", "cutler", "gpu", "tiny"]
 _FLAT = Parameter(name="*")
 _SELF_TRAINING = SelfTrainingConfig()
 
@@ -107,8 +107,8 @@ def train_panoptic_cascade(
     labels
         Folder of pseudo-labels.
     preset
-        Values of the options that are not given. u2seg-coco, u2seg-imagenet, cutler: published schedules. cpu: cached
-        features, three hours on two cores. gpu: 30 minutes on one large GPU. tiny: a smoke test.
+        Values of the options that are not given. u2seg-coco, u2seg-imagenet, cutler: published schedules. gpu: 30
+        minutes on one large GPU. tiny: a smoke test.
     backbone_weights
         Path or URL of a published ResNet-50; only with --backbone resnet50.
     """

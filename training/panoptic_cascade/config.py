@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from model.errors import ConfigError
-from training.trainer.config import InputKind, Precision, TrainConfig
+from training.trainer.config import Precision, TrainConfig
 
 Backbone = Literal["resnet50", "vit"]
 CopyPaste = Literal["none", "any", "same-class"]
@@ -48,8 +48,6 @@ class CascadeTrainConfig(TrainConfig):
 
     backbone: Backbone = "resnet50"
     """`vit` is the frozen encoder of the labels."""
-    inputs: InputKind = "pixels"
-    """`features`: cached features of the labels' encoder; only with `--backbone vit`."""
     cls_agnostic: bool = False
     """Train a single thing cluster and no stuff, as CutLER's detector."""
     cls_agnostic_mask: bool = False
@@ -74,8 +72,7 @@ class CascadeTrainConfig(TrainConfig):
     max_size: int = 1333
     """Maximum length of the longer side in pixels."""
     side_px: int = 0
-    """Side of the square input of the exported network, a multiple of 32; 0: that of the cached features, else the
-    paper's sizes."""
+    """Side of the square input of the exported network, a multiple of 32; 0: the paper's sizes."""
     copy_paste: CopyPaste = "same-class"
     """Paste instances of another photo of the batch: `any` as CutLER, or of clusters that the photo has, as U2Seg."""
     copy_paste_min_ratio: float = 0.3
@@ -113,8 +110,6 @@ class CascadeTrainConfig(TrainConfig):
             raise ConfigError(f"side_px must be a multiple of {_SIDE_MULTIPLE_PX}, got {self.side_px}")
         if self.sem_seg_loss_stride not in (1, 4):
             raise ConfigError(f"sem_seg_loss_stride must be 1 or 4, got {self.sem_seg_loss_stride}")
-        if self.inputs == "features" and self.backbone != "vit":
-            raise ConfigError(f"inputs must be pixels with the backbone {self.backbone}: features are a ViT's")
 
 
 _SMALL = CascadeTrainConfig(
@@ -128,7 +123,6 @@ CASCADE_PRESETS = {
     "u2seg-coco": CascadeTrainConfig(),
     "u2seg-imagenet": CascadeTrainConfig(max_steps=160_000, milestones=(80_000,)),
     "cutler": CascadeTrainConfig(max_steps=160_000, milestones=(80_000,), cls_agnostic=True, copy_paste="any"),
-    "cpu": replace(_SMALL, backbone="vit", inputs="features", max_steps=4000, milestones=(3000,)),
     "gpu": replace(
         _SMALL, backbone="vit", precision="bf16", max_steps=6000, batch_size=16, milestones=(4500, 5500),
         checkpoint_interval=250, min_sizes=(320, 384, 448, 512, 576, 640), max_size=832, side_px=640,
@@ -142,5 +136,5 @@ CASCADE_PRESETS = {
     ),
 }  # fmt: skip
 """Published schedules: `u2seg-coco`, 90,000 steps at one learning rate, as the published checkpoints were made (the
-published configuration says 270,000); `u2seg-imagenet`, two epochs; `cutler`, CutLER's first round. Ours: `cpu`, three
-hours on two cores; `gpu`, 30 minutes of one large GPU; `tiny`, a smoke test of seconds."""
+published configuration says 270,000); `u2seg-imagenet`, two epochs; `cutler`, CutLER's first round. Ours: `gpu`, 30
+minutes of one large GPU; `tiny`, a smoke test of seconds."""

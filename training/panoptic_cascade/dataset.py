@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from pycocotools import mask as coco
 from torch import Tensor
 from torch.nn import functional
 
 from model.contract import InputSize
-from model.images import letterbox_image, plan_letterbox, read_image, resize_labels
+from model.images import letterbox_image, read_image, resize_labels
 from model.networks.boxes import masks_to_boxes
-from model.networks.fpn import PATCH_STRIDE_PX
 from training.data.dataset import LabeledPhoto, read_label_map
-from training.data.features import FeatureCache
 from training.panoptic_cascade.config import CascadeTrainConfig, CopyPaste
 from training.panoptic_cascade.matching import CascadeTarget
 from training.trainer.task import IGNORE_INDEX, PhotoSampler
@@ -32,10 +30,7 @@ _MAX_COVERED = 0.5
 class CascadeSample:
     """One photo with its labels."""
 
-    inputs: Tensor
-    """Pixels, uint8 3 H W, or features, floating point C H/stride W/stride."""
-    stride_px: int
-    """Pixels per input element: 1 for pixels."""
+    pixels: UInt8[Tensor, "3 H W"]
     masks: Bool[Tensor, "M H W"]
     clusters: Int[Tensor, "M"]
     """0-based."""
@@ -44,8 +39,8 @@ class CascadeSample:
 
     def hflip(self) -> "CascadeSample":
         """Mirror left and right."""
-        inputs, masks, semantic = (each.flip(-1) for each in (self.inputs, self.masks, self.semantic))
-        return replace(self, inputs=inputs, masks=masks, semantic=semantic)
+        pixels, masks, semantic = (each.flip(-1) for each in (self.pixels, self.masks, self.semantic))
+        return replace(self, pixels=pixels, masks=masks, semantic=semantic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +55,8 @@ class CascadeBatch:
 class PaddedBatch:
     """Samples padded to one size."""
 
-    inputs: Tensor
-    """B C h w; zeros outside the photos."""
+    pixels: UInt8[Tensor, "B 3 H W"]
+    """Zeros outside the photos."""
     sizes: Int[Tensor, "B 2"]
     """Height and width of each photo."""
     targets: tuple[CascadeTarget, ...]
@@ -69,12 +64,11 @@ class PaddedBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeDataset:
-    """Samples of a label dataset, from pixels or cached features."""
+    """Samples of a label dataset."""
 
     sampler: PhotoSampler
     instances: Mapping[str, Sequence[Mapping[str, Any]]]
     """COCO annotations by photo, as `PseudoLabelDataset.read_instances` returns them."""
-    cache: FeatureCache
     thing_clusters: int
     config: CascadeTrainConfig
 
@@ -86,50 +80,30 @@ class CascadeDataset:
         return CascadeBatch(samples=samples, photos=tuple(photo.path for photo, _ in sampled))
 
     def _load_sample(self, photo: LabeledPhoto, generator: np.random.Generator) -> CascadeSample:
+        """Load a photo at one of the configured sizes, mirrored with a probability of one half."""
         is_mirrored = generator.random() < 0.5
-        from_cache = self.config.inputs == "features"
-        sample = self._load_features(photo) if from_cache else self._load_pixels(photo, generator)
-        return sample.hflip() if is_mirrored else sample
-
-    def _load_pixels(self, photo: LabeledPhoto, generator: np.random.Generator) -> CascadeSample:
-        """Load a photo at one of the configured sizes."""
         image = read_image(photo.path).image
         short_px = int(generator.choice(self.config.min_sizes))
         input_size = plan_size(image.shape[0], image.shape[1], short_px, self.config.max_size)
         pixels, letterbox = letterbox_image(image, [input_size], 1)
-        pixels = pixels[:, : letterbox.resized_height, : letterbox.resized_width]
-        return self._add_labels(photo, torch.from_numpy(pixels.copy()), 1, letterbox.size, letterbox.size)
-
-    def _load_features(self, photo: LabeledPhoto) -> CascadeSample:
-        """Load the output of the encoder's last block for the whole photo."""
-        last = np.asarray(self.cache.read(photo.digest)[-1], dtype=np.float32)
-        features = torch.from_numpy(last).permute(2, 0, 1)  # C g g
-        side = features.shape[1] * PATCH_STRIDE_PX
-        height, width = read_label_map(photo.label).shape
-        size = plan_letterbox(height, width, [InputSize.square(side)], 1).size
-        return self._add_labels(photo, features, PATCH_STRIDE_PX, size, (side, side))
-
-    def _add_labels(
-        self, photo: LabeledPhoto, inputs: Tensor, stride_px: int, size: tuple[int, int], padded: tuple[int, int]
-    ) -> CascadeSample:
-        """Resize the labels to the photo's size, and pad them."""
-        semantic = np.full(padded, IGNORE_INDEX, np.int64)
-        label_map = resize_labels(read_label_map(photo.label), *size)
+        height, width = letterbox.size
+        label_map = resize_labels(read_label_map(photo.label), height, width)
+        semantic = np.full((height, width), IGNORE_INDEX, np.int64)
         for segment, category in photo.categories.items():
-            semantic[: size[0], : size[1]][label_map == segment] = max(0, category - self.thing_clusters)
+            semantic[label_map == segment] = max(0, category - self.thing_clusters)
         annotations = self.instances[photo.digest]
-        masks = np.zeros((len(annotations), *padded), bool)
+        masks = np.zeros((len(annotations), height, width), bool)
         for mask, entry in zip(masks, annotations, strict=True):
-            mask[: size[0], : size[1]] = resize_labels(coco.decode(entry["segmentation"]).astype(np.int32), *size) > 0
+            mask[:] = resize_labels(coco.decode(entry["segmentation"]).astype(np.int32), height, width) > 0
         is_visible = torch.from_numpy(masks.any((1, 2)))
         clusters = [0 if self.config.cls_agnostic else entry["category_id"] - 1 for entry in annotations]
-        return CascadeSample(
-            inputs=inputs,
-            stride_px=stride_px,
+        sample = CascadeSample(
+            pixels=torch.from_numpy(pixels[:, :height, :width].copy()),
             masks=torch.from_numpy(masks)[is_visible],
             clusters=torch.tensor(clusters, dtype=torch.int64)[is_visible],
             semantic=torch.from_numpy(semantic),
         )
+        return sample.hflip() if is_mirrored else sample
 
 
 def plan_size(height: int, width: int, short_px: int, max_px: int) -> InputSize:
@@ -178,43 +152,31 @@ def copy_paste_pair(
 
     CutLER's copy-paste (cutler/data/detection_utils.py and engine/train_loop.py): at most all but one of the
     instances, the whole source resized to a fraction of the sample's size, one shift for all. As there, an instance
-    that would cover half of an existing one is left out. Unlike there, boxes are shifted as masks are, and sizes and
-    shifts of features are whole elements.
+    that would cover half of an existing one is left out. Unlike there, boxes are shifted as masks are.
     """
     count = len(source.masks)
     if not count:
         return sample
     kept = 1 if count == 1 else int(generator.integers(1, count))
     chosen = torch.from_numpy(generator.permutation(count)[:kept]).to(source.masks.device)
-    ratio, stride = generator.uniform(min_ratio, 1.0), sample.stride_px
-    rows, columns = (max(1, round(ratio * length / stride)) for length in sample.masks.shape[1:])
-    top, left = (
-        int(generator.integers(length // stride - size + 1))
-        for length, size in zip(sample.masks.shape[1:], (rows, columns), strict=True)
-    )
-    inputs, masks = torch.zeros_like(sample.inputs), sample.masks.new_zeros(kept, *sample.masks.shape[1:])
-    inputs[:, top : top + rows, left : left + columns] = _resize(source.inputs, rows, columns)
-    small = functional.interpolate(
-        source.masks[chosen][None].to(torch.uint8), size=(rows * stride, columns * stride), mode="nearest-exact"
-    )
-    vertical, horizontal = (
-        slice(first * stride, (first + size) * stride) for first, size in ((top, rows), (left, columns))
-    )
-    masks[:, vertical, horizontal] = small[0].bool()
-    return _overlay(sample, inputs, masks, source.clusters[chosen])
-
-
-def _resize(inputs: Tensor, rows: int, columns: int) -> Tensor:
+    ratio, (height, width) = generator.uniform(min_ratio, 1.0), sample.masks.shape[1:]
+    size = (max(1, round(ratio * height)), max(1, round(ratio * width)))
+    top, left = (int(generator.integers(whole - part + 1)) for whole, part in zip((height, width), size, strict=True))
+    window = slice(top, top + size[0]), slice(left, left + size[1])
+    pixels, masks = torch.zeros_like(sample.pixels), sample.masks.new_zeros(kept, height, width)
     resized = functional.interpolate(
-        inputs[None].float(), size=(rows, columns), mode="bilinear", align_corners=False, antialias=True
+        source.pixels[None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
     )[0]
-    return resized.round().clamp(0, 255).to(torch.uint8) if inputs.dtype == torch.uint8 else resized.to(inputs.dtype)
+    pixels[:, *window] = resized.round().clamp(0, 255).to(torch.uint8)
+    small = functional.interpolate(source.masks[chosen][None].to(torch.uint8), size=size, mode="nearest-exact")
+    masks[:, *window] = small[0].bool()
+    return _overlay(sample, pixels, masks, source.clusters[chosen])
 
 
 def _overlay(
-    sample: CascadeSample, inputs: Tensor, masks: Bool[Tensor, "N H W"], clusters: Int[Tensor, "N"]
+    sample: CascadeSample, pixels: UInt8[Tensor, "3 H W"], masks: Bool[Tensor, "N H W"], clusters: Int[Tensor, "N"]
 ) -> CascadeSample:
-    """Draw masked parts of other inputs over the sample; instances that are hidden completely are removed."""
+    """Draw masked parts of other pixels over the sample; instances that are hidden completely are removed."""
     pasted_masks, own = masks.flatten(1).float(), sample.masks.flatten(1).float()
     with torch.autocast(pasted_masks.device.type, enabled=False):
         covered = pasted_masks @ own.T / own.sum(1).clamp(min=1.0)  # N M
@@ -223,10 +185,9 @@ def _overlay(
     pasted = masks.any(0)
     remaining = torch.cat([sample.masks & ~pasted, masks])
     is_visible = remaining.flatten(1).any(1)
-    fraction = functional.avg_pool2d(pasted[None].float(), sample.stride_px)[0]
     return replace(
         sample,
-        inputs=torch.where(fraction >= 0.5, inputs, sample.inputs),
+        pixels=torch.where(pasted, pixels, sample.pixels),
         masks=remaining[is_visible],
         clusters=torch.cat([sample.clusters, clusters])[is_visible],
         semantic=torch.where(pasted, 0, sample.semantic),
@@ -238,13 +199,13 @@ def pad_to_batch(samples: tuple[CascadeSample, ...], multiple_px: int) -> Padded
     height, width = (
         -(-max(each.masks.shape[axis] for each in samples) // multiple_px) * multiple_px for axis in (1, 2)
     )
-    inputs, targets = [], []
+    pixels, targets = [], []
     for each in samples:
         below, right = height - each.masks.shape[1], width - each.masks.shape[2]
-        inputs.append(functional.pad(each.inputs, (0, right // each.stride_px, 0, below // each.stride_px)))
+        pixels.append(functional.pad(each.pixels, (0, right, 0, below)))
         masks = functional.pad(each.masks, (0, right, 0, below))
         semantic = functional.pad(each.semantic, (0, right, 0, below), value=IGNORE_INDEX)
         boxes = masks_to_boxes(masks[None])[0]
         targets.append(CascadeTarget(boxes=boxes, masks=masks, clusters=each.clusters, semantic=semantic))
-    sizes = torch.tensor([each.masks.shape[1:] for each in samples], device=samples[0].inputs.device)
-    return PaddedBatch(inputs=torch.stack(inputs), sizes=sizes, targets=tuple(targets))
+    sizes = torch.tensor([each.masks.shape[1:] for each in samples], device=samples[0].pixels.device)
+    return PaddedBatch(pixels=torch.stack(pixels), sizes=sizes, targets=tuple(targets))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,13 @@ from model.checkpoints.runs import RunInfo
 from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly
 from model.errors import CheckpointError
 from model.files import hash_file
-from model.networks.fpn import FPN, PATCH_STRIDE_PX, SIDE_MULTIPLE_PX, SimpleFPN
+from model.networks.fpn import FPN, SIDE_MULTIPLE_PX, SimpleFPN
 from model.networks.interface import normalize_and_mask
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.resnet import NormedConv
 from model.networks.roi_heads import BoxHead, BoxPredictor, MaskHead
 from model.networks.rpn import RPNHead
 from training.data.dataset import PseudoLabelDataset
-from training.data.features import open_cache
 from training.data.label_config import PseudoLabelConfig
 from training.panoptic_cascade.config import CascadeTrainConfig
 from training.panoptic_cascade.dataset import CascadeBatch, CascadeDataset, PaddedBatch, copy_paste_batch, pad_to_batch
@@ -47,7 +45,6 @@ class CascadeTask:
     def __init__(
         self,
         dataset: PseudoLabelDataset,
-        features: Path,
         config: CascadeTrainConfig,
         backbone_weights: str = "",
     ) -> None:
@@ -60,7 +57,6 @@ class CascadeTask:
         self._samples = CascadeDataset(
             sampler=PhotoSampler(photos=photos, seed=config.seed),
             instances=dataset.read_instances(),
-            cache=open_cache(features, labels.encoder_hash, labels.side_px),
             thing_clusters=labels.thing_clusters,
             config=config,
         )
@@ -83,7 +79,7 @@ class CascadeTask:
             network="panoptic_cascade",
             network_config=cascade_config,
             step=0,
-            side_px=choose_side_px(config, labels, cascade_config),
+            side_px=config.side_px,
             provenance=provenance,
             train_config=asdict(config),
         )
@@ -101,8 +97,8 @@ class CascadeTask:
     def compute_losses(self, batch: CascadeBatch, step: int) -> CascadeLosses:
         rng = np.random.default_rng((self.config.seed, step))
         padded = self._augment(batch, rng)
-        levels = extract_features(self.module, padded)
-        generator = torch.Generator(padded.inputs.device).manual_seed(int(rng.integers(2**62)))
+        levels = self.module.backbone(normalize_and_mask(padded.pixels, padded.sizes))
+        generator = torch.Generator(padded.pixels.device).manual_seed(int(rng.integers(2**62)))
         return panoptic_cascade_losses(self.module, levels, padded.sizes, padded.targets, self.config, generator)
 
     def on_train_end(self, module: nn.Module) -> None:
@@ -119,25 +115,11 @@ class CascadeTask:
         for number in range(self.config.precise_bn_iters):
             batch = self.load_batch(number * size, size)
             padded = self._augment(batch, np.random.default_rng((self.config.seed, number)))
-            yield normalize_and_mask(padded.inputs.to(device), padded.sizes.to(device))
+            yield normalize_and_mask(padded.pixels.to(device), padded.sizes.to(device))
 
     def _augment(self, batch: CascadeBatch, rng: np.random.Generator) -> PaddedBatch:
         pasted = copy_paste_batch(batch.samples, self.config.copy_paste, self.config.copy_paste_min_ratio, rng)
         return pad_to_batch(pasted, SIDE_MULTIPLE_PX)
-
-
-def extract_features(network: PanopticCascade, batch: PaddedBatch) -> tuple[Float[Tensor, "B C h w"], ...]:
-    """Return the pyramid levels p2 to p6 of pixels or of cached features; a ViT gets no gradient."""
-    match network.backbone:
-        case SimpleFPN() as fpn:
-            with torch.no_grad():
-                if batch.inputs.dtype == torch.uint8:
-                    maps = fpn.encode(normalize_and_mask(batch.inputs, batch.sizes))
-                else:
-                    maps = fpn.net.norm(batch.inputs.float().permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            return fpn.make_levels(maps)
-        case FPN() as fpn:
-            return fpn(normalize_and_mask(batch.inputs, batch.sizes))  # type: ignore[no-any-return]
 
 
 def make_cascade_config(
@@ -151,14 +133,6 @@ def make_cascade_config(
         stuff_clusters=0 if config.cls_agnostic else labels.stuff_clusters,
         encoder=infer_stored_encoder_config(encoder) if encoder is not None else None,
     )
-
-
-def choose_side_px(config: CascadeTrainConfig, labels: PseudoLabelConfig, cascade_config: CascadeConfig) -> int:
-    """Return the side of the exported network's input; for cached features that of their grid, rounded up."""
-    if config.inputs == "pixels" or cascade_config.encoder is None:
-        return config.side_px
-    side_px = labels.side_px // cascade_config.encoder.patch_px * PATCH_STRIDE_PX
-    return -(-side_px // SIDE_MULTIPLE_PX) * SIDE_MULTIPLE_PX
 
 
 def load_encoder_state(labels: PseudoLabelConfig) -> StateDict:
