@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import make_contract
 
 from model.category_examples import Category, CategoryExamples, make_examples
 from model.contract import Contract, InputSize, Thresholds
@@ -65,18 +66,17 @@ def test_invalid_examples_are_refused(change: dict[str, object], message: str) -
         replace(EXAMPLES, **change)  # type: ignore[arg-type]
 
 
-def make_contract(examples: CategoryExamples | None = EXAMPLES) -> Contract:
-    return Contract(
-        name="a", version="1", network="n", input_sizes=(InputSize(height_px=8, width_px=8),), stride_px=1,
-        max_detections=2, thing_clusters=2, stuff_clusters=1, embedding_dim=3, embedding_stride_px=4,
+def make_named_contract(examples: CategoryExamples | None = EXAMPLES) -> Contract:
+    return make_contract(
+        2, 1, stride_px=1, max_detections=2, embedding_dim=3, embedding_stride_px=4, examples=examples,
         thresholds=Thresholds(score_threshold=0.5, min_stuff_area_fraction=0.0),
-        categories={1: DOG, 3: Category(id=120, name="sea")}, examples=examples,
+        categories={1: DOG, 3: Category(id=120, name="sea")},
     )  # fmt: skip
 
 
 def test_a_contract_refuses_examples_of_another_size() -> None:
     with pytest.raises(ContractMismatch, match="the examples have 3 values, embeddings 64"):
-        replace(make_contract(), embedding_dim=64)
+        replace(make_named_contract(), embedding_dim=64)
 
 
 def draw_raw() -> RawOutputs:
@@ -100,9 +100,9 @@ def test_segments_get_the_categories_of_the_examples_before_those_of_their_clust
         result = postprocess(draw_raw(), letterbox, contract, task, contract.thresholds)  # type: ignore[arg-type]
         return [each.category.name if each.category else None for each in result.segments][:2]
 
-    assert list_names(make_contract()) == ["cat", "dog"]
-    assert list_names(make_contract(None)) == ["dog", None]
-    assert list_names(make_contract(replace(EXAMPLES, except_clusters=(1,)))) == ["dog", "dog"]
+    assert list_names(make_named_contract()) == ["cat", "dog"]
+    assert list_names(make_named_contract(None)) == ["dog", None]
+    assert list_names(make_named_contract(replace(EXAMPLES, except_clusters=(1,)))) == ["dog", "dog"]
 
 
 def test_embeddings_are_averaged_over_the_visible_part_of_each_patch() -> None:
@@ -124,7 +124,7 @@ def test_embeddings_are_averaged_over_the_visible_part_of_each_patch() -> None:
 
 
 def test_windows_use_the_embeddings_of_the_whole_image() -> None:
-    contract = make_contract()
+    contract = make_named_contract()
     prepared = prepare_image(np.zeros((10, 16, 3), np.uint8), contract, "high")
     assert prepared.inputs[0].size == (5, 8)
     raw = draw_raw()

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import make_contract
 
 from model.category_examples import Category, make_examples
-from model.contract import Contract, InputSize
 from model.errors import InvalidCategoryNames, InvalidParameter, UsegError
 from model.formats.coco import get_cluster_category_id
 from model.registry.category_names import (
@@ -27,18 +27,10 @@ from model.registry.category_names import (
     read_names,
 )
 
-CONTRACT = Contract(
-    name="small",
-    version="3",
-    network="none",
-    input_sizes=(InputSize.square(64),),
-    stride_px=4,
-    max_detections=1,
-    thing_clusters=3,
-    stuff_clusters=2,
+CONTRACT = make_contract(
+    3, 2, name="small", version="3", files={"network.onnx": "ab" * 32},
     categories={1: Category(id=10, name="person"), 4: Category(id=21, name="sky")},
-    files={"network.onnx": "ab" * 32},
-)
+)  # fmt: skip
 OTHER = replace(CONTRACT, version="4", files={"network.onnx": "cd" * 32})
 RENAME_IN_A_PROCESS = """
 import sys

@@ -170,10 +170,7 @@ def test_did_you_mean_returns_the_nearest_word_or_the_alternative() -> None:
     assert did_you_mean("PROT", ["PORT", "HOST"], "", "--{}".format) == ", did you mean --PORT?"
 
 
-CONTRACT = Contract(
-    name="a", version="1", network="n", input_sizes=(InputSize(height_px=56, width_px=84),), stride_px=4,
-    max_detections=9, thing_clusters=3, stuff_clusters=2,
-)  # fmt: skip
+CONTRACT = make_contract(3, 2, max_detections=9, input_sizes=(InputSize(height_px=56, width_px=84),))
 
 
 def test_one_input_size_fixes_all_lengths() -> None:

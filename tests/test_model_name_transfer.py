@@ -62,24 +62,15 @@ def test_old_clusters_of_the_same_name_count_together() -> None:
 
 
 def test_names_below_the_thresholds_are_proposed_but_not_transferred() -> None:
-    found = propose([[1] * 11 + [2] * 9], [[1] * 20])[1]
-    assert (found.category_name, found.best, found.reason) == (None, "dog", "leads by 10%, 20% are required")
+    one = propose([[1] * 11 + [2] * 9], [[1] * 20])[1]
+    assert (one.category_name, one.best, one.reason) == (None, "dog", "leads by 10%, 20% are required")
     # the other pixels are void or belong to a cluster without a name
-    found = propose([[1] * 8 + [2] * 1 + [0] * 6 + [3] * 5], [[1] * 20])[1]
-    assert found.reason == "40% of it had this name, 50% are required"
-
-
-def test_names_of_things_are_not_transferred_to_stuff() -> None:
-    found = propose([[1, 1, 4, 4]], [[3, 3, 1, 1]])
-    assert {cluster: each.reason for cluster, each in found.items()} == dict.fromkeys(
-        (1, 3), "overlaps no named cluster"
-    )
-
-
-def test_clusters_in_few_images_get_no_name_and_others_no_proposal() -> None:
+    one = propose([[1] * 8 + [2] * 1 + [0] * 6 + [3] * 5], [[1] * 20])[1]
+    assert one.reason == "40% of it had this name, 50% are required"
     found = propose([[1, 1]], [[1, 1]], TransferThresholds())
-    assert found[1].reason == "in 1 images, 3 are required"
-    assert set(found) == {1}
+    assert {cluster: each.reason for cluster, each in found.items()} == {1: "in 1 images, 3 are required"}
+    found = propose([[1, 1, 4, 4]], [[3, 3, 1, 1]])  # things and stuff
+    assert {each.reason for each in found.values()} == {"overlaps no named cluster"}
 
 
 def test_images_have_equal_weights_whatever_their_size() -> None:

@@ -106,12 +106,8 @@ def test_the_score_is_the_rescored_object_probability_times_iou() -> None:
     raw = to_network_output(predict(classes, torch.full((1, 2, 2), 9.0), quality=torch.log(torch.tensor(3.0)).item()))
     assert raw.scores.item() == pytest.approx((0.5 * 0.75 / (STUFF + 1)) ** 0.5, abs=1e-6)  # float32
     assert raw.clusters.tolist() == [[1]]
-
-
-def test_no_object_is_never_predicted_as_a_cluster() -> None:
-    raw = to_network_output(predict(torch.tensor([[-1.0, -2.0, 50.0]]), torch.full((1, 2, 2), 9.0)))
-    assert raw.clusters.tolist() == [[0]]
-    assert raw.scores.item() == pytest.approx(0.0, abs=1e-6)  # float32
+    nothing = to_network_output(predict(torch.tensor([[-1.0, -2.0, 50.0]]), torch.full((1, 2, 2), 9.0)))
+    assert (nothing.clusters.tolist(), nothing.scores.item()) == ([[0]], pytest.approx(0.0, abs=1e-6))
 
 
 def test_output_boxes_are_in_input_pixels() -> None:
@@ -138,15 +134,6 @@ def test_auxiliary_outputs_have_patch_resolution_and_change_nothing(network: Mas
     assert [layer.mask_logits.shape for layer in deep.aux_outputs] == [(2, QUERIES, 4, 4)] * DECODER.num_layers
     assert torch.equal(plain.mask_logits, deep.mask_logits)
     assert torch.equal(deep.aux_outputs[-1].class_logits, deep.class_logits)  # the last layer is the output
-
-
-def test_a_change_of_the_image_changes_masks_most_at_its_position(network: MaskTransformer) -> None:
-    """A change in one corner moves the masks there most."""
-    dark = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8)
-    lit = dark.clone()
-    lit[..., :8, :8] = 255
-    change = (network(lit, full_sizes(lit)).masks - network(dark, full_sizes(dark)).masks).abs()[0].mean(0)
-    assert change[:2, :2].mean() > 2.0 * change[7:, 7:].mean()
 
 
 def test_gradients_reach_all_decoder_weights_and_no_frozen_encoder() -> None:

@@ -12,36 +12,8 @@ from torch import Tensor
 from model.errors import ConfigError
 from model.networks.boxes import clip_boxes
 from model.networks.roi_align import RoiAlignConfig
-from model.networks.roi_heads import CascadeROIHeads, DetectionConfig, Detections, find_top_detections
+from model.networks.roi_heads import DetectionConfig, Detections, find_top_detections
 from model.networks.rpn import ProposalConfig
-
-SIZES = torch.tensor([[64, 96], [50, 60]])
-BOXES = torch.tensor([[[4.0, 4.0, 40.0, 30.0], [0.0, 0.0, 60.0, 50.0], [10.0, 20.0, 30.0, 48.0]]]).expand(2, 3, 4)
-
-
-def draw_heads(mask_channels: int = 3) -> CascadeROIHeads:
-    torch.manual_seed(1)
-    heads = CascadeROIHeads(
-        inner=4,
-        box_fc_dim=16,
-        mask_conv_dim=8,
-        clusters=3,
-        mask_channels=mask_channels,
-        pooling=RoiAlignConfig(max_box_side=14),
-    )
-    return heads.requires_grad_(False)
-
-
-def draw_levels() -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(2)
-    return tuple(torch.randn(2, 4, 16 >> level, 24 >> level, generator=generator) for level in range(5))
-
-
-def test_a_class_agnostic_mask_is_the_same_for_each_cluster() -> None:
-    heads, levels = draw_heads(mask_channels=1), draw_levels()
-    first = heads.predict_masks(levels, BOXES, torch.zeros(2, 3, dtype=torch.int64))
-    assert torch.equal(first, heads.predict_masks(levels, BOXES, torch.full((2, 3), 2)))
-    assert first.shape == (2, 3, 28, 28)
 
 
 @pytest.mark.golden

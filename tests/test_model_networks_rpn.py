@@ -50,6 +50,7 @@ def test_the_number_of_proposals_is_constant_with_invalid_ones_last() -> None:
         assert found.is_valid[0].sum() < 120
         assert found.is_valid[0].long().diff().max() <= 0
         assert (found.logits > -torch.inf).equal(found.is_valid)
+    assert find_top_proposals(draw_outputs(), SIZES, ProposalConfig(pre_nms_topk=2)).boxes.shape == (1, 10, 4)
 
 
 def test_a_level_with_fewer_anchors_than_topk_is_padded_with_invalid_ones() -> None:
@@ -57,10 +58,6 @@ def test_a_level_with_fewer_anchors_than_topk_is_padded_with_invalid_ones() -> N
     found = find_top_proposals(draw_outputs(), SIZES, apart)
     assert found.boxes.shape == (1, 4000, 4)
     assert int(found.is_valid.sum()) == 3 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
-
-
-def test_a_small_topk_per_level_limits_the_number_of_proposals() -> None:
-    assert find_top_proposals(draw_outputs(), SIZES, ProposalConfig(pre_nms_topk=2)).boxes.shape == (1, 10, 4)
 
 
 @pytest.mark.golden

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import make_contract
 
 from model.category_examples import Category
 from model.contract import Contract, InputSize, Task, Thresholds
@@ -25,11 +26,8 @@ KEEP_ALL = Thresholds(score_threshold=0.0, min_stuff_area_fraction=0.0)
 SPLIT = replace(KEEP_ALL, min_component_area_fraction=0.1)
 
 
-def draw_contract(side_px: int = 8, stride_px: int = 1, stuff: int = 2, detections: int = 4) -> Contract:
-    return Contract(
-        name="a", version="1", network="n", input_sizes=(InputSize.square(side_px),), stride_px=stride_px,
-        max_detections=detections, thing_clusters=THINGS, stuff_clusters=stuff,
-    )  # fmt: skip
+def draw_contract(side_px: int = 8, stuff: int = 2, **more: Any) -> Contract:
+    return make_contract(THINGS, stuff, side_px, **{"stride_px": 1, **more})
 
 
 def draw_mask(rows: slice, columns: slice, side: int = 8) -> np.ndarray:
@@ -193,7 +191,7 @@ def test_clusters_of_a_category_are_merged_but_things_of_a_panoptic_map_are_not(
     labels[6], labels[7] = 1, 2
     raw = draw_raw([(0.9, 0, stripe(0, 1)), (0.5, 2, stripe(1, 4)), (0.4, 1, stripe(4, 5))], labels)
     dog, grass = Category(id=9, name="dog"), Category(id=5, name="grass")
-    contract = replace(draw_contract(), categories={1: dog, 3: dog, 4: grass, 5: grass})
+    contract = draw_contract(categories={1: dog, 3: dog, 4: grass, 5: grass})
     semantic = merge_categories(segment(raw, "semantic", contract=contract), "semantic")
     assert [(each.id, each.cluster, each.merged_clusters) for each in semantic.segments] == [
         (1, 3, (3, 1)),
@@ -272,7 +270,7 @@ def test_box_masks_are_pasted_at_the_scaled_box() -> None:
         # The second leaves the image, the third lies outside, the fourth has no area.
         boxes=np.array([[8, 4, 24, 20], [-50, 28, 60, 90], [40, 40, 60, 60], [9, 9, 9, 9]], np.float32),
     )
-    contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_size=28)
+    contract = draw_contract(side_px=32, stride_px=4, box_mask_size=28)
     letterbox = plan_letterbox(64, 64, [InputSize.square(32)], 4)
     instances = postprocess(raw, letterbox, contract, "instance", KEEP_ALL)
     assert list_segments(instances) == [(1, 1, True), (2, 2, True)]
@@ -285,7 +283,7 @@ def test_components_of_box_masks_become_segments() -> None:
     mask = np.zeros((28, 28), np.float32)
     mask[:, :8], mask[:, 20:] = 0.9, 0.9
     raw = replace(draw_raw([(0.9, 0, mask)]), boxes=np.array([[0, 0, 28, 28]], np.float32))
-    contract = replace(draw_contract(side_px=32, stride_px=4), box_mask_size=28)
+    contract = draw_contract(side_px=32, stride_px=4, box_mask_size=28)
     letterbox = plan_letterbox(32, 32, [InputSize.square(32)], 4)
     result = postprocess(raw, letterbox, contract, "instance", replace(KEEP_ALL, min_component_area_fraction=0.5))
     assert [int((result.label_map == each.id).sum()) for each in result.segments] == [8 * 28, 8 * 28]
@@ -337,7 +335,7 @@ def test_the_panoptic_merge_matches_detectron2(golden: Path) -> None:
         masks=masks,
         semantic=draw_logits(labels, count=int(labels.max()) + 1),
     )
-    contract = draw_contract(side_px=width, stuff=int(labels.max()), detections=count)
+    contract = draw_contract(side_px=width, stuff=int(labels.max()), max_detections=count)
     thresholds = Thresholds(
         score_threshold=expected["instances_confidence"],
         overlap_threshold=expected["overlap_threshold"],

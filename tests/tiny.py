@@ -145,6 +145,6 @@ def draw_truth(folder: Path, count: int = 4) -> Path:
 
 def make_contract(thing_clusters: int, stuff_clusters: int, side_px: int = 8, **more: Any) -> Contract:
     """The contract of a network for squares of one size, without files."""
-    given = {"name": "a", "version": "1", "network": "none", "stride_px": 4, "max_detections": 4, **more}
-    size = InputSize.square(side_px)
-    return Contract(input_sizes=(size,), thing_clusters=thing_clusters, stuff_clusters=stuff_clusters, **given)
+    given = {"name": "a", "version": "1", "network": "none", "stride_px": 4, "max_detections": 4}
+    given |= {"input_sizes": (InputSize.square(side_px),), **more}
+    return Contract(thing_clusters=thing_clusters, stuff_clusters=stuff_clusters, **given)
