@@ -12,9 +12,8 @@ from model.detail import prepare_image
 from model.errors import ConfigError, ContractMismatch
 from model.images import letterbox_image, plan_letterbox
 from model.network_io import RawOutputs
-from model.postprocessing.embeddings import PatchEmbeddings
 from model.postprocessing.masks import pack_mask
-from model.postprocessing.panoptic import postprocess
+from model.postprocessing.panoptic import PatchEmbeddings, postprocess
 
 CAT, DOG, SKY = Category(id=17, name="cat"), Category(id=18, name="dog"), Category(id=119, name="sky")
 X, Y, Z = np.eye(3, dtype=np.float32)

@@ -22,7 +22,7 @@ from model.category_examples import Category
 from model.contract import InputSize
 from model.errors import ConfigError
 from model.images import plan_letterbox
-from model.postprocessing.embeddings import PatchEmbeddings
+from model.postprocessing.panoptic import PatchEmbeddings
 from training.evaluation.class_mapping import (
     ClassMappingConfig,
     ClusterAssignment,

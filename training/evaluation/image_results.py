@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from model.errors import DatasetError, InvalidImage
 from model.files import atomic_write
 from model.images import read_image
-from model.postprocessing.embeddings import PatchEmbeddings
+from model.postprocessing.panoptic import PatchEmbeddings
 from model.progress import track
 from training.evaluation.datasets.ground_truth import (
     GroundTruthDataset,

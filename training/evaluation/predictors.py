@@ -16,8 +16,7 @@ from model.errors import ConfigError, DatasetError
 from model.files import hash_file
 from model.formats.coco import encode_rles
 from model.formats.rle import Rle
-from model.postprocessing.embeddings import PatchEmbeddings
-from model.postprocessing.panoptic import Segment, Segmentation, embed_patches, postprocess
+from model.postprocessing.panoptic import PatchEmbeddings, Segment, Segmentation, embed_patches, postprocess
 from training.data.dataset import CONFIG_FILE, LabeledPhoto, PseudoLabelDataset, read_label_map
 from training.evaluation.overlap import StoredArray
 

@@ -16,7 +16,7 @@ from model.images import read_image
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MASK_STRIDE_PX, DecoderOutput, MaskDecoder, to_network_output
 from model.networks.vit import VisionTransformer
-from model.postprocessing.detections import split_components
+from model.postprocessing.masks import split_components
 from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache, compute_features
 from training.mask_transformer.crops import CropView, CropWindow, count_photo_patches, crop_view, full_view
