@@ -45,17 +45,6 @@ _SUPPORTED_BODIES = (
 T = TypeVar("T")
 
 
-def _split_commas(value: Any) -> Any:
-    """Turn `a,b` and repeated parameters into one tuple without duplicates."""
-    entries = [value] if isinstance(value, str) else value
-    if not isinstance(entries, list | tuple):
-        return value
-    if not entries:
-        raise ValueError("send at least one value")
-    words = [word.strip() for entry in entries for word in str(entry).split(",")]
-    return tuple(dict.fromkeys(words))
-
-
 def _list_texts(value: Any) -> Any:
     """Turn one text, or texts and numbers, into a tuple without duplicates; `select_classes` splits at commas."""
     entries = [value] if isinstance(value, str) else value
@@ -64,6 +53,14 @@ def _list_texts(value: Any) -> Any:
     if not entries:
         raise ValueError("send at least one value")
     return tuple(dict.fromkeys(unicodedata.normalize("NFC", str(entry)).strip() for entry in entries))
+
+
+def _split_commas(value: Any) -> Any:
+    """Turn `a,b` and repeated parameters into one tuple without duplicates."""
+    texts = _list_texts(value)
+    if not isinstance(texts, tuple):
+        return value
+    return tuple(dict.fromkeys(word.strip() for text in texts for word in text.split(",")))
 
 
 _CommaSeparated = BeforeValidator(_split_commas)

@@ -1,11 +1,11 @@
 """Admission of requests, the queue of their images, and the policy that makes batches of them."""
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import count
 
 import numpy as np
 from jaxtyping import UInt8
@@ -62,79 +62,57 @@ class QueuedImage:
 
 
 class FairQueue:
-    """Images by input size; within one, by priority, then round robin over the clients."""
+    """Images by priority, then round robin over the clients; each input size is taken by itself."""
 
     def __init__(self) -> None:
-        self._by_shape: dict[Shape, dict[int, dict[str, deque[QueuedImage]]]] = {}
-        self._length = 0
+        self._images: list[QueuedImage] = []
+        self._turns: dict[str, int] = {}
+        """Place of each waiting client in the round."""
+        self._next_turn = count()
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._images)
 
     def __iter__(self) -> Iterator[QueuedImage]:
-        """Iterate over all images; those of one client in the order of submission."""
-        return chain.from_iterable(self.list_images(shape) for shape in self.list_shapes())
+        """Iterate over all images, in the order of submission."""
+        return iter(self._images)
 
     def list_shapes(self) -> list[Shape]:
         """Return the input sizes with waiting images."""
-        return list(self._by_shape)
+        return list(dict.fromkeys(image.pixels.shape for image in self._images))
 
     def list_images(self, shape: Shape) -> list[QueuedImage]:
         """Return the images that wait in one input size."""
-        levels = self._by_shape[shape].values()
-        return list(chain.from_iterable(images for owners in levels for images in owners.values()))
+        return [image for image in self._images if image.pixels.shape == shape]
 
     def count_ahead(self, context: RequestContext) -> int:
         """Return how many images would run before a new one of this client."""
-        ahead = 0
-        for levels in self._by_shape.values():
-            for priority, owners in levels.items():
-                if priority < context.priority:
-                    ahead += sum(map(len, owners.values()))
-                elif priority == context.priority:
-                    own = len(owners.get(context.owner, ()))
-                    others = (len(images) for owner, images in owners.items() if owner != context.owner)
-                    ahead += own + sum(min(count, own + 1) for count in others)
-        return ahead
+        urgent = sum(image.context.priority < context.priority for image in self._images)
+        equal = Counter(image.context.owner for image in self._images if image.context.priority == context.priority)
+        own = equal.pop(context.owner, 0)
+        return urgent + own + sum(min(number, own + 1) for number in equal.values())
 
     def put(self, image: QueuedImage) -> None:
-        owners = self._by_shape.setdefault(image.pixels.shape, {}).setdefault(image.context.priority, {})
-        owners.setdefault(image.context.owner, deque()).append(image)
-        self._length += 1
+        self._images.append(image)
+        self._turns.setdefault(image.context.owner, next(self._next_turn))
 
     def take(self, shape: Shape, max_images: int) -> list[QueuedImage]:
         """Remove and return up to `max_images` of an input size; a served client goes behind the others."""
-        return list(islice(self._pop_images(shape), max_images))
+        taken: list[QueuedImage] = []
+        while len(taken) < max_images and (waiting := self.list_images(shape)):
+            taken.append(min(waiting, key=lambda each: (each.context.priority, self._turns[each.context.owner])))
+            self.discard(taken[-1])
+            if (owner := taken[-1].context.owner) in self._turns:
+                self._turns[owner] = next(self._next_turn)
+        return taken
 
     def discard(self, image: QueuedImage) -> None:
         """Remove an image if it is still in the queue."""
-        owners = self._by_shape.get(image.pixels.shape, {}).get(image.context.priority, {})
-        if image in (images := owners.get(image.context.owner, deque())):
-            images.remove(image)
-            self._length -= 1
-            self._remove_empty(image)
-
-    def _pop_images(self, shape: Shape) -> Iterator[QueuedImage]:
-        while levels := self._by_shape.get(shape):
-            owners = levels[min(levels)]
-            owner = next(iter(owners))
-            images = owners.pop(owner)
-            image = images.popleft()
-            self._length -= 1
-            owners[owner] = images  # behind the others now
-            self._remove_empty(image)
-            yield image
-
-    def _remove_empty(self, image: QueuedImage) -> None:
-        """Remove the entries that held only this image."""
-        shape, priority, owner = image.pixels.shape, image.context.priority, image.context.owner
-        levels = self._by_shape[shape]
-        if not levels[priority][owner]:
-            del levels[priority][owner]
-        if not levels[priority]:
-            del levels[priority]
-        if not levels:
-            del self._by_shape[shape]
+        if image in self._images:
+            self._images.remove(image)
+            owner = image.context.owner
+            if not any(each.context.owner == owner for each in self._images):
+                del self._turns[owner]
 
 
 def make_deadline_error() -> DeadlineExceeded:

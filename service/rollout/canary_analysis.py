@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from model.contract import Contract, Histogram
+from model.contract import Histogram
 from model.drift import STATISTICS, Statistic, population_stability_index
 from model.errors import ContractMismatch, DeadlineExceeded, InputError, NotReady, QueueFull
 from service.inference.pipeline import ImageContent, Pipeline
@@ -38,14 +38,6 @@ class Regression:
 
     cause: RollbackCause
     reason: str
-
-
-def check_identity(contract: Contract, model: str, version: str) -> None:
-    """Raise ContractMismatch unless the artifact names the model and version of its folder."""
-    if (contract.name, contract.version) != (model, version):
-        raise ContractMismatch(
-            f"the folder of version {version!r} of {model!r} holds version {contract.version!r} of {contract.name!r}"
-        )
 
 
 async def check_latency(candidate: Pipeline, active: Pipeline, max_ratio: float) -> None:

@@ -9,13 +9,13 @@ from typing import Literal
 
 from model.backends.session import Session
 from model.contract import Contract
-from model.errors import RegistryError, UsegError
+from model.errors import ContractMismatch, RegistryError, UsegError
 from model.registry.deployment import DeploymentState, TrafficSplit
 from model.registry.versions import Registry
 from service.inference.loaded_model import ArtifactLoader, LoadedModel
 from service.inference.pipeline import Pipeline
 from service.metrics import RollbackCause, Telemetry, VersionMetrics, VersionRole
-from service.rollout.canary_analysis import ShadowRunner, check_identity, check_latency, find_regression
+from service.rollout.canary_analysis import ShadowRunner, check_latency, find_regression
 from service.rollout.router import TrafficRouter, find_ready
 from service.schemas import ModelHistory, VersionStatus
 from service.settings import Settings
@@ -172,7 +172,9 @@ class RolloutController:
 
         def load() -> tuple[Contract, Session]:
             contract, session = self._load_artifact(self._registry.find_version(self.model, version))
-            check_identity(contract, self.model, version)
+            if (contract.name, contract.version) != (self.model, version):
+                given = f"version {contract.version!r} of {contract.name!r}"
+                raise ContractMismatch(f"the folder of version {version!r} of {self.model!r} holds {given}")
             return contract, session
 
         names_file = self._registry.names_path(self.model, version)

@@ -148,7 +148,11 @@ async def segment(
     with traffic.admit(context) as route:
         with record.time("read"):
             uploads = await read_uploads(request, context.deadline)
-        job = _make_job(request, parameters, uploads, record, route)
+        options = parameters.merge(uploads.options) if uploads.options else parameters
+        record.task = options.tasks[0]
+        accept = ",".join(request.headers.getlist("accept"))
+        media_type = negotiate_media_type(accept, is_multiple=uploads.is_batch or len(options.tasks) > 1)
+        job = _Job(request=request, uploads=uploads, options=options, media_type=media_type, record=record, route=route)
         response = await cancel_on_disconnect(request, route.run(job.run), context.deadline)
     traffic.mirror(upload.content for upload in uploads.files)
     return response
@@ -262,17 +266,6 @@ class _Job:
             else result
             for upload, result in zip(self.uploads.files, results, strict=True)
         ]
-
-
-def _make_job(
-    request: Request, parameters: SegmentParameters, uploads: Uploads, record: RequestRecord, route: Route
-) -> _Job:
-    """Decide on the options and the media type. Raises InvalidParameter and NotAcceptable."""
-    options = parameters.merge(uploads.options) if uploads.options else parameters
-    record.task = options.tasks[0]
-    accept = ",".join(request.headers.getlist("accept"))
-    media_type = negotiate_media_type(accept, is_multiple=uploads.is_batch or len(options.tasks) > 1)
-    return _Job(request=request, uploads=uploads, options=options, media_type=media_type, record=record, route=route)
 
 
 def _raise_common_error(results: Sequence[ImageResponse | Exception], *, is_final: bool) -> None:
