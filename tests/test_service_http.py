@@ -13,6 +13,7 @@ import pytest
 from fake_service import BLUE, CONTRACT, RED, RedSession, draw_halves, open_client, open_fake, post, save
 from PIL import Image
 from pycocotools import mask as coco
+from walk_request import walk_request
 
 from model.backends.session import Session
 from model.contract import Contract
@@ -25,6 +26,7 @@ from service.settings import Settings
 
 WAIT_S = 10.0
 HALVES = save(draw_halves())
+MAX_FILES_OF_A_REQUEST = 22
 
 pytestmark = pytest.mark.anyio
 
@@ -251,3 +253,9 @@ async def test_the_csp_allows_only_files_of_the_service(client: httpx.AsyncClien
     assert (policy["frame-ancestors"], policy["connect-src"]) == ("'none'", "'self'")
     assert re.findall(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)", page.text) == []
     assert re.findall(r'(?:src|href)="(?:https?:)?//', page.text) == []
+
+
+async def test_a_request_runs_through_few_files() -> None:
+    walk = await walk_request(lambda: create_app(Settings(), open_fake), HALVES)
+    assert "service/routes/segment.py" in walk
+    assert len(walk) <= MAX_FILES_OF_A_REQUEST
