@@ -4,7 +4,7 @@
 # The build secret `pip`, if given, is pip's configuration; it leaves no trace in an image.
 # Pin a base by its digest with --build-arg, e.g. PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:…
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
-# For TensorRT, and trtexec for deploy/engine.sh: NVIDIA's TensorRT image of CUDA 13 and Ubuntu 24.04.
+# For TensorRT: NVIDIA's TensorRT image of CUDA 13 and Ubuntu 24.04.
 ARG CUDA_IMAGE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 
 # ---- service: first the environment (dependencies before code, which changes more often), then the image.
@@ -109,7 +109,7 @@ LABEL org.opencontainers.image.title="useg service on a GPU" \
 RUN apt-get update && apt-get install --yes --no-install-recommends python3 && rm -rf /var/lib/apt/lists/* \
     && install --directory --owner=65532 --group=65532 /registry /engines
 COPY --from=service-gpu-venv /opt/venv /opt/venv
-COPY deploy/engine.sh deploy/seed.sh /useg/deploy/
+COPY deploy/seed.sh /useg/deploy/
 # Engines go to $XDG_CACHE_HOME/useg/engines: mount a volume there.
 ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
     XDG_CACHE_HOME=/engines ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 \

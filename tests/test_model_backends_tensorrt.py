@@ -1,13 +1,9 @@
 """Execution providers of ONNX Runtime, and TensorRT engines on disk."""
 
 import dataclasses
-import os
-import subprocess
-import sys
+from ctypes.util import find_library
 from pathlib import Path
 
-import onnx
-import onnxruntime
 import pytest
 from tiny import make_contract
 
@@ -18,8 +14,8 @@ from model.backends.onnx_runtime import (
     require_provider_active,
     require_provider_available,
 )
-from model.backends.tensorrt import EngineKey, engine_folder, make_ep_context_model
-from model.contract import Contract, InputSize, read_contract
+from model.backends.tensorrt import EngineKey, detect_engine_key, engine_folder
+from model.contract import Contract, InputSize
 from model.errors import BackendUnavailable
 
 CONTRACT = make_contract(2, 1, 448, max_detections=2)
@@ -72,12 +68,6 @@ def test_a_silent_fallback_is_an_error_that_names_both(requested: str, providers
 
 MACHINE = EngineKey(gpu="NVIDIA H100 80GB HBM3", compute_capability="9.0", tensorrt="101303", onnxruntime="1.31.1")
 ENGINE_CONTRACT = make_contract(2, 1, 56, max_detections=2, files={"network.onnx": "ab" * 32})
-LIMIT_S = 60
-FAKE_TRTEXEC = """#!/bin/sh
-printf '%s\\n' "$@" > "$(dirname "$0")/arguments"
-for each in "$@"; do case $each in --saveEngine=*) echo engine > "${each#--saveEngine=}";; esac; done
-"""
-FAKE_SMI = "#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0'\n"
 
 
 def test_another_machine_version_network_or_precision_has_another_folder() -> None:
@@ -91,91 +81,22 @@ def test_another_machine_version_network_or_precision_has_another_folder() -> No
         assert engine_folder(Path(), ENGINE_CONTRACT, other, "fp32") != folder
 
 
-def test_the_graph_of_an_engine_is_one_node_with_the_same_inputs_and_outputs(
-    tmp_path: Path, tiny_artifact: Path
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (None, "nvidia-smi was not found: TensorRT needs an NVIDIA GPU"),
+        ("exit 9", "nvidia-smi reports no GPU"),
+        ("echo 'NVIDIA H100 80GB HBM3, 9.0'", r"libnvinfer\.so\.10 cannot be loaded: install TensorRT 10"),
+    ],
+)
+def test_a_missing_gpu_or_library_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, message: str
 ) -> None:
-    network = tiny_artifact / "network.onnx"
-    wrapped = onnx.load(make_ep_context_model(network, tmp_path))
-    original = onnx.load(network)
-    assert [each.op_type for each in wrapped.graph.node] == ["EPContext"]
-    assert {each.name: onnx.helper.get_attribute_value(each) for each in wrapped.graph.node[0].attribute} == {
-        "embed_mode": 0,
-        "ep_cache_context": b"network.engine",
-        "main_context": 1,
-        "source": b"TensorrtExecutionProvider",
-    }
-    assert list(wrapped.graph.input) == list(original.graph.input)
-    assert list(wrapped.graph.output) == list(original.graph.output)
-    assert list(wrapped.metadata_props) == list(original.metadata_props)
-
-
-def write_program(path: Path, content: str) -> None:
-    path.write_text(content)
-    path.chmod(0o755)
-
-
-def run_script(repository: Path, programs: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{programs}:/usr/bin:/bin", "PYTHON": sys.executable}
-    command = [repository / "deploy" / "engine.sh", *arguments]
-    return subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=LIMIT_S, env=environment, cwd=repository,
-        check=False,
-    )  # fmt: skip
-
-
-def test_the_script_builds_the_engine_where_the_service_looks_for_it(
-    tmp_path: Path, repository: Path, tiny_artifact: Path
-) -> None:
-    programs, engines = tmp_path / "bin", tmp_path / "engines"
-    programs.mkdir()
-    write_program(programs / "trtexec", FAKE_TRTEXEC)
-    write_program(programs / "nvidia-smi", FAKE_SMI)
-    ended = run_script(repository, programs, "--engines", engines, "--tensorrt", "101303", tiny_artifact)
-    assert ended.returncode == 0, ended.stderr
-    machine = dataclasses.replace(MACHINE, onnxruntime=onnxruntime.__version__)
-    folder = engine_folder(engines, read_contract(tiny_artifact), machine, "fp16-stored")
-    assert ended.stdout == f"{folder}/network.engine\n"
-    assert sorted(path.name for path in folder.iterdir()) == ["network.engine", "network.onnx"]
-    assert (programs / "arguments").read_text().splitlines() == [
-        f"--onnx={tiny_artifact}/network.onnx",
-        f"--saveEngine={folder}/network.engine.part",
-        "--noTF32",
-        "--skipInference",
-        "--minShapes=pixels:1x3x56x56,sizes:1x2",
-        "--optShapes=pixels:8x3x56x56,sizes:8x2",
-        "--maxShapes=pixels:32x3x56x56,sizes:32x2",
-        f"--timingCacheFile={folder}/timing.cache",
-    ]
-
-
-def test_fp16_is_refused_for_an_artifact_that_computes_in_fp32(
-    tmp_path: Path, repository: Path, tiny_artifact: Path
-) -> None:
-    write_program(tmp_path / "trtexec", FAKE_TRTEXEC)
-    ended = run_script(repository, tmp_path, "--fp16", tiny_artifact)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "computes in fp16-stored" in ended.stderr
-
-
-def test_a_failed_build_leaves_no_engine(tmp_path: Path, repository: Path, tiny_artifact: Path) -> None:
-    write_program(tmp_path / "trtexec", "#!/bin/sh\nexit 1\n")
-    write_program(tmp_path / "nvidia-smi", FAKE_SMI)
-    ended = run_script(repository, tmp_path, "--engines", tmp_path / "e", "--tensorrt", "1", tiny_artifact)
-    assert ended.returncode == 1
-    assert "trtexec failed" in ended.stderr
-    assert list((tmp_path / "e").rglob("*.engine")) == []
-
-
-def test_the_script_reports_a_missing_trtexec_or_gpu(tmp_path: Path, repository: Path, tiny_artifact: Path) -> None:
-    ended = run_script(repository, tmp_path, tiny_artifact)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert ended.stderr.startswith("engine.sh: trtexec was not found: install TensorRT 10")
-    write_program(tmp_path / "trtexec", FAKE_TRTEXEC)
-    write_program(tmp_path / "nvidia-smi", "#!/bin/sh\nexit 9\n")
-    ended = run_script(repository, tmp_path, tiny_artifact)
-    assert ended.stderr.startswith("engine.sh: nvidia-smi reports no GPU")
-    write_program(tmp_path / "nvidia-smi", FAKE_SMI)
-    ended = run_script(repository, tmp_path, "--engines", tmp_path / "engines", tiny_artifact)
-    if ended.returncode:  # a machine without TensorRT
-        assert ended.stderr.startswith("engine.sh: libnvinfer.so.10 cannot be loaded: install TensorRT 10")
-    assert run_script(repository, tmp_path).returncode == 2
+    if find_library("nvinfer"):
+        pytest.skip("this machine has TensorRT")
+    if program:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendUnavailable, match=message):
+        detect_engine_key()

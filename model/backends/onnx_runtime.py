@@ -34,9 +34,9 @@ PROFILE_BATCH_SIZES = (1, 8, 32)
 def make_optimization_profile(contract: Contract) -> dict[str, str]:
     """Return the input shapes that a TensorRT engine accepts ("min", "max") and is optimized for ("opt").
 
-    They are written as ONNX Runtime's TensorRT options and trtexec take them: "pixels:1x3x448x448,sizes:1x2". Batches
-    are `PROFILE_BATCH_SIZES`, sides from the shortest to the longest input size, optimized for the first one. A range
-    also allows sizes that are not in the contract.
+    They are written as ONNX Runtime's options: "pixels:1x3x448x448,sizes:1x2". Batches are `PROFILE_BATCH_SIZES`, sides
+    from the shortest to the longest input size, optimized for the first one. A range also allows sizes that are not in
+    the contract.
     """
     heights = [size.height_px for size in contract.all_input_sizes]
     widths = [size.width_px for size in contract.all_input_sizes]

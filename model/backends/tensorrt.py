@@ -12,16 +12,12 @@ import onnxruntime
 
 from model.contract import NETWORK_FILE, Contract, Precision
 from model.errors import BackendUnavailable
-from model.files import atomic_write
 
-ENGINE_FILE = "network.engine"
-"""Engine file that trtexec builds."""
 _INFER_LIBRARY = "libnvinfer.so.10"
 _NVIDIA_SMI = "nvidia-smi"
 _QUERY = ("--query-gpu=name,compute_cap", "--format=csv,noheader", "--id=0")
 _KEY_LENGTH = 32
 _TIMEOUT_S = 30.0
-_OPSET = 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +42,13 @@ def engine_folder(root: Path, contract: Contract, machine: EngineKey, precision:
     return root / key[:_KEY_LENGTH]
 
 
-def detect_engine_key(tensorrt: str | None = None) -> EngineKey:
-    """Detect the first GPU and the library versions; `tensorrt` overrides the version of the installed library.
-
-    Raises BackendUnavailable if there is no GPU or no TensorRT.
-    """
+def detect_engine_key() -> EngineKey:
+    """Detect the first GPU and the library versions. Raises BackendUnavailable if there is no GPU or no TensorRT."""
     name, capability = _query_gpu()
     return EngineKey(
         gpu=name,
         compute_capability=capability,
-        tensorrt=tensorrt or _read_tensorrt_version(),
+        tensorrt=_read_tensorrt_version(),
         onnxruntime=onnxruntime.__version__,
     )
 
@@ -84,33 +77,3 @@ def _read_tensorrt_version() -> str:
             f"{_INFER_LIBRARY} cannot be loaded: install TensorRT 10, or use NVIDIA's image ({error})"
         ) from error
     return str(library.getInferLibVersion())
-
-
-def make_ep_context_model(network: Path, folder: Path) -> Path:
-    """Write a graph in `folder` that runs the engine there, so that TensorRT does not build one.
-
-    It consists of one node, ONNX Runtime's EPContext (com.microsoft), which refers to the engine by file name.
-    """
-    import onnx  # not installed with the service
-
-    model = onnx.load(network)
-    graph = model.graph
-    node = onnx.helper.make_node(
-        "EPContext",
-        [each.name for each in graph.input],
-        [each.name for each in graph.output],
-        name="engine",
-        domain="com.microsoft",
-        embed_mode=0,
-        ep_cache_context=ENGINE_FILE,
-        main_context=1,
-        source="TensorrtExecutionProvider",
-    )
-    wrapped = onnx.helper.make_graph([node], "engine", list(graph.input), list(graph.output))
-    domains = [onnx.helper.make_opsetid("", _OPSET), onnx.helper.make_opsetid("com.microsoft", 1)]
-    whole = onnx.helper.make_model(wrapped, opset_imports=domains)
-    whole.metadata_props.extend(model.metadata_props)
-    path = folder / NETWORK_FILE
-    with atomic_write(path) as sibling:
-        sibling.write_bytes(whole.SerializeToString())
-    return path
