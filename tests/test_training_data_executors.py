@@ -1,5 +1,6 @@
 """Labels are the same from one process, job shards and Ray, even if a worker is killed."""
 
+import logging
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +17,6 @@ from typing import ClassVar
 import psutil
 import pytest
 import tiny
-from killer import lose_an_actor
 
 from model.errors import ConfigError, DatasetError, TrainingError
 from training.data.dataset import PseudoLabelDataset
@@ -88,15 +89,32 @@ def test_the_codebook_carries_the_projections_of_consensus_masks_to_shards(
     codebook = load_codebook(first.codebook)
     label_photos(scan, config, second, tmp_path / "features", codebook, shard=slice(0, None, 2))
     assert second.projections.read_bytes() == first.projections.read_bytes()
-    with pytest.raises(ConfigError, match="has no feature projections"):
-        label_photos(
-            scan,
-            config,
-            PseudoLabelDataset(tmp_path / "third"),
-            tmp_path,
-            replace(codebook, projections=None),
-            shard=slice(0, None, 2),
-        )
+
+
+@contextmanager
+def lose_an_actor(folder: Path, pattern: str) -> Iterator[list[int]]:
+    """Run Ray with two CPUs and send SIGKILL to one actor as soon as a file in the folder matches the pattern.
+
+    Yields a list that then holds the id of the killed process. Skips if Ray is not installed.
+    """
+    ray = pytest.importorskip("ray", reason="useg[ray] is not installed")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    victims: list[int] = []
+    watcher = threading.Thread(target=_kill_one, args=(folder, pattern, victims), daemon=True)
+    watcher.start()
+    try:
+        yield victims
+        watcher.join()
+    finally:
+        ray.shutdown()
+
+
+def _kill_one(folder: Path, pattern: str, victims: list[int]) -> None:
+    while not any(folder.glob(pattern)):
+        time.sleep(0.005)
+    processes = psutil.Process().children(recursive=True)
+    victims.append(next(each.pid for each in processes if "ray::_Actor" in " ".join(each.cmdline())))
+    os.kill(victims[0], signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Metrics do not depend on who evaluates: one process, shards, several processes, or Ray as an actor dies."""
+"""Results of images in files: metrics do not depend on the processes that evaluate."""
 
 import os
 from dataclasses import replace
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-from killer import lose_an_actor
 
 from model.errors import DatasetError
-from training.data.executors import LocalExecutor, MultiprocessExecutor, RayExecutor
+from training.data.executors import LocalExecutor, MultiprocessExecutor
 from training.evaluation.class_mapping import ClassMappingConfig
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
@@ -43,18 +42,6 @@ def test_image_results_are_read_from_their_files_as_they_were(
     assert [repr(each) for each in stored] == [repr(each).replace("'counts': b'", "'counts': '") for each in results]
 
 
-def test_shards_in_any_order_leave_the_results_of_one_process(
-    tmp_path: Path, tiny_artifact: Path, dataset: GroundTruthDataset
-) -> None:
-    worker = make_worker(tiny_artifact, dataset, tmp_path)
-    counts = [len(evaluate_in_parallel(worker, dataset.images, LocalExecutor(), slice(i, None, 2))) for i in (1, 0)]
-    assert counts == [32, 38]
-    without_predictor = make_worker(tiny_artifact, dataset, tmp_path)
-    vars(without_predictor)["predictor"] = None  # nothing is left to predict
-    results = evaluate_in_parallel(without_predictor, dataset.images, LocalExecutor())
-    assert [each.image_id for each in results] == list(range(1, NUM_IMAGES + 1))
-
-
 def test_results_are_not_reused_for_another_predictor_or_a_changed_label(
     tmp_path: Path, tiny_artifact: Path, tiny_run: Path, dataset: GroundTruthDataset
 ) -> None:
@@ -77,16 +64,10 @@ def test_a_broken_file_of_results_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_and_ray_give_the_same_report_although_an_actor_is_killed(
-    tmp_path: Path, tiny_artifact: Path, dataset: GroundTruthDataset
-) -> None:
+def test_processes_give_the_report_of_one(tmp_path: Path, tiny_artifact: Path, dataset: GroundTruthDataset) -> None:
     predictor, config = load_predictor(tiny_artifact, threads=1), ClassMappingConfig()
     expected, _ = evaluate(predictor, dataset, config)
-    worker = make_worker(tiny_artifact, dataset, tmp_path / "processes")
-    results = evaluate_in_parallel(worker, dataset.images, MultiprocessExecutor(2, 1))
-    assert compute_report(results, predictor, dataset, config)[0] == expected
-    worker = make_worker(tiny_artifact, dataset, tmp_path / "ray")
-    with lose_an_actor(worker.results_folder, "*.json") as victims:
-        results = evaluate_in_parallel(worker, dataset.images, RayExecutor(1))
-    assert len(victims) == 1
+    results = evaluate_in_parallel(
+        make_worker(tiny_artifact, dataset, tmp_path), dataset.images, MultiprocessExecutor(2, 1)
+    )
     assert compute_report(results, predictor, dataset, config)[0] == expected

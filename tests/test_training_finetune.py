@@ -24,7 +24,6 @@ from training.evaluation.image_results import hash_photo
 from training.evaluation.predictors import load_predictor
 from training.finetune import (
     finetune,
-    ground_truth_mapping,
     load_finetune_source,
     sample_images,
     write_ground_truth_labels,
@@ -91,14 +90,6 @@ def test_an_artifact_needs_its_own_encoder_file_and_a_run_none(
         load_finetune_source(tiny_run, tiny_encoder)
 
 
-def test_a_finished_run_is_not_fine_tuned_again(tmp_path: Path, tiny_run: Path) -> None:
-    dataset = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
-    finetune(tiny_run, dataset, 0.5, tmp_path / "run", CONFIG)
-    written = (tmp_path / "run" / "decoder.safetensors").read_bytes()
-    assert finetune(tiny_run, dataset, 0.5, tmp_path / "run", CONFIG).step == 2
-    assert (tmp_path / "run" / "decoder.safetensors").read_bytes() == written
-
-
 def test_a_cascade_cannot_be_fine_tuned(tmp_path: Path, tiny_cascade_run: Path) -> None:
     dataset = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
     with pytest.raises(ConfigError, match="is a panoptic_cascade"):
@@ -154,18 +145,6 @@ def test_categories_become_clusters_and_crowds_become_void(tmp_path: Path, tiny_
     assert config.data_source == "4 images of set with human labels"
 
 
-def test_labels_that_are_already_written_are_kept(
-    tmp_path: Path, dataset: GroundTruthDataset, tiny_encoder: Path
-) -> None:
-    labels = PseudoLabelDataset(tmp_path / "labels")
-    write_ground_truth_labels(dataset, dataset.images, tiny_encoder, tiny.SIDE_PX, labels)
-    written = labels.read_photos()[0].label.stat().st_mtime_ns
-    write_ground_truth_labels(dataset, dataset.images, tiny_encoder, tiny.SIDE_PX, labels)
-    assert labels.read_photos()[0].label.stat().st_mtime_ns == written
-    with pytest.raises(ConfigError, match="the photos are not those with which"):
-        write_ground_truth_labels(dataset, dataset.images[:2], tiny_encoder, tiny.SIDE_PX, labels)
-
-
 def write_instances(folder: Path, *, has_masks: bool) -> GroundTruthDataset:
     """Write four photos, each with a square and a part of it as another object, and a crowd in the last."""
     photos = tiny.draw_photos(folder / "images")
@@ -202,14 +181,3 @@ def test_instances_alone_give_a_network_without_stuff(tmp_path: Path, tiny_run: 
 def test_a_dataset_without_masks_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has only boxes labels: fine-tuning needs panoptic labels or masks"):
         sample_images(write_instances(tmp_path, has_masks=False), 1.0, 0)
-
-
-def test_the_mapping_records_the_training_images(
-    tmp_path: Path, dataset: GroundTruthDataset, tiny_encoder: Path
-) -> None:
-    labels = PseudoLabelDataset(tmp_path / "labels")
-    photos = write_ground_truth_labels(dataset, dataset.images[:2], tiny_encoder, tiny.SIDE_PX, labels)
-    mapping = ground_truth_mapping(dataset, labels, "ab")
-    assert mapping.to_table().tolist() == [-1, 0, 1]
-    assert [category.name for category in mapping.categories] == ["animal", "wall"]
-    assert mapping.fitted_on.count_overlap([photo.digest for photo in photos]) == 2

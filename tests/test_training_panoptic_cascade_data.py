@@ -79,16 +79,6 @@ def test_class_agnostic_samples_have_one_cluster(tmp_path: Path) -> None:
     assert sample.clusters.tolist() == [0, 0]
 
 
-def test_samples_do_not_depend_on_the_batch_size_and_each_epoch_has_every_photo_once(tmp_path: Path) -> None:
-    dataset = make_dataset(tmp_path, names="abcde")
-    whole = dataset.load_batch(0, 10)
-    parts = dataset.load_batch(0, 3).samples + dataset.load_batch(3, 7).samples
-    assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(whole.samples, parts, strict=True))
-    names = [path.stem for path in whole.photos]
-    assert sorted(names[:5]) == sorted(names[5:]) == list("abcde")
-    assert names[:5] != names[5:]
-
-
 def draw_sample(
     color: int, *boxes: tuple[int, int, int, int], clusters: list[int] | None = None, size: tuple[int, int] = (40, 60)
 ) -> CascadeSample:

@@ -43,43 +43,6 @@ def test_subtracting_the_mean_finds_an_object_where_all_patches_are_connected() 
     assert found[0][inside].all()
 
 
-def test_the_reference_filters_keep_a_first_mask_of_any_area() -> None:
-    vector = np.zeros((10, 10))
-    vector[4, 4] = 1.0
-
-    def solve(is_connected: np.ndarray) -> np.ndarray:
-        return vector.ravel()
-
-    background = np.random.default_rng(0).normal(size=(10, 10, 2))
-    assert [
-        int(mask.sum())
-        for mask in maskcut(background, MaskDiscoveryConfig(proposals="maskcut", maskcut_reference_filters=True), solve)
-    ] == [1]
-    assert (
-        len(maskcut(background, MaskDiscoveryConfig(proposals="maskcut"), solve)) == 0
-    )  # one patch of a hundred is too small
-
-
-def test_the_reference_filters_continue_after_a_rejected_mask_and_ours_stop() -> None:
-    areas = [(slice(0, 3), slice(0, 3)), (slice(0, 3), slice(0, 3)), (slice(6, 9), slice(6, 9))]
-    vectors = np.zeros((3, 10, 10))
-    for vector, area in zip(vectors, areas, strict=True):
-        vector[area] = 1.0
-
-    def replay() -> Callable[[np.ndarray], np.ndarray]:
-        stored = iter(vectors.reshape(3, 100))
-        return lambda is_connected: next(stored)
-
-    background = np.random.default_rng(0).normal(size=(10, 10, 2))
-    assert [
-        int(mask[7, 7])
-        for mask in maskcut(
-            background, MaskDiscoveryConfig(proposals="maskcut", maskcut_reference_filters=True), replay()
-        )
-    ] == [0, 1]
-    assert [int(mask[7, 7]) for mask in maskcut(background, MaskDiscoveryConfig(proposals="maskcut"), replay())] == [0]
-
-
 def test_the_side_with_three_corners_is_the_background() -> None:
     vector = np.ones((8, 8))
     vector[2:5, 2:5] = -1.5

@@ -74,14 +74,6 @@ def test_a_rerun_completes_interrupted_labels_with_the_same_result(
     assert (copied.folder / "panoptic.json").read_bytes() == (tiny_store.folder / "panoptic.json").read_bytes()
 
 
-def test_finished_labels_are_not_written_again(
-    copied: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
-) -> None:
-    before = {path: path.stat().st_mtime_ns for path in copied.chunks_dir.rglob("*.png")}
-    label_photos(scan, config, copied, copied.features)
-    assert {path: path.stat().st_mtime_ns for path in copied.chunks_dir.rglob("*.png")} == before != {}
-
-
 def test_consensus_masks_have_scores_and_only_the_likeliest_are_in_the_panoptic_map(
     dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
 ) -> None:
@@ -156,14 +148,6 @@ def test_keys_are_cached_next_to_the_features(
     config = replace(config, maskcut_features="keys", maskcut_subtract_mean=True, maskcut_reference_filters=True)
     assert label_photos(scan, replace(config, maskcut_tau=0.1), dataset, dataset.features).photos == 8
     assert sorted(len(list(folder.iterdir())) for folder in dataset.features.iterdir()) == [8, 8]
-
-
-def test_projections_depend_only_on_the_seed(tmp_path: Path, scan: PhotoScan, config: PseudoLabelConfig) -> None:
-    worker = PseudoLabelWorker(config=config, dataset=PseudoLabelDataset(tmp_path), features_dir=tmp_path / "features")
-    worker.features.fill_all(scan.photos)
-    one, other, another = (fit_projections(scan.photos, worker.features, seed) for seed in (1, 1, 2))
-    assert (one.mean == other.mean).all()
-    assert (one.projection != another.projection).any()
 
 
 def test_options_of_the_codebook_may_change_until_it_is_fitted(

@@ -94,17 +94,6 @@ def test_a_run_cannot_be_resumed_with_other_labels(
         make_trainer(other, tiny_run)
 
 
-def test_rows_of_a_run_killed_before_its_first_checkpoint_are_removed(
-    tmp_path: Path, tiny_store: PseudoLabelDataset
-) -> None:
-    run, textfile = tmp_path / "run", tmp_path / "train.prom"
-    run.mkdir()
-    (run / "losses.csv").write_text("step,total\n1,9.9\n2,9.9\n")
-    train(tiny_store, tiny_store.features, run, TINY, prometheus_textfile=textfile)
-    assert [step for step, _ in read_totals(run)] == ["1", "2", "3", "4"]
-    assert f'useg_train_step{{run="{run}"}} 4.0\n' in textfile.read_text()
-
-
 def test_a_changed_encoder_is_rejected(tmp_path: Path, tiny_store: PseudoLabelDataset, tiny_run: Path) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     with (run / "encoder.safetensors").open("ab") as stream:

@@ -158,9 +158,21 @@ class PseudoLabelDataset:
     def finish(self, config: PseudoLabelConfig, chunks: Sequence[Chunk]) -> ImageRecords:
         """Write the COCO files of complete chunks and delete all other chunks."""
         records = ImageRecords(folder=self.chunks_dir, chunks=chunks)
-        write_coco_instances(self.folder / INSTANCES_FILE, records, config.thing_clusters)
+        masks = ((image_id, entry) for image_id, record in enumerate(records, start=1) for entry in record.instances)
+        instances = ({"id": index, "image_id": image_id, **each} for index, (image_id, each) in enumerate(masks, 1))
+        things = [_coco_category(each, "thing", each) for each in range(1, config.thing_clusters + 1)]
+        content = {"images": _coco_images(records), "annotations": instances, "categories": things}
+        _stream_json(self.folder / INSTANCES_FILE, content)
+        segments = (
+            {"image_id": image_id, "file_name": record.file_name, "segments_info": record.segments}
+            for image_id, record in enumerate(records, start=1)
+        )
+        stuff = [
+            _coco_category(config.thing_clusters + each, "stuff", each) for each in range(1, config.stuff_clusters + 1)
+        ]
+        content = {"images": _coco_images(records), "annotations": segments, "categories": [*things, *stuff]}
         # Last, because its presence means that the dataset is finished.
-        write_coco_panoptic(self.folder / PANOPTIC_FILE, records, config.thing_clusters, config.stuff_clusters)
+        _stream_json(self.folder / PANOPTIC_FILE, content)
         remove_stale(self.chunks_dir, chunks)
         return records
 
@@ -230,25 +242,6 @@ def read_label_map(path: Path) -> Int32[np.ndarray, "H W"]:
         return decode_panoptic_png(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} is not a panoptic label: {error}") from error
-
-
-def write_coco_panoptic(path: Path, records: Iterable[ImageRecord], thing_clusters: int, stuff_clusters: int) -> None:
-    """Write COCO's panoptic JSON; `records` is iterated twice and never held in memory."""
-    annotations = (
-        {"image_id": image_id, "file_name": record.file_name, "segments_info": record.segments}
-        for image_id, record in enumerate(records, start=1)
-    )
-    categories = [_coco_category(each, "thing", each) for each in range(1, thing_clusters + 1)]
-    categories += [_coco_category(thing_clusters + each, "stuff", each) for each in range(1, stuff_clusters + 1)]
-    _stream_json(path, {"images": _coco_images(records), "annotations": annotations, "categories": categories})
-
-
-def write_coco_instances(path: Path, records: Iterable[ImageRecord], thing_clusters: int) -> None:
-    """Write COCO's instances JSON with the unmerged masks; masks with a score carry it as `score`."""
-    masks = ((image_id, entry) for image_id, record in enumerate(records, start=1) for entry in record.instances)
-    annotations = ({"id": index, "image_id": image_id, **entry} for index, (image_id, entry) in enumerate(masks, 1))
-    categories = [_coco_category(each, "thing", each) for each in range(1, thing_clusters + 1)]
-    _stream_json(path, {"images": _coco_images(records), "annotations": annotations, "categories": categories})
 
 
 def _coco_images(records: Iterable[ImageRecord]) -> Iterator[dict[str, Any]]:

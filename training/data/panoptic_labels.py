@@ -53,7 +53,8 @@ def merge_panoptic(
     """
     label_map = np.zeros(stuff.shape, np.int32)
     categories: dict[int, int] = {}
-    by_size = np.argsort([-_box_area(mask) for mask in masks], kind="stable")
+    boxes = [cv2.boundingRect(mask.view(np.uint8)) for mask in masks]
+    by_size = np.argsort([-width * height for _, _, width, height in boxes], kind="stable")
     for segment_id, index in enumerate(by_size, start=1):
         label_map[masks[index]] = segment_id
         categories[segment_id] = things[index]
@@ -178,11 +179,6 @@ def remove_stale(folder: Path, chunks: Sequence[Chunk]) -> None:
     for entry in folder.iterdir():
         if entry.name not in kept:
             shutil.rmtree(entry)
-
-
-def _box_area(mask: Bool[np.ndarray, "H W"]) -> int:
-    _, _, width, height = cv2.boundingRect(mask.view(np.uint8))
-    return int(width * height)
 
 
 def _png_name(photo: PhotoFile) -> str:

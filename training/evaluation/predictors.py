@@ -1,6 +1,5 @@
 """Predictors: an artifact, a run or pseudo-labels, behind one interface that returns clusters for an image."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -75,16 +74,18 @@ def load_predictor(folder: Path, *, threads: int) -> Predictor:
 
     Raises ConfigError if the folder is not exactly one of the three, and the errors of their loaders.
     """
-    loaders: dict[str, Callable[[], Predictor]] = {
-        CONTRACT_FILE: lambda: _load_artifact(folder, threads),
-        _RUN_FILE: lambda: _load_run(folder, threads),
-        CONFIG_FILE: lambda: PseudoLabelPredictor(PseudoLabelDataset(folder)),
-    }
-    found = [name for name in loaders if (folder / name).is_file()]
-    if len(found) != 1:
-        content = " and ".join(found) or f"none of {', '.join(loaders)}"
-        raise ConfigError(f"{folder} contains {content}: expected a run, an artifact or pseudo-labels")
-    return loaders[found[0]]()
+    files = (CONTRACT_FILE, _RUN_FILE, CONFIG_FILE)
+    match [name for name in files if (folder / name).is_file()]:
+        case [name] if name == CONTRACT_FILE:
+            contract, session = load_session(folder, threads=threads)
+            return ModelPredictor(contract, session, contract.files[NETWORK_FILE])
+        case [name] if name == _RUN_FILE:
+            return _load_run(folder, threads)
+        case [_]:
+            return PseudoLabelPredictor(PseudoLabelDataset(folder))
+        case found:
+            content = " and ".join(found) or f"none of {', '.join(files)}"
+            raise ConfigError(f"{folder} contains {content}: expected a run, an artifact or pseudo-labels")
 
 
 class ModelPredictor:
@@ -111,7 +112,10 @@ class ModelPredictor:
         return ImagePrediction(
             panoptic=segment("panoptic"),
             semantic=segment("semantic"),
-            detections=_to_objects(instances),
+            detections=tuple(
+                PredictedObject(cluster=each.cluster, score=each.score, rle=rle, embedding=each.embedding)
+                for each, rle in zip(instances.segments, encode_rles(instances), strict=True)
+            ),
             patches=embed_patches(outputs, prepared.letterbox),
         )
 
@@ -157,11 +161,6 @@ def _parse_instance(entry: dict[str, Any]) -> PredictedObject:
     return PredictedObject(cluster=entry["category_id"], score=entry.get("score", 1.0), rle=rle)
 
 
-def _load_artifact(folder: Path, threads: int) -> Predictor:
-    contract, session = load_session(folder, threads=threads)
-    return ModelPredictor(contract, session, contract.files[NETWORK_FILE])
-
-
 def _load_run(folder: Path, threads: int) -> Predictor:
     import torch
 
@@ -182,11 +181,4 @@ def _to_cluster_map(segmentation: Segmentation) -> ClusterMap:
         label_map=segmentation.label_map.astype(np.int32),
         clusters=clusters,
         embeddings=np.stack(embeddings) if embeddings else None,
-    )
-
-
-def _to_objects(segmentation: Segmentation) -> tuple[PredictedObject, ...]:
-    return tuple(
-        PredictedObject(cluster=segment.cluster, score=segment.score, rle=rle, embedding=segment.embedding)
-        for segment, rle in zip(segmentation.segments, encode_rles(segmentation), strict=True)
     )

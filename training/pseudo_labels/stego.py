@@ -85,7 +85,10 @@ def train_stego(
     Continues from `checkpoint` if it exists; raises ConfigError if that has other settings.
     """
     trainer = StegoTrainer(photos, tokens, clusters, config, seed)
-    optimizer = Adam(trainer.parameter_groups())
+    optimizer = Adam([
+        {"params": list(trainer.head.parameters()), "lr": config.learning_rate},
+        {"params": list(trainer.probe.parameters()), "lr": config.probe_learning_rate},
+    ])  # fmt: skip
     facts = {"stego": asdict(config), "clusters": clusters, "seed": seed, "photos": len(photos)}
     step = 0
     if checkpoint.is_file():
@@ -146,13 +149,6 @@ class StegoTrainer(nn.Module):
         """Return the head in evaluation mode and normalized centroids."""
         centroids = functional.normalize(self.probe.centroids.detach(), dim=1)
         return TrainedStego(head=self.head.eval().requires_grad_(False), centroids=centroids.numpy())
-
-    def parameter_groups(self) -> list[dict[str, object]]:
-        config = self._config
-        return [
-            {"params": list(self.head.parameters()), "lr": config.learning_rate},
-            {"params": list(self.probe.parameters()), "lr": config.probe_learning_rate},
-        ]
 
     def _load_batch(self, crops: Sequence[int]) -> FeatureBatch:
         stacked = torch.stack([self._load_crop(crop) for crop in crops])

@@ -23,8 +23,8 @@ from training.evaluation.datasets.ground_truth import (
 from training.evaluation.datasets.taxonomy import CITYSCAPES, COCO_STUFF_27, VOC, Taxonomy
 
 _COCO_STUFF_CROP_PX = 320
-_PHOTO_SUFFIX = "_leftImg8bit.png"
-_LABEL_SUFFIX = "_gtFine_instanceIds.png"
+_SUFFIXES = ("_leftImg8bit.png", "_gtFine_instanceIds.png")
+"""Of Cityscapes' photos and labels."""
 _MIN_INSTANCE_ID = 1000
 _VOC_BORDER = 255
 
@@ -105,8 +105,8 @@ def read_cityscapes(folder: Path, split: str) -> GroundTruthDataset:
     """Read `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `gtFine/SPLIT/CITY/*_gtFine_instanceIds.png`."""
     labels = folder / "gtFine" / split
     images = [
-        (photo, CityscapesAnnotation(files=(labels / photo.parent.name / _replace_suffix(photo.name),)))
-        for photo in sorted((folder / "leftImg8bit" / split).glob(f"*/*{_PHOTO_SUFFIX}"))
+        (photo, CityscapesAnnotation(files=(labels / photo.parent.name / photo.name.replace(*_SUFFIXES),)))
+        for photo in sorted((folder / "leftImg8bit" / split).glob(f"*/*{_SUFFIXES[0]}"))
     ]
     return _make_dataset(folder, split, "panoptic", CITYSCAPES, images)
 
@@ -155,10 +155,6 @@ def _make_dataset(
     )
     check_files(folder, dataset)
     return dataset
-
-
-def _replace_suffix(photo: str) -> str:
-    return photo.removesuffix(_PHOTO_SUFFIX) + _LABEL_SUFFIX
 
 
 def _read_voc_split(folder: Path, task: str, split: str) -> list[str]:
