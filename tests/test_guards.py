@@ -111,6 +111,7 @@ FLOORS = {
         "overlap",
         "predictors",
         "image_results",
+        "auxiliary_images",
         "cluster_matching",
         "class_mapping",
         "metrics",

@@ -1,21 +1,29 @@
-"""Mapping files, and labeled segments as examples."""
+"""Mapping files, auxiliary images, and labeled segments as examples."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
+import labeled_datasets as drawn
 import numpy as np
 import pytest
 from fake_predictor import (
+    ANIMAL_INDEX,
     CAR,
     CAT,
+    CATEGORIES,
     SIDE,
     SKY,
+    SKY_INDEX,
+    VEHICLE_INDEX,
     WALL,
+    WALL_INDEX,
     FakePredictor,
     draw_dataset,
     draw_scene,
+    predict_scenes,
 )
 
 from model.category_examples import Category
@@ -23,6 +31,7 @@ from model.contract import InputSize
 from model.errors import ConfigError
 from model.images import plan_letterbox
 from model.postprocessing.panoptic import PatchEmbeddings
+from training.evaluation.auxiliary_images import AuxiliaryImages, AuxiliarySpec, translate_dataset
 from training.evaluation.class_mapping import (
     ClassMappingConfig,
     ClusterAssignment,
@@ -30,7 +39,9 @@ from training.evaluation.class_mapping import (
     fingerprint_photos,
     read_mapping,
 )
-from training.evaluation.cluster_matching import MatchingConfig
+from training.evaluation.cluster_matching import UNMATCHED, MatchingConfig
+from training.evaluation.dataset_metrics import compare_predictors
+from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.evaluate import evaluate, fit_mapping
 from training.evaluation.image_results import hash_photo
@@ -90,6 +101,95 @@ def test_a_missing_or_broken_mapping_is_rejected(tmp_path: Path, content: str | 
         read_mapping(path)
 
 
+BUS = {"id": 6, "name": "bus", "supercategory": "vehicle"}
+KITE = {"id": 38, "name": "kite", "supercategory": "sports"}
+SQUARE = {"segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]], "area": 400}
+INNER = {"segmentation": [[5, 5, 10, 5, 10, 10, 5, 10]], "area": 25}
+
+
+def draw_objects(folder: Path, entries: list[dict[str, Any]]) -> GroundTruthDataset:
+    """An instance dataset of one image."""
+    drawn.write_photo(folder / "images" / "1.png", seed=90, height=SIDE, width=SIDE)
+    content = {
+        "images": [{"id": 1, "file_name": "1.png"}],
+        "annotations": [{"image_id": 1, "iscrowd": 0, **entry} for entry in entries],
+        "categories": [CATEGORIES[0], BUS, KITE],
+    }
+    drawn.write_json(folder / "instances.json", content)
+    return DatasetSpec(folder=folder).read()
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> GroundTruthDataset:
+    """Cats in front of walls; no vehicle."""
+    return draw_dataset(tmp_path / "set", [(CAT, WALL)] * 4)
+
+
+@pytest.mark.parametrize("is_crowd", [False, True])
+def test_auxiliary_objects_match_a_cluster_that_the_dataset_does_not_have(
+    dataset: GroundTruthDataset, tmp_path: Path, is_crowd: bool
+) -> None:
+    objects = draw_objects(tmp_path / "aux", [{"category_id": 6, "iscrowd": int(is_crowd), **SQUARE}])
+    auxiliary = replace(
+        AuxiliarySpec(aux_dataset=tmp_path / "aux").read(dataset, threads=1),
+        pseudo_labels=predict_scenes(objects, [(2, 4)]),
+    )
+    mapping = fit_mapping(predict_scenes(dataset, [(1, 3)] * 4), dataset, MatchingConfig(), auxiliary)
+    vehicle = UNMATCHED if is_crowd else VEHICLE_INDEX
+    assert mapping.to_table().tolist() == [UNMATCHED, ANIMAL_INDEX, vehicle, WALL_INDEX, UNMATCHED, UNMATCHED]
+    assert (mapping.fitted_on.images, mapping.fitted_on.dataset) == (5, "set; aux, instances")
+
+
+def test_auxiliary_images_count_in_each_fold_and_are_reported(tmp_path: Path) -> None:
+    # With one image per fold, the other fold has neither its categories nor its clusters; the auxiliary images do.
+    dataset = draw_dataset(tmp_path / "set", [(CAR, SKY), (CAT, WALL)])
+    other = draw_dataset(tmp_path / "aux", [(CAR, SKY), (CAT, WALL)], seed=50)
+    scenes = [(2, 4), (1, 3)]
+    predictor = predict_scenes(dataset, scenes)
+    auxiliary = AuxiliaryImages(dataset=other, pseudo_labels=predict_scenes(other, scenes))
+    alone, _ = evaluate(predictor, dataset, ClassMappingConfig())
+    config = ClassMappingConfig(auxiliary=auxiliary.evaluate(predictor))
+    helped, mapping = evaluate(predictor, dataset, config)
+    assert (alone.summary.panoptic["pq"].value, helped.summary.panoptic["pq"].value) == (0.0, 100.0)
+    assert not mapping.evaluated_on_fit_set
+    assert helped.summary.matching.fitted_on.endswith(", with 2 images of aux")
+    assert compare_predictors(predictor, predictor, dataset, MatchingConfig(), auxiliary)["PQ"].new == 100.0
+    predictor.digest = "e" * 64
+    with pytest.raises(ConfigError, match="--aux-labels have other clusters"):
+        auxiliary.evaluate(predictor)
+
+
+def test_an_evaluated_image_cannot_be_auxiliary(dataset: GroundTruthDataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="4 auxiliary images are images of the dataset itself"):
+        AuxiliarySpec(aux_dataset=tmp_path / "set").read(dataset, threads=1)
+
+
+def test_auxiliary_objects_are_drawn_small_over_large_and_other_categories_are_void(
+    dataset: GroundTruthDataset, tmp_path: Path
+) -> None:
+    entries = [{"category_id": 38, **INNER}, {"category_id": 6, **INNER}, {"category_id": 17, **SQUARE}]
+    auxiliary = draw_objects(tmp_path / "aux", entries)
+    labels = translate_dataset(auxiliary, dataset.taxonomy).images[0].annotation.read(SIDE, SIDE)
+    assert labels.label_map is not None
+    areas = {labels.segments[segment]: (labels.label_map == segment).sum() for segment in labels.segments}
+    assert areas == {ANIMAL_INDEX: 375, VEHICLE_INDEX: 25}
+    assert np.count_nonzero(labels.label_map) == 400
+
+
+def test_auxiliary_categories_are_translated_by_name_and_never_from_stuff_to_things(
+    dataset: GroundTruthDataset,
+) -> None:
+    exchanged = replace(dataset.taxonomy, names=("wall", "sky", "animal", "vehicle"))
+    with pytest.raises(ConfigError, match="no category in common"):
+        translate_dataset(dataset, exchanged)
+    reordered = replace(dataset.taxonomy, names=("vehicle", "animal", "wall", "sky"))
+    labels = translate_dataset(dataset, reordered).images[0].annotation.read(SIDE, SIDE)
+    assert set(labels.segments.values()) == {1, 2}
+    assert dataset.taxonomy.names[SKY_INDEX] == reordered.names[3]
+    with pytest.raises(ConfigError, match="has only boxes: auxiliary images need masks"):
+        translate_dataset(replace(dataset, kind="boxes"), dataset.taxonomy)
+
+
 class EmbeddedPredictor(FakePredictor):
     """Predicts the same clusters for every scene; only embeddings tell its categories apart."""
 
@@ -130,3 +230,8 @@ def test_segments_of_one_cluster_get_the_categories_of_similar_labeled_segments(
     other = draw_dataset(tmp_path / "other", scenes, seed=9)
     config = ClassMappingConfig(mapping=mapping)
     assert evaluate(EmbeddedPredictor(other, scenes), other, config)[0].summary.panoptic["pq"].value == 100.0
+
+    auxiliary = AuxiliaryImages(dataset=other, pseudo_labels=EmbeddedPredictor(other, scenes))
+    helped = fit_mapping(predictor, dataset, MatchingConfig(), auxiliary)
+    assert helped.examples is not None
+    assert helped.examples.counts == (4, 4, 4, 4)

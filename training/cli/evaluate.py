@@ -17,6 +17,7 @@ from model.errors import ConfigError
 from model.export.predictor import load_artifact_predictor, sample_photos
 from model.files import atomic_write
 from training.data.executors import ALL_SHARDS, ExecutorOptions, parse_shard
+from training.evaluation.auxiliary_images import AuxiliarySpec
 from training.evaluation.class_mapping import ClassMappingConfig, read_mapping
 from training.evaluation.cluster_matching import MatchingConfig
 from training.evaluation.dataset_metrics import compare_predictors
@@ -40,6 +41,7 @@ def evaluate(
     *,
     dataset: Annotated[DatasetSpec, _FLAT],
     matching: Annotated[MatchingConfig | None, _FLAT] = None,
+    auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
     mapping: Path | None = None,
     allow_train_test_overlap: Annotated[bool, Parameter(negative="")] = False,
     execution: Annotated[ExecutorOptions, _FLAT] = _LOCAL,
@@ -69,8 +71,8 @@ def evaluate(
     shard = parse_shard(execution.shard)
     if not out and (shard != ALL_SHARDS or execution.executor == "ray"):
         raise ConfigError("--shard and --executor ray store their results in a folder: give --out")
-    if mapping and matching:
-        raise ConfigError("--mapping is fitted already: give the matching options to `useg match`")
+    if mapping and (matching or auxiliary):
+        raise ConfigError("--mapping is fitted already: give the matching and auxiliary options to `useg match`")
     config = ClassMappingConfig(
         matching=matching or MatchingConfig(),
         mapping=read_mapping(mapping) if mapping else None,
@@ -85,6 +87,8 @@ def evaluate(
             results_folder=folder,
         )
         check_mapping_config(worker.predictor, labeled, config)
+        if auxiliary and shard == ALL_SHARDS:
+            config = replace(config, auxiliary=auxiliary.read(labeled, threads).evaluate(worker.predictor))
         results = evaluate_in_parallel(worker, labeled.images, execution.make_executor(threads), shard)
         if shard != ALL_SHARDS:
             return {"shard": execution.shard, "images": len(results)}
@@ -104,6 +108,7 @@ def compare(
     baseline: Path,
     dataset: Annotated[DatasetSpec, _FLAT],
     matching: Annotated[MatchingConfig, _FLAT] = _MATCHING,
+    auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
     threads: PositiveInt = 2,
 ) -> dict[str, Any]:
     """Compare two runs, artifacts or pseudo-labels on the same images by paired bootstrap.
@@ -121,7 +126,8 @@ def compare(
     """
     labeled = dataset.read()
     new, old = (load_predictor(folder, threads=threads) for folder in (predictor, baseline))
-    differences = compare_predictors(new, old, labeled, matching)
+    helping = auxiliary.read(labeled, threads) if auxiliary else None
+    differences = compare_predictors(new, old, labeled, matching, helping)
     return {
         "new": new.title,
         "baseline": old.title,
@@ -139,6 +145,7 @@ def match(
     dataset: Annotated[DatasetSpec, _FLAT],
     out: Path,
     matching: Annotated[MatchingConfig, _FLAT] = _MATCHING,
+    auxiliary: Annotated[AuxiliarySpec | None, _FLAT] = None,
     threads: PositiveInt = 2,
 ) -> dict[str, Any]:
     """Give clusters and segments the categories of a labeled dataset: writes a mapping file.
@@ -156,7 +163,8 @@ def match(
         CPU threads.
     """
     labeled = dataset.read()
-    fitted = fit_mapping(load_predictor(predictor, threads=threads), labeled, matching)
+    helping = auxiliary.read(labeled, threads) if auxiliary else None
+    fitted = fit_mapping(load_predictor(predictor, threads=threads), labeled, matching, helping)
     fitted.write(out)
     return {
         "mapping": str(out),

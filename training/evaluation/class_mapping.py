@@ -13,6 +13,7 @@ from model.category_examples import Category, CategoryExamples, make_examples
 from model.errors import ConfigError, DatasetError
 from model.files import atomic_write
 from model.validation import parse_versioned_json, to_versioned_json
+from training.evaluation.auxiliary_images import AuxiliaryResults
 from training.evaluation.cluster_matching import (
     UNMATCHED,
     LabelSpaces,
@@ -109,6 +110,8 @@ class ClassMappingConfig:
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     mapping: ClusterMapping | None = None
     """A mapping that was fitted before; None: cross-fit, each half of the images with the mapping of the other half."""
+    auxiliary: AuxiliaryResults | None = None
+    """Images that are not evaluated, added to those that a mapping is fitted on."""
     allow_overlap: bool = False
     """Allow evaluation on images that `mapping` was fitted on; without `mapping`, fit one mapping on all images."""
 
@@ -179,23 +182,26 @@ def map_clusters(
     """
     if config.mapping is not None:
         return _apply_mapping(results, dataset, spaces, config)
+    auxiliary = config.auxiliary.results if config.auxiliary else ()
+    added = f", with {len(auxiliary)} images of {config.auxiliary.dataset}" if config.auxiliary else ""
     if config.allow_overlap:
         return CrossFittedMapping(
-            mappings=(fit_class_mapping(results, dataset, spaces, config.matching),),
+            mappings=(fit_class_mapping([*results, *auxiliary], dataset, spaces, config.matching),),
             folds=(0,) * len(results),
             method=config.matching.method,
-            fitted_on="the evaluated images: every metric by category is an upper bound",
+            fitted_on="the evaluated images: every metric by category is an upper bound" + added,
             evaluated_on_fit_set=True,
         )
     if len(results) < _FOLDS:
         raise DatasetError(f"cross-fitting needs at least {_FOLDS} images, the dataset has {len(results)}")
     return CrossFittedMapping(
         mappings=tuple(
-            fit_class_mapping(results[1 - fold :: _FOLDS], dataset, spaces, config.matching) for fold in range(_FOLDS)
+            fit_class_mapping([*results[1 - fold :: _FOLDS], *auxiliary], dataset, spaces, config.matching)
+            for fold in range(_FOLDS)
         ),
         folds=tuple(position % _FOLDS for position in range(len(results))),
         method=config.matching.method,
-        fitted_on="the even images for the odd ones and vice versa",
+        fitted_on="the even images for the odd ones and vice versa" + added,
         evaluated_on_fit_set=False,
     )
 

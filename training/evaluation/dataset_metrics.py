@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float
 
+from training.evaluation.auxiliary_images import AuxiliaryImages
 from training.evaluation.class_mapping import ClassMappingConfig, CrossFittedMapping, map_clusters
 from training.evaluation.cluster_matching import LabelSpaces, MatchingConfig, label_spaces
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
@@ -136,10 +137,21 @@ class MetricDifference:
 
 
 def compare_predictors(
-    new: Predictor, baseline: Predictor, dataset: GroundTruthDataset, matching: MatchingConfig
+    new: Predictor,
+    baseline: Predictor,
+    dataset: GroundTruthDataset,
+    matching: MatchingConfig,
+    auxiliary: AuxiliaryImages | None = None,
 ) -> dict[str, MetricDifference]:
     """Return the difference of every headline metric, by title; each resample has the same images for both."""
-    new_metric, baseline_metric = (make_headline_metric(each, matching, dataset) for each in (new, baseline))
+    new_metric, baseline_metric = (
+        make_headline_metric(
+            each,
+            ClassMappingConfig(matching=matching, auxiliary=auxiliary.evaluate(each) if auxiliary else None),
+            dataset,
+        )
+        for each in (new, baseline)
+    )
     weights = np.ones((1, len(dataset.images)))
     new_values, baseline_values = new_metric(weights), baseline_metric(weights)
 
@@ -155,11 +167,13 @@ def compare_predictors(
     }
 
 
-def make_headline_metric(predictor: Predictor, matching: MatchingConfig, dataset: GroundTruthDataset) -> MetricFunction:
+def make_headline_metric(
+    predictor: Predictor, config: ClassMappingConfig, dataset: GroundTruthDataset
+) -> MetricFunction:
     """Evaluate the predictor on all images and return the headline metrics as a function of image weights."""
     results = evaluate_all(predictor, dataset)
     spaces = label_spaces(predictor, dataset)
-    mapping = map_clusters(results, dataset, spaces, ClassMappingConfig(matching=matching))
+    mapping = map_clusters(results, dataset, spaces, config)
     metrics: list[MetricFunction] = []
     if dataset.kind == "panoptic":
         metrics.append(make_panoptic_metric(count_panoptic_all(results, mapping, spaces), spaces.num_things))

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from model.files import hash_file
 from training.data.executors import ALL_SHARDS, LocalExecutor
+from training.evaluation.auxiliary_images import AuxiliaryImages
 from training.evaluation.class_mapping import (
     ClassMappingConfig,
     ClusterMapping,
@@ -39,9 +40,17 @@ _PREDICTOR_SUFFIXES = (".json", ".npz", ".onnx", ".safetensors")
 """Files of a predictor's folder that its predictions depend on."""
 
 
-def fit_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: MatchingConfig) -> ClusterMapping:
-    """Fit a mapping of the predictor's clusters to categories on the whole dataset."""
+def fit_mapping(
+    predictor: Predictor,
+    dataset: GroundTruthDataset,
+    config: MatchingConfig,
+    auxiliary: AuxiliaryImages | None = None,
+) -> ClusterMapping:
+    """Fit a mapping of the predictor's clusters to categories on the whole dataset and the auxiliary images."""
     results = evaluate_all(predictor, dataset)
+    if auxiliary:
+        results += auxiliary.evaluate(predictor).results
+        dataset = replace(dataset, name=f"{dataset.name}; {auxiliary.dataset.name}")
     return fit_cluster_mapping(results, dataset, label_spaces(predictor, dataset), config, predictor.digest)
 
 

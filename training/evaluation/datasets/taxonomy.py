@@ -20,6 +20,8 @@ class Taxonomy:
     """The first `num_things` of `names` are things."""
     source_to_index: dict[int, int]
     """Category index by the dataset's own category id; ids that are not listed are void."""
+    groups: tuple[str, ...] = ()
+    """Supercategory of each of `names`, where the dataset has them and `names` are not supercategories already."""
 
     def is_thing(self, index: int) -> bool:
         return index < self.num_things
@@ -46,12 +48,13 @@ def build_taxonomy(categories: Iterable[dict[str, Any]], grouping: ClassGrouping
 
 def build_thing_taxonomy(categories: Iterable[dict[str, Any]]) -> Taxonomy:
     """Return the taxonomy of an instance dataset."""
-    names = {category["id"]: category["name"] for category in sorted(categories, key=itemgetter("id"))}
+    ordered = sorted(categories, key=itemgetter("id"))
     return Taxonomy(
-        title=f"{len(names)} things",
-        names=tuple(names.values()),
-        num_things=len(names),
-        source_to_index={source: index for index, source in enumerate(names)},
+        title=f"{len(ordered)} things",
+        names=tuple(category["name"] for category in ordered),
+        num_things=len(ordered),
+        source_to_index={category["id"]: index for index, category in enumerate(ordered)},
+        groups=tuple(category.get("supercategory") or category["name"] for category in ordered),
     )
 
 
