@@ -12,7 +12,7 @@ from tiny import make_contract
 
 from model.contract import TASKS, SegmentFormat, Task
 from model.errors import ConfigError
-from model.export.segment import SegmentReport, choose_format, list_inputs, segment_photos
+from model.export.segment import choose_format, list_inputs, segment_photos
 from model.formats.png import decode_panoptic_png
 from model.postprocessing.panoptic import Segment, Segmentation
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, out: Path, form: SegmentFormat) -> tuple[SegmentReport, HalvesPredictor]:
+def run(folder: Path, out: Path, form: SegmentFormat) -> tuple[dict[str, Any], HalvesPredictor]:
     predictor: Any = HalvesPredictor()
     return segment_photos(predictor, list_inputs([folder], out), out, form, "panoptic"), predictor
 
@@ -56,8 +56,8 @@ def run(folder: Path, out: Path, form: SegmentFormat) -> tuple[SegmentReport, Ha
 def test_a_folder_becomes_one_coco_file_with_unique_ids(tmp_path: Path, folder: Path, form: SegmentFormat) -> None:
     out = tmp_path / "all.json"
     report, _ = run(folder, out, form)
-    assert (report.photos, report.segments, report.other_files) == (3, 6, {".txt": 1})
-    assert [line.partition(":")[0] for line in report.skipped] == ["broken.jpg"]
+    assert (report["photos"], report["segments"], report["other_files"]) == (3, 6, {".txt": 1})
+    assert [line.partition(":")[0] for line in report["skipped"]] == ["broken.jpg"]
     loaded = COCO(str(out))
     assert [image["file_name"] for image in loaded.imgs.values()] == ["a.jpg", "a.png", "deep/c.png"]
     assert sorted(loaded.anns) == [1, 2, 3, 4, 5, 6]
@@ -91,7 +91,7 @@ def test_an_interrupted_run_continues_and_changed_photos_are_segmented_again(
     (out / f"a.png{suffix}").unlink()
     (folder / "deep" / "c.png").write_bytes((folder / "a.jpg").read_bytes())
     report, predictor = run(folder, out, form)
-    assert (report.photos, predictor.count) == (3, 2)
+    assert (report["photos"], predictor.count) == (3, 2)
     assert (out / f"a.png{suffix}").is_file()
     with pytest.raises(ConfigError, match="of a run with another artifact, other names or other options"):
         run(folder, out, "coco-instances")

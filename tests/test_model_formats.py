@@ -22,8 +22,8 @@ from model.formats.coco import (
     to_coco_instances,
     to_geojson_features,
     to_hf_masks,
+    to_npz,
 )
-from model.formats.npz import to_npz
 from model.formats.overlay import draw_overlay, encode_overlay, segment_color
 from model.formats.png import decode_panoptic_png, encode_cluster_png, encode_panoptic_png
 from model.formats.rle import Rle, decode_rle

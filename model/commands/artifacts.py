@@ -238,7 +238,7 @@ def segment(
     contract = read_names(names_path(artifact), contract).apply(contract)
     predictor = ArtifactPredictor(contract, session, detail, merge_clusters=merge_clusters)
     if image is None:
-        return asdict(segment_photos(predictor, inputs, out, form, task))
+        return segment_photos(predictor, inputs, out, form, task)
     segmentation = predictor.segment(image, task)
     with atomic_write(out) as temporary:
         temporary.write_bytes(encode_segmentation(image, segmentation, contract, form))

@@ -38,21 +38,6 @@ _JOURNAL_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentReport:
-    """Counts of the segmented photos."""
-
-    out: str
-    format: SegmentFormat
-    task: Task
-    photos: int
-    segments: int
-    skipped: tuple[str, ...]
-    """`name: reason` of each photo that could not be decoded."""
-    other_files: dict[str, int]
-    """Number of files in the folders that are not photos, by suffix."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class SegmentInputs:
     """The photos to segment."""
 
@@ -98,8 +83,8 @@ def list_inputs(paths: Sequence[Path], out: Path) -> SegmentInputs:
 
 def segment_photos(
     predictor: ArtifactPredictor, inputs: SegmentInputs, out: Path, form: SegmentFormat, task: Task
-) -> SegmentReport:
-    """Segment all photos; those that an earlier or interrupted run has segmented are kept.
+) -> dict[str, Any]:
+    """Segment all photos, and return a summary; those that an earlier or interrupted run has segmented are kept.
 
     `out` is a JSON file or a folder for COCO instances, else a folder. Raises ConfigError if it is neither, was begun
     with other options, or if a photo would be overwritten, and OSError if it cannot be written.
@@ -128,15 +113,15 @@ def segment_photos(
         _write_coco(out if is_file else out / _COCO_FILES[form], predictor.contract, done)
     if is_file:
         journal.unlink()
-    return SegmentReport(
-        out=str(out),
-        format=form,
-        task=task,
-        photos=len(done),
-        segments=sum(record["segments"] for record in done.values()),
-        skipped=tuple(skipped),
-        other_files=inputs.other_files,
-    )
+    return {
+        "out": str(out),
+        "format": form,
+        "task": task,
+        "photos": len(done),
+        "segments": sum(record["segments"] for record in done.values()),
+        "skipped": skipped,
+        "other_files": inputs.other_files,
+    }
 
 
 def encode_segmentation(

@@ -6,7 +6,7 @@ import zlib
 import cv2
 import numpy as np
 from isal import isal_zlib
-from jaxtyping import Int32, Integer, Shaped, UInt8, UInt16
+from jaxtyping import Int32, Integer, Shaped, UInt8
 
 from model.contract import Contract
 from model.errors import ImageTooLarge
@@ -64,9 +64,7 @@ def decode_panoptic_png(content: bytes) -> Int32[np.ndarray, "H W"]:
 
 def encode_cluster_png(segmentation: Segmentation, contract: Contract) -> bytes:
     """Encode the cluster of each pixel, 0 for void, as gray PNG; 16 bits if the contract has more than 255 clusters."""
-    table = np.zeros(max((segment.id for segment in segmentation.segments), default=0) + 1, np.uint16)
-    table[[segment.id for segment in segmentation.segments]] = [each.cluster for each in segmentation.segments]
-    clusters: UInt16[np.ndarray, "H W"] = table[segmentation.label_map]
+    clusters = segmentation.map_clusters()
     if contract.thing_clusters + contract.stuff_clusters <= _MAX_UINT8:
         return encode_png(clusters.astype(np.uint8))
     return encode_by_opencv(".png", clusters, [cv2.IMWRITE_PNG_COMPRESSION, 1])

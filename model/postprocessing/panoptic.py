@@ -53,6 +53,13 @@ class Segmentation:
     masks: tuple[PackedMask, ...] = ()
     """The complete mask of each segment; for the task "instance" only, as its segments may overlap."""
 
+    def map_clusters(self) -> Shaped[np.ndarray, "H W"]:
+        """Return the cluster of each pixel, 0 for void."""
+        table = np.zeros(max((segment.id for segment in self.segments), default=0) + 1, np.uint16)
+        table[[segment.id for segment in self.segments]] = [segment.cluster for segment in self.segments]
+        clusters: Shaped[np.ndarray, "H W"] = table[self.label_map]
+        return clusters
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchEmbeddings:

@@ -68,7 +68,7 @@ def count_overlap(pairs: Iterable[tuple[Segmentation, Segmentation]], old: Contr
     rows, columns = (each.thing_clusters + each.stuff_clusters + 1 for each in (old, new))
     fractions, images = np.zeros((rows, columns)), np.zeros(columns, np.int64)
     for first, second in pairs:
-        before, after = _cluster_map(first), _cluster_map(second)
+        before, after = (each.map_clusters().astype(np.int64) for each in (first, second))
         counts = np.bincount((before * columns + after).ravel(), minlength=rows * columns).reshape(rows, columns)
         fractions += counts / before.size
         images += counts.any(0)
@@ -141,12 +141,3 @@ def _rejection_reason(
     if margin < thresholds.min_margin:
         return f"leads by {margin:.0%}, {thresholds.min_margin:.0%} are required"
     return ""
-
-
-def _cluster_map(segmentation: Segmentation) -> Int[np.ndarray, "H W"]:
-    """Return the cluster of each pixel, 0 for void."""
-    table = np.zeros(max((segment.id for segment in segmentation.segments), default=0) + 1, np.int64)
-    for segment in segmentation.segments:
-        table[segment.id] = segment.cluster
-    clusters: Int[np.ndarray, "H W"] = table[segmentation.label_map]
-    return clusters

@@ -22,9 +22,9 @@ from model.formats.coco import (
     to_coco_instances,
     to_geojson_features,
     to_hf_masks,
+    to_npz,
     to_segments_info,
 )
-from model.formats.npz import to_npz
 from model.formats.overlay import encode_jpeg, encode_overlay
 from model.formats.png import encode_cluster_png, encode_panoptic_png
 from model.images import DecodedImage, check_pixels, decode_image, limit_size
