@@ -91,8 +91,11 @@ def test_a_directory_is_replaced_completely(tmp_path: Path) -> None:
         (path / name).write_text("old")
     with atomic_directory(path) as temporary:
         (temporary / "kept.bin").write_text("new")
+        (temporary / "shards" / "0").mkdir(parents=True)
+        (temporary / "shards" / "0" / "a.txt").write_text("nested")
         assert list_names(path) == ["kept.bin", "old.bin"]
-    assert list_names(path) == ["kept.bin"]
+    assert list_names(path) == ["kept.bin", "shards"]
+    assert (path / "shards" / "0" / "a.txt").read_text() == "nested"
     assert (path / "kept.bin").read_text() == "new"
     assert list_names(tmp_path) == ["artifact"]
 
@@ -105,10 +108,3 @@ def test_a_failing_writer_keeps_the_old_directory_without_leftovers(tmp_path: Pa
         write_half(temporary / "new.bin")
     assert (path / "old.bin").read_text() == "old"
     assert list_names(tmp_path) == ["artifact"]
-
-
-def test_a_directory_may_contain_directories(tmp_path: Path) -> None:
-    with atomic_directory(tmp_path / "store") as temporary:
-        (temporary / "shards" / "0").mkdir(parents=True)
-        (temporary / "shards" / "0" / "a.txt").write_text("nested")
-    assert (tmp_path / "store" / "shards" / "0" / "a.txt").read_text() == "nested"

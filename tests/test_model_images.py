@@ -295,17 +295,11 @@ SIZES = [(56, 56), (101, 57), (57, 101), (333, 500), (500, 333), (7, 9), (90, 90
 def test_a_ramp_is_restored_to_the_position_of_every_pixel() -> None:
     letterbox = plan_letterbox(300, 451, [InputSize.square(512)], stride_px=4)
     values = np.tile(((np.arange(128) + 0.5) / letterbox.map_width).astype(np.float32), (128, 1))
+    values[letterbox.map_height :], values[:, letterbox.map_width :] = np.nan, np.nan  # the padding
     positions = (np.arange(451) + 0.5) / 451
     # Half a cell at either end lies beyond the outermost centers, where bilinear interpolation is flat.
     inner = slice(2, -2)
     np.testing.assert_allclose(restore(values, letterbox)[150, inner], positions[inner], atol=1e-4)  # float32
-
-
-def test_values_in_the_padding_do_not_reach_the_image() -> None:
-    letterbox = plan_letterbox(100, 300, [InputSize.square(512)], stride_px=4)
-    values = np.full((128, 128), np.nan, np.float32)
-    values[: letterbox.map_height, : letterbox.map_width] = 0.25
-    assert np.unique(restore(values, letterbox)).tolist() == [0.25]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

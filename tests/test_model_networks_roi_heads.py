@@ -28,14 +28,6 @@ def test_scores_and_boxes_equal_detectron2s(golden: Path, name: str) -> None:
     reference.check_near(boxes, expected, reference.BOX_NOISE_PX)
 
 
-@pytest.mark.golden
-@pytest.mark.parametrize("name", reference.CASES)
-def test_masks_equal_detectron2s(golden: Path, name: str) -> None:
-    case, network = reference.read_case(golden, name), reference.read_network(golden, name)
-    logits = network.roi_heads.predict_masks(case.levels, case.tensor("det_boxes"), case.tensor("det_classes"))
-    reference.check_near(logits.sigmoid(), case.tensor("det_masks28"), reference.MASK_NOISE)
-
-
 CONFIG = DetectionConfig(max_detections=4)
 HERE, NEAR, FAR = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [50.0, 50.0, 60.0, 60.0]
 

@@ -70,15 +70,6 @@ def test_anchors_equal_detectron2s(golden: Path, level: int) -> None:
     np.testing.assert_array_equal(make_anchors(1, 1, stride, side).numpy(), units[f"cell_anchors_p{level}"])
 
 
-@pytest.mark.golden
-@pytest.mark.parametrize("name", reference.CASES)
-def test_rpn_predictions_equal_detectron2s(golden: Path, name: str) -> None:
-    case, network = reference.read_case(golden, name), reference.read_network(golden, name)
-    for actual, expected in zip(network.proposal_generator(case.levels), read_outputs(case), strict=True):
-        reference.check_near(actual.logits, expected.logits, reference.FEATURE_NOISE)
-        reference.check_near(actual.deltas, expected.deltas, reference.FEATURE_NOISE)
-
-
 def check_proposals(found: Proposals, case: reference.Case, noise_px: float, allowed: int) -> None:
     """Equal as sets, except for `allowed` proposals that float32 rounding may swap at a threshold."""
     boxes, expected = found.boxes[0][found.is_valid[0]], case.tensor("proposal_boxes")[0]

@@ -77,19 +77,6 @@ def test_pasted_masks_match_the_golden_ones(golden: Path) -> None:
         np.testing.assert_array_equal(image >= 0.5, binary)
 
 
-@pytest.mark.golden
-@pytest.mark.parametrize("name", reference.CASES)
-def test_masks_in_the_image_size_match_the_golden_ones(golden: Path, name: str) -> None:
-    arrays = reference.read_case(golden, name).arrays
-    height, width = (int(length) for length in arrays["out_hw"])
-    packed = np.unpackbits(arrays["out_masks_packed"], axis=-1)[..., :width].astype(bool)
-    pasted = [
-        place_soft(paste_mask(mask, box, height, width), height, width) >= 0.5
-        for mask, box in zip(arrays["det_masks28"], arrays["out_boxes"], strict=True)
-    ]
-    np.testing.assert_array_equal(np.stack(pasted), packed)
-
-
 ROUNDING = 1e-5
 """Two implementations of float32 interpolation may differ by this much."""
 
