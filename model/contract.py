@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from model.category_examples import Category, CategoryExamples
+from model.embeddings import Category, CategoryExamples
 from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import atomic_write, hash_file
 from model.validation import parse_versioned_json, to_versioned_json

@@ -1,18 +1,14 @@
-"""Statistics of panoptic outputs, and the population stability index between two of their histograms."""
+"""Histograms of the statistics of panoptic outputs, and the population stability index between two of them."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from math import log
-from typing import Literal, get_args
-
-import numpy as np
+from typing import get_args
 
 from model.contract import Histogram
 from model.errors import ConfigError
-from model.postprocessing.panoptic import VOID, Segmentation
+from model.postprocessing.panoptic import Statistic
 
-Statistic = Literal["segments", "void", "score"]
-"""Of a panoptic segmentation: number of segments, fraction of void pixels, mean score of its things."""
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
 
 BIN_EDGES: Mapping[Statistic, tuple[float, ...]] = {
@@ -23,16 +19,6 @@ BIN_EDGES: Mapping[Statistic, tuple[float, ...]] = {
 """A value on an edge is in the bin above it."""
 _MIN_FRACTION = 1e-3
 """Used for empty bins, as the index takes logarithms."""
-
-
-def output_statistics(segmentation: Segmentation) -> dict[Statistic, float]:
-    """Return the statistics of a panoptic segmentation; without things there is no score."""
-    scores = [segment.score for segment in segmentation.segments if segment.is_thing]
-    statistics: dict[Statistic, float] = {
-        "segments": float(len(segmentation.segments)),
-        "void": np.count_nonzero(segmentation.label_map == VOID) / segmentation.label_map.size,
-    }
-    return statistics | ({"score": sum(scores) / len(scores)} if scores else {})
 
 
 def build_histograms(statistics: Iterable[Mapping[Statistic, float]]) -> dict[Statistic, Histogram]:

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from model.contract import TASKS, Contract, Task
 from model.contract import Histogram as OutputHistogram
-from model.drift import STATISTICS, Statistic, build_histograms, output_statistics, population_stability_index
-from model.postprocessing.panoptic import Segmentation
+from model.drift import STATISTICS, build_histograms, population_stability_index
+from model.postprocessing.panoptic import Segmentation, Statistic, output_statistics
 
 Stage = Literal["read", "decode", "queue", "infer", "merge", "encode"]
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from model.formats.rle import Rle
+from model.formats.coco import Rle
 
 
 def encode_by_pycocotools(mask: np.ndarray) -> Rle:

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from model.backends.session import Session
-from model.category_examples import Category
 from model.contract import Contract, InputSize
+from model.embeddings import Category
 from model.network_io import RawOutputs
 from service.app import create_app
 from service.inference.loaded_model import ArtifactLoader

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import make_contract
 
-from model.category_examples import Category, CategoryExamples, make_examples
 from model.contract import Contract, InputSize, Thresholds
 from model.detail import prepare_image
+from model.embeddings import Category, CategoryExamples, make_examples
 from model.errors import ConfigError, ContractMismatch
 from model.images import letterbox_image, plan_letterbox
 from model.network_io import RawOutputs

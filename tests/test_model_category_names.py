@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import make_contract
 
-from model.category_examples import Category, make_examples
+from model.embeddings import Category, make_examples
 from model.errors import InvalidCategoryNames, InvalidParameter, UsegError
 from model.formats.coco import get_cluster_category_id
 from model.registry.category_names import (

@@ -15,9 +15,9 @@ from model.backends.onnx_runtime import OnnxSession
 from model.backends.onnx_to_torch import load_torch_network
 from model.backends.session import Session
 from model.backends.torch_session import TorchSession, load_torch_session
-from model.category_examples import Category, make_examples
 from model.checkpoints.runs import RunInfo, load_run
 from model.contract import Contract, InputSize, find_bundled_artifact, read_contract
+from model.embeddings import Category, make_examples
 from model.errors import CheckpointError, ConfigError, ParityError
 from model.export.export import PAPER_INPUT_SIZES, ExportConfig, draw_scene, export_run, make_contract
 from model.export.parity_checks import check_batch_invariance, check_parity, stack_images

@@ -14,8 +14,10 @@ from PIL import Image
 from pycocotools import mask as coco
 from tiny import make_contract
 
-from model.category_examples import Category
+from model.embeddings import Category
 from model.formats.coco import (
+    Rle,
+    decode_rle,
     encode_rles,
     list_coco_categories,
     to_coco_annotation,
@@ -26,7 +28,6 @@ from model.formats.coco import (
 )
 from model.formats.overlay import draw_overlay, encode_overlay, segment_color
 from model.formats.png import decode_panoptic_png, encode_cluster_png, encode_panoptic_png
-from model.formats.rle import Rle, decode_rle
 from model.postprocessing.masks import PackedMask, pack_mask
 from model.postprocessing.panoptic import Segment, Segmentation
 

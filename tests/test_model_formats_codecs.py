@@ -8,9 +8,9 @@ import pytest
 from coco_reference import encode_by_pycocotools
 from PIL import Image
 
+from model.formats.coco import encode_label_map, encode_mask
 from model.formats.png import encode_png
 from model.formats.polygons import MIN_IOU, Polygon, mask_to_polygons
-from model.formats.rle import encode_label_map, encode_mask
 
 
 def draw_map(generator: np.random.Generator, max_labels: int) -> np.ndarray:

@@ -249,7 +249,7 @@ def test_a_jpeg_with_errors_is_decoded_by_pillow() -> None:
 
 
 def restore(values: np.ndarray, letterbox: Letterbox) -> np.ndarray:
-    """Resize a stride-sized map to the image, as `model.postprocessing.upsampling` does implicitly."""
+    """Resize a stride-sized map to the image, as `model.postprocessing.masks` does implicitly."""
     return resize_map(values[: letterbox.map_height, : letterbox.map_width], letterbox.height, letterbox.width)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tiny import make_contract
 
-from model.category_examples import Category
 from model.contract import Contract
+from model.embeddings import Category
 from model.errors import ConfigError
 from model.postprocessing.panoptic import Segment, Segmentation
 from model.registry.category_names import empty_names

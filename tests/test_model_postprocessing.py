@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny import make_contract
 
-from model.category_examples import Category
 from model.contract import Contract, InputSize, Task, Thresholds
+from model.embeddings import Category
 from model.images import plan_letterbox
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import (

@@ -7,8 +7,15 @@ import pytest
 import reference
 
 from model.images import resize_map
-from model.postprocessing.masks import PackedMask, SoftMask, pack_mask, packed_mask_iou, paste_mask
-from model.postprocessing.upsampling import BilinearUpsampler, MaskPatch
+from model.postprocessing.masks import (
+    BilinearUpsampler,
+    MaskPatch,
+    PackedMask,
+    SoftMask,
+    pack_mask,
+    packed_mask_iou,
+    paste_mask,
+)
 
 
 def draw(rows: slice, columns: slice) -> PackedMask:

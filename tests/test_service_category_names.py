@@ -18,7 +18,7 @@ from fake_service import RED as RED_RGB
 from live_service import GatedSession, wait_for
 from PIL import Image
 
-from model.category_examples import Category
+from model.embeddings import Category
 from model.errors import InvalidCategoryNames
 from model.registry.category_names import edit_names, empty_names, read_names
 from service.auth import generate_api_key

@@ -26,7 +26,7 @@ from service.settings import Settings
 
 WAIT_S = 10.0
 HALVES = save(draw_halves())
-MAX_FILES_OF_A_REQUEST = 22
+MAX_FILES_OF_A_REQUEST = 15
 
 pytestmark = pytest.mark.anyio
 

@@ -21,8 +21,8 @@ from playwright.sync_api import Browser, Error, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
 from tiny import make_contract
 
-from model.category_examples import Category
 from model.contract import Contract
+from model.embeddings import Category
 from model.formats.overlay import segment_color
 from model.formats.png import decode_panoptic_png
 from model.images import decode_image

@@ -11,8 +11,8 @@ from fake_service import CONTRACT, RedSession, draw_halves, open_client, post, s
 from fastapi.exceptions import RequestValidationError
 from live_service import GatedSession
 
-from model.category_examples import Category
 from model.contract import Contract, Thresholds
+from model.embeddings import Category
 from model.errors import InvalidParameter
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segment

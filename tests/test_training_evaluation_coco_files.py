@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco
 
 from model.errors import DatasetError
-from model.formats.rle import parse_counts
+from model.formats.coco import parse_counts
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 

@@ -26,8 +26,8 @@ from fake_predictor import (
     predict_scenes,
 )
 
-from model.category_examples import Category
 from model.contract import InputSize
+from model.embeddings import Category
 from model.errors import ConfigError
 from model.images import plan_letterbox
 from model.postprocessing.panoptic import PatchEmbeddings

@@ -6,9 +6,9 @@ import pytest
 from fake_predictor import CAR, CAT, SKY, WALL, draw_dataset, predict_scenes
 from tiny import make_contract
 
-from model.drift import build_histograms, output_statistics
+from model.drift import build_histograms
 from model.errors import ConfigError
-from model.postprocessing.panoptic import Segment, Segmentation
+from model.postprocessing.panoptic import Segment, Segmentation, output_statistics
 from training.evaluation.promotion_gate import (
     MIN_DRIFT_PHOTOS,
     PromotionThresholds,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tokens
 
-from model.arrays import fit_whitening
+from model.embeddings import fit_whitening
 from model.errors import DatasetError
 from training.pseudo_labels.consensus import (
     FeatureProjections,

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco
 
-from model.arrays import ids_to_positions
 from model.checkpoints.dino import load_encoder
 from model.checkpoints.runs import WEIGHT_FILES, read_run_info
 from model.contract import CONTRACT_FILE, read_contract
@@ -16,6 +15,7 @@ from model.errors import ConfigError
 from model.files import hash_file
 from model.images import read_image
 from model.networks.mask_transformer import DecoderConfig
+from model.postprocessing.panoptic import ids_to_positions
 from model.progress import track
 from model.validation import parse
 from training.data.dataset import PseudoLabelDataset

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from model.arrays import fit_whitening
 from model.backends.onnx_to_torch import load_torch_network
-from model.category_examples import CategoryExamples
 from model.checkpoints.dino import is_same_encoder
 from model.contract import Contract, InputSize
+from model.embeddings import CategoryExamples, fit_whitening
 from model.images import letterbox_image
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer, PatchEmbedding, embedding_layers

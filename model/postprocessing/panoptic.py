@@ -1,20 +1,19 @@
 """Raw outputs of a network to instance, semantic and panoptic segmentations of the image, with categories."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int, Integer, Shaped
 
-from model.arrays import ids_to_positions, l2_normalize
-from model.category_examples import Category
 from model.contract import Contract, Task, Thresholds
+from model.embeddings import Category, l2_normalize
 from model.images import Letterbox
 from model.network_io import RawOutputs
-from model.postprocessing.masks import Detection, PackedMask, decode_detections
-from model.postprocessing.upsampling import BilinearUpsampler
+from model.postprocessing.masks import BilinearUpsampler, Detection, PackedMask, decode_detections
 
 VOID = 0
 _SEMANTIC_SCORE_FACTOR = 0.25
@@ -22,6 +21,8 @@ _SEMANTIC_SCORE_FACTOR = 0.25
 _MAX_UINT8_ID = 255
 _POINTS_PER_SIDE = 4
 """Points along each side of a patch at which regions are sampled."""
+Statistic = Literal["segments", "void", "score"]
+"""Of a panoptic segmentation: number of segments, fraction of void pixels, mean score of its things."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +136,7 @@ def make_postprocessor(
     stuff of any size, and instances of lower scores where nothing else is. Instance: all detections with their
     complete masks.
     """
-    low = replace(thresholds, score_threshold=_SEMANTIC_SCORE_FACTOR * thresholds.score_threshold)
     decode = cache(lambda: decode_detections(raw, letterbox, contract, thresholds))
-    decode_all = cache(lambda: decode_detections(raw, letterbox, contract, low, decode(), thresholds.score_threshold))
     decode_semantic = cache(lambda: _decode_semantic(raw.semantic, letterbox))
 
     def make_label_map(detections: list[Detection]) -> Shaped[np.ndarray, "H W"]:
@@ -157,8 +156,10 @@ def make_postprocessor(
                 segments = merge(label_map := make_label_map(decode()), thresholds.min_stuff_area_fraction)
                 return Segmentation(label_map=label_map, segments=tuple(segments))
             case "semantic":
-                segments = merge(label_map := make_label_map(decode_all()), 0.0)
-                segments += _add_things(label_map, decode_all(), 1.0, len(segments) + 1)
+                low = replace(thresholds, score_threshold=_SEMANTIC_SCORE_FACTOR * thresholds.score_threshold)
+                detections = decode_detections(raw, letterbox, contract, low, decode(), thresholds.score_threshold)
+                segments = merge(label_map := make_label_map(detections), 0.0)
+                segments += _add_things(label_map, detections, 1.0, len(segments) + 1)
                 segments.sort(key=lambda segment: segment.cluster)
                 result = Segmentation(label_map=label_map, segments=tuple(segments))
                 return _merge_segments(result, lambda segment: segment.cluster)
@@ -200,6 +201,16 @@ def assign_categories(segmentation: Segmentation, contract: Contract, patches: P
             for segment, category, embedding in zip(segments, categories, embeddings, strict=True)
         ),
     )
+
+
+def output_statistics(segmentation: Segmentation) -> dict[Statistic, float]:
+    """Return the statistics of a panoptic segmentation; without things there is no score."""
+    scores = [segment.score for segment in segmentation.segments if segment.is_thing]
+    statistics: dict[Statistic, float] = {
+        "segments": float(len(segmentation.segments)),
+        "void": np.count_nonzero(segmentation.label_map == VOID) / segmentation.label_map.size,
+    }
+    return statistics | ({"score": sum(scores) / len(scores)} if scores else {})
 
 
 def select_segments(segmentation: Segmentation, is_selected: Callable[[Segment], bool]) -> Segmentation:
@@ -355,3 +366,13 @@ def _spread_points(patches: int, covered: float, length: int) -> tuple[Int[np.nd
     centers = (np.arange(patches * _POINTS_PER_SIDE) + 0.5) / (patches * _POINTS_PER_SIDE)
     inside = np.flatnonzero(centers < covered)
     return (centers[inside] / covered * length).astype(np.int64).clip(max=length - 1), inside // _POINTS_PER_SIDE
+
+
+def ids_to_positions(ids: Integer[np.ndarray, "*S"], listed: Iterable[int]) -> Int[np.ndarray, "*S"]:
+    """Return the positions of segment ids in a list of them, counted from 1; 0 for ids that are not listed."""
+    keys = np.array(list(listed), np.int64)
+    if not keys.size:
+        return np.zeros(ids.shape, np.int64)
+    order = np.argsort(keys)
+    nearest = order[np.searchsorted(keys, ids, sorter=order).clip(max=len(keys) - 1)]
+    return np.where(keys[nearest] == ids, nearest + 1, 0)

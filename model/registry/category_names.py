@@ -13,8 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from model.category_examples import Category, CategoryExamples
 from model.contract import NETWORK_FILE, Contract
+from model.embeddings import Category, CategoryExamples
 from model.errors import ConfigError, InvalidCategoryNames, InvalidParameter
 from model.files import atomic_write, remove_temp_files
 from model.validation import parse, parse_versioned_json, to_versioned_json

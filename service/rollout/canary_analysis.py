@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.contract import Histogram
-from model.drift import STATISTICS, Statistic, population_stability_index
+from model.drift import STATISTICS, population_stability_index
 from model.errors import ContractMismatch, DeadlineExceeded, InputError, NotReady, QueueFull
+from model.postprocessing.panoptic import Statistic
 from service.inference.pipeline import ImageContent, Pipeline
 from service.metrics import RequestRecord, RollbackCause, Telemetry, VersionMetrics
 from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int
 
-from model.category_examples import Category, CategoryExamples, make_examples
+from model.embeddings import Category, CategoryExamples, make_examples
 from model.errors import ConfigError, DatasetError
 from model.files import atomic_write
 from model.validation import parse_versioned_json, to_versioned_json

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int, Int32
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from model.arrays import ids_to_positions
+from model.postprocessing.panoptic import ids_to_positions
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from model.contract import CONTRACT_FILE, NETWORK_FILE, Contract, Task
 from model.detail import run_image
 from model.errors import ConfigError, DatasetError
 from model.files import hash_file
-from model.formats.coco import encode_rles
-from model.formats.rle import Rle
+from model.formats.coco import Rle, encode_rles
 from model.postprocessing.panoptic import PatchEmbeddings, Segment, Segmentation, embed_patches, postprocess
 from training.data.dataset import CONFIG_FILE, LabeledPhoto, PseudoLabelDataset, read_label_map
 from training.evaluation.overlap import StoredArray

@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 from jaxtyping import Float, Float32
 
-from model.arrays import fit_whitening
+from model.embeddings import fit_whitening
 from model.errors import ConfigError
 from model.progress import track
 from training.data.dataset import PseudoLabelDataset

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor, nn
 
-from model.arrays import l2_normalize
+from model.embeddings import l2_normalize
 from model.errors import ConfigError, DatasetError
 from model.files import atomic_write, load_npz
 from model.images import resize_map

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from model.arrays import l2_normalize
+from model.embeddings import l2_normalize
 from model.errors import DatasetError
 from model.files import atomic_write, load_npz
 from training.data.label_config import MaskDiscoveryConfig

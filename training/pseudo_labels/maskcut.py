@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from scipy import linalg, ndimage
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-from model.arrays import l2_normalize
+from model.embeddings import l2_normalize
 from model.errors import DatasetError
 from model.files import atomic_write, load_npz
 from model.postprocessing.masks import mask_iou

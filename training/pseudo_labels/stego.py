@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from model.arrays import l2_normalize
+from model.embeddings import l2_normalize
 from model.errors import ConfigError
 from model.progress import Progress, track
 from training.data.label_config import CorrelationTerm, StegoConfig

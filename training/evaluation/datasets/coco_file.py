@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from model.errors import DatasetError, InvalidImage
-from model.formats.rle import parse_counts
+from model.formats.coco import parse_counts
 from model.images import read_image_size
 from model.progress import track
 from training.evaluation.datasets.ground_truth import GroundTruthObject

@@ -1,4 +1,7 @@
-"""Labeled segments as examples: a segment takes the category of those whose embeddings are most similar."""
+"""Embeddings: whitening, unit vectors, and labeled segments as examples.
+
+A segment takes the category of the examples whose embeddings are most similar.
+"""
 
 import base64
 import binascii
@@ -7,15 +10,41 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
-from model.arrays import l2_normalize
 from model.errors import ConfigError
 
+_ROWS = 8192
+"""Rows that are copied at once: a sample of features is large."""
 _NEIGHBORS = 10
 _TEMPERATURE = 0.1
 """A neighbor votes with exp(cosine similarity / temperature)."""
 _SCALE = 127.0
+
+
+def fit_whitening(
+    sample: Float[np.ndarray, "N E"], pca_dim: int
+) -> tuple[Float[np.ndarray, "E"], Float[np.ndarray, "E P"]]:
+    """Return the mean and the whitening projection onto the first principal axes.
+
+    Raises ConfigError if there are too few tokens.
+    """
+    if len(sample) <= pca_dim:
+        raise ConfigError(f"{len(sample)} tokens are too few for {pca_dim} PCA dimensions: label more photos")
+    mean = sample.mean(0)
+    covariance = np.zeros((sample.shape[1], sample.shape[1]))
+    for start in range(0, len(sample), _ROWS):
+        centered = sample[start : start + _ROWS] - mean
+        covariance += centered.T @ centered
+    variances, axes = np.linalg.eigh((covariance / len(sample)).astype(sample.dtype))
+    best = np.argsort(-variances)[:pca_dim]
+    return mean, axes[:, best] / np.sqrt(np.maximum(variances[best], 1e-12))
+
+
+def l2_normalize(vectors: Float[np.ndarray, "*N C"]) -> Float[np.ndarray, "*N C"]:
+    """Scale vectors to unit length; zeros stay zeros."""
+    unit: Float[np.ndarray, "*N C"] = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return unit
 
 
 @dataclass(frozen=True, kw_only=True)
