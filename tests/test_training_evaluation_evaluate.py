@@ -1,12 +1,14 @@
 """Predictors, evaluation of whole datasets, and paired comparison of two predictors."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from fake_predictor import (
     CAR,
     CAT,
@@ -15,19 +17,33 @@ from fake_predictor import (
     draw_dataset,
     predict_scenes,
 )
+from tiny import make_contract
 
+from model.drift import build_histograms
 from model.errors import ConfigError, DatasetError
 from model.images import read_image
+from model.postprocessing.panoptic import Segment, Segmentation, output_statistics
 from training.data.dataset import PseudoLabelDataset, read_label_map
+from training.data.executors import LocalExecutor, MultiprocessExecutor
 from training.evaluation.class_mapping import ClassMappingConfig
 from training.evaluation.cluster_matching import (
     MatchingConfig,
     MatchingMethod,
 )
 from training.evaluation.dataset_metrics import compare_predictors
+from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset, GroundTruthLabels
-from training.evaluation.evaluate import evaluate, fit_mapping
+from training.evaluation.evaluate import EvaluationWorker, compute_report, evaluate, evaluate_in_parallel, fit_mapping
+from training.evaluation.image_results import evaluate_all, read_image_results
 from training.evaluation.predictors import load_predictor
+from training.evaluation.promotion_gate import (
+    MIN_DRIFT_PHOTOS,
+    PromotionThresholds,
+    check_drift,
+    check_scores,
+    check_similarity,
+    segmentation_covering,
+)
 
 CORRECT = [(1, 3), (1, 3), (2, 4), (2, 4)]
 """One cluster for each category of the dataset."""
@@ -171,12 +187,6 @@ def test_one_to_one_matching_leaves_the_second_cluster_of_a_category_unmatched(d
     assert one_to_one.panoptic["pq"].value < many_to_one.panoptic["pq"].value == 100.0
 
 
-def test_cross_fitting_needs_two_images(dataset: GroundTruthDataset) -> None:
-    predictor = predict_scenes(dataset, CORRECT)
-    with pytest.raises(DatasetError, match="needs at least 2 images, the dataset has 1"):
-        evaluate(predictor, replace(dataset, images=dataset.images[:1]), CROSS_FIT)
-
-
 def test_each_image_has_a_quality_of_its_own(dataset: GroundTruthDataset) -> None:
     report, _ = evaluate(predict_scenes(dataset, [(1, 3), (1, 3), (2, 4), (1, 3)]), dataset, FIT_ON_ALL)
     assert [each.quality for each in report.images] == [100.0, 100.0, 100.0, 0.0]
@@ -238,9 +248,140 @@ def test_the_difference_is_what_only_one_predictor_finds(dataset: GroundTruthDat
     assert differences["PQ stuff"].baseline == 75.0  # three quarters of the predicted stuff is stuff
 
 
-def test_the_interval_is_of_the_difference_and_not_of_the_metrics(dataset: GroundTruthDataset) -> None:
-    # Both call the wall of the first image sky: each metric varies over resamples, the difference does not.
-    wrong = predict_scenes(dataset, [(1, 4), (1, 3), (2, 4), (2, 4)])
-    found = compare_predictors(wrong, wrong, dataset, MatchingConfig())["PQ"]
-    assert found.new < 100.0
-    assert (found.difference.low, found.difference.high) == (0.0, 0.0)
+NUM_IMAGES = 70
+"""Five groups."""
+
+
+@pytest.fixture(scope="module")
+def large_dataset(tmp_path_factory: pytest.TempPathFactory) -> GroundTruthDataset:
+    return DatasetSpec(folder=tiny.draw_truth(tmp_path_factory.mktemp("drawn") / "set", NUM_IMAGES)).read()
+
+
+def make_worker(predictor: Path, large_dataset: GroundTruthDataset, folder: Path) -> EvaluationWorker:
+    return EvaluationWorker(
+        predictor_folder=predictor, threads=1, dataset=replace(large_dataset, images=()), results_folder=folder
+    )
+
+
+def test_image_results_are_read_from_their_files_as_they_were(
+    tmp_path: Path, tiny_artifact: Path, large_dataset: GroundTruthDataset
+) -> None:
+    results = evaluate_all(load_predictor(tiny_artifact, threads=1), large_dataset)
+    assert sum(len(each.detections) for each in results)
+    worker = make_worker(tiny_artifact, large_dataset, tmp_path)
+    stored = evaluate_in_parallel(worker, large_dataset.images, LocalExecutor())
+    # pycocotools returns run lengths as bytes, JSON has them as text, and pycocotools reads both.
+    assert [repr(each) for each in stored] == [repr(each).replace("'counts': b'", "'counts': '") for each in results]
+
+
+def test_results_are_not_reused_for_another_predictor_or_a_changed_label(
+    tmp_path: Path, tiny_artifact: Path, tiny_run: Path, large_dataset: GroundTruthDataset
+) -> None:
+    group = large_dataset.images[:3]
+    path = make_worker(tiny_artifact, large_dataset, tmp_path).result_path(group)
+    assert path == make_worker(tiny_artifact, large_dataset, tmp_path).result_path(group)
+    assert path != make_worker(tiny_run, large_dataset, tmp_path).result_path(group)
+    assert path != make_worker(tiny_artifact, large_dataset, tmp_path).result_path(large_dataset.images[1:4])
+    assert path != make_worker(tiny_artifact, replace(large_dataset, crop_px=8), tmp_path).result_path(group)
+    label = group[1].annotation.files[0]
+    stat = label.stat()
+    os.utime(label, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert path != make_worker(tiny_artifact, large_dataset, tmp_path).result_path(group)
+
+
+def test_a_broken_file_of_results_is_named(tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"1\.json contains no image results"):
+        read_image_results(tmp_path / "1.json")
+
+
+@pytest.mark.slow
+def test_processes_give_the_report_of_one(
+    tmp_path: Path, tiny_artifact: Path, large_dataset: GroundTruthDataset
+) -> None:
+    predictor, config = load_predictor(tiny_artifact, threads=1), ClassMappingConfig()
+    expected, _ = evaluate(predictor, large_dataset, config)
+    results = evaluate_in_parallel(
+        make_worker(tiny_artifact, large_dataset, tmp_path), large_dataset.images, MultiprocessExecutor(2, 1)
+    )
+    assert compute_report(results, predictor, large_dataset, config)[0] == expected
+
+
+CONTRACT = make_contract(9, 0, 64, name="small", version="2", max_detections=1)
+DEFAULT = PromotionThresholds()
+
+
+def draw(*rows: list[int]) -> Segmentation:
+    label_map = np.array(rows, np.uint8)
+    ids = [int(each) for each in np.unique(label_map) if each]
+    segments = tuple(Segment(id=each, cluster=1, is_thing=True, score=0.5) for each in ids)
+    return Segmentation(label_map=label_map, segments=segments)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "covering"),
+    [
+        ([1, 1, 2, 2], [2, 2, 1, 1], 1.0),
+        # the whole covers each half to 1/2, and is covered by each half to 1/2
+        ([1, 1, 2, 2], [1, 1, 1, 1], 0.5),
+        # of two halves, one is found and one is missing; the one that is found is right
+        ([1, 1, 2, 2], [0, 0, 5, 5], (0.5 + 1.0) / 2),
+        ([0, 0], [0, 0], 1.0),
+        ([0, 0], [1, 1], 0.0),
+    ],
+)
+def test_covering_is_the_mean_of_both_directions(first: list[int], second: list[int], covering: float) -> None:
+    assert segmentation_covering(draw(first), draw(second)) == covering
+
+
+def test_a_version_that_finds_little_is_rejected_with_the_values() -> None:
+    pairs = [(draw([1, 2, 3, 4]), draw([1, 0, 0, 0]))]
+    covering, segments, void = check_similarity(pairs, PromotionThresholds(min_covering=0.9))
+    assert [each.is_passed for each in (covering, segments, void)] == [False, False, False]
+    assert covering.reason == "segmentation covering is 0.62, minimum 0.9"
+    assert segments.reason == "4.0 segments per photo became 1.0, maximum ratio 2"
+    assert void.reason == "void fraction changed by +0.75, maximum 0.15"
+    assert [each.is_passed for each in check_similarity(pairs, DEFAULT)] == [True, False, False]
+
+
+def test_drift_is_checked_against_the_reference_of_the_version() -> None:
+    same, other = draw([1, 2, 3, 0]), draw([1, 2, 3, 4])
+    contract = replace(CONTRACT, drift_reference=dict(build_histograms([output_statistics(same)] * 9)))
+    checks = {each.name: each for each in check_drift([same] * MIN_DRIFT_PHOTOS, contract, DEFAULT)}
+    assert (checks["drift of void"].value, checks["drift of void"].is_passed) == (0.0, True)
+    checks = {each.name: each for each in check_drift([other] * MIN_DRIFT_PHOTOS, contract, DEFAULT)}
+    assert not checks["drift of void"].is_passed
+    assert checks["drift of void"].reason.endswith("maximum 0.25")
+
+
+def test_drift_needs_a_reference_and_enough_photos() -> None:
+    contract = replace(CONTRACT, drift_reference=dict(build_histograms([output_statistics(draw([1]))] * 9)))
+    with pytest.raises(ConfigError, match="needs at least 200 readable photos, got 199"):
+        check_drift([draw([1])] * (MIN_DRIFT_PHOTOS - 1), contract, DEFAULT)
+    with pytest.raises(ConfigError, match="small 2 has no drift reference"):
+        check_drift([], CONTRACT, DEFAULT)
+
+
+def compare(
+    folder: Path, new: list[tuple[int, int]], thresholds: PromotionThresholds = DEFAULT
+) -> dict[str, tuple[float, bool, str]]:
+    dataset = draw_dataset(folder / "set", [(CAT, WALL), (CAT, WALL), (CAR, SKY), (CAR, SKY)])
+    old = predict_scenes(dataset, [(1, 3), (1, 3), (2, 4), (2, 4)])
+    checks = check_scores(predict_scenes(dataset, new), old, dataset, thresholds)
+    return {each.name: (each.value, each.is_passed, each.reason) for each in checks}
+
+
+def test_renumbered_clusters_pass_and_lower_scores_are_rejected(tmp_path: Path) -> None:
+    # Clusters 1 and 2, 3 and 4 are exchanged: the mapping follows.
+    assert compare(tmp_path / "a", [(2, 4), (2, 4), (1, 3), (1, 3)])["PQ"][1]
+    # No object is found any more: AP drops from 100 to 0.
+    checks = compare(tmp_path / "b", [(3, 3), (3, 3), (4, 4), (4, 4)])
+    assert checks["AP"] == (-100.0, False, "AP differs by -100.00 (-100.00 to -100.00), minimum -1.00")
+    assert not checks["PQ"][1]
+
+
+def test_a_difference_that_is_uncertain_is_rejected_with_a_hint(tmp_path: Path) -> None:
+    checks = compare(tmp_path, [(1, 3), (3, 3), (2, 4), (2, 4)], PromotionThresholds(max_score_drop=60.0))
+    value, is_passed, reason = checks["AP"]
+    assert (value < -60.0, is_passed) == (True, False)
+    assert reason.endswith(": 4 images are too few to be certain")

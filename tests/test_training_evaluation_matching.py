@@ -1,11 +1,44 @@
 """Overlaps of label maps, and matching of clusters to categories, against the reference implementations."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import cv2
+import labeled_datasets as drawn
 import numpy as np
 import pytest
+from fake_predictor import (
+    ANIMAL_INDEX,
+    CAR,
+    CAT,
+    CATEGORIES,
+    SIDE,
+    SKY,
+    SKY_INDEX,
+    VEHICLE_INDEX,
+    WALL,
+    WALL_INDEX,
+    FakePredictor,
+    draw_dataset,
+    draw_scene,
+    predict_scenes,
+)
 
+from model.contract import InputSize
+from model.embeddings import Category
+from model.errors import ConfigError
+from model.images import plan_letterbox
+from model.postprocessing.panoptic import PatchEmbeddings
+from training.evaluation.auxiliary_images import AuxiliaryImages, AuxiliarySpec, translate_dataset
+from training.evaluation.class_mapping import (
+    ClassMappingConfig,
+    ClusterAssignment,
+    ClusterMapping,
+    fingerprint_photos,
+    read_mapping,
+)
 from training.evaluation.cluster_matching import (
     UNMATCHED,
     LabelSpaces,
@@ -17,8 +50,14 @@ from training.evaluation.cluster_matching import (
     match_block,
     match_clusters,
 )
+from training.evaluation.dataset_metrics import compare_predictors
+from training.evaluation.datasets.dataset_spec import DatasetSpec
+from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.evaluate import evaluate, fit_mapping
+from training.evaluation.image_results import hash_photo
 from training.evaluation.metrics.segmentation import SemanticCounts, count_semantic, iou_per_class, semantic_quality
 from training.evaluation.overlap import compute_overlap, map_predicted, merge_ground_truth_stuff
+from training.evaluation.predictors import ImagePrediction
 
 PREDICTED = np.array([[5, 5, 9, 9], [5, 5, 9, 0]], np.int32)
 GROUND_TRUTH = np.array([[1, 1, 1, 2], [3, 3, 2, 2]], np.int32)
@@ -44,11 +83,6 @@ def test_ground_truth_stuff_of_a_category_becomes_one_segment_and_things_stay_se
     assert merge_ground_truth_stuff(overlap, num_things=2).pixels.shape == (3, 4)
 
 
-def test_the_mapping_is_applied_once_and_not_chained() -> None:
-    overlap = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 1, 3: 1})
-    assert map_predicted(overlap, np.array([-1, 2, 1]), merged_from=9).predicted.tolist() == [2, 1]
-
-
 def make_spaces(thing_clusters: int, stuff_clusters: int, num_things: int, num_categories: int) -> LabelSpaces:
     return LabelSpaces(
         thing_clusters=thing_clusters,
@@ -64,47 +98,6 @@ def test_a_cluster_takes_the_category_with_which_it_shares_most_pixels() -> None
     table = count_shared_pixels([overlap, overlap], only_things)
     assert table.tolist() == [[0, 0], [8, 0], [2, 4], [0, 0]]
     assert match_clusters(table, only_things, "majority").tolist() == [UNMATCHED, 0, 1, UNMATCHED]
-
-
-def test_things_are_matched_among_things_and_stuff_among_stuff() -> None:
-    overlap = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 1, 3: 1})
-    both = make_spaces(1, 1, 1, 2)
-    assert match_clusters(count_shared_pixels([overlap], both), both, "majority").tolist() == [UNMATCHED, 0, 1]
-    # As a thing, cluster 2 shares one pixel with the only thing, and three with stuff that it must not take.
-    assert (
-        match_clusters(count_shared_pixels([overlap], make_spaces(2, 0, 1, 2)), make_spaces(2, 0, 1, 2), "majority")[2]
-        == 0
-    )
-
-
-COUNTS = np.array([[9, 8, 0], [7, 1, 0], [0, 3, 2], [0, 0, 0]])
-
-
-def test_hungarian_matching_is_one_to_one_with_the_highest_sum() -> None:
-    # 8 + 7 + 2 is more than the greedy 9 + 3: row 0 does not get its best column.
-    assert match_block(COUNTS, "hungarian").tolist() == [1, 0, 2, UNMATCHED]
-    assert match_block(COUNTS, "majority").tolist() == [0, 0, 1, UNMATCHED]
-
-
-def test_cups_matches_the_remaining_clusters_by_majority() -> None:
-    more = np.array([[9, 8], [7, 1], [0, 3], [5, 6], [0, 0]])
-    assert match_block(more, "hungarian").tolist() == [1, 0, UNMATCHED, UNMATCHED, UNMATCHED]
-    assert match_block(more, "cups").tolist() == [1, 0, 1, 1, UNMATCHED]
-
-
-def test_a_detection_votes_for_every_object_that_its_box_overlaps_enough() -> None:
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 4]], float)
-    object_boxes = np.array([[0, 0, 10, 8], [0, 0, 10, 10], [50, 50, 10, 10]], float)
-    table = count_thing_votes(
-        np.array([1, 2, 1]),
-        np.array([0.4, 0.39, 0.9]),  # the second score is too low, the third box overlaps too little
-        boxes,
-        np.array([0, 1, 1]),
-        object_boxes,
-        make_spaces(2, 0, 2, 2),
-        MatchingConfig(min_score=0.4, min_iou=0.6),
-    )
-    assert table.tolist() == [[0, 0], [1, 1], [0, 0]]
 
 
 @pytest.mark.golden
@@ -201,3 +194,193 @@ def match_blocks(table: np.ndarray, blocks: list[tuple[list[int], list[int]]], m
         local = match_block(table[np.ix_(rows, columns)], method)
         found[rows] = np.where(local == UNMATCHED, UNMATCHED, np.array(columns)[local])
     return found.tolist()
+
+
+DIGESTS = ["a" * 64, "b" * 64]
+MAPPING = ClusterMapping(
+    source="c" * 64,
+    method="votes",
+    matching=MatchingConfig(method="votes", min_score=0.5),
+    fitted_on=fingerprint_photos("set, val", DIGESTS),
+    thing_clusters=2,
+    stuff_clusters=1,
+    num_things=1,
+    categories=(Category(id=1, name="cat"), Category(id=2, name="wall")),
+    clusters={
+        1: ClusterAssignment(category=1, purity=0.75, support=4),
+        2: ClusterAssignment(category=None, purity=0.0, support=0),
+        3: ClusterAssignment(category=2, purity=1.0, support=9),
+    },
+)
+
+
+@pytest.mark.parametrize("mapping", [MAPPING, replace(MAPPING, matching=None, method="given")])
+def test_a_mapping_is_read_as_it_was_written(tmp_path: Path, mapping: ClusterMapping) -> None:
+    mapping.write(tmp_path / "mapping.json")
+    assert read_mapping(tmp_path / "mapping.json") == mapping
+    assert mapping.to_table().tolist() == [-1, 0, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 1}, "format version 1, this release reads 3: run `useg match` again"),
+        ({"methd": "votes"}, "did you mean 'method'"),
+        ({"method": "greedy"}, "method"),
+        ({"clusters": {"9": {"category": 1, "purity": 1, "support": 1}}}, r"clusters \[9\] do not fit"),
+        ({"clusters": {"1": {"category": 8, "purity": 1, "support": 1}}}, r"clusters \[1\] do not fit"),
+        ({"fitted_on": {}}, "fitted_on"),
+        ({"categories": 3}, "categories"),
+    ],
+)
+def test_an_invalid_mapping_is_rejected_with_its_path(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "mapping.json"
+    MAPPING.write(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ConfigError, match=rf"(?s)mapping\.json is not a mapping file: .*{message}"):
+        read_mapping(path)
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{"])
+def test_a_missing_or_broken_mapping_is_rejected(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "mapping.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=r"mapping\.json is not a mapping file"):
+        read_mapping(path)
+
+
+BUS = {"id": 6, "name": "bus", "supercategory": "vehicle"}
+KITE = {"id": 38, "name": "kite", "supercategory": "sports"}
+SQUARE = {"segmentation": [[0, 0, 20, 0, 20, 20, 0, 20]], "area": 400}
+INNER = {"segmentation": [[5, 5, 10, 5, 10, 10, 5, 10]], "area": 25}
+
+
+def draw_objects(folder: Path, entries: list[dict[str, Any]]) -> GroundTruthDataset:
+    """An instance dataset of one image."""
+    drawn.write_photo(folder / "images" / "1.png", seed=90, height=SIDE, width=SIDE)
+    content = {
+        "images": [{"id": 1, "file_name": "1.png"}],
+        "annotations": [{"image_id": 1, "iscrowd": 0, **entry} for entry in entries],
+        "categories": [CATEGORIES[0], BUS, KITE],
+    }
+    drawn.write_json(folder / "instances.json", content)
+    return DatasetSpec(folder=folder).read()
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> GroundTruthDataset:
+    """Cats in front of walls; no vehicle."""
+    return draw_dataset(tmp_path / "set", [(CAT, WALL)] * 4)
+
+
+@pytest.mark.parametrize("is_crowd", [False, True])
+def test_auxiliary_objects_match_a_cluster_that_the_dataset_does_not_have(
+    dataset: GroundTruthDataset, tmp_path: Path, is_crowd: bool
+) -> None:
+    objects = draw_objects(tmp_path / "aux", [{"category_id": 6, "iscrowd": int(is_crowd), **SQUARE}])
+    auxiliary = replace(
+        AuxiliarySpec(aux_dataset=tmp_path / "aux").read(dataset, threads=1),
+        pseudo_labels=predict_scenes(objects, [(2, 4)]),
+    )
+    mapping = fit_mapping(predict_scenes(dataset, [(1, 3)] * 4), dataset, MatchingConfig(), auxiliary)
+    vehicle = UNMATCHED if is_crowd else VEHICLE_INDEX
+    assert mapping.to_table().tolist() == [UNMATCHED, ANIMAL_INDEX, vehicle, WALL_INDEX, UNMATCHED, UNMATCHED]
+    assert (mapping.fitted_on.images, mapping.fitted_on.dataset) == (5, "set; aux, instances")
+
+
+def test_auxiliary_images_count_in_each_fold_and_are_reported(tmp_path: Path) -> None:
+    # With one image per fold, the other fold has neither its categories nor its clusters; the auxiliary images do.
+    dataset = draw_dataset(tmp_path / "set", [(CAR, SKY), (CAT, WALL)])
+    other = draw_dataset(tmp_path / "aux", [(CAR, SKY), (CAT, WALL)], seed=50)
+    scenes = [(2, 4), (1, 3)]
+    predictor = predict_scenes(dataset, scenes)
+    auxiliary = AuxiliaryImages(dataset=other, pseudo_labels=predict_scenes(other, scenes))
+    alone, _ = evaluate(predictor, dataset, ClassMappingConfig())
+    config = ClassMappingConfig(auxiliary=auxiliary.evaluate(predictor))
+    helped, mapping = evaluate(predictor, dataset, config)
+    assert (alone.summary.panoptic["pq"].value, helped.summary.panoptic["pq"].value) == (0.0, 100.0)
+    assert not mapping.evaluated_on_fit_set
+    assert helped.summary.matching.fitted_on.endswith(", with 2 images of aux")
+    assert compare_predictors(predictor, predictor, dataset, MatchingConfig(), auxiliary)["PQ"].new == 100.0
+    predictor.digest = "e" * 64
+    with pytest.raises(ConfigError, match="--aux-labels have other clusters"):
+        auxiliary.evaluate(predictor)
+
+
+def test_an_evaluated_image_cannot_be_auxiliary(dataset: GroundTruthDataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="4 auxiliary images are images of the dataset itself"):
+        AuxiliarySpec(aux_dataset=tmp_path / "set").read(dataset, threads=1)
+
+
+def test_auxiliary_objects_are_drawn_small_over_large_and_other_categories_are_void(
+    dataset: GroundTruthDataset, tmp_path: Path
+) -> None:
+    entries = [{"category_id": 38, **INNER}, {"category_id": 6, **INNER}, {"category_id": 17, **SQUARE}]
+    auxiliary = draw_objects(tmp_path / "aux", entries)
+    labels = translate_dataset(auxiliary, dataset.taxonomy).images[0].annotation.read(SIDE, SIDE)
+    assert labels.label_map is not None
+    areas = {labels.segments[segment]: (labels.label_map == segment).sum() for segment in labels.segments}
+    assert areas == {ANIMAL_INDEX: 375, VEHICLE_INDEX: 25}
+    assert np.count_nonzero(labels.label_map) == 400
+
+
+def test_auxiliary_categories_are_translated_by_name_and_never_from_stuff_to_things(
+    dataset: GroundTruthDataset,
+) -> None:
+    exchanged = replace(dataset.taxonomy, names=("wall", "sky", "animal", "vehicle"))
+    with pytest.raises(ConfigError, match="no category in common"):
+        translate_dataset(dataset, exchanged)
+    reordered = replace(dataset.taxonomy, names=("vehicle", "animal", "wall", "sky"))
+    labels = translate_dataset(dataset, reordered).images[0].annotation.read(SIDE, SIDE)
+    assert set(labels.segments.values()) == {1, 2}
+    assert dataset.taxonomy.names[SKY_INDEX] == reordered.names[3]
+    with pytest.raises(ConfigError, match="has only boxes: auxiliary images need masks"):
+        translate_dataset(replace(dataset, kind="boxes"), dataset.taxonomy)
+
+
+class EmbeddedPredictor(FakePredictor):
+    """Predicts the same clusters for every scene; only embeddings tell its categories apart."""
+
+    def __init__(self, dataset: GroundTruthDataset, scenes: list[tuple[int, int]]) -> None:
+        super().__init__(dataset, [draw_scene(1, 3)] * len(scenes))
+        self._scenes = dict(zip([hash_photo(image) for image in dataset.images], scenes, strict=True))
+
+    def predict(self, image: np.ndarray, photo_digest: str) -> ImagePrediction:
+        prediction = super().predict(image, photo_digest)
+        scene = cv2.resize(draw_scene(*self._scenes[photo_digest]), (4, 4), interpolation=cv2.INTER_NEAREST)
+        values = np.stack([scene == each for each in (CAT, CAR, WALL, SKY)]).astype(np.float32)
+        letterbox = plan_letterbox(SIDE, SIDE, [InputSize.square(SIDE)], 1)
+        patches = PatchEmbeddings(values=values, letterbox=letterbox)
+        panoptic = prediction.panoptic
+        clusters = replace(panoptic, embeddings=patches.pool_segments(panoptic.label_map, list(panoptic.clusters)))
+        (thing,) = prediction.detections
+        detections = (replace(thing, embedding=values[:, 0, 0]),)
+        return replace(prediction, panoptic=clusters, semantic=clusters, detections=detections, patches=patches)
+
+
+def test_segments_of_one_cluster_get_the_categories_of_similar_labeled_segments(tmp_path: Path) -> None:
+    scenes = [(CAT, WALL), (CAT, WALL), (CAR, SKY), (CAR, SKY)]
+    dataset = draw_dataset(tmp_path / "set", scenes)
+    predictor = EmbeddedPredictor(dataset, scenes)
+    neighbors, _ = evaluate(predictor, dataset, ClassMappingConfig())
+    majority, _ = evaluate(predictor, dataset, ClassMappingConfig(matching=MatchingConfig(method="majority")))
+    for report, expected in ((neighbors, 100.0), (majority, 25.0)):
+        assert report.summary.panoptic["pq"].value == pytest.approx(expected, abs=13.0)
+    assert neighbors.summary.semantic["accuracy"].value == 100.0
+    assert neighbors.summary.instance["named_mask"].headline["ap"].value == 100.0
+    assert majority.summary.semantic["accuracy"].value < 60.0
+
+    mapping = fit_mapping(predictor, dataset, MatchingConfig())
+    assert mapping.examples is not None
+    assert mapping.examples.counts == (2, 2, 2, 2)
+    mapping.write(tmp_path / "mapping.json")
+    assert read_mapping(tmp_path / "mapping.json") == mapping
+    other = draw_dataset(tmp_path / "other", scenes, seed=9)
+    config = ClassMappingConfig(mapping=mapping)
+    assert evaluate(EmbeddedPredictor(other, scenes), other, config)[0].summary.panoptic["pq"].value == 100.0
+
+    auxiliary = AuxiliaryImages(dataset=other, pseudo_labels=EmbeddedPredictor(other, scenes))
+    helped = fit_mapping(predictor, dataset, MatchingConfig(), auxiliary)
+    assert helped.examples is not None
+    assert helped.examples.counts == (4, 4, 4, 4)

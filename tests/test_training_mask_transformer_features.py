@@ -198,12 +198,6 @@ def test_a_pasted_instance_is_at_the_same_position_in_pixels_labels_and_features
     assert len(positions) > 4
 
 
-def test_an_instance_that_would_cover_half_of_another_is_not_pasted() -> None:
-    sample, source = draw_sample(10, 0, ((slice(0, 2), slice(0, 2)),)), draw_sample(100, 50, (CORNER,))
-    for seed in range(30):
-        assert paste(sample, source, seed).instances.masks[0].sum() >= 2
-
-
 def test_where_masks_overlap_the_half_covered_instance_is_removed_instead() -> None:
     whole, part = (slice(0, 14), slice(0, 14)), (slice(0, 2), slice(0, 2))
     sample, source = draw_sample(10, 0, (whole, part)), draw_sample(100, 50, (CORNER,), cluster=3)
@@ -232,16 +226,6 @@ def test_a_pasted_instance_brings_its_parts_but_not_its_neighbors() -> None:
     assert seen == {(64, 4)}
 
 
-def test_only_instances_of_median_weight_and_of_the_requested_clusters_are_pasted() -> None:
-    boxes = ((slice(0, 4), slice(0, 4)), (slice(8, 12), slice(8, 12)), (slice(0, 4), slice(8, 12)))
-    source = draw_sample(100, 50, boxes)
-    source.instances.weights[:] = (0.9, 0.8, 0.1)
-    source.instances.clusters[:] = (1, 2, 3)
-    for requested, expected in ((None, {1, 2}), (frozenset({2, 3}), {2})):
-        pasted = [paste(draw_sample(10, 0), source, seed, requested).instances for seed in range(30)]
-        assert set().union(*(set(each.clusters.tolist()) for each in pasted)) == expected
-
-
 def test_nothing_is_pasted_into_padding() -> None:
     sample, source = draw_sample(10, 0), draw_sample(100, 50, (CORNER,))
     sample.semantic[7:] = PADDING
@@ -267,13 +251,6 @@ def test_a_crop_of_half_the_side_is_twice_as_large() -> None:
     assert (pixels[:, 1:27, 1:] == 200).all()  # the border mixes with pixels outside the crop
     assert (pixels[:, 29:] == 0).all()
     assert view.crop_labels(image[..., 0], 0)[:, 0].tolist() == [200] * 7 + [0] * 7
-
-
-def test_features_of_a_crop_are_those_of_its_patches_interpolated() -> None:
-    features = np.zeros((1, GRID, GRID, 1), np.float16)
-    features[0, 2:, 2:, 0] = [[0, 4], [0, 4]]
-    cropped = lower_right_quarter(full_view(56, 56, SIDE_PX)).crop_features(features)
-    assert cropped[0, :, :, 0].tolist() == [[0, 1, 3, 4]] * 4
 
 
 def test_sampled_crops_lie_in_the_photo_and_have_half_to_all_of_the_side() -> None:
@@ -304,11 +281,3 @@ def test_instance_masks_may_overlap_and_are_sorted_by_score_which_is_the_weight(
     assert instances.weights.tolist() == [1.0, 0.5]
     assert instances.masks.sum((1, 2)).tolist() == [7 * 14, 7 * 7]
     assert instances.masks[1, :7, :7].all()
-
-
-def test_weights_are_at_most_1_and_masks_of_score_0_are_dropped(tmp_path: Path) -> None:
-    mask = np.ones((28, 56), bool)
-    dataset = write_instances(tmp_path, [annotate(mask, 1, score=8.5), annotate(mask, 2, score=0.0)])
-    masks = InstanceMasks.load(dataset, max_per_photo=5)
-    assert masks.crop("a", full_view(28, 56, SIDE_PX)).weights.tolist() == [1.0]
-    assert masks.clusters("a") == {1}

@@ -14,7 +14,6 @@ from training.mask_transformer.losses import (
     hungarian_match,
     mask_losses,
     mask_transformer_losses,
-    semantic_loss,
 )
 from training.mask_transformer.targets import Target
 from training.trainer.task import IGNORE_INDEX
@@ -68,13 +67,6 @@ def test_a_perfect_output_has_small_losses_and_a_wrong_one_large_ones() -> None:
         assert float(term) < 1e-3
     wrong = predict(draw_target((4, 8, 4, 8), clusters=[0]), [1])
     assert float(mask_transformer_losses(wrong, (target,)).total) > 10 * float(right.total)
-
-
-def test_a_photo_without_things_has_finite_losses() -> None:
-    target = draw_target(clusters=[])
-    losses = mask_transformer_losses(predict(target, []), (target,))
-    assert float(losses.mask) == 0.0
-    assert math.isfinite(float(losses.total))
 
 
 def test_mask_losses_by_hand() -> None:
@@ -142,16 +134,6 @@ def test_losses_are_computed_in_fp32() -> None:
         losses = mask_transformer_losses(half, (target,))
     assert losses.total.dtype == torch.float32
     assert torch.equal(losses.total, mask_transformer_losses(full, (target,)).total)  # bf16 holds 2 and 0 exactly
-
-
-def test_the_semantic_loss_skips_ignored_pixels() -> None:
-    target = draw_target(clusters=[])
-    target.semantic[:] = IGNORE_INDEX
-    target.semantic[0, 0] = 2
-    logits = torch.zeros(1, 3, SIDE, SIDE)
-    assert float(semantic_loss(logits, (target,))) == pytest.approx(math.log(3))
-    target.semantic[0, 0] = IGNORE_INDEX
-    assert float(semantic_loss(logits, (target,))) == 0.0
 
 
 def test_metrics_are_not_part_of_the_total() -> None:

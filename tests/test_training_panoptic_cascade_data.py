@@ -74,11 +74,6 @@ def test_photos_and_labels_are_resized_to_one_of_the_sizes(tmp_path: Path) -> No
         assert each.masks[0].float().mean() == 0.5
 
 
-def test_class_agnostic_samples_have_one_cluster(tmp_path: Path) -> None:
-    sample = make_dataset(tmp_path, replace(CONFIG, cls_agnostic=True)).load_batch(0, 1).samples[0]
-    assert sample.clusters.tolist() == [0, 0]
-
-
 def draw_sample(
     color: int, *boxes: tuple[int, int, int, int], clusters: list[int] | None = None, size: tuple[int, int] = (40, 60)
 ) -> CascadeSample:
@@ -125,12 +120,6 @@ def test_an_instance_that_would_cover_half_of_another_is_not_pasted() -> None:
     pasted = copy_paste_pair(sample, draw_sample(100, (0, 0, 40, 60)), 1.0, rng(0))
     assert torch.equal(pasted.masks, sample.masks)
     assert torch.equal(pasted.pixels, sample.pixels)
-
-
-def test_at_most_all_but_one_of_the_instances_are_pasted() -> None:
-    source = draw_sample(100, (0, 0, 5, 5), (10, 10, 15, 15), (20, 20, 25, 25), (30, 30, 35, 35))
-    counts = {len(copy_paste_pair(draw_sample(10), source, 1.0, rng(seed)).masks) for seed in range(30)}
-    assert counts == {1, 2, 3}
 
 
 def test_instances_come_from_the_opposite_sample_or_from_one_of_the_same_class() -> None:

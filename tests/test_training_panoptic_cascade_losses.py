@@ -14,12 +14,10 @@ from model.networks.roi_heads import STAGE_DELTA_WEIGHTS, StageOutput
 from model.networks.rpn import Proposals, RPNOutput
 from training.panoptic_cascade import losses
 from training.panoptic_cascade.config import CASCADE_PRESETS
-from training.panoptic_cascade.losses import Rois, RoiTargets, crop_maps, crop_masks
+from training.panoptic_cascade.losses import Rois, RoiTargets, crop_maps
 from training.panoptic_cascade.matching import (
     CascadeTarget,
-    covered_fraction,
     match_boxes,
-    pairwise_box_iou,
     subsample_labels,
 )
 from training.trainer.task import IGNORE_INDEX
@@ -60,11 +58,6 @@ def draw_levels(channels: int = 8) -> tuple[Tensor, ...]:
 # Matching
 
 
-def test_pairwise_box_iou_by_hand() -> None:
-    ious = pairwise_box_iou(torch.tensor([INSTANCE, FAR]), torch.tensor([HALF, [5.0, 0.0, 15.0, 10.0], [3.0] * 4]))
-    torch.testing.assert_close(ious, torch.tensor([[0.5, 1 / 3, 0.0], [0.0, 0.0, 0.0]]))
-
-
 def test_boxes_are_positive_negative_or_ignored() -> None:
     matches = match_boxes(torch.tensor([INSTANCE, HALF, FAR]), torch.tensor([FAR, INSTANCE]), 0.3, 0.7)
     assert matches.kind.tolist() == [1, -1, 1]
@@ -96,13 +89,6 @@ def test_at_most_a_fraction_of_the_sample_is_positive() -> None:
     assert len(subsample_labels(kind[-15:], 16, 0.25, generator())[1]) == 5  # all there are
 
 
-def test_the_covered_fraction_is_counted_within_the_image() -> None:
-    area = torch.zeros(20, 30, dtype=torch.bool)
-    area[:, :15] = True
-    boxes = torch.tensor([[10.0, 0.0, 20.0, 10.0], [-10.0, -5.0, 20.0, 10.0], [20.0, 5.0, 25.0, 8.0], [40.0] * 4])
-    assert covered_fraction(area, boxes).tolist() == pytest.approx([0.5, 0.75, 0.0, 0.0])
-
-
 # RPN and RoIs
 
 
@@ -112,13 +98,6 @@ def test_rpn_losses_by_hand() -> None:
     objectness, boxes = losses.rpn_losses(zero_rpn_outputs(), (target,), CONFIG, generator())
     assert float(objectness) == pytest.approx(math.log(2))
     assert float(boxes) == pytest.approx(4 * 0.125 / 32)
-
-
-def test_anchors_of_an_image_without_instances_are_negative() -> None:
-    outputs = [RPNOutput(each.logits - 20.0, each.deltas) for each in zero_rpn_outputs()]
-    objectness, boxes = losses.rpn_losses(outputs, (make_target(),), CONFIG, generator())
-    assert float(objectness) < 1e-6
-    assert float(boxes) == 0.0
 
 
 def test_anchors_on_unlabeled_pixels_are_not_negative() -> None:
@@ -230,24 +209,6 @@ def test_an_image_without_labels_has_finite_losses() -> None:
     values = losses.panoptic_cascade_losses(network, draw_levels(), SIZES, targets, CONFIG, generator()).as_floats()
     assert all(math.isfinite(value) for value in values.values())
     assert values["boxes"] == values["masks"] == values["semantic"] == values["classes"] == 0.0
-
-
-def test_a_cropped_mask_is_set_where_half_of_a_bin_is_covered() -> None:
-    masks = torch.zeros(2, 12, 12, dtype=torch.bool)
-    masks[0, 2:6, 2:4] = True  # the left half of the box below
-    masks[1, 2:3, :] = True  # a quarter of the upper bins
-    boxes = torch.tensor([[2.0, 2.0, 6.0, 6.0], [2.0, 2.0, 6.0, 10.0]])
-    crops = crop_masks(masks, boxes, torch.tensor([0, 1]), 2)
-    assert crops[0].tolist() == [[True, False], [True, False]]
-    assert not crops[1].any()
-
-
-def test_crops_are_computed_in_fp32() -> None:
-    torch.manual_seed(0)
-    maps, boxes = torch.rand(3, 20, 20), torch.tensor([[1.0, 2.0, 15.5, 17.0]] * 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = crop_maps(maps, boxes, 7)
-    assert torch.equal(half, crop_maps(maps, boxes, 7))
 
 
 @pytest.mark.golden

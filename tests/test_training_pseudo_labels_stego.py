@@ -18,8 +18,6 @@ from training.pseudo_labels.stego import (
     correlation_losses,
     crop_tokens,
     nearest_neighbors,
-    sample_features,
-    sample_shuffle,
     train_stego,
 )
 
@@ -78,20 +76,6 @@ def test_the_cluster_probe_equals_the_reference(golden: Path) -> None:
     assert torch.allclose((2 * cosines).log_softmax(1), stored["probe_logprob_alpha2"], atol=TOLERANCE)
 
 
-def test_corner_coordinates_are_the_outermost_pixel_centers_and_x_comes_first() -> None:
-    maps = torch.arange(6.0).reshape(1, 1, 2, 3)
-    points = torch.tensor([[[[-1.0, -1.0], [1.0, -1.0]], [[-1.0, 1.0], [0.0, 0.0]]]])
-    assert sample_features(maps, points)[0, 0].T.tolist() == [[0.0, 2.0], [3.0, 2.5]]
-
-
-def test_a_shuffle_pairs_no_image_with_itself() -> None:
-    torch.manual_seed(0)
-    for _ in range(50):
-        order = sample_shuffle(5)
-        assert (order != torch.arange(5)).all()
-        assert set(order.tolist()) <= set(range(5))
-
-
 TINY = STEGO_PRESETS["tiny"]
 PHOTOS = [PhotoFile(path=Path(str(i)), name=str(i), digest=str(i), height=8, width=8) for i in range(4)]
 
@@ -125,13 +109,6 @@ def test_neighbors_are_the_nearest_other_vectors_by_cosine() -> None:
     vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32) * [[1], [9], [1], [1], [5]]
     assert nearest_neighbors(vectors.astype(np.float32), 1)[:, 0].tolist() == [1, 0, 1, 4, 3]
     assert nearest_neighbors(vectors.astype(np.float32), 2)[0].tolist() == [1, 2]
-
-
-def test_no_vector_is_its_own_neighbor_even_among_identical_ones() -> None:
-    neighbors = nearest_neighbors(np.ones((9, 3), np.float32), 4)
-    assert all(index not in row for index, row in enumerate(neighbors.tolist()))
-    with pytest.raises(ConfigError, match="9 crops cannot have 9 neighbors"):
-        nearest_neighbors(np.ones((9, 3), np.float32), 9)
 
 
 def test_training_makes_codes_similar_within_a_region_and_different_between_regions(tmp_path: Path) -> None:

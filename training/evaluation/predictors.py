@@ -14,7 +14,7 @@ from model.detail import run_image
 from model.errors import ConfigError, DatasetError
 from model.files import hash_file
 from model.formats.coco import Rle, encode_rles
-from model.postprocessing.panoptic import PatchEmbeddings, Segment, Segmentation, embed_patches, postprocess
+from model.postprocessing.panoptic import PatchEmbeddings, Segmentation, embed_patches, postprocess
 from training.data.dataset import CONFIG_FILE, LabeledPhoto, PseudoLabelDataset, read_label_map
 from training.evaluation.overlap import StoredArray
 
@@ -138,11 +138,7 @@ class PseudoLabelPredictor:
             raise DatasetError(
                 f"{self._folder} has no label for the photo {photo_digest:.12}…: label all photos of the dataset"
             )
-        segments = tuple(
-            Segment(id=segment, cluster=cluster, is_thing=cluster <= self.thing_clusters, score=1.0)
-            for segment, cluster in photo.categories.items()
-        )
-        cluster_map = _to_cluster_map(Segmentation(label_map=read_label_map(photo.label), segments=segments))
+        cluster_map = ClusterMap(label_map=read_label_map(photo.label), clusters=photo.categories)
         detections = tuple(_parse_instance(entry) for entry in self._instances[photo_digest])
         return ImagePrediction(panoptic=cluster_map, semantic=cluster_map, detections=detections)
 

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import unquote
 
 import numpy as np
@@ -38,8 +38,7 @@ _MIN_POLYGON_VALUES = 6
 _Size = tuple[int, int]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CocoImage:
+class CocoImage(NamedTuple):
     """An image of a COCO file."""
 
     path: Path
@@ -69,20 +68,14 @@ def find_coco_file(source: Path, split: str | None) -> Path:
     """
     if source.is_file():
         return source
-    names = [
-        name.format(split=each)
-        for each in ([split] if split else DEFAULT_SPLITS)
-        for name in COCO_FILES
-        if ("{split}" in name) or not split
-    ]
-    found = next((source / name for name in names if (source / name).is_file()), None)
-    if found is None:
-        kind = (
-            "contains none of" if source.is_dir() else "does not exist: expected a JSON file, or a folder with one of"
-        )
-        expected = [name.format(split=split or "SPLIT") for name in COCO_FILES if "{split}" in name or not split]
-        raise DatasetError(f"{source} {kind} {', '.join(expected)}; --format names other layouts")
-    return found
+    names = [name for name in COCO_FILES if "{split}" in name or not split]
+    for each in [split] if split else DEFAULT_SPLITS:
+        for name in names:
+            if (path := source / name.format(split=each)).is_file():
+                return path
+    kind = "contains none of" if source.is_dir() else "does not exist: expected a JSON file, or a folder with one of"
+    expected = ", ".join(name.format(split=split or "SPLIT") for name in names)
+    raise DatasetError(f"{source} {kind} {expected}; --format names other layouts")
 
 
 def read_coco_json(path: Path) -> dict[str, Any]:
@@ -142,8 +135,10 @@ def read_images(path: Path, content: Mapping[str, Any], left_out: LeftOut) -> di
     folder = find_folder(path, _PHOTO_FOLDERS, list(names.values()))
     images = {}
     for number, name in names.items():
-        photo = folder / name
-        images[number] = CocoImage(path=photo, size=sizes[number] or _read_size(path, number, photo))
+        try:
+            images[number] = CocoImage(folder / name, sizes[number] or read_image_size(folder / name))
+        except InvalidImage as error:
+            raise DatasetError(f"{path}: image {number} has no height and width, and {error}") from error
     return images
 
 
@@ -307,13 +302,6 @@ def _declared_size(image: Mapping[str, Any]) -> _Size | None:
     if not (_is_integer(height) and _is_integer(width)) or min(height, width) < 1:
         raise ValueError(f"height {height!r} and width {width!r} are not positive integers")
     return height, width
-
-
-def _read_size(path: Path, number: int, photo: Path) -> _Size:
-    try:
-        return read_image_size(photo)
-    except InvalidImage as error:
-        raise DatasetError(f"{path}: image {number} has no height and width, and {error}") from error
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
