@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from model.errors import UsegError
@@ -94,9 +93,9 @@ def _build_app(name: str) -> "App":
 
     known = {name: path for commands in COMMANDS.values() for name, (path, _) in commands.items()}
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see useg --help"
-        raise CycloptsError(msg=f"unknown command {name!r}: {hint}")
+        from model.validation import did_you_mean
+
+        raise CycloptsError(msg=f"unknown command {name!r}{did_you_mean(name, known, ': see useg --help')}")
     app = App(
         name="useg",
         help_format="markdown",

@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.networks.boxes import box_iou
 from model.networks.panoptic_cascade import CascadeInferenceConfig, PanopticCascade, infer_cascade_config
-from model.networks.roi_align import RoiAlignConfig, roi_align
 
 CASES = ("bn_image0", "bn_image1", "bn_image2", "frozen_image0")
 # Measured by the reference against itself, in float64 and in a batch of two: a random deep network amplifies rounding.
@@ -79,44 +76,3 @@ def read_units(golden: Path) -> dict[str, np.ndarray]:
 def check_near(actual: Tensor, expected: Tensor, noise: float) -> None:
     """Equal in shape, and nowhere further apart than `noise`."""
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=noise)
-
-
-@cache
-def define_torchvision_operators() -> torch.library.Library | None:
-    """Define `nms` and `roi_align` in torch where torchvision's compiled operators do not load, as beside a CPU build.
-
-    `roi_align` is ours, which is tested with detectron2's stored outputs. Operators exist as long as their library.
-    """
-    spec = find_spec("torchvision")
-    assert spec, "detectron2 needs torchvision"
-    try:
-        torch.ops.load_library(next(Path(str(spec.origin)).parent.glob("_C*.so")))
-        return None
-    except OSError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-    boxes = "Tensor dets, Tensor scores, float iou_threshold"
-    rois = (
-        "Tensor input, Tensor rois, float spatial_scale, SymInt height, SymInt width, int sampling_ratio, bool aligned"
-    )
-    for name, arguments in (("nms", boxes), ("qnms", boxes), ("roi_align", rois)):
-        library.define(f"{name}({arguments}) -> Tensor")
-    from torchvision import extension
-
-    extension._has_ops = lambda: True
-    library.impl("nms", _greedy_nms, "CPU")
-    library.impl("roi_align", _align_level, "CPU")
-    return library
-
-
-def _greedy_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    iou, kept = box_iou(boxes[None])[0], []
-    for index in scores.argsort(descending=True, stable=True).tolist():
-        if not kept or iou[index, kept].max() <= threshold:
-            kept.append(index)
-    return torch.tensor(kept, dtype=torch.int64)
-
-
-def _align_level(maps: Tensor, rois: Tensor, scale: float, side: int, _: int, ratio: int, aligned: bool) -> Tensor:
-    """`rois` start with the index of their image, of which there is one."""
-    assert (len(maps), ratio, aligned) == (1, 0, True)
-    return roi_align([maps], [round(1 / scale)], rois[None, :, 1:], side, RoiAlignConfig())[0]

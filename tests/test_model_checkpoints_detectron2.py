@@ -231,7 +231,6 @@ def test_a_mask_transformer_is_not_exported_for_detectron2(tmp_path: Path, tiny_
 @pytest.mark.parametrize("config", [TINY, CUTLER, CUPS])
 def test_detectron2_computes_what_the_exported_network_computes(tmp_path: Path, config: CascadeConfig) -> None:
     pytest.importorskip("detectron2", reason="detectron2 is not on PyPI; docs/checkpoints.md says how to install it")
-    reference.define_torchvision_operators()
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model

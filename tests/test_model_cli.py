@@ -166,7 +166,7 @@ def test_the_help_of_a_subcommand_describes_every_option(command: str, capsys: p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["exprt"], "unknown command 'exprt': did you mean 'export'?"),
+        (["exprt"], "unknown command 'exprt', did you mean 'export'?"),
         (["export"], "RUN requires an argument"),
         (["check", "artifact", "--bakend", "cpu"], "Did you mean --backend?"),
         (["import", "a.pth", "--format", "u2seg", "--out", "run"], "--clusters is required"),

@@ -85,7 +85,7 @@ class CategoryNames:
 
         The result is `self` if nothing changes. Raises InvalidParameter for an invalid name, or for a number.
         """
-        timestamp = _get_timestamp()
+        timestamp = get_timestamp()
         texts = {cluster: normalize_name(text) for cluster, text in names.items()}
         if number := next((text for text in texts.values() if text.isdecimal()), None):
             raise InvalidParameter(f"the name {number!r} could be taken for a cluster id: give it a letter")
@@ -166,7 +166,7 @@ class CategoryNames:
         change = NameChange(
             revision=self.revision + 1,
             author=author,
-            timestamp=_get_timestamp(),
+            timestamp=get_timestamp(),
             before={cluster: before[cluster] for cluster in changed},
             after={cluster: changes[cluster] for cluster in changed},
             examples_before=self.examples if is_example_change else None,
@@ -246,7 +246,7 @@ def parse_mapping(content: bytes, contract: Contract, source: str) -> CategoryNa
         categories = {each["id"]: str(each["name"]) for each in decoded["categories"]}
         assigned = {int(cluster): each["category"] for cluster, each in decoded["clusters"].items()}
         examples = parse(CategoryExamples, decoded["examples"]) if decoded.get("examples") else None
-        author, timestamp = f"useg match, {decoded['method']}", _get_timestamp()
+        author, timestamp = f"useg match, {decoded['method']}", get_timestamp()
         names = {
             cluster: CategoryName(
                 category_name=categories[number], author=author, timestamp=timestamp, category_id=int(number)
@@ -307,5 +307,6 @@ def _get_text(name: CategoryName | None) -> Any:
     return (name.category_name, name.category_id) if name else None
 
 
-def _get_timestamp() -> str:
+def get_timestamp() -> str:
+    """Return the current time as names store it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

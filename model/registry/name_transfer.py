@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,7 +9,7 @@ from jaxtyping import Float, Int
 from model.contract import Contract
 from model.errors import ConfigError
 from model.postprocessing.panoptic import Segmentation
-from model.registry.category_names import CategoryName, CategoryNames, empty_names
+from model.registry.category_names import CategoryName, CategoryNames, empty_names, get_timestamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +87,7 @@ def propose_names(
 
 def transfer_names(proposals: Iterable[NameProposal], old: Contract, new: Contract) -> CategoryNames:
     """Return the names of the proposals that are clear, for the new artifact."""
-    timestamp = datetime.now(UTC).isoformat(timespec="seconds")
-    author = f"transferred from {old.name} {old.version}"
+    timestamp, author = get_timestamp(), f"transferred from {old.name} {old.version}"
     names = {
         each.cluster: CategoryName(category_name=each.category_name, author=author, timestamp=timestamp)
         for each in proposals
