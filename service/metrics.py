@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -249,12 +249,24 @@ class VersionMetrics:
     """Histograms of the artifact's drift reference."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DurationSum:
+    """Number of events and their total duration."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+
 class VersionStats:
-    """Records recent images and outputs of one version; thread-safe."""
+    """Records recent images, outputs and totals of one version; thread-safe."""
 
     def __init__(self, contract: Contract, telemetry: Telemetry) -> None:
         self.labels = (contract.name, contract.version)
         """Labels of the version in metrics."""
+        self.totals: defaultdict[Stage | Literal["success", "fail"], DurationSum] = defaultdict(DurationSum)
+        """Of the stages of its images, and of requests with a successful or another response."""
+        self.last_inference_s = 0.0
+        """Time of the last image, in seconds since 1970; 0 for never."""
         self._telemetry = telemetry
         self._reference = {
             name: contract.drift_reference[name] for name in STATISTICS if name in contract.drift_reference
@@ -265,6 +277,12 @@ class VersionStats:
         self._lock = threading.Lock()
         telemetry.init_series(contract)
 
+    def record_duration(self, kind: Stage | Literal["success", "fail"], seconds: float) -> None:
+        """Add the stage of an image, or a request, to the totals."""
+        with self._lock:
+            total = self.totals[kind]
+            self.totals[kind] = DurationSum(count=total.count + 1, seconds=total.seconds + seconds)
+
     def record_image(self, seconds: float | None) -> None:
         """Record a segmented image; None for one (or a request) that another version answered instead."""
         with self._lock:
@@ -272,6 +290,7 @@ class VersionStats:
 
     def record_outputs(self, segmentations: Mapping[Task, Segmentation], *, is_default: bool) -> None:
         """Record the outputs for one image; only panoptic ones with the artifact's thresholds count towards drift."""
+        self.last_inference_s = time.time()
         task, segmentation = next(iter(segmentations.items()))
         statistics = output_statistics(segmentation)
         self._telemetry.segments.labels(*self.labels).observe(statistics["segments"])
@@ -357,6 +376,8 @@ class RequestRecord:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
         if self._telemetry:
             self._telemetry.stage_duration.labels(stage).observe(seconds)
+        if self.stats:
+            self.stats.record_duration(stage, seconds)
 
     @contextmanager
     def time(self, stage: Stage) -> Iterator[None]:

@@ -223,6 +223,8 @@ class RequestMiddleware:
         task, stats = (record.task, record.stats) if record else ("unknown", self._repository.routers.find_stats())
         outcome = outcome_of_status(status)
         self._telemetry.requests.labels(*(stats.labels if stats else ("none", "none")), task, outcome).inc()
+        if stats:
+            stats.record_duration("success" if outcome == "ok" else "fail", seconds)
         if outcome == "ok":
             self._telemetry.request_duration.labels(task).observe(seconds)
             self._telemetry.response_bytes.observe(sent_bytes)

@@ -60,7 +60,7 @@ def fail(work: Callable[[], object]) -> tuple[str, str]:
     return caught.value.status().removeprefix("StatusCode."), caught.value.message()
 
 
-async def test_health_metadata_and_inference() -> None:
+async def test_health_metadata_inference_and_statistics() -> None:
     def check(client: InferenceServerClient) -> None:
         assert client.is_server_live()
         assert client.is_server_ready()
@@ -74,6 +74,7 @@ async def test_health_metadata_and_inference() -> None:
             ("image_rgb", "UINT8"),
             ("image_bgr", "UINT8"),
         ]
+        assert client.get_model_repository_index().models[0].state == "READY"
         config = client.get_model_config(MODEL).config
         assert (config.name, config.backend, config.max_batch_size) == (MODEL, "useg", 0)
         assert [(each.name, each.data_type, list(each.dims), each.optional) for each in config.input][:2] == [
@@ -95,8 +96,9 @@ async def test_health_metadata_and_inference() -> None:
         assert SegmentationResponse.model_validate_json(result.as_numpy("instance")[0]).segments_info[0].cluster_id == 1
         assert result.as_numpy("panoptic") is None
 
-        for call in (lambda: client.get_inference_statistics(MODEL), client.get_model_repository_index):
-            assert fail(call)[0] == "UNIMPLEMENTED"
+        (stats,) = client.get_inference_statistics(MODEL).model_stats
+        assert (stats.inference_count, stats.inference_stats.success.count) == (3, 2)
+        assert stats.inference_stats.compute_infer.ns > 0
 
     _, metrics = await run_client(check)
     assert 'http_route="/v2/models/{name}/infer"} 1.0' in metrics
@@ -158,6 +160,7 @@ async def test_streams_are_unimplemented() -> None:
 
     error, _ = await run_client(check)
     assert error.status() == "StatusCode.UNIMPLEMENTED"
+    assert error.message() == "streams are not supported: call ModelInfer for each request"
 
 
 async def test_a_port_in_use_is_a_configuration_error() -> None:

@@ -147,6 +147,13 @@ async def test_the_open_inference_protocol_lists_models_and_versions(tmp_path: P
     registry.add(write_artifact(tmp_path / "other", "7"), model="other", author="test")
     registry.activate("other", "7", author="test")
     async with open_registry(registry) as client:
+        index = (await client.post("/v2/repository/index")).json()
+        assert [(each["name"], each["version"], each["state"]) for each in index] == [
+            (NAME, "1", "READY"),
+            (NAME, "2", "UNAVAILABLE"),
+            ("other", "7", "READY"),
+        ]
+        await post(client, b"not an image", params={"model": NAME})
         await client.post(f"/v1/models/{NAME}/active", json={"version": "2"})
         await see(client, "2", "active")
         assert (await client.get(f"/v2/models/{NAME}")).json()["versions"] == ["2", "1"]
@@ -155,6 +162,22 @@ async def test_the_open_inference_protocol_lists_models_and_versions(tmp_path: P
             assert (response.status_code, f'"model_version":"{version}"'.encode() in response.content) == (200, True)
         for path in (f"{NAME}/versions/3", "none"):
             assert (await client.get(f"/v2/models/{path}/ready")).status_code == 404
+            assert (await client.get(f"/v2/models/{path}/stats")).status_code == 404
+        refused = await client.post(f"/v2/repository/models/{NAME}/unload")
+        assert (refused.status_code, "versions follow the registry" in refused.json()["error"]) == (422, True)
+        kinds = ("success", "fail", "compute_output")
+        for path, expected in (
+            ("stats", {(NAME, "2"): [1, 0, 1], (NAME, "1"): [1, 1, 1], ("other", "7"): [1, 0, 1]}),
+            (f"{NAME}/stats", {(NAME, "2"): [1, 0, 1], (NAME, "1"): [1, 1, 1]}),
+            (f"{NAME}/versions/1/stats", {(NAME, "1"): [1, 1, 1]}),
+        ):
+            stats = (await client.get(f"/v2/models/{path}")).json()["model_stats"]
+            counts = {
+                (each["name"], each["version"]): [each["inference_stats"][kind]["count"] for kind in kinds]
+                for each in stats
+            }
+            assert counts == expected
+            assert all(each["inference_count"] == 1 for each in stats)
         lines = (await client.get("/metrics")).text.splitlines()
         for model, version, count in ((NAME, "1", 1), (NAME, "2", 1), ("other", "7", 1)):
             assert f'useg_segments_per_image_count{{model="{model}",version="{version}"}} {count}.0' in lines

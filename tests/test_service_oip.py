@@ -60,7 +60,7 @@ async def test_metadata_of_server_and_model() -> None:
         assert not client.is_model_ready("another")
         server = client.get_server_metadata()
         assert server["name"] == "useg"
-        assert {"binary_tensor_data", "model_configuration", "schedule_policy"} == set(server["extensions"])
+        assert {"binary_tensor_data", "model_repository", "statistics", "schedule_policy"} <= set(server["extensions"])
         model = client.get_model_metadata(MODEL)
         assert (model["name"], model["versions"]) == (MODEL, [VERSION])
         arrays = [{"name": f"image_{order}", "datatype": "UINT8", "shape": [-1, -1, -1, 3]} for order in ("rgb", "bgr")]
@@ -116,6 +116,36 @@ async def test_errors_are_reported_to_the_client() -> None:
     await run_triton_client(fail)
 
 
+async def test_the_repository_is_listed_and_not_changed() -> None:
+    def check(client: InferenceServerClient) -> None:
+        entry = {"name": MODEL, "version": VERSION, "state": "READY", "reason": ""}
+        assert client.get_model_repository_index() == [entry]
+        for change in (client.load_model, client.unload_model):
+            with pytest.raises(InferenceServerException, match="serves a single artifact"):
+                change(MODEL)
+
+    await run_triton_client(check)
+
+
+async def test_statistics_count_runs_and_requests() -> None:
+    def count(client: InferenceServerClient) -> None:
+        (before,) = client.get_inference_statistics(MODEL)["model_stats"]
+        assert (before["inference_count"], before["last_inference"]) == (0, 0)
+        client.infer(MODEL, [make_input(HALVES, BLUES)])
+        with pytest.raises(InferenceServerException):
+            client.infer(MODEL, [make_input(TEXT_FILE)])
+        (after,) = client.get_inference_statistics()["model_stats"]
+        stats = after["inference_stats"]
+        assert (after["inference_count"], after["execution_count"]) == (2, 2)
+        assert after["last_inference"] > 1_700_000_000_000  # milliseconds: some time after 2023
+        assert (stats["success"]["count"], stats["fail"]["count"]) == (1, 1)
+        for stage in ("queue", "compute_input", "compute_infer", "compute_output"):
+            assert stats[stage]["count"] == 2
+        assert stats["compute_infer"]["ns"] > 0
+
+    await run_triton_client(count, max_batch_size=1)
+
+
 async def test_a_service_that_is_not_ready_is_live() -> None:
     app = create_app(Settings(), load_artifact=open_fake)  # and nothing starts it
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -123,6 +153,7 @@ async def test_a_service_that_is_not_ready_is_live() -> None:
         ready = await client.get("/v2/health/ready")
         assert (ready.status_code, ready.json()) == (503, {"ready": False})
         assert (await client.get(f"/v2/models/{MODEL}/ready")).json() == {"name": MODEL, "ready": False}
+        assert (await client.post("/v2/repository/index")).json() == []
 
 
 INPUT = {"name": "image", "datatype": "BYTES", "shape": [1]}

@@ -150,6 +150,8 @@ class BatchScheduler:
         self._queue_changed = asyncio.Event()
         self._streams = [_Stream() for _ in range(streams)]
         self._is_started = False
+        self.runs = 0
+        """Batches that have been run."""
 
     @property
     def is_alive(self) -> bool:
@@ -253,6 +255,7 @@ class BatchScheduler:
             try:
                 batch = await self._next_batch()
                 stream.running = batch.images
+                self.runs += 1
                 self._telemetry.observe_batch(batch.input_size, [image.size for image in batch.images], batch.reason)
                 for image in batch.images:
                     image.on_start()

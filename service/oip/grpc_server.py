@@ -79,10 +79,12 @@ class _Calls:
         self, path: Callable[[Any], str], response_class: type[Message], request: Message, context: Any
     ) -> Message:
         """Return the JSON of a path as a message."""
-        response = await self._request(context, "GET", path(request), {}, b"")
+        url = path(request)
+        response = await self._request(context, "POST" if url == _INDEX_PATH else "GET", url, {}, b"")
         content = json.loads(response.body)
-        is_config = response_class.DESCRIPTOR.fields[0].name == "config"  # which HTTP sends without its name
-        return ParseDict({"config": content} if is_config else content, response_class(), ignore_unknown_fields=True)
+        first = response_class.DESCRIPTOR.fields[0].name  # that of a list or of a configuration, which HTTP sends bare
+        is_bare = isinstance(content, list) or first == "config"
+        return ParseDict({first: content} if is_bare else content, response_class(), ignore_unknown_fields=True)
 
     async def infer(self, classes: Mapping[str, type[Message]], context: Any) -> Message:
         """Run an inference. The message is read here, after the API key was checked."""
@@ -230,7 +232,12 @@ def _make_handlers(calls: _Calls) -> grpc.GenericRpcHandler:
         else:
             handle = partial(calls.get, _PATHS[method.name], GetMessageClass(method.output_type))
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(handle, **codec)
+    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_reject_stream)
     return grpc.method_handlers_generic_handler(_SERVICE, handlers)
+
+
+async def _reject_stream(_messages: object, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "streams are not supported: call ModelInfer for each request")
 
 
 @cache
@@ -248,6 +255,11 @@ def _model_path(name: str, version: str, suffix: str) -> str:
     return f"{OIP_PREFIX}/models/{quote(name, safe='')}{version_path}{suffix}"
 
 
+def _statistics_path(request: Any) -> str:
+    return _model_path(request.name, request.version, "/stats") if request.name else f"{OIP_PREFIX}/models/stats"
+
+
+_INDEX_PATH = f"{OIP_PREFIX}/repository/index"
 _PATHS: Mapping[str, Callable[[Any], str]] = {
     "ServerLive": lambda _: f"{OIP_PREFIX}/health/live",
     "ServerReady": lambda _: f"{OIP_PREFIX}/health/ready",
@@ -255,8 +267,10 @@ _PATHS: Mapping[str, Callable[[Any], str]] = {
     "ServerMetadata": lambda _: OIP_PREFIX,
     "ModelMetadata": lambda request: _model_path(request.name, request.version, ""),
     "ModelConfig": lambda request: _model_path(request.name, request.version, "/config"),
+    "ModelStatistics": _statistics_path,
+    "RepositoryIndex": lambda _: _INDEX_PATH,
 }
-"""Path of the GET request that a call becomes."""
+"""Path of the request that a call becomes."""
 
 
 async def _call_asgi(

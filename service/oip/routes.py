@@ -18,7 +18,7 @@ from starlette.responses import Response
 from model.contract import Contract, Task
 from model.errors import InputError, InvalidParameter, NotReady
 from service.inference.pipeline import ImageContent, Pipeline, SegmentationResult, result_to_json
-from service.metrics import RequestRecord
+from service.metrics import DurationSum, RequestRecord, Stage
 from service.middleware import get_state
 from service.oip.tensors import (
     IDS_OUTPUT,
@@ -31,6 +31,7 @@ from service.oip.tensors import (
     OipError,
     Output,
     OutputName,
+    RepositoryEntry,
     ServerMetadata,
     TensorMetadata,
     encode_infer_response,
@@ -51,7 +52,17 @@ from service.requests import (
 from service.rollout.router import Route, TrafficRouter
 from service.routes.dependencies import API_KEY
 
-_EXTENSIONS = ("binary_tensor_data", "model_configuration", "schedule_policy")
+_EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
+_NO_REGISTRY = "this server serves a single artifact: models are not loaded or unloaded on request"
+_HAS_REGISTRY = "versions follow the registry: POST /v1/models/NAME/active, canary, shadow, promote or rollback"
+_LOADED_STATES = ("active", "canary", "shadow", "standby", "missing_from_registry")
+_STAGES: dict[str, Sequence[Stage]] = {
+    "queue": ("queue",),
+    "compute_input": ("decode",),
+    "compute_infer": ("infer",),
+    "compute_output": ("merge", "encode"),
+}
+"""Our stages for each of the protocol's, in their order."""
 _TRITON_TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "INT32": "TYPE_INT32"}
 _BINARY = {"schema": {"type": "string", "format": "binary", "description": "JSON, then tensors."}}
 _NOT_READY: Responses = {503: {"description": "Not ready"}}
@@ -109,6 +120,22 @@ async def health_ready(request: Request, response: Response) -> dict[str, bool]:
 async def server_metadata(request: Request) -> ServerMetadata:
     """Return name, version and extensions of the server."""
     return ServerMetadata(name="useg", version=request.app.version, extensions=list(_EXTENSIONS))
+
+
+@router.get("/models/stats")
+@router.get("/models/{name}/stats", responses=_MODEL_ERRORS)
+@router.get("/models/{name}/versions/{version}/stats", responses=_MODEL_ERRORS)
+async def model_statistics(request: Request, name: str | None = None, version: str | None = None) -> dict[str, Any]:
+    """Return the statistics of a version since it was loaded, of all loaded versions of a model, or of all models."""
+    if name is None:
+        routers = list(get_state(request).model_repository.routers.by_name().values())
+    else:
+        routers = [_get_router(request, name)]
+    if version is None:
+        pipelines = [pipeline for router in routers for pipeline in router.list_pipelines()]
+    else:
+        pipelines = [routers[0].get_pipeline(version)]
+    return {"model_stats": [_version_statistics(pipeline) for pipeline in pipelines]}
 
 
 @router.get("/models/{name}", responses=_MODEL_ERRORS)
@@ -169,6 +196,30 @@ async def model_ready(request: Request, response: Response, name: str, version: 
     if not is_ready:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
     return {"name": name, "ready": is_ready}
+
+
+@router.post("/repository/index", responses=_errors(429, 503))
+async def repository_index(request: Request) -> list[RepositoryEntry]:
+    """List all models with all their versions."""
+    statuses = await asyncio.to_thread(get_state(request).model_repository.list_statuses)
+    return [
+        RepositoryEntry(
+            name=model.name,
+            version=each.version,
+            state="READY" if each.state in _LOADED_STATES else "LOADING" if each.state == "loading" else "UNAVAILABLE",
+            reason=each.reason or (each.state if each.state in ("unloaded", "failed") else ""),
+        )
+        for model in statuses
+        for each in model.versions
+    ]
+
+
+@router.post("/repository/models/{name}/load", responses=_errors(404, 422, 429, 503))
+@router.post("/repository/models/{name}/unload", responses=_errors(404, 422, 429, 503))
+async def reject_repository_change(request: Request, name: str) -> Response:
+    """Not supported: the response says how to change what is served."""
+    _get_router(request, name)
+    raise InvalidParameter(_HAS_REGISTRY if get_state(request).model_repository.registry else _NO_REGISTRY)
 
 
 @router.post("/models/{name}/infer", responses=_INFER_RESPONSES, openapi_extra=_INFER_BODY, response_class=Response)
@@ -270,6 +321,31 @@ async def infer_images(
     if infer_request.id is not None:
         head["id"] = infer_request.id
     return await asyncio.to_thread(encode_infer_response, head, outputs, values)
+
+
+def _version_statistics(pipeline: Pipeline) -> dict[str, Any]:
+    """Return Triton's statistics of a version; times in nanoseconds."""
+    stats, (name, version) = pipeline.stats, pipeline.stats.labels
+
+    def describe(*sums: DurationSum) -> dict[str, int]:
+        """Return the total time of consecutive stages, and the count of the last."""
+        return {"count": sums[-1].count, "ns": round(sum(each.seconds for each in sums) * 1e9)}
+
+    return {
+        "name": name,
+        "version": version,
+        "last_inference": round(stats.last_inference_s * 1000),
+        "inference_count": stats.totals["infer"].count,
+        "execution_count": pipeline.scheduler.runs,
+        "inference_stats": {
+            "success": describe(stats.totals["success"]),
+            "fail": describe(stats.totals["fail"]),
+            **{name: describe(*(stats.totals[each] for each in stages)) for name, stages in _STAGES.items()},
+            "cache_hit": describe(DurationSum()),
+            "cache_miss": describe(DurationSum()),
+        },
+        "batch_stats": [],
+    }
 
 
 def _task_of(output: OutputName) -> Task:

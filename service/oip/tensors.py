@@ -52,6 +52,15 @@ class ServerMetadata(_Message):
     extensions: list[str]
 
 
+class RepositoryEntry(_Message):
+    """A version in the model repository."""
+
+    name: str
+    version: str
+    state: Literal["LOADING", "READY", "UNAVAILABLE"]
+    reason: str
+
+
 class TensorMetadata(_Message):
     """Name, type and shape of a tensor; -1 is any length."""
 

@@ -100,7 +100,7 @@ class TrafficRouter:
         active = self.active.get_pipeline()
         if version is None:
             return active
-        found = next((each for each in self._list_pipelines() if each.contract.version == version), None)
+        found = next((each for each in self.list_pipelines() if each.contract.version == version), None)
         if found is None:
             raise ModelNotFound(
                 f"version {version!r} is not loaded; loaded versions: {', '.join(self.list_versions())}"
@@ -111,9 +111,13 @@ class TrafficRouter:
         """Return the loaded versions, the active one first."""
         return [each for each in (self.active, self.canary, self.fallback) if each]
 
+    def list_pipelines(self) -> list[Pipeline]:
+        """Return those that are ready."""
+        return [pipeline for each in self.list_models() if (pipeline := find_ready(each))]
+
     def list_versions(self) -> list[str]:
         """Return the names of those that are ready."""
-        return [each.contract.version for each in self._list_pipelines()]
+        return [each.contract.version for each in self.list_pipelines()]
 
     def mirror(self, images: Iterable[ImageContent]) -> None:
         """Copy segmented images to the shadow version, if there is one."""
@@ -139,9 +143,6 @@ class TrafficRouter:
                     fallback = None if is_last else candidates[index + 1]
                     yield Route(pipeline=pipeline, fallback=fallback, context=context)
                     return
-
-    def _list_pipelines(self) -> list[Pipeline]:
-        return [pipeline for each in self.list_models() if (pipeline := find_ready(each))]
 
     def _list_candidates(self, routing_key: str) -> Sequence[Pipeline]:
         """Return the versions that can handle a request, the first choice first. Raises NotReady if there is none."""
