@@ -109,7 +109,7 @@ def test_the_format_follows_the_suffix_or_is_required(tmp_path: Path) -> None:
 def test_an_output_never_replaces_an_input(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ConfigError, match="is a photo to segment"):
         list_inputs([folder / "a.png"], folder / "deep" / ".." / "a.png")
-    with pytest.raises(ConfigError, match="lies in"):
+    with pytest.raises(ConfigError, match="is inside"):
         list_inputs([folder], folder / "masks")
     with pytest.raises(ConfigError, match="must be a folder"):
         run(folder, tmp_path / "out.png", "png")

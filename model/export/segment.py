@@ -64,7 +64,7 @@ def list_inputs(paths: Sequence[Path], out: Path) -> SegmentInputs:
     for path in paths:
         if path.is_dir():
             if out.resolve().is_relative_to(path.resolve()):
-                raise ConfigError(f"--out {out} lies in {path}: its files would be taken for photos")
+                raise ConfigError(f"--out {out} is inside {path}: its files would be taken for photos")
             found, others = list_by_suffix(path, SUFFIXES)
             photos += found
             other_files.update(others)

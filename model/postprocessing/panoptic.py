@@ -229,7 +229,7 @@ def select_segments(segmentation: Segmentation, is_selected: Callable[[Segment],
 def merge_categories(segmentation: Segmentation, task: Task) -> Segmentation:
     """Return the segmentation with one segment per category; in a panoptic map, things stay.
 
-    Segments without a category, and instances, stay as well. Ids are given anew.
+    Segments without a category, and instances, stay as well. Segments get new ids.
     """
 
     def find_category(segment: Segment) -> tuple[str, int]:
@@ -317,8 +317,8 @@ def _look_up(labels: Shaped[np.ndarray, "H W"], table: Shaped[np.ndarray, "L"]) 
 def _decode_semantic(logits: Float[np.ndarray, "L h w"], letterbox: Letterbox) -> _SemanticMap:
     """Return the best label of each pixel.
 
-    Only labels that are best in some cell are considered: another one could win between cells by a hair, but checking
-    that takes ten times as long.
+    Only labels that are best in some cell are considered: another one could be slightly higher between cells, but
+    checking that takes ten times as long.
     """
     cropped = logits[:, : letterbox.map_height, : letterbox.map_width]
     best = cropped.argmax(0)
