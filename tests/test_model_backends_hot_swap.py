@@ -76,10 +76,7 @@ def test_the_next_session_runs_as_soon_as_it_is_ready() -> None:
 @pytest.mark.parametrize(
     ("error", "logged"),
     [
-        (
-            ParityError("golden.npz on tensorrt: outputs differ"),
-            "staying on slow: golden.npz on tensorrt",
-        ),
+        (ParityError("golden.npz on tensorrt: outputs differ"), "staying on slow: golden.npz on tensorrt"),
         (RuntimeError("CUDA error: out of memory"), "RuntimeError: CUDA error: out of memory"),
     ],
     ids=["checks fail", "a library fails"],
