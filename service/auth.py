@@ -111,12 +111,10 @@ class TokenBucketLimiter:
         self._buckets: OrderedDict[str, _TokenBucket] = OrderedDict()
 
     def acquire(self, owner: str, rate_limit_rps: float, burst: int, now: float) -> None:
-        """Take one token of `owner`, whose bucket holds `burst` and gains `rate_limit_rps`; a rate of 0 is no limit.
+        """Take one token of `owner`, whose bucket holds `burst` and gains `rate_limit_rps`, above 0.
 
         Raises RateLimited with the time until the next token.
         """
-        if rate_limit_rps <= 0.0:
-            return
         bucket = self._buckets.pop(owner, None) or _TokenBucket(tokens=burst, filled=now)
         bucket.tokens = min(float(burst), bucket.tokens + (now - bucket.filled) * rate_limit_rps)
         bucket.filled = now

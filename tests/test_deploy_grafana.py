@@ -41,23 +41,6 @@ each_board = pytest.mark.parametrize("name", ["latency-and-load", "training-runs
 
 
 @each_board
-def test_each_panel_has_a_title_a_place_and_a_description(repository: Path, name: str) -> None:
-    board = read_board(repository, name)
-    panels = list_panels(board)
-    for key in ("id", "title"):
-        assert len({panel[key] for panel in board["panels"]}) == len(board["panels"])
-    assert [panel["title"] for panel in panels if not panel["description"].endswith(".")] == []
-    cells = [
-        (x, y)
-        for panel in board["panels"]
-        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
-        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
-    ]
-    assert len(cells) == len(set(cells))
-    assert max(x for x, _ in cells) < 24
-
-
-@each_board
 def test_each_panel_has_the_provisioned_data_source_and_a_unit(repository: Path, name: str) -> None:
     panels = list_panels(read_board(repository, name))
     assert {panel["datasource"]["uid"] for panel in panels} == {read_source(repository)}

@@ -8,7 +8,6 @@ from pathlib import Path
 import httpx
 import pytest
 from fake_service import draw_halves, open_client, post, save
-from prometheus_client.parser import text_string_to_metric_families
 
 from model.errors import ConfigError, RateLimited, Unauthorized
 from service.auth import TokenBucketLimiter, generate_api_key, load_api_keys
@@ -93,14 +92,6 @@ async def test_logs_and_metrics_hold_no_key_and_no_image_bytes(
     assert [secret for secret in (KEY, "Qx7", "IHDR") if secret in actual] == []
 
 
-async def test_the_metrics_are_well_formed(client: httpx.AsyncClient) -> None:
-    await post(client, HALVES, headers=ALICE)
-    families = {
-        each.name: each for each in text_string_to_metric_families((await client.get("/metrics", headers=ALICE)).text)
-    }
-    assert {"http_server_request_duration_seconds", "useg_requests", "useg_stage_duration_seconds"} <= set(families)
-
-
 def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -120,10 +111,6 @@ def test_keys_are_loaded_from_a_file_and_a_list(tmp_path: Path) -> None:
 def test_an_unknown_key_is_rejected(given: str) -> None:
     with pytest.raises(Unauthorized, match="send 'Authorization: Bearer KEY'"):
         load_api_keys(None, f"alice:{digest('one')}").authenticate(given)
-
-
-def test_a_store_without_keys_is_falsy() -> None:
-    assert not load_api_keys(None, "")
 
 
 @pytest.mark.parametrize(
@@ -182,12 +169,6 @@ def test_buckets_are_per_client_and_refill_up_to_the_burst() -> None:
     limiter.acquire("a", 1.0, 1, 1_000.0)
     with pytest.raises(RateLimited):
         limiter.acquire("a", 1.0, 1, 1_000.0)
-
-
-def test_a_rate_of_zero_is_no_limit() -> None:
-    limiter = TokenBucketLimiter()
-    for _ in range(1_000):
-        limiter.acquire("a", 0.0, 1, 0.0)
 
 
 def test_the_number_of_buckets_is_bounded() -> None:

@@ -156,14 +156,6 @@ async def test_an_image_past_its_deadline_is_never_run() -> None:
     assert session.batches == [[1], [3]]
 
 
-async def test_a_deadline_in_the_past_is_rejected_before_any_run() -> None:
-    session = EchoSession()
-    async with run_scheduler(session) as scheduler:
-        with pytest.raises(DeadlineExceeded):
-            await submit(scheduler, 2, limit_s=-1.0)
-    assert session.batches == []
-
-
 async def test_a_request_that_would_miss_its_deadline_is_not_admitted() -> None:
     session = EchoSession()
     async with run_scheduler(session, max_batch_size=1) as scheduler:

@@ -1,11 +1,11 @@
 """`/v1/models/{name}/clusters` and `/names`: the category names that people give to clusters."""
 
 import asyncio
+import json
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Depends, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -186,7 +186,7 @@ async def import_category_names(body: CategoryNamesDocument, editor: Editor) -> 
     Requires an admin key.
     """
     try:
-        imported = parse_names(orjson.dumps(body), editor.live.contract, "the body")
+        imported = parse_names(json.dumps(body).encode(), editor.live.contract, "the body")
     except InvalidCategoryNames as error:
         raise InvalidParameter(str(error)) from error
     return _to_document(
@@ -225,7 +225,7 @@ def _parse_if_match(text: str | None) -> int | None:
 
 
 def _to_document(names: CategoryNames) -> CategoryNamesDocument:
-    document: CategoryNamesDocument = orjson.loads(names.to_json())
+    document: CategoryNamesDocument = json.loads(names.to_json())
     return document
 
 
