@@ -56,8 +56,8 @@ class CocoRle(Schema):
     counts: str
 
 
-class SegmentProperties(Schema):
-    """A segment without its mask."""
+class SegmentInfo(Schema):
+    """A segment."""
 
     id: Annotated[int, Field(ge=1)]
     """Value of its pixels in the PNG: R + 256 G + 65536 B."""
@@ -76,11 +76,6 @@ class SegmentProperties(Schema):
     """Number of pixels."""
     bbox: tuple[int, int, int, int]
     """x, y, width and height in pixels."""
-
-
-class SegmentInfo(SegmentProperties):
-    """A segment."""
-
     segmentation: CocoRle
 
 
@@ -104,45 +99,6 @@ class MultiTaskResponse(Schema):
     image: ImageInfo
     model: ModelInfo
     results: list[TaskResult]
-
-
-Ring = list[tuple[int, int]]
-
-
-class MultiPolygon(Schema):
-    """The parts of a mask, each an outer ring and its holes; rings are closed, x and y start at the upper left."""
-
-    type: Literal["MultiPolygon"]
-    coordinates: list[list[Ring]]
-
-
-class Feature(Schema):
-    """A segment as polygons."""
-
-    type: Literal["Feature"]
-    id: int
-    geometry: MultiPolygon
-    properties: SegmentProperties
-
-
-class FeatureCollection(Schema):
-    """The segments of one image in the structure of GeoJSON (RFC 7946), with coordinates in pixels."""
-
-    type: Literal["FeatureCollection"]
-    image: ImageInfo
-    model: ModelInfo
-    task: Task
-    features: list[Feature]
-
-
-class HuggingFaceMask(Schema):
-    """A segment as in the Hugging Face image-segmentation API."""
-
-    label: Annotated[str, Field(examples=["dog", "LABEL_7"])]
-    """Name of the category, or `LABEL_` and the id of the cluster."""
-    score: Annotated[float, Field(ge=0.0, le=1.0, examples=[0.91])]
-    mask: Annotated[str, Field(examples=["iVBORw0KGgo…"])]
-    """A grayscale PNG in base64; pixels of the segment are 255."""
 
 
 class Liveness(Schema):

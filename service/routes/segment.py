@@ -48,8 +48,6 @@ from service.rollout.router import Route
 from service.routes.dependencies import API_KEY
 from service.schemas import (
     BatchResponse,
-    FeatureCollection,
-    HuggingFaceMask,
     MultiTaskResponse,
     SegmentationResponse,
 )
@@ -65,6 +63,10 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time in a zip file: equal results are equal bytes."""
 _COCO_FILES = {".png": ".json", ".instances.json": ".instances.json", ".polygons.json": ".polygons.json"}
 """File suffix of the COCO JSON of all images in a zip, by the suffix of the parts that it lists."""
+
+
+def _document(kind: str, description: str) -> dict[str, Any]:
+    return {"schema": {"type": kind, "description": description}}
 
 
 def _binary(description: str) -> dict[str, Any]:
@@ -87,12 +89,12 @@ _RESPONSES: Responses = {
             "application/json": {"schema": reference(SegmentationResponse, MultiTaskResponse, BatchResponse)},
             "image/png": _binary("COCO panoptic PNG: id = R + 256 G + 65536 B, 0 is void."),
             "image/jpeg": _binary("The image with colored segments."),
-            "application/geo+json": {"schema": reference(FeatureCollection)},
+            "application/geo+json": _document("object", "GeoJSON (RFC 7946), one multipolygon per segment, in pixels."),
             'image/png;profile="clusters"': _binary("Cluster id of each pixel, 0 is void; 16 bits if above 255."),
             "application/x-npz": _binary("NumPy arrays: label_map, ids, clusters, scores, …"),
-            "application/vnd.hf.image-segmentation+json": {
-                "schema": {"type": "array", "items": reference(HuggingFaceMask)}
-            },
+            "application/vnd.hf.image-segmentation+json": _document(
+                "array", "As from Hugging Face's API: `label`, `score`, and `mask` as a grayscale PNG in base64."
+            ),
             **_ZIP,
         },
     },
