@@ -26,14 +26,10 @@ from service.oip.tensors import (
     LENGTH_HEADER,
     OUTPUTS,
     InferRequest,
-    InferResponse,
-    ModelMetadata,
     OipError,
     Output,
     OutputName,
     RepositoryEntry,
-    ServerMetadata,
-    TensorMetadata,
     encode_infer_response,
     list_outputs,
     parse_infer_request,
@@ -64,6 +60,13 @@ _STAGES: dict[str, Sequence[Stage]] = {
 }
 """Our stages for each of the protocol's, in their order."""
 _TRITON_TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "INT32": "TYPE_INT32"}
+_OUTPUTS_DOCUMENT = {
+    "schema": {
+        "type": "object",
+        "description": "`model_name`, `model_version`, `id` and `outputs`: the JSON response of `/v1/segment`"
+        " for each image, or the segment ids of its pixels.",
+    }
+}
 _BINARY = {"schema": {"type": "string", "format": "binary", "description": "JSON, then tensors."}}
 _NOT_READY: Responses = {503: {"description": "Not ready"}}
 
@@ -78,7 +81,7 @@ _INFER_RESPONSES: Responses = {
     200: {
         "description": "The requested outputs; binary tensors follow the JSON.",
         "headers": {LENGTH_HEADER: {"description": "Bytes of JSON before the tensors.", "schema": {"type": "integer"}}},
-        "content": {"application/json": {"schema": reference(InferResponse)}, "application/octet-stream": _BINARY},
+        "content": {"application/json": _OUTPUTS_DOCUMENT, "application/octet-stream": _BINARY},
     },
     **_errors(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
 }
@@ -117,9 +120,9 @@ async def health_ready(request: Request, response: Response) -> dict[str, bool]:
 
 @router.get("")
 @router.get("/", include_in_schema=False)
-async def server_metadata(request: Request) -> ServerMetadata:
+async def server_metadata(request: Request) -> dict[str, Any]:
     """Return name, version and extensions of the server."""
-    return ServerMetadata(name="useg", version=request.app.version, extensions=list(_EXTENSIONS))
+    return {"name": "useg", "version": request.app.version, "extensions": _EXTENSIONS}
 
 
 @router.get("/models/stats")
@@ -140,19 +143,19 @@ async def model_statistics(request: Request, name: str | None = None, version: s
 
 @router.get("/models/{name}", responses=_MODEL_ERRORS)
 @router.get("/models/{name}/versions/{version}", responses=_MODEL_ERRORS)
-async def model_metadata(request: Request, name: str, version: str | None = None) -> ModelMetadata:
+async def model_metadata(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
     """Return inputs and outputs of a model; -1 is any length.
 
     A request has one of the inputs: encoded files, or pixels in the order of channels that the name says.
     """
     router = _get_router(request, name)
-    return ModelMetadata(
-        name=router.get_pipeline(version).contract.name,
-        versions=router.list_versions(),
-        platform="onnx_onnxv1",
-        inputs=[TensorMetadata(name=each, datatype=kind, shape=shape) for each, (kind, shape) in INPUTS.items()],
-        outputs=[TensorMetadata(name=each, datatype=kind, shape=shape) for each, (kind, shape) in OUTPUTS.items()],
-    )
+    return {
+        "name": router.get_pipeline(version).contract.name,
+        "versions": router.list_versions(),
+        "platform": "onnx_onnxv1",
+        "inputs": [{"name": each, "datatype": kind, "shape": shape} for each, (kind, shape) in INPUTS.items()],
+        "outputs": [{"name": each, "datatype": kind, "shape": shape} for each, (kind, shape) in OUTPUTS.items()],
+    }
 
 
 @router.get("/models/{name}/config", responses=_MODEL_ERRORS)

@@ -44,14 +44,6 @@ class _Request(_Message):
     model_config = ConfigDict(extra="forbid")
 
 
-class ServerMetadata(_Message):
-    """The server and the protocol extensions that it supports."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
 class RepositoryEntry(_Message):
     """A version in the model repository."""
 
@@ -59,24 +51,6 @@ class RepositoryEntry(_Message):
     version: str
     state: Literal["LOADING", "READY", "UNAVAILABLE"]
     reason: str
-
-
-class TensorMetadata(_Message):
-    """Name, type and shape of a tensor; -1 is any length."""
-
-    name: str
-    datatype: Datatype
-    shape: list[int]
-
-
-class ModelMetadata(_Message):
-    """Inputs and outputs of a model."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[TensorMetadata]
-    outputs: list[TensorMetadata]
 
 
 class InferInput(_Request):
@@ -114,25 +88,6 @@ class InferRequest(_Request):
     parameters: dict[str, Any] = {}
     inputs: Annotated[list[InferInput], Field(min_length=1, max_length=1)]
     outputs: list[InferOutputRequest] = []
-
-
-class InferOutput(_Message):
-    """An output tensor: for each image the JSON response of `/v1/segment`, or the segment ids of its pixels."""
-
-    name: OutputName
-    datatype: Datatype
-    shape: list[int]
-    parameters: dict[str, Any] | None = None
-    data: list[str] | list[int] | None = None
-
-
-class InferResponse(_Message):
-    """The requested outputs."""
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    outputs: list[InferOutput]
 
 
 class OipError(_Message):
