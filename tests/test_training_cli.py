@@ -67,7 +67,7 @@ def test_every_option_has_a_help_text(command: str) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("train LABELS --out RUN --max-steps 0", "max_steps must be positive"),
+        ("train LABELS --out RUN --max-steps 0", "Must be > 0"),
         ("train LABELS --out RUN --steps 3", "--max-steps"),  # did you mean
         ("train LABELS --out RUN --preset plain", "panoptic-targets"),
         ("train LABELS --out RUN --backbone vit", "--backbone"),
@@ -76,7 +76,10 @@ def test_every_option_has_a_help_text(command: str) -> None:
         ("label PHOTOS --out LABELS --seed -1", "Must be >= 0"),
         ("eval ARTIFACT --dataset SET --match-min-stuff-iou 1.5", '"1.5" for --match-min-stuff-iou. Must be <= 1'),
         ("gate NEW OLD --max-psi 0", "Must be > 0"),
-        ("self-train RUN LABELS --min-relative-score 1.5", "min_relative_score"),
+        ("self-train RUN LABELS --min-relative-score 1.5", "Must be <= 1"),
+        ("train panoptic-cascade LABELS --out RUN --side-px 100", "Must be a multiple of 32"),
+        ("train panoptic-cascade LABELS --out RUN --min-sizes 0", "Must be > 0"),
+        ("train panoptic-cascade LABELS --out RUN --sem-seg-loss-stride 2", "--sem-seg-loss-stride"),
     ],
 )
 def test_wrong_options_are_reported_on_one_line(capsys: pytest.CaptureFixture[str], command: str, message: str) -> None:

@@ -6,7 +6,6 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from tokens import make_photo_features
 
 from model.backends.onnx_to_torch import load_torch_network
 from model.checkpoints.dino import load_encoder
@@ -80,22 +79,12 @@ def test_final_tokens_are_the_last_block_after_the_final_norm_where_they_show_th
 ) -> None:
     store = FeatureStore.open(tmp_path, encoder, HASH, CONFIG)
     photo = scan_photos(tiny_photos).photos[0]  # 48 x 64 on a square of 56: three of four rows
-    store.fill_all([photo])
+    assert sum(store.fill([photo])) == 1
     features = store.load(photo)
     assert features.final_tokens().shape == (3, 4, 64)
     with torch.inference_mode():
         expected = encoder.norm(torch.from_numpy(np.asarray(features.last_block, np.float32))).numpy()
     assert features.final_tokens() == pytest.approx(expected[:3], abs=1e-6)
-
-
-def test_a_mask_covers_a_patch_by_half_and_a_small_mask_covers_the_patch_it_lies_on() -> None:
-    features = make_photo_features(np.zeros((2, 4, 4, 1)), height=28, width=56)
-    large = np.zeros((28, 56), bool)
-    large[:, :35] = True  # two and a half patches
-    assert features.patches_in_mask(large).tolist() == [[True, True, True, False]] * 2
-    small = np.zeros((28, 56), bool)
-    small[20:24, 44:47] = True
-    assert np.argwhere(features.patches_in_mask(small)).tolist() == [[1, 3]]
 
 
 def test_the_bundled_models_encoder_is_written_once_and_is_the_one_that_it_was_trained_on(

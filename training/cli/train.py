@@ -76,8 +76,8 @@ def train_mask_transformer(
 ) -> dict[str, Any] | None:
     """Train a mask transformer on pseudo-labels.
 
-    Writes a run with weights, checkpoint, TensorBoard events, losses.csv and losses.png. Repeat the command to continue
-    a run that was stopped. To train on several processes, start it with `torchrun --nproc-per-node N -m model train`.
+    Writes a run with weights, checkpoint, TensorBoard events and losses.csv. Repeat the command to continue a run that
+    was stopped. To train on several processes, start it with `torchrun --nproc-per-node N -m model train`.
 
     Parameters
     ----------

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, UInt8
+from jaxtyping import Float, Float16, UInt8
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,8 +24,6 @@ from training.data.label_config import ClusteringConfig
 from training.data.photos import PhotoFile
 
 BATCH_SIZE = 8
-_MIN_COVERAGE = 0.5
-"""Fraction of a patch inside a mask from which the patch counts as inside."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +88,6 @@ class PhotoFeatures:
         normed = functional.layer_norm(blocks, blocks.shape[-1:])
         return self._crop_padding(normed.permute(1, 2, 0, 3).flatten(2).numpy())
 
-    def patches_in_mask(self, mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "h w"]:
-        """Return the patches that a mask of the photo covers by at least half, or else those that it covers most."""
-        rows, columns = self.grid_size
-        # Means over each patch, where `resize_map` samples between pixels and would miss small masks.
-        coverage = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
-        return coverage >= min(_MIN_COVERAGE, float(coverage.max()))
-
     def _crop_padding(self, tokens: Float[np.ndarray, "g g C"]) -> Float[np.ndarray, "h w C"]:
         rows, columns = self.grid_size
         return tokens[:rows, :columns]
@@ -138,12 +128,6 @@ class FeatureStore:
             for _ in fill_incrementally(self._layer_cache, photos, load, compute_layers):
                 pass
         yield from fill_incrementally(self.cache, photos, load, partial(compute_features, self.encoder))
-
-    def fill_all(self, photos: Sequence[PhotoFile]) -> None:
-        """Compute all missing features, with progress."""
-        with Progress("features", len(photos), unit="photo") as progress:
-            for count in self.fill(photos):
-                progress.advance(count)
 
     def load(self, photo: PhotoFile) -> PhotoFeatures:
         """Raises DatasetError if the photo is not cached."""

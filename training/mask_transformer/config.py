@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from training.option_types import Fraction, PositiveInt
 from training.trainer.config import InputKind, TrainConfig
 
 TargetSource = Literal["panoptic", "instances"]
@@ -12,40 +13,35 @@ TargetSource = Literal["panoptic", "instances"]
 class MaskTransformerTrainConfig(TrainConfig):
     """Options for training a mask transformer. The defaults are those of the bundled model: an hour on two cores."""
 
-    ema_decay: float = 0.999
+    ema_decay: Fraction = 0.999
     """Decay of the exponential moving average of the weights, which the run stores; 0: store the weights themselves."""
     inputs: InputKind = "features"
     """`features` are computed once by the frozen encoder and cached; with `pixels` the encoder runs in every step,
     on augmented photos, which needs a GPU."""
-    warmup_ratio: float = 0.05
+    warmup_ratio: Fraction = 0.05
     """Fraction of the steps with a linearly rising learning rate; a cosine decay to 0 follows."""
-    num_queries: int = 64
+    num_queries: PositiveInt = 64
     """Queries of the decoder: the maximum number of instances in a photo."""
-    num_decoder_layers: int = 3
+    num_decoder_layers: PositiveInt = 3
     """Transformer blocks of the decoder."""
-    copy_paste_prob: float = 0.7
+    copy_paste_prob: Fraction = 0.7
     """Fraction of the samples that get instances of another photo pasted in."""
     copy_paste_same_class: bool = True
     """Paste only instances of clusters that the sample has, if another photo has such."""
-    crop_prob: float = 0.25
+    crop_prob: Fraction = 0.25
     """Fraction of the samples that show a crop of the photo, enlarged, instead of all of it."""
-    color_jitter: float = 0.4
+    color_jitter: Fraction = 0.4
     """Maximum relative change of brightness, contrast and saturation; only with `--inputs pixels`."""
     target_source: TargetSource = "instances"
     """Instance targets: `instances` are the whole masks of the labels, weighted by their scores; `panoptic` are the
     visible segments of the panoptic maps, all of weight 1."""
-    max_targets: int = 30
+    max_targets: PositiveInt = 30
     """Maximum number of instance masks per photo, best scores first; only with `--target-source instances`."""
-    no_object_from_score: float = 1.0
+    no_object_from_score: Fraction = 1.0
     """Weight of the no-object class for low-score labels, 0..1: at 1, a label of score s is trained as a fraction s
     object and 1 - s no-object; at 0, its loss is only scaled by s."""
     droploss: bool = True
     """Do not train an unmatched query as no-object if more than half of its mask is unlabeled (CutLER's DropLoss)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_positive("num_queries", "num_decoder_layers", "max_targets")
-        self._require_fraction("warmup_ratio", "copy_paste_prob", "crop_prob", "color_jitter", "no_object_from_score")
 
 
 _PANOPTIC_TARGETS = MaskTransformerTrainConfig(

@@ -1,9 +1,13 @@
 """Options and presets for training a panoptic cascade; free of torch, for the command line."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from model.errors import ConfigError
+from training.option_types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from training.trainer.config import Precision, TrainConfig
 
 Backbone = Literal["resnet50", "vit"]
@@ -19,31 +23,31 @@ class CascadeTrainConfig(TrainConfig):
     Neither has values for copy-paste and DropLoss; these are CutLER's, which the paper cites.
     """
 
-    max_steps: int = 90_000
+    max_steps: PositiveInt = 90_000
     """Optimizer steps of the whole run."""
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Photos per step, over all processes."""
-    learning_rate: float = 0.01
+    learning_rate: PositiveFloat = 0.01
     """Peak learning rate; the schedule scales it at each step."""
-    weight_decay: float = 5e-5
+    weight_decay: NonNegativeFloat = 5e-5
     """Weight decay; not applied to norms."""
     clip_per_parameter: bool = True
     """Clip the gradient of each parameter on its own instead."""
     precision: Precision = "bf16"
     """Precision of the forward pass; weights, gradients and optimizer state stay fp32."""
-    checkpoint_interval: int = 1000
+    checkpoint_interval: PositiveInt = 1000
     """Steps between two checkpoints."""
-    momentum: float = 0.9
+    momentum: Fraction = 0.9
     """Momentum of SGD."""
-    warmup_steps: int = 1000
+    warmup_steps: NonNegativeInt = 1000
     """Steps with a linearly rising learning rate."""
-    warmup_factor: float = 1e-3
+    warmup_factor: Fraction = 1e-3
     """Factor of the learning rate at the first step."""
     milestones: tuple[int, ...] = ()
     """Steps at which the learning rate is multiplied by `gamma`."""
-    gamma: float = 0.02
+    gamma: Fraction = 0.02
     """Factor of the learning rate at each milestone."""
-    precise_bn_iters: int = 200
+    precise_bn_iters: PositiveInt = 200
     """Batches over which the batch-norm statistics of the final weights are averaged (PreciseBN)."""
 
     backbone: Backbone = "resnet50"
@@ -52,64 +56,52 @@ class CascadeTrainConfig(TrainConfig):
     """Train a single thing cluster and no stuff, as CutLER's detector."""
     cls_agnostic_mask: bool = False
     """Predict one mask for all clusters instead of one for each."""
-    stem_out_channels: int = 64
+    stem_out_channels: PositiveInt = 64
     """Channels of ResNet-50's stem."""
-    bottleneck_channels: int = 64
+    bottleneck_channels: PositiveInt = 64
     """Channels inside the blocks of ResNet-50's stage res2; each stage doubles them."""
-    res2_out_channels: int = 256
+    res2_out_channels: PositiveInt = 256
     """Output channels of ResNet-50's stage res2; each stage doubles them."""
-    fpn_channels: int = 256
+    fpn_channels: PositiveInt = 256
     """Channels of the feature pyramid."""
-    box_fc_dim: int = 1024
+    box_fc_dim: PositiveInt = 1024
     """Width of the box heads."""
-    mask_conv_dim: int = 256
+    mask_conv_dim: PositiveInt = 256
     """Channels of the mask head."""
-    sem_seg_conv_dim: int = 128
+    sem_seg_conv_dim: PositiveInt = 128
     """Channels of the semantic head."""
 
-    min_sizes: tuple[int, ...] = (240, 320, 480, 640, 672, 704, 736, 768, 800, 1024)
+    min_sizes: tuple[PositiveInt, ...] = (240, 320, 480, 640, 672, 704, 736, 768, 800, 1024)
     """Lengths of a photo's shorter side in pixels; one is sampled for each photo."""
-    max_size: int = 1333
+    max_size: PositiveInt = 1333
     """Maximum length of the longer side in pixels."""
-    side_px: int = 0
+    side_px: Annotated[int, Parameter(validator=Number(gte=0, modulo=_SIDE_MULTIPLE_PX))] = 0
     """Side of the square input of the exported network, a multiple of 32; 0: the paper's sizes."""
     copy_paste: CopyPaste = "same-class"
     """Paste instances of another photo of the batch: `any` as CutLER, or of clusters that the photo has, as U2Seg."""
-    copy_paste_min_ratio: float = 0.3
+    copy_paste_min_ratio: Fraction = 0.3
     """Minimum scale of pasted photos; the maximum is 1."""
 
-    rpn_pre_nms_topk: int = 2000
+    rpn_pre_nms_topk: PositiveInt = 2000
     """Proposals per pyramid level before non-maximum suppression."""
-    rpn_post_nms_topk: int = 4000
+    rpn_post_nms_topk: PositiveInt = 4000
     """Proposals per photo after non-maximum suppression."""
-    rpn_batch_size_per_image: int = 256
+    rpn_batch_size_per_image: PositiveInt = 256
     """Anchors per photo in the RPN loss, at most half of them positive."""
-    roi_batch_size_per_image: int = 512
+    roi_batch_size_per_image: PositiveInt = 512
     """RoIs per photo in the losses of the heads, at most a quarter of them positive."""
     droploss_iou_threshold: float = 0.01
     """A box with a lower IoU with every label does not train the classifier (DropLoss); negative: off."""
-    max_unlabeled_fraction: float = 1.0
+    max_unlabeled_fraction: Fraction = 1.0
     """Boxes with a larger fraction of unlabeled pixels are not negatives; 1: all may be."""
-    sem_seg_loss_weight: float = 0.5
+    sem_seg_loss_weight: NonNegativeFloat = 0.5
     """Weight of the semantic loss."""
-    sem_seg_loss_stride: int = 1
+    sem_seg_loss_stride: Literal[1, 4] = 1
     """1: compute the semantic loss at every pixel, as published; 4: at every fourth in each direction."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require_positive(
-            "rpn_pre_nms_topk", "rpn_post_nms_topk", "rpn_batch_size_per_image", "roi_batch_size_per_image", "max_size",
-            "precise_bn_iters", "fpn_channels", "box_fc_dim", "mask_conv_dim", "sem_seg_conv_dim", "stem_out_channels",
-            "bottleneck_channels", "res2_out_channels",
-        )  # fmt: skip
-        self._require_non_negative("warmup_steps", "sem_seg_loss_weight")
-        self._require_fraction("momentum", "warmup_factor", "gamma", "copy_paste_min_ratio", "max_unlabeled_fraction")
-        if not self.min_sizes or min(self.min_sizes) < 1:
-            raise ConfigError(f"min_sizes must be one or more positive lengths, got {self.min_sizes}")
-        if self.side_px < 0 or self.side_px % _SIDE_MULTIPLE_PX:
-            raise ConfigError(f"side_px must be a multiple of {_SIDE_MULTIPLE_PX}, got {self.side_px}")
-        if self.sem_seg_loss_stride not in (1, 4):
-            raise ConfigError(f"sem_seg_loss_stride must be 1 or 4, got {self.sem_seg_loss_stride}")
+        if not self.min_sizes:
+            raise ConfigError("min_sizes must have at least one length")
 
 
 _SMALL = CascadeTrainConfig(

@@ -1,18 +1,16 @@
 """A round of self-training: a trained run makes new labels for its own training photos, for the next run."""
 
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from model.checkpoints.runs import WEIGHT_FILES, load_run
 from model.errors import ConfigError, DatasetError, TrainingError
 from model.files import atomic_write, hash_file
 from model.networks.mask_transformer import MaskDecoder, MaskTransformer
-from model.networks.vit import VisionTransformer
 from model.progress import track
+from model.validation import parse_versioned_json, to_versioned_json
 from training.data.dataset import INSTANCES_FILE, LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache, open_cache
 from training.data.label_config import PseudoLabelConfig
@@ -86,13 +84,11 @@ def relabel(
     weights_sha256 = hash_file(run / WEIGHT_FILES["mask_transformer"])
     labels_sha256 = hash_file(dataset.folder / INSTANCES_FILE)
     if out is not None:
-        suffix = " with multi-crop" if config.multi_crop else ""
-        teacher_hash = f"{weights_sha256} at {min_relative_score:g} on {labels_sha256}{suffix}"
+        teacher_hash = f"{weights_sha256} at {min_relative_score:g} on {labels_sha256}"
         out.lock_config(replace(labels, teacher_hash=teacher_hash))
     photos = dataset.read_photos()
     teacher = _Teacher(
         decoder=network.decoder,
-        encoder=network.encoder if config.multi_crop else None,
         cache=open_cache(features, labels.encoder_hash, labels.side_px),
         folder=out.folder / _PREDICTIONS_FOLDER if out else None,
     )
@@ -126,11 +122,8 @@ def read_teacher_info(dataset: PseudoLabelDataset) -> TeacherInfo | None:
     if not path.exists():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        if (version := content.pop("format_version", None)) != FORMAT_VERSION:
-            raise ValueError(f"format version {version}, expected {FORMAT_VERSION}: run `useg self-train` again")
-        return TeacherInfo(**{**content, "consistency": TtaConsistency(**content["consistency"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return parse_versioned_json(TeacherInfo, path.read_bytes(), FORMAT_VERSION, ": run `useg self-train` again")
+    except (OSError, ConfigError) as error:
         raise DatasetError(f"{path} is not a description of a teacher: {error}") from error
 
 
@@ -139,23 +132,21 @@ class _Teacher:
     """Predicts photos, and stores the predictions."""
 
     decoder: MaskDecoder
-    encoder: VisionTransformer | None
-    """Computes features of crops; None without multi-crop."""
     cache: FeatureCache
     folder: Path | None
     """None: predictions are not stored."""
 
     def predict(self, photo: LabeledPhoto) -> TeacherPredictions:
-        """Return the stored predictions for a photo, or compute them. The consistency never includes multi-crop."""
+        """Return the stored predictions for a photo, or compute them."""
         path = self.folder / f"{photo.digest}.npz" if self.folder else None
         if path and path.is_file():
             return read_teacher_predictions(path)
         whole, views = predict_views(self.decoder, photo, self.cache)
-        consistency, size = measure_consistency(views), whole.letterbox
-        if path and self.encoder:
-            _, views = predict_views(self.decoder, photo, self.cache, self.encoder)
         predictions = TeacherPredictions(
-            merged=merge_views(views), consistency=consistency, height=size.height, width=size.width
+            merged=merge_views(views),
+            consistency=measure_consistency(views),
+            height=whole.letterbox.height,
+            width=whole.letterbox.width,
         )
         if path is None:
             return predictions
@@ -213,7 +204,7 @@ def _write_labels(
         with atomic_write(out.folder / path.name) as sibling:
             shutil.copyfile(path, sibling)
     with atomic_write(out.folder / TEACHER_FILE) as sibling:
-        sibling.write_text(json.dumps({"format_version": FORMAT_VERSION, **asdict(info)}, indent=2) + "\n")
+        sibling.write_text(to_versioned_json(info, FORMAT_VERSION))
     return sum(updater.count_confident(read(each).merged) for each in files)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,10 +15,9 @@ from model.export.export import TRANSFORMER_THRESHOLDS
 from model.images import read_image
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MASK_STRIDE_PX, DecoderOutput, MaskDecoder, to_network_output
-from model.networks.vit import VisionTransformer
 from model.postprocessing.masks import split_components
 from training.data.dataset import LabeledPhoto
-from training.data.features import FeatureCache, compute_features
+from training.data.features import FeatureCache
 from training.mask_transformer.crops import CropView, CropWindow, count_photo_patches, crop_view, full_view
 
 THRESHOLDS = TRANSFORMER_THRESHOLDS
@@ -27,8 +26,6 @@ MIN_SCORE = 0.1
 """Queries with a lower score are ignored."""
 _CROP_SIDE = 0.75
 """Side of a crop of cached features, as a fraction of the input's."""
-_MULTI_CROP_SIDE = 0.5625
-"""Side of a crop that the encoder runs on again: four of them cover a photo of 4:3."""
 _BORDER = np.ones((3, 3), np.uint8)
 
 
@@ -81,11 +78,11 @@ class TtaView:
         return rows, columns
 
 
-def make_tta_views(whole: CropView, grid: int, crop_side: float = _CROP_SIDE) -> list[TtaView]:
-    """Return the whole photo, the mirrored photo, and crops of that relative side that together cover the photo."""
+def make_tta_views(whole: CropView, grid: int) -> list[TtaView]:
+    """Return the whole photo, the mirrored photo, and crops that together cover the photo."""
     # Multiples of this keep both patches and map pixels aligned.
     step = math.lcm(whole.side_px // grid, MASK_STRIDE_PX) * grid // whole.side_px
-    side = int(crop_side * grid) // step * step
+    side = int(_CROP_SIDE * grid) // step * step
     views = [TtaView(crop=whole, grid=grid), TtaView(crop=whole, grid=grid, is_mirrored=True)]
     tops, lefts = (sorted({0, max(0, length - side) // step * step}) for length in count_photo_patches(whole, grid))
     for top in tops:
@@ -96,20 +93,14 @@ def make_tta_views(whole: CropView, grid: int, crop_side: float = _CROP_SIDE) ->
 
 
 def predict_views(
-    decoder: MaskDecoder, photo: LabeledPhoto, cache: FeatureCache, encoder: VisionTransformer | None = None
+    decoder: MaskDecoder, photo: LabeledPhoto, cache: FeatureCache
 ) -> tuple[CropView, list[ViewPredictions]]:
-    """Return the whole photo's view, and the predictions for each of `make_tta_views`.
-
-    With an encoder, crops are smaller and their features are computed instead of resampled.
-    """
+    """Return the whole photo's view, and the predictions for each of `make_tta_views`."""
     image = read_image(photo.path)
     features = np.array(cache.read(photo.digest))
     whole = full_view(image.height, image.width, decoder.config.side_px)
-    views = make_tta_views(whole, decoder.grid_size, _MULTI_CROP_SIDE if encoder else _CROP_SIDE)
-    inputs = [_make_input(view, image.image, features) for view in views]
-    if encoder:
-        inputs = [*inputs[:2], *_encode_crops(encoder, inputs[2:])]
-    output = run_decoder(decoder, inputs)
+    views = make_tta_views(whole, decoder.grid_size)
+    output = run_decoder(decoder, [_make_input(view, image.image, features) for view in views])
     return whole, [_decode_view(output, index, view, whole) for index, view in enumerate(views)]
 
 
@@ -127,12 +118,6 @@ def _make_input(view: TtaView, image: np.ndarray, features: np.ndarray) -> Decod
     if not view.is_mirrored:
         return cropped
     return DecoderInput(features=cropped.features[:, :, ::-1].copy(), pixels=cropped.pixels[:, :, ::-1].copy())
-
-
-def _encode_crops(encoder: VisionTransformer, crops: Sequence[DecoderInput]) -> list[DecoderInput]:
-    """Replace the resampled features of crops by those that the encoder computes."""
-    features = compute_features(encoder, torch.from_numpy(np.stack([each.pixels for each in crops])))
-    return [replace(each, features=own) for each, own in zip(crops, features, strict=True)]
 
 
 def _decode_view(output: DecoderOutput, index: int, view: TtaView, whole: CropView) -> ViewPredictions:

@@ -1,7 +1,6 @@
 """Checkpoints to resume a training run from, and initial weights from another run or an artifact."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from model.backends.onnx_to_torch import load_torch_network
 from model.checkpoints.runs import WEIGHT_FILES, NetworkName, read_run_info
 from model.checkpoints.state_dicts import StateDict, load_strictly, read_state_dict
-from model.contract import CONTRACT_FILE, NETWORK_FILE, read_contract
+from model.contract import CONTRACT_FILE, NETWORK_FILE, Contract, read_contract
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write, hash_file
 from model.networks.architecture import list_unexported_weights
@@ -97,67 +96,37 @@ def _strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class InitialWeights:
-    """Weights that a training run starts from, for its provenance."""
-
-    sha256: str
-    """Hash of the weight file."""
-    step: int
-    """Optimizer steps that produced the weights."""
-    reinitialized: tuple[str, ...]
-    """Parameters that were not loaded, because the source has none of that name and shape."""
-
-    def to_provenance(self) -> dict[str, Any]:
-        return {"sha256": self.sha256, "steps": self.step, "reinitialized": list(self.reinitialized)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _WeightSource:
-    """A run or artifact to load weights from."""
-
-    network: str
-    state: StateDict
-    sha256: str
-    step: int
-
-
-def load_initial_weights(module: nn.Module, network: NetworkName, source: Path) -> InitialWeights:
+def load_initial_weights(module: nn.Module, network: NetworkName, source: Path) -> dict[str, Any]:
     """Load the weights of a run or artifact that match by name and shape, as detectron2's checkpointer does.
 
-    Other parameters, such as class heads for another number of clusters, keep their initialization. The weights of an
-    artifact are rounded to its precision. Raises ConfigError if `source` holds another network, or if fewer than half
-    of the parameters match.
+    Returns their provenance: the hash of the weight file, the optimizer steps that produced them, and the parameters
+    that keep their initialization, such as class heads for another number of clusters. The weights of an artifact are
+    rounded to its precision. Raises ConfigError if `source` holds another network, or if fewer than half of the
+    parameters match.
     """
-    found = _read_artifact(source) if (source / CONTRACT_FILE).is_file() else _read_run(source)
-    if found.network != network:
-        raise ConfigError(f"{source} is a {found.network}: a {network} cannot be initialized from it")
+    if (source / CONTRACT_FILE).is_file():
+        contract = read_contract(source)
+        name, state, digest = contract.network, _read_artifact(contract, source), contract.files[NETWORK_FILE]
+        steps = int(contract.provenance.get("steps", 0))
+    else:
+        info = read_run_info(source)
+        path = source / WEIGHT_FILES[info.network]
+        name, state, digest, steps = info.network, read_state_dict(path), hash_file(path), info.step
+    if name != network:
+        raise ConfigError(f"{source} is a {name}: a {network} cannot be initialized from it")
     own = module.state_dict()
-    matching = {name: tensor for name, tensor in found.state.items() if name in own and tensor.shape == own[name].shape}
+    matching = {key: tensor for key, tensor in state.items() if key in own and tensor.shape == own[key].shape}
     if 2 * len(matching) < len(own):
         raise ConfigError(f"only {len(matching)} of {len(own)} parameters of {source} have the network's shapes")
     module.load_state_dict(matching, strict=False)
-    reinitialized = tuple(name for name in own if name not in matching)
-    return InitialWeights(sha256=found.sha256, step=found.step, reinitialized=reinitialized)
+    return {"sha256": digest, "steps": steps, "reinitialized": [key for key in own if key not in matching]}
 
 
-def _read_run(run: Path) -> _WeightSource:
-    info = read_run_info(run)
-    path = run / WEIGHT_FILES[info.network]
-    return _WeightSource(network=info.network, state=read_state_dict(path), sha256=hash_file(path), step=info.step)
-
-
-def _read_artifact(artifact: Path) -> _WeightSource:
+def _read_artifact(contract: Contract, artifact: Path) -> StateDict:
     """Read the trained part of an artifact; weights that the output does not depend on are not exported."""
-    contract = read_contract(artifact)
     network = load_torch_network(contract, artifact)
     unexported = list_unexported_weights(network)
     prefix = "decoder." if isinstance(network, MaskTransformer) else ""
     state = network.state_dict()
     kept = [name for name in state if name.startswith(prefix) and not name.startswith(unexported)]
-    return _WeightSource(
-        network=contract.network,
-        state={name.removeprefix(prefix): state[name] for name in kept},
-        sha256=contract.files[NETWORK_FILE],
-        step=int(contract.provenance.get("steps", 0)),
-    )
+    return {name.removeprefix(prefix): state[name] for name in kept}

@@ -1,4 +1,4 @@
-"""Loggers of a training run: CSV with a plot, TensorBoard, and Prometheus' textfile format."""
+"""Loggers of a training run: CSV, TensorBoard, and Prometheus' textfile format."""
 
 import csv
 import io
@@ -8,25 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from torch.utils.tensorboard import SummaryWriter
 
 from model.files import append_text, atomic_write, report_disk_full
 
 LOSSES_FILE = "losses.csv"
-PLOT_FILE = "losses.png"
 TENSORBOARD_FOLDER = "tensorboard"
 TEXTFILE_INTERVAL_S = 5.0
 """Minimum time between two textfiles; Prometheus rarely scrapes more often."""
-_COLUMNS = 3
-_SMOOTHING = 0.02
-"""Window of the running mean, as a fraction of the steps."""
-_MAX_QUANTILE = 0.98
-"""The y axis ends at this quantile, so that the high losses of the first steps do not flatten the curve."""
 
 
 class Logger(ABC):
@@ -76,15 +66,6 @@ class CsvLogger(Logger):
             header, *rows = csv.reader(stream)
         with atomic_write(self.path) as sibling, sibling.open("w", newline="") as stream:
             csv.writer(stream).writerows([header, *(row for row in rows if int(row[0]) <= step)])
-
-
-def read_csv_log(path: Path) -> dict[str, list[float]]:
-    """Return the columns of a CSV log, with `step` among them; empty if there is no file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as stream:
-        header, *rows = csv.reader(stream)
-    return {name: [float(row[index] or "nan") for row in rows] for index, name in enumerate(header)}
 
 
 class TensorBoardLogger(Logger):
@@ -157,44 +138,3 @@ class PrometheusTextfileLogger(Logger):
 
     def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
         return Gauge(name, documentation, ("run", *labels), registry=self._registry)
-
-
-def plot_losses(csv_log: Path, out: Path, title: str) -> None:
-    """Save a PNG with one plot per column of a CSV log: the values in a light color, their running mean in a dark one.
-
-    `total` comes first; a column without values gets an empty plot.
-    """
-    columns = read_csv_log(csv_log)
-    steps = np.array(columns.pop("step", []))
-    names = sorted(columns, key=lambda name: name != "total")
-    rows = max(1, -(-len(names) // _COLUMNS))
-    # Fixed margins: a layout engine would take seconds.
-    figure = Figure(figsize=(4.5 * min(_COLUMNS, max(1, len(names))), 2.8 * rows + 0.4))
-    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.5 / (2.8 * rows), top=1.0 - 0.8 / (2.8 * rows), hspace=0.5)
-    figure.suptitle(title)
-    for number, name in enumerate(names, start=1):
-        axes = figure.add_subplot(rows, _COLUMNS if len(names) > _COLUMNS else len(names), number)
-        values = np.array(columns[name])
-        is_known = np.isfinite(values)
-        x, y = steps[is_known], values[is_known]
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        axes.set_title(name)
-        if len(y):
-            mean = running_mean(y, max(1, round(_SMOOTHING * len(y))))
-            axes.set_title(f"{name}: {mean[-1]:.4g}")
-            axes.plot(x, y, color="lightsteelblue", linewidth=0.8)
-            axes.plot(x, mean, color="tab:blue")
-            axes.set_ylim(0.0, max(float(np.quantile(y, _MAX_QUANTILE)), 1e-9))
-    with atomic_write(out) as sibling, sibling.open("wb") as stream:
-        FigureCanvasAgg(figure)
-        figure.savefig(stream, format="png")
-
-
-def running_mean(values: Float[np.ndarray, "N"], window: int) -> Float[np.ndarray, "N"]:
-    """Return the mean of each value and those before it, `window` in all or as many as there are."""
-    sums = np.concatenate([[0.0], values.cumsum()])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
-    means: Float[np.ndarray, "N"] = (sums[ends] - sums[starts]) / (ends - starts)
-    return means

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from types import FrameType
+from threading import Event
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -28,17 +28,14 @@ from training.trainer.checkpoint import (
     read_checkpoint_metadata,
     write_checkpoint,
 )
-from training.trainer.config import TrainConfig
 from training.trainer.distributed import SINGLE_PROCESS, DistributedContext
 from training.trainer.loggers import (
     LOSSES_FILE,
-    PLOT_FILE,
     TENSORBOARD_FOLDER,
     CsvLogger,
     Logger,
     PrometheusTextfileLogger,
     TensorBoardLogger,
-    plot_losses,
 )
 from training.trainer.provenance import git_commit
 from training.trainer.task import BatchType, TrainingTask
@@ -85,8 +82,7 @@ class Trainer(Generic[BatchType]):
         self._run_info = task.run_info
         if init_weights is not None:
             initial = load_initial_weights(task.module, self._run_info.network, init_weights)
-            provenance = {**self._run_info.provenance, "init_weights": initial.to_provenance()}
-            self._run_info = replace(self._run_info, provenance=provenance)
+            self._run_info = replace(self._run_info, provenance={**self._run_info.provenance, "init_weights": initial})
         if commit := git_commit():
             self._run_info = replace(self._run_info, train_config={**self._run_info.train_config, "commit": commit})
         self._device = torch.device(device)
@@ -118,11 +114,9 @@ class Trainer(Generic[BatchType]):
             batches = stack.enter_context(closing(self.batches()))
             for each in self._loggers:
                 stack.callback(each.close)
-            if self._distributed.is_main_process:
-                stack.callback(self._plot)
             for batch in batches:
                 losses = self._distributed.all_reduce_mean(self.train_step(batch))
-                is_interrupted = self._distributed.all_reduce_any(interrupt.requested)
+                is_interrupted = self._distributed.all_reduce_any(interrupt.is_set())
                 is_time_up = self._distributed.all_reduce_any(time.monotonic() >= ends)
                 is_last = is_interrupted or is_time_up or self.step == self._config.max_steps
                 if self._distributed.is_main_process:
@@ -182,10 +176,6 @@ class Trainer(Generic[BatchType]):
         for each in self._loggers:
             each.flush()
 
-    def _plot(self) -> None:
-        title = f"{self._run.resolve().name}, step {self.step:,}"
-        plot_losses(self._run / LOSSES_FILE, self._run / PLOT_FILE, title)
-
     def _check_finite(self, name: str, value: float, batch: BatchType) -> None:
         if math.isfinite(value):
             return
@@ -197,7 +187,8 @@ class Trainer(Generic[BatchType]):
     def _resume(self) -> None:
         path = self._run / CHECKPOINT_FILE
         metadata = read_checkpoint_metadata(path)
-        changed = changed_fields(metadata["config"], self._config)
+        stored, current = metadata["config"], json.loads(json.dumps(asdict(self._config)))  # both with lists, no tuples
+        changed = [name for name in sorted(current.keys() | stored.keys()) if stored.get(name) != current.get(name)]
         if metadata["provenance"] != self._run_info.provenance:
             changed.append("labels or init_weights")
         if changed:
@@ -205,12 +196,6 @@ class Trainer(Generic[BatchType]):
         load_checkpoint(path, self.task.module, self._optimizer, self._ema)
         self.step = int(metadata["step"])
         logger.info("resumed %s at step %d of %d", self._run, self.step, self._config.max_steps)
-
-
-def changed_fields(stored: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Return the names of the options that differ from those stored in a checkpoint."""
-    current = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in the stored JSON
-    return [name for name in sorted(current.keys() | stored.keys()) if stored.get(name) != current.get(name)]
 
 
 def make_ema(module: nn.Module, decay: float) -> AveragedModel:
@@ -252,23 +237,12 @@ def to_device(value: ValueType, device: torch.device) -> ValueType:
     return moved  # type: ignore[no-any-return]
 
 
-class InterruptFlag:
-    """Records whether Ctrl-C was pressed."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def handle(self, _signal: int, _frame: FrameType | None) -> None:
-        """Signal handler."""
-        self.requested = True
-
-
 @contextmanager
-def defer_keyboard_interrupt() -> Iterator[InterruptFlag]:
-    """Within the block, let Ctrl-C only set a flag; main thread only."""
-    flag = InterruptFlag()
-    previous = signal.signal(signal.SIGINT, flag.handle)
+def defer_keyboard_interrupt() -> Iterator[Event]:
+    """Within the block, let Ctrl-C only set an event; main thread only."""
+    requested = Event()
+    previous = signal.signal(signal.SIGINT, lambda _signal, _frame: requested.set())
     try:
-        yield flag
+        yield requested
     finally:
         signal.signal(signal.SIGINT, previous)
