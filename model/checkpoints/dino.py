@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly, read_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write, hash_file
-from model.networks.resnet import Norm, ResNet
+from model.networks.resnet import ResNet
 from model.networks.vit import HEAD_DIM, EncoderConfig, VisionTransformer, infer_encoder_config, interpolate_positions
 
 DEFAULT_ENCODER = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"
@@ -134,9 +134,9 @@ def is_same_encoder(stored: StateDict, given: StateDict) -> bool:
     )
 
 
-def load_resnet_state_dict(source: str, *, norm: Norm = "batch", cache: Path = DEFAULT_CACHE) -> StateDict:
+def load_resnet_state_dict(source: str) -> StateDict:
     """Load the weights of a ResNet-50 by path or URL, from torchvision's names or detectron2's."""
-    return convert_resnet(read_encoder_state_dict(fetch_file(source, cache)), norm)
+    return convert_resnet(read_encoder_state_dict(fetch_file(source, DEFAULT_CACHE)))
 
 
 def convert_vit(published: StateDict) -> StateDict:
@@ -145,7 +145,7 @@ def convert_vit(published: StateDict) -> StateDict:
     return published
 
 
-def convert_resnet(published: StateDict, norm: Norm = "batch") -> StateDict:
+def convert_resnet(published: StateDict) -> StateDict:
     """Convert the state dict of a ResNet-50 to our names. Raises CheckpointError if it does not fit.
 
     No tensor shows which convolution of a block has the stride; it must be the 3x3, as in DINO and torchvision.
@@ -155,7 +155,7 @@ def convert_resnet(published: StateDict, norm: Norm = "batch") -> StateDict:
         stem, inner, outer = (len(state[f"{name}.weight"]) for name in ("stem.conv1", "res2.0.conv1", "res2.0.conv3"))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"not a known encoder: neither a ViT nor a ResNet-50 ({error})") from error
-    network = ResNet(stem, inner, outer, norm)
+    network = ResNet(stem, inner, outer, "batch")
     counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith(_COUNTER)}
     state |= counters  # only training uses them, and not every file has them
     load_strictly(network, state)

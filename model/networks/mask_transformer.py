@@ -86,9 +86,8 @@ def intermediate_layers(depth: int) -> tuple[int, ...]:
 class MultiHeadAttention(nn.Module):
     """Multi-head attention of `queries` to `context`."""
 
-    def __init__(self, width: int, heads: int = _HEADS) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -103,7 +102,7 @@ class MultiHeadAttention(nn.Module):
         return output
 
     def _split(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B heads N c"]:
-        split: Tensor = tokens.unflatten(2, (self.heads, -1))
+        split: Tensor = tokens.unflatten(2, (_HEADS, -1))
         return split.transpose(1, 2)
 
 
