@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.backends.session import Backend
 from model.contract import find_bundled_artifact
 from model.errors import ConfigError
 from model.images import MAX_IMAGE_PIXELS
-from model.validation import describe_errors, did_you_mean
+from model.validation import did_you_mean
 
 PREFIX = "USEG_"
 _MAX_PORT = 65_535
@@ -155,16 +155,3 @@ def check_variable_names(environment: Mapping[str, str] = os.environ) -> None:
         if variable.startswith(PREFIX) and name not in known:
             hint = did_you_mean(name, known, f"; known are {', '.join(map(PREFIX.__add__, known))}", PREFIX.__add__)
             raise ConfigError(f"unknown setting {variable}{hint}")
-
-
-def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Return the settings in `environment`, for servers that are not started by `useg serve`.
-
-    Raises ConfigError for an unknown `USEG_*` variable or an invalid value.
-    """
-    check_variable_names(environment)
-    names = {PREFIX + name.upper(): name for name in Settings.model_fields}
-    try:
-        return Settings.model_validate({names[name]: text for name, text in environment.items() if name in names})
-    except ValidationError as error:
-        raise ConfigError(describe_errors(error)) from error

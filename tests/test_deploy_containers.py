@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from service.settings import read_settings
+from serve_fake import read_settings
 
 COMPOSE_FILES = (("docker-compose.yml",), ("docker-compose.yml", "docker-compose.gpu.yml"))
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from serve_fake import read_settings
 
 from service.server import AdminPortApp
-from service.settings import read_settings
 
 VERSION = "1.34"
 """Version of Kubernetes whose schemas the manifests are validated against."""

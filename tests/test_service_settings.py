@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from serve_fake import read_settings
 
 from model.contract import find_bundled_artifact
 from model.errors import ConfigError
-from service.settings import Settings, read_settings
+from service.settings import Settings
 
 
 def test_without_variables_the_bundled_artifact_is_served_with_defaults() -> None:

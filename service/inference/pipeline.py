@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -129,7 +128,7 @@ class Pipeline:
             streams=settings.streams,
             reload=reload,
         )
-        self._admission = AdmissionController(
+        self.admission = AdmissionController(
             settings.max_queue_size + settings.streams * settings.max_batch_size,
             self.scheduler.check_wait,
             self.scheduler.make_queue_full,
@@ -153,7 +152,7 @@ class Pipeline:
     @property
     def is_idle(self) -> bool:
         """Whether no request is at work."""
-        return self._admission.is_empty and self.scheduler.is_idle
+        return self.admission.is_empty and self.scheduler.is_idle
 
     async def start(self) -> None:
         """Start to accept images."""
@@ -169,10 +168,6 @@ class Pipeline:
         await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
         self.stats.close()
         self._capacity.set(0)
-
-    def admit(self, context: RequestContext) -> AbstractContextManager[None]:
-        """Hold a slot for one request whose body has not been read yet. Raises QueueFull."""
-        return self._admission.admit(context)
 
     async def run(
         self,

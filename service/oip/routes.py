@@ -125,19 +125,18 @@ async def server_metadata(request: Request) -> dict[str, Any]:
     return {"name": "useg", "version": request.app.version, "extensions": _EXTENSIONS}
 
 
-@router.get("/models/stats")
+@router.get("/models/stats", responses=_MODEL_ERRORS)
 @router.get("/models/{name}/stats", responses=_MODEL_ERRORS)
 @router.get("/models/{name}/versions/{version}/stats", responses=_MODEL_ERRORS)
 async def model_statistics(request: Request, name: str | None = None, version: str | None = None) -> dict[str, Any]:
     """Return the statistics of a version since it was loaded, of all loaded versions of a model, or of all models."""
     if name is None:
-        routers = list(get_state(request).model_repository.routers.by_name().values())
-    else:
-        routers = [_get_router(request, name)]
-    if version is None:
+        routers = get_state(request).model_repository.routers.by_name().values()
         pipelines = [pipeline for router in routers for pipeline in router.list_pipelines()]
+    elif version is None:
+        pipelines = _get_router(request, name).list_pipelines()
     else:
-        pipelines = [routers[0].get_pipeline(version)]
+        pipelines = [_get_router(request, name).get_pipeline(version)]
     return {"model_stats": [_version_statistics(pipeline) for pipeline in pipelines]}
 
 
@@ -382,5 +381,5 @@ def _get_router(request: Request, name: str) -> TrafficRouter:
 
 @contextmanager
 def _admit_version(pipeline: Pipeline, context: RequestContext) -> Iterator[Route]:
-    with pipeline.admit(context):
+    with pipeline.admission.admit(context):
         yield Route(pipeline=pipeline, fallback=None, context=context)

@@ -57,7 +57,7 @@ class Route:
         failed, contract = self.pipeline.contract, fallback.contract
         logger.warning("%s %s failed, falling back to %s: %r", failed.name, failed.version, contract.version, error)
         try:
-            with fallback.admit(self.context):
+            with fallback.admission.admit(self.context):
                 result = await call(fallback, self.context)
         except Exception as second:
             raise error from second
@@ -135,7 +135,7 @@ class TrafficRouter:
             for index, pipeline in enumerate(candidates):
                 is_last = index == len(candidates) - 1
                 try:
-                    stack.enter_context(pipeline.admit(context))
+                    stack.enter_context(pipeline.admission.admit(context))
                 except (QueueFull, NotReady):
                     if is_last:
                         raise

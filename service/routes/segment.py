@@ -173,7 +173,7 @@ async def decode(
     Send one image, as to `/v1/segment`.
     """
     pipeline = get_state(request).model_repository.get_ready_pipeline()
-    with pipeline.admit(context):
+    with pipeline.admission.admit(context):
         uploads = await read_uploads(request, context.deadline)
         if uploads.is_batch:
             raise InvalidParameter("several images: send one")
