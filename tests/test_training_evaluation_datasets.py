@@ -1,6 +1,7 @@
-"""Reading labeled datasets: a tiny copy of each published layout, drawn by hand."""
+"""Labeled datasets: COCO files as people have them, and a tiny copy of each published layout."""
 
 from pathlib import Path
+from typing import Any
 
 import labeled_datasets as drawn
 import numpy as np
@@ -8,9 +9,235 @@ import pytest
 from pycocotools import mask as coco
 
 from model.errors import ConfigError, DatasetError
+from model.formats.coco import parse_counts
 from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.datasets.ground_truth import crop_center
+from training.evaluation.datasets.ground_truth import GroundTruthDataset, crop_center
 from training.evaluation.datasets.taxonomy import COCO_STUFF_27
+
+SQUARE = [[0, 0, 3, 0, 3, 2, 0, 2]]
+FULL = {"size": [4, 6], "counts": [20, 4]}
+
+
+def annotate(**changed: Any) -> dict[str, Any]:
+    entry = {"id": 1, "image_id": 5, "category_id": 2, "segmentation": SQUARE, "iscrowd": 0, **changed}
+    return {name: value for name, value in entry.items() if value != "absent"}
+
+
+def write_instances(path: Path, *annotations: dict[str, Any], photos: Path | None = None, **changed: Any) -> Path:
+    """Write a file with one photo of 4 x 6 pixels, and the photo."""
+    content = {
+        "images": [{"id": 5, "file_name": "5.png", "height": 4, "width": 6}],
+        "annotations": list(annotations),
+        "categories": [{"id": 2, "name": "cat"}],
+        **changed,
+    }
+    drawn.write_json(path, content)
+    drawn.write_photo((photos or path.parent) / "5.png")
+    return path
+
+
+def read(path: Path, **options: Any) -> GroundTruthDataset:
+    return DatasetSpec(folder=path, **options).read()
+
+
+def read_areas(dataset: GroundTruthDataset) -> list[float]:
+    return [each.area for image in dataset.images for each in image.annotation.read(4, 6).objects]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (annotate(segmentation={"size": [4, 6], "counts": [20, 3]}), r"RLE do not add up to 4 x 6 pixels"),
+        (annotate(segmentation={"size": [4, 6], "counts": [20, 5]}), r"RLE do not add up"),
+        (annotate(segmentation={"size": [4, 6], "counts": [-1, 25]}), r"RLE do not add up"),
+        (annotate(segmentation={"size": [4, 6], "counts": "l0"}), r"RLE do not add up"),
+        (annotate(segmentation={"size": [4, 6], "counts": "P"}), "not a compressed RLE"),
+        (annotate(segmentation={"size": [4, 6], "counts": "\x00 é"}), "annotation 1 of image 5"),
+        (annotate(segmentation={"size": [6, 4], "counts": [20, 4]}), r"has the size \[6, 4\], the image \[4, 6\]"),
+        (annotate(segmentation={"counts": [20, 4]}), "neither a list of polygons nor an RLE"),
+        (annotate(segmentation=SQUARE[0]), "neither a list of polygons nor an RLE"),
+        (annotate(segmentation=[["a", 1, 2, 3, 4, 5]]), "could not convert string to float"),
+        (annotate(segmentation=[[0, 0, 3, 0, float("nan"), 2]]), "is not finite"),
+        (annotate(segmentation=[[0, 0, 3e9, 0, 3, 2]]), "outside the image of 6x4 pixels"),
+        (annotate(category_id=93), "category 93 is not listed"),
+        (annotate(category_id="absent"), "category None is not listed"),
+        (annotate(bbox=[1, 2, 3]), r"bbox \[1, 2, 3\] is not"),
+        (annotate(bbox=[1, 2, float("inf"), 4]), "bbox"),
+        (annotate(area=float("nan")), "area nan"),
+    ],
+)
+def test_an_invalid_annotation_is_named_before_any_work(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
+    path = write_instances(tmp_path / "set.json", entry)
+    with pytest.raises(DatasetError, match=message) as raised:
+        read(path)
+    assert str(raised.value).startswith(f"{path}: annotation 1 of image 5: ")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "skipped"),
+    [
+        (annotate(id=7, segmentation=[], bbox=[0, 0, 2, 2]), "1 annotations without a mask; the first: annotation 7"),
+        (annotate(id=7, segmentation=[[]]), "1 annotations without a mask or a box; the first: annotation 7"),
+        (annotate(id=7, segmentation="absent"), "1 annotations without a mask or a box; the first: annotation 7"),
+        (annotate(id=7, segmentation=[[0, 0, 3, 0]]), "1 annotations with polygons of fewer than three points"),
+        (annotate(id=7, segmentation={"size": [4, 6], "counts": [24]}), "1 annotations with an empty mask"),
+        (annotate(id=7, segmentation=[[7, 0, 9, 0, 9, 2]]), "1 annotations cut at the border"),
+        (annotate(id=7, image_id=400), "1 annotations of images that are not listed; the first: annotation 7"),
+        (annotate(), "1 annotations listed twice; the first: annotation 1"),
+    ],
+)
+def test_what_other_tools_tolerate_is_left_out_counted_and_named(
+    tmp_path: Path, entry: dict[str, Any], skipped: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = read(write_instances(tmp_path / "set.json", annotate(), entry))
+    assert read_areas(dataset) == [6.0]
+    assert skipped in dataset.skipped[0]
+    assert skipped in caplog.text
+
+
+def test_area_box_and_crowd_flag_may_be_absent_and_a_polygon_is_cut_at_the_border(tmp_path: Path) -> None:
+    entry = annotate(iscrowd="absent", segmentation=[[-3, 0, 3, 0, 3, 2, -3, 2]])
+    dataset = read(write_instances(tmp_path / "set.json", entry))
+    (found,) = dataset.images[0].annotation.read(4, 6).objects
+    assert (found.area, found.bbox, found.is_crowd) == (6.0, (0.0, 0.0, 3.0, 2.0), False)
+
+
+def test_a_file_without_any_mask_has_boxes(tmp_path: Path) -> None:
+    dataset = read(write_instances(tmp_path / "set.json", annotate(segmentation=[], bbox=[1, 1, 2, 3])))
+    assert (dataset.kind, dataset.skipped, read_areas(dataset)) == ("boxes", (), [6.0])
+
+
+def test_a_file_whose_annotations_are_all_left_out_is_an_error(tmp_path: Path) -> None:
+    path = write_instances(tmp_path / "set.json", annotate(segmentation=[[]]))
+    with pytest.raises(DatasetError, match="no usable annotation: 1 annotations without a mask or a box"):
+        read(path)
+
+
+IMAGE = {"id": 5, "file_name": "5.png", "height": 4, "width": 6}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"images": [IMAGE, {**IMAGE, "file_name": "6.png"}]}, r"images\[1\]: the id 5 is also that of 5\.png"),
+        ({"images": [IMAGE, {**IMAGE, "id": 6}]}, "1 photos under several ids"),
+        ({"images": [{**IMAGE, "id": "5"}]}, r"images\[0\]: expected an integer id"),
+        ({"images": [{**IMAGE, "height": 0}]}, "height 0 and width 6"),
+        ({"images": [{**IMAGE, "height": 6, "width": 4}]}, r"image 5 has 4x6 pixels in .*5\.png has 6x4"),
+        ({"images": [{**IMAGE, "file_name": "6.png"}]}, r"6\.png is in none of .*/images"),
+        ({"images": None}, "no list 'images'"),
+        ({"categories": [{"id": 2}]}, r"categories\[0\]: expected an integer id and a name"),
+        ({"categories": [{"id": 2, "name": "cat"}, {"id": 2, "name": "dog"}]}, r"categories\[1\]: the id 2 is listed"),
+    ],
+)
+def test_an_invalid_image_or_category_is_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    path = write_instances(tmp_path / "set.json", annotate(), **changed)
+    with pytest.raises(DatasetError, match=message):
+        read(path)
+
+
+def test_an_image_listed_twice_is_read_once(tmp_path: Path) -> None:
+    dataset = read(write_instances(tmp_path / "set.json", annotate(), images=[IMAGE, IMAGE]))
+    assert (len(dataset.images), dataset.skipped) == (1, ("1 images listed twice; the first: image 5",))
+
+
+def test_content_that_is_not_coco_is_an_error_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "set.json"
+    with pytest.raises(DatasetError, match=r"set\.json does not exist: expected a JSON file"):
+        read(path)
+    for content in ("[", "[]", '{"images": [1], "annotations": [], "categories": []}'):
+        path.write_text(content)
+        with pytest.raises(DatasetError, match=r"set\.json is not "):
+            read(path)
+    with pytest.raises(DatasetError, match=r"contains none of panoptic\.json.*annotations/instances_SPLIT\.json"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "photos", "options"),
+    [
+        ("annotations/instances_default.json", "images", {}),  # CVAT
+        ("annotations/instances_train.json", "images/train", {"split": "train"}),  # CVAT with subsets
+        ("valid/_annotations.coco.json", "valid", {}),  # Roboflow
+        ("test/_annotations.coco.json", "test", {"split": "test"}),
+        ("_annotations.coco.json", ".", {}),
+        ("result.json", "images", {}),  # Label Studio
+        ("labels.json", "data", {}),  # FiftyOne
+        ("annotations/instances_val2017.json", "val2017", {}),
+        ("instances.json", "images", {}),
+    ],
+)
+@pytest.mark.parametrize("is_path", [False, True])
+def test_exports_are_found_by_their_folder_or_by_the_file(
+    tmp_path: Path, index: str, photos: str, options: dict[str, str], is_path: bool
+) -> None:
+    path = write_instances(tmp_path / index, annotate(), photos=tmp_path / photos)
+    dataset = read(path) if is_path else read(tmp_path, **options)
+    assert (dataset.kind, read_areas(dataset)) == ("masks", [6.0])
+
+
+@pytest.mark.parametrize("name", ["my photos\\5.png", "/data/local-files/?d=my%20photos/5.png"])
+def test_names_by_windows_and_by_label_studio_and_missing_sizes_are_read(tmp_path: Path, name: str) -> None:
+    images = [{"id": 5, "file_name": name}]
+    path = write_instances(tmp_path / "result.json", annotate(), photos=tmp_path / "my photos", images=images)
+    assert read_areas(read(path)) == [6.0]
+
+
+def write_panoptic(folder: Path, *, isthing: Any = 1, **changed: Any) -> Path:
+    drawn.write_photo(folder / "images" / "5.png")
+    drawn.write_panoptic_png(folder / "panoptic" / "5.png", drawn.three_regions())
+    segments = [{"id": 1, "category_id": 2}]
+    annotation = {"image_id": 5, "file_name": "5.png", "segments_info": segments, **changed}
+    category = {"id": 2, "name": "cat", "isthing": isthing}
+    content = {
+        "images": [IMAGE],
+        "annotations": [{name: value for name, value in annotation.items() if value != "absent"}],
+        "categories": [{name: value for name, value in category.items() if value != "absent"}],
+    }
+    drawn.write_json(folder / "panoptic.json", content)
+    return folder
+
+
+def test_the_format_is_recognized_by_the_content(tmp_path: Path) -> None:
+    folder = write_panoptic(tmp_path)
+    for source in (folder, folder / "panoptic.json"):
+        dataset = read(source)
+        assert (dataset.kind, len(dataset.images)) == ("panoptic", 1)
+    (folder / "panoptic.json").rename(folder / "own.json")
+    assert read(folder / "own.json").kind == "panoptic"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"isthing": "absent"}, "'cat' needs isthing, 0 or 1"),
+        ({"segments_info": "absent"}, "annotation of image 5: it has no segments_info"),
+        ({"segments_info": [{"id": 1, "category_id": 3}]}, "image 5: category 3 of segment 1 is not listed"),
+        ({"segments_info": [{"id": 1, "category_id": 2}] * 2}, "segments need different integer ids"),
+        ({"file_name": "6.png"}, r"6\.png is in none of .*panoptic"),
+    ],
+)
+def test_an_invalid_panoptic_file_is_an_error(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read(write_panoptic(tmp_path, **changed), format="panoptic")
+
+
+def test_a_label_of_another_size_than_its_photo_is_found_at_the_start(tmp_path: Path) -> None:
+    folder = write_panoptic(tmp_path)
+    drawn.write_panoptic_png(folder / "panoptic" / "5.png", np.ones((6, 4), int))
+    with pytest.raises(DatasetError, match=r"panoptic/5\.png has 4x6 pixels, .*images/5\.png 6x4"):
+        read(folder)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_runs_of_a_compressed_rle_are_those_of_the_mask(seed: int) -> None:
+    mask = np.random.default_rng(seed).random((37, 300)) < 0.02 * 2**seed
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], mask.T.ravel().astype(int)])))
+    runs = np.diff(np.concatenate([[0], changes, [mask.size]]))
+    counts = coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    assert parse_counts(counts).tolist() == runs.tolist()
+
 
 COCO_CATEGORIES = [
     {"id": 1, "name": "person", "supercategory": "person", "isthing": 1},

@@ -213,16 +213,3 @@ def test_instances_are_pasted_from_another_photo_of_the_batch_inside_the_square(
     left = (-1.0 - params.paste_transforms[:, 0, 2]) / params.paste_transforms[:, 0, 0]  # of the pasted source
     assert (left >= -1.0 - 1e-5).all()
     assert (left + 2 * scale <= 1.0 + 1e-5).all()
-
-
-def test_samples_are_reproducible_and_each_epoch_has_every_photo_once(tmp_path: Path) -> None:
-    photos = [write_photo(tmp_path, name) for name in "abcd"]
-    changes = {"copy_paste_prob": 0.5, "crop_prob": 0.5, "color_jitter": 0.4}
-    first, second = (make_dataset(photos, **changes) for _ in range(2))
-    second.load_batch(4, 4)  # photos already in memory change nothing
-    one, other = first.load_batch(0, 4), second.load_batch(0, 4)
-    assert sorted(path.stem for path in one.photos) == list("abcd")
-    assert one.photos == other.photos
-    assert torch.equal(one.images.pixels, other.images.pixels)
-    for name, value in vars(one.params).items():
-        assert torch.equal(value, getattr(other.params, name)), name
