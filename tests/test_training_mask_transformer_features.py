@@ -15,7 +15,7 @@ from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.mask_transformer.crops import CropView, CropWindow, crop_view, full_view, sample_crop
-from training.mask_transformer.feature_dataset import FeatureDataset, FeatureSample, copy_paste, make_target
+from training.mask_transformer.feature_dataset import FeatureDataset, FeatureSample, copy_paste, make_targets
 from training.mask_transformer.targets import (
     PADDING,
     VOID,
@@ -97,7 +97,7 @@ def test_targets_have_thing_masks_and_stuff_classes_and_ignore_void_padding_and_
     label_map[5:10, 5:10] = 1
     label_map[15:] = -1
     label_map[0, 0] = 0
-    target = make_target(label_sample(label_map, {1: 4, 2: 8}), droploss=False)
+    target = make_targets([label_sample(label_map, {1: 4, 2: 8})], droploss=False)[0]
     assert target.clusters.tolist() == [3]
     assert target.weights.tolist() == [1.0]
     assert target.masks.sum() == 25
@@ -116,7 +116,7 @@ def test_with_droploss_void_and_things_without_a_mask_are_unlabeled() -> None:
     label_map[15:] = -1
     label_map[0, :3] = 0
     label_map[12, :3] = 3  # too small for a target
-    target = make_target(label_sample(label_map, {1: 4, 2: 8, 3: 5}), droploss=True)
+    target = make_targets([label_sample(label_map, {1: 4, 2: 8, 3: 5})], droploss=True)[0]
     unlabeled = np.argwhere(~target.is_labeled.numpy()).tolist()
     assert unlabeled == [[0, 0], [0, 1], [0, 2], [12, 0], [12, 1], [12, 2]]
 

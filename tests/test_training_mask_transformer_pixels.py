@@ -12,17 +12,15 @@ import torch
 from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
-from training.mask_transformer.feature_dataset import FeatureSample, make_target
 from training.mask_transformer.pixel_dataset import (
     AugmentParams,
     ImageBatch,
     PixelDataset,
     augment_batch,
     color_jitter,
-    to_targets,
 )
-from training.mask_transformer.targets import PADDING, VOID, Instances, LabelReader
-from training.trainer.task import IGNORE_INDEX, PhotoSampler
+from training.mask_transformer.targets import PADDING, VOID, LabelReader
+from training.trainer.task import PhotoSampler
 
 SIDE, MAP_SIDE = 32, 8
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
@@ -138,27 +136,6 @@ def test_nothing_is_pasted_into_padding() -> None:
 def test_color_jitter_scales_brightness_and_saturation(factors: tuple[float, ...], expected: list[int]) -> None:
     pixels = torch.tensor([100, 50, 0], dtype=torch.uint8).reshape(1, 3, 1, 1)
     assert color_jitter(pixels, torch.tensor([factors])).flatten().tolist() == expected
-
-
-@pytest.mark.parametrize("droploss", [False, True])
-def test_targets_are_the_same_as_those_of_feature_samples(droploss: bool) -> None:
-    images = draw_images()
-    targets = to_targets(images, droploss=droploss)
-    for index, target in enumerate(targets):
-        sample = FeatureSample(
-            features=np.zeros((1, 1, 1, 1), np.float16),
-            pixels=np.zeros((3, 1, 1), np.uint8),
-            semantic=images.semantic[index].numpy().astype(np.int16),
-            instances=Instances(
-                masks=images.masks[index : index + 1].numpy(),
-                clusters=images.clusters[index : index + 1].numpy() + 1,
-                weights=images.weights[index : index + 1].numpy(),
-            ),
-        )
-        expected = make_target(sample, droploss=droploss)
-        for name in ("masks", "clusters", "weights", "semantic", "is_labeled"):
-            assert torch.equal(getattr(target, name), getattr(expected, name)), name
-    assert IGNORE_INDEX in targets[0].semantic
 
 
 def write_photo(folder: Path, name: str, cluster: int = 1) -> LabeledPhoto:

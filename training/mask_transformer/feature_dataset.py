@@ -1,7 +1,7 @@
 """Training samples on cached encoder features, with copy-paste and crops on the features themselves."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,22 +19,20 @@ from training.data.features import FeatureCache
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.crops import crop_view, full_view, sample_crop
 from training.mask_transformer.targets import (
-    BAND_WIDTH,
     MAX_PASTED,
-    MIN_MASK_AREA,
     PADDING,
     Instances,
     LabelReader,
     Target,
+    to_targets,
 )
-from training.trainer.task import IGNORE_INDEX, PhotoSampler
+from training.trainer.task import PhotoSampler
 
 _HALF_SIZE_PROB = 0.5
 _MAX_COVERED = 0.5
 """Fraction of an instance that a pasted one may cover."""
 _INSIDE = 0.8
 """Fraction of a mask inside another from which it counts as a part of that instance."""
-_BAND = np.ones((BAND_WIDTH, BAND_WIDTH), np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ class FeatureDataset:
         return DecoderBatch(
             features=torch.stack([torch.from_numpy(each.features).flatten(1, 2) for each in samples], dim=1).float(),
             pixels=torch.stack([torch.from_numpy(each.pixels) for each in samples]),
-            targets=tuple(make_target(each, droploss=self.config.droploss) for each in samples),
+            targets=make_targets(samples, droploss=self.config.droploss),
             photos=tuple(photo.path for photo, _ in sampled),
         )
 
@@ -171,25 +169,16 @@ def copy_paste(
     return sample
 
 
-def make_target(sample: FeatureSample, *, droploss: bool) -> Target:
-    """Convert a sample's labels to targets, without tiny instances.
-
-    Void, padding and a band of stuff around things are ignored: patches next to an instance have features like its
-    own, and stuff labels there are unreliable. With `droploss`, only stuff, instances and padding count as labeled.
-    """
-    instances = sample.instances.select(sample.instances.masks.sum((1, 2)) >= MIN_MASK_AREA)
-    semantic = np.where(sample.semantic < 0, IGNORE_INDEX, sample.semantic).astype(np.int64)
-    is_thing = (semantic == 0).astype(np.uint8)
-    semantic[(cv2.dilate(is_thing, _BAND) > 0) & (is_thing == 0)] = IGNORE_INDEX
-    is_labeled = np.ones(semantic.shape, bool)
-    if droploss:
-        is_labeled = (sample.semantic > 0) | (sample.semantic == PADDING) | instances.masks.any(0)
-    return Target(
-        masks=torch.from_numpy(instances.masks.astype(np.float32)),
-        clusters=torch.from_numpy(instances.clusters - 1),
-        weights=torch.from_numpy(instances.weights),
-        semantic=torch.from_numpy(semantic),
-        is_labeled=torch.from_numpy(is_labeled),
+def make_targets(samples: Sequence[FeatureSample], *, droploss: bool) -> tuple[Target, ...]:
+    """Convert the labels of samples to targets (see `to_targets`)."""
+    instances = [each.instances for each in samples]
+    return to_targets(
+        torch.from_numpy(np.stack([each.semantic for each in samples]).astype(np.int64)),
+        torch.from_numpy(np.concatenate([each.masks for each in instances])),
+        torch.from_numpy(np.repeat(np.arange(len(samples)), [len(each) for each in instances])),
+        torch.from_numpy(np.concatenate([each.clusters for each in instances]) - 1),
+        torch.from_numpy(np.concatenate([each.weights for each in instances])),
+        droploss=droploss,
     )
 
 

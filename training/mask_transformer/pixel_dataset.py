@@ -21,15 +21,13 @@ from training.data.dataset import LabeledPhoto
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.crops import full_view
 from training.mask_transformer.targets import (
-    BAND_WIDTH,
     MAX_PASTED,
-    MIN_MASK_AREA,
     PADDING,
     Instances,
     LabelReader,
-    Target,
+    union_by_image,
 )
-from training.trainer.task import IGNORE_INDEX, PhotoSampler
+from training.trainer.task import PhotoSampler
 
 _LOADER_THREADS = 8
 _MAX_COVERED = 0.5
@@ -202,26 +200,6 @@ def color_jitter(pixels: UInt8[Tensor, "B 3 S S"], factors: Float[Tensor, "B 3"]
     return (gray + (contrasted - gray) * saturation).round().clamp(0, 255).to(torch.uint8)
 
 
-def to_targets(images: ImageBatch, *, droploss: bool) -> tuple[Target, ...]:
-    """Convert the labels of a batch to targets, as `feature_dataset.make_target` does for one sample."""
-    is_kept = images.masks.flatten(1).sum(1) >= MIN_MASK_AREA
-    masks, image_indices = images.masks[is_kept], images.image_indices[is_kept]
-    is_thing = images.semantic == 0
-    near_thing = functional.max_pool2d(is_thing[:, None].float(), BAND_WIDTH, 1, BAND_WIDTH // 2)[:, 0] > 0
-    semantic = images.semantic.masked_fill((images.semantic < 0) | (near_thing & ~is_thing), IGNORE_INDEX)
-    is_labeled = torch.ones_like(is_thing)
-    if droploss:
-        union = _union(masks, image_indices, len(is_labeled))
-        is_labeled = (images.semantic > 0) | (images.semantic == PADDING) | union
-    clusters, weights = images.clusters[is_kept], images.weights[is_kept]
-    counts = image_indices.bincount(minlength=len(is_labeled)).tolist()
-    per_image = zip(*(each.split(counts) for each in (masks, clusters, weights)), semantic, is_labeled, strict=True)
-    return tuple(
-        Target(masks=mask.float(), clusters=cluster, weights=weight, semantic=labels, is_labeled=labeled)
-        for mask, cluster, weight, labels, labeled in per_image
-    )
-
-
 def _transform(images: ImageBatch, transforms: Float[Tensor, "B 2 3"], side_px: int) -> ImageBatch:
     map_side = side_px // MASK_STRIDE_PX
     semantic = _sample(images.semantic[:, None].float(), transforms, map_side, "nearest")[:, 0]
@@ -241,7 +219,7 @@ def _paste(base: ImageBatch, images: ImageBatch, params: AugmentParams) -> Image
     transforms = params.paste_transforms[params.target_images]
     masks = _sample(moved, transforms, map_side, "nearest", outside="zeros")[:, 0] > 0.5
     masks = masks & (base.semantic[params.target_images] != PADDING)
-    cover = _union(masks, params.target_images, len(base.pixels))
+    cover = union_by_image(masks, params.target_images, len(base.pixels))
     hidden = cover[base.image_indices]
     is_covered = (base.masks & hidden).flatten(1).sum(1) > _MAX_COVERED * base.masks.flatten(1).sum(1)
     remaining = (base.masks & ~hidden)[~is_covered]
@@ -260,12 +238,6 @@ def _paste(base: ImageBatch, images: ImageBatch, params: AugmentParams) -> Image
 
 def _to_pixels(maps: Bool[Tensor, "B h w"]) -> Bool[Tensor, "B 1 S S"]:
     return maps.repeat_interleave(MASK_STRIDE_PX, 1).repeat_interleave(MASK_STRIDE_PX, 2)[:, None]
-
-
-def _union(masks: Bool[Tensor, "P h w"], image_indices: Int[Tensor, "P"], count: int) -> Bool[Tensor, "B h w"]:
-    """Return the union of the masks of each image."""
-    summed = torch.zeros(count, *masks.shape[1:], device=masks.device)
-    return summed.index_add_(0, image_indices, masks.float()) > 0
 
 
 def _sample(

@@ -5,18 +5,21 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32, Int, Int16, Int32
 from pycocotools import mask as coco
 from torch import Tensor
+from torch.nn import functional
 
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset, read_label_map
 from training.mask_transformer.crops import CropView
+from training.trainer.task import IGNORE_INDEX
 
 VOID, PADDING = -1, -2
 """Values of a semantic map where a pixel has no label, and where there is no photo."""
-MIN_MASK_AREA = 4
+_MIN_MASK_AREA = 4
 """Smaller instances, in map pixels, are no targets."""
-BAND_WIDTH = 5
+_BAND_WIDTH = 5
 """Side of the window in which stuff next to things is ignored."""
 MAX_PASTED = 3
 """Maximum number of instances that copy-paste adds to a sample."""
@@ -165,3 +168,39 @@ def instances_from_panoptic(
     masks = np.array([label_map == segment for segment in things], bool).reshape(len(things), *label_map.shape)
     clusters = np.array([categories[segment] for segment in things], np.int64)
     return Instances(masks=masks, clusters=clusters, weights=np.ones(len(things), np.float32))
+
+
+def to_targets(
+    semantic: Int[Tensor, "B h w"],
+    masks: Bool[Tensor, "P h w"],
+    image_indices: Int[Tensor, "P"],
+    clusters: Int[Tensor, "P"],
+    weights: Float[Tensor, "P"],
+    *,
+    droploss: bool,
+) -> tuple[Target, ...]:
+    """Convert the labels of a batch to targets, without tiny instances; those of one image follow each other.
+
+    Void, padding and a band of stuff around things are ignored: patches next to an instance have features like its
+    own, and stuff labels there are unreliable. With `droploss`, only stuff, instances and padding count as labeled.
+    """
+    is_kept = masks.flatten(1).sum(1) >= _MIN_MASK_AREA
+    masks, image_indices, clusters, weights = (each[is_kept] for each in (masks, image_indices, clusters, weights))
+    is_thing = semantic == 0
+    near_thing = functional.max_pool2d(is_thing[:, None].float(), _BAND_WIDTH, 1, _BAND_WIDTH // 2)[:, 0] > 0
+    classes = semantic.masked_fill((semantic < 0) | (near_thing & ~is_thing), IGNORE_INDEX)
+    is_labeled = torch.ones_like(is_thing)
+    if droploss:
+        is_labeled = (semantic > 0) | (semantic == PADDING) | union_by_image(masks, image_indices, len(is_thing))
+    counts = image_indices.bincount(minlength=len(is_thing)).tolist()
+    per_image = zip(*(each.split(counts) for each in (masks, clusters, weights)), classes, is_labeled, strict=True)
+    return tuple(
+        Target(masks=mask.float(), clusters=cluster, weights=weight, semantic=labels, is_labeled=labeled)
+        for mask, cluster, weight, labels, labeled in per_image
+    )
+
+
+def union_by_image(masks: Bool[Tensor, "P h w"], image_indices: Int[Tensor, "P"], count: int) -> Bool[Tensor, "B h w"]:
+    """Return the union of the masks of each image."""
+    summed = torch.zeros(count, *masks.shape[1:], device=masks.device)
+    return summed.index_add_(0, image_indices, masks.float()) > 0

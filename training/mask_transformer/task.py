@@ -18,8 +18,8 @@ from training.data.features import open_cache
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.feature_dataset import DecoderBatch, FeatureDataset
 from training.mask_transformer.losses import MaskTransformerLosses, mask_transformer_losses
-from training.mask_transformer.pixel_dataset import PixelBatch, PixelDataset, augment_batch, to_targets
-from training.mask_transformer.targets import InstanceMasks, LabelReader
+from training.mask_transformer.pixel_dataset import PixelBatch, PixelDataset, augment_batch
+from training.mask_transformer.targets import InstanceMasks, LabelReader, to_targets
 from training.trainer.provenance import copy_encoder, make_provenance
 from training.trainer.task import PhotoSampler
 
@@ -80,7 +80,14 @@ class MaskTransformerTask:
         return DecoderBatch(
             features=encoder(normalize(images.pixels), intermediate_layers(encoder.config.depth)),
             pixels=images.pixels,
-            targets=to_targets(images, droploss=self.config.droploss),
+            targets=to_targets(
+                images.semantic,
+                images.masks,
+                images.image_indices,
+                images.clusters,
+                images.weights,
+                droploss=self.config.droploss,
+            ),
             photos=batch.photos,
         )
 
