@@ -30,7 +30,6 @@ import httpx
 import numpy as np
 import psutil
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
 from model.backends.loader import load_session
 from model.contract import find_bundled_artifact
@@ -141,7 +140,6 @@ async def measure(
         report["300% of the peak"] = await overload(server, photos, 3 * peak, overload_s)
         again, took_s = await send_closed(server.url, photos, clients=4, seconds=seconds)
         report["peak again"] = summarize(again, took_s)
-    report["event_loop_lag"] = await read_lag(server.url)
     report["rss_mb"] = round(server.rss_mb())
     return report
 
@@ -177,19 +175,6 @@ async def overload(server: Server, photos: Sequence[bytes], rate: float, seconds
     await asyncio.gather(watching, return_exceptions=True)
     quantiles = {f"p{percent}": round(float(np.percentile(health, percent)), 1) for percent in (50, 99)}
     return {**summarize(responses, took_s), "health_ms": quantiles}
-
-
-async def read_lag(url: str) -> dict[str, float]:
-    """Return upper bounds of the median and 99th percentile of the event loop lag, in milliseconds."""
-    async with httpx.AsyncClient(base_url=url) as client:
-        families = text_string_to_metric_families((await client.get("/metrics")).text)
-    (lag,) = [family for family in families if family.name == "useg_event_loop_lag_seconds"]
-    buckets = [(float(each.labels["le"]), each.value) for each in lag.samples if each.name.endswith("_bucket")]
-    total = buckets[-1][1]
-    return {
-        f"p{percent}_max_ms": next(1000 * bound for bound, count in buckets if count >= total * percent / 100)
-        for percent in (50, 99)
-    }
 
 
 def read_photos(folder: Path, count: int = 24, sizes_mp: Sequence[float] = SIZES_MP) -> list[bytes]:
