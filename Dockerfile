@@ -1,6 +1,7 @@
 # Three images: `service` (CPU, without torch and training/), `service-gpu` (NVIDIA) and `train` (makes new versions).
 #   docker build --target service --tag useg/service .
-# OpenVINO's plug-ins for GPUs and NPUs and its readers of other formats, 76 MB, are left out.
+# Left out, 150 MB: OpenVINO's plug-ins for GPUs and NPUs and its readers of other formats, ONNX Runtime's C library and
+# model tools, NumPy's tests.
 # The build secret `pip`, if given, is pip's configuration; it leaves no trace in an image.
 # Pin a base by its digest with --build-arg, e.g. PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:…
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -16,10 +17,10 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]" \
     && /opt/venv/bin/pip uninstall --yes useg \
-    && rm -rf /opt/venv/lib/python3*/site-packages/openvino/cmake /opt/venv/lib/python3*/site-packages/openvino/include \
-    && find /opt/venv/lib/python3*/site-packages/openvino/libs -regextype posix-extended -regex \
-      '.*/(cache.json|libopenvino_(intel_[gn]pu_plugin|(gguf|jax|paddle|pytorch|tensorflow|tensorflow_lite)_frontend).*)' \
-      -delete
+    && find /opt/venv/lib/python3*/site-packages -regextype posix-extended -regex '.*/(tests|[^/]+\.pyi|\
+onnxruntime/(datasets|quantization|tools|transformers|capi/libonnxruntime\.so.*)|openvino/(cmake|include|tools)|\
+openvino/libs/(cache.json|libopenvino_(auto.*|hetero|intel_[gn]pu)_plugin.*|\
+libopenvino_(gguf|jax|paddle|pytorch|tensorflow|tensorflow_lite)_frontend.*))' -prune -exec rm -rf {} +
 COPY model model
 COPY service service
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \

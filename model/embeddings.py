@@ -8,9 +8,11 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
+from pydantic import Field
 
 from model.errors import ConfigError
 
@@ -47,11 +49,15 @@ def l2_normalize(vectors: Float[np.ndarray, "*N C"]) -> Float[np.ndarray, "*N C"
     return unit
 
 
+CategoryId = Annotated[int, Field(ge=0, lt=2**31)]
+"""Id of a category. JSON and NumPy have it in 64 bits."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Category:
     """A named class."""
 
-    id: int
+    id: CategoryId
     name: str
 
 

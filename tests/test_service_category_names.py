@@ -191,6 +191,16 @@ async def test_names_are_exported_imported_and_undone(client: httpx.AsyncClient)
     assert (await client.post(f"{NAMES}/undo", json={"revision": 99})).status_code == 422
 
 
+@pytest.mark.parametrize(("category_id", "status"), [(-1, 422), (2**31 - 1, 200), (2**31, 422), (2**64, 422)])
+async def test_imported_category_ids_fit_every_format(client: httpx.AsyncClient, category_id: int, status: int) -> None:
+    await client.put(RED, json={"category_name": "pepper"})
+    exported = (await client.get(NAMES)).json()
+    exported["names"]["1"]["category_id"] = category_id
+    assert (await client.put(NAMES, json=exported)).status_code == status
+    assert (await request_segments(client, "application/json")).status_code == 200
+    assert (await request_segments(client, "application/x-npz")).status_code == 200
+
+
 async def test_concurrent_changes_lose_no_name(client: httpx.AsyncClient, file: Path) -> None:
     edits = [
         client.put(f"/v1/models/fake/clusters/{1 + each % 3}", json={"category_name": f"n{each}"}) for each in range(12)

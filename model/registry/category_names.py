@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from model.contract import NETWORK_FILE, Contract
-from model.embeddings import Category, CategoryExamples
+from model.embeddings import Category, CategoryExamples, CategoryId
 from model.errors import ConfigError, InvalidCategoryNames, InvalidParameter
 from model.files import atomic_write, remove_temp_files
 from model.validation import parse, parse_versioned_json, to_versioned_json
@@ -36,7 +36,7 @@ class CategoryName:
     author: str
     timestamp: str
     """ISO 8601, in UTC."""
-    category_id: int | None = None
+    category_id: CategoryId | None = None
     """Id of the category in the dataset that the name comes from; None for a name given by a user."""
 
     def __post_init__(self) -> None:
