@@ -130,7 +130,6 @@ def test_another_family_or_number_of_clusters_is_refused_on_one_line(
     ("mean", "std"),
     [
         ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),  # detectron2's default: BGR, as in Caffe
-        ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395)),
         ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375)),
         ((123.675,), (58.395,)),
     ],
