@@ -44,7 +44,6 @@ from training.evaluation.cluster_matching import (
     LabelSpaces,
     MatchingConfig,
     MatchingMethod,
-    count_shared_pixels,
     count_stuff_votes,
     count_thing_votes,
     match_block,
@@ -90,14 +89,6 @@ def make_spaces(thing_clusters: int, stuff_clusters: int, num_things: int, num_c
         num_things=num_things,
         num_categories=num_categories,
     )
-
-
-def test_a_cluster_takes_the_category_with_which_it_shares_most_pixels() -> None:
-    overlap = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 1, 3: 0})
-    only_things = make_spaces(3, 0, 2, 2)
-    table = count_shared_pixels([overlap, overlap], only_things)
-    assert table.tolist() == [[0, 0], [8, 0], [2, 4], [0, 0]]
-    assert match_clusters(table, only_things, "majority").tolist() == [UNMATCHED, 0, 1, UNMATCHED]
 
 
 @pytest.mark.golden

@@ -24,7 +24,6 @@ from training.pseudo_labels.maskcut import (
     l2_normalize_tokens,
     load_proposals,
     maskcut,
-    select_object,
 )
 from training.pseudo_labels.refinement import refine_masks
 
@@ -51,24 +50,6 @@ def test_subtracting_the_mean_finds_an_object_where_all_patches_are_connected() 
     found = maskcut(saturated, MaskDiscoveryConfig(proposals="maskcut", maskcut_n=1, maskcut_subtract_mean=True))
     assert found[0].sum() == 49
     assert found[0][inside].all()
-
-
-def test_the_side_with_three_corners_is_the_background() -> None:
-    vector = np.ones((8, 8))
-    vector[2:5, 2:5] = -1.5
-    assert select_object(vector).sum() == 9
-    assert select_object(-vector).sum() == 9
-
-
-def test_with_two_corners_each_the_connected_region_of_the_seed_is_the_object() -> None:
-    vector = np.full((6, 6), 0.1)
-    vector[:, :3] = -0.1
-    vector[2, 1] = -0.9
-    vector[:, 2] = 0.2
-    vector[:, 4] = -0.1
-    expected = np.zeros((6, 6), bool)
-    expected[:, :2] = True
-    assert (select_object(vector) == expected).all()
 
 
 def test_tokens_that_are_not_finite_are_an_error() -> None:

@@ -258,6 +258,8 @@ def test_tensorboard_shows_each_step_once_after_a_resumed_run(tmp_path: Path) ->
     for step in (1, 2, 3):
         first.log(step, {"total": float(step)})
     first.close()
+    (events_file,) = tmp_path.iterdir()  # its name has the second and a counter, of which "9" sorts after "10"
+    events_file.rename(tmp_path / "events.out.tfevents.1000000000.first")
     for step in (3, 4):
         resumed.log(step, {"total": 10.0 * step})
     resumed.mark_failed()
