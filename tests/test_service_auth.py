@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fake_service import draw_halves, open_client, post, save
 
-from model.errors import ConfigError, RateLimited, Unauthorized
+from model.errors import ConfigError, RateLimited
 from service.auth import TokenBucketLimiter, generate_api_key, load_api_keys
 from service.schemas import Problem
 
@@ -27,7 +27,9 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
         yield each
 
 
-@pytest.mark.parametrize("headers", [{}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer nobody"}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer nobody"}, {"X-API-Key": f"{KEY} x"}]
+)
 async def test_a_missing_or_unknown_key_is_unauthorized(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
     response = await post(client, HALVES, headers=headers)
     assert response.status_code == 401
@@ -107,12 +109,6 @@ def test_keys_are_loaded_from_a_file_and_a_list(tmp_path: Path) -> None:
     assert (carol.name, carol.rate_limit_rps, carol.burst) == ("carol", 0.0, None)
 
 
-@pytest.mark.parametrize("given", ["", "on", "one ", digest("one"), "é\udcff"])
-def test_an_unknown_key_is_rejected(given: str) -> None:
-    with pytest.raises(Unauthorized, match="send 'Authorization: Bearer KEY'"):
-        load_api_keys(None, f"alice:{digest('one')}").authenticate(given)
-
-
 @pytest.mark.parametrize(
     "line", ["alice", "alice:secret", f"a b:{digest('x')}", f"a:{digest('x')}:fast", f"a:{digest('x')}:1:0", ":" * 5]
 )
@@ -160,15 +156,10 @@ def test_a_burst_is_followed_by_the_rate() -> None:
     limiter.acquire("a", 0.5, 3, 102.0)
     with pytest.raises(RateLimited):
         limiter.acquire("a", 0.5, 3, 102.0)
-
-
-def test_buckets_are_per_client_and_refill_up_to_the_burst() -> None:
-    limiter = TokenBucketLimiter()
-    limiter.acquire("a", 1.0, 1, 0.0)
-    limiter.acquire("b", 1.0, 1, 0.0)
-    limiter.acquire("a", 1.0, 1, 1_000.0)
+    for _ in range(3):
+        limiter.acquire("a", 0.5, 3, 1_000.0)
     with pytest.raises(RateLimited):
-        limiter.acquire("a", 1.0, 1, 1_000.0)
+        limiter.acquire("a", 0.5, 3, 1_000.0)
 
 
 def test_the_number_of_buckets_is_bounded() -> None:

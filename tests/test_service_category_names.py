@@ -211,13 +211,6 @@ async def test_concurrent_changes_lose_no_name(client: httpx.AsyncClient, file: 
     assert (await client.get(NAMES)).json()["revision"] == 12
 
 
-async def test_names_survive_a_restart(file: Path) -> None:
-    async with open_client(category_names_file=file) as client:
-        await client.put(RED, json={"category_name": "pepper"})
-    async with open_client(category_names_file=file) as client:
-        assert await read_category(client) == "pepper"
-
-
 def test_changes_by_another_process_are_loaded_and_a_broken_file_is_ignored(file: Path) -> None:
     names = LiveCategoryNames(CONTRACT, file)
     edit_names(file, CONTRACT, lambda old: old.rename({2: "sea"}, "somebody"))

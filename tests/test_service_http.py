@@ -21,7 +21,7 @@ from model.errors import ArtifactError
 from model.formats.png import decode_panoptic_png
 from model.network_io import RawOutputs
 from service.app import create_app
-from service.schemas import Problem, Readiness, SegmentationResponse
+from service.schemas import Problem, Readiness
 from service.settings import Settings
 
 WAIT_S = 10.0
@@ -64,11 +64,6 @@ async def test_an_image_is_segmented(client: httpx.AsyncClient) -> None:
     assert not mask[:, 28:].any()
 
 
-async def test_the_response_matches_its_schema(client: httpx.AsyncClient) -> None:
-    response = await post(client, HALVES)
-    assert len(SegmentationResponse.model_validate_json(response.content).segments_info) == 2
-
-
 async def test_responses_have_vary_version_and_server_timing_headers(client: httpx.AsyncClient) -> None:
     response = await post(client, HALVES)
     assert response.headers["vary"] == "Accept"
@@ -95,25 +90,11 @@ async def test_the_overlay_is_a_jpeg_of_the_images_size(client: httpx.AsyncClien
     assert decoded.getpixel((45, 14)) != decoded.getpixel((10, 14))
 
 
-async def test_each_task_has_its_own_segments(client: httpx.AsyncClient) -> None:
-    found = {}
-    for task in ("panoptic", "instance", "semantic"):
-        content = (await post(client, HALVES, params={"task": task})).json()
-        found[content["task"]] = [(each["cluster_id"], each["area"]) for each in content["segments_info"]]
-    assert found == {"panoptic": [(1, 784), (3, 784)], "instance": [(1, 784)], "semantic": [(1, 784), (3, 784)]}
-
-
 async def test_a_lower_threshold_returns_more_things(client: httpx.AsyncClient) -> None:
     content = save(draw_halves(RED, BLUE))
     for threshold, clusters in (("0.1", [1, 2]), ("0.3", [1]), ("0.95", [])):
         response = await post(client, content, params={"task": "instance", "threshold": threshold})
         assert [each["cluster_id"] for each in response.json()["segments_info"]] == clusters
-
-
-async def test_an_unknown_parameter_is_reported_before_the_body_is_read(client: httpx.AsyncClient) -> None:
-    response = await client.post("/v1/segment", params={"tsak": "panoptic"}, content=b"no decoded")
-    assert response.status_code == 422
-    assert "did you mean 'task'" in response.json()["detail"]
 
 
 async def test_a_plain_request_id_of_the_client_is_kept(client: httpx.AsyncClient) -> None:
@@ -129,6 +110,7 @@ async def test_an_unknown_path_or_method_is_a_problem(
     response = await client.request(method, path)
     assert response.headers["content-type"] == "application/problem+json"
     assert Problem.model_validate_json(response.content).status == response.status_code == status
+    assert response.headers.get("allow") == ("POST" if status == 405 else None)
 
 
 async def test_head_is_get_without_the_body(client: httpx.AsyncClient) -> None:
@@ -152,11 +134,12 @@ class BrokenSession(RedSession):
         return super().run(pixels, sizes)
 
 
-async def test_a_broken_backend_is_a_500_without_its_message() -> None:
+async def test_a_broken_backend_is_a_logged_500_without_its_message(caplog: pytest.LogCaptureFixture) -> None:
     async with open_client(lambda _: (CONTRACT, BrokenSession())) as client:
         response = await post(client, HALVES)
         assert response.status_code == 500
         assert "secret" not in response.text
+        assert "secret" in caplog.text
         assert response.headers["x-request-id"] in Problem.model_validate_json(response.content).detail
         assert (await client.get("/readyz")).status_code == 200
 

@@ -132,20 +132,6 @@ async def test_metrics_name_the_current_backend() -> None:
         assert 'backend="fake"' not in text
 
 
-async def test_a_session_that_is_still_loading_when_the_server_stops_is_dropped() -> None:
-    is_allowed = threading.Event()
-    opened: list[HotSwapSession] = []
-    async with open_client(lambda _: open_handover(is_allowed, opened)):
-        pass
-    opened[0].wait_ready(WAIT_S)  # closed: returns although no session was made
-    is_allowed.set()
-    for thread in threading.enumerate():
-        if thread.name == "handover":
-            thread.join(WAIT_S)
-    assert opened[0].backend == "fake"
-    assert len(opened[0].run(np.zeros((1, 3, 56, 56), np.uint8), np.array([[56, 56]]))) == 1
-
-
 async def test_the_smallest_and_the_largest_batch_run_before_the_server_is_ready() -> None:
     counts: list[int] = []
 

@@ -183,13 +183,6 @@ async def test_the_open_inference_protocol_lists_models_and_versions(tmp_path: P
             assert f'useg_segments_per_image_count{{model="{model}",version="{version}"}} {count}.0' in lines
 
 
-async def test_the_model_is_a_query_parameter_only(registry: Registry) -> None:
-    async with open_registry(registry) as client:
-        body = {"inputs": "aGk=", "parameters": {"model": NAME}}
-        response = await client.post("/v1/segment", json=body)
-        assert (response.status_code, "unknown parameter 'model'" in response.json()["detail"]) == (422, True)
-
-
 async def test_without_a_registry_there_is_one_version_and_no_history() -> None:
     async with open_client() as client:
         status = ModelHistory.model_validate_json((await client.get("/v1/models/fake")).content)

@@ -77,6 +77,7 @@ async def test_every_kind_of_error_is_listed(document: dict[str, Any]) -> None:
             for status, response in operation["responses"].items():
                 if "application/problem+json" in response.get("content", {}):
                     shown |= dict.fromkeys(re.findall(r"`(.+?)`", response["description"]), status)
+    assert len({kind.slug for kind in PROBLEM_TYPES.values()}) == len(PROBLEM_TYPES)
     expected = {kind.slug: str(kind.status) for kind in PROBLEM_TYPES.values()} | {"internal": "500"}
     assert shown == {slug: status for slug, status in expected.items() if slug != "bad-request"}
     answers = find_segment(document)["responses"]

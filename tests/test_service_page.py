@@ -176,16 +176,6 @@ def test_hovering_the_list_dims_all_other_segments(page: Page) -> None:
     assert sum(read_pixel(page, "masks", NOTHING)) < sum(PAPER) / 2
 
 
-def test_the_keyboard_pins_and_unpins_a_segment(page: Page) -> None:
-    upload(page, draw_photo())
-    button = page.get_by_role("button", name="grass")
-    button.focus()
-    page.keyboard.press("Enter")
-    expect(button).to_have_attribute("aria-pressed", "true")
-    page.keyboard.press("Escape")
-    expect(button).to_have_attribute("aria-pressed", "false")
-
-
 def test_switching_the_task_makes_no_request(page: Page) -> None:
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url) if request.method == "POST" else None)
@@ -301,19 +291,6 @@ def test_the_admin_key_field_appears_if_a_key_is_required(naming_page: Page, con
     assert "403" in console_errors.pop()
 
 
-def test_several_photos_can_be_segmented_and_shown(page: Page) -> None:
-    photos = [draw_photo() | {"name": name} for name in ("a.png", "b.png", "c.png")]
-    page.set_input_files("#file", photos)
-    album = page.get_by_role("list", name="Photos")
-    expect(album.get_by_role("button")).to_have_count(3)
-    expect(album.locator("[data-state=done]")).to_have_count(3)
-    expect(page.locator("#photo-name")).to_have_text("a.png")
-    album.get_by_role("button", name="c.png").click()
-    expect(page.locator("#photo-name")).to_have_text("c.png")
-    expect(album.locator("[aria-current=true]")).to_have_text("c.png, segmented")
-    expect(page.locator("#segments li")).to_have_count(3)
-
-
 def test_a_broken_photo_does_not_affect_the_others(page: Page, console_errors: list[str]) -> None:
     broken: FilePayload = {"name": "b.txt", "mimeType": "text/plain", "buffer": b"not an image"}
     page.set_input_files("#file", [draw_photo(), broken])
@@ -339,15 +316,6 @@ def test_the_stages_are_shown_to_scale(page: Page) -> None:
     expect(page.locator("#timing-text")).to_contain_text("120 ms on the server: decode 30 ms, infer 90 ms;")
     widths = [each.bounding_box() for each in page.locator("#timing-bar li").all()]
     assert widths[1]["width"] / widths[0]["width"] == pytest.approx(3.0, rel=0.02)
-
-
-def test_the_service_panel_shows_metrics(page: Page) -> None:
-    upload(page, draw_photo())
-    page.locator("#health summary").click()
-    panel = page.locator("#health-body")
-    expect(panel).to_contain_text("0 of 64")
-    expect(panel).to_contain_text("median")
-    expect(page.locator("#health-line")).to_have_text("0 waiting, 0 in flight")
 
 
 def test_the_api_key_field_appears_if_a_key_is_required(page: Page, console_errors: list[str]) -> None:
@@ -541,17 +509,14 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
-def test_the_rle_decoder_matches_pycocotools(page: Page, mask: Bool[np.ndarray, "H W"]) -> None:
-    assert find_cells(page, mask, *mask.shape) == np.flatnonzero(mask).tolist()
-
-
-@pytest.mark.parametrize(("height", "width"), [(20, 30), (37, 10), (1, 1), (50, 60)])
-def test_a_smaller_grid_samples_the_mask_at_pixel_centers(page: Page, height: int, width: int) -> None:
-    rows = ((np.arange(height) + 0.5) * 37 / height).astype(int)
-    columns = ((np.arange(width) + 0.5) * 53 / width).astype(int)
-    expected = np.flatnonzero(MASKS["sparse"][np.ix_(rows, columns)])
-    assert find_cells(page, MASKS["sparse"], height, width) == expected.tolist()
+def test_the_rle_decoder_matches_pycocotools_and_samples_smaller_grids_at_pixel_centers(page: Page) -> None:
+    for name, mask in MASKS.items():
+        assert find_cells(page, mask, *mask.shape) == np.flatnonzero(mask).tolist(), name
+    for height, width in ((20, 30), (37, 10), (1, 1), (50, 60)):
+        rows = ((np.arange(height) + 0.5) * 37 / height).astype(int)
+        columns = ((np.arange(width) + 0.5) * 53 / width).astype(int)
+        expected = np.flatnonzero(MASKS["sparse"][np.ix_(rows, columns)])
+        assert find_cells(page, MASKS["sparse"], height, width) == expected.tolist()
 
 
 def test_segment_colors_match_the_services_overlay(page: Page) -> None:

@@ -1,9 +1,7 @@
 """Parameters are validated strictly, and an invalid one is reported with what is expected."""
 
 import asyncio
-import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,32 +14,10 @@ from model.embeddings import Category
 from model.errors import InvalidParameter
 from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segment
-from service.requests import SegmentOptions, parse_json_body
+from service.requests import SegmentOptions
 
 HALVES = save(draw_halves())
 pytestmark = pytest.mark.anyio
-
-
-@pytest.mark.parametrize(
-    ("query", "options"),
-    [
-        ("", {"task": ["panoptic"], "threshold": None}),
-        ("task=semantic,panoptic&task=semantic", {"task": ["semantic", "panoptic"]}),
-        ("threshold=0.25&task=instance", {"task": ["instance"], "threshold": 0.25}),
-        ("threshold=0&mask_threshold=1.0", {"threshold": 0.0, "mask_threshold": 1.0}),
-        ("classes=tomato, 3&classes= brick wall", {"classes": ["tomato, 3", "brick wall"]}),
-        ("longest_edge=640&agnostic_nms=true", {"longest_edge": 640, "agnostic_nms": True}),
-        ("formats=npz,overlay", {"formats": ["npz", "overlay"]}),
-    ],
-)
-def test_query_parameters_are_parsed(query: str, options: dict[str, Any]) -> None:
-    given: dict[str, Any] = {}
-    for pair in filter(None, query.split("&")):
-        name, value = pair.split("=")
-        is_list = name in ("task", "classes", "formats")  # FastAPI collects repeated parameters of these
-        given[name] = [*given.get(name, []), value] if is_list else value
-    parsed = SegmentOptions.model_validate(given).model_dump(mode="json")
-    assert {name: parsed[name] for name in options} == options
 
 
 @pytest.mark.parametrize(
@@ -73,23 +49,6 @@ async def test_an_invalid_query_parameter_is_reported(query: str, message: str) 
         response = await client.post(f"/v1/segment?{query}", files={"file": ("a.png", HALVES)})
     assert (response.status_code, response.json()["type"]) == (422, "urn:useg:problem:invalid-parameter")
     assert message in response.json()["detail"]
-
-
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        {"threshold": 1.5},
-        {"longest_edge": 64.5},
-        {"classes": []},
-        {"formats": [{}]},
-        {"model": "fake"},
-        {"task": ["instance", "depth"]},
-    ],
-)
-def test_an_invalid_parameter_in_a_json_body_is_rejected(parameters: dict[str, Any]) -> None:
-    body = json.dumps({"inputs": "aGk=", "parameters": parameters}).encode()
-    with pytest.raises(RequestValidationError):
-        parse_json_body(body)
 
 
 def test_options_of_a_body_are_merged_with_those_of_the_query() -> None:

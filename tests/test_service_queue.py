@@ -78,16 +78,6 @@ async def test_an_urgent_request_takes_the_slot_of_the_least_urgent() -> None:
     await end(tasks)
 
 
-async def test_a_cancelled_request_is_not_reported_as_rejected() -> None:
-    controller = make_controller(1)
-    tasks = await begin(controller, "a")
-    await end(tasks)
-    assert tasks[0].cancelled()
-    tasks = await begin(controller, "b")
-    assert see(tasks) == "h"
-    await end(tasks)
-
-
 SQUARE, WIDE = (3, 2, 2), (3, 2, 4)
 
 
@@ -119,36 +109,6 @@ async def test_urgent_images_come_first_and_others_fill_the_batch() -> None:
     queue = fill(make_item(1, priority=3), make_item(2), make_item(3, priority=1), make_item(4))
     assert name(queue.take(SQUARE, 3)) == [3, 2, 4]
     assert name(list(queue)) == [1]
-
-
-async def test_input_sizes_are_kept_apart() -> None:
-    queue = fill(make_item(1), make_item(2, shape=WIDE), make_item(3))
-    assert queue.list_shapes() == [SQUARE, WIDE]
-    assert name(queue.take(WIDE, 8)) == [2]
-    assert name(queue.take(WIDE, 8)) == []
-    assert len(queue) == 2
-
-
-async def test_a_discarded_image_loses_its_turn() -> None:
-    items = [make_item(1, "a"), make_item(2, "b"), make_item(3, "a")]
-    queue = fill(*items)
-    queue.discard(items[1])
-    queue.discard(items[1])
-    assert (len(queue), name(queue.take(SQUARE, 3))) == (2, [1, 3])
-    queue.discard(items[0])
-    assert len(queue) == 0
-
-
-async def test_the_images_ahead_depend_on_client_and_priority() -> None:
-    queue = fill(*(make_item(i, "greedy") for i in range(5)), make_item(6, "modest"), make_item(7, "a", priority=1))
-
-    def count(owner: str, priority: int = 2) -> int:
-        return queue.count_ahead(RequestContext(deadline=1.0, owner=owner, priority=priority))
-
-    assert count("greedy") == 7  # all: five of its own, the one of modest, the urgent one
-    assert count("modest") == 4  # the urgent one, its own, and two turns of greedy
-    assert count("new") == 3
-    assert (count("new", 1), count("a", 1), count("new", 3)) == (1, 1, 7)
 
 
 async def test_random_operations_lose_no_image_and_return_none_twice() -> None:
@@ -192,17 +152,6 @@ def describe(choice: ImageBatch | float | None) -> tuple[str, int]:
     return choice.reason, len(choice.images)
 
 
-async def test_an_empty_queue_has_no_batch() -> None:
-    assert make_policy().choose(FairQueue(), 0.0) is None
-
-
-async def test_a_full_batch_runs_at_once_and_leaves_the_rest() -> None:
-    queue = fill(*(wait() for _ in range(5)))
-    policy = make_policy()
-    assert describe(policy.choose(queue, 0.0)) == ("max_batch_size", 4)
-    assert policy.choose(queue, 0.0) == 2.0
-
-
 async def test_a_batch_runs_when_its_first_image_has_waited_long_enough() -> None:
     queue = fill(wait(submitted=1.0), wait(submitted=2.5))
     policy = make_policy()
@@ -216,12 +165,6 @@ async def test_a_batch_runs_in_time_for_its_closest_deadline() -> None:
     queue = fill(wait(), wait(deadline=10.0))
     assert policy.choose(queue, 6.0) == pytest.approx(1.0)  # one and a half runs before the deadline
     assert describe(policy.choose(queue, 7.0)) == ("deadline", 2)
-
-
-async def test_batches_run_without_delay_while_the_server_stops() -> None:
-    policy = make_policy()
-    policy.is_draining = True
-    assert describe(policy.choose(fill(wait()), 0.0)) == ("shutdown", 1)
 
 
 async def test_the_pixel_limit_makes_batches_of_large_inputs_smaller() -> None:
@@ -255,18 +198,3 @@ async def test_an_input_size_short_of_memory_has_smaller_batches_until_many_runs
     for _ in range(300):
         policy.record(LARGE, 1.0)
     assert policy.batch_limit(LARGE) == 16
-
-
-async def test_the_expected_wait_follows_from_measured_runs() -> None:
-    policy = make_policy()
-    assert policy.estimate_wait(9) == 1.5  # three runs of half a second, the first guess
-    policy.record(SMALL, 2.0)
-    assert policy.estimate_wait(4) == 2.0
-    policy.record(SMALL, 1.0)
-    assert policy.estimate_wait(8) == pytest.approx(2 * 1.8)
-
-
-@pytest.mark.parametrize(("streams", "expected_s"), [(1, 1.5), (2, 1.0), (3, 0.5)])
-async def test_streams_share_the_images_that_wait(streams: int, expected_s: float) -> None:
-    policy = BatchPolicy(max_batch_size=2, max_queue_delay_s=0.0, max_batch_pixels=10_000, streams=streams)
-    assert policy.estimate_wait(6) == expected_s

@@ -24,36 +24,20 @@ def test_variables_are_converted_to_the_types_of_their_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
-    [("USEG_MAX_BACH_SIZE", "did you mean USEG_MAX_BATCH_SIZE"), ("USEG_X", "known are USEG_ARTIFACT")],
-)
-def test_an_unknown_variable_is_rejected_with_a_near_match(name: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        read_settings({name: "4"})
-
-
-@pytest.mark.parametrize(
     ("name", "text"),
     [
         ("PORT", "http"),
         ("PORT", "65536"),
-        ("PORT", "-1"),
         ("ADMIN_PORT", "-2"),
         ("MAX_BATCH_SIZE", "0"),
-        ("MAX_BATCH_SIZE", "1.5"),
-        ("MAX_QUEUE_DELAY_MS", "-1"),
         ("MAX_QUEUE_DELAY_MS", "nan"),
         ("MAX_IMAGE_PIXELS", "89000001"),
-        ("REQUEST_TIMEOUT_S", "0"),
         ("REQUEST_TIMEOUT_S", "inf"),
         ("HOST", ""),
         ("BACKEND", "gpu"),
         ("CANARY_MAX_LATENCY_RATIO", "0.5"),
-        ("CANARY_MAX_ERROR_RATE", "1.1"),
-        ("LOG_FORMAT", "xml"),
         ("ALLOW_UNAUTHENTICATED", "perhaps"),
         ("OTLP_ENDPOINT", "localhost:4318"),
-        ("TRACE_SAMPLE_RATIO", "1.5"),
     ],
 )
 def test_an_invalid_value_is_rejected_by_the_name_of_its_setting(name: str, text: str) -> None:

@@ -15,7 +15,6 @@ from service.cli import JsonFormatter
 from service.metrics import (
     MIN_DRIFT_SAMPLES,
     ROLLBACK_CAUSES,
-    RequestRecord,
     Telemetry,
     VersionStats,
     outcome_of_status,
@@ -27,14 +26,6 @@ SEGMENTATION = Segmentation(
 )
 
 
-def test_two_apps_have_their_own_metrics() -> None:
-    first, second = Telemetry(), Telemetry()
-    labels = VERSION | {"task": "panoptic", "outcome": "ok"}
-    first.requests.labels(**labels).inc()
-    assert first.registry.get_sample_value("useg_requests_total", labels) == 1.0
-    assert second.registry.get_sample_value("useg_requests_total", labels) is None
-
-
 def test_the_series_of_an_artifact_start_at_zero() -> None:
     read = Telemetry()
     read.init_series(CONTRACT)
@@ -43,41 +34,14 @@ def test_the_series_of_an_artifact_start_at_zero() -> None:
     batches = {"input_size": "56x56", "release_reason": "max_queue_delay"}
     assert read.registry.get_sample_value("useg_batch_size_count", batches) == 0.0
     assert read.registry.get_sample_value("useg_stage_duration_seconds_count", {"stage": "encode"}) == 0.0
-
-
-def test_rollbacks_of_a_model_start_at_zero_for_every_cause() -> None:
-    telemetry = Telemetry()
-    telemetry.set_version_roles("a", {"1": "active"})
+    read.set_version_roles("a", {"1": "active"})
     for cause in ROLLBACK_CAUSES:
-        assert telemetry.registry.get_sample_value("useg_rollbacks_total", {"model": "a", "cause": cause}) == 0.0
+        assert read.registry.get_sample_value("useg_rollbacks_total", {"model": "a", "cause": cause}) == 0.0
 
 
-def test_a_stage_is_reported_to_the_client_and_the_histogram() -> None:
-    telemetry = Telemetry()
-    record = RequestRecord(telemetry)
-    record.add("decode", 0.25)
-    record.add("decode", 0.25)
-    record.add("infer", 1.0)
-    assert record.render() == "decode;dur=500.0, infer;dur=1000.0"
-    assert telemetry.registry.get_sample_value("useg_stage_duration_seconds_sum", {"stage": "decode"}) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("status", "outcome"),
-    [
-        (200, "ok"),
-        (408, "client_error"),
-        (413, "client_error"),
-        (422, "client_error"),
-        (429, "rejected"),
-        (499, "cancelled"),
-        (500, "error"),
-        (503, "rejected"),
-        (504, "timeout"),
-    ],
-)
-def test_the_outcome_follows_from_the_status(status: int, outcome: str) -> None:
-    assert outcome_of_status(status) == outcome
+def test_the_outcome_follows_from_the_status() -> None:
+    outcomes = [outcome_of_status(status) for status in (200, 408, 422, 429, 499, 500, 503, 504)]
+    assert outcomes == ["ok", "client_error", "client_error", "rejected", "cancelled", "error", "rejected", "timeout"]
 
 
 def make_reference(statistic: Statistic, index: int) -> Histogram:
@@ -114,15 +78,15 @@ def test_outputs_like_the_reference_do_not_drift_and_others_do(described: Contra
     assert round(read_drift(telemetry, "score") or 0.0, 2) == 13.80
 
 
-def test_drift_is_published_once_there_are_enough_outputs(described: Contract) -> None:
-    telemetry, _ = record(described, MIN_DRIFT_SAMPLES - 1)
+def test_drift_is_published_from_enough_outputs_on_until_the_version_is_unloaded(described: Contract) -> None:
+    telemetry, stats = record(described, MIN_DRIFT_SAMPLES - 1)
     assert read_drift(telemetry, "segments") is None
-
-
-def test_an_unloaded_version_has_no_drift(described: Contract) -> None:
-    telemetry, stats = record(described, MIN_DRIFT_SAMPLES)
+    stats.record_outputs({"panoptic": SEGMENTATION}, is_default=True)
+    assert read_drift(telemetry, "segments") == 0.0
+    assert telemetry.registry.get_sample_value("useg_segments_per_image_count", VERSION) == MIN_DRIFT_SAMPLES
     stats.close()
     assert read_drift(telemetry, "segments") is None
+    assert telemetry.registry.get_sample_value("useg_segments_per_image_count", VERSION) is None
 
 
 @pytest.mark.parametrize(("task", "is_default"), [("instance", True), ("semantic", True), ("panoptic", False)])
@@ -134,7 +98,7 @@ def test_only_panoptic_outputs_with_default_thresholds_count_towards_drift(
     assert sum(stats.recent().outputs["segments"].counts) == 0
 
 
-def test_a_json_log_line_holds_the_message_and_the_fields() -> None:
+def test_a_json_log_line_holds_the_message_the_fields_and_the_traceback() -> None:
     record = logging.LogRecord("service.app", logging.INFO, "", 0, "%s done\nwell", ("all",), None)
     record.fields = {"status": 200, "request_id": "a"}
     line = JsonFormatter().format(record)
@@ -147,9 +111,6 @@ def test_a_json_log_line_holds_the_message_and_the_fields() -> None:
         "status": 200,
         "request_id": "a",
     }
-
-
-def test_a_json_log_line_holds_the_traceback() -> None:
     try:
         raise ValueError("why")
     except ValueError:

@@ -10,9 +10,6 @@ from fake_service import draw_halves, open_client, post, save
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from service.settings import Settings
-from service.tracing import make_tracing
-
 pytestmark = pytest.mark.anyio
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -91,7 +88,3 @@ async def test_a_request_that_is_not_sampled_sends_no_span(collected: Collected,
 async def test_requests_succeed_while_the_collector_is_down() -> None:
     async with open_client(otlp_endpoint="http://127.0.0.1:9") as client:
         assert (await post(client, save(draw_halves()))).status_code == 200
-
-
-def test_without_an_endpoint_there_is_no_tracing() -> None:
-    assert make_tracing(Settings()) is None
