@@ -121,11 +121,9 @@ def _load_onnx(
     backend: OnnxBackend,
     threads: int,
     providers: Sequence[Provider],
-    network: Path | None = None,
 ) -> OnnxSession:
-    """Load a session and check it; `network` replaces the artifact's graph."""
     require_provider_available(backend, onnxruntime.get_available_providers())
-    session = OnnxSession(network or artifact / NETWORK_FILE, threads=threads, providers=providers)
+    session = OnnxSession(artifact / NETWORK_FILE, threads=threads, providers=providers)
     require_provider_active(backend, session.backend)
     session.check_contract(contract)
     check_golden(session, artifact / GOLDEN_FILE, _TOLERANCES[contract.precision])
@@ -143,9 +141,7 @@ def _load_tensorrt(artifact: Path, contract: Contract, threads: int) -> Session:
     folder = engine_folder(default_engine_cache(), contract, key, contract.precision)
     folder.mkdir(parents=True, exist_ok=True)
     providers = list_tensorrt_providers(make_optimization_profile(contract), contract.precision, folder)
-    built = folder / NETWORK_FILE
-    network = built if built.is_file() else None
-    return HotSwapSession(first, partial(_load_onnx, artifact, contract, "tensorrt", threads, providers, network))
+    return HotSwapSession(first, partial(_load_onnx, artifact, contract, "tensorrt", threads, providers))
 
 
 def _load_openvino(artifact: Path, contract: Contract, threads: int, streams: int, cache: Path | None) -> Session:
