@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 WAIT_S = 30
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
@@ -35,3 +35,18 @@ def open_page(browser: Browser, url: str, errors: list[str]) -> Iterator[Page]:
     yield page
     page.close()
     assert errors == []
+
+
+def require_key(page: Page, url: str, status: int, detail: str) -> list[str | None]:
+    """Answer requests with an error unless they have the key "secret"; return the keys that were sent."""
+    seen: list[str | None] = []
+
+    def guard(route: Route) -> None:
+        seen.append(route.request.headers.get("authorization"))
+        if seen[-1] == "Bearer secret":
+            route.continue_()
+        else:
+            route.fulfill(status=status, json={"detail": detail})
+
+    page.route(url, guard)
+    return seen

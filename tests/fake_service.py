@@ -4,6 +4,7 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from model.backends.session import Session
-from model.contract import Contract, InputSize
+from model.contract import Contract, Histogram, InputSize
+from model.drift import BIN_EDGES, STATISTICS
 from model.embeddings import Category
 from model.network_io import RawOutputs
 from service.app import create_app
@@ -57,8 +59,25 @@ class RedSession:
         return [segment_colors(each) for each in pixels]
 
 
+class CountingSession(RedSession):
+    """Keeps the sizes of its batches."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
+        self.counts.append(len(pixels))
+        return super().run(pixels, sizes)
+
+
 def open_fake(_directory: Path) -> tuple[Contract, Session]:
     return CONTRACT, RedSession()
+
+
+def open_described(_directory: Path) -> tuple[Contract, Session]:
+    """Open the fake with a flat reference of its outputs."""
+    flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
+    return replace(CONTRACT, drift_reference=flat), RedSession()
 
 
 @asynccontextmanager

@@ -3,7 +3,9 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,36 @@ def serve_in_thread(opener: ArtifactLoader = open_fake, **settings: Any) -> Iter
     yield addresses[0]
     is_over.set()
     thread.join(WAIT_S)
+
+
+@asynccontextmanager
+async def connect(host: str, port: int, sent: bytes) -> AsyncIterator[asyncio.StreamReader]:
+    """Open a connection and send bytes; it is closed at the end."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(sent)
+    yield reader
+    writer.close()
+    with suppress(ConnectionResetError):
+        await writer.wait_closed()
+
+
+class MetricsFiles(SimpleHTTPRequestHandler):
+    """Files of a folder as node_exporter would serve metrics."""
+
+    def guess_type(self, path: Any) -> str:
+        return "text/plain; version=0.0.4"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serve_folder(folder: Path) -> Iterator[int]:
+    """Serve the files of a folder in a thread; yields the port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(MetricsFiles, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
 
 
 async def read_metric(host: str, port: int, start: str) -> list[str]:

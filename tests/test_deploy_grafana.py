@@ -4,24 +4,15 @@ import asyncio
 import math
 import re
 import shutil
-import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from boards import list_panels, list_queries, query_prometheus, read_board, read_source, scrape
-from fake_service import CONTRACT, RedSession, draw_halves, open_client, post, save
-from live_service import listen
+from fake_service import draw_halves, open_client, open_described, post, save
+from live_service import listen, serve_folder
 
-from model.backends.session import Session
-from model.contract import Contract, Histogram
-from model.drift import BIN_EDGES, STATISTICS
 from service.metrics import MIN_DRIFT_SAMPLES
 from training.trainer.loggers import PrometheusTextfileLogger
 
@@ -71,10 +62,6 @@ async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Pat
     if not shutil.which("prometheus"):
         pytest.skip("prometheus is not on the PATH")
 
-    def open_described(_directory: Path) -> tuple[Contract, Session]:
-        flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
-        return replace(CONTRACT, drift_reference=flat), RedSession()
-
     waiting = dict(list_queries(board))
     assert len(waiting) >= len(list_panels(board)) > 20
     async with (
@@ -108,20 +95,6 @@ def test_queries_use_exactly_the_metrics_that_training_writes(training_board: di
     assert queried == written
 
 
-@asynccontextmanager
-async def serve(folder: Path) -> AsyncIterator[str]:
-    """Serve the files of a folder, as node_exporter would; yields the address."""
-    handler = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None, "guess_type": _as_metrics})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def _as_metrics(_handler: SimpleHTTPRequestHandler, _path: str) -> str:
-    return "text/plain; version=0.0.4"
-
-
 @pytest.mark.slow
 async def test_no_panel_is_empty_during_training(training_board: dict[str, Any], tmp_path: Path) -> None:
     if not shutil.which("prometheus"):
@@ -129,8 +102,8 @@ async def test_no_panel_is_empty_during_training(training_board: dict[str, Any],
     PrometheusTextfileLogger(tmp_path / "www" / "metrics", Path("RUN"), 10).log(5, LOSSES, 9.0, is_last=True)
     queries = dict(list_queries(training_board))
     results: dict[str, list[str]] = {}
-    async with serve(tmp_path / "www") as target, scrape(tmp_path, target) as prometheus:
-        async with asyncio.timeout(WAIT_S):
+    with serve_folder(tmp_path / "www") as port:
+        async with scrape(tmp_path, f"127.0.0.1:{port}") as prometheus, asyncio.timeout(WAIT_S):
             while not all(results.get(title) for title in queries):
                 results = {title: await query_prometheus(prometheus, query) for title, query in queries.items()}
                 await asyncio.sleep(0.5)

@@ -54,14 +54,6 @@ def test_an_overlay_can_be_rendered_and_is_valid(folder: Path, overlay: str) -> 
         check(document)
 
 
-@pytest.mark.parametrize("name", ["service", "autoscaler", "disruption", "network"])
-def test_the_objects_of_the_base_are_valid(folder: Path, name: str) -> None:
-    document = read(folder / "base" / f"{name}.yaml")
-    if name == "service":
-        document["spec"]["selector"] = NAME  # as the kustomization does
-    check(document)
-
-
 def test_nothing_selects_pods_of_others(folder: Path) -> None:
     assert read(folder / "base/network.yaml")["spec"]["podSelector"]["matchLabels"] == NAME
     assert read(folder / "base/disruption.yaml")["spec"]["selector"]["matchLabels"] == NAME

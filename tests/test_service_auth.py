@@ -10,7 +10,7 @@ import pytest
 from fake_service import draw_halves, open_client, post, save
 
 from model.errors import ConfigError, RateLimited
-from service.auth import TokenBucketLimiter, generate_api_key, load_api_keys
+from service.auth import TokenBucketLimiter, load_api_keys
 from service.schemas import Problem
 
 HALVES = save(draw_halves())
@@ -131,16 +131,6 @@ def test_a_key_file_that_is_empty_or_missing_is_rejected(tmp_path: Path) -> None
 def test_names_of_keys_are_unique() -> None:
     with pytest.raises(ConfigError, match="two API keys have the same name"):
         load_api_keys(None, f"a:{digest('x')},a:{digest('y')}")
-
-
-def test_a_generated_key_matches_its_line() -> None:
-    key, line = generate_api_key("alice")
-    assert len(key) == 43
-    assert key not in line
-    assert load_api_keys(None, line).authenticate(key).name == "alice"
-    assert generate_api_key("alice")[0] != key
-    with pytest.raises(ConfigError):
-        generate_api_key("a:b")
 
 
 def test_a_burst_is_followed_by_the_rate() -> None:

@@ -120,6 +120,8 @@ def test_create_api_key_prints_a_key_and_its_line(capsys: pytest.CaptureFixture[
     created = json.loads(capsys.readouterr().out)
     digest = hashlib.sha256(created["key"].encode()).hexdigest()
     assert created["line"] == f"alice:{digest}"
+    assert len(created["key"]) == 43
+    assert main(["create-api-key", "a:b"]) != 0
 
 
 def test_the_service_imports_neither_torch_nor_training() -> None:

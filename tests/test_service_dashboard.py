@@ -2,20 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from chromium import WAIT_S, open_page
-from fake_service import CONTRACT, RedSession, draw_halves, save
+from chromium import WAIT_S, open_page, require_key
+from fake_service import draw_halves, open_described, save
 from live_service import serve_in_thread
-from playwright.sync_api import Browser, Page, Route, expect
-
-from model.backends.session import Session
-from model.contract import Contract, Histogram
-from model.drift import BIN_EDGES, STATISTICS
+from playwright.sync_api import Browser, Page, expect
 
 PHOTO = save(draw_halves())
 METRICS = r"""[
@@ -23,13 +17,7 @@ METRICS = r"""[
     'seg_x_bucket{task="a",le="0.1"} 2.0', 'seg_x_bucket{task="a",le="0.5"} 6.0',
     'seg_x_bucket{task="a",le="+Inf"} 8.0',
     'seg_x_bucket{task="b",le="0.1"} 9.0', 'seg_x_count{task="a"} 8.0', 'seg_x_sum{task="a"} 4.0',
-    'seg_y_total{route="/a",name="say \\"hi\\""} 3.0', 'seg_y_total{route="/b"} 1e2', 'seg_z 5.0',
 ].join("\n")"""
-
-
-def open_described(_directory: Path) -> tuple[Contract, Session]:
-    flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
-    return replace(CONTRACT, drift_reference=flat), RedSession()
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +77,7 @@ def test_pause_stops_polling(page: Page) -> None:
 
 
 def test_the_api_key_field_appears_if_a_key_is_required(page: Page, console_errors: list[str]) -> None:
-    def guard(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer secret":
-            route.continue_()
-        else:
-            route.fulfill(status=401, json={"detail": "an API key is needed"})
-
-    page.route("**/metrics", guard)
+    require_key(page, "**/metrics", 401, "an API key is needed")
     page.get_by_label("API key").fill("secret")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_be_hidden()
@@ -116,14 +98,6 @@ def evaluate(page: Page, body: str) -> Any:
         "{ Metrics, bucketQuantile, subtractBuckets } = await import(new URL('static/metrics.js', document.baseURI))"
     )
     return page.evaluate(f"async () => {{ const {modules}; const metrics = new Metrics({METRICS}); return {body}; }}")
-
-
-def test_metrics_are_summed_by_their_labels(page: Page) -> None:
-    assert evaluate(page, "metrics.sum('seg_y_total')") == 103
-    assert evaluate(page, "metrics.sum('seg_y_total', { route: /b$/ })") == 100
-    assert evaluate(page, "metrics.list('seg_y_total')[0].labels") == {"route": "/a", "name": 'say "hi"'}
-    assert evaluate(page, "[...metrics.sumBy('seg_y_total', 'route')]") == [["/a", 3], ["/b", 100]]
-    assert evaluate(page, "[metrics.sum('seg_z'), metrics.sum('seg_nothing')]") == [5, 0]
 
 
 def test_quantiles_lie_within_their_buckets(page: Page) -> None:

@@ -3,15 +3,13 @@
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 from fake_registry import NAME, make_registry, open_artifact, write_artifact
-from fake_service import CONTRACT, RedSession, open_client
+from fake_service import CONTRACT, CountingSession, RedSession, open_client
 
 from model.backends.session import AutoSession, HotSwapSession, Session
 from model.contract import Contract
 from model.errors import ArtifactError, RegistryError, SignatureError
-from model.network_io import RawOutputs
 from model.registry.signatures import create_signing_key, sign
 from model.registry.versions import Registry
 from service.metrics import Telemetry
@@ -133,18 +131,12 @@ async def test_metrics_name_the_current_backend() -> None:
 
 
 async def test_the_smallest_and_the_largest_batch_run_before_the_server_is_ready() -> None:
-    counts: list[int] = []
-
-    class CountingSession(RedSession):
-        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-            counts.append(len(pixels))
-            return super().run(pixels, sizes)
-
-    async with open_client(lambda _: (CONTRACT, CountingSession()), max_batch_size=6):
-        assert counts == [1, 6]
-    counts.clear()
-    async with open_client(lambda _: (CONTRACT, CountingSession()), max_batch_size=6, max_batch_pixels=2 * 56 * 56 + 1):
-        assert counts == [1, 2]
+    session = CountingSession()
+    async with open_client(lambda _: (CONTRACT, session), max_batch_size=6):
+        assert session.counts == [1, 6]
+    session.counts.clear()
+    async with open_client(lambda _: (CONTRACT, session), max_batch_size=6, max_batch_pixels=2 * 56 * 56 + 1):
+        assert session.counts == [1, 2]
 
 
 async def test_the_chosen_backend_and_the_skipped_ones_are_reported() -> None:

@@ -4,13 +4,13 @@ import asyncio
 import itertools
 import socket
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import numpy as np
 import pytest
 from fake_service import RedSession, draw_halves, open_client, post, save
-from live_service import WAIT_S, GatedSession, listen, make_request, see_metric, wait_for
+from live_service import WAIT_S, GatedSession, connect, listen, make_request, see_metric, wait_for
 from starlette.types import Receive, Scope, Send
 
 from model.network_io import RawOutputs
@@ -63,15 +63,10 @@ async def test_health_checks_succeed_while_the_network_is_busy() -> None:
 async def test_an_image_of_a_disconnected_client_is_never_run() -> None:
     session = GatedSession()
     async with listen(session.open, max_batch_size=1) as (host, port):
-        _, first = await asyncio.open_connection(host, port)
-        first.write(make_request(HALVES))
-        await wait_for(session.is_inside)
-        _, second = await asyncio.open_connection(host, port)
-        second.write(make_request(HALVES))
-        await see_metric(host, port, "useg_queue_depth 1.0")
-        for each in (first, second):
-            each.close()
-            await each.wait_closed()
+        async with connect(host, port, make_request(HALVES)):
+            await wait_for(session.is_inside)
+            async with connect(host, port, make_request(HALVES)):
+                await see_metric(host, port, "useg_queue_depth 1.0")
         await see_metric(host, port, 'useg_requests_cancelled_total{stage="queue"} 1.0')
         await see_metric(host, port, 'useg_requests_cancelled_total{stage="infer"} 1.0')
         session.gate.set()
@@ -106,15 +101,10 @@ class GatedOutputsSession(GatedSession):
 async def test_work_of_disconnected_clients_is_dropped_before_decoding_and_after_inference() -> None:
     session = GatedOutputsSession()
     async with listen(session.open, max_batch_size=1, intra_op_threads=1) as (host, port):
-        _, first = await asyncio.open_connection(host, port)
-        first.write(make_request(HALVES))
-        await wait_for(session.is_inside)
-        _, second = await asyncio.open_connection(host, port)
-        second.write(make_request(HALVES))
-        await see_metric(host, port, "useg_requests_in_flight 2.0")
-        for each in (first, second):
-            each.close()
-            await each.wait_closed()
+        async with connect(host, port, make_request(HALVES)):
+            await wait_for(session.is_inside)
+            async with connect(host, port, make_request(HALVES)):
+                await see_metric(host, port, "useg_requests_in_flight 2.0")
         await see_metric(host, port, 'useg_requests_cancelled_total{stage="merge"} 1.0')
         await see_metric(host, port, 'useg_requests_cancelled_total{stage="decode"} 1.0')
         await see_metric(host, port, "useg_requests_in_flight 0.0")
@@ -124,49 +114,37 @@ async def test_work_of_disconnected_clients_is_dropped_before_decoding_and_after
 
 async def test_a_client_that_disconnects_within_its_body_counts_as_cancelled() -> None:
     async with listen() as (host, port):
-        _, writer = await asyncio.open_connection(host, port)
-        writer.write(make_request(HALVES)[:-10])
-        await writer.drain()
-        writer.close()
-        await writer.wait_closed()
+        async with connect(host, port, make_request(HALVES)[:-10]):
+            pass
         await see_metric(host, port, 'useg_requests_cancelled_total{stage="read"} 1.0')
 
 
 async def test_a_large_body_is_rejected_before_it_is_sent_completely() -> None:
-    async with listen(max_body_bytes=1000) as (host, port):
-        reader, writer = await asyncio.open_connection(host, port)
-        writer.write(make_request(bytes(10_000_000))[:500])
-        status = await asyncio.wait_for(reader.readline(), WAIT_S)
-        writer.close()
-        await writer.wait_closed()
-        assert status.startswith(b"HTTP/1.1 413 ")
+    sent = make_request(bytes(10_000_000))[:500]
+    async with listen(max_body_bytes=1000) as (host, port), connect(host, port, sent) as reader:
+        assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost:"])
 async def test_a_connection_with_a_slow_header_is_closed(sent: bytes) -> None:
-    async with listen(client_timeout_s=0.2) as (host, port):
-        reader, writer = await asyncio.open_connection(host, port)
-        writer.write(sent)
+    async with listen(client_timeout_s=0.2) as (host, port), connect(host, port, sent) as reader:
         with suppress(ConnectionResetError):
             await asyncio.wait_for(reader.read(), WAIT_S)
-        writer.close()
 
 
 async def test_a_body_with_a_long_pause_is_408_long_before_the_timeout() -> None:
-    async with listen(client_timeout_s=0.2, request_timeout_s=1000.0) as (host, port):
-        reader, writer = await asyncio.open_connection(host, port)
-        writer.write(make_request(HALVES)[:-10])
+    sent = make_request(HALVES)[:-10]
+    async with (
+        listen(client_timeout_s=0.2, request_timeout_s=1000.0) as (host, port),
+        connect(host, port, sent) as reader,
+    ):
         assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 408 ")
-        writer.close()
-        await writer.wait_closed()
 
 
 async def test_a_header_without_end_is_rejected() -> None:
-    async with listen() as (host, port):
-        reader, writer = await asyncio.open_connection(host, port)
-        writer.write(b"GET /livez HTTP/1.1\r\nX: " + b"x" * 20_000)
+    sent = b"GET /livez HTTP/1.1\r\nX: " + b"x" * 20_000
+    async with listen() as (host, port), connect(host, port, sent) as reader:
         assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 400 ")
-        writer.close()
 
 
 ANSWER_BYTES = 64 * 1024 * 1024
@@ -183,30 +161,10 @@ async def answer_at_length(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-async def test_a_client_that_does_not_read_is_disconnected() -> None:
-    server = Server(make_uvicorn_config(answer_at_length, client_timeout_s=0.2, finish_s=1.0))
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        client.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(client, listener.getsockname())
-        await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        async with asyncio.timeout(WAIT_S):
-            while not server.server_state.connections:
-                await asyncio.sleep(0)
-            while server.server_state.connections:
-                await asyncio.sleep(0.01)
-        received = 0
-        with suppress(ConnectionResetError):
-            while chunk := await loop.sock_recv(client, 1 << 20):
-                received += len(chunk)
-        assert received < ANSWER_BYTES
-        server.should_exit = True
-        await serving
-
-
-async def test_connections_set_tcp_nodelay() -> None:
-    server = Server(make_uvicorn_config(answer_at_length, client_timeout_s=WAIT_S, finish_s=1.0))
+@asynccontextmanager
+async def answer_one(client_timeout_s: float) -> AsyncIterator[tuple[Server, socket.socket]]:
+    """A server that answers at length, and the socket of its only client."""
+    server = Server(make_uvicorn_config(answer_at_length, client_timeout_s=client_timeout_s, finish_s=1.0))
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         client.setblocking(False)
@@ -214,9 +172,28 @@ async def test_connections_set_tcp_nodelay() -> None:
         async with asyncio.timeout(WAIT_S):
             while not server.server_state.connections:
                 await asyncio.sleep(0)
-        (connection,) = server.server_state.connections
-        own = connection.transport.get_extra_info("socket")
-        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+        yield server, client
         client.close()
         server.should_exit = True
         await serving
+
+
+async def test_a_client_that_does_not_read_is_disconnected() -> None:
+    loop = asyncio.get_running_loop()
+    async with answer_one(client_timeout_s=0.2) as (server, client):
+        await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(WAIT_S):
+            while server.server_state.connections:
+                await asyncio.sleep(0.01)
+        received = 0
+        with suppress(ConnectionResetError):
+            while chunk := await loop.sock_recv(client, 1 << 20):
+                received += len(chunk)
+        assert received < ANSWER_BYTES
+
+
+async def test_connections_set_tcp_nodelay() -> None:
+    async with answer_one(client_timeout_s=WAIT_S) as (server, _):
+        (connection,) = server.server_state.connections
+        own = connection.transport.get_extra_info("socket")
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0

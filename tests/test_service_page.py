@@ -2,20 +2,17 @@
 
 import io
 import json
-import threading
 import time
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from chromium import WAIT_S, open_page
+from chromium import WAIT_S, open_page, require_key
 from jaxtyping import Bool, Int64, UInt8
-from live_service import serve_in_thread
+from live_service import serve_folder, serve_in_thread
 from PIL import Image
 from playwright.sync_api import Browser, Error, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
@@ -78,13 +75,8 @@ def names_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def other_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Port of a server of an empty folder, whose pages may call the service from 127.0.0.1, not from localhost."""
-    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path_factory.mktemp("other"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join(WAIT_S)
+    with serve_folder(tmp_path_factory.mktemp("other")) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")
@@ -268,16 +260,7 @@ def test_a_rejected_name_shows_the_reason(naming_page: Page, names_file: Path, c
 
 
 def test_the_admin_key_field_appears_if_a_key_is_required(naming_page: Page, console_errors: list[str]) -> None:
-    seen: list[str | None] = []
-
-    def guard(route: Route) -> None:
-        seen.append(route.request.headers.get("authorization"))
-        if seen[-1] == "Bearer secret":
-            route.continue_()
-        else:
-            route.fulfill(status=403, json={"detail": "send an administrator's key"})
-
-    naming_page.route("**/v1/models/*/clusters/*", guard)
+    seen = require_key(naming_page, "**/v1/models/*/clusters/*", 403, "send an administrator's key")
     naming_page.get_by_role("combobox", name="Name of cluster 7").fill("dog")
     naming_page.keyboard.press("Enter")
     key = naming_page.get_by_label("Admin key")
@@ -319,16 +302,7 @@ def test_the_stages_are_shown_to_scale(page: Page) -> None:
 
 
 def test_the_api_key_field_appears_if_a_key_is_required(page: Page, console_errors: list[str]) -> None:
-    seen: list[str | None] = []
-
-    def guard(route: Route) -> None:
-        seen.append(route.request.headers.get("authorization"))
-        if seen[-1] == "Bearer secret":
-            route.continue_()
-        else:
-            route.fulfill(status=401, json={"detail": "an API key is needed"})
-
-    page.route("**/v1/segment*", guard)
+    seen = require_key(page, "**/v1/segment*", 401, "an API key is needed")
     page.set_input_files("#file", draw_photo())
     page.get_by_label("API key").fill("secret")
     page.keyboard.press("Enter")

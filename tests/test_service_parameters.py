@@ -3,16 +3,14 @@
 import asyncio
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from fake_service import CONTRACT, RedSession, draw_halves, open_client, post, save
+from fake_service import CONTRACT, CountingSession, draw_halves, open_client, post, save
 from fastapi.exceptions import RequestValidationError
 from live_service import GatedSession
 
 from model.contract import Contract, Thresholds
 from model.embeddings import Category
 from model.errors import InvalidParameter
-from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segment
 from service.requests import SegmentOptions
 
@@ -139,20 +137,14 @@ async def test_a_client_may_shorten_the_timeout_but_not_extend_it() -> None:
 
 
 async def test_windows_of_high_detail_go_through_the_queue() -> None:
-    counts: list[int] = []
-
-    class CountingSession(RedSession):
-        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-            counts.append(len(pixels))
-            return super().run(pixels, sizes)
-
-    async with open_client(lambda _: (CONTRACT, CountingSession()), max_queue_size=3) as client:
+    session = CountingSession()
+    async with open_client(lambda _: (CONTRACT, session), max_queue_size=3) as client:
         photo = save(draw_halves())  # 56x28 px fill the width: two windows beside the whole image
-        counts.clear()
+        session.counts.clear()
         standard, high, low = [
             await post(client, photo, params={"detail": detail}) for detail in ("standard", "high", "low")
         ]
-        assert counts == [1, 1, 1, 1]
+        assert session.counts == [1, 1, 1, 1]
         assert high.json()["segments_info"] == standard.json()["segments_info"]
         assert "infer;dur=" in high.headers["server-timing"]
         assert low.status_code == 422

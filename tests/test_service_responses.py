@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import orjson
 import pytest
-from fake_service import BLUE, CONTRACT, WHITE, RedSession, draw_halves, open_client, post, save
+from fake_service import BLUE, CONTRACT, WHITE, CountingSession, RedSession, draw_halves, open_client, post, save
 from PIL import Image
 
 from model.errors import NotAcceptable
@@ -86,17 +86,11 @@ async def test_the_hugging_face_format_is_a_list_of_labeled_masks(client: httpx.
 
 
 async def test_several_tasks_come_from_one_run_of_the_network() -> None:
-    runs = []
-
-    class CountingSession(RedSession):
-        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-            runs.append(len(pixels))
-            return super().run(pixels, sizes)
-
-    async with open_client(lambda _: (CONTRACT, CountingSession())) as client:
-        warm_up = len(runs)
+    session = CountingSession()
+    async with open_client(lambda _: (CONTRACT, session)) as client:
+        session.counts.clear()
         response = await request_segments(client, "", task="panoptic,instance,semantic")
-    assert len(runs) == warm_up + 1
+    assert session.counts == [1]
     tasks = MultiTaskResponse.model_validate_json(response.content)
     assert [(each.task, len(each.segments_info)) for each in tasks.results] == [
         ("panoptic", 2),
