@@ -15,7 +15,13 @@ from service.schemas import Problem
 
 HALVES = save(draw_halves())
 KEY = "the-key-of-alice"
-KEYS = f"alice:{hashlib.sha256(KEY.encode()).hexdigest()},slow:{hashlib.sha256(b'slow').hexdigest()}:0.001:2"
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+KEYS = f"alice:{digest(KEY)},slow:{digest('slow')}:0.001:2"
 ALICE = {"Authorization": f"Bearer {KEY}"}
 
 pytestmark = pytest.mark.anyio
@@ -94,10 +100,6 @@ async def test_logs_and_metrics_hold_no_key_and_no_image_bytes(
     assert [secret for secret in (KEY, "Qx7", "IHDR") if secret in actual] == []
 
 
-def digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
 def test_keys_are_loaded_from_a_file_and_a_list(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# ours\n\nalice:{digest('one')}\n  bob:{digest('two')}:2.5:7\n")
@@ -163,11 +165,10 @@ def test_the_number_of_buckets_is_bounded() -> None:
 
 
 ROLLBACK = "/v1/models/fake/rollback"
-LOCAL = {"Host": "127.0.0.1:8000"}
 
 
 def make_line(name: str) -> str:
-    return f"{name}:{hashlib.sha256(name.encode()).hexdigest()}"
+    return f"{name}:{digest(name)}"
 
 
 def bear(name: str) -> dict[str, str]:

@@ -12,12 +12,11 @@ from live_service import serve_in_thread
 from playwright.sync_api import Browser, Page, expect
 
 PHOTO = save(draw_halves())
-METRICS = r"""[
-    '# HELP seg_x "quoted"',
-    'seg_x_bucket{task="a",le="0.1"} 2.0', 'seg_x_bucket{task="a",le="0.5"} 6.0',
-    'seg_x_bucket{task="a",le="+Inf"} 8.0',
-    'seg_x_bucket{task="b",le="0.1"} 9.0', 'seg_x_count{task="a"} 8.0', 'seg_x_sum{task="a"} 4.0',
-].join("\n")"""
+METRICS = """# HELP seg_x "quoted"
+seg_x_bucket{task="a",le="0.1"} 2.0
+seg_x_bucket{task="a",le="0.5"} 6.0
+seg_x_bucket{task="a",le="+Inf"} 8.0
+seg_x_bucket{task="b",le="0.1"} 9.0"""
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +91,15 @@ def test_the_dashboard_fits_the_window(page: Page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def evaluate(page: Page, body: str) -> Any:
-    """Evaluate a script with the metrics module and METRICS as `metrics`."""
-    modules = (
-        "{ Metrics, bucketQuantile, subtractBuckets } = await import(new URL('static/metrics.js', document.baseURI))"
-    )
-    return page.evaluate(f"async () => {{ const {modules}; const metrics = new Metrics({METRICS}); return {body}; }}")
-
-
 def test_quantiles_lie_within_their_buckets(page: Page) -> None:
     # 2 of 8 answers within 0.1 s, 4 more within 0.5 s: the fourth lies half way between.
-    body = "[0.25, 0.5, 0.99].map((share) => bucketQuantile(share, metrics.buckets('seg_x', { task: 'a' })))"
-    assert evaluate(page, body) == pytest.approx([0.1, 0.3, 0.5])
-    buckets = "metrics.buckets('seg_x', { task: 'a' })"
-    assert evaluate(page, f"bucketQuantile(0.5, subtractBuckets({buckets}, {buckets}))") is None
+    script = """async (text) => {
+        const { Metrics, bucketQuantile, subtractBuckets } =
+            await import(new URL("static/metrics.js", document.baseURI));
+        const buckets = new Metrics(text).buckets("seg_x", { task: "a" });
+        const none = subtractBuckets(buckets, buckets);
+        return [...[0.25, 0.5, 0.99].map((share) => bucketQuantile(share, buckets)), bucketQuantile(0.5, none)];
+    }"""
+    *quantiles, none = page.evaluate(script, METRICS)
+    assert quantiles == pytest.approx([0.1, 0.3, 0.5])
+    assert none is None

@@ -5,6 +5,7 @@ import itertools
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import httpx
 import numpy as np
@@ -78,16 +79,14 @@ async def test_an_image_of_a_disconnected_client_is_never_run() -> None:
 class GatedRaw:
     """Raw outputs whose postprocessing waits for a gate."""
 
-    def __init__(self, raw: RawOutputs, session: "GatedSession") -> None:
-        self.scores, self.boxes, self.masks, self.semantic = raw.scores, raw.boxes, raw.masks, raw.semantic
-        self.embeddings = raw.embeddings
-        self._clusters, self._session = raw.clusters, session
+    def __init__(self, raw: RawOutputs, session: GatedSession) -> None:
+        self._raw, self._session = raw, session
 
-    @property
-    def clusters(self) -> np.ndarray:
-        self._session.is_inside.set()
-        assert self._session.gate.wait(WAIT_S)
-        return self._clusters
+    def __getattr__(self, name: str) -> Any:
+        if name == "clusters":
+            self._session.is_inside.set()
+            assert self._session.gate.wait(WAIT_S)
+        return getattr(self._raw, name)
 
 
 class GatedOutputsSession(GatedSession):
@@ -162,13 +161,14 @@ async def answer_at_length(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def answer_one(client_timeout_s: float) -> AsyncIterator[tuple[Server, socket.socket]]:
+async def answer_one(client_timeout_s: float, sent: bytes = b"") -> AsyncIterator[tuple[Server, socket.socket]]:
     """A server that answers at length, and the socket of its only client."""
     server = Server(make_uvicorn_config(answer_at_length, client_timeout_s=client_timeout_s, finish_s=1.0))
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         client.setblocking(False)
         await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+        await asyncio.get_running_loop().sock_sendall(client, sent)
         async with asyncio.timeout(WAIT_S):
             while not server.server_state.connections:
                 await asyncio.sleep(0)
@@ -179,15 +179,13 @@ async def answer_one(client_timeout_s: float) -> AsyncIterator[tuple[Server, soc
 
 
 async def test_a_client_that_does_not_read_is_disconnected() -> None:
-    loop = asyncio.get_running_loop()
-    async with answer_one(client_timeout_s=0.2) as (server, client):
-        await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with answer_one(client_timeout_s=0.2, sent=b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") as (server, client):
         async with asyncio.timeout(WAIT_S):
             while server.server_state.connections:
                 await asyncio.sleep(0.01)
         received = 0
         with suppress(ConnectionResetError):
-            while chunk := await loop.sock_recv(client, 1 << 20):
+            while chunk := await asyncio.get_running_loop().sock_recv(client, 1 << 20):
                 received += len(chunk)
         assert received < ANSWER_BYTES
 

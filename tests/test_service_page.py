@@ -187,10 +187,9 @@ def test_switching_the_task_makes_no_request(page: Page) -> None:
 def test_clicking_a_segment_shows_its_details_and_border(page: Page) -> None:
     details = page.get_by_role("complementary", name="Selected segment")
     upload(page, draw_photo())
-    box = page.locator("#masks").bounding_box()
-    assert box is not None
-    scale = box["width"] / SIZE[0]
-    page.mouse.click(box["x"] + GROUND[0] * scale, box["y"] + GROUND[1] * scale)
+    hover_masks(page, GROUND)
+    page.mouse.down()
+    page.mouse.up()
     expect(details).to_contain_text("grass (193)")
     expect(details).to_contain_text("19,200 px")  # a quarter of 320 x 240
     expect(details).to_contain_text("320 \N{MULTIPLICATION SIGN} 60 px at 0, 180")

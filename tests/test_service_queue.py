@@ -172,29 +172,3 @@ async def test_the_pixel_limit_makes_batches_of_large_inputs_smaller() -> None:
     assert [policy.batch_limit(shape) for shape in (SMALL, LARGE, (3, 50, 50))] == [8, 2, 1]
     queue = fill(*(wait(shape=LARGE) for _ in range(3)))
     assert describe(policy.choose(queue, 0.0)) == ("max_batch_size", 2)
-
-
-async def test_between_input_sizes_priority_decides_then_waiting_time() -> None:
-    queue = fill(wait(submitted=0.5), wait(submitted=0.0, shape=LARGE), wait(submitted=0.9, priority=1))
-    policy = make_policy(max_queue_delay_s=0.1)
-    chosen = [policy.choose(queue, 1.0) for _ in range(2)]
-    assert [batch.images[0].pixels.shape for batch in chosen if isinstance(batch, ImageBatch)] == [SMALL, LARGE]
-    queue = fill(wait(submitted=0.5), wait(submitted=0.0, shape=LARGE))
-    first = policy.choose(queue, 1.0)
-    assert isinstance(first, ImageBatch)
-    assert first.images[0].pixels.shape == LARGE
-
-
-async def test_an_input_size_short_of_memory_has_smaller_batches_until_many_runs_succeeded() -> None:
-    policy = make_policy(max_batch_size=16)
-    policy.halve_limit(LARGE, 16)
-    policy.halve_limit(LARGE, 8)
-    assert (policy.batch_limit(LARGE), policy.batch_limit(SMALL)) == (4, 16)
-    policy.halve_limit(LARGE, 1)
-    assert policy.batch_limit(LARGE) == 1
-    for _ in range(100):
-        policy.record(LARGE, 1.0)
-    assert policy.batch_limit(LARGE) == 2
-    for _ in range(300):
-        policy.record(LARGE, 1.0)
-    assert policy.batch_limit(LARGE) == 16

@@ -248,7 +248,6 @@ async def test_a_list_of_one_base64_image_is_a_batch(client: httpx.AsyncClient) 
     ("body", "slug", "words"),
     [
         (b"{", "invalid-parameter", "Invalid JSON"),
-        (b"[1]", "invalid-parameter", "object"),
         (b'{"inputs": 5}', "invalid-parameter", "inputs.str: Input should be a valid string"),
         (b'{"inputs": []}', "invalid-parameter", "at least 1 item"),
         (b'{"inputs": "&&&&"}', "invalid-parameter", "invalid base64"),
@@ -273,13 +272,9 @@ async def test_an_invalid_json_body_is_rejected(client: httpx.AsyncClient, body:
     ("accept", "media"),
     [
         ("", "application/json"),
-        ("*/*", "application/json"),
-        ("application/json", "application/json"),
-        ("image/png", "image/png"),
         ("IMAGE/JPEG", "image/jpeg"),
         ("image/*", "image/png"),
         ("image/*, image/png;q=0", "image/jpeg"),
-        ("image/png;q=0.5, image/jpeg;q=0.9", "image/jpeg"),
         ("image/png;q=0.5, */*;q=0.1", "image/png"),
         ("text/html, application/xhtml+xml, image/avif, */*;q=0.8", "application/json"),
         ('image/png;profile="coco-panoptic"', "image/png"),
