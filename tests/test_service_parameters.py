@@ -63,15 +63,8 @@ def test_the_models_thresholds_apply_unless_the_request_sets_them() -> None:
         min_stuff_area_fraction=0.0,
         agnostic_nms=True,
     )
-    expected = Thresholds(
-        score_threshold=0.1,
-        mask_threshold=0.6,
-        overlap_threshold=0.25,
-        min_stuff_area_fraction=0.0,
-        duplicate_iou_threshold=0.5,
-        min_component_area_fraction=0.2,
-    )
-    assert options.override(thresholds) == expected
+    given = {"score_threshold": 0.1, "mask_threshold": 0.6, "overlap_threshold": 0.25, "min_stuff_area_fraction": 0.0}
+    assert options.override(thresholds) == replace(thresholds, **given, duplicate_iou_threshold=0.5)
     assert SegmentOptions(overlap_mask_area_threshold=0.75).override(thresholds).overlap_threshold == 0.25
 
 
