@@ -1,15 +1,11 @@
 """The floor plan and the conventions, held by walking the syntax trees of the three packages."""
 
 import ast
-import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
-
-from model import errors
-from model.errors import UsegError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "training", "service")
@@ -237,16 +233,3 @@ def test_a_function_is_at_most_45_lines(path: Path) -> None:
     functions = [node for node in ast.walk(parse(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     too_long = {each.name: count_lines(each) for each in functions if count_lines(each) > MAX_FUNCTION_LINES}
     assert too_long == {}
-
-
-def list_tree(root: type[UsegError], depth: int = 0) -> list[tuple[int, str]]:
-    """Return depth and name of `root` and of all its subclasses in `model.errors`, in order."""
-    children = [child for child in root.__subclasses__() if child.__module__ == errors.__name__]
-    return [(depth, root.__name__), *(entry for child in children for entry in list_tree(child, depth + 1))]
-
-
-def test_the_docstring_draws_the_tree_of_the_module_and_every_error_has_one() -> None:
-    _, drawing = (errors.__doc__ or "").split("\n\n", maxsplit=1)
-    drawn = [re.findall(r"^([│├└─ ]*)(\w+)", line)[0] for line in drawing.strip().splitlines()]
-    assert [(len(branch) // 3, name) for branch, name in drawn] == list_tree(UsegError)
-    assert [name for _, name in list_tree(UsegError) if not getattr(errors, name).__doc__] == []

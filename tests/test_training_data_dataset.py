@@ -98,9 +98,7 @@ def test_a_chunk_whose_labeling_fails_is_absent(tmp_path: Path) -> None:
         list(chunk.read(tmp_path))
 
 
-def test_pycocotools_reads_the_masks_and_the_panoptic_file_agrees_with_its_pngs(
-    tiny_store: PseudoLabelDataset,
-) -> None:
+def test_pycocotools_reads_the_masks(tiny_store: PseudoLabelDataset) -> None:
     instances = COCO(tiny_store.folder / "instances.json")
     panoptic = json.loads((tiny_store.folder / "panoptic.json").read_text())
     assert instances.getImgIds() == [image["id"] for image in panoptic["images"]]
@@ -115,10 +113,6 @@ def test_pycocotools_reads_the_masks_and_the_panoptic_file_agrees_with_its_pngs(
         left, top, width, height = annotation["bbox"]
         assert (left, top) == (columns.min(), rows.min())
         assert (left + width - 1, top + height - 1) == (columns.max(), rows.max())
-    for annotation in panoptic["annotations"]:
-        path = tiny_store.folder / "panoptic" / annotation["file_name"]
-        ids = np.unique(decode_panoptic_png(path.read_bytes()))
-        assert set(ids.tolist()) - {0} == {segment["id"] for segment in annotation["segments_info"]}
 
 
 def draw_photos(folder: Path, count: int) -> Path:

@@ -14,7 +14,9 @@ from fake_predictor import (
     CAT,
     SKY,
     WALL,
+    FakePredictor,
     draw_dataset,
+    draw_scene,
     predict_scenes,
 )
 from tiny import make_contract
@@ -187,10 +189,15 @@ def test_one_to_one_matching_leaves_the_second_cluster_of_a_category_unmatched(d
     assert one_to_one.panoptic["pq"].value < many_to_one.panoptic["pq"].value == 100.0
 
 
-def test_each_image_has_a_quality_of_its_own(dataset: GroundTruthDataset) -> None:
-    report, _ = evaluate(predict_scenes(dataset, [(1, 3), (1, 3), (2, 4), (1, 3)]), dataset, FIT_ON_ALL)
-    assert [each.quality for each in report.images] == [100.0, 100.0, 100.0, 0.0]
-    assert report.images[0].file == "1.png"
+def test_a_detection_inside_a_labeled_crowd_is_ignored(tmp_path: Path) -> None:
+    draw_dataset(tmp_path, [(CAT, WALL), (CAT, WALL), (WALL, CAT), (WALL, CAT)])
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    for annotation in content["annotations"][2:]:
+        annotation["segments_info"][0]["iscrowd"] = 1  # cats over three quarters; one of them is detected
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    dataset, square = DatasetSpec(folder=tmp_path).read(), draw_scene(1, 3)
+    predictor = FakePredictor(dataset, [square] * 2 + [square[::-1, ::-1]] * 2, [0.5, 0.5, 0.9, 0.9])
+    assert evaluate(predictor, dataset, FIT_ON_ALL)[0].summary.instance["agnostic_mask"].headline["ap"].value == 100.0
 
 
 class ObjectsOnly:

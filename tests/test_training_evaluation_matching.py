@@ -62,20 +62,6 @@ PREDICTED = np.array([[5, 5, 9, 9], [5, 5, 9, 0]], np.int32)
 GROUND_TRUTH = np.array([[1, 1, 1, 2], [3, 3, 2, 2]], np.int32)
 
 
-@pytest.mark.parametrize(
-    ("predicted", "ground_truth", "pixels"),
-    [
-        ({5: 1, 9: 2}, {1: 0, 2: 1, 3: 1}, [[0, 0, 1, 0], [0, 2, 0, 2], [0, 1, 2, 0]]),
-        ({9: 2}, {2: 1}, [[4, 1], [1, 2]]),
-        ({}, {}, [[8]]),
-    ],
-)
-def test_shared_pixels_are_counted_with_void_and_ids_that_are_not_listed_first(
-    predicted: dict[int, int], ground_truth: dict[int, int], pixels: list[list[int]]
-) -> None:
-    assert compute_overlap(PREDICTED, predicted, GROUND_TRUTH, ground_truth).pixels.tolist() == pixels
-
-
 def test_ground_truth_stuff_of_a_category_becomes_one_segment_and_things_stay_separate() -> None:
     overlap = compute_overlap(PREDICTED, {5: 1, 9: 2}, GROUND_TRUTH, {1: 0, 2: 1, 3: 1})
     assert merge_ground_truth_stuff(overlap, num_things=1).pixels.tolist() == [[0, 0, 1], [0, 2, 2], [0, 1, 2]]

@@ -1,7 +1,6 @@
 """Metrics and their bootstrap intervals, against panopticapi and pycocotools."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,10 @@ from training.evaluation.metrics.average_precision import HEADLINE_METRICS, Coco
 from training.evaluation.metrics.bootstrap import bootstrap, stack_counts, weighted_sums
 from training.evaluation.metrics.segmentation import (
     count_panoptic,
-    count_semantic,
-    count_unmapped,
-    iou_per_class,
     panoptic_quality,
     panoptic_quality_per_class,
-    semantic_quality,
 )
-from training.evaluation.overlap import compute_overlap, map_predicted
-
-THREE = np.array([[1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 0, 0]], np.int32)
+from training.evaluation.overlap import compute_overlap
 
 
 @pytest.mark.golden
@@ -56,29 +49,6 @@ def test_panoptic_quality_equals_panopticapis(golden: Path, name: str) -> None:
     for category_id, metrics in expected["per_class"].items():
         index = categories[int(category_id)]
         assert {key: per_class[key][index] for key in metrics} == pytest.approx(metrics, abs=1e-12)
-
-
-def test_semantic_metrics_computed_by_hand() -> None:
-    predicted = np.array([[1, 1, 2, 0]], np.int32)
-    ground_truth = np.array([[1, 1, 1, 2]], np.int32)
-    counts = count_semantic(compute_overlap(predicted, {1: 0, 2: 1}, ground_truth, {1: 0, 2: 1}), 2)
-    # Category 0: 2 of 3 pixels; category 1: none of 2, its only pixel being void.
-    assert iou_per_class(counts).tolist() == pytest.approx([2 / 3, 0.0])
-    assert semantic_quality(counts) == pytest.approx({"miou": (2 / 3 + 0) / 2, "accuracy": 0.5})
-    assert semantic_quality(counts, slice(0, 1))["miou"] == pytest.approx(2 / 3)
-    # Without the unmapped pixel, category 1 does not occur.
-    assert semantic_quality(counts, ignore_unmapped=True) == pytest.approx({"miou": 2 / 3, "accuracy": 2 / 3})
-
-
-def test_an_unmapped_cluster_is_a_false_positive_unless_ignored() -> None:
-    overlap = compute_overlap(THREE, {1: 1, 2: 2, 3: 3}, THREE, {1: 0, 2: 1})
-    table = np.array([-1, 0, -1, -1])
-    mapped = count_panoptic(map_predicted(overlap, table, merged_from=9), 2)
-    counts = replace(mapped, unmapped=count_unmapped(overlap, table, 2))
-    assert counts.unmapped.tolist() == [0.0, 1.0]  # cluster 2 lies on category 1, cluster 3 on void
-    assert panoptic_quality_per_class(counts)["pq"].tolist() == [1.0, 0.0]
-    assert panoptic_quality_per_class(counts)["weight"].tolist() == [1.0, 1.0]
-    assert panoptic_quality_per_class(counts, ignore_unmapped=True)["weight"].tolist() == [1.0, 0.5]
 
 
 STATS = {

@@ -16,7 +16,6 @@ from training.data.photos import PhotoFile
 from training.pseudo_labels.clustering import (
     CodebookInputs,
     fit_codebook,
-    fit_patch_objectness,
     fit_score_thresholds,
     kmeans,
 )
@@ -118,39 +117,10 @@ def test_of_consensus_masks_only_those_with_objectness_make_clusters(inputs: Cod
     assert chosen.binary[:, 0].tolist() == [[False, False, True, True]]  # the left half has the higher consensus
 
 
-def test_objectness_is_the_fraction_of_a_patch_cluster_that_maskcut_finds(inputs: CodebookInputs) -> None:
-    maps = np.random.default_rng(0).normal(0, 0.02, (4, 4, 4, 64))
-    maps[..., 0] += 1.0
-    maps[:, 1:3, 1:3, 0] -= 1.0
-    maps[:, 1:3, 1:3, 1] += 1.0
-    inputs.features.cache.write(PHOTOS[0].digest, maps.astype(np.float16))
-    features = inputs.features.load(PHOTOS[0])
-    sample = np.repeat(features.concat_layers().reshape(16, -1), 2, axis=0)
-    codebook = fit_codebook(inputs)
-    whitened = replace(codebook, mean=np.zeros(128), projection=np.eye(128))
-    fitted = fit_patch_objectness(whitened, sample, [features, features])
-    clusters = nearest_centroid(fitted.whiten(features), fitted.patch_centroids)
-    objectness = fitted.patch_objectness[clusters]
-    assert (objectness[1:3, 1:3] == 1.0).all()
-    assert (objectness[0] == 0.0).all()
-
-
 def test_score_thresholds_leave_one_more_mask_per_photo_each() -> None:
     thresholds = fit_score_thresholds([np.array([0.9, 0.8, 0.1]), np.array([0.7])])
     assert thresholds.tolist() == [0.8, 0.1] + [0.1] * (MAX_OBJECTS - 2)
     assert fit_score_thresholds([np.zeros(0)]).tolist() == [0.0] * MAX_OBJECTS
-
-
-def test_clusters_are_the_directions_of_the_vectors() -> None:
-    generator = np.random.default_rng(1)
-    centers = np.eye(3, 8)
-    vectors = np.repeat(centers, 50, axis=0) + generator.normal(0, 0.05, (150, 8))
-    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    centroids = kmeans(vectors, 3, seed=0)
-    numbers = nearest_centroid(vectors, centroids).reshape(3, 50)
-    assert all(len(set(row.tolist())) == 1 for row in numbers)
-    assert len(set(numbers[:, 0].tolist())) == 3
-    assert np.linalg.norm(centroids, axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_more_clusters_than_vectors_are_an_error() -> None:
@@ -216,18 +186,6 @@ def with_objectness(left: float, right: float) -> Codebook:
     )
 
 
-@pytest.mark.parametrize("codebook", [CODEBOOK, WITH_OBJECTNESS], ids=["plain", "objectness"])
-def test_a_codebook_round_trips_to_disk(tmp_path: Path, codebook: Codebook) -> None:
-    codebook.save(tmp_path / "codebook.npz")
-    loaded = load_codebook(tmp_path / "codebook.npz")
-    assert loaded.config == CONFIG
-    assert (loaded.thing_centroids == np.eye(2)).all()
-    assert (loaded.stego_head["linear.weight"] == 0.5).all()
-    assert loaded.patch_objectness.tolist() == codebook.patch_objectness.tolist()
-    assert (loaded.projections is None) == (codebook.projections is None)
-    assert loaded.digest == codebook.digest
-
-
 def test_the_digest_depends_on_arrays_and_settings() -> None:
     others = [
         replace(CODEBOOK, thing_centroids=2 * np.eye(2)),
@@ -285,15 +243,6 @@ def test_a_mask_embedding_is_the_mean_of_whitened_features_at_unit_length() -> N
     mean = (patches / np.linalg.norm(patches, axis=1, keepdims=True)).mean(0)
     assert vector == pytest.approx(mean / np.linalg.norm(mean), abs=1e-6)  # single precision
     assert codebook.embed_masks(features, np.zeros((0, 4, 4), bool)).shape[0] == 0
-
-
-def test_a_patch_is_smoothed_half_by_itself_and_half_by_the_mean_of_its_mask() -> None:
-    smoothed = smooth_with_masks(ROW, make_row_proposals([[1, 1, 1, 0]], [2.0]))[0]
-    mean = np.array([1, 2]) / np.sqrt(5)
-    for index in range(3):
-        expected = ROW[0, index] + mean
-        assert smoothed[index] == pytest.approx(expected / np.linalg.norm(expected))
-    assert smoothed[3].tolist() == [1, 0]  # in no mask
 
 
 def test_masks_are_weighted_by_their_squared_scores_and_negative_scores_by_zero() -> None:

@@ -21,20 +21,10 @@ from training.pseudo_labels.maskcut import (
     MaskProposals,
     fiedler_vector,
     fiedler_vector_dense,
-    l2_normalize_tokens,
     load_proposals,
     maskcut,
 )
 from training.pseudo_labels.refinement import refine_masks
-
-
-def test_one_object_on_a_background_is_one_mask() -> None:
-    inside = (slice(6, 13), slice(4, 11))
-    expected = np.zeros((20, 20), bool)
-    expected[inside] = True
-    masks = maskcut(tokens.draw([inside]), MaskDiscoveryConfig(proposals="maskcut", maskcut_n=1))
-    assert masks.shape == (1, 20, 20)
-    assert (masks[0] == expected).all()
 
 
 def test_two_objects_are_two_disjoint_masks() -> None:
@@ -108,15 +98,6 @@ def read_references(folder: Path, name: str, side: int) -> list[Reference]:
         )
         for index, each in enumerate(arrays["features"])
     ]
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize(("name", "side"), [("random_20x20", 20), ("photos_28x28", 28)])
-def test_eigenvectors_equal_the_reference_up_to_sign(golden: Path, name: str, side: int) -> None:
-    for each in read_references(golden, name, side):
-        flat = l2_normalize_tokens(each.features, subtract_mean=False).reshape(side * side, -1)
-        vector = fiedler_vector(flat @ flat.T > each.config.maskcut_tau)
-        assert abs(vector @ each.vectors[0]) == pytest.approx(1.0, abs=1e-6)  # stored in single precision
 
 
 @pytest.mark.golden
@@ -197,12 +178,6 @@ def test_each_projection_that_has_a_mask_adds_one_to_its_score() -> None:
     assert (many.binary[0] == mark(FIRST)).all()
 
 
-def test_pairwise_iou_is_intersection_over_union() -> None:
-    masks = np.array([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[0, 0, 0, 1]]], bool)
-    expected = [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]]
-    assert pairwise_mask_iou(masks, masks) == pytest.approx(np.array(expected))
-
-
 def test_contrast_is_inside_minus_ring_minus_half_the_border() -> None:
     unit = np.zeros((8, 8, 2), np.float32)
     unit[..., 0] = 1.0
@@ -253,14 +228,6 @@ def test_projections_center_whiten_and_half_whiten() -> None:
     assert np.abs(white[0, 0]) == pytest.approx(np.array([1.0, 1.0]) / np.hypot(1, 1), abs=0.03)
     root = np.sqrt(10.0)
     assert np.abs(half[0, 0]) == pytest.approx(np.array([root, 1.0]) / np.hypot(root, 1), abs=0.03)
-
-
-def test_projections_round_trip_to_disk(tmp_path: Path) -> None:
-    projections = fit_projections(draw_tokens())
-    projections.write(tmp_path / "projections.npz")
-    loaded = load_projections(tmp_path / "projections.npz")
-    assert (loaded.mean == projections.mean).all()
-    assert (loaded.projection == projections.projection).all()
 
 
 def test_a_file_without_projections_is_named_in_the_error(tmp_path: Path) -> None:

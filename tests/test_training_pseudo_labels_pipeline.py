@@ -256,11 +256,6 @@ def test_the_seed_selects_the_photos(tiny_store: PseudoLabelDataset) -> None:
     assert [each for each in list_captions(tiny_store, 9, 0) if each] == [f"{index}.png" for index in range(8)]
 
 
-def test_the_suffix_gives_the_image_format(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
-    figure = plot_labels(tiny_store, 2, 0)
-    save_figure(figure, tmp_path / "labels.jpg")
-    with Image.open(tmp_path / "labels.jpg") as image:
-        assert image.format == "JPEG"
-        assert image.width > 2 * 288
+def test_an_unknown_image_format_is_rejected(tmp_path: Path, tiny_store: PseudoLabelDataset) -> None:
     with pytest.raises(ConfigError, match="no known image format"):
-        save_figure(figure, tmp_path / "labels.txt")
+        save_figure(plot_labels(tiny_store, 2, 0), tmp_path / "labels.txt")

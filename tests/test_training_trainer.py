@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import shutil
 import signal
@@ -37,10 +36,9 @@ from training.trainer.checkpoint import (
     read_checkpoint_metadata,
     write_checkpoint,
 )
-from training.trainer.distributed import SINGLE_PROCESS, DistributedContext, init_distributed, mean_over_processes
+from training.trainer.distributed import SINGLE_PROCESS, DistributedContext
 from training.trainer.loggers import (
     LOSSES_FILE,
-    CsvLogger,
     PrometheusTextfileLogger,
     TensorBoardLogger,
 )
@@ -243,16 +241,6 @@ def test_the_commit_is_that_of_the_checkout_that_tracks_the_file(tmp_path: Path)
     assert git_commit(tracked) == f"{commit}-dirty"
 
 
-def test_a_csv_log_is_read_as_columns_and_can_be_truncated(tmp_path: Path) -> None:
-    log = CsvLogger(tmp_path / "run" / "losses.csv")
-    log.log(1, {"mask": 0.5, "total": 1.25})
-    log.log(2, {"mask": 0.25, "total": 1.0})
-    assert read_csv_log(log.path) == {"step": [1.0, 2.0], "mask": [0.5, 0.25], "total": [1.25, 1.0]}
-    log.truncate_after(1)
-    assert read_csv_log(log.path)["step"] == [1.0]
-    assert read_csv_log(tmp_path / "missing.csv") == {}
-
-
 def test_tensorboard_shows_each_step_once_after_a_resumed_run(tmp_path: Path) -> None:
     first, resumed = TensorBoardLogger(tmp_path), TensorBoardLogger(tmp_path)
     for step in (1, 2, 3):
@@ -276,7 +264,7 @@ def read_textfile(path: Path) -> dict[str, float]:
     return values
 
 
-def test_the_textfile_has_progress_and_losses_and_is_written_at_intervals(tmp_path: Path) -> None:
+def test_the_textfile_has_progress_and_losses_at_intervals_and_the_last_ones_after_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "collector" / "useg.prom"
     log = PrometheusTextfileLogger(path, Path("RUN"), 300)
     log.log(30, {"total": 7.5, "mask": 2.5}, 540.0, is_last=False)
@@ -291,17 +279,10 @@ def test_the_textfile_has_progress_and_losses_and_is_written_at_intervals(tmp_pa
     log.log(31, {"total": 7.0, "mask": 2.0}, 538.0, is_last=False)
     assert read_textfile(path)["useg_train_step"] == 30.0  # too soon to be written again
     log.log(300, {"total": 1.0, "mask": 0.5}, 0.0, is_last=True)
-    assert (read_textfile(path)["useg_train_step"], read_textfile(path)["total"]) == (300.0, 1.0)
-    assert [each.name for each in path.parent.iterdir()] == ["useg.prom"]
-
-
-def test_a_failed_run_keeps_its_last_values_in_the_textfile(tmp_path: Path) -> None:
-    path = tmp_path / "useg.prom"
-    log = PrometheusTextfileLogger(path, Path("RUN"), 300)
-    log.log(30, {"total": 7.5}, math.inf, is_last=False)
     log.mark_failed()
     values = read_textfile(path)
-    assert (values["useg_train_not_finite"], values["useg_train_step"], values["total"]) == (1.0, 30.0, 7.5)
+    assert (values["useg_train_not_finite"], values["useg_train_step"], values["total"]) == (1.0, 300.0, 1.0)
+    assert [each.name for each in path.parent.iterdir()] == ["useg.prom"]
 
 
 TIMEOUT_S = 240
@@ -314,16 +295,6 @@ def test_a_batch_is_divided_in_order_and_evenly() -> None:
     assert SINGLE_PROCESS.local_slice(12, 6) == (12, 6)
     with pytest.raises(ConfigError, match="a batch of 5 cannot be divided among 2 processes"):
         contexts[0].check_batch_size(5)
-
-
-def test_a_single_process_changes_nothing() -> None:
-    with init_distributed("cpu") as context:
-        assert context == SINGLE_PROCESS
-        assert context.is_main_process
-        assert [context.all_reduce_any(flag) for flag in (False, True)] == [False, True]
-        assert context.all_reduce_mean({"loss": 2.0}) == {"loss": 2.0}
-    value = torch.tensor(3.0)
-    assert mean_over_processes(value) is value
 
 
 def make_command(labels: Path, run: Path) -> list[str]:
