@@ -139,11 +139,12 @@ def test_a_graph_with_other_weights_is_refused(tmp_path: Path, tiny_artifact: Pa
             load_session(artifact, backend=backend)  # type: ignore[arg-type]
 
 
-def test_a_file_that_is_not_a_graph_is_refused_on_one_line(tmp_path: Path, tiny_artifact: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x07\x12\x04cut"])
+def test_a_file_that_is_not_a_graph_is_refused_on_one_line(tmp_path: Path, tiny_artifact: Path, content: bytes) -> None:
     artifact = copy(tiny_artifact, tmp_path)
-    (artifact / "network.onnx").write_bytes(b"no graph")
+    (artifact / "network.onnx").write_bytes(content)
     update_hashes(artifact)
-    for backend in ("cpu", "torch"):
+    for backend in ("cpu", "torch", *(["openvino"] if find_spec("openvino") else [])):
         with pytest.raises(ArtifactError, match=r"network\.onnx") as refused:
             load_session(artifact, backend=backend)  # type: ignore[arg-type]
         assert len(str(refused.value).splitlines()) == 1

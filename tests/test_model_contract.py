@@ -1,7 +1,6 @@
 """Contracts: reading, validation, file hashes, and shapes of inputs and outputs."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from model.contract import (
 from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import hash_file
 from model.network_io import check_shapes, io_shapes
-from model.validation import did_you_mean
 
 
 def write_artifact(folder: Path) -> Contract:
@@ -65,11 +63,6 @@ def read_error(folder: Path, expected: type[ArtifactError]) -> str:
 
 def test_a_written_contract_reads_back_equal(tmp_path: Path) -> None:
     assert write_artifact(tmp_path) == read_contract(tmp_path)
-
-
-def test_things_come_before_stuff() -> None:
-    contract = make_contract(2, 3, max_detections=1)
-    assert [contract.is_thing(cluster) for cluster in (0, 1, 2, 3, 5)] == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize("name", [NETWORK_FILE, GOLDEN_FILE])
@@ -155,31 +148,7 @@ def test_an_invalid_histogram_is_rejected(edges: tuple[float, ...], counts: tupl
         Histogram(edges=edges, counts=counts)
 
 
-def test_did_you_mean_returns_the_nearest_word_or_the_alternative() -> None:
-    assert did_you_mean("panoptik", ("panoptic", "instance"), ": ask") == ", did you mean 'panoptic'?"
-    assert did_you_mean("red", ("panoptic", "instance"), "; known are two") == "; known are two"
-    assert did_you_mean("PROT", ["PORT", "HOST"], "", "--{}".format) == ", did you mean --PORT?"
-
-
 CONTRACT = make_contract(3, 2, max_detections=9, input_sizes=(InputSize(height_px=56, width_px=84),))
-
-
-def test_one_input_size_fixes_all_lengths() -> None:
-    assert io_shapes(CONTRACT) == {
-        "pixels": [3, 56, 84],
-        "sizes": [2],
-        "scores": [9],
-        "clusters": [9],
-        "boxes": [9, 4],
-        "masks": [9, 14, 21],
-        "semantic": [3, 14, 21],
-    }
-
-
-def test_box_masks_have_the_same_size_for_all_input_sizes() -> None:
-    several = replace(CONTRACT, box_mask_size=28, input_sizes=(InputSize.square(56), InputSize.square(84)))
-    shapes = io_shapes(several)
-    assert (shapes["pixels"], shapes["masks"], shapes["semantic"]) == ([3, None, None], [9, 28, 28], [3, None, None])
 
 
 def test_different_shapes_are_rejected_with_both() -> None:

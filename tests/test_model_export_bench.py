@@ -4,19 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from model.export.bench import BenchConfig, bench, repeat_golden_inputs, summarize_times
+from model.export.bench import BenchConfig, bench, summarize_times
 
 
 def test_times_are_summarized_as_median_quartiles_and_rate() -> None:
     summary = summarize_times([0.5, 0.1, 0.2, 0.4, 0.3], [0.6], 3)
     assert summary == {"ms": 300.0, "quartiles_ms": [200.0, 400.0], "images_per_s": 5.0}
-
-
-def test_golden_images_fill_a_batch_of_any_size(tiny_artifact: Path) -> None:
-    pixels, sizes = repeat_golden_inputs(tiny_artifact, 5)
-    assert (len(pixels), len(sizes)) == (5, 5)
-    assert (pixels[4] == pixels[0]).all()
-    assert (pixels[1] != pixels[0]).any()
 
 
 def test_an_artifact_is_timed_next_to_torch_for_every_batch_size(tiny_artifact: Path) -> None:

@@ -1,7 +1,6 @@
 """fp16 graphs compute only safe operators in fp16; int8 storage keeps outputs equal."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import onnx
 import pytest
 import tiny
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from model.backends.loader import check_golden, load_session
 from model.backends.onnx_runtime import OnnxSession, materialize_fp32
@@ -21,7 +20,7 @@ from model.errors import ConfigError
 from model.export.export import ExportConfig, draw_scene, export_run
 from model.export.onnx_graph import round_to_fp16, write_graph
 from model.export.parity_checks import stack_images
-from model.export.precision import FP16_FOLLOWING_OPERATORS, FP16_OPERATORS, compute_in_fp16, round_to_int8
+from model.export.precision import FP16_FOLLOWING_OPERATORS, FP16_OPERATORS, round_to_int8
 from model.networks.mask_transformer import MaskTransformer
 from model.networks.panoptic_cascade import PanopticCascade, fold_batch_norms
 
@@ -101,45 +100,6 @@ def test_fp16_outputs_are_within_the_tolerance(transformer: dict[str, Path]) -> 
     ]
     assert not np.array_equal(expected[0].semantic, given[0].semantic)
     compare_outputs(decode_outputs(expected), decode_outputs(given), FP16_TOLERANCE).require("fp16", FP16_TOLERANCE)
-
-
-def make_model(*nodes: onnx.NodeProto, **weights: np.ndarray) -> onnx.ModelProto:
-    """A graph from x [2, 2] to y [2, 2]."""
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xy")
-    tensors = [numpy_helper.from_array(values, name) for name, values in weights.items()]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", [x], [y], tensors), opset_imports=[helper.make_opsetid("", 18)]
-    )
-    return onnx.shape_inference.infer_shapes(model)
-
-
-def list_kinds(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
-    """Operator and first input type of every node."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {value.name: value.type.tensor_type.elem_type for value in [*inferred.value_info, *inferred.input]}
-    return ((node.op_type, types[node.input[0]]) for node in model.graph.node)
-
-
-def test_operators_between_products_need_no_cast_and_weights_beyond_fp16_stay_fp32() -> None:
-    weight = np.eye(2, dtype=np.float32)
-    model = make_model(
-        helper.make_node("MatMul", ["x", "w"], ["a"]),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("MatMul", ["b", "w"], ["y"]),
-        w=weight,
-    )
-    compute_in_fp16(model, "_fp16")
-    assert list(list_kinds(model)) == [
-        ("Cast", TensorProto.FLOAT),
-        ("MatMul", TensorProto.FLOAT16),
-        ("Relu", TensorProto.FLOAT16),
-        ("MatMul", TensorProto.FLOAT16),
-        ("Cast", TensorProto.FLOAT16),
-    ]
-    assert [tensor.name for tensor in model.graph.initializer] == ["w_fp16"]
-    large = make_model(helper.make_node("MatMul", ["x", "w"], ["y"]), w=np.full((2, 2), 70_000.0, np.float32))
-    compute_in_fp16(large, "_fp16")
-    assert list(list_kinds(large)) == [("MatMul", TensorProto.FLOAT)]
 
 
 @pytest.fixture(scope="module")

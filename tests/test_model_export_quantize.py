@@ -178,45 +178,24 @@ def draw(rows: int, cluster: int = 0, score: float = 0.9) -> RawOutputs:
     )
 
 
-def measure(reference: RawOutputs, given: RawOutputs) -> Int8Accuracy:
-    return measure_accuracy(FixedSession(reference), FixedSession(given), [IMAGE], CONTRACT)
-
-
-def test_equal_segmentations_have_accuracy_1() -> None:
-    assert measure(draw(4), draw(4)) == Int8Accuracy(photos=1, clusters_equal=1.0, panoptic_quality=1.0)
-
-
-def test_a_moved_border_lowers_pixel_agreement_and_pq() -> None:
-    # The thing: 24 of 32 pixels. The stuff: 32 of 40.
-    accuracy = measure(draw(4), draw(3))
-    assert accuracy.clusters_equal == 56 / 64
-    assert accuracy.panoptic_quality == pytest.approx((24 / 32 + 32 / 40) / 2)
-
-
-def test_the_same_region_of_another_cluster_does_not_match() -> None:
-    accuracy = measure(draw(4), draw(4, cluster=2))
-    assert (accuracy.clusters_equal, accuracy.panoptic_quality) == (0.5, 0.5)  # the stuff alone
-
-
-def test_a_lost_segment_counts_as_different_pixels() -> None:
-    # The reference has two segments, the output the stuff: 2 x 1 match of 3.
-    accuracy = measure(draw(4), draw(4, score=0.1))
-    assert accuracy.clusters_equal == 0.5
-    assert accuracy.panoptic_quality == pytest.approx(2 / 3)
-
-
-def test_accuracy_is_computed_over_all_photos() -> None:
-    reference, given = FixedSession(draw(4), draw(4)), FixedSession(draw(4), draw(4, cluster=2))
-    accuracy = measure_accuracy(reference, given, [IMAGE, IMAGE], CONTRACT)
-    assert accuracy == Int8Accuracy(photos=2, clusters_equal=0.75, panoptic_quality=0.75)
-
-
-def test_photos_without_segments_have_pq_0() -> None:
-    empty = draw(8, score=0.1)
-    accuracy = measure(empty, empty)
-    assert (accuracy.clusters_equal, accuracy.panoptic_quality) == (1.0, 0.0)
-    with pytest.raises(ParityError, match="panoptic_quality is below"):
-        AccuracyThresholds().check(accuracy)
+@pytest.mark.parametrize(
+    ("references", "outputs", "clusters_equal", "panoptic_quality"),
+    [
+        ([draw(4)], [draw(4)], 1.0, 1.0),
+        ([draw(4)], [draw(3)], 56 / 64, (24 / 32 + 32 / 40) / 2),  # of the thing and of the stuff
+        ([draw(4)], [draw(4, score=0.1)], 0.5, 2 / 3),  # two segments and one: 2 x 1 match of 3
+        ([draw(4)] * 2, [draw(4), draw(4, cluster=2)], 0.75, 0.75),  # in the second photo, the stuff alone
+        ([draw(8, score=0.1)], [draw(8, score=0.1)], 1.0, 0.0),
+    ],
+    ids=["equal", "moved border", "lost segment", "another cluster in one of two photos", "no segments"],
+)
+def test_accuracy_is_that_computed_by_hand(
+    references: list[RawOutputs], outputs: list[RawOutputs], clusters_equal: float, panoptic_quality: float
+) -> None:
+    photos = [IMAGE] * len(references)
+    accuracy = measure_accuracy(FixedSession(*references), FixedSession(*outputs), photos, CONTRACT)
+    assert (accuracy.photos, accuracy.clusters_equal) == (len(photos), clusters_equal)
+    assert accuracy.panoptic_quality == pytest.approx(panoptic_quality)
 
 
 @pytest.mark.parametrize("name", ["clusters_equal", "panoptic_quality"])

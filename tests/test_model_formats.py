@@ -58,33 +58,6 @@ def draw_cells(height: int, width: int, cells: list[tuple[int, int]]) -> np.ndar
     return mask
 
 
-@pytest.mark.parametrize(
-    "mask",
-    [
-        np.ones((1, 1)),
-        np.ones((7, 5)),
-        draw_cells(7, 5, [(0, 0)]),
-        draw_cells(7, 5, [(6, 4)]),
-        draw_cells(7, 5, [(3, 2)]),
-        draw_cells(7, 5, [(6, 1), (0, 2)]),
-        draw_cells(1, 9, [(0, 2), (0, 3), (0, 8)]),
-        draw_cells(9, 1, [(2, 0), (3, 0), (8, 0)]),
-        1 - draw_cells(7, 5, [(3, 2)]),
-    ],
-    ids=["1x1", "whole", "first", "last", "one inside", "run over two columns", "one row", "one column", "hole"],
-)
-def test_edge_cases_are_encoded_as_by_pycocotools(mask: np.ndarray) -> None:
-    assert encode_one(mask) == encode_by_pycocotools(mask)
-    (from_mask,) = encode_rles(draw(mask, [1], (pack(mask),)))
-    assert from_mask == encode_by_pycocotools(mask)
-
-
-def test_a_segment_without_pixels_has_an_empty_rle() -> None:
-    assert encode_one(np.zeros((4, 5))) == encode_by_pycocotools(np.zeros((4, 5)))
-    first, second = encode_rles(draw(np.full((4, 5), 2), [1, 2]))
-    assert (first.area, first.bbox, second.area) == (0, (0, 0, 0, 0), 20)
-
-
 def test_rles_are_in_the_order_of_segments_not_of_ids() -> None:
     label_map = np.array([[9, 4, 4], [9, 70_000, 4]])
     assert [rle.area for rle in encode_rles(draw(label_map, [70_000, 4, 9]))] == [1, 3, 2]

@@ -2,18 +2,14 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
-import reference
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.networks.fpn import SimpleFPN
-from model.networks.interface import normalize_and_mask
-from model.networks.resnet import FrozenBatchNorm, LayerNorm2d, NormedConv, make_norm
 from model.networks.vit import (
     EncoderConfig,
     VisionTransformer,
@@ -107,52 +103,12 @@ def test_vit_outputs_of_several_layers_come_in_order_and_later_blocks_are_not_ru
     assert torch.equal(encoder(image, (1,))[0], outputs[1])
 
 
-def test_position_embeddings_of_the_right_size_stay_unchanged() -> None:
-    positions = torch.randn(1, 17, 8, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(interpolate_positions(positions, 4, 4), positions)
-
-
 def test_position_embeddings_interpolate_to_a_rectangular_grid() -> None:
     rows = torch.arange(4.0).reshape(1, 4, 1, 1).expand(1, 4, 4, 1).reshape(1, 16, 1)
     positions = torch.cat([torch.full((1, 1, 1), 9.0), rows], dim=1)
     interpolated = interpolate_positions(positions, 4, 6)
     assert interpolated[0, 0].item() == 9.0
     torch.testing.assert_close(interpolated[0, 1:, 0].reshape(4, 6), torch.arange(4.0)[:, None].expand(4, 6))
-
-
-def test_a_frozen_batch_norm_applies_its_statistics_and_has_no_parameters() -> None:
-    norm = FrozenBatchNorm(1)
-    for buffer, value in ((norm.weight, 3.0), (norm.bias, 1.0), (norm.running_mean, 5.0), (norm.running_var, 4.0)):
-        buffer.fill_(value)
-    # (7 - 5) / 2 * 3 + 1; the variance has 1e-5 added to it.
-    assert norm.train()(torch.full((1, 1, 1, 1), 7.0)).item() == pytest.approx(4.0, abs=1e-4)
-    assert list(norm.parameters()) == []
-
-
-def test_layer_norm_2d_normalizes_each_pixel_alone() -> None:
-    norm = LayerNorm2d(2)
-    norm.weight.data, norm.bias.data = torch.tensor([3.0, 5.0]), torch.tensor([0.5, 0.0])
-    maps = torch.tensor([[[[1.0, 9.0]], [[5.0, 9.0]]]])  # pixels (1, 5) and (9, 9)
-    expected = torch.tensor([[[[-2.5, 0.5]], [[5.0, 0.0]]]])
-    torch.testing.assert_close(norm(maps), expected, rtol=0.0, atol=1e-5)  # the variance, 4, has 1e-6 added to it
-
-
-def test_a_convolution_has_a_bias_only_without_a_norm() -> None:
-    assert NormedConv(2, 3, 1, norm="none").bias is not None
-    assert NormedConv(2, 3, 1, norm="batch").bias is None
-    assert isinstance(make_norm("none", 3), nn.Identity)
-    assert isinstance(make_norm("layer", 3), LayerNorm2d)
-    assert make_norm("group", 64)(torch.ones(1, 64, 2, 2)).abs().max() == 0.0  # a constant has zero deviation
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", reference.CASES)
-def test_fpn_levels_equal_detectron2s(golden: Path, name: str) -> None:
-    case, network = reference.read_case(golden, name), reference.read_network(golden, name)
-    for actual, expected in zip(
-        network.backbone(normalize_and_mask(case.pixels, case.sizes)), case.levels, strict=True
-    ):
-        reference.check_near(actual, expected, reference.FEATURE_NOISE)
 
 
 ENCODER = EncoderConfig(embed_dim=64, depth=2, patch_px=14, grid_size=4, num_registers=2, has_layer_scale=True)

@@ -13,8 +13,6 @@ from model.networks.boxes import (
     DeltaWeights,
     apply_deltas,
     box_area,
-    box_iou,
-    clip_boxes,
     get_deltas,
     is_nonempty,
     masks_to_boxes,
@@ -30,23 +28,10 @@ def test_an_extreme_scale_is_limited_to_1000_16() -> None:
     assert (grown[2] - grown[0]).item() == pytest.approx(20.0 * 62.5, rel=1e-5)  # float32
 
 
-def test_boxes_are_clipped_to_their_own_image() -> None:
-    boxes = torch.tensor([[-5.0, -5.0, 50.0, 50.0]]).expand(2, 1, 4)
-    clipped = clip_boxes(boxes, torch.tensor([[20, 30], [60, 40]]))
-    assert clipped.tolist() == [[[0.0, 0.0, 30.0, 20.0]], [[0.0, 0.0, 40.0, 50.0]]]
-
-
 def test_degenerate_boxes_are_empty() -> None:
     boxes = torch.tensor([[0.0, 0.0, 2.0, 3.0], [1.0, 1.0, 1.0, 5.0], [1.0, 5.0, 2.0, 5.0], [math.nan] * 4])
     assert is_nonempty(boxes).tolist() == [True, False, False, False]
     assert box_area(boxes[0]).item() == 6.0
-
-
-def test_box_iou_of_all_pairs() -> None:
-    boxes = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [2.0, 0.0, 6.0, 4.0], [9.0, 9.0, 9.0, 9.0]]])
-    # Half of each is shared: 8 / 24. An empty box overlaps nothing, not even itself.
-    expected = torch.tensor([[[1.0, 1 / 3, 0.0], [1 / 3, 1.0, 0.0], [0.0, 0.0, 0.0]]])
-    torch.testing.assert_close(box_iou(boxes), expected)
 
 
 @pytest.mark.golden
@@ -92,11 +77,6 @@ def test_boxes_that_overlap_by_exactly_the_threshold_are_kept() -> None:
     pair = torch.tensor([[[0.0, 0.0, 4.0, 1.0], [2.0, 0.0, 4.0, 1.0]]])
     assert nms(pair, all_valid(pair), 0.5, 4).tolist() == [[True, True]]
     assert nms(pair, all_valid(pair), 0.4999, 4).tolist() == [[True, False]]
-
-
-def test_an_invalid_box_is_not_kept_and_drops_nothing() -> None:
-    chain = draw_chain(3)
-    assert nms(chain, torch.tensor([[False, True, True]]), 0.5, 3).tolist() == [[False, True, False]]
 
 
 def test_a_box_needs_as_many_iterations_as_its_chain_is_long() -> None:

@@ -79,16 +79,6 @@ def test_intermediate_layers_are_the_last_blocks_of_each_quarter(depth: int, lay
     assert intermediate_layers(depth) == layers
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_output_shapes_do_not_depend_on_the_image(network: MaskTransformer, batch: int) -> None:
-    for pixels in (draw_pixels(batch), torch.zeros(batch, 3, SIDE, SIDE, dtype=torch.uint8)):
-        raw = network(pixels, full_sizes(pixels))
-        assert raw.scores.shape == raw.clusters.shape == (batch, QUERIES)
-        assert raw.boxes.shape == (batch, QUERIES, 4)
-        assert raw.masks.shape == (batch, QUERIES, MAP_SIDE, MAP_SIDE)
-        assert raw.semantic.shape == (batch, STUFF + 1, MAP_SIDE, MAP_SIDE)
-
-
 def test_outputs_do_not_depend_on_the_batch(network: MaskTransformer) -> None:
     pixels = draw_pixels(4)
     together = network(pixels, full_sizes(pixels))

@@ -1,32 +1,16 @@
-"""Stages, masks and selection of detections equal detectron2's."""
+"""Detections are the best pairs of box and cluster, and limits are checked."""
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
-import reference
 import torch
 from torch import Tensor
 
 from model.errors import ConfigError
-from model.networks.boxes import clip_boxes
 from model.networks.roi_align import RoiAlignConfig
 from model.networks.roi_heads import DetectionConfig, Detections, find_top_detections
 from model.networks.rpn import ProposalConfig
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", reference.CASES)
-def test_scores_and_boxes_equal_detectron2s(golden: Path, name: str) -> None:
-    case, network = reference.read_case(golden, name), reference.read_network(golden, name)
-    probabilities, boxes = network.roi_heads.predict_boxes(case.levels, case.tensor("proposal_boxes"), case.sizes)
-    height, width = case.sizes[0].tolist()
-    unclipped = case.tensor("final_boxes_all")
-    expected = torch.minimum(unclipped.clamp(min=0.0), torch.tensor([width, height, width, height]))
-    reference.check_near(probabilities, case.tensor("mean_scores"), reference.SCORE_NOISE)
-    reference.check_near(boxes, expected, reference.BOX_NOISE_PX)
-
 
 CONFIG = DetectionConfig(max_detections=4)
 HERE, NEAR, FAR = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [50.0, 50.0, 60.0, 60.0]
@@ -77,17 +61,3 @@ def test_at_most_max_detections_are_kept() -> None:
 def test_limits_of_inference_out_of_range_are_refused(config: Callable[[], object]) -> None:
     with pytest.raises(ConfigError):
         config()
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", reference.CASES)
-def test_detections_equal_detectron2s(golden: Path, name: str) -> None:
-    case = reference.read_case(golden, name)
-    probabilities, boxes = case.tensor("mean_scores"), clip_boxes(case.tensor("final_boxes_all"), case.sizes)
-    is_valid = torch.ones(boxes.shape[:2], dtype=torch.bool)
-    found = find_top_detections(probabilities, boxes, is_valid, DetectionConfig())
-    count = len(case.arrays["det_scores"])
-    assert int((found.scores > 0.0).sum()) == count
-    assert found.clusters[:, :count].equal(case.tensor("det_classes"))
-    assert found.scores[:, :count].equal(case.tensor("det_scores"))
-    reference.check_near(found.boxes[:, :count], case.tensor("det_boxes"), 0.0)

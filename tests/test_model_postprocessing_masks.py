@@ -27,21 +27,6 @@ def draw(rows: slice, columns: slice) -> PackedMask:
     return packed
 
 
-def test_a_packed_mask_is_its_bounding_box() -> None:
-    bits = np.zeros((5, 6), bool)
-    bits[1, 2] = bits[3, 4] = True
-    packed = pack_mask(bits, top=10, left=20)
-    assert packed
-    assert (packed.top, packed.left, packed.height, packed.width) == (11, 22, 3, 3)
-    np.testing.assert_array_equal(packed.bits, bits[1:4, 2:5])
-    assert packed.window == (slice(11, 14), slice(22, 25))
-
-
-@pytest.mark.parametrize("bits", [np.zeros((3, 3), bool), np.zeros((0, 4), bool)])
-def test_an_empty_mask_is_packed_to_none(bits: np.ndarray) -> None:
-    assert pack_mask(bits) is None
-
-
 def test_the_iou_of_packed_masks() -> None:
     square = draw(slice(0, 4), slice(0, 4))
     assert packed_mask_iou(square, square) == 1.0
@@ -56,20 +41,6 @@ def place_soft(patch: SoftMask, height: int, width: int) -> np.ndarray:
     rows, columns = patch.probabilities.shape
     image[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.probabilities
     return image
-
-
-def test_a_pasted_mask_is_bilinear_and_fades_at_the_border() -> None:
-    mask = np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
-    image = place_soft(paste_mask(mask, np.array([1.0, 2.0, 5.0, 6.0]), 8, 8), 8, 8)
-    # A cell is two pixels wide; pixel centers lie a quarter and three quarters of a cell from the cells' centers.
-    columns = np.array([0.0, 0.0, 0.25, 0.75, 0.75, 0.25, 0.0, 0.0])
-    fade = np.array([0.0, 0.25, 0.75, 1.0, 1.0, 0.75, 0.25, 0.0])
-    np.testing.assert_allclose(image, fade[:, None] * columns, atol=1e-6)  # float32
-
-
-@pytest.mark.parametrize("box", [(40.0, 2.0, 50.0, 9.0), (-9.0, 2.0, -3.0, 9.0), (3.0, 3.0, 3.0, 9.0)])
-def test_a_box_outside_the_image_or_without_area_gives_an_empty_mask(box: tuple[float, ...]) -> None:
-    assert not paste_mask(np.ones((28, 28), np.float32), np.array(box), 20, 30).probabilities.any()
 
 
 @pytest.mark.golden
@@ -104,14 +75,6 @@ def draw_sizes(seed: int, count: int) -> list[tuple[int, int, int, int]]:
     return [(int(a), int(b), int(c), int(d)) for a, b, c, d in drawn]
 
 
-def test_a_step_between_two_cells_is_halfway() -> None:
-    upsampler = BilinearUpsampler((1, 2), (1, 8))
-    (patch,) = upsampler.threshold(np.array([[[0.0, 1.0]]], np.float32), 0.5)
-    assert place_bits(patch, 1, 8).tolist() == [[False] * 4 + [True] * 4]
-    maps = np.array([[[0.0, 1.0]], [[1.0, 0.0]]], np.float32)
-    assert upsampler.argmax(maps, np.array([5, 9])).tolist() == [[9] * 4 + [5] * 4]
-
-
 def test_threshold_matches_interpolating_the_whole_map() -> None:
     generator = np.random.default_rng(41)
     for rows, columns, height, width in draw_sizes(42, 150):
@@ -141,13 +104,6 @@ def test_a_map_that_is_highest_only_between_cells_is_found() -> None:
     assert winners[0].tolist() == [0] * 9 + [2] * 2 + [1] * 9
     equal = np.ones((3, 2, 2), np.float32)
     assert np.unique(BilinearUpsampler((2, 2), (6, 6)).argmax(equal, np.array([4, 5, 6]))).tolist() == [4]
-
-
-@pytest.mark.parametrize("values", [np.zeros((3, 3)), np.full((3, 3), np.nan), np.full((3, 3), 0.5)])
-def test_a_map_below_the_threshold_gives_none(values: np.ndarray) -> None:
-    upsampler = BilinearUpsampler((3, 3), (9, 9))
-    assert list(upsampler.threshold(values[None].astype(np.float32), 0.5)) == [None]
-    assert list(upsampler.threshold(np.zeros((0, 3, 3), np.float32), 0.5)) == []
 
 
 def test_a_small_object_gives_a_small_patch() -> None:
