@@ -13,6 +13,7 @@ from training.evaluation.metrics.average_precision import HEADLINE_METRICS, Coco
 from training.evaluation.metrics.bootstrap import bootstrap, stack_counts, weighted_sums
 from training.evaluation.metrics.segmentation import (
     count_panoptic,
+    count_unmapped,
     panoptic_quality,
     panoptic_quality_per_class,
 )
@@ -49,6 +50,12 @@ def test_panoptic_quality_equals_panopticapis(golden: Path, name: str) -> None:
     for category_id, metrics in expected["per_class"].items():
         index = categories[int(category_id)]
         assert {key: per_class[key][index] for key in metrics} == pytest.approx(metrics, abs=1e-12)
+
+
+def test_a_segment_of_an_unmapped_cluster_counts_at_the_category_that_it_covers_most_but_not_on_void() -> None:
+    three = np.array([[1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 0, 0]], np.int32)
+    overlap = compute_overlap(three, {1: 1, 2: 2, 3: 3}, three, {1: 0, 2: 1})
+    assert count_unmapped(overlap, np.array([-1, 0, -1, -1]), 2).tolist() == [0.0, 1.0]
 
 
 STATS = {

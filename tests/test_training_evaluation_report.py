@@ -1,8 +1,8 @@
 """The HTML report: one file that a browser shows as it is."""
 
 import io
+import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -34,56 +34,24 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     return report, render_gallery(report.images, predictor, dataset, mapping)
 
 
-class Reader(HTMLParser):
-    """Collects text and addresses; fails on tags that are not closed."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
-
-
-def read(html: str) -> Reader:
-    reader = Reader()
-    reader.feed(html)
-    reader.close()
-    assert reader.open == []
-    return reader
-
-
 def test_the_report_has_no_external_resources(rendered: Rendered, tmp_path: Path) -> None:
     write_html_report(*rendered, tmp_path)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    reader = read(html)
-    assert len(reader.addresses) == 3 * 4
-    assert all(address.startswith("data:image/jpeg;base64,") for address in reader.addresses)
+    addresses = re.findall(r'(?:src|href)="(.*?)"', html)
+    assert len(addresses) == 3 * 4
+    assert all(address.startswith("data:image/jpeg;base64,") for address in addresses)
     assert not any(word in html for word in ("<script", "http://", "https://", "@import", "url("))
 
 
 def test_names_of_datasets_are_escaped(rendered: Rendered) -> None:
     html = render_html_report(*rendered)
     assert "<set>" not in html
-    assert any("<set> & co" in each for each in read(html).text)
+    assert "&lt;set&gt; &amp; co" in html
 
 
 def test_every_metric_of_the_summary_is_in_the_report(rendered: Rendered) -> None:
     summary = rendered[0].summary
-    text = " ".join(read(render_html_report(*rendered)).text)
+    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", render_html_report(*rendered), flags=re.DOTALL)
     for metrics in (summary.panoptic, summary.semantic, summary.semantic_merged_things):
         assert all(f"{each.value:.1f}" in text for each in metrics.values())
     for metrics in summary.instance.values():

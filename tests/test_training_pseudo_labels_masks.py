@@ -66,7 +66,6 @@ class Reference:
     vectors: np.ndarray
     masks: np.ndarray
     """Without empty ones."""
-    is_sign_sensitive: bool
 
     def solver_with_reference_signs(self) -> Callable[[np.ndarray], np.ndarray]:
         """Return a solver with the signs of the reference: the corner rule depends on them, and ours are fixed."""
@@ -94,7 +93,6 @@ def read_references(folder: Path, name: str, side: int) -> list[Reference]:
             ),
             vectors=arrays["eigvec"][index],
             masks=masks[index][masks[index].any(-1)].reshape(-1, side, side),
-            is_sign_sensitive=bool(arrays["sign_sensitive"][index].any()),
         )
         for index, each in enumerate(arrays["features"])
     ]

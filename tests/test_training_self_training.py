@@ -255,12 +255,6 @@ def test_crops_together_cover_the_photo_and_are_aligned_to_map_pixels() -> None:
     assert (count == 1).all()  # crops have two of four patches, the smallest aligned step
 
 
-def test_a_photo_of_4_to_3_has_two_crops() -> None:
-    views = make_tta_views(full_view(336, 448, 448), 32)
-    regions = [each.map_region for each in views[2:]]
-    assert [(rows.start, columns.start, rows.stop) for rows, columns in regions] == [(0, 0, 84), (0, 28, 84)]
-
-
 def test_each_connected_component_of_a_mask_is_an_instance(tmp_path: Path) -> None:
     """Every query of the decoder has a bar, one of half the length next to it, and a dot."""
     decoder = make_decoder()
