@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import tiny
@@ -45,9 +44,8 @@ Run = Callable[..., Ended]
 
 
 @pytest.fixture
-def useg(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def useg(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process."""
-    threads = torch.get_num_threads()
 
     def run(*arguments: object) -> Ended:
         capsys.readouterr()
@@ -56,8 +54,7 @@ def useg(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
         result = json.loads(printed.out) if printed.out else {}
         return Ended(status, result, "".join(printed.err.splitlines()[-1:]))
 
-    yield run
-    torch.set_num_threads(threads)
+    return run
 
 
 def expect_error(ended: Ended, *words: str) -> None:
@@ -93,15 +90,6 @@ def test_photos_become_labels_a_run_an_artifact_and_masks(useg: Run, tmp_path: P
     assert {segment["id"]: segment["area"] for segment in segmented.result["segments_info"]} == {
         int(each): int((ids == each).sum()) for each in np.unique(ids) if each
     }
-
-
-@pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
-def test_every_task_can_be_drawn_over_the_photo(useg: Run, tmp_path: Path, tiny_artifact: Path, task: str) -> None:
-    photo = tmp_path / "photo.jpg"
-    cv2.imwrite(str(photo), np.full((50, 70, 3), 99, np.uint8))
-    assert useg("segment", tiny_artifact, photo, "--task", task, "--out", tmp_path / "out.jpg").result["task"] == task
-    with Image.open(tmp_path / "out.jpg") as overlay:
-        assert (overlay.format, overlay.size) == ("JPEG", (70, 50))
 
 
 @pytest.mark.slow
@@ -210,17 +198,8 @@ def test_a_published_checkpoint_becomes_a_run_or_an_error(useg: Run, tmp_path: P
     assert imported.status == 0, imported.error
     assert imported.result["network_config"]["thing_clusters"] == 3
     assert imported.result["checkpoint"]["family"] == "CUPS"
-    files = {path.name: path.read_bytes() for path in out.iterdir()}
-
-    def expect_rejection(source: Path, *words: str, clusters: int = 3) -> None:
-        command = ("import", source, "--format", "cups", "--clusters", clusters, "--out", out)
-        expect_error(useg(*command), source.name, *words)
-
-    expect_rejection(source, "3 thing clusters, not 800", clusters=800)
-    expect_rejection(tmp_path, "is a folder")
-    (tmp_path / "evil.pkl").write_bytes(b"cos\nsystem\n(S'touch evil'\ntR.")
-    expect_rejection(tmp_path / "evil.pkl", "os.system")
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+    rejected = useg("import", source, "--format", "cups", "--clusters", 800, "--out", out)
+    expect_error(rejected, source.name, "3 thing clusters, not 800")
 
 
 def test_an_encoder_is_imported_to_a_file_that_useg_label_accepts(
@@ -277,15 +256,6 @@ def test_pseudo_labels_and_predictions_are_plotted(
     for path, image_format in ((labels, "JPEG"), (predictions, "PNG")):
         with Image.open(path) as figure:
             assert figure.format == image_format
-
-
-def test_an_option_out_of_range_is_rejected_before_anything_is_written(
-    useg: Run, tiny_store: PseudoLabelDataset, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    ended = useg("train", tiny_store.folder, "--out", out, "--max-steps", 0)
-    assert (ended.status, ended.result, "--max-steps" in ended.error) == (2, {}, True)
-    assert not out.exists()
 
 
 def test_help_lists_the_commands_without_heavy_libraries() -> None:

@@ -104,26 +104,3 @@ def test_a_session_that_is_ready_after_closing_is_discarded() -> None:
             if thread.name == "hot-swap":
                 thread.join(WAIT_S)
         assert run_one(session) == ("slow", 0.25)
-
-
-def test_a_run_finishes_on_the_session_it_started_on() -> None:
-    entered, is_allowed = threading.Event(), threading.Event()
-
-    class Waiting(ScoringSession):
-        def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-            entered.set()
-            assert is_allowed.wait(WAIT_S)
-            return super().run(pixels, sizes)
-
-    builder = Builder()
-    session = HotSwapSession(Waiting("slow", 0.25), builder)
-    scores: list[float] = []
-    runner = threading.Thread(target=lambda: scores.append(run_one(session)[1]))
-    runner.start()
-    assert entered.wait(WAIT_S)
-    builder.is_allowed.set()
-    session.wait_ready(WAIT_S)
-    is_allowed.set()
-    runner.join(WAIT_S)
-    assert (scores, session.backend) == ([0.25], "fast")
-    session.close()

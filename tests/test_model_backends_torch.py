@@ -25,11 +25,9 @@ from model.backends.torch_session import (
     load_torch_session,
     pad_batch,
 )
-from model.checkpoints.runs import load_run
 from model.contract import Contract, InputSize, read_contract
 from model.errors import ArtifactError
 from model.export.export import draw_scene
-from model.export.onnx_graph import round_to_fp16
 from model.export.parity_checks import stack_images
 from model.network_io import RawOutputs
 from model.networks.interface import NetworkOutput
@@ -172,22 +170,6 @@ def drop(artifact: Path, start: str) -> None:
     tensor = next(each for each in model.graph.initializer if each.name.startswith(start))
     tensor.name = "decoder.stranger"
     path.write_bytes(model.SerializeToString())
-
-
-def test_all_exported_weights_are_restored(tiny_artifact: Path, contract: Contract, tiny_run: Path) -> None:
-    _, network = load_run(tiny_run)
-    round_to_fp16(network)
-    restored = load_torch_network(contract, tiny_artifact).state_dict()
-    for name, weight in network.state_dict().items():
-        if not name.startswith(("encoder.norm.", "decoder.patch_mask.")):
-            assert torch.equal(restored[name], weight), name
-
-
-@pytest.mark.slow
-def test_the_cascade_is_restored_with_folded_norms(tiny_cascade_artifact: Path) -> None:
-    network = load_torch_network(read_contract(tiny_cascade_artifact), tiny_cascade_artifact)
-    assert [name for name in network.state_dict() if "running_mean" in name] == []
-    assert not network.training
 
 
 def test_a_missing_and_an_unexpected_weight_are_named(artifact: Path, contract: Contract) -> None:

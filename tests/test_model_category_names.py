@@ -74,15 +74,6 @@ def test_a_thing_and_stuff_of_the_same_name_are_two_categories() -> None:
     assert get_cluster_category_id(3, named) == 26  # a cluster without a name: above all others
 
 
-def test_an_empty_name_restores_the_name_in_the_contract_and_the_same_name_changes_nothing() -> None:
-    names = empty_names(CONTRACT).rename({1: "dog"}, "ann").rename({1: "  "}, "bob")
-    assert (names.names, names.revision) == ({}, 2)
-    assert names.apply(CONTRACT) == CONTRACT
-    assert names.rename({2: ""}, "bob") == names
-    again = names.rename({1: "dog"}, "ann")
-    assert again.rename({1: "dog"}, "bob") == again
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -46,24 +46,6 @@ def test_names_are_set_shown_undone_exported_and_applied(
     assert (tmp_path / "artifact.names.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("set", "8", "disc"), "unknown clusters [8]: tiny 3 has 1..7"),
-        (("set", "1", "two\nlines"), "printable"),
-        (("undo",), "no change"),
-        (("apply", "absent.json"), "absent.json cannot be read"),
-    ],
-)
-def test_an_invalid_change_of_names_is_one_line(
-    artifact: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["names", arguments[0], str(artifact), *arguments[1:]]) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
 def test_names_transfer_from_an_artifact_to_itself(
     tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,6 @@ from model.networks.boxes import (
     box_area,
     get_deltas,
     is_nonempty,
-    masks_to_boxes,
     nms,
 )
 
@@ -46,21 +45,6 @@ def test_deltas_equal_detectron2s(golden: Path, stage: int) -> None:
     for deltas, key in ((units["b2b_deltas_in"], "decode"), (deltas_out, "roundtrip")):
         moved = apply_deltas(units["b2b_src"], deltas, weights)
         torch.testing.assert_close(moved, units[f"b2b_w{stage}_{key}"], rtol=1e-6, atol=1e-4)
-
-
-def test_boxes_of_masks_are_tight() -> None:
-    masks = torch.zeros(1, 5, 4, 6, dtype=torch.bool)
-    masks[0, 0, 1, 2] = True
-    masks[0, 1] = True
-    masks[0, 2, 0, 5] = masks[0, 2, 3, 1] = True
-    masks[0, 4, 3, :2] = True
-    assert masks_to_boxes(masks)[0].tolist() == [
-        [2, 1, 3, 2],  # one pixel
-        [0, 0, 6, 4],  # everything
-        [1, 0, 6, 4],  # two distant pixels
-        [0, 0, 0, 0],  # nothing
-        [0, 3, 2, 4],  # the last row
-    ]
 
 
 def draw_chain(count: int) -> Tensor:

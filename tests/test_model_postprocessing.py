@@ -1,8 +1,6 @@
 """Post-processing of raw outputs to panoptic, semantic and instance segmentations."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -290,59 +288,6 @@ def test_without_stuff_clusters_the_rest_is_void() -> None:
     )
     assert list_segments(result) == [(1, 1, True)]
     assert int((result.label_map == 0).sum()) == 60
-
-
-def test_label_maps_and_segments_of_random_outputs_agree() -> None:
-    generator = np.random.default_rng(17)
-    for _ in range(60):
-        height, width = (int(length) for length in generator.integers(1, 40, 2))
-        count = int(generator.integers(0, 6))
-        raw = RawOutputs(
-            scores=generator.random(count, np.float32),
-            clusters=generator.integers(0, THINGS, count),
-            boxes=np.zeros((count, 4), np.float32),
-            masks=generator.random((count, 8, 8), np.float32),
-            semantic=generator.normal(size=(3, 8, 8)).astype(np.float32),
-        )
-        for task in ("panoptic", "semantic"):
-            result = segment(raw, task, height=height, width=width)
-            assert [each.id for each in result.segments] == list(range(1, len(result.segments) + 1))
-            assert set(np.unique(result.label_map)) - {0} == {each.id for each in result.segments}
-            assert all(0.0 <= each.score <= 1.0 for each in result.segments)
-            assert all(each.is_thing == (each.cluster <= THINGS) for each in result.segments)
-
-
-@pytest.mark.golden
-def test_the_panoptic_merge_matches_detectron2(golden: Path) -> None:
-    """At stride 1 nothing is resized; the area limit is converted to a fraction."""
-    units = np.load(golden / "detectron2" / "units.npz")
-    expected = json.loads((golden / "detectron2" / "unit_combine.json").read_text())
-    count, height, width = units["combine_masks"].shape
-    labels = np.zeros((width, width), int)
-    labels[:height] = units["combine_sem"]
-    masks = np.zeros((count, width, width), np.float32)
-    masks[:, :height] = units["combine_masks"]
-    raw = RawOutputs(
-        scores=units["combine_scores"],
-        clusters=units["combine_classes"],
-        boxes=np.zeros((count, 4), np.float32),
-        masks=masks,
-        semantic=draw_logits(labels, count=int(labels.max()) + 1),
-    )
-    contract = draw_contract(side_px=width, stuff=int(labels.max()), max_detections=count)
-    thresholds = Thresholds(
-        score_threshold=expected["instances_confidence"],
-        overlap_threshold=expected["overlap_threshold"],
-        min_stuff_area_fraction=expected["stuff_area_limit"] / (height * width),
-    )
-    result = postprocess(
-        raw, plan_letterbox(height, width, [InputSize.square(width)], 1), contract, "panoptic", thresholds
-    )
-    np.testing.assert_array_equal(result.label_map, units["combine_panoptic"])
-    assert list_segments(result) == [
-        (each["id"], each["category_id"] + (1 if each["isthing"] else THINGS), each["isthing"])
-        for each in expected["segments_info"]
-    ]
 
 
 @pytest.mark.parametrize("duplicate", [0.5, 1.0])
