@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: an error, reported on one line. 2: wrong usage. 3: done, but some inputs were left out.
     4: rejected by a check. 130: interrupted.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")  # noqa: TID251
     for name in ("training", "model.export"):  # these run for minutes or hours
         logging.getLogger(name).setLevel(logging.INFO)
     given = sys.argv[1:] if arguments is None else list(arguments)

@@ -66,7 +66,7 @@ def run(settings: Settings, load_artifact: ArtifactLoader | None = None) -> None
     """Configure logging and serve; a line on stdout gives the address once requests are accepted."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else logging.Formatter(TEXT_FORMAT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)  # noqa: TID251
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     run_server(settings, _print_address, load_artifact)
 

@@ -293,6 +293,7 @@ def test_a_batch_is_divided_in_order_and_evenly() -> None:
     contexts = [DistributedContext(rank=rank, world_size=2) for rank in (0, 1)]
     assert [each.local_slice(12, 6) for each in contexts] == [(12, 3), (15, 3)]
     assert SINGLE_PROCESS.local_slice(12, 6) == (12, 6)
+    assert SINGLE_PROCESS.all_reduce_mean({"loss": 2.0}) == {"loss": 2.0}
     with pytest.raises(ConfigError, match="a batch of 5 cannot be divided among 2 processes"):
         contexts[0].check_batch_size(5)
 

@@ -127,7 +127,8 @@ class FeatureStore:
             compute_layers = partial(compute_block_features, self.encoder, self.layers)
             for _ in fill_incrementally(self._layer_cache, photos, load, compute_layers):
                 pass
-        yield from fill_incrementally(self.cache, photos, load, partial(compute_features, self.encoder))
+        compute = partial(compute_block_features, self.encoder, self._decoder_layers)
+        yield from fill_incrementally(self.cache, photos, load, compute)
 
     def load(self, photo: PhotoFile) -> PhotoFeatures:
         """Raises DatasetError if the photo is not cached."""
@@ -186,7 +187,8 @@ def open_cache(folder: Path, encoder_hash: str, side_px: int) -> FeatureCache:
 
 def fill_cache(cache: FeatureCache, photos: Sequence[PhotoFile], encoder: VisionTransformer, side_px: int) -> None:
     """Compute missing features, with progress; photos in the cache are not read again."""
-    load, compute = partial(load_padded, side_px), partial(compute_features, encoder)
+    load = partial(load_padded, side_px)
+    compute = partial(compute_block_features, encoder, intermediate_layers(encoder.config.depth))
     with Progress("features", len(photos), unit="photo") as progress:
         for count in fill_incrementally(cache, photos, load, compute):
             progress.advance(count)
@@ -219,11 +221,6 @@ def load_resized(side_px: int, photo: PhotoFile) -> UInt8[np.ndarray, "3 S S"]:
     """Return the photo resized to a square without keeping its aspect ratio, as MaskCut does."""
     resized = Image.fromarray(read_image(photo.path).image).resize((side_px, side_px), Image.Resampling.LANCZOS)
     return np.asarray(resized).transpose(2, 0, 1)
-
-
-def compute_features(encoder: VisionTransformer, pixels: Tensor) -> Iterator[Float16[np.ndarray, "T h w C"]]:
-    """Yield for each image of a uint8 batch [B 3 S S] the outputs of the blocks that the mask decoder reads."""
-    return compute_block_features(encoder, intermediate_layers(encoder.config.depth), pixels)
 
 
 @torch.inference_mode()

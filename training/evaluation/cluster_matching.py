@@ -7,6 +7,7 @@ from typing import Annotated, Literal, assert_never
 import numpy as np
 from cyclopts import Parameter
 from jaxtyping import Float, Int
+from pycocotools import mask as coco
 
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.image_results import ImageResult
@@ -179,17 +180,8 @@ def count_thing_votes(
     U2Seg, appendix B and coco_evaluation.py: a detection may vote more than once, and crowds count as single objects.
     """
     votes = spaces.zero_counts()
-    agrees = (pairwise_xywh_iou(boxes, object_boxes) > config.min_iou) & (scores >= config.min_score)[:, None]
+    ious = coco.iou(boxes, object_boxes, np.zeros(len(object_boxes), np.uint8))
+    agrees = (ious > config.min_iou) & (scores >= config.min_score)[:, None]
     rows, columns = np.nonzero(agrees)
     np.add.at(votes, (clusters[rows], categories[columns]), 1)
     return votes
-
-
-def pairwise_xywh_iou(first: Float[np.ndarray, "P 4"], second: Float[np.ndarray, "T 4"]) -> Float[np.ndarray, "P T"]:
-    """Return the IoU of every pair of boxes given as x, y, width, height."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum((first[:, :2] + first[:, 2:])[:, None], (second[:, :2] + second[:, 2:])[None])
-    shared = np.prod(np.maximum(high - low, 0.0), axis=2)
-    areas = np.prod(first[:, 2:], axis=1)[:, None] + np.prod(second[:, 2:], axis=1)[None]
-    iou: Float[np.ndarray, "P T"] = shared / np.maximum(areas - shared, np.finfo(np.float64).tiny)
-    return iou

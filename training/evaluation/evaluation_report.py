@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pycocotools import mask as coco
 
 from model.files import atomic_write
 from model.validation import to_versioned_json
@@ -15,7 +16,7 @@ from training.evaluation.class_mapping import (
     list_unmatched,
     map_clusters,
 )
-from training.evaluation.cluster_matching import label_spaces, pairwise_xywh_iou
+from training.evaluation.cluster_matching import label_spaces
 from training.evaluation.dataset_metrics import (
     count_panoptic_all,
     count_semantic_all,
@@ -249,4 +250,4 @@ def _mean_best_iou(result: ImageResult) -> float:
     detected = np.array([each.rle.bbox for each in result.detections], np.float64).reshape(-1, 4)
     if not len(labeled) or not len(detected):
         return 0.0
-    return float(pairwise_xywh_iou(labeled, detected).max(1).mean())
+    return float(coco.iou(labeled, detected, np.zeros(len(detected), np.uint8)).max(1).mean())

@@ -200,7 +200,7 @@ def _paste_instance(sample: FeatureSample, source: FeatureSample, index: int, ro
     mask = _shift(source.instances.masks[index], rows * unit, columns * unit) & (sample.semantic != PADDING)
     existing = sample.instances
     is_covered = (existing.masks & mask).sum((1, 2)) > _MAX_COVERED * existing.masks.sum((1, 2))
-    if is_covered.any() and not existing.has_overlap():
+    if is_covered.any() and (existing.masks.sum(0) <= 1).all():
         return sample
     pasted = _with_parts(source.instances, index)
     moved_masks = _shift(pasted.masks, rows * unit, columns * unit, first_axis=1) & mask

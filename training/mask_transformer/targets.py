@@ -70,10 +70,6 @@ class Instances:
             weights=np.concatenate([self.weights, others.weights]),
         )
 
-    def has_overlap(self) -> bool:
-        """True if a pixel belongs to several masks."""
-        return bool((self.masks.sum(0) > 1).any())
-
     def find_pasteable(self, clusters: frozenset[int] | None) -> Int[np.ndarray, "n"]:
         """Return the indices of instances of a suitable area and at least median weight, of these clusters if given."""
         areas = self.masks.mean((1, 2))

@@ -29,7 +29,6 @@ from training.evaluation.datasets.taxonomy import ClassGrouping, build_taxonomy,
 logger = logging.getLogger(__name__)
 
 CocoKind = Literal["panoptic", "instances"]
-_COCO_STUFF_CROP_PX = 320
 
 
 def read_coco(
