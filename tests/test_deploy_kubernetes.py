@@ -77,7 +77,6 @@ def test_the_service_understands_its_variables_and_its_end_is_waited_for(folder:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_probes_use_paths_of_the_admin_port(folder: Path) -> None:
     container = read(folder / "base/deployment.yaml")["spec"]["template"]["spec"]["containers"][0]
     probes = [container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tiny
 from pycocotools.coco import COCO
 
 from model.errors import ConfigError, DatasetError
@@ -115,24 +116,12 @@ def test_pycocotools_reads_the_masks(tiny_store: PseudoLabelDataset) -> None:
         assert (left + width - 1, top + height - 1) == (columns.max(), rows.max())
 
 
-def draw_photos(folder: Path, count: int) -> Path:
-    """Squares of several colors, all photos different."""
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(count):
-        image = generator.integers(0, 60, (48, 64, 3)).astype(np.uint8)
-        top, left = generator.integers(4, 20, 2)
-        image[top : top + 20, left : left + 24] = generator.integers(90, 255, 3)
-        cv2.imwrite(str(folder / f"{index:03}.png"), image)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["masks/*.npz", "panoptic/[0-9a-f]*/chunk.json"])
 def test_a_killed_run_loses_at_most_one_chunk_and_the_next_run_finishes(
     tmp_path: Path, tiny_encoder: Path, moment: str
 ) -> None:
-    photos = draw_photos(tmp_path / "photos", count=4 * CHUNK_SIZE)
+    photos = tiny.draw_photos(tmp_path / "photos", count=4 * CHUNK_SIZE)
     labels, whole = PseudoLabelDataset(tmp_path / "labels"), PseudoLabelDataset(tmp_path / "whole")
     command = [sys.executable, "-m", "model", "label", str(photos), "--encoder", str(tiny_encoder)]
     command += ["--side-px", "56", "--proposals", "maskcut", "--maskcut-n", "2", "--maskcut-tau", "0.6"]

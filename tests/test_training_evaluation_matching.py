@@ -218,13 +218,12 @@ def test_an_invalid_mapping_is_rejected_with_its_path(tmp_path: Path, change: di
         read_mapping(path)
 
 
-@pytest.mark.parametrize("content", [None, "[]", "{"])
-def test_a_missing_or_broken_mapping_is_rejected(tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "mapping.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ConfigError, match=r"mapping\.json is not a mapping file"):
-        read_mapping(path)
+def test_a_missing_or_broken_mapping_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "cut.json").write_text("{")
+    for name in ("missing.json", "list.json", "cut.json"):
+        with pytest.raises(ConfigError, match=f"{name} is not a mapping file"):
+            read_mapping(tmp_path / name)
 
 
 BUS = {"id": 6, "name": "bus", "supercategory": "vehicle"}

@@ -78,7 +78,7 @@ def test_best_median_and_worst_images_are_picked_once_each() -> None:
 def test_ground_truth_and_prediction_have_the_same_colors_and_gray_for_no_category(rendered: Rendered) -> None:
     _, gallery = rendered
     best, worst = gallery[0], gallery[-1]
-    assert best.metrics.quality == 100.0
+    assert (best.metrics.quality, worst.metrics.quality) == (100.0, 0.0)
     ground_truth, prediction = (decode(each) for each in (best.ground_truth, best.prediction))
     # JPEG changes a color by a few steps.
     assert np.abs(ground_truth[5, 5] - prediction[5, 5]).max() < 12

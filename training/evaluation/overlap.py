@@ -74,9 +74,9 @@ def merge_ground_truth_stuff(overlap: OverlapMatrix, num_things: int) -> Overlap
     merged = list(dict.fromkeys(keys))
     rows = [merged.index(key) + 1 for key in keys]
     is_crowd = [overlap.is_crowd[keys.index(key)] for key in merged]
-    return OverlapMatrix(
+    return replace(
+        overlap,
         pixels=_sum_rows(overlap.pixels.T, rows, len(merged)).T,
-        predicted=overlap.predicted,
         ground_truth=np.array([category for category, _ in merged], np.int64),
         is_crowd=np.array(is_crowd, bool),
     )
@@ -98,19 +98,15 @@ def map_predicted(overlap: OverlapMatrix, table: Int[np.ndarray, "N"], merged_fr
     rows = [merged.index(key) + 1 if key[0] >= 0 else 0 for key in keys]
     pixels = _sum_rows(overlap.pixels, rows, len(merged))
     predicted = np.array([category for category, _ in merged], np.int64)
-    return OverlapMatrix(
-        pixels=pixels, predicted=predicted, ground_truth=overlap.ground_truth, is_crowd=overlap.is_crowd
-    )
+    return replace(overlap, pixels=pixels, predicted=predicted)
 
 
 def merge_things(overlap: OverlapMatrix, num_things: int) -> OverlapMatrix:
     """Make all things class 0, followed by the stuff categories, on both sides (U2Seg: 16 classes on COCO)."""
-    return OverlapMatrix(
-        pixels=overlap.pixels,
-        predicted=np.maximum(overlap.predicted - num_things + 1, 0),
-        ground_truth=np.maximum(overlap.ground_truth - num_things + 1, 0),
-        is_crowd=overlap.is_crowd,
+    predicted, ground_truth = (
+        np.maximum(each - num_things + 1, 0) for each in (overlap.predicted, overlap.ground_truth)
     )
+    return replace(overlap, predicted=predicted, ground_truth=ground_truth)
 
 
 def _sum_rows(pixels: Int[np.ndarray, "M+1 N"], rows: list[int], count: int) -> Int[np.ndarray, "K+1 N"]:
