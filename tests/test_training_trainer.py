@@ -1,6 +1,5 @@
 """The training loop: resuming, checkpoints, provenance, initial weights, moving average and gradient clipping."""
 
-import csv
 import json
 import os
 import shutil
@@ -55,11 +54,6 @@ def make_trainer(
     return Trainer(MaskTransformerTask(dataset, dataset.features, run, config), run)
 
 
-def read_totals(run: Path) -> list[tuple[str, str]]:
-    with (run / "losses.csv").open(newline="") as stream:
-        return [(row["step"], row["total"]) for row in csv.DictReader(stream)]
-
-
 @pytest.mark.parametrize("config", [TINY, WITH_EMA], ids=["weights", "ema"])
 def test_a_run_killed_between_checkpoints_resumes_with_identical_results(
     config: MaskTransformerTrainConfig, tmp_path: Path, tiny_store: PseudoLabelDataset
@@ -75,7 +69,7 @@ def test_a_run_killed_between_checkpoints_resumes_with_identical_results(
     batches.close()
     shutil.copyfile(uninterrupted / "losses.csv", run / "losses.csv")  # with rows of lost steps
     assert train(tiny_store, tiny_store.features, run, config).step == 4
-    assert read_totals(run) == read_totals(uninterrupted)
+    assert read_csv_log(run / LOSSES_FILE) == read_csv_log(uninterrupted / LOSSES_FILE)
     expected, resumed = load_run(uninterrupted)[1].state_dict(), load_run(run)[1].state_dict()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
@@ -83,7 +77,7 @@ def test_a_run_killed_between_checkpoints_resumes_with_identical_results(
 def test_a_run_has_logs_for_tensorboard_and_a_csv(tiny_run: Path) -> None:
     (events,) = (tiny_run / "tensorboard").iterdir()
     assert events.name.startswith("events.out.tfevents.")
-    assert [step for step, _ in read_totals(tiny_run)] == ["1", "2", "3", "4"]
+    assert read_csv_log(tiny_run / LOSSES_FILE)["step"] == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_a_run_cannot_be_resumed_with_other_options(tiny_store: PseudoLabelDataset, tiny_run: Path) -> None:
