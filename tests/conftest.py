@@ -1,6 +1,7 @@
 """Fixtures of many tests, and a home folder for the run: nothing is written to the cache of the user."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,12 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> P
         tiny.draw_noise(16, tiny.SIDE_PX, tiny.SIDE_PX).permute(0, 2, 3, 1).numpy(),
     )
     return artifact
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
+    """A copy of the artifact that a test may change."""
+    return shutil.copytree(tiny_artifact, tmp_path / "artifact")
 
 
 @pytest.fixture(scope="session")

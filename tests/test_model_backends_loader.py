@@ -1,7 +1,6 @@
 """Loading an artifact checks files, shapes and golden outputs, on every backend."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,10 +101,6 @@ def test_a_file_without_golden_outputs_is_refused(tmp_path: Path, content: bytes
         check_golden(FixedSession(make_outputs()), path)
 
 
-def copy(artifact: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(artifact, folder / "artifact"))
-
-
 def update_hashes(artifact: Path) -> None:
     """Update the hashes in the contract after a deliberate change."""
     contract = json.loads((artifact / "contract.json").read_text())
@@ -113,8 +108,7 @@ def update_hashes(artifact: Path) -> None:
     (artifact / "contract.json").write_text(json.dumps(contract))
 
 
-def test_the_graph_of_another_network_is_refused_even_with_a_valid_hash(tmp_path: Path, tiny_artifact: Path) -> None:
-    artifact = copy(tiny_artifact, tmp_path)
+def test_the_graph_of_another_network_is_refused_even_with_a_valid_hash(artifact: Path) -> None:
     x = onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.UINT8, ["B", 3, 8, 8])
     node = onnx.helper.make_node("Identity", ["pixels"], ["scores"])
     y = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.UINT8, ["B", 3, 8, 8])
@@ -126,8 +120,7 @@ def test_the_graph_of_another_network_is_refused_even_with_a_valid_hash(tmp_path
         load_session(artifact)
 
 
-def test_a_graph_with_other_weights_is_refused(tmp_path: Path, tiny_artifact: Path) -> None:
-    artifact = copy(tiny_artifact, tmp_path)
+def test_a_graph_with_other_weights_is_refused(artifact: Path) -> None:
     model = onnx.load(artifact / "network.onnx")
     for tensor in model.graph.initializer:
         if tensor.name.startswith("decoder.class_head.weight"):
@@ -140,8 +133,7 @@ def test_a_graph_with_other_weights_is_refused(tmp_path: Path, tiny_artifact: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"no graph", b"\x08\x07\x12\x04cut"])
-def test_a_file_that_is_not_a_graph_is_refused_on_one_line(tmp_path: Path, tiny_artifact: Path, content: bytes) -> None:
-    artifact = copy(tiny_artifact, tmp_path)
+def test_a_file_that_is_not_a_graph_is_refused_on_one_line(artifact: Path, content: bytes) -> None:
     (artifact / "network.onnx").write_bytes(content)
     update_hashes(artifact)
     for backend in ("cpu", "torch", *(["openvino"] if find_spec("openvino") else [])):
@@ -225,16 +217,16 @@ class Opened:
 
 
 @pytest.fixture(scope="module", params=ARTIFACTS)
-def artifact(request: pytest.FixtureRequest) -> Path:
+def exported(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
     return path
 
 
 @pytest.fixture(scope="module", params=get_args(ConcreteBackend))
-def opened(request: pytest.FixtureRequest, artifact: Path) -> Opened:
+def opened(request: pytest.FixtureRequest, exported: Path) -> Opened:
     backend: Backend = request.param
     try:
-        contract, session = load_session(artifact, backend=backend, threads=1)
+        contract, session = load_session(exported, backend=backend, threads=1)
     except BackendUnavailable as error:
         if backend in EVERYWHERE:
             raise
@@ -242,7 +234,7 @@ def opened(request: pytest.FixtureRequest, artifact: Path) -> Opened:
     if isinstance(session, HotSwapSession):
         session.wait_ready()
     assert session.backend.split(" ")[0] == backend
-    return Opened(artifact=artifact, contract=contract, session=session, reference=load_session(artifact, threads=1)[1])
+    return Opened(artifact=exported, contract=contract, session=session, reference=load_session(exported, threads=1)[1])
 
 
 def draw(contract: Contract, count: int) -> list[InputImage]:

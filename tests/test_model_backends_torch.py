@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,7 @@ from model.backends.torch_session import (
     TorchPrecision,
     TorchSession,
     capture_cuda_graph,
-    choose_graph_batch_size,
     load_torch_session,
-    pad_batch,
 )
 from model.contract import Contract, InputSize, read_contract
 from model.errors import ArtifactError
@@ -108,15 +105,6 @@ def draw(count: int, height: int = 4, width: int = 6) -> tuple[Tensor, Tensor]:
     return pixels, torch.stack([torch.ones(count, dtype=torch.int64), values], dim=1)
 
 
-@pytest.mark.parametrize(("count", "batch"), [(1, 1), (3, 4), (17, 32), (32, 32)])
-def test_a_batch_is_padded_to_the_next_graph_batch_size(count: int, batch: int) -> None:
-    assert choose_graph_batch_size(count) == batch
-    pixels, sizes = pad_batch(*draw(count))
-    assert (pixels.shape[0], sizes.shape[0]) == (batch, batch)
-    assert pixels[count:].sum() == 0
-    assert sizes[count:].tolist() == [[4, 6]] * (batch - count)
-
-
 def test_a_graph_is_captured_once_per_batch_and_input_size() -> None:
     recorder = Recorder()
     run = CudaGraphRunner(predict, recorder)
@@ -151,11 +139,6 @@ def test_a_cuda_graph_computes_as_an_eager_run(count: int) -> None:
     pixels, sizes = (each.cuda() for each in draw(count))
     outputs = CudaGraphRunner(predict, capture_cuda_graph)(pixels, sizes)
     assert outputs.scores[:, 0].tolist() == list(range(1, count + 1))
-
-
-@pytest.fixture
-def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
-    return Path(shutil.copytree(tiny_artifact, tmp_path / "artifact"))
 
 
 @pytest.fixture

@@ -18,9 +18,7 @@ from model.networks.vit import EncoderConfig, VisionTransformer
 STEM, INNER, OUTER = 4, 2, 8
 BLOCKS = (3, 4, 6, 3)
 VITS = {
-    "dino S/16": EncoderConfig(embed_dim=64, depth=4, patch_px=16, grid_size=3, num_registers=0, has_layer_scale=False),
     "dino B/8": EncoderConfig(embed_dim=128, depth=4, patch_px=8, grid_size=3, num_registers=0, has_layer_scale=False),
-    "dinov2": EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=0, has_layer_scale=True),
     "dinov2 with registers": EncoderConfig(
         embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=4, has_layer_scale=True
     ),

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from model.checkpoints.runs import RunInfo, load_run, read_run_info, write_run
 from model.errors import CheckpointError, ConfigError
-from model.networks.mask_transformer import DecoderConfig, MaskTransformer
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 
 SHAPE = replace(tiny.CASCADE, backbone_norm="frozen")
@@ -48,14 +47,6 @@ def test_a_cascade_comes_back_ready_for_inference(tmp_path: Path, shape: Cascade
     state = network.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in written.state_dict().items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "weights.safetensors"]
-
-
-def test_a_mask_transformer_comes_back_with_its_encoder(tiny_run: Path) -> None:
-    card, network = load_run(tiny_run)
-    assert (card.network, card.encoder_file, card.step) == ("mask_transformer", "encoder.safetensors", 4)
-    assert isinstance(card.network_config, DecoderConfig)
-    assert isinstance(network, MaskTransformer)
-    assert (network.decoder.config, network.training) == (card.network_config, False)
 
 
 def test_embedding_heads_of_earlier_releases_are_ignored(tiny_run: Path, tmp_path: Path) -> None:

@@ -17,11 +17,6 @@ from model.contract import Category, read_contract
 CLUSTERS = range(1, 8)
 
 
-@pytest.fixture
-def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
-    return shutil.copytree(tiny_artifact, tmp_path / "artifact")
-
-
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     assert main([str(each) for each in arguments]) == 0
     return dict(json.loads(capsys.readouterr().out))

@@ -1,7 +1,6 @@
 """Output statistics, the population stability index, and the reference in an artifact."""
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +53,6 @@ def test_the_index_is_zero_for_equal_distributions_and_as_computed_by_hand() -> 
 def test_histograms_that_cannot_be_compared_are_rejected(observed: Histogram) -> None:
     with pytest.raises(ConfigError, match="same edges"):
         population_stability_index(Histogram(edges=(0.5,), counts=(1, 1)), observed)
-
-
-@pytest.fixture
-def artifact(tmp_path: Path, tiny_artifact: Path) -> Path:
-    return shutil.copytree(tiny_artifact, tmp_path / "artifact")
 
 
 def test_the_drift_reference_is_stored_deterministic_and_replaced(artifact: Path, tiny_photos: Path) -> None:

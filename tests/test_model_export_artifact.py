@@ -32,10 +32,6 @@ from model.postprocessing.panoptic import postprocess
 SCENE = draw_scene(7, InputSize.square(tiny.SIDE_PX))
 
 
-def copy(artifact: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(artifact, folder / "artifact"))
-
-
 def test_embeddings_are_whitened_on_the_photos_and_equal_in_torch_and_in_the_graph(tiny_artifact: Path) -> None:
     contract, session = load_session(tiny_artifact)
     assert (contract.name, contract.precision, contract.provenance["steps"]) == ("tiny", "fp16-stored", 4)
@@ -58,14 +54,13 @@ def test_embeddings_are_whitened_on_the_photos_and_equal_in_torch_and_in_the_gra
 
 
 def test_examples_are_taken_over_from_an_artifact_with_the_same_encoder(
-    tmp_path: Path, tiny_run: Path, tiny_artifact: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, tiny_run: Path, artifact: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    contract, (old,) = read_contract(tiny_artifact), load_session(tiny_artifact)[1].run(*stack_images([SCENE]))
-    source = copy(tiny_artifact, tmp_path)
+    contract, (old,) = read_contract(artifact), load_session(artifact)[1].run(*stack_images([SCENE]))
     vectors = np.ones((1, EMBEDDING_DIM), np.float32)
     cat = make_examples((Category(id=1, name="cat"),), 1, np.zeros(1, np.int64), vectors)
     of_users = replace(cat, except_clusters=(2,))  # clusters of the old network
-    named = NamedEmbedding(artifact=source, contract=replace(contract, examples=of_users))
+    named = NamedEmbedding(artifact=artifact, contract=replace(contract, examples=of_users))
     taken = export_run(tiny_run, tmp_path / "new", ExportConfig(precision="fp32"), [], examples_from=named)
     (new,) = load_session(tmp_path / "new")[1].run(*stack_images([SCENE]))
     assert (taken.examples, taken.embedding_dim) == (cat, EMBEDDING_DIM)
@@ -155,8 +150,7 @@ def test_a_folder_that_is_not_an_artifact_is_not_overwritten(tmp_path: Path, tin
     assert (tmp_path / "thesis.txt").is_file()
 
 
-def test_a_failed_export_leaves_the_existing_artifact(tmp_path: Path, tiny_artifact: Path, tiny_run: Path) -> None:
-    artifact = copy(tiny_artifact, tmp_path)
+def test_a_failed_export_leaves_the_existing_artifact(tmp_path: Path, artifact: Path, tiny_run: Path) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     (run / "decoder.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match=r"decoder\.safetensors"):

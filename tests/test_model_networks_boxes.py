@@ -1,6 +1,8 @@
-"""Box arithmetic and NMS give what is computed by hand and what detectron2 computes."""
+"""Boxes, NMS, proposals and detections give what is computed by hand and what detectron2 computes."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +11,12 @@ import reference
 import torch
 from torch import Tensor
 
-from model.networks.boxes import (
-    DeltaWeights,
-    apply_deltas,
-    box_area,
-    get_deltas,
-    is_nonempty,
-    nms,
-)
-
-ONES = (1.0, 1.0, 1.0, 1.0)
-BOX = torch.tensor([10.0, 20.0, 30.0, 60.0])
-
-
-def test_an_extreme_scale_is_limited_to_1000_16() -> None:
-    grown = apply_deltas(BOX, torch.tensor([0.0, 0.0, 1e6, 0.0]), ONES)
-    assert (grown[2] - grown[0]).item() == pytest.approx(20.0 * 62.5, rel=1e-5)  # float32
+from model.errors import ConfigError
+from model.networks.boxes import DeltaWeights, apply_deltas, box_area, get_deltas, is_nonempty, nms
+from model.networks.fpn import FPN_STRIDES_PX
+from model.networks.roi_align import RoiAlignConfig
+from model.networks.roi_heads import DetectionConfig, Detections, find_top_detections
+from model.networks.rpn import ProposalConfig, RPNOutput, find_top_proposals
 
 
 def test_degenerate_boxes_are_empty() -> None:
@@ -85,3 +77,83 @@ def test_nms_keeps_the_same_boxes_as_torchvision(golden: Path, key: str, thresho
     groups = torch.from_numpy(units["nms_classes"][order])[None] if is_grouped else None
     kept = nms(boxes, all_valid(boxes), threshold, 16, groups)[0].numpy()
     np.testing.assert_array_equal(order[kept], units[key])
+
+
+SIZES = torch.tensor([[64, 64]])
+
+
+def draw_outputs(batch: int = 1) -> list[RPNOutput]:
+    """Predictions for a 64 x 64 image with equal low logits and zero deltas."""
+    sides = [64 // stride for stride in FPN_STRIDES_PX]
+    return [
+        RPNOutput(logits=torch.full((batch, 3, side, side), -9.0), deltas=torch.zeros(batch, 12, side, side))
+        for side in sides
+    ]
+
+
+def test_the_number_of_proposals_is_constant_with_invalid_ones_last() -> None:
+    for sizes in (SIZES, torch.tensor([[1, 1]])):
+        found = find_top_proposals(draw_outputs(), sizes, ProposalConfig(pre_nms_topk=50, post_nms_topk=120))
+        assert found.boxes.shape == (1, 120, 4)
+        assert found.is_valid[0].sum() < 120
+        assert found.is_valid[0].long().diff().max() <= 0
+        assert (found.logits > -torch.inf).equal(found.is_valid)
+    assert find_top_proposals(draw_outputs(), SIZES, ProposalConfig(pre_nms_topk=2)).boxes.shape == (1, 10, 4)
+
+
+def test_a_level_with_fewer_anchors_than_topk_is_padded_with_invalid_ones() -> None:
+    apart = ProposalConfig(pre_nms_topk=2000, post_nms_topk=4000, nms_threshold=1.0)  # nothing is suppressed
+    found = find_top_proposals(draw_outputs(), SIZES, apart)
+    assert found.boxes.shape == (1, 4000, 4)
+    assert int(found.is_valid.sum()) == 3 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
+
+
+CONFIG = DetectionConfig(max_detections=4)
+HERE, NEAR, FAR = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [50.0, 50.0, 60.0, 60.0]
+
+
+def select(
+    probabilities: list[list[float]],
+    boxes: list[list[float]],
+    config: DetectionConfig = CONFIG,
+    valid: Tensor | None = None,
+) -> Detections:
+    is_valid = torch.ones(1, len(boxes), dtype=torch.bool) if valid is None else valid
+    return find_top_detections(torch.tensor([probabilities]), torch.tensor([boxes]), is_valid, config)
+
+
+def test_detections_are_sorted_by_score_and_padded_with_zeros() -> None:
+    found = select([[0.2, 0.3, 0.5], [0.6, 0.0, 0.4]], [HERE, FAR])
+    torch.testing.assert_close(found.scores, torch.tensor([[0.6, 0.3, 0.2, 0.0]]))
+    assert found.clusters.tolist() == [[0, 1, 0, 0]]
+    assert found.boxes.tolist() == [[FAR, HERE, HERE, [0.0] * 4]]
+
+
+def test_an_invalid_box_is_not_detected_and_suppresses_nothing() -> None:
+    found = select([[0.9, 0.0, 0.1], [0.4, 0.0, 0.6]], [HERE, NEAR], valid=torch.tensor([[False, True]]))
+    torch.testing.assert_close(found.scores, torch.tensor([[0.4, 0.0, 0.0, 0.0]]))
+
+
+def test_only_the_best_candidates_enter_nms() -> None:
+    found = select([[0.5, 0.3, 0.2]], [HERE], DetectionConfig(max_candidates=1, max_detections=4))
+    assert found.scores.tolist() == [[0.5, 0.0, 0.0, 0.0]]
+
+
+def test_at_most_max_detections_are_kept() -> None:
+    found = select([[0.5, 0.3, 0.2], [0.6, 0.4, 0.0]], [HERE, FAR], DetectionConfig(max_detections=2))
+    torch.testing.assert_close(found.scores, torch.tensor([[0.6, 0.5]]))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(partial(DetectionConfig, **{name: 0}) for name in ("max_detections", "max_candidates", "nms_iterations")),
+        *(partial(DetectionConfig, **{name: 1.5}) for name in ("score_threshold", "nms_threshold")),
+        *(partial(ProposalConfig, **{name: 0}) for name in ("post_nms_topk", "pre_nms_topk", "nms_iterations")),
+        partial(ProposalConfig, nms_threshold=1.5),
+        partial(RoiAlignConfig, max_box_side=0),
+    ],
+)
+def test_limits_of_inference_out_of_range_are_refused(config: Callable[[], object]) -> None:
+    with pytest.raises(ConfigError):
+        config()

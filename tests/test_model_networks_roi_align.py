@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from model.networks.resnet import STAGE_STRIDES_PX
 from model.networks.roi_align import (
     RoiAlignConfig,
-    count_samples,
     roi_align,
     roi_align_onnx,
 )
@@ -34,26 +33,6 @@ def draw_ramp(height: int = 16, width: int = 24) -> Tensor:
 def pool_one(maps: Tensor, box: list[float], side: int = 2, config: RoiAlignConfig = LONG) -> Tensor:
     """A box's features on a map at stride 4."""
     return roi_align([maps], [4], torch.tensor([[box]]), side, config)[0, 0]
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "counts"),
-    [
-        (14.0, 7.0, (2, 1)),  # bins of exactly two and one pixels
-        (14.1, 0.4, (3, 1)),
-        (28.0, 28.0, (4, 4)),
-        (0.0, 5.0, (0, 1)),
-        (300.0, 2.5, (43, 1)),  # the longest box of its area: 44 x 2 of 90 taps
-        (300.0, 20.0, (21, 3)),  # 44 x 4 would be too many, and no level has such boxes: 22 x 4
-        (900.0, 2.0, (44, 1)),
-    ],
-)
-def test_a_bin_has_one_sample_per_pixel_up_to_the_maximum_number_of_taps(
-    width: float, height: float, counts: tuple[int, int]
-) -> None:
-    across, down = count_samples(torch.tensor([[width]]), torch.tensor([[height]]), 7, RoiAlignConfig())
-    assert (int(across), int(down)) == counts
-    assert (counts[0] + 1) * (counts[1] + 1) <= RoiAlignConfig().max_taps(7) == 90
 
 
 @pytest.mark.parametrize("is_transposed", [False, True])

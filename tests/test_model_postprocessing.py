@@ -87,9 +87,12 @@ def test_the_score_threshold_is_inclusive() -> None:
 
 def test_a_mask_covered_beyond_the_overlap_threshold_is_dropped() -> None:
     better, half, three_quarters = stripe(0, 4), stripe(2, 6), stripe(1, 5)
-    result = segment(draw_raw([(0.9, 0, better), (0.8, 1, half), (0.7, 2, three_quarters)]), "panoptic")
+    raw = draw_raw([(0.9, 0, better), (0.8, 1, half), (0.7, 2, three_quarters)])
+    result = segment(raw, "panoptic")
     assert list_segments(result) == [(1, 1, True), (2, 2, True)]
     assert result.label_map[0].tolist() == [1, 1, 1, 1, 2, 2, 0, 0]
+    strict = segment(raw, "panoptic", replace(KEEP_ALL, overlap_threshold=0.49))
+    assert list_segments(strict) == [(1, 1, True)]
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])

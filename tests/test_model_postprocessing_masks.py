@@ -10,29 +10,9 @@ from model.images import resize_map
 from model.postprocessing.masks import (
     BilinearUpsampler,
     MaskPatch,
-    PackedMask,
     SoftMask,
-    pack_mask,
-    packed_mask_iou,
     paste_mask,
 )
-
-
-def draw(rows: slice, columns: slice) -> PackedMask:
-    """Return a rectangle in an image of 10 x 12."""
-    bits = np.zeros((10, 12), bool)
-    bits[rows, columns] = True
-    packed = pack_mask(bits)
-    assert packed
-    return packed
-
-
-def test_the_iou_of_packed_masks() -> None:
-    square = draw(slice(0, 4), slice(0, 4))
-    assert packed_mask_iou(square, square) == 1.0
-    assert packed_mask_iou(square, draw(slice(0, 4), slice(2, 6))) == 8 / 24
-    assert packed_mask_iou(square, draw(slice(0, 4), slice(4, 8))) == 0.0
-    assert packed_mask_iou(draw(slice(8, 10), slice(11, 12)), square) == 0.0
 
 
 def place_soft(patch: SoftMask, height: int, width: int) -> np.ndarray:
