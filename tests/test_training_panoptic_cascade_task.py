@@ -1,6 +1,5 @@
 """Training a panoptic cascade: samples, presets, resuming, initialization and batch-norm statistics."""
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from coco_reference import annotate
+from run_logs import read_csv_log
 from safetensors.torch import save_file
 
 from model.checkpoints.runs import read_run_info
@@ -41,6 +41,7 @@ from training.panoptic_cascade.task import (
     multistep_lr_factor,
 )
 from training.train import train
+from training.trainer.loggers import LOSSES_FILE
 from training.trainer.task import IGNORE_INDEX, PhotoSampler
 from training.trainer.trainer import Trainer
 
@@ -55,11 +56,6 @@ SMALL_FIELDS = (
 
 def make_trainer(dataset: PseudoLabelDataset, run: Path, config: CascadeTrainConfig) -> Trainer[CascadeBatch]:
     return Trainer(CascadeTask(dataset, config), run)
-
-
-def read_rows(run: Path) -> list[list[str]]:
-    with (run / "losses.csv").open(newline="") as stream:
-        return list(csv.reader(stream))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +73,7 @@ def test_a_run_has_provenance_and_losses(finished_run: Path, tiny_store: PseudoL
     assert info.train_config["backbone"] == "vit"
     assert info.provenance["encoder"]["sha256"] == tiny_store.read_config().encoder_hash
     assert "/" not in json.dumps(info.provenance)
-    assert read_rows(finished_run)[0] == [
+    assert list(read_csv_log(finished_run / LOSSES_FILE)) == [
         "step", "objectness", "anchors", "classes", "boxes", "masks", "semantic", "total"
     ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,13 +165,9 @@ def draw_halves(height: int = 56) -> PhotoFeatures:
     return make_photo_features(maps, height=height)
 
 
-def make_proposals(masks: list[np.ndarray], scores: list[float]) -> MaskProposals:
-    soft = np.array(masks, np.float32).reshape(len(masks), 4, 4)
+def make_proposals(masks: list[Any], scores: list[float], rows: int = 4) -> MaskProposals:
+    soft = np.array(masks, np.float32).reshape(len(masks), rows, 4)
     return MaskProposals(soft=soft, scores=np.array(scores, np.float32))
-
-
-def make_row_proposals(masks: list[list[int]], scores: list[float]) -> MaskProposals:
-    return MaskProposals(soft=np.array(masks, np.float32).reshape(-1, 1, 4), scores=np.array(scores, np.float32))
 
 
 def with_objectness(left: float, right: float) -> Codebook:
@@ -246,11 +243,11 @@ def test_a_mask_embedding_is_the_mean_of_whitened_features_at_unit_length() -> N
 
 
 def test_masks_are_weighted_by_their_squared_scores_and_negative_scores_by_zero() -> None:
-    proposals = make_row_proposals([[1, 0, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]], [3.0, 1.0, -5.0])
+    proposals = make_proposals([[1, 0, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]], [3.0, 1.0, -5.0], rows=1)
     means = 9 * np.array([1, 0]) + np.array([1, 2]) / 3
     expected = np.array([1, 0]) + means / np.linalg.norm(means)
     assert smooth_with_masks(ROW, proposals)[0, 3] == pytest.approx(expected / np.linalg.norm(expected))
-    assert (smooth_with_masks(ROW, make_row_proposals([], [])) == ROW).all()
+    assert (smooth_with_masks(ROW, make_proposals([], [], rows=1)) == ROW).all()
 
 
 def test_a_pixel_takes_the_most_similar_stuff_cluster_and_borders_cross_patches() -> None:

@@ -102,19 +102,13 @@ def test_an_interrupted_round_continues_to_the_same_labels(
         assert (interrupted.folder / name).read_text() == (relabeled.folder / name).read_text()
 
 
-def copy_with(dataset: PseudoLabelDataset, folder: Path, flip: float) -> PseudoLabelDataset:
-    """A copy of the dataset whose teacher has another consistency."""
-    copy = PseudoLabelDataset(Path(shutil.copytree(dataset.folder, folder)))
-    content = json.loads((copy.folder / TEACHER_FILE).read_text())
-    content["consistency"]["flip"] = flip
-    (copy.folder / TEACHER_FILE).write_text(json.dumps(content))
-    return copy
-
-
 def test_a_run_less_consistent_than_its_teacher_is_rejected_unless_forced(
     tmp_path: Path, tiny_store: PseudoLabelDataset, sharp_run: Path, relabeled: PseudoLabelDataset
 ) -> None:
-    dataset = copy_with(relabeled, tmp_path / "consistent", flip=1.1)
+    dataset = PseudoLabelDataset(Path(shutil.copytree(relabeled.folder, tmp_path / "consistent")))
+    content = json.loads((dataset.folder / TEACHER_FILE).read_text())
+    content["consistency"]["flip"] = 1.1
+    (dataset.folder / TEACHER_FILE).write_text(json.dumps(content))
     out = PseudoLabelDataset(tmp_path / "out")
     with pytest.raises(TrainingError, match=r"less consistent than the previous teacher \(flip 1\.100 to 0\.\d+\)"):
         relabel(sharp_run, dataset, tiny_store.features, out, CONFIG)
