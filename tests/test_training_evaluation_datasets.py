@@ -239,38 +239,28 @@ def test_the_runs_of_a_compressed_rle_are_those_of_the_mask(seed: int) -> None:
     assert parse_counts(counts).tolist() == runs.tolist()
 
 
-COCO_CATEGORIES = [
-    {"id": 1, "name": "person", "supercategory": "person", "isthing": 1},
-    {"id": 17, "name": "cat", "supercategory": "animal", "isthing": 1},
-    {"id": 18, "name": "dog", "supercategory": "animal", "isthing": 1},
-    {"id": 171, "name": "wall-brick", "supercategory": "wall", "isthing": 0},
-    {"id": 177, "name": "wall-wood", "supercategory": "wall", "isthing": 0},
-]
-
-
-def draw_coco_panoptic(folder: Path) -> Path:
-    drawn.write_photo(folder / "val2017" / "000000000009.jpg")
-    drawn.write_panoptic_png(
-        folder / "annotations" / "panoptic_val2017" / "000000000009.png", drawn.three_regions(70, 800, bottom=9000)
-    )
-    segments = [
-        {"id": 70, "category_id": 18, "iscrowd": 0},
-        {"id": 800, "category_id": 17, "iscrowd": 1},
-        {"id": 9000, "category_id": 177, "iscrowd": 0},
-    ]
-    annotation = {"image_id": 9, "file_name": "000000000009.png", "segments_info": segments}
-    content = {
-        "images": [{"id": 9, "file_name": "000000000009.jpg"}],
-        "annotations": [annotation],
-        "categories": COCO_CATEGORIES,
-    }
-    drawn.write_json(folder / "annotations" / "panoptic_val2017.json", content)
-    return folder
-
-
 def test_coco_panoptic_has_supercategories_or_every_thing_by_itself(tmp_path: Path) -> None:
-    folder = draw_coco_panoptic(tmp_path)
-    dataset = DatasetSpec(folder=folder, format="coco").read()
+    annotations, regions = tmp_path / "annotations", drawn.three_regions(70, 800, bottom=9000)
+    drawn.write_photo(tmp_path / "val2017" / "9.jpg")
+    drawn.write_panoptic_png(annotations / "panoptic_val2017" / "9.png", regions)
+    segments = [
+        {"id": segment, "category_id": category, "iscrowd": int(segment == 800)}
+        for segment, category in ((70, 18), (800, 17), (9000, 177))
+    ]
+    categories = [
+        {"id": 1, "name": "person", "supercategory": "person", "isthing": 1},
+        {"id": 17, "name": "cat", "supercategory": "animal", "isthing": 1},
+        {"id": 18, "name": "dog", "supercategory": "animal", "isthing": 1},
+        {"id": 171, "name": "wall-brick", "supercategory": "wall", "isthing": 0},
+        {"id": 177, "name": "wall-wood", "supercategory": "wall", "isthing": 0},
+    ]
+    content = {
+        "images": [{"id": 9, "file_name": "9.jpg"}],
+        "annotations": [{"image_id": 9, "file_name": "9.png", "segments_info": segments}],
+        "categories": categories,
+    }
+    drawn.write_json(annotations / "panoptic_val2017.json", content)
+    dataset = DatasetSpec(folder=tmp_path, format="coco").read()
     assert (dataset.kind, dataset.taxonomy.names, dataset.taxonomy.num_things) == (
         "panoptic",
         ("animal", "person", "wall"),
@@ -283,7 +273,7 @@ def test_coco_panoptic_has_supercategories_or_every_thing_by_itself(tmp_path: Pa
         (0, 6.0, False, (0.0, 0.0, 3.0, 2.0)),
         (0, 6.0, True, (3.0, 0.0, 3.0, 2.0)),
     ]
-    fine = DatasetSpec(folder=folder, format="coco", classes="things-and-supercategories").read()
+    fine = DatasetSpec(folder=tmp_path, format="coco", classes="things-and-supercategories").read()
     assert (fine.taxonomy.names, fine.taxonomy.num_things) == (("person", "cat", "dog", "wall"), 3)
     assert fine.images[0].annotation.read(4, 6).segments == {70: 2, 800: 1, 9000: 3}
 

@@ -1,7 +1,7 @@
 """Training targets: the instances and the semantic map of a labeled photo, as seen in a crop."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -61,7 +61,7 @@ class Instances:
 
     def occlude(self, cover: Bool[np.ndarray, "h w"]) -> "Instances":
         """Remove the covered pixels from all masks."""
-        return Instances(masks=self.masks & ~cover, clusters=self.clusters, weights=self.weights)
+        return replace(self, masks=self.masks & ~cover)
 
     def concat(self, others: "Instances") -> "Instances":
         return Instances(

@@ -1,6 +1,6 @@
 """Labeled datasets for evaluation: images and their ground truth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -53,11 +53,11 @@ class GroundTruthLabels:
         label_map = np.zeros((height, width), np.int32)
         for segment, each in enumerate(masked, start=1):
             label_map[coco.decode(each.rle).astype(bool)] = segment
-        return GroundTruthLabels(
+        return replace(
+            self,
             label_map=label_map,
             segments={segment: each.category for segment, each in enumerate(masked, start=1)},
             crowds=frozenset(segment for segment, each in enumerate(masked, start=1) if each.is_crowd),
-            objects=self.objects,
         )
 
 
