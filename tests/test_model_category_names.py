@@ -157,12 +157,6 @@ def test_concurrent_changes_by_threads_and_processes_are_all_kept(tmp_path: Path
     assert (names.names[4].category_name, names.names[5].category_name) == ("4 3", "5 3")
 
 
-def test_the_lock_file_of_a_killed_process_does_not_block(tmp_path: Path) -> None:
-    path = tmp_path / "names.json"
-    Path(f"{path}.lock").touch()
-    assert list_names(rename(path, 1, "dog")) == {1: "dog"}
-
-
 GOOD = json.loads(empty_names(CONTRACT).rename({1: "dog"}, "ann").to_json())
 
 

@@ -22,13 +22,10 @@ def make_segmentation(*scores: float, stuff: int = 0, void: float = 0.0) -> Segm
     return Segmentation(label_map=label_map, segments=(*things, *others))
 
 
-def test_statistics_are_segments_void_fraction_and_mean_thing_score() -> None:
+def test_statistics_are_segments_void_fraction_and_mean_score_of_things() -> None:
+    assert output_statistics(make_segmentation(stuff=3)) == {"segments": 3.0, "void": 0.0}
     measured = output_statistics(make_segmentation(0.5, 0.9, stuff=2, void=0.25))
     assert measured == {"segments": 4.0, "void": 0.25, "score": pytest.approx(0.7)}
-
-
-def test_stuff_has_no_score() -> None:
-    assert output_statistics(make_segmentation(stuff=3)) == {"segments": 3.0, "void": 0.0}
 
 
 def test_values_on_an_edge_are_counted_above_it() -> None:

@@ -179,22 +179,14 @@ def test_a_killed_add_leaves_the_registry_unchanged(tmp_path: Path, registry: Re
     assert not any(each.is_dir() and each.name.startswith(".") for each in (registry.folder / NAME).iterdir())
 
 
-def test_an_activation_remembers_the_previous_versions() -> None:
+def test_an_activation_remembers_the_previous_versions_and_rollbacks_go_back_one_by_one() -> None:
     state = DeploymentState().activate("1").activate("2").activate("3")
     assert (state.active, state.previous_versions) == ("3", ("1", "2"))
     assert state.activate("3") == state
-    back = state.activate("1")
-    assert (back.active, back.previous_versions) == ("1", ("2", "3"))
-
-
-def test_rollbacks_go_back_one_by_one() -> None:
-    state = DeploymentState().activate("1").activate("2").activate("3")
-    version, state = state.roll_back()
-    assert (version, state.active, state.previous_versions) == ("3", "2", ("1",))
-    version, state = state.roll_back()
-    assert (version, state.active, state.previous_versions) == ("2", "1", ())
-    with pytest.raises(RegistryConflict, match="no previous version"):
-        state.roll_back()
+    assert state.activate("1") == DeploymentState(active="1", previous_versions=("2", "3"))
+    for version, active, previous in (("3", "2", ("1",)), ("2", "1", ())):
+        stopped, state = state.roll_back()
+        assert (stopped, state.active, state.previous_versions) == (version, active, previous)
 
 
 def test_a_rollback_stops_the_canary_first_then_the_shadow() -> None:
