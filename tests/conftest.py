@@ -37,14 +37,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_HOME].cleanup()
 
 
-def find_folder(variable: str, default: str) -> Path:
-    """Return the folder that `variable` names, or `default` next to the repository; skip if it is absent."""
-    folder = Path(os.environ.get(variable, REPOSITORY.parent / default))
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: set {variable} to the folder of reference data")
-    return folder
-
-
 @pytest.fixture
 def anyio_backend() -> str:
     """Event loop of asynchronous tests."""
@@ -73,8 +65,11 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Photos, annotations and encoder weights for development."""
-    return find_folder("USEG_DATA", "shared/data")
+    """Photos, annotations and encoder weights for development: USEG_DATA, or shared/data next to the repository."""
+    folder = Path(os.environ.get("USEG_DATA", REPOSITORY.parent / "shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: set USEG_DATA to the folder of reference data")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,11 @@ from training.trainer.checkpoint import load_initial_weights
 CONFIG = replace(MASK_TRANSFORMER_PRESETS["tiny"], max_steps=2, learning_rate=1e-6)
 
 
+@pytest.fixture
+def dataset(tmp_path: Path) -> GroundTruthDataset:
+    return DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
+
+
 @pytest.mark.parametrize(
     ("fraction", "steps"), [(0.005, 3600), (0.01, 3600), (0.03, 4500), (0.1, 9000), (0.5, 45_000), (1.0, 45_000)]
 )
@@ -44,9 +49,9 @@ def test_a_fraction_has_the_published_number_of_steps(fraction: float, steps: in
     assert not config.droploss
 
 
-def test_a_fine_tuned_run_is_evaluated_on_images_that_it_was_not_trained_on(tmp_path: Path, tiny_run: Path) -> None:
-    folder = tiny.draw_truth(tmp_path / "set")
-    dataset = DatasetSpec(folder=folder).read()
+def test_a_fine_tuned_run_is_evaluated_on_images_that_it_was_not_trained_on(
+    dataset: GroundTruthDataset, tmp_path: Path, tiny_run: Path
+) -> None:
     report = finetune(tiny_run, dataset, 0.5, tmp_path / "run", CONFIG)
     assert (report.step, report.images) == (2, 2)
 
@@ -70,9 +75,8 @@ def test_a_fine_tuned_run_is_evaluated_on_images_that_it_was_not_trained_on(tmp_
 
 
 def test_an_artifact_is_fine_tuned_with_its_encoder_file(
-    tmp_path: Path, tiny_artifact: Path, tiny_encoder: Path
+    dataset: GroundTruthDataset, tmp_path: Path, tiny_artifact: Path, tiny_encoder: Path
 ) -> None:
-    dataset = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
     report = finetune(tiny_artifact, dataset, 0.5, tmp_path / "run", CONFIG, encoder=tiny_encoder)
     assert (report.step, report.images) == (2, 2)
     initial = read_run_info(tmp_path / "run").provenance["init_weights"]
@@ -90,8 +94,7 @@ def test_an_artifact_needs_its_own_encoder_file_and_a_run_none(
         load_finetune_source(tiny_run, tiny_encoder)
 
 
-def test_a_cascade_cannot_be_fine_tuned(tmp_path: Path, tiny_cascade_run: Path) -> None:
-    dataset = DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
+def test_a_cascade_cannot_be_fine_tuned(dataset: GroundTruthDataset, tmp_path: Path, tiny_cascade_run: Path) -> None:
     with pytest.raises(ConfigError, match="is a panoptic_cascade"):
         finetune(tiny_cascade_run, dataset, 0.5, tmp_path / "run", CONFIG)
 
@@ -100,11 +103,6 @@ def test_initial_weights_with_few_matching_parameters_are_rejected(tmp_path: Pat
     decoder = MaskDecoder(replace(read_run_info(tiny_run).network_config, hidden_dim=64), tiny.SHAPE)
     with pytest.raises(ConfigError, match="have the network's shapes"):
         load_initial_weights(decoder, "mask_transformer", tiny_run)
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> GroundTruthDataset:
-    return DatasetSpec(folder=tiny.draw_truth(tmp_path / "set")).read()
 
 
 def test_the_sampled_images_depend_on_the_seed_and_are_at_least_one(dataset: GroundTruthDataset) -> None:

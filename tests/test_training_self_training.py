@@ -24,7 +24,7 @@ from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.mask_transformer.crops import full_view
 from training.self_training.config import SelfTrainingConfig
 from training.self_training.pseudo_label_update import ClassMaxScores, PseudoLabelUpdater
-from training.self_training.rounds import TEACHER_FILE, TeacherInfo, read_teacher_info, relabel
+from training.self_training.rounds import TEACHER_FILE, read_teacher_info, relabel
 from training.self_training.teacher import (
     MIN_SCORE,
     ViewPredictions,
@@ -65,12 +65,6 @@ def relabeled(
     return out
 
 
-def read_teacher(dataset: PseudoLabelDataset) -> TeacherInfo:
-    info = read_teacher_info(dataset)
-    assert info is not None
-    return info
-
-
 def test_a_network_can_be_trained_on_the_new_labels(
     tmp_path: Path, tiny_store: PseudoLabelDataset, relabeled: PseudoLabelDataset
 ) -> None:
@@ -82,7 +76,8 @@ def test_a_network_can_be_trained_on_the_new_labels(
 
 
 def test_the_new_labels_name_their_teacher(tiny_store: PseudoLabelDataset, relabeled: PseudoLabelDataset) -> None:
-    info = read_teacher(relabeled)
+    info = read_teacher_info(relabeled)
+    assert info is not None
     assert (info.round, info.min_relative_score) == (1, 0.9)
     assert relabeled.read_config().teacher_hash.startswith(info.weights_sha256)
     assert read_teacher_info(tiny_store) is None
@@ -124,7 +119,9 @@ def test_without_out_the_consistency_is_measured_only(
 ) -> None:
     report = relabel(sharp_run, relabeled, tiny_store.features, None, CONFIG)
     assert (report.photos, report.instances) == (0, 0)
-    assert np.isclose(report.consistency.flip, read_teacher(relabeled).consistency.flip, atol=1e-6)
+    teacher = read_teacher_info(relabeled)
+    assert teacher is not None
+    assert np.isclose(report.consistency.flip, teacher.consistency.flip, atol=1e-6)
 
 
 def test_a_run_with_other_clusters_than_the_labels_is_rejected(
