@@ -14,7 +14,6 @@ from model.networks.panoptic_cascade import CascadeInferenceConfig, PanopticCasc
 
 CASES = ("bn_image0", "bn_image1", "bn_image2", "frozen_image0")
 # Measured by the reference against itself, in float64 and in a batch of two: a random deep network amplifies rounding.
-FEATURE_NOISE = 2.1e-4
 SEMANTIC_NOISE = 6.5e-4
 SCORE_NOISE = 9.5e-4
 BOX_NOISE_PX = 0.013
@@ -37,11 +36,6 @@ class Case:
     def tensor(self, key: str) -> Tensor:
         """One stored array as a batch of one."""
         return torch.from_numpy(self.arrays[key])[None]
-
-    @property
-    def levels(self) -> tuple[Tensor, ...]:
-        """The stored p2 to p6."""
-        return tuple(self.tensor(f"p{level}") for level in range(2, 7))
 
 
 @cache
