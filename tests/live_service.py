@@ -96,10 +96,10 @@ async def connect(host: str, port: int, sent: bytes) -> AsyncIterator[asyncio.St
 
 
 class MetricsFiles(SimpleHTTPRequestHandler):
-    """Files of a folder as node_exporter would serve metrics."""
+    """Files of a folder: pages, and any other as node_exporter would serve metrics."""
 
     def guess_type(self, path: Any) -> str:
-        return "text/plain; version=0.0.4"
+        return "text/html" if str(path).endswith(".html") else "text/plain; version=0.0.4"
 
     def log_message(self, *_: object) -> None:
         pass

@@ -74,8 +74,10 @@ def names_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Port of a server of an empty folder, whose pages may call the service from 127.0.0.1, not from localhost."""
-    with serve_folder(tmp_path_factory.mktemp("other")) as port:
+    """Port of a server of one page, which may call the service from 127.0.0.1, not from localhost."""
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "index.html").write_text('<link rel="icon" href="data:,">')  # else Chromium may ask for /favicon.ico
+    with serve_folder(folder) as port:
         yield port
 
 
