@@ -1,4 +1,4 @@
-"""The floor plan and the conventions, held by walking the syntax trees of the three packages."""
+"""Layers and conventions, checked in the syntax trees of the three packages."""
 
 import ast
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (REPOSITORY / package)
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 45
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 TORCH_LIBRARIES = {"torch", "torchvision", "safetensors", "onnxscript"}
-TORCH_FLOOR = {
+WITH_TORCH = {
     "model/checkpoints/dino.py",
     "model/checkpoints/state_dicts.py",
     "model/checkpoints/detectron2.py",
@@ -81,17 +81,17 @@ def reach(path: Path) -> set[Path]:
 
 
 @each_source
-def test_model_knows_neither_floor_above_and_they_never_meet(path: Path) -> None:
+def test_model_imports_neither_training_nor_service_and_these_not_each_other(path: Path) -> None:
     forbidden = {"model": {"training", "service"}, "training": {"service"}, "service": {"training"}}
     assert list_roots(path) & forbidden[path.relative_to(REPOSITORY).parts[0]] == set()
 
 
 def stack(*names: str) -> dict[str, set[str]]:
-    """Each on all before it."""
+    """Return layers of which each may import all before it."""
     return {name: set(names[:place]) for place, name in enumerate(names)}
 
 
-FLOORS = {
+LAYERS = {
     "model": {
         **stack("postprocessing", "formats", "networks", "checkpoints", "backends", "export"),
         "registry": {"postprocessing"},
@@ -136,40 +136,40 @@ FLOORS = {
         "__main__",
     ),
 }
-"""What the folders and files of a folder may stand on; those that are not named stand on all of them."""
-GROUND = {"model", "training"}
-"""Where those that are not named may be stood on, too."""
+"""What the folders and files of a folder may import; those that are not named may import all of them."""
+HAS_SHARED_MODULES = {"model", "training"}
+"""Packages in which every folder may also import the modules that are not named."""
 
 
 @each_source
 def test_imports_between_the_folders_of_a_package_go_one_way(path: Path) -> None:
     imports = list_imports(ast.walk(parse(path)))
-    for folder, floors in FLOORS.items():
+    for folder, layers in LAYERS.items():
         if path.is_relative_to(REPOSITORY / folder):
             own = path.relative_to(REPOSITORY / folder).with_suffix("").parts[0]
             prefix = folder.replace("/", ".") + "."
             used = {name.removeprefix(prefix).split(".")[0] for name in imports if name.startswith(prefix)}
-            watched = used & set(floors) if folder in GROUND else used
-            assert own not in floors or watched - {own} <= floors[own]
+            watched = used & set(layers) if folder in HAS_SHARED_MODULES else used
+            assert own not in layers or watched - {own} <= layers[own]
 
 
-def is_on_the_torch_floor(path: Path) -> bool:
-    return name_of(path).startswith("model/networks/") or name_of(path) in TORCH_FLOOR
+def needs_torch(path: Path) -> bool:
+    return name_of(path).startswith("model/networks/") or name_of(path) in WITH_TORCH
 
 
-NUMPY_FLOOR = [path for path in SOURCES if name_of(path).startswith("model/") and not is_on_the_torch_floor(path)]
+WITHOUT_TORCH = [path for path in SOURCES if name_of(path).startswith("model/") and not needs_torch(path)]
 
 
-@pytest.mark.parametrize("path", NUMPY_FLOOR, ids=name_of)
-def test_nothing_on_the_numpy_floor_imports_torch(path: Path) -> None:
-    # The command line alone may go to the torch floor, from inside the functions that need it.
+@pytest.mark.parametrize("path", WITHOUT_TORCH, ids=name_of)
+def test_modules_without_torch_do_not_import_it(path: Path) -> None:
+    # The command line alone may import what needs torch, from inside the functions that need it.
     nodes = walk_eager(parse(path)) if path.parent.name == "commands" else ast.walk(parse(path))
     assert {name.split(".")[0] for name in list_imports(nodes)} & TORCH_LIBRARIES == set()
 
 
-@pytest.mark.parametrize("path", NUMPY_FLOOR, ids=name_of)
-def test_nothing_on_the_numpy_floor_reaches_the_torch_floor(path: Path) -> None:
-    assert [name_of(file) for file in reach(path) if is_on_the_torch_floor(file) and file.stat().st_size] == []
+@pytest.mark.parametrize("path", WITHOUT_TORCH, ids=name_of)
+def test_modules_without_torch_import_none_that_needs_it(path: Path) -> None:
+    assert [name_of(file) for file in reach(path) if needs_torch(file) and file.stat().st_size] == []
 
 
 @each_source
