@@ -209,20 +209,30 @@ def map_clusters(
 def fit_class_mapping(
     results: Sequence[ImageResult], dataset: GroundTruthDataset, spaces: LabelSpaces, config: MatchingConfig
 ) -> ClassMapping:
-    """Match each map by its own pixels, or both by votes if the method says so or only objects are labeled."""
-    counts = count_cooccurrences(results, spaces, config)
-    if config.method == "votes" or dataset.kind in ("masks", "boxes"):
-        semantic = panoptic = match_clusters(counts.votes, spaces, config.method)
-    else:
-        semantic = match_clusters(counts.semantic, spaces, config.method)
-        is_panoptic = dataset.kind == "panoptic"
-        panoptic = match_clusters(counts.panoptic, spaces, config.method) if is_panoptic else semantic
+    """Match the clusters of each map."""
+    panoptic, semantic = (
+        match_clusters(counts, spaces, config.method) for counts in _count_for_maps(results, dataset, spaces, config)
+    )
     return ClassMapping(
         panoptic=panoptic,
         semantic=semantic,
         thing_clusters=spaces.thing_clusters,
         examples=fit_examples(results, dataset, config),
     )
+
+
+def _count_for_maps(
+    results: Sequence[ImageResult], dataset: GroundTruthDataset, spaces: LabelSpaces, config: MatchingConfig
+) -> tuple[Int[np.ndarray, "N C"], Int[np.ndarray, "N C"]]:
+    """Return the counts by which the panoptic and the semantic map are matched.
+
+    They are votes if the method says so or only objects are labeled, else the pixels of each map; where no panoptic
+    map is labeled, those of the semantic map serve both.
+    """
+    counts = count_cooccurrences(results, spaces, config)
+    if config.method == "votes" or dataset.kind in ("masks", "boxes"):
+        return counts.votes, counts.votes
+    return counts.panoptic if dataset.kind == "panoptic" else counts.semantic, counts.semantic
 
 
 def fit_examples(
@@ -255,9 +265,7 @@ def fit_cluster_mapping(
     source: str,
 ) -> ClusterMapping:
     """Fit a mapping on all of these images, to be applied to others."""
-    counts = count_cooccurrences(results, spaces, config)
-    is_voted = config.method == "votes" or dataset.kind in ("masks", "boxes")
-    chosen = counts.votes if is_voted else counts.panoptic if dataset.kind == "panoptic" else counts.semantic
+    chosen, _ = _count_for_maps(results, dataset, spaces, config)
     matched = match_clusters(chosen, spaces, config.method)
 
     def assign(cluster: int) -> ClusterAssignment:
