@@ -8,14 +8,15 @@ from torch import Tensor
 
 from model.networks.interface import normalize
 from model.networks.mask_transformer import (
+    MATRIX_NMS_SIGMA,
     DecoderConfig,
     DecoderOutput,
     MaskDecoder,
     MaskTransformer,
     intermediate_layers,
+    rescore_queries,
     to_network_output,
 )
-from model.networks.query_rescoring import MATRIX_NMS_SIGMA, rescore_queries
 from model.networks.vit import EncoderConfig, VisionTransformer
 
 SIDE, MAP_SIDE, QUERIES, THINGS, STUFF = 56, 14, 6, 5, 3

@@ -9,13 +9,12 @@ import pytest
 import reference
 import tiny
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.contract import Contract, InputSize, Thresholds
 from model.errors import ConfigError
 from model.images import Letterbox, resize_map
 from model.network_io import RawOutputs
-from model.networks.architecture import count_flops
 from model.networks.interface import NetworkOutput
 from model.networks.panoptic_cascade import (
     CascadeConfig,
@@ -249,22 +248,3 @@ def test_a_folded_network_computes_the_same_without_batch_norms(norm: Norm) -> N
     assert folded(pixels, sizes).scores.shape == (1, 100)
     assert [name for name in folded.state_dict() if "running_mean" in name] == []
     assert "sem_seg_head.p2.0.norm.weight" in folded.state_dict()  # group norms stay
-
-
-class ConvAndAttention(nn.Module):
-    """A convolution of the pixels and one attention over its channels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(3, 5, 3, padding=1)
-
-    def forward(self, pixels: Tensor, sizes: Tensor) -> Tensor:
-        tokens = self.convolution(pixels.float()).flatten(2)[:, None]  # B 1 5 H*W, as five tokens
-        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
-
-
-def test_flops_count_each_multiplication_with_its_addition_as_two() -> None:
-    pixels, sizes = torch.zeros(1, 3, 64, 96, dtype=torch.uint8), torch.tensor([[64, 96]])
-    flops = 2 * (64 * 96 * 5 * 27 + 2 * 5 * 5 * 64 * 96)
-    assert count_flops(ConvAndAttention(), pixels, sizes) == flops
-    assert count_flops(ConvAndAttention().to("meta"), pixels.expand(2, -1, -1, -1).to("meta"), sizes) == 2 * flops

@@ -12,7 +12,7 @@ from torch import Tensor
 from model.checkpoints.state_dicts import StateDict, load_strictly
 from model.contract import NETWORK_FILE, Contract
 from model.errors import ArtifactError, CheckpointError, ConfigError
-from model.networks.architecture import Network, list_unexported_weights
+from model.networks.interface import Network
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer, PatchEmbedding
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.vit import EncoderConfig, VisionTransformer
@@ -37,7 +37,7 @@ def load_torch_network(contract: Contract, artifact: Path) -> Network:
     try:
         network = _make_network(contract)
         initial = network.state_dict()
-        unexported = {name: initial[name] for name in initial if name.startswith(list_unexported_weights(network))}
+        unexported = {name: initial[name] for name in initial if name.startswith(network.unexported_weights)}
         state = {**unexported, **read_graph_weights(path)}
         load_strictly(network, {name: _restore_shape(state[name], initial.get(name)) for name in state})
     except (CheckpointError, ConfigError, TypeError, KeyError, ValueError, DecodeError) as error:

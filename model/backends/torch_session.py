@@ -16,8 +16,7 @@ from model.backends.onnx_to_torch import load_torch_network
 from model.backends.parity import FP16_TOLERANCE, FP32_TOLERANCE
 from model.contract import Contract
 from model.network_io import RawOutputs
-from model.networks.architecture import Network
-from model.networks.interface import NetworkOutput
+from model.networks.interface import Network, NetworkOutput
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from model.checkpoints.dino import load_encoder
 from model.checkpoints.state_dicts import load_strictly, read_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write
-from model.networks.architecture import Network
+from model.networks.interface import Network
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.validation import did_you_mean, parse, to_versioned_json

@@ -30,7 +30,7 @@ from model.export.patch_embedding import NamedEmbedding, fit_patch_embedding
 from model.export.precision import round_to_int8
 from model.files import atomic_directory, hash_file
 from model.images import letterbox_image
-from model.networks.architecture import Network, embedding_dim, side_multiple_px
+from model.networks.interface import Network
 from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer
 from model.networks.panoptic_cascade import PanopticCascade, fold_batch_norms
 from model.networks.resnet import STAGE_STRIDES_PX
@@ -118,7 +118,7 @@ def export_run(
 
 def make_contract(info: RunInfo, network: Network, config: ExportConfig) -> Contract:
     """Return the contract of the artifact, without its files."""
-    _check_input_sizes((*config.input_sizes, *config.low_input_sizes), side_multiple_px(network))
+    _check_input_sizes((*config.input_sizes, *config.low_input_sizes), network.side_multiple_px)
     match network:
         case MaskTransformer():
             contract = _make_transformer_contract(info, network, config)
@@ -155,7 +155,7 @@ def _make_transformer_contract(info: RunInfo, network: MaskTransformer, config: 
         thing_clusters=decoder.thing_clusters,
         stuff_clusters=decoder.stuff_clusters,
         precision=config.precision,
-        embedding_dim=embedding_dim(network),
+        embedding_dim=network.embedding_dim,
         embedding_stride_px=network.encoder.config.patch_px,
         network_config={"decoder": asdict(decoder), "encoder": asdict(network.encoder.config)},
         thresholds=TRANSFORMER_THRESHOLDS,

@@ -18,7 +18,7 @@ from model.backends.onnx_to_torch import ALIASES_KEY, FP16_SUFFIX, TRANSPOSED_SU
 from model.contract import InputSize, Precision
 from model.export.precision import compute_in_fp16, store_as_int8
 from model.network_io import output_names
-from model.networks.architecture import Network, embedding_dim, list_unexported_weights, side_multiple_px
+from model.networks.interface import Network
 from model.networks.panoptic_cascade import PanopticCascade
 from model.networks.roi_align import roi_align_onnx
 
@@ -47,8 +47,8 @@ def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: P
             dynamo=True,
             verbose=False,
             input_names=["pixels", "sizes"],
-            output_names=output_names(embedding_dim(network)),
-            dynamic_shapes=_dynamic_axes(input_sizes, side_multiple_px(network)),
+            output_names=output_names(network.embedding_dim),
+            dynamic_shapes=_dynamic_axes(input_sizes, network.side_multiple_px),
             opset_version=_OPSET,
         )
     assert program is not None, "the exporter returned no program"
@@ -134,9 +134,7 @@ def _find_aliases(model: onnx.ModelProto, network: Network) -> dict[str, str]:
     for name, weight in network.state_dict().items():
         found = stored.get(_fingerprint(weight.numpy()), "")
         transposed = stored.get(_fingerprint(weight.numpy().T), "")
-        if {name, f"{name}{TRANSPOSED_SUFFIX}"} & set(stored.values()) or name.startswith(
-            list_unexported_weights(network)
-        ):
+        if {name, f"{name}{TRANSPOSED_SUFFIX}"} & set(stored.values()) or name.startswith(network.unexported_weights):
             continue
         if found and not found.endswith(TRANSPOSED_SUFFIX):
             aliases[name] = found

@@ -12,7 +12,7 @@ from torch import nn
 
 from model.backends.onnx_to_torch import INT8_SUFFIX, SCALE_SUFFIX, TRANSPOSED_SUFFIX
 from model.errors import ConfigError
-from model.networks.architecture import Network
+from model.networks.interface import Network
 from model.networks.mask_transformer import MaskTransformer
 
 FP16_OPERATORS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})

@@ -9,8 +9,6 @@ from model.networks.vit import EncoderConfig, VisionTransformer, interpolate_pos
 
 FPN_STRIDES_PX = (4, 8, 16, 32, 64)
 """Strides of p2 to p6."""
-SIDE_MULTIPLE_PX = 32
-"""Images are padded to multiples of this, so that each level is exactly twice as large as the next."""
 PATCH_STRIDE_PX = 16
 """Side of the area that one ViT patch covers in the input of `SimpleFPN`."""
 
@@ -71,10 +69,7 @@ class SimpleFPN(nn.Module):
 
     def forward(self, normalized: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C h w"], ...]:
         """Feature maps p2 to p6; p6 is p5 subsampled by 2."""
-        return self.make_levels(self.encode(normalized))
-
-    def make_levels(self, maps: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B C h w"], ...]:
-        """Feature maps p2 to p6 from the ViT's last map."""
+        maps = self.encode(normalized)
         levels = [stage(maps) for stage in (self.simfp_2, self.simfp_3, self.simfp_4, self.simfp_5)]
         return (*levels, functional.max_pool2d(levels[-1], 1, 2))
 

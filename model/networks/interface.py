@@ -1,11 +1,11 @@
-"""What both networks share: ImageNet normalization of their input, and the tuple that they return."""
+"""What both networks share: their base class, the tuple that they return, and ImageNet normalization of their input."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,6 +32,20 @@ class NetworkOutput(NamedTuple):
     def map(self, change: Callable[[Tensor], Tensor]) -> "NetworkOutput":
         """Return the output with each tensor changed."""
         return NetworkOutput(**{name: change(part) for name, part in self.parts.items()})
+
+
+class Network(nn.Module):
+    """Maps uint8 images, and their `sizes` (height, width) without padding, to a `NetworkOutput`."""
+
+    side_multiple_px: ClassVar[int]
+    """Sides of input sizes are multiples of this."""
+    unexported_weights: ClassVar[tuple[str, ...]] = ()
+    """Name prefixes of weights that no output depends on: only training uses them, or nothing does."""
+
+    @property
+    def embedding_dim(self) -> int:
+        """Size of the embeddings of patches; 0 if the network has none."""
+        return 0
 
 
 def normalize(pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:

@@ -6,6 +6,7 @@ the edges that patches of 14 pixels lack.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,14 +17,15 @@ from torch.nn import functional
 
 from model.errors import ConfigError
 from model.networks.boxes import masks_to_boxes
-from model.networks.interface import NetworkOutput, normalize
-from model.networks.query_rescoring import rescore_queries
+from model.networks.interface import Network, NetworkOutput, normalize
 from model.networks.vit import EncoderConfig, Mlp, VisionTransformer, cut_grid
 
 MASK_STRIDE_PX = 4
 """Stride of masks and semantic maps: the stem halves the image twice."""
-SIDE_MULTIPLE_PX = 28
-"""Sides of images are multiples of it: of DINOv2's patches and of the mask stride."""
+STABILITY_THRESHOLDS = (0.1, 0.9)
+"""Two thresholds of the mask probabilities: the areas above them are nearly equal for a confident mask."""
+MATRIX_NMS_SIGMA = 2.0
+"""How steeply a score decays with the overlap: sigma of Matrix NMS."""
 _HEADS = 8
 _GROUPS = 8
 
@@ -234,11 +236,12 @@ class PatchEmbedding(nn.Module):
         return torch.cat(functional.layer_norm(features, features.shape[-1:]).unbind(0), dim=-1)
 
 
-class MaskTransformer(nn.Module):
-    """Encoder and decoder in one graph, from uint8 images to the network output.
+class MaskTransformer(Network):
+    """Encoder and decoder in one graph; sides of images need not be those of the training."""
 
-    Sides of the images are multiples of `SIDE_MULTIPLE_PX`, and need not be those of the training.
-    """
+    side_multiple_px = 28
+    """A multiple of DINOv2's patches and of the mask stride."""
+    unexported_weights = ("encoder.norm.", "decoder.patch_mask.")
 
     def __init__(
         self, encoder: VisionTransformer, decoder: MaskDecoder, embedding: PatchEmbedding | None = None
@@ -248,6 +251,10 @@ class MaskTransformer(nn.Module):
         self.decoder = decoder
         self.embedding = embedding
         self.layers = intermediate_layers(encoder.config.depth)
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.embedding.projection.out_features if self.embedding else 0
 
     def forward(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
         """Predict for images padded with ImageNet's mean color, as in training; `sizes` is not used."""
@@ -278,6 +285,56 @@ def to_network_output(output: DecoderOutput) -> NetworkOutput:
         masks=masks,
         semantic=output.semantic_logits,
     )
+
+
+def rescore_queries(
+    scores: Float[Tensor, "B Q"], masks: Float[Tensor, "B Q h w"], things: Float[Tensor, "B h w"]
+) -> Float[Tensor, "B Q"]:
+    """Combine each query's score with its mask (probabilities) and the probability of things at each pixel.
+
+    Queries are supervised one by one, so several may predict one object, and some predict what the semantic head calls
+    stuff. Everything here has a static shape and needs no sort, so it is part of the exported graph.
+    The new score is the geometric mean of the score times the stability of the mask and of the mean probability of
+    things inside it. It decays where a query of higher score predicts the same mask. An empty mask scores 0.
+    """
+    with _full_precision(masks.device.type):
+        pixels = (masks > 0.5).flatten(2).float()
+        areas = pixels.sum(2)
+        thing_fractions = torch.einsum("bqn,bn->bq", pixels, things.flatten(1).float()) / areas.clamp(min=1.0)
+        rescored = (scores.float() * _stability_score(masks) * thing_fractions).sqrt()
+        return rescored * matrix_nms_decay(rescored, _mask_iou(pixels, areas))
+
+
+def _full_precision(device: str) -> AbstractContextManager[object]:
+    """Disable autocast: half precision cannot count beyond 2,048 pixels, bfloat16 not even beyond 256."""
+    is_half = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # "meta" supports neither
+    return torch.autocast(device, enabled=False) if is_half else nullcontext()
+
+
+def _stability_score(masks: Float[Tensor, "B Q h w"]) -> Float[Tensor, "B Q"]:
+    """IoU of each mask at a low and at a high threshold (Segment Anything, section 4 and appendix B)."""
+    low, high = ((masks > threshold).sum((2, 3)) for threshold in STABILITY_THRESHOLDS)
+    return high / low.clamp(min=1)
+
+
+def _mask_iou(pixels: Float[Tensor, "B Q N"], areas: Float[Tensor, "B Q"]) -> Float[Tensor, "B Q Q"]:
+    """IoU of every pair of binary masks; 0 where both are empty."""
+    intersections = pixels @ pixels.transpose(1, 2)
+    return intersections / (areas[:, :, None] + areas[:, None] - intersections).clamp(min=1.0)
+
+
+def matrix_nms_decay(scores: Float[Tensor, "B Q"], ious: Float[Tensor, "B Q Q"]) -> Float[Tensor, "B Q"]:
+    """Factor by which each score decays because of better-scored duplicates.
+
+    Matrix NMS with the Gaussian kernel (SOLOv2, section 3.3): a rival counts less the more it is itself a duplicate.
+    """
+    order = torch.arange(scores.shape[1], device=scores.device)
+    rivals, own = scores[:, :, None], scores[:, None]
+    is_better = (rivals > own) | ((rivals == own) & (order[:, None] < order))
+    overlaps = ious * is_better
+    rival_overlaps = overlaps.amax(1)[:, :, None]
+    factors = torch.exp(MATRIX_NMS_SIGMA * (rival_overlaps * rival_overlaps - overlaps * overlaps))
+    return factors.amin(1).clamp(max=1.0)
 
 
 def upsample(maps: Float[Tensor, "B C rows columns"], size: Sequence[int]) -> Float[Tensor, "B C h w"]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.errors import CheckpointError, ConfigError
-from model.networks.fpn import FPN, SIDE_MULTIPLE_PX, SimpleFPN
-from model.networks.interface import NetworkOutput, normalize_and_mask
+from model.networks.fpn import FPN, SimpleFPN
+from model.networks.interface import Network, NetworkOutput, normalize_and_mask
 from model.networks.resnet import FrozenBatchNorm, Norm, NormedConv, ResNet
 from model.networks.roi_align import RoiAlignConfig
 from model.networks.roi_heads import CascadeROIHeads, DetectionConfig, find_top_detections
@@ -110,12 +110,15 @@ class SemanticHead(nn.Module):
         return logits
 
 
-class PanopticCascade(nn.Module):
+class PanopticCascade(Network):
     """One static graph from uint8 images to the network output, with detectron2's parameter names.
 
     detectron2's PanopticFPN with CascadeROIHeads as U2Seg configures it (configs/COCO-PanopticSegmentation), or
     the same heads over a ViT.
     """
+
+    side_multiple_px = 32
+    """So that each level of the pyramid is exactly twice as large as the next."""
 
     def __init__(self, config: CascadeConfig, inference: CascadeInferenceConfig) -> None:
         super().__init__()
@@ -137,8 +140,8 @@ class PanopticCascade(nn.Module):
         stride 4, padding included. With a ViT the amount of padding changes the output (see `SimpleFPN`).
         """
         height, width = pixels.shape[2:]
-        if height % SIDE_MULTIPLE_PX or width % SIDE_MULTIPLE_PX:
-            raise ConfigError(f"input of {height}x{width} px: expected multiples of {SIDE_MULTIPLE_PX}")
+        if height % self.side_multiple_px or width % self.side_multiple_px:
+            raise ConfigError(f"input of {height}x{width} px: expected multiples of {self.side_multiple_px}")
         return self.run_heads(self.backbone(normalize_and_mask(pixels, sizes)), sizes)
 
     def run_heads(self, levels: tuple[Float[Tensor, "B C h w"], ...], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:

@@ -1,5 +1,7 @@
 """ResNet-50 with detectron2's parameter names."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from jaxtyping import Float
@@ -12,7 +14,6 @@ STAGE_BLOCKS = (3, 4, 6, 3)
 """Residual blocks of res2 to res5."""
 STAGE_STRIDES_PX = (4, 8, 16, 32)
 """Output strides of res2 to res5."""
-_GROUPS = 32
 
 
 class FrozenBatchNorm(nn.Module):
@@ -43,12 +44,21 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+_NORMS: dict[Norm, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "frozen": FrozenBatchNorm,
+    "group": partial(nn.GroupNorm, 32),
+    "layer": LayerNorm2d,
+    "none": nn.Identity,
+}
+
+
 class NormedConv(nn.Conv2d):
     """Convolution with "same" padding and a norm; it has a bias only if the norm is "none"."""
 
     def __init__(self, inner: int, outer: int, kernel: int, *, stride: int = 1, norm: Norm) -> None:
         super().__init__(inner, outer, kernel, stride, kernel // 2, bias=norm == "none")
-        self.norm = make_norm(norm, outer)
+        self.norm = _NORMS[norm](outer)
 
     def forward(self, input: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D i j"]:
         normed: Tensor = self.norm(super().forward(input))
@@ -107,18 +117,3 @@ class ResNet(nn.Module):
             maps = stage(maps)
             outputs.append(maps)
         return tuple(outputs)
-
-
-def make_norm(norm: Norm, channels: int) -> nn.Module:
-    """Return a norm layer; "none" is the identity."""
-    match norm:
-        case "batch":
-            return nn.BatchNorm2d(channels)
-        case "frozen":
-            return FrozenBatchNorm(channels)
-        case "group":
-            return nn.GroupNorm(_GROUPS, channels)
-        case "layer":
-            return LayerNorm2d(channels)
-        case "none":
-            return nn.Identity()

@@ -21,7 +21,7 @@ from model.checkpoints.runs import RunInfo
 from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly
 from model.errors import CheckpointError
 from model.files import hash_file
-from model.networks.fpn import FPN, SIDE_MULTIPLE_PX, SimpleFPN
+from model.networks.fpn import FPN, SimpleFPN
 from model.networks.interface import normalize_and_mask
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.resnet import NormedConv
@@ -119,7 +119,7 @@ class CascadeTask:
 
     def _augment(self, batch: CascadeBatch, rng: np.random.Generator) -> PaddedBatch:
         pasted = copy_paste_batch(batch.samples, self.config.copy_paste, self.config.copy_paste_min_ratio, rng)
-        return pad_to_batch(pasted, SIDE_MULTIPLE_PX)
+        return pad_to_batch(pasted, PanopticCascade.side_multiple_px)
 
 
 def make_cascade_config(

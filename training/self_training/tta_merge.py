@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int16
 
 from model.errors import DatasetError
 from model.files import atomic_write, load_npz
-from model.networks.query_rescoring import matrix_nms_decay
+from model.networks.mask_transformer import matrix_nms_decay
 from training.pseudo_labels.consensus import pairwise_mask_iou
 from training.self_training.teacher import MIN_SCORE, THRESHOLDS, ViewPredictions
 

@@ -16,7 +16,6 @@ from model.checkpoints.state_dicts import StateDict, load_strictly, read_state_d
 from model.contract import CONTRACT_FILE, NETWORK_FILE, Contract, read_contract
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write, hash_file
-from model.networks.architecture import list_unexported_weights
 from model.networks.mask_transformer import MaskTransformer
 
 FORMAT_VERSION = 2
@@ -125,8 +124,7 @@ def load_initial_weights(module: nn.Module, network: NetworkName, source: Path) 
 def _read_artifact(contract: Contract, artifact: Path) -> StateDict:
     """Read the trained part of an artifact; weights that the output does not depend on are not exported."""
     network = load_torch_network(contract, artifact)
-    unexported = list_unexported_weights(network)
     prefix = "decoder." if isinstance(network, MaskTransformer) else ""
     state = network.state_dict()
-    kept = [name for name in state if name.startswith(prefix) and not name.startswith(unexported)]
+    kept = [name for name in state if name.startswith(prefix) and not name.startswith(network.unexported_weights)]
     return {name.removeprefix(prefix): state[name] for name in kept}
