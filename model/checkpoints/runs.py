@@ -14,7 +14,7 @@ from model.files import atomic_write
 from model.networks.interface import Network
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
-from model.validation import did_you_mean, parse, to_versioned_json
+from model.validation import parse, to_versioned_json
 
 NetworkName = Literal["mask_transformer", "panoptic_cascade"]
 
@@ -27,9 +27,6 @@ WEIGHT_FILES: dict[NetworkName, str] = {
 }
 """File of the trained weights; a mask transformer's encoder is a second file."""
 
-_OLD_SIZES = {"embedding_dim", "trained_clusters"}
-_OLD_WEIGHTS = "embedding_head."
-"""Of mask transformers of earlier releases; no output depends on them."""
 _CONFIG_TYPES: dict[NetworkName, type[DecoderConfig] | type[CascadeConfig]] = {
     "mask_transformer": DecoderConfig,
     "panoptic_cascade": CascadeConfig,
@@ -77,16 +74,9 @@ def read_run_info(run: Path) -> RunInfo:
             raise ConfigError(
                 f"format version {version}, this release reads {FORMAT_VERSION}: train or import it again"
             )
-        network = content["network"]
-        if network not in list(WEIGHT_FILES):
-            hint = did_you_mean(str(network), WEIGHT_FILES, f", known are {', '.join(WEIGHT_FILES)}")
-            raise ConfigError(f"unknown network {network!r}{hint}")
-        if network == "mask_transformer":
-            content["network_config"] = {
-                key: value for key, value in content["network_config"].items() if key not in _OLD_SIZES
-            }
-        config = parse(_CONFIG_TYPES[network], content["network_config"])  # names an unknown key, unlike the union
-        return parse(RunInfo, {**content, "network_config": asdict(config)})
+        if config_type := _CONFIG_TYPES.get(content["network"]):  # names an unknown key, unlike the union
+            content["network_config"] = asdict(parse(config_type, content["network_config"]))
+        return parse(RunInfo, content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path} does not describe a complete run: {error}") from error
 
@@ -99,7 +89,7 @@ def load_run(run: Path) -> tuple[RunInfo, Network]:
         case DecoderConfig() as config:
             encoder = load_encoder(str(run / info.encoder_file), config.side_px)
             decoder = MaskDecoder(config, encoder.config)
-            load_strictly(decoder, {key: state[key] for key in state if not key.startswith(_OLD_WEIGHTS)})
+            load_strictly(decoder, state)
             return info, MaskTransformer(encoder, decoder).eval()
         case CascadeConfig() as config:
             cascade = PanopticCascade(config, CascadeInferenceConfig())
