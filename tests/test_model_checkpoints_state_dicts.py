@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoints.dino import infer_resized_encoder_config, load_encoder, read_encoder_state_dict
+from model.checkpoints.dino import load_encoder, read_encoder_state_dict
 from model.checkpoints.state_dicts import fetch_file, read_checkpoint, read_state_dict
 from model.errors import CheckpointError
 from model.networks.vit import EncoderConfig, VisionTransformer
@@ -198,9 +198,10 @@ def test_a_checkpoint_without_named_tensors_is_refused(tmp_path: Path, content: 
 
 
 @pytest.mark.parametrize("side_px", [-14, 0, 13, 57])
-def test_a_side_that_is_not_a_multiple_of_the_patch_is_refused(side_px: int) -> None:
+def test_a_side_that_is_not_a_multiple_of_the_patch_is_refused(tmp_path: Path, side_px: int) -> None:
+    path = save(draw_state(DINOV2), tmp_path / "encoder.safetensors")
     with pytest.raises(CheckpointError, match=f"side {side_px} px is not a multiple of the encoder's patch, 14 px"):
-        infer_resized_encoder_config(draw_state(DINOV2), side_px)
+        load_encoder(str(path), side_px)
 
 
 @pytest.mark.parametrize(
@@ -211,10 +212,13 @@ def test_a_side_that_is_not_a_multiple_of_the_patch_is_refused(side_px: int) -> 
         ("pos_embed", {"pos_embed": torch.zeros(1, 13, 64)}, "13 positions are not a class token and a square grid"),
     ],
 )
-def test_a_state_dict_of_another_network_is_refused(start: str, replacement: dict[str, Tensor], message: str) -> None:
+def test_a_state_dict_of_another_network_is_refused(
+    tmp_path: Path, start: str, replacement: dict[str, Tensor], message: str
+) -> None:
     state = {name: tensor for name, tensor in draw_state(DINO).items() if not name.startswith(start)}
+    path = save(state | replacement, tmp_path / "encoder.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        infer_resized_encoder_config(state | replacement, 48)
+        load_encoder(str(path), 48)
 
 
 def test_a_training_checkpoint_of_dino_gives_its_teacher(tmp_path: Path) -> None:

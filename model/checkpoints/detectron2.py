@@ -60,7 +60,7 @@ def import_cascade(
     """
     _require_replaceable(out)
     path = fetch_file(source, cache)
-    content = read_checkpoint(path)
+    content: Any = read_checkpoint(path)
     state = clean_state_dict(extract_tensors(content, path), path)
     try:
         config = infer_cascade_config(state)
@@ -75,16 +75,16 @@ def import_cascade(
         "family": FAMILIES[family].title,
         "license": FAMILIES[family].license,
     }
-    step = _find_step(content)
+    step = next((content[key] for key in _STEP_KEYS if type(content.get(key)) is int), None)
     if step is not None:
         checkpoint["iteration"] = step
-    origin = _read_origin(content, path)
+    origin = json.loads(content.get(_ORIGIN_KEY, "{}"))
     info = RunInfo(
         network="panoptic_cascade",
         network_config=config,
         step=step or 0,
-        side_px=origin["side_px"],
-        provenance={"checkpoint": checkpoint, **origin["provenance"]},
+        side_px=origin.get("side_px", 0),
+        provenance={"checkpoint": checkpoint, **origin.get("provenance", {})},
     )
     with atomic_directory(out) as folder:
         write_run(folder, info, network)
@@ -222,26 +222,6 @@ def _pop_normalization(state: StateDict, path: Path) -> None:
     given = "; ".join(f"{name} {', '.join(f'{each:g}' for each in found[name][:3].tolist())}" for name in found)
     expected = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in _NORMALIZATION.items())
     raise CheckpointError(f"{path} does not normalize RGB as ImageNet: it has {given}, expected {expected}")
-
-
-def _find_step(content: object) -> int | None:
-    if not isinstance(content, dict):
-        return None
-    return next((content[key] for key in _STEP_KEYS if type(content.get(key)) is int), None)
-
-
-def _read_origin(content: object, path: Path) -> dict[str, Any]:
-    """Return `side_px` and `provenance` of the run that the checkpoint was exported from, if it was."""
-    stored = content.get(_ORIGIN_KEY) if isinstance(content, dict) else None
-    if stored is None:
-        return {"side_px": 0, "provenance": {}}
-    try:
-        origin: dict[str, Any] = json.loads(stored)
-        if type(origin["side_px"]) is int and isinstance(origin["provenance"], dict):
-            return origin
-        raise ValueError(f"unexpected content {stored:.60}")
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: its key {_ORIGIN_KEY!r} is not as `useg export` writes it: {error}") from error
 
 
 def _require_replaceable(out: Path) -> None:

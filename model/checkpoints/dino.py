@@ -12,7 +12,7 @@ from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, 
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write, hash_file
 from model.networks.resnet import ResNet
-from model.networks.vit import HEAD_DIM, EncoderConfig, VisionTransformer, infer_encoder_config, interpolate_positions
+from model.networks.vit import VisionTransformer, infer_encoder_config, interpolate_positions
 
 DEFAULT_ENCODER = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"
 DEFAULT_ENCODER_SHA256 = "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9"
@@ -24,9 +24,6 @@ ENCODER_ORIGINS = {
     ),
 }
 """Known encoder files, by sha256."""
-
-_MIN_DEPTH = 4
-"""The decoder uses one block of each quarter."""
 
 _PRETRAINING_HEADS = re.compile(r"mask_token|(head|dino_head|ibot_head|fc)\..+")
 """Tensors that only pre-training uses."""
@@ -53,7 +50,10 @@ def load_encoder(source: str, side_px: int, *, cache: Path = DEFAULT_CACHE) -> V
     patch size.
     """
     state = read_encoder_state_dict(fetch_file(source, cache))
-    config = infer_resized_encoder_config(state, side_px)
+    stored = infer_encoder_config(state)
+    if side_px < stored.patch_px or side_px % stored.patch_px:
+        raise CheckpointError(f"side {side_px} px is not a multiple of the encoder's patch, {stored.patch_px} px")
+    config = replace(stored, grid_size=side_px // stored.patch_px)
     state["pos_embed"] = interpolate_positions(state["pos_embed"], config.grid_size, config.grid_size)
     encoder = VisionTransformer(config)
     load_strictly(encoder, state)
@@ -68,10 +68,13 @@ def import_encoder(source: str, out: Path, *, cache: Path = DEFAULT_CACHE) -> di
     if out.suffix != ".safetensors" or out.is_dir():
         raise ConfigError(f"{out}: an encoder is written to a .safetensors file")
     path = fetch_file(source, cache)
-    published = read_encoder_state_dict(path)
-    is_vit = "patch_embed.proj.weight" in published
+    state = read_encoder_state_dict(path)
+    is_vit = "patch_embed.proj.weight" in state
     try:
-        state = convert_vit(published) if is_vit else convert_resnet(published)
+        if is_vit:
+            load_strictly(VisionTransformer(infer_encoder_config(state)), state)
+        else:
+            state = convert_resnet(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     digest = hash_file(path)
@@ -85,28 +88,6 @@ def import_encoder(source: str, out: Path, *, cache: Path = DEFAULT_CACHE) -> di
 def describe_encoder_origin(sha256: str) -> str:
     """Return the origin of a known encoder file, or that it is unknown."""
     return ENCODER_ORIGINS.get(sha256, "a file given by the user; its training is not known to us")
-
-
-def infer_resized_encoder_config(state: StateDict, side_px: int) -> EncoderConfig:
-    """Infer the config of a DINO or DINOv2 state dict, with a position grid for inputs of `side_px`."""
-    config = infer_stored_encoder_config(state)
-    if side_px < config.patch_px or side_px % config.patch_px:
-        raise CheckpointError(f"side {side_px} px is not a multiple of the encoder's patch, {config.patch_px} px")
-    return replace(config, grid_size=side_px // config.patch_px)
-
-
-def infer_stored_encoder_config(state: StateDict) -> EncoderConfig:
-    """Infer the config of a DINO or DINOv2 state dict, with its stored position grid."""
-    try:
-        config = infer_encoder_config(state)
-    except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"not a DINO or DINOv2 encoder: its tensors do not fit ({error})") from error
-    if config.depth < _MIN_DEPTH or config.embed_dim % HEAD_DIM:
-        raise CheckpointError(
-            f"an encoder of {config.depth} blocks and embed_dim {config.embed_dim}: expected at least {_MIN_DEPTH} "
-            f"blocks and a multiple of {HEAD_DIM}"
-        )
-    return config
 
 
 def read_encoder_state_dict(path: Path) -> StateDict:
@@ -137,12 +118,6 @@ def is_same_encoder(stored: StateDict, given: StateDict) -> bool:
 def load_resnet_state_dict(source: str) -> StateDict:
     """Load the weights of a ResNet-50 by path or URL, from torchvision's names or detectron2's."""
     return convert_resnet(read_encoder_state_dict(fetch_file(source, DEFAULT_CACHE)))
-
-
-def convert_vit(published: StateDict) -> StateDict:
-    """Check the state dict of a ViT, with its published position grid. Raises CheckpointError if it does not fit."""
-    load_strictly(VisionTransformer(infer_stored_encoder_config(published)), published)
-    return published
 
 
 def convert_resnet(published: StateDict) -> StateDict:

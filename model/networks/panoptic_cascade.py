@@ -15,7 +15,7 @@ from model.networks.resnet import FrozenBatchNorm, Norm, NormedConv, ResNet
 from model.networks.roi_align import RoiAlignConfig
 from model.networks.roi_heads import CascadeROIHeads, DetectionConfig, find_top_detections
 from model.networks.rpn import RPN, ProposalConfig, find_top_proposals
-from model.networks.vit import HEAD_DIM, EncoderConfig, infer_encoder_config
+from model.networks.vit import EncoderConfig, infer_encoder_config
 
 Backbone = Literal["resnet50", "vit"]
 
@@ -58,8 +58,6 @@ class CascadeConfig:
             )
         if (self.backbone == "vit") != (self.encoder is not None):
             raise ConfigError(f"backbone {self.backbone} with encoder {self.encoder}: only a ViT has an encoder")
-        if self.encoder is not None and self.encoder.embed_dim % HEAD_DIM:
-            raise ConfigError(f"embed_dim {self.encoder.embed_dim} of the encoder is not a multiple of {HEAD_DIM}")
 
     @property
     def mask_channels(self) -> int:

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.errors import CheckpointError, ConfigError
+
 HEAD_DIM = 64
 
 
@@ -22,6 +24,10 @@ class EncoderConfig:
     """Side of the position grid, in patches."""
     num_registers: int
     has_layer_scale: bool
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % HEAD_DIM:
+            raise ConfigError(f"embed_dim {self.embed_dim} of the encoder is not a multiple of {HEAD_DIM}")
 
 
 class SelfAttention(nn.Module):
@@ -131,22 +137,25 @@ class VisionTransformer(nn.Module):
 
 
 def infer_encoder_config(state: dict[str, Tensor]) -> EncoderConfig:
-    """Infer the sizes of a DINO or DINOv2 encoder from its state dict.
+    """Infer the sizes of a DINO or DINOv2 encoder, with its stored position grid, from its state dict.
 
-    Raises KeyError, ValueError or IndexError if it is not one.
+    Raises CheckpointError if it is not one.
     """
-    embed_dim, _, patch_px, _ = state["patch_embed.proj.weight"].shape
-    grid_size = math.isqrt(state["pos_embed"].shape[1] - 1)
-    if 1 + grid_size**2 != state["pos_embed"].shape[1]:
-        raise ValueError(f"{state['pos_embed'].shape[1]} positions are not a class token and a square grid")
-    return EncoderConfig(
-        embed_dim=embed_dim,
-        depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
-        patch_px=patch_px,
-        grid_size=grid_size,
-        num_registers=state["register_tokens"].shape[1] if "register_tokens" in state else 0,
-        has_layer_scale="blocks.0.ls1.gamma" in state,
-    )
+    try:
+        embed_dim, _, patch_px, _ = state["patch_embed.proj.weight"].shape
+        grid_size = math.isqrt(state["pos_embed"].shape[1] - 1)
+        if 1 + grid_size**2 != state["pos_embed"].shape[1]:
+            raise ValueError(f"{state['pos_embed'].shape[1]} positions are not a class token and a square grid")
+        return EncoderConfig(
+            embed_dim=embed_dim,
+            depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+            patch_px=patch_px,
+            grid_size=grid_size,
+            num_registers=state["register_tokens"].shape[1] if "register_tokens" in state else 0,
+            has_layer_scale="blocks.0.ls1.gamma" in state,
+        )
+    except (KeyError, ValueError, IndexError, ConfigError) as error:
+        raise CheckpointError(f"not a DINO or DINOv2 encoder: its tensors do not fit ({error})") from error
 
 
 def cut_grid(patches: Float[Tensor, "1 M C"], rows: int, columns: int) -> Float[Tensor, "1 N C"]:

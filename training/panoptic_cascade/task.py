@@ -13,7 +13,6 @@ from torch.optim.swa_utils import update_bn
 
 from model.checkpoints.dino import (
     describe_encoder_origin,
-    infer_stored_encoder_config,
     load_resnet_state_dict,
     read_encoder_state_dict,
 )
@@ -27,6 +26,7 @@ from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfi
 from model.networks.resnet import NormedConv
 from model.networks.roi_heads import BoxHead, BoxPredictor, MaskHead
 from model.networks.rpn import RPNHead
+from model.networks.vit import infer_encoder_config
 from training.data.dataset import PseudoLabelDataset
 from training.data.label_config import PseudoLabelConfig
 from training.panoptic_cascade.config import CascadeTrainConfig
@@ -131,7 +131,7 @@ def make_cascade_config(
         **{name: getattr(config, name) for name in shared},
         thing_clusters=1 if config.cls_agnostic else labels.thing_clusters,
         stuff_clusters=0 if config.cls_agnostic else labels.stuff_clusters,
-        encoder=infer_stored_encoder_config(encoder) if encoder is not None else None,
+        encoder=infer_encoder_config(encoder) if encoder is not None else None,
     )
 
 
