@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.auth import load_api_keys
-from service.inference.loaded_model import ArtifactLoader
+from service.inference.loading import ArtifactLoader
 from service.metrics import Telemetry, record_event_loop_lag
 from service.middleware import AppState, RequestMiddleware
 from service.oip.routes import health_router as oip_health_router

@@ -10,7 +10,7 @@ from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Env
 
 from service.auth import generate_api_key
-from service.inference.loaded_model import ArtifactLoader
+from service.inference.loading import ArtifactLoader
 from service.server import run_server
 from service.settings import PREFIX, Settings, check_variable_names
 

@@ -220,7 +220,7 @@ class RequestMiddleware:
 
     def _record_segmentation(self, record: RequestRecord | None, status: int, seconds: float, sent_bytes: int) -> None:
         """Record a segmentation; without a record, it was rejected before its route."""
-        task, stats = (record.task, record.stats) if record else ("unknown", self._repository.routers.find_stats())
+        task, stats = (record.task, record.stats) if record else ("unknown", self._repository.find_stats())
         outcome = outcome_of_status(status)
         self._telemetry.requests.labels(*(stats.labels if stats else ("none", "none")), task, outcome).inc()
         if stats:

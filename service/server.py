@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from model.errors import ConfigError, UsegError
 from service.app import create_app
-from service.inference.loaded_model import ArtifactLoader
+from service.inference.loading import ArtifactLoader
 from service.problems import make_error_response
 from service.rollout.model_repository import ModelRepository
 from service.settings import Settings

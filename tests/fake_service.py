@@ -18,7 +18,7 @@ from model.drift import BIN_EDGES, STATISTICS
 from model.embeddings import Category
 from model.network_io import RawOutputs
 from service.app import create_app
-from service.inference.loaded_model import ArtifactLoader
+from service.inference.loading import ArtifactLoader
 from service.settings import Settings
 
 SIDE_PX, STRIDE_PX = 56, 4

@@ -17,7 +17,7 @@ from model.backends.session import Session
 from model.contract import Contract
 from model.network_io import RawOutputs
 from service.app import create_app
-from service.inference.loaded_model import ArtifactLoader
+from service.inference.loading import ArtifactLoader
 from service.server import Server, bind, make_uvicorn_config
 from service.settings import Settings
 

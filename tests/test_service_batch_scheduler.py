@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from model.network_io import RawOutputs
 from service.inference.batch_scheduler import BatchScheduler, InferenceThreadDied
 from service.metrics import Telemetry
 from service.requests import RequestContext
+from service.settings import Settings
 
 FAILING, NAN, NAN_EMBEDDING, SHORT, DEADLY, HANGING = 13, 99, 98, 77, 66, 55
 SOON_S, FAR_S = 0.01, 20.0
@@ -71,10 +72,13 @@ def paint(color: int) -> np.ndarray:
 
 @asynccontextmanager
 async def run_scheduler(
-    session: EchoSession, telemetry: Telemetry | None = None, **options: Any
+    session: EchoSession,
+    telemetry: Telemetry | None = None,
+    reload: Callable[[], EchoSession] | None = None,
+    **options: Any,
 ) -> AsyncIterator[BatchScheduler]:
-    chosen = {"max_batch_size": 4, "max_queue_delay_ms": 0.0, "max_queue_size": 8, **options}
-    scheduler = BatchScheduler(session, telemetry or Telemetry(), **chosen)
+    settings = Settings(**{"max_batch_size": 4, "max_queue_delay_ms": 0.0, "max_queue_size": 8, **options})
+    scheduler = BatchScheduler(session, settings, telemetry or Telemetry(), reload or (lambda: session))
     await scheduler.start()
     try:
         yield scheduler
@@ -304,4 +308,4 @@ async def test_random_crashes_cancellations_and_failures_leave_no_request_hangin
             results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), FAR_S)
             assert len(results) == 12
         assert await submit(scheduler, 5) == 5
-        assert len(scheduler._queue) == 0
+        assert scheduler.is_idle

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from model.errors import ConfigError
 from service.app import create_app
-from service.inference.loaded_model import ArtifactLoader
+from service.inference.loading import ArtifactLoader
 from service.oip.grpc_server import load_definition, serve_grpc
 from service.schemas import SegmentationResponse
 from service.settings import Settings

@@ -12,8 +12,9 @@ from model.contract import Contract
 from model.errors import ArtifactError, RegistryError, SignatureError
 from model.registry.signatures import create_signing_key, sign
 from model.registry.versions import Registry
+from service.inference.loading import make_artifact_loader
 from service.metrics import Telemetry
-from service.rollout.model_repository import ModelRepository, make_artifact_loader
+from service.rollout.model_repository import ModelRepository
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +26,7 @@ def make_repository(registry: Path) -> ModelRepository:
 
 async def load_active(repository: ModelRepository, model: str) -> None:
     """Reconcile until a version of the model serves."""
-    while model not in repository.routers.by_name() or not repository.routers.by_name()[model].active:
+    while not (model in repository.routers.by_name and repository.routers.get(model).active):
         await repository.reconcile()
 
 
@@ -82,10 +83,10 @@ async def test_a_deleted_model_that_was_never_loaded_is_dropped(tmp_path: Path) 
     registry = make_registry(tmp_path, {"1": "good"})
     repository = make_repository(registry.folder)
     await repository.reconcile()
-    assert list(repository.routers.by_name()) == [NAME]
+    assert list(repository.routers.by_name) == [NAME]
     (registry.folder / NAME).rename(tmp_path / "away")
     await repository.reconcile()
-    assert repository.routers.by_name() == {}
+    assert repository.routers.by_name == {}
 
 
 async def test_a_model_that_is_added_later_is_served(tmp_path: Path) -> None:
@@ -93,12 +94,12 @@ async def test_a_model_that_is_added_later_is_served(tmp_path: Path) -> None:
     folder.mkdir()
     repository = make_repository(folder)
     await repository.reconcile()
-    assert repository.routers.by_name() == {}
+    assert repository.routers.by_name == {}
     registry = Registry(folder)
     registry.add(write_artifact(tmp_path / "artifact", "1"), author="test")
     registry.activate(NAME, "1", author="test")
     await load_active(repository, NAME)
-    assert repository.routers.get(NAME).list_versions() == ["1"]
+    assert repository.routers.get(NAME).get_pipeline().contract.version == "1"
     await repository.stop()
 
 

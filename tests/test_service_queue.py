@@ -10,6 +10,7 @@ from model.errors import QueueFull
 from service.inference.queue import AdmissionController, BatchPolicy, FairQueue, ImageBatch, QueuedImage
 from service.metrics import SharedGauge
 from service.requests import RequestContext
+from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -142,8 +143,9 @@ def wait(
 
 
 def make_policy(max_batch_size: int = 4, max_queue_delay_s: float = 2.0, max_batch_pixels: int = 10_000) -> BatchPolicy:
+    delay_ms = 1000 * max_queue_delay_s
     return BatchPolicy(
-        max_batch_size=max_batch_size, max_queue_delay_s=max_queue_delay_s, max_batch_pixels=max_batch_pixels
+        Settings(max_batch_size=max_batch_size, max_queue_delay_ms=delay_ms, max_batch_pixels=max_batch_pixels)
     )
 
 

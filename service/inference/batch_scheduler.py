@@ -27,6 +27,7 @@ from service.inference.queue import (
 )
 from service.metrics import SharedGauge, Telemetry
 from service.requests import RequestContext
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +99,10 @@ class InferenceThread:
 
 @dataclass(kw_only=True, eq=False)
 class _Stream:
-    """One of the batches that run at once: its thread, and the loop that takes batches from the queue."""
+    """One of the batches that run at once, and its thread."""
 
     thread: InferenceThread = field(default_factory=InferenceThread)
     running: list[QueuedImage] = field(default_factory=list)
-    loop_task: asyncio.Task[None] | None = None
     is_alive: bool = True
 
     def fail(self, error: Exception) -> None:
@@ -121,35 +121,21 @@ class BatchScheduler:
     def __init__(
         self,
         session: Session,
+        settings: Settings,
         telemetry: Telemetry,
-        *,
-        max_batch_size: int,
-        max_queue_delay_ms: float,
-        max_queue_size: int,
-        max_batch_pixels: int = 2**31,
-        max_queue_wait_s: float = math.inf,
-        inference_timeout_s: float = 60.0,
-        streams: int = 1,
-        reload: Callable[[], Session] | None = None,
+        reload: Callable[[], Session],
     ) -> None:
-        """`streams` batches run at once. `reload` makes a new session when an inference thread has died."""
+        """`reload` makes a new session when an inference thread has died."""
         self._session = session
+        self._settings = settings
         self._telemetry = telemetry
         self._depth = SharedGauge(telemetry.queue_depth)
-        self._max_queue_size = max_queue_size
-        self._max_queue_wait_s = max_queue_wait_s
-        self._inference_timeout_s = inference_timeout_s
         self._reload = reload
         self._queue = FairQueue()
-        self._policy = BatchPolicy(
-            max_batch_size=max_batch_size,
-            max_queue_delay_s=max_queue_delay_ms / 1000,
-            max_batch_pixels=max_batch_pixels,
-            streams=streams,
-        )
+        self._policy = BatchPolicy(settings)
         self._queue_changed = asyncio.Event()
-        self._streams = [_Stream() for _ in range(streams)]
-        self._is_started = False
+        self._streams = [_Stream() for _ in range(settings.streams)]
+        self._loops: list[asyncio.Task[None]] = []
         self.runs = 0
         """Batches that have been run."""
 
@@ -169,9 +155,7 @@ class BatchScheduler:
 
     async def start(self) -> None:
         """Start to run batches, on the event loop that will submit."""
-        self._is_started = True
-        for stream in self._streams:
-            stream.loop_task = asyncio.create_task(self._run_batches(stream))
+        self._loops = [asyncio.create_task(self._run_batches(stream)) for stream in self._streams]
 
     def drain(self) -> None:
         """Run batches without waiting for more images."""
@@ -180,13 +164,10 @@ class BatchScheduler:
 
     async def stop(self) -> None:
         """Reject new images, fail those that wait with NotReady, and wait for the threads to end."""
-        if not self._is_started:
-            return
-        self._is_started = False
-        tasks = [stream.loop_task for stream in self._streams if stream.loop_task]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        loops, self._loops = self._loops, []
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
         for image in [*self._queue, *self._running]:
             self._queue.discard(image)
             image.fail(NotReady("the server is shutting down: try again in a moment"))
@@ -207,9 +188,9 @@ class BatchScheduler:
         and whatever the session raises for this image.
         """
         loop = asyncio.get_running_loop()
-        if not self._is_started:
+        if not self._loops:
             raise NotReady("the model is not running: try again in a moment")
-        if len(self._queue) >= self._max_queue_size:
+        if len(self._queue) >= self._settings.max_queue_size:
             raise self.make_queue_full()
         image = QueuedImage(pixels=pixels, size=size, context=context, submitted=loop.time(), on_start=on_start)
         self._queue.put(image)
@@ -235,7 +216,7 @@ class BatchScheduler:
 
     def check_wait(self, context: RequestContext, images: int = 1) -> None:
         """Raise QueueFull if the queue has no room for these images, or they would miss their deadline in it."""
-        if len(self._queue) + images > self._max_queue_size:
+        if len(self._queue) + images > self._settings.max_queue_size:
             raise self.make_queue_full()
         ahead = len(self._running) + self._queue.count_ahead(context)
         time_left_s = context.deadline - asyncio.get_running_loop().time()
@@ -243,7 +224,7 @@ class BatchScheduler:
             return
         # A queue that outlasts the clients' timeouts would only be worked off for those who have given up.
         is_late = self._policy.estimate_wait(ahead + images) > _MAX_WAIT_FRACTION * time_left_s
-        if is_late or self._policy.estimate_wait(ahead) > self._max_queue_wait_s:
+        if is_late or self._policy.estimate_wait(ahead) > self._settings.max_queue_wait_s:
             raise self.make_queue_full()
 
     def _update_depth(self) -> None:
@@ -291,7 +272,7 @@ class BatchScheduler:
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
-            outputs = await stream.thread.run(lambda: self._run_session(images), self._inference_timeout_s)
+            outputs = await stream.thread.run(lambda: self._run_session(images), self._settings.inference_timeout_s)
         except InferenceThreadDied:
             raise
         except Exception as error:  # backends raise their own exceptions, which have no common base
@@ -343,8 +324,7 @@ class BatchScheduler:
             stream.thread.abandon()
             stream.thread = InferenceThread()
             try:
-                if self._reload:
-                    self._session = await stream.thread.run(self._reload)
+                self._session = await stream.thread.run(self._reload)
                 stream.is_alive = True
             except Exception:  # of any kind: it may pass
                 logger.exception("the inference worker could not be restarted, next attempt in %g s", delay_s)

@@ -13,9 +13,10 @@ import numpy as np
 import orjson
 from jaxtyping import UInt8
 
-from model.backends.session import Session
+from model.backends.session import AutoSession, Session, find_hot_swap
 from model.contract import Contract, Task
 from model.detail import PreparedImage, prepare_image
+from model.errors import ArtifactError
 from model.formats.coco import (
     to_coco_annotation,
     to_coco_instances,
@@ -93,41 +94,24 @@ class ResponsePart:
     """COCO annotations for a zip file; ids and file names are set when it is written."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _GivenImage:
-    image: DecodedImage
-    """In the size of the result."""
-    original_size: tuple[int, int]
-    prepared: PreparedImage
-
-
 class Pipeline:
     """One model version at work. Images are decoded and encoded on threads, so that the event loop stays free."""
 
     def __init__(
         self,
+        load: Callable[[], tuple[Contract, Session]],
         contract: Contract,
         session: Session,
         settings: Settings,
         telemetry: Telemetry,
         names_file: Path,
-        reload: Callable[[], Session],
     ) -> None:
-        """`reload` makes a new session if the inference thread dies."""
+        """`load` has returned contract and session; it is called again if an inference thread dies."""
         self.names = LiveCategoryNames(contract, names_file)
         self.stats = VersionStats(contract, telemetry)
-        self.scheduler = BatchScheduler(
-            session,
-            telemetry,
-            max_batch_size=settings.max_batch_size,
-            max_queue_delay_ms=settings.max_queue_delay_ms,
-            max_queue_size=settings.max_queue_size,
-            max_batch_pixels=settings.max_batch_pixels,
-            max_queue_wait_s=settings.max_queue_wait_s,
-            inference_timeout_s=settings.inference_timeout_s,
-            streams=settings.streams,
-            reload=reload,
-        )
+        self.scheduler = BatchScheduler(_unwrap(session), settings, telemetry, self._reload)
+        self._load = load
+        self._loaded = (contract, session)
         self.admission = AdmissionController(
             settings.max_queue_size + settings.streams * settings.max_batch_size,
             self.scheduler.check_wait,
@@ -150,6 +134,17 @@ class Pipeline:
         return self.names.contract
 
     @property
+    def backend(self) -> str:
+        """The backend in use; it changes when a faster session takes over."""
+        return self._loaded[1].backend
+
+    @property
+    def skipped_backends(self) -> Mapping[str, str]:
+        """Why faster backends are not in use, by their names; empty unless the backend is chosen automatically."""
+        session = self._loaded[1]
+        return session.skipped_backends if isinstance(session, AutoSession) else {}
+
+    @property
     def is_idle(self) -> bool:
         """Whether no request is at work."""
         return self.admission.is_empty and self.scheduler.is_idle
@@ -168,6 +163,7 @@ class Pipeline:
         await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
         self.stats.close()
         self._capacity.set(0)
+        self._stop_hot_swap()
 
     async def run(
         self,
@@ -185,11 +181,11 @@ class Pipeline:
         """
         started = time.perf_counter()
         record.enter("decode")
-        given = await self.offload(partial(self._decode, content, options, record))
+        image, prepared = await self.offload(partial(self._decode, content, options, record))
         record.enter("queue")
-        outputs = await self._infer(given.prepared, context, record)
+        outputs = await self._infer(prepared, context, record)
         record.enter("merge")
-        postprocess = partial(self._postprocess, given, outputs, options, encode, record, contract)
+        postprocess = partial(self._postprocess, image, prepared, outputs, options, encode, record, contract)
         encoded = await self.offload(postprocess)
         self.stats.record_image(time.perf_counter() - started)
         return encoded
@@ -232,7 +228,23 @@ class Pipeline:
         context = RequestContext(deadline=deadline, priority=LOWEST_PRIORITY)
         return (await self.scheduler.submit(np.zeros((3, *size), np.uint8), size, context)).infer_s
 
-    def _decode(self, content: ImageContent, options: SegmentOptions, record: RequestRecord) -> _GivenImage:
+    def _reload(self) -> Session:
+        """Return a new session after the inference thread died. Raises ArtifactError if the artifact has changed."""
+        contract, session = self._load()
+        if contract != self._loaded[0]:
+            raise ArtifactError("the artifact changed while it was served: restart the server to use the new one")
+        self._stop_hot_swap()
+        self._loaded = (contract, session)
+        return _unwrap(session)
+
+    def _stop_hot_swap(self) -> None:
+        if hot_swap := find_hot_swap(self._loaded[1]):
+            hot_swap.close()
+
+    def _decode(
+        self, content: ImageContent, options: SegmentOptions, record: RequestRecord
+    ) -> tuple[DecodedImage, PreparedImage]:
+        """Return the image in the size of the result, and what the network sees of it."""
         with record.time("decode"):
             if isinstance(content, bytes):
                 image = decode_image(content, max_image_pixels=self._max_image_pixels)
@@ -242,16 +254,12 @@ class Pipeline:
             prepared = prepare_image(image.image, self.contract, options.detail)
             limited = limit_size(image, options.longest_edge or max(image.height, image.width))
         self._telemetry.image_pixels.observe(image.height * image.width)
-        letterbox = replace(prepared.letterbox, height=limited.height, width=limited.width)
-        return _GivenImage(
-            image=limited,
-            original_size=(image.height, image.width),
-            prepared=replace(prepared, letterbox=letterbox),
-        )
+        return limited, prepared
 
     def _postprocess(
         self,
-        given: _GivenImage,
+        image: DecodedImage,
+        prepared: PreparedImage,
         outputs: list[RawOutputs],
         options: SegmentOptions,
         encode: Callable[[SegmentationResult], T],
@@ -260,10 +268,10 @@ class Pipeline:
     ) -> T:
         is_selected = options.select_classes(contract)
         thresholds = options.override(contract.thresholds)
-        prepared = given.prepared
+        letterbox = replace(prepared.letterbox, height=image.height, width=image.width)
         with record.time("merge"):
             postprocess = make_postprocessor(
-                prepared.merge(outputs), prepared.letterbox, contract, prepared.override(thresholds)
+                prepared.merge(outputs), letterbox, contract, prepared.override(thresholds)
             )
             clusters = {task: postprocess(task) for task in options.tasks}
             if is_selected is not None:
@@ -276,12 +284,17 @@ class Pipeline:
         with record.time("encode"):
             return encode(
                 SegmentationResult(
-                    image=given.image,
-                    original_size=given.original_size,
+                    image=image,
+                    original_size=(prepared.letterbox.height, prepared.letterbox.width),
                     segmentations=tuple(merged.items()),
                     clusters=clusters,
                 )
             )
+
+
+def _unwrap(session: Session) -> Session:
+    """Return the session that runs: the one that backend "auto" chose, if it did."""
+    return session.session if isinstance(session, AutoSession) else session
 
 
 def encode_result(

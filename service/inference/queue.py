@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +15,7 @@ from model.errors import DeadlineExceeded, QueueFull
 from model.network_io import RawOutputs
 from service.metrics import ReleaseReason, SharedGauge
 from service.requests import RequestContext
+from service.settings import Settings
 
 Shape = tuple[int, ...]
 
@@ -137,14 +139,8 @@ class ImageBatch:
 class BatchPolicy:
     """Runs a batch when it is full, has waited long enough, or a deadline is close; each has one input size."""
 
-    def __init__(
-        self, *, max_batch_size: int, max_queue_delay_s: float, max_batch_pixels: int, streams: int = 1
-    ) -> None:
-        """`streams` batches run at once."""
-        self._max_batch_size = max_batch_size
-        self._streams = streams
-        self._max_queue_delay_s = max_queue_delay_s
-        self._max_batch_pixels = max_batch_pixels
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._run_s = _INITIAL_RUN_S
         self._reduced: dict[Shape, tuple[int, int]] = {}
         """Maximum batch size of input sizes that were short of memory, and successful runs since."""
@@ -155,9 +151,9 @@ class BatchPolicy:
 
     def batch_limit(self, shape: Shape) -> int:
         """Return the maximum batch size of an input size: by the setting, its pixels, and the memory it took."""
-        by_pixels = max(1, self._max_batch_pixels // (shape[-1] * shape[-2]))
-        by_memory, _ = self._reduced.get(shape, (self._max_batch_size, 0))
-        return min(self._max_batch_size, by_pixels, by_memory)
+        by_pixels = max(1, self._settings.max_batch_pixels // (shape[-1] * shape[-2]))
+        by_memory, _ = self._reduced.get(shape, (self._settings.max_batch_size, 0))
+        return min(self._settings.max_batch_size, by_pixels, by_memory)
 
     def choose(self, queue: FairQueue, now: float) -> ImageBatch | float | None:
         """Take the next batch from the queue; else return the seconds until one is due; None if the queue is empty."""
@@ -178,7 +174,7 @@ class BatchPolicy:
 
     def estimate_wait(self, images: int) -> float:
         """Return the seconds that this many images will take."""
-        return -(-images // (self._max_batch_size * self._streams)) * self._run_s
+        return -(-images // (self._settings.max_batch_size * self._settings.streams)) * self._run_s
 
     def record(self, shape: Shape, run_s: float) -> None:
         """Record a successful run."""
@@ -187,7 +183,7 @@ class BatchPolicy:
         if shape in self._reduced:
             limit, runs = self._reduced[shape]
             self._reduced[shape] = (limit, runs + 1) if runs + 1 < _RECOVERY_RUNS else (2 * limit, 0)
-            if self._reduced[shape][0] >= self._max_batch_size:
+            if self._reduced[shape][0] >= self._settings.max_batch_size:
                 del self._reduced[shape]
 
     def halve_limit(self, shape: Shape, count: int) -> None:
@@ -198,7 +194,7 @@ class BatchPolicy:
         self, shape: Shape, count: int, age_s: float, time_left_s: float
     ) -> tuple[ReleaseReason | None, float]:
         """Return why a batch of this input size runs now, else None and the seconds until it will."""
-        delay_s = self._max_queue_delay_s - age_s
+        delay_s = self._settings.max_queue_delay_ms / 1000 - age_s
         slack_s = time_left_s - _DEADLINE_FACTOR * self._run_s
         if count >= self.batch_limit(shape):
             return "max_batch_size", 0.0
@@ -209,13 +205,6 @@ class BatchPolicy:
         if slack_s <= 0.0:
             return "deadline", 0.0
         return None, min(delay_s, slack_s)
-
-
-@dataclass(kw_only=True, eq=False)
-class _Slot:
-    context: RequestContext
-    task: "asyncio.Task[object] | None"
-    is_revoked: bool = False
 
 
 class AdmissionController:
@@ -237,7 +226,8 @@ class AdmissionController:
         self._check_wait = check_wait
         self._make_queue_full = make_queue_full
         self._gauge = gauge
-        self._slots: list[_Slot] = []
+        self._slots: dict[asyncio.Task[Any] | None, RequestContext] = {}
+        """By the task that holds the slot, the newest last."""
 
     @property
     def is_empty(self) -> bool:
@@ -250,30 +240,28 @@ class AdmissionController:
         self._check_wait(context)
         if len(self._slots) >= self._capacity:
             self._revoke_slot(context)
-        slot = _Slot(context=context, task=asyncio.current_task())
-        self._slots.append(slot)
+        task = asyncio.current_task()
+        self._slots[task] = context
         self._gauge.set(len(self._slots))
         try:
             yield
         except asyncio.CancelledError:
-            if slot.is_revoked and slot.task and slot.task.uncancel() == 0:
+            if task and task not in self._slots and task.uncancel() == 0:
                 raise self._make_queue_full() from None
             raise
         finally:
-            if not slot.is_revoked:
-                self._slots.remove(slot)
+            self._slots.pop(task, None)
             self._gauge.set(len(self._slots))
 
     def _revoke_slot(self, context: RequestContext) -> None:
-        counts = Counter(slot.context.owner for slot in self._slots)
-        lowest = max(slot.context.priority for slot in self._slots)
-        candidates = [slot for slot in self._slots if slot.context.priority == lowest]
+        counts = Counter(each.owner for each in self._slots.values())
+        lowest = max(each.priority for each in self._slots.values())
         # Among equals the last one: the newest request has cost least so far.
-        victim = max(enumerate(candidates), key=lambda each: (counts[each[1].context.owner], each[0]))[1]
-        has_more = counts[victim.context.owner] >= counts[context.owner] + 2 and context.priority <= lowest
+        candidates = [task for task, each in reversed(self._slots.items()) if each.priority == lowest]
+        victim = max(candidates, key=lambda task: counts[self._slots[task].owner])
+        has_more = counts[self._slots[victim].owner] >= counts[context.owner] + 2 and context.priority <= lowest
         if not has_more and context.priority >= lowest:
             raise self._make_queue_full()
-        victim.is_revoked = True
-        self._slots.remove(victim)
-        if victim.task:
-            victim.task.cancel()
+        del self._slots[victim]
+        if victim:
+            victim.cancel()

@@ -131,7 +131,7 @@ async def server_metadata(request: Request) -> dict[str, Any]:
 async def model_statistics(request: Request, name: str | None = None, version: str | None = None) -> dict[str, Any]:
     """Return the statistics of a version since it was loaded, of all loaded versions of a model, or of all models."""
     if name is None:
-        routers = get_state(request).model_repository.routers.by_name().values()
+        routers = get_state(request).model_repository.routers.by_name.values()
         pipelines = [pipeline for router in routers for pipeline in router.list_pipelines()]
     elif version is None:
         pipelines = _get_router(request, name).list_pipelines()
@@ -150,7 +150,7 @@ async def model_metadata(request: Request, name: str, version: str | None = None
     router = _get_router(request, name)
     return {
         "name": router.get_pipeline(version).contract.name,
-        "versions": router.list_versions(),
+        "versions": [each.contract.version for each in router.list_pipelines()],
         "platform": "onnx_onnxv1",
         "inputs": [{"name": each, "datatype": kind, "shape": shape} for each, (kind, shape) in INPUTS.items()],
         "outputs": [{"name": each, "datatype": kind, "shape": shape} for each, (kind, shape) in OUTPUTS.items()],
@@ -164,9 +164,7 @@ async def model_config(request: Request, name: str, version: str | None = None) 
 
     Its parameters name the backend in use, and why faster ones are not.
     """
-    router = _get_router(request, name)
-    pipeline = router.get_pipeline(version)
-    model = next(each for each in router.list_models() if each.pipeline is pipeline)
+    pipeline = _get_router(request, name).get_pipeline(version)
     return {
         "name": pipeline.contract.name,
         "platform": "onnxruntime_onnx",
@@ -180,8 +178,8 @@ async def model_config(request: Request, name: str, version: str | None = None) 
             {"name": each, "data_type": _TRITON_TYPES[kind], "dims": shape} for each, (kind, shape) in OUTPUTS.items()
         ],
         "parameters": {
-            "backend": {"string_value": model.backend},
-            **{f"skipped_backends.{each}": {"string_value": why} for each, why in model.skipped_backends.items()},
+            "backend": {"string_value": pipeline.backend},
+            **{f"skipped_backends.{each}": {"string_value": why} for each, why in pipeline.skipped_backends.items()},
         },
     }
 

@@ -12,7 +12,7 @@ from model.contract import Contract
 from model.errors import ContractMismatch, RegistryError, UsegError
 from model.registry.deployment import DeploymentState, TrafficSplit
 from model.registry.versions import Registry
-from service.inference.loaded_model import ArtifactLoader, LoadedModel
+from service.inference.loading import ArtifactLoader, load_pipeline
 from service.inference.pipeline import Pipeline
 from service.metrics import RollbackCause, Telemetry, VersionMetrics, VersionRole
 from service.rollout.canary_analysis import ShadowRunner, check_latency, find_regression
@@ -24,16 +24,6 @@ logger = logging.getLogger(__name__)
 
 AUTHOR = "useg serve"
 """Author of the service's own changes in the registry."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _PreviousVersion:
-    """The version that was active before, for as long as its successor is compared with it."""
-
-    version: str
-    until: float
-    """On the event loop's clock; then it is unloaded."""
-    metrics: VersionMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +45,7 @@ class RolloutController:
         self.router = TrafficRouter()
         self.state = DeploymentState()
         """The registry's state, without versions that failed here."""
+        self.loaded: dict[str, Pipeline] = {}
         self.loading: dict[str, asyncio.Task[None]] = {}
         """At most one, because loading takes memory and processor time from serving."""
         self._registry = registry
@@ -63,9 +54,11 @@ class RolloutController:
         self._telemetry = telemetry
         self._listed: tuple[str, ...] = ()
         """Versions in the registry, the latest last."""
-        self._loaded: dict[str, LoadedModel] = {}
         self._failed: dict[str, _FailedVersion] = {}
-        self._previous: _PreviousVersion | None = None
+        self._baseline: VersionMetrics | None = None
+        """Of the router's fallback when it was replaced; its successor is compared with it."""
+        self._fallback_until = 0.0
+        """On the event loop's clock; then the fallback is unloaded."""
         self._missing: frozenset[str] = frozenset()
         self._last_error = ""
         self._lock = asyncio.Lock()
@@ -74,12 +67,12 @@ class RolloutController:
     def is_settled(self) -> bool:
         """Whether every version in use is loaded or failed."""
         in_use = self.state.versions_in_use
-        return not self.loading and all(each in self._loaded or each in self._failed for each in in_use)
+        return not self.loading and all(each in self.loaded or each in self._failed for each in in_use)
 
     @property
     def is_empty(self) -> bool:
         """Whether no version is loaded or loading."""
-        return not self._loaded and not self.loading
+        return not self.loaded and not self.loading
 
     async def reconcile(self) -> None:
         """Read the registry and do the next steps towards its state."""
@@ -91,11 +84,6 @@ class RolloutController:
             await self._unload_unused()
             self._report()
 
-    def drain(self) -> None:
-        """Run batches without waiting for more images."""
-        for model in self._loaded.values():
-            model.drain()
-
     async def stop(self) -> None:
         """Unload all versions."""
         self._telemetry.set_version_roles(self.model, {})
@@ -104,8 +92,8 @@ class RolloutController:
         await asyncio.gather(*self.loading.values(), return_exceptions=True)
         if self.router.shadow:
             self.router.shadow.stop()
-        for model in self._loaded.values():
-            await model.stop()
+        for pipeline in self.loaded.values():
+            await pipeline.stop()
 
     def describe(self) -> ModelHistory:
         """Return the status of all versions; reads the registry, or returns its last state if that is unreadable."""
@@ -114,11 +102,10 @@ class RolloutController:
         except UsegError:
             state = self.state
         fractions = {each.version: each.traffic_fraction for each in (state.canary, state.shadow) if each}
-        active = self.router.active.pipeline if self.router.active else None
         return ModelHistory(
             name=self.model,
             active=state.active,
-            serving_version=active.contract.version if active else None,
+            serving_version=self.router.active.contract.version if self.router.active else None,
             revision=state.revision,
             versions=[
                 VersionStatus(
@@ -126,8 +113,8 @@ class RolloutController:
                     state=role,
                     traffic_fraction=fractions.get(version),
                     reason=self._failed[version].reason if version in self._failed else None,
-                    backend=self._loaded[version].backend if version in self._loaded else None,
-                    skipped_backends=self._loaded[version].skipped_backends if version in self._loaded else {},
+                    backend=self.loaded[version].backend if version in self.loaded else None,
+                    skipped_backends=dict(self.loaded[version].skipped_backends) if version in self.loaded else {},
                 )
                 for version, role in self._roles().items()
             ],
@@ -162,7 +149,7 @@ class RolloutController:
         """Start to load the next version in use, the active one first."""
         splits = [each.version for each in (self.state.canary, self.state.shadow) if each]
         in_use = [each for each in (self.state.active, *splits) if each]
-        missing = [each for each in in_use if each not in self._loaded and each not in self._failed]
+        missing = [each for each in in_use if each not in self.loaded and each not in self._failed]
         if missing and not self.loading:
             self.loading[missing[0]] = asyncio.create_task(self._load(missing[0]))
 
@@ -177,13 +164,11 @@ class RolloutController:
                 raise ContractMismatch(f"the folder of version {version!r} of {self.model!r} holds {given}")
             return contract, session
 
-        names_file = self._registry.names_path(self.model, version)
-        model = LoadedModel(load, self._settings, self._telemetry, names_file)
+        names_file, pipeline = self._registry.names_path(self.model, version), None
         try:
-            await model.start()
-            await model.wait_ready()
-            await self._check_latency(model.get_pipeline())
-            self._loaded[version] = model
+            pipeline = await load_pipeline(load, self._settings, self._telemetry, names_file)
+            await self._check_latency(pipeline)
+            self.loaded[version] = pipeline
         except UsegError as error:
             await self._quarantine(version, "reject", "load_failed", str(error))
         except Exception as error:  # a session may raise anything
@@ -191,8 +176,8 @@ class RolloutController:
             await self._quarantine(version, "reject", "load_failed", f"{type(error).__name__}, see the log")
         finally:
             self.loading.pop(version, None)
-            if version not in self._loaded:
-                await model.stop()
+            if pipeline and version not in self.loaded:
+                await pipeline.stop()
 
     async def _check_latency(self, candidate: Pipeline) -> None:
         active = find_ready(self.router.active)
@@ -204,33 +189,31 @@ class RolloutController:
     def _apply_roles(self) -> None:
         """Give loaded versions the roles of the registry's state; a role whose version is not loaded stays as it is."""
         router, state = self.router, self.state
-        active = self._loaded.get(state.active) if state.active else None
+        active = self.loaded.get(state.active) if state.active else None
         if active and active is not router.active:
             self._activate(active)
-        canary = self._loaded.get(state.canary.version) if state.canary else None
-        if canary is not router.canary and canary and canary.pipeline:
-            canary.pipeline.stats.reset_recent()
+        canary = self.loaded.get(state.canary.version) if state.canary else None
+        if canary and canary is not router.canary:
+            canary.stats.reset_recent()
         router.canary, router.canary_fraction = canary, state.canary.traffic_fraction if state.canary else 0.0
         self._apply_shadow(state.shadow)
         router.unready_reason = self._unready_reason()
 
-    def _activate(self, model: LoadedModel) -> None:
+    def _activate(self, pipeline: Pipeline) -> None:
         """Route new requests to a version; those in flight finish on the version they started with."""
         router, before = self.router, self.router.active
-        previous = next((name for name, each in self._loaded.items() if each is before), None)
-        self._previous = router.fallback = None
-        if before and before.pipeline and previous and previous in self.state.previous_versions:
-            until = asyncio.get_running_loop().time() + self._settings.rollback_window_s
-            self._previous = _PreviousVersion(version=previous, until=until, metrics=before.pipeline.stats.recent())
-            router.fallback = before
-        if model.pipeline:
-            model.pipeline.stats.reset_recent()
-        router.active = model
-        logger.info("%s: switched from version %s to %s", self.model, previous or "none", self.state.active)
+        previous = before.contract.version if before else "none"
+        router.fallback = self._baseline = None
+        if before and previous in self.state.previous_versions:
+            router.fallback, self._baseline = before, before.stats.recent()
+            self._fallback_until = asyncio.get_running_loop().time() + self._settings.rollback_window_s
+        pipeline.stats.reset_recent()
+        router.active = pipeline
+        logger.info("%s: switched from version %s to %s", self.model, previous, self.state.active)
 
     def _apply_shadow(self, split: TrafficSplit | None) -> None:
         router = self.router
-        pipeline = find_ready(self._loaded.get(split.version)) if split else None
+        pipeline = find_ready(self.loaded.get(split.version)) if split else None
         active = find_ready(router.active)
         current = router.shadow
         if current and (current.pipeline is not pipeline or current.active is not active):
@@ -244,13 +227,11 @@ class RolloutController:
 
     async def _roll_back_regression(self) -> None:
         """Roll back a version that is worse than the one it replaced or runs next to."""
-        active = self.router.active.pipeline if self.router.active else None
+        active, shadow = self.router.active, self.router.shadow
         if not active:
             return
-        canary = self.router.canary.pipeline if self.router.canary else None
-        shadow = self.router.shadow.pipeline if self.router.shadow else None
-        trials = [(active, self._previous.metrics)] if self._previous else []
-        trials += [(each, active.stats.recent()) for each in (canary, shadow) if each]
+        trials = [(active, self._baseline)] if self._baseline else []
+        trials += [(each, active.stats.recent()) for each in (self.router.canary, shadow and shadow.pipeline) if each]
         for pipeline, baseline in trials:
             metrics, is_loading = pipeline.stats.recent(), bool(self.loading)
             if regression := find_regression(metrics, baseline, self._settings, is_loading=is_loading):
@@ -278,14 +259,14 @@ class RolloutController:
 
     async def _unload_unused(self) -> None:
         """Unload versions without a role once their last requests are finished."""
-        if self._previous and self._previous.until <= asyncio.get_running_loop().time():
-            self._previous = self.router.fallback = None
-        kept = {*self.state.versions_in_use, *([self._previous.version] if self._previous else [])}
-        for version, model in list(self._loaded.items()):
-            is_idle = model.pipeline is None or model.pipeline.is_idle
-            if version not in kept and model is not self.router.active and is_idle:
-                del self._loaded[version]
-                await model.stop()
+        router = self.router
+        if self._fallback_until <= asyncio.get_running_loop().time():
+            router.fallback = self._baseline = None
+        for version, pipeline in list(self.loaded.items()):
+            is_used = version in self.state.versions_in_use or pipeline in (router.active, router.fallback)
+            if not is_used and pipeline.is_idle:
+                del self.loaded[version]
+                await pipeline.stop()
                 await asyncio.to_thread(_release_memory)
                 logger.info("%s %s is unloaded", self.model, version)
 
@@ -300,19 +281,19 @@ class RolloutController:
 
     def _roles(self) -> dict[str, VersionRole]:
         """Return the role of each version in the registry or in use."""
-        missing = self.state.versions_in_use.intersection(self._loaded).difference(self._listed)
+        missing = self.state.versions_in_use.intersection(self.loaded).difference(self._listed)
         roles = {version: self._role(version) for version in self._listed}
         return roles | dict.fromkeys(sorted(missing), "missing_from_registry")
 
     def _role(self, version: str) -> VersionRole:
-        model = self._loaded.get(version)
-        if model is None:
+        pipeline = self.loaded.get(version)
+        if pipeline is None:
             return "loading" if version in self.loading else "failed" if version in self._failed else "unloaded"
-        if model is self.router.active:
+        if pipeline is self.router.active:
             return "active"
-        if model is self.router.canary:
+        if pipeline is self.router.canary:
             return "canary"
-        return "shadow" if self.router.shadow and self.router.shadow.pipeline is model.pipeline else "standby"
+        return "shadow" if self.router.shadow and self.router.shadow.pipeline is pipeline else "standby"
 
     def _unready_reason(self) -> str:
         active = self.state.active

@@ -3,19 +3,14 @@
 import asyncio
 import logging
 from functools import partial
-from pathlib import Path
 
-from model.backends.loader import load_session
-from model.backends.openvino import default_compile_cache
-from model.backends.session import Session
-from model.contract import NETWORK_FILE, Contract
-from model.errors import ShuttingDown, UsegError
+from model.contract import NETWORK_FILE
+from model.errors import ModelNotFound, NotReady, ShuttingDown, UsegError
 from model.registry.category_names import names_path
-from model.registry.signatures import read_trusted_keys, verify_signature
 from model.registry.versions import Registry
-from service.inference.loaded_model import ArtifactLoader, LoadedModel
+from service.inference.loading import ArtifactLoader, load_pipeline, make_artifact_loader
 from service.inference.pipeline import Pipeline
-from service.metrics import ModelState, Telemetry
+from service.metrics import ModelState, Telemetry, VersionStats
 from service.rollout.controller import RolloutController
 from service.rollout.router import Routers, TrafficRouter, find_ready
 from service.schemas import ModelHistory, VersionStatus
@@ -23,11 +18,9 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_WORST_FIRST: tuple[ModelState, ...] = ("failed", "restarting", "loading", "ready")
-
 
 class ModelRepository:
-    """Loads the models that the settings name; `routers` gives requests the versions that handle them."""
+    """Loads the models that the settings name, and gives requests the routers to their versions."""
 
     def __init__(
         self,
@@ -45,49 +38,67 @@ class ModelRepository:
         self._controllers: dict[str, RolloutController] = {}
         self._is_ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._error: UsegError | None = None
+        """Why the artifact of a server without a registry could not be loaded."""
         self._last_error = ""
+        unready_reason = "the artifact is loading: try again in a moment"
         if self.registry:
             self.registry.list_models()
-        names_file = settings.category_names_file or names_path(settings.artifact)
-        self._model = LoadedModel(partial(self._load_artifact, settings.artifact), settings, telemetry, names_file)
-        single = None if self.registry else TrafficRouter(active=self._model)
-        self.routers = Routers(settings.default_model, single)
+            unready_reason = "the registry has no model yet: run `useg registry add`, then `useg registry activate`"
+        self.routers = Routers(settings.default_model, unready_reason)
 
     async def start(self) -> None:
         """Start to load the models."""
-        if self.registry:
-            self._task = asyncio.create_task(self._poll_registry())
-        else:
-            await self._model.start()
+        self._task = asyncio.create_task(self._poll_registry() if self.registry else self._load_single())
 
     async def wait_ready(self) -> None:
         """Return once a model accepts images; with a registry, wait until it has one.
 
         Raises the error with which the artifact of a server without a registry failed to load.
         """
-        await (self._is_ready.wait() if self.registry else self._model.wait_ready())
+        await self._is_ready.wait()
+        if self._error:
+            raise self._error
 
     def get_ready_pipeline(self) -> Pipeline:
-        """Return the default model's pipeline if the server is ready. Raises NotReady, with the reason, otherwise."""
+        """Return the default model's pipeline. Raises NotReady, with the reason, if the server is not ready.
+
+        Without a default, every model that has an active version must be ready.
+        """
         if self.is_draining:
             raise ShuttingDown("the server is shutting down: use another one")
-        return self.routers.get_ready_pipeline()
+        routers = list(self.routers.by_name.values())
+        if self._settings.default_model is None and len(routers) > 1:
+            ready = [router.get_pipeline() for router in routers if router.active]
+            return ready[0] if ready else routers[0].get_pipeline()
+        try:
+            return self.routers.get().get_pipeline()
+        except ModelNotFound as error:
+            raise NotReady(str(error)) from error
+
+    def find_stats(self) -> VersionStats | None:
+        """Return the statistics of the default model's active version, if it is known and loaded."""
+        by_name = self.routers.by_name
+        router = by_name.get(self._settings.default_model or next(iter(by_name), ""))
+        return router.stats if router else None
 
     def drain(self) -> None:
         """Fail readiness from now on, and run batches without delay; requests are still accepted."""
         self.is_draining = True
-        self._model.drain()
-        for controller in self._controllers.values():
-            controller.drain()
+        for pipeline in self._list_loaded():
+            pipeline.scheduler.drain()
 
     async def stop(self) -> None:
         """Reject further images and unload the models."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._model.stop()
         for controller in self._controllers.values():
             await controller.stop()
+        for pipeline in self._list_loaded():
+            await pipeline.stop()
+        self.routers.by_name = {}
+        self.routers.unready_reason = "the server is shutting down: try again in a moment"
 
     async def reconcile(self) -> None:
         """Bring all models in line with the registry; one that is gone stays as long as a version of it is loaded."""
@@ -105,7 +116,7 @@ class ModelRepository:
                 await controller.reconcile()
             except Exception:  # of any kind: without the loop, no model would be rolled back any more
                 logger.exception("%s could not be reconciled with the registry", controller.model)
-        self.routers.of_registry = {name: each.router for name, each in self._controllers.items()}
+        self.routers.by_name = {name: each.router for name, each in self._controllers.items()}
         controllers = self._controllers.values()
         if any(each.router.active for each in controllers) and all(each.is_settled for each in controllers):
             self._is_ready.set()
@@ -114,43 +125,60 @@ class ModelRepository:
         """Return the status of all models; reads files."""
         if self.registry:
             return [controller.describe() for controller in self._controllers.values()]
-        if not self._model.pipeline:
-            return []
-        contract = self._model.pipeline.contract
-        status = VersionStatus(
-            version=contract.version,
-            state="active" if find_ready(self._model) else "loading",
-            backend=self._model.backend,
-            skipped_backends=self._model.skipped_backends,
-        )
         return [
             ModelHistory(
-                name=contract.name,
-                active=contract.version,
-                serving_version=contract.version,
+                name=pipeline.contract.name,
+                active=pipeline.contract.version,
+                serving_version=pipeline.contract.version,
                 revision=None,
-                versions=[status],
+                versions=[
+                    VersionStatus(
+                        version=pipeline.contract.version,
+                        state="active" if find_ready(pipeline) else "loading",
+                        backend=pipeline.backend,
+                        skipped_backends=dict(pipeline.skipped_backends),
+                    )
+                ],
                 previous_versions=[],
                 history=[],
             )
+            for pipeline in self._list_loaded()
         ]
 
     def update_metrics(self) -> None:
         """Set the metrics that describe the served models."""
         metrics = self._telemetry
-        active = [router.active for router in self.routers.by_name().values() if router.active]
+        active = [router.active for router in self.routers.by_name.values() if router.active]
         metrics.model_info.clear()
         metrics.skipped_backend_info.clear()
-        for model in active:
-            if not model.pipeline:
-                continue
-            contract = model.pipeline.contract
+        for pipeline in active:
+            contract = pipeline.contract
             version, sha256 = (contract.name, contract.version), contract.files.get(NETWORK_FILE, "")
-            metrics.model_info.labels(*version, sha256, model.backend, contract.precision).set(1)
-            for backend, reason in model.skipped_backends.items():
+            metrics.model_info.labels(*version, sha256, pipeline.backend, contract.precision).set(1)
+            for backend, reason in pipeline.skipped_backends.items():
                 metrics.skipped_backend_info.labels(*version, backend, reason).set(1)
-        states: list[ModelState] = [each.state for each in active] or ["loading"]
-        metrics.set_state("draining" if self.is_draining else min(states, key=_WORST_FIRST.index))
+        state: ModelState = "ready" if all(map(find_ready, active)) else "restarting"
+        if not active:
+            state = "failed" if self._error else "loading"
+        metrics.set_state("draining" if self.is_draining else state)
+
+    def _list_loaded(self) -> list[Pipeline]:
+        if self.registry:
+            return [pipeline for controller in self._controllers.values() for pipeline in controller.loaded.values()]
+        return [router.active for router in self.routers.by_name.values() if router.active]
+
+    async def _load_single(self) -> None:
+        settings, load = self._settings, partial(self._load_artifact, self._settings.artifact)
+        names_file = settings.category_names_file or names_path(settings.artifact)
+        try:
+            pipeline = await load_pipeline(load, settings, self._telemetry, names_file)
+        except UsegError as error:
+            logger.error("the artifact could not be loaded: %s", error)
+            self._error = error
+            self.routers.unready_reason = f"the artifact could not be loaded: {error}"
+        else:
+            self.routers.by_name = {pipeline.contract.name: TrafficRouter(pipeline)}
+        self._is_ready.set()
 
     async def _poll_registry(self) -> None:
         while True:
@@ -168,26 +196,3 @@ class ModelRepository:
             return tuple(self._controllers)
         self._last_error = ""
         return names
-
-
-def make_artifact_loader(settings: Settings) -> ArtifactLoader:
-    """Return a loader for the backend in the settings; if they name trusted keys, it requires a signature.
-
-    Raises ConfigError for unusable public keys.
-    """
-    load = partial(
-        load_session,
-        backend=settings.backend,
-        threads=settings.intra_op_threads,
-        streams=settings.streams,
-        compile_cache=settings.compile_cache or default_compile_cache(),
-    )
-    if settings.trusted_keys_file is None:
-        return load
-    trusted = read_trusted_keys(settings.trusted_keys_file)
-
-    def load_signed(directory: Path) -> tuple[Contract, Session]:
-        verify_signature(directory, trusted)
-        return load(directory)
-
-    return load_signed

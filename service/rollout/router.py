@@ -3,13 +3,12 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from model.errors import InputError, InvalidParameter, ModelNotFound, NotReady, QueueFull
-from service.inference.loaded_model import LoadedModel
 from service.inference.pipeline import ImageContent, Pipeline
 from service.metrics import VersionStats
 from service.requests import RequestContext
@@ -72,13 +71,13 @@ class TrafficRouter:
     To be used on the event loop only, so that roles change between two requests.
     """
 
-    def __init__(self, active: LoadedModel | None = None) -> None:
+    def __init__(self, active: Pipeline | None = None) -> None:
         self.active = active
         """Handles all requests but the canary's."""
-        self.canary: LoadedModel | None = None
+        self.canary: Pipeline | None = None
         self.canary_fraction = 0.0
         """Fraction of the clients that the canary handles."""
-        self.fallback: LoadedModel | None = None
+        self.fallback: Pipeline | None = None
         """The previously active version, still loaded; used if the active one fails."""
         self.shadow: ShadowRunner | None = None
         self.unready_reason = "no version is active"
@@ -86,9 +85,8 @@ class TrafficRouter:
 
     @property
     def stats(self) -> VersionStats | None:
-        """Statistics of the active version, if it is loaded."""
-        pipeline = self.active.pipeline if self.active else None
-        return pipeline.stats if pipeline else None
+        """Statistics of the active version, if there is one."""
+        return self.active.stats if self.active else None
 
     def get_pipeline(self, version: str | None = None) -> Pipeline:
         """Return a version that is ready, by default the active one.
@@ -97,27 +95,18 @@ class TrafficRouter:
         """
         if not self.active:
             raise NotReady(self.unready_reason)
-        active = self.active.get_pipeline()
+        if not self.active.scheduler.is_alive:
+            raise NotReady("the inference worker died and is being restarted: try again in a moment")
         if version is None:
-            return active
-        found = next((each for each in self.list_pipelines() if each.contract.version == version), None)
-        if found is None:
-            raise ModelNotFound(
-                f"version {version!r} is not loaded; loaded versions: {', '.join(self.list_versions())}"
-            )
-        return found
-
-    def list_models(self) -> list[LoadedModel]:
-        """Return the loaded versions, the active one first."""
-        return [each for each in (self.active, self.canary, self.fallback) if each]
+            return self.active
+        loaded = {each.contract.version: each for each in self.list_pipelines()}
+        if version not in loaded:
+            raise ModelNotFound(f"version {version!r} is not loaded; loaded versions: {', '.join(loaded)}")
+        return loaded[version]
 
     def list_pipelines(self) -> list[Pipeline]:
-        """Return those that are ready."""
-        return [pipeline for each in self.list_models() if (pipeline := find_ready(each))]
-
-    def list_versions(self) -> list[str]:
-        """Return the names of those that are ready."""
-        return [each.contract.version for each in self.list_pipelines()]
+        """Return the versions that are ready, the active one first."""
+        return [each for each in (self.active, self.canary, self.fallback) if each and each.scheduler.is_alive]
 
     def mirror(self, images: Iterable[ImageContent]) -> None:
         """Copy segmented images to the shadow version, if there is one."""
@@ -154,65 +143,33 @@ class TrafficRouter:
 
 
 class Routers:
-    """The models of a server by name."""
+    """The models of a server."""
 
-    def __init__(self, default_model: str | None, single: TrafficRouter | None = None) -> None:
-        """`single` is the model of a server without a registry."""
-        self.of_registry: dict[str, TrafficRouter] = {}
+    def __init__(self, default_model: str | None, unready_reason: str) -> None:
+        self.by_name: dict[str, TrafficRouter] = {}
+        self.unready_reason = unready_reason
+        """Why no request is handled, while there is no model."""
         self._default_model = default_model
-        self._single = single
-
-    def by_name(self) -> Mapping[str, TrafficRouter]:
-        """Return the models by name; an artifact that is still loading has an empty name."""
-        if self._single is None:
-            return self.of_registry
-        pipeline = self._single.active.pipeline if self._single.active else None
-        return {pipeline.contract.name if pipeline else "": self._single}
 
     def get(self, name: str | None = None) -> TrafficRouter:
         """Return the model of a name, by default the only or the default one.
 
-        Raises ModelNotFound, NotReady if none is loaded yet, InvalidParameter if there are several and no default.
+        Raises NotReady if none is loaded yet, ModelNotFound, InvalidParameter if there are several and no default.
         """
-        routers = self.by_name()
-        if "" in routers:
-            routers[""].get_pipeline()
-        requested = name if name is not None else self._default_model
-        if requested is not None and requested in routers:
-            return routers[requested]
-        known = ", ".join(sorted(routers)) or "none yet"
-        if requested is not None:
-            raise ModelNotFound(f"model {requested!r} not found; known models: {known}")
-        if not routers:
-            raise NotReady("the registry has no model yet: run `useg registry add`, then `useg registry activate`")
-        if len(routers) > 1:
+        if not self.by_name:
+            raise NotReady(self.unready_reason)
+        known = ", ".join(sorted(self.by_name))
+        requested = self._default_model if name is None else name
+        if requested is None and len(self.by_name) > 1:
             raise InvalidParameter(f"several models are served: set model=NAME, one of {known}")
-        return next(iter(routers.values()))
-
-    def get_ready_pipeline(self) -> Pipeline:
-        """Return the default model's pipeline. Raises NotReady, with the reason, if the server is not ready.
-
-        Without a default, every model that has an active version must be ready.
-        """
-        routers = self.by_name()
-        if self._default_model is None and len(routers) > 1:
-            ready = [router.get_pipeline() for router in routers.values() if router.active]
-            return ready[0] if ready else next(iter(routers.values())).get_pipeline()
-        try:
-            return self.get().get_pipeline()
-        except ModelNotFound as error:
-            raise NotReady(str(error)) from error
-
-    def find_stats(self) -> VersionStats | None:
-        """Return the statistics of the default model's active version, if it is known and loaded."""
-        routers, default = self.by_name(), self._default_model
-        router = routers.get(default) if default else next(iter(routers.values()), None)
-        return router.stats if router else None
+        requested = requested or next(iter(self.by_name))
+        if requested not in self.by_name:
+            raise ModelNotFound(f"model {requested!r} not found; known models: {known}")
+        return self.by_name[requested]
 
 
-def find_ready(model: LoadedModel | None) -> Pipeline | None:
-    """Return the pipeline of a version if it is ready."""
-    pipeline = model.pipeline if model else None
+def find_ready(pipeline: Pipeline | None) -> Pipeline | None:
+    """Return the pipeline unless its worker is being restarted."""
     return pipeline if pipeline and pipeline.scheduler.is_alive else None
 
 
