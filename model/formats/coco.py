@@ -1,8 +1,8 @@
 """Segmentations as COCO's RLE and JSON, GeoJSON, NumPy archives, and the responses of Hugging Face's
 image-segmentation task.
 
-The compressed run-length encoding is pycocotools' byte for byte, but made for all segments of a label map at once: at
-2.5 megapixels with 30 segments 2 ms instead of 56.
+The runs of all segments of a label map are found at once, and pycocotools compresses them: at 2.5 megapixels with 30
+segments this takes 1 ms, and encoding one mask after the other 56.
 
 COCO's panoptic annotations pass panopticapi's checks: the ids in the PNG and in `segments_info` are the same, and every
 category is listed.
@@ -12,7 +12,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import cv2
@@ -49,16 +48,6 @@ class Rle:
     """x, y, width, height."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Runs:
-    """Runs of set pixels in column-major order, mask after mask."""
-
-    starts: Int64[np.ndarray, "R"]
-    ends: Int64[np.ndarray, "R"]
-    bounds: Int64[np.ndarray, "N+1"]
-    """First run of each mask, and the number of all runs."""
-
-
 def encode_label_map(labels: Shaped[np.ndarray, "H W"], ids: list[int]) -> list[Rle]:
     """Return the RLE of each id, which must not be negative."""
     if not ids:
@@ -69,9 +58,8 @@ def encode_label_map(labels: Shaped[np.ndarray, "H W"], ids: list[int]) -> list[
     values = column_major[starts]
     order = np.argsort(values, kind="stable")
     first, last = np.searchsorted(values[order], [ids, [each + 1 for each in ids]])
-    chosen = np.concatenate([order[start:end] for start, end in zip(first, last, strict=True)])
-    bounds = np.concatenate([[0], np.cumsum(last - first)])
-    return _make_rles(_Runs(starts=starts[chosen], ends=ends[chosen], bounds=bounds), labels.shape)
+    chosen = [order[start:end] for start, end in zip(first, last, strict=True)]
+    return _encode_runs([(starts[runs], ends[runs]) for runs in chosen], labels.shape)
 
 
 def encode_mask(bits: Bool[np.ndarray, "h w"], top: int, left: int, size: tuple[int, ...]) -> Rle:
@@ -85,7 +73,7 @@ def encode_mask(bits: Bool[np.ndarray, "h w"], top: int, left: int, size: tuple[
     starts, ends = positions[::2], positions[1::2]
     continues = np.flatnonzero(starts[1:] == ends[:-1])  # from the end of a column to the start of the next
     starts, ends = np.delete(starts, continues + 1), np.delete(ends, continues)
-    (rle,) = _make_rles(_Runs(starts=starts, ends=ends, bounds=np.array([0, len(starts)])), size)
+    (rle,) = _encode_runs([(starts, ends)], size)
     return rle
 
 
@@ -160,11 +148,6 @@ def list_coco_categories(contract: Contract) -> list[dict[str, Any]]:
     return [categories[category_id] for category_id in sorted(categories)]
 
 
-def get_category_id(segment: Segment, contract: Contract) -> int:
-    """Return the category id of a segment; without a category, that of its cluster."""
-    return segment.category.id if segment.category else get_cluster_category_id(segment.cluster, contract)
-
-
 def get_cluster_category_id(cluster: int, contract: Contract) -> int:
     """Return the category id of a cluster; one above all others if it has no name."""
     if named := contract.categories.get(cluster):
@@ -198,8 +181,9 @@ def to_coco_instances(segmentation: Segmentation, contract: Contract, mask_forma
 
 def _annotate(segment: Segment, rle: Rle, contract: Contract) -> dict[str, Any]:
     """Return the fields that COCO's panoptic and instance annotations share."""
+    category = segment.category
     return {
-        "category_id": get_category_id(segment, contract),
+        "category_id": category.id if category else get_cluster_category_id(segment.cluster, contract),
         "cluster_id": segment.cluster,
         "score": round(segment.score, 4),
         "area": rle.area,
@@ -294,72 +278,18 @@ def _flatten_columns(labels: Shaped[np.ndarray, "H W"]) -> Shaped[np.ndarray, "H
     return np.asarray(cv2.transpose(labels)).ravel()
 
 
-def _make_rles(runs: _Runs, size: tuple[int, ...]) -> list[Rle]:
-    height, width = size[0], size[1]
-    areas = np.diff(np.concatenate([[0], np.cumsum(runs.ends - runs.starts)])[runs.bounds]).tolist()
-    texts, boxes = _compress_counts(runs, height * width), _bounding_boxes(runs, height)
+def _encode_runs(
+    masks: Sequence[tuple[Int64[np.ndarray, "R"], Int64[np.ndarray, "R"]]], size: tuple[int, ...]
+) -> list[Rle]:
+    """Return the RLE of masks, each given by the starts and ends of its runs of set pixels in column-major order."""
+    height, width = size
+    uncompressed = []
+    for starts, ends in masks:
+        counts = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0, append=height * width)
+        uncompressed.append({"size": [height, width], "counts": counts if counts[-1] else counts[:-1]})
+    rles = coco.frPyObjects(uncompressed, height, width)
+    areas, boxes = coco.area(rles).tolist(), coco.toBbox(rles).astype(int).tolist()
     return [
-        Rle(size=(height, width), counts=text, area=area, bbox=(left, top, right - left, bottom - top))
-        for text, area, (left, top, right, bottom) in zip(texts, areas, boxes.tolist(), strict=True)
+        Rle(size=(height, width), counts=rle["counts"].decode("ascii"), area=area, bbox=(left, top, across, down))
+        for rle, area, (left, top, across, down) in zip(rles, areas, boxes, strict=True)
     ]
-
-
-def _bounding_boxes(runs: _Runs, height: int) -> Int64[np.ndarray, "N 4"]:
-    """Return left, top, right and bottom of each mask, the last two exclusive; zeros for an empty mask."""
-    has_pixels = np.diff(runs.bounds) > 0
-    boxes = np.zeros((len(has_pixels), 4), np.int64)
-    if not has_pixels.any():
-        return boxes
-    firsts = runs.bounds[:-1][has_pixels]
-    lefts, tops = np.divmod(runs.starts, height)
-    rights, bottoms = np.divmod(runs.ends - 1, height)
-    spans_columns = lefts != rights
-    tops, bottoms = np.where(spans_columns, 0, tops), np.where(spans_columns, height - 1, bottoms)
-    sides = (lefts[firsts], np.minimum.reduceat(tops, firsts), np.maximum.reduceat(rights, firsts) + 1)
-    boxes[has_pixels] = np.stack([*sides, np.maximum.reduceat(bottoms, firsts) + 1], axis=1)
-    return boxes
-
-
-def _compress_counts(runs: _Runs, pixels: int) -> list[str]:
-    """Return COCO's text for each mask: run lengths, from the fourth on as difference to the one two before.
-
-    Five bits per character, lowest first (`rleToString` in cocoapi's maskApi.c).
-    """
-    lengths, bounds = _run_lengths(runs, pixels)
-    differences = lengths.copy()
-    differences[2:] -= lengths[:-2]
-    heads = (bounds[:-1, None] + np.arange(3)).ravel()  # the first three of each mask are stored as they are
-    heads = heads[heads < np.repeat(bounds[1:], 3)]
-    differences[heads] = lengths[heads]
-    digits = np.zeros((len(differences), _MAX_DIGITS), np.uint8)
-    is_written = np.zeros(digits.shape, bool)
-    rest, continues = differences, np.ones(len(differences), bool)
-    for place in range(_MAX_DIGITS):
-        digit = rest & (_CONTINUES - 1)
-        rest = rest >> _DIGIT_BITS
-        is_written[:, place] = continues
-        continues = continues & (rest != np.where(digit & _SIGN, -1, 0))
-        digits[:, place] = digit + _CONTINUES * continues + _FIRST_CHARACTER
-        if not continues.any():
-            break
-    text = digits[is_written].tobytes().decode("ascii")
-    ends = np.concatenate([[0], np.cumsum(is_written.sum(1))])[bounds].tolist()
-    return [text[first:last] for first, last in pairwise(ends)]
-
-
-def _run_lengths(runs: _Runs, pixels: int) -> tuple[Int64[np.ndarray, "L"], Int64[np.ndarray, "N+1"]]:
-    """Return the lengths of unset and set runs in turn, for all masks, and the first one of each mask."""
-    masks = np.arange(len(runs.bounds) - 1)
-    first, last = runs.bounds[:-1], runs.bounds[1:]
-    previous_end = np.concatenate([[0], runs.ends])
-    previous_end[first] = 0
-    ends = np.where(last > first, np.concatenate([[0], runs.ends])[last], 0)
-    places = 2 * np.arange(len(runs.starts)) + np.repeat(masks, last - first)
-    lengths = np.empty(2 * len(runs.starts) + len(masks), np.int64)
-    lengths[places], lengths[places + 1] = runs.starts - previous_end[:-1], runs.ends - runs.starts
-    tails = 2 * last + masks
-    lengths[tails] = pixels - ends
-    is_kept = np.ones(len(lengths), bool)
-    is_kept[tails] = ends < pixels
-    bounds: Int64[np.ndarray, "N+1"] = np.concatenate([[0], np.cumsum(is_kept)[tails]])
-    return lengths[is_kept], bounds
