@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,8 @@ from fake_registry import NAME, make_registry, write_artifact
 from model.contract import NETWORK_FILE, read_contract
 from model.errors import ArtifactError, ConfigError, ModelNotFound, RegistryConflict, RegistryError
 from model.registry.category_names import edit_names, names_path, read_names
-from model.registry.deployment import (
-    MAX_EVENTS,
-    DeploymentEvent,
-    DeploymentState,
-    TrafficSplit,
-    parse_state,
-    serialize_state,
-)
+from model.registry.deployment import MAX_EVENTS, DeploymentEvent, DeploymentState, TrafficSplit
 from model.registry.versions import Registry
-
-NOW = datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -77,12 +67,11 @@ def test_a_damaged_artifact_is_neither_added_nor_activated(tmp_path: Path, regis
     assert [each.name for each in (registry.folder / NAME).iterdir() if each.is_dir()] in (["1", "2"], ["2", "1"])
 
 
-def test_changes_are_recorded_with_author_and_reason(tmp_path: Path, registry: Registry) -> None:
-    timed = Registry(registry.folder, clock=lambda: NOW)
-    timed.activate(NAME, "1", author="alice", reason="the first")
-    timed.deploy_as(NAME, "canary", "2", 0.25, author="bob")
-    state = timed.promote(NAME, author="bob", reason="good masks")
-    assert state == timed.read_state(NAME)
+def test_changes_are_recorded_with_author_and_reason(registry: Registry) -> None:
+    registry.activate(NAME, "1", author="alice", reason="the first")
+    registry.deploy_as(NAME, "canary", "2", 0.25, author="bob")
+    state = registry.promote(NAME, author="bob", reason="good masks")
+    assert state == Registry(registry.folder).read_state(NAME)
     assert (state.active, state.previous_versions, state.revision) == ("2", ("1",), 5)
     recorded = [(event.action, event.version, event.author, event.reason) for event in state.history[2:]]
     assert recorded == [
@@ -90,8 +79,8 @@ def test_changes_are_recorded_with_author_and_reason(tmp_path: Path, registry: R
         ("canary", "2", "bob", "traffic fraction 0.25"),
         ("promote", "2", "bob", "good masks"),
     ]
-    assert state.history[-1].timestamp == "2026-11-23T04:05:06+00:00"
-    state = timed.roll_back(NAME, author="alice", reason="no")
+    assert state.history[-1].timestamp.endswith("+00:00")
+    state = registry.roll_back(NAME, author="alice", reason="no")
     assert (state.active, state.history[-1].action, state.history[-1].version) == ("1", "rollback", "2")
 
 
@@ -133,9 +122,21 @@ def test_concurrent_changes_are_all_made(registry: Registry) -> None:
     assert registry.read_state(NAME).revision == before + 20
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format_version": 9}'])
-def test_an_invalid_state_is_an_error_and_stays_unchanged(registry: Registry, text: str) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"format_version": 1},
+        {"actve": "1"},
+        {"revision": "1"},
+        {"canary": {"version": "1", "traffic_fraction": 0}},
+        {"shadow": {"version": "1", "traffic_fraction": 0.1, "whim": 1}},
+        {"history": [{"timestamp": "", "action": "explode", "version": "1", "author": "", "reason": ""}]},
+        None,
+    ],
+)
+def test_an_invalid_state_is_an_error_and_stays_unchanged(registry: Registry, changed: dict[str, Any] | None) -> None:
     path = registry.folder / NAME / "deployment.json"
+    text = json.dumps(json.loads(path.read_text()) | changed) if changed else "{"
     path.write_text(text)
     with pytest.raises(RegistryError, match=r"deployment\.json is not a valid"):
         registry.activate(NAME, "1", author="test")
@@ -206,9 +207,10 @@ def test_a_version_has_one_role_at_a_time() -> None:
     state = DeploymentState().activate("1").deploy_as("shadow", TrafficSplit(version="2", traffic_fraction=0.5))
     state = state.deploy_as("canary", TrafficSplit(version="2", traffic_fraction=0.1))
     assert (state.shadow, state.canary) == (None, TrafficSplit(version="2", traffic_fraction=0.1))
-    assert state.activate("2") == state.promote() == DeploymentState(active="2", previous_versions=("1",))
+    promoted = DeploymentState(active="2", previous_versions=("1",))
+    assert (state.activate("2"), state.promote()) == (promoted, ("2", promoted))
     with pytest.raises(RegistryConflict, match="no canary"):
-        state.promote().promote()
+        promoted.promote()
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
@@ -224,21 +226,3 @@ def test_the_history_is_bounded_and_every_event_is_a_revision() -> None:
         state = state.record(event)
     assert (len(state.history), state.revision) == (MAX_EVENTS, MAX_EVENTS + 5)
     assert state.history[-1].version == str(MAX_EVENTS + 4)
-    assert parse_state(serialize_state(state)) == state
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"format_version": 1},
-        {"actve": "1"},
-        {"revision": "1"},
-        {"canary": {"version": "1", "traffic_fraction": 0}},
-        {"shadow": {"version": "1", "traffic_fraction": 0.1, "whim": 1}},
-        {"history": [{"timestamp": "", "action": "explode", "version": "1", "author": "", "reason": ""}]},
-    ],
-)
-def test_an_invalid_state_is_rejected(changed: dict[str, Any]) -> None:
-    content = json.loads(serialize_state(DeploymentState())) | changed
-    with pytest.raises((ConfigError, RegistryConflict)):
-        parse_state(json.dumps(content))

@@ -1,6 +1,7 @@
 """Subcommands that make, check and run artifacts."""
 
 import logging
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -146,11 +147,10 @@ def export(
 
 def _read_names(artifact: Path) -> tuple[Path, Contract]:
     """Return the folder of an artifact and its contract with the names that apply to it."""
-    from model.registry.category_names import names_path, read_names
+    from model.registry.category_names import apply_names
 
     folder = find_bundled_artifact() if str(artifact) == "bundled" else artifact
-    contract = read_contract(folder)
-    return folder, read_names(names_path(folder), contract).apply(contract)
+    return folder, apply_names(folder, read_contract(folder))
 
 
 def check(artifact: Artifact, /, *, backend: BackendName = "auto", threads: Threads = 2) -> dict[str, Any]:
@@ -228,14 +228,14 @@ def segment(
     from model.files import atomic_write
     from model.formats.coco import to_segments_info
     from model.images import read_image
-    from model.registry.category_names import names_path, read_names
+    from model.registry.category_names import apply_names
 
     form = choose_format(out, format)
     inputs = list_inputs(photos, out)
     is_single = len(photos) == 1 and not photos[0].is_dir() and not out.is_dir() and not form.startswith("coco-")
     image = read_image(photos[0]).image if is_single else None
     contract, session = load_session(artifact, backend=backend, threads=threads)
-    contract = read_names(names_path(artifact), contract).apply(contract)
+    contract = apply_names(artifact, contract)
     predictor = ArtifactPredictor(contract, session, detail, merge_clusters=merge_clusters)
     if image is None:
         return segment_photos(predictor, inputs, out, form, task)
@@ -275,7 +275,7 @@ def drift_reference(
 
 
 def _parse_input_size(text: str) -> InputSize:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text, re.ASCII)
+    if not found:
         raise ConfigError(f"an input size is HEIGHTxWIDTH, such as 336x448, got {text!r}")
-    return InputSize(height_px=int(height), width_px=int(width))
+    return InputSize(height_px=int(found[1]), width_px=int(found[2]))

@@ -9,7 +9,6 @@ from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
 from model.contract import read_contract
-from model.errors import InvalidCategoryNames
 from model.files import atomic_write
 from model.registry.category_names import (
     CategoryNames,
@@ -20,13 +19,7 @@ from model.registry.category_names import (
     parse_names,
     read_names,
 )
-from model.registry.name_transfer import (
-    TransferThresholds,
-    count_overlap,
-    keep_user_names,
-    propose_names,
-    transfer_names,
-)
+from model.registry.name_transfer import TransferThresholds, keep_user_names, propose_names, transfer_names
 
 _AUTHOR = "useg"
 
@@ -104,10 +97,7 @@ def apply(
         artifact. A signature has to be made again.
     """
     contract = read_contract(artifact)
-    try:
-        content = names.read_bytes()
-    except OSError as error:
-        raise InvalidCategoryNames(f"{names} cannot be read: {error.strerror}") from error
+    content = names.read_bytes()
     given = (parse_mapping if _is_mapping(content) else parse_names)(content, contract, str(names))
     if into_artifact:
         given.apply(contract if merge else replace(contract, categories={}, examples=None)).write(artifact)
@@ -162,7 +152,7 @@ def transfer(
     names = read_names(names_path(old), before.contract)
     named = keep_user_names(before.contract, names) if user_names_only else names.apply(before.contract)
     pairs = ((before.segment(each.image), after.segment(each.image)) for each in sample_photos(photos, max_photos))
-    proposals = propose_names(count_overlap(pairs, named, after.contract), named, after.contract, thresholds)
+    proposals = propose_names(pairs, named, after.contract, thresholds)
     transferred = transfer_names(proposals, named, after.contract)
     _write(transferred, out)
     return {

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from model.contract import NETWORK_FILE, Contract
 from model.embeddings import Category, CategoryExamples, CategoryId
@@ -33,8 +34,8 @@ class CategoryName:
     """The name of a cluster."""
 
     category_name: str
-    author: str
-    timestamp: str
+    author: str = field(compare=False)
+    timestamp: str = field(compare=False)
     """ISO 8601, in UTC."""
     category_id: CategoryId | None = None
     """Id of the category in the dataset that the name comes from; None for a name given by a user."""
@@ -68,17 +69,13 @@ class CategoryNames:
     version: str
     network_sha256: str
     """Hash of the network that the clusters belong to."""
-    revision: int = 0
+    revision: Annotated[int, Field(ge=0)] = 0
     """Number of changes."""
     names: dict[int, CategoryName] = field(default_factory=dict)
     examples: CategoryExamples | None = None
     """Examples that came with applied names; None: those of the contract, unless names were applied without any."""
     history: tuple[NameChange, ...] = ()
     """The last changes, oldest first."""
-
-    def __post_init__(self) -> None:
-        if self.revision < 0:
-            raise InvalidParameter(f"revision {self.revision} is negative")
 
     def rename(self, names: Mapping[int, str], author: str) -> "CategoryNames":
         """Return the names after naming these clusters; an empty name restores the one in the contract.
@@ -89,20 +86,18 @@ class CategoryNames:
         texts = {cluster: normalize_name(text) for cluster, text in names.items()}
         if number := next((text for text in texts.values() if text.isdecimal()), None):
             raise InvalidParameter(f"the name {number!r} could be taken for a cluster id: give it a letter")
-        return self._change(
-            {
-                cluster: CategoryName(category_name=text, author=author, timestamp=timestamp) if text else None
-                for cluster, text in texts.items()
-            },
-            author,
-        )
+        changes = {
+            cluster: CategoryName(category_name=text, author=author, timestamp=timestamp) if text else None
+            for cluster, text in texts.items()
+        }
+        return self._change(changes, author, self.examples)
 
     def replace_all(
         self, names: Mapping[int, CategoryName], author: str, examples: CategoryExamples | None = None
     ) -> "CategoryNames":
         """Return the names after replacing all of them, and the examples; `names` keep their authors."""
         changes = {cluster: names.get(cluster) for cluster in sorted({*self.names, *names})}
-        return self._change(changes, author, replaces_examples=True, examples=examples)
+        return self._change(changes, author, examples)
 
     def undo(self, author: str, revision: int | None = None) -> "CategoryNames":
         """Return the names after restoring what a change replaced; None: the last change.
@@ -113,9 +108,8 @@ class CategoryNames:
         if found is None:
             known = ", ".join(str(change.revision) for change in self.history) or "no change"
             raise InvalidParameter(f"no change {revision or ''} to undo: the history has {known}")
-        return self._change(
-            found.before, author, replaces_examples=found.is_example_change, examples=found.examples_before
-        )
+        examples = found.examples_before if found.is_example_change else self.examples
+        return self._change(found.before, author, examples)
 
     def apply(self, contract: Contract) -> Contract:
         """Return the contract with these names in place of its own.
@@ -151,32 +145,24 @@ class CategoryNames:
         return replace(examples, except_clusters=tuple(sorted({*examples.except_clusters, *given})))
 
     def _change(
-        self,
-        changes: Mapping[int, CategoryName | None],
-        author: str,
-        *,
-        replaces_examples: bool = False,
-        examples: CategoryExamples | None = None,
+        self, changes: Mapping[int, CategoryName | None], author: str, examples: CategoryExamples | None
     ) -> "CategoryNames":
-        is_example_change = replaces_examples and examples != self.examples
-        before = {cluster: self.names.get(cluster) for cluster in changes}
-        changed = sorted(each for each, name in changes.items() if _get_text(name) != _get_text(before[each]))
+        is_example_change = examples != self.examples
+        changed = {cluster: name for cluster, name in sorted(changes.items()) if name != self.names.get(cluster)}
         if not changed and not is_example_change:
             return self
         change = NameChange(
             revision=self.revision + 1,
             author=author,
             timestamp=get_timestamp(),
-            before={cluster: before[cluster] for cluster in changed},
-            after={cluster: changes[cluster] for cluster in changed},
+            before={cluster: self.names.get(cluster) for cluster in changed},
+            after=changed,
             examples_before=self.examples if is_example_change else None,
             is_example_change=is_example_change,
         )
-        names = {cluster: name for cluster, name in {**self.names, **change.after}.items() if name is not None}
+        names = {cluster: name for cluster, name in sorted({**self.names, **changed}.items()) if name is not None}
         history = (*self.history, change)[-MAX_CHANGES:]
-        kept = examples if is_example_change else self.examples
-        names = dict(sorted(names.items()))
-        return replace(self, revision=change.revision, names=names, examples=kept, history=history)
+        return replace(self, revision=change.revision, names=names, examples=examples, history=history)
 
 
 def normalize_name(text: str) -> str:
@@ -196,13 +182,15 @@ def names_path(artifact: Path) -> Path:
     return folder.with_name(folder.name + NAMES_SUFFIX)
 
 
-def network_hash(contract: Contract) -> str:
-    """Return the hash of the file that defines the clusters."""
-    return contract.files.get(NETWORK_FILE, "")
-
-
 def empty_names(contract: Contract) -> CategoryNames:
-    return CategoryNames(model=contract.name, version=contract.version, network_sha256=network_hash(contract))
+    """Return no names, for the clusters that the network of the contract defines."""
+    network = contract.files.get(NETWORK_FILE, "")
+    return CategoryNames(model=contract.name, version=contract.version, network_sha256=network)
+
+
+def apply_names(artifact: Path, contract: Contract) -> Contract:
+    """Return the contract of an artifact with the names that were given since. Raises as `parse_names` does."""
+    return read_names(names_path(artifact), contract).apply(contract)
 
 
 def read_names(path: Path, contract: Contract) -> CategoryNames:
@@ -225,14 +213,12 @@ def parse_names(content: bytes, contract: Contract, source: str) -> CategoryName
         names = parse_versioned_json(CategoryNames, content, FORMAT_VERSION, ": name the clusters again")
     except (ConfigError, InvalidParameter) as error:
         raise InvalidCategoryNames(f"{source} has no valid names, fix or delete it: {error}") from error
-    if names.network_sha256 != network_hash(contract):
+    if names.network_sha256 != empty_names(contract).network_sha256:
         raise InvalidCategoryNames(
             f"{source} names the clusters of another network ({names.model} {names.version}), not of "
             f"{contract.name} {contract.version}: `useg names transfer` finds corresponding clusters"
         )
-    check_clusters(names.names, contract)
-    check_examples(names.examples, contract, source)
-    return names
+    return _check_names(names, contract, source)
 
 
 def parse_mapping(content: bytes, contract: Contract, source: str) -> CategoryNames:
@@ -261,18 +247,19 @@ def parse_mapping(content: bytes, contract: Contract, source: str) -> CategoryNa
             f"{source} is for {sizes[0]} thing and {sizes[1]} stuff clusters, the artifact has "
             f"{contract.thing_clusters} and {contract.stuff_clusters}: run `useg match` for it"
         )
-    check_clusters(names, contract)
-    check_examples(examples, contract, source)
-    return replace(empty_names(contract), names=names, examples=examples)
+    return _check_names(replace(empty_names(contract), names=names, examples=examples), contract, source)
 
 
-def check_examples(examples: CategoryExamples | None, contract: Contract, source: str) -> None:
-    """Raise InvalidCategoryNames if the embeddings of examples are not those of the contract's network."""
+def _check_names(names: CategoryNames, contract: Contract, source: str) -> CategoryNames:
+    """Return the names. Raises InvalidCategoryNames if clusters or embeddings are not those of the contract."""
+    check_clusters(names.names, contract)
+    examples = names.examples
     if examples and examples.embedding_dim != contract.embedding_dim:
         raise InvalidCategoryNames(
             f"{source} has examples of {examples.embedding_dim} values, the embeddings of {contract.name} "
             f"{contract.version} have {contract.embedding_dim}: run `useg match` for it"
         )
+    return names
 
 
 def check_clusters(clusters: Iterable[int], contract: Contract) -> None:
@@ -301,10 +288,6 @@ def edit_names(path: Path, contract: Contract, change: Callable[[CategoryNames],
         raise InvalidCategoryNames(f"{path} is locked by another change for {_LOCK_TIMEOUT_S:g} s: retry") from error
     except OSError as error:
         raise InvalidCategoryNames(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _get_text(name: CategoryName | None) -> Any:
-    return (name.category_name, name.category_id) if name else None
 
 
 def get_timestamp() -> str:

@@ -4,9 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from model.errors import RegistryConflict
-from model.validation import parse_versioned_json, to_versioned_json
 
-FORMAT_VERSION = 2
 MAX_EVENTS = 200
 """Events in the history; older ones are removed."""
 _MAX_PREVIOUS = 20
@@ -85,11 +83,11 @@ class DeploymentState:
             shadow=None if self.shadow and self.shadow.version == version else self.shadow,
         )
 
-    def promote(self) -> "DeploymentState":
-        """Return the state with the canary active."""
+    def promote(self) -> tuple[str, "DeploymentState"]:
+        """Return the version of the canary, and the state in which it is active."""
         if not self.canary:
             raise RegistryConflict("there is no canary to promote")
-        return self.activate(self.canary.version)
+        return self.canary.version, self.activate(self.canary.version)
 
     def roll_back(self) -> tuple[str, "DeploymentState"]:
         """Return the version that is rolled back, and the state without it.
@@ -113,13 +111,3 @@ class DeploymentState:
     def record(self, event: DeploymentEvent) -> "DeploymentState":
         """Return the next revision, with the event in its history."""
         return replace(self, revision=self.revision + 1, history=(*self.history, event)[-MAX_EVENTS:])
-
-
-def serialize_state(state: DeploymentState) -> str:
-    """Return the JSON that `parse_state` reads."""
-    return to_versioned_json(state, FORMAT_VERSION)
-
-
-def parse_state(content: bytes | str) -> DeploymentState:
-    """Parse what `serialize_state` wrote. Raises ConfigError or RegistryConflict."""
-    return parse_versioned_json(DeploymentState, content, FORMAT_VERSION, ": add the versions to a new registry")

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from model.contract import Contract
-from model.errors import ConfigError
 from model.postprocessing.panoptic import Segmentation
 from model.registry.category_names import CategoryName, CategoryNames, empty_names, get_timestamp
 
@@ -22,21 +21,6 @@ class TransferThresholds:
     """Minimum difference to the fraction of the second most frequent name, 0 to 1."""
     min_images: int = 3
     """Minimum number of images that contain the new cluster."""
-
-    def __post_init__(self) -> None:
-        for name in ("min_overlap", "min_margin"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClusterOverlap:
-    """Co-occurrence of the clusters of two networks; row and column 0 are void."""
-
-    fractions: Float[np.ndarray, "O+1 N+1"]
-    """Common pixels of an old and a new cluster as a fraction of the image, summed over images."""
-    images: Int[np.ndarray, "N+1"]
-    """Number of images that contain each new cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,30 +43,26 @@ class NameProposal:
     """Why the name is transferred or not."""
 
 
-def count_overlap(pairs: Iterable[tuple[Segmentation, Segmentation]], old: Contract, new: Contract) -> ClusterOverlap:
-    """Count co-occurrences in pairs of panoptic segmentations of an image, by an old and a new artifact.
+def propose_names(
+    pairs: Iterable[tuple[Segmentation, Segmentation]], old: Contract, new: Contract, thresholds: TransferThresholds
+) -> list[NameProposal]:
+    """Return a proposal for each new cluster in pairs of panoptic segmentations of an image, by `old` and `new`.
 
-    All images have the same weight, whatever their size.
+    `old` has the names to transfer. Names of things go to things only, names of stuff to stuff only. Old clusters of
+    the same name count together. All images have the same weight, whatever their size.
     """
     rows, columns = (each.thing_clusters + each.stuff_clusters + 1 for each in (old, new))
-    fractions, images = np.zeros((rows, columns)), np.zeros(columns, np.int64)
+    fractions, images = np.zeros((rows, columns)), np.zeros(columns, np.int64)  # row and column 0 are void
     for first, second in pairs:
         before, after = (each.map_clusters().astype(np.int64) for each in (first, second))
         counts = np.bincount((before * columns + after).ravel(), minlength=rows * columns).reshape(rows, columns)
         fractions += counts / before.size
         images += counts.any(0)
-    return ClusterOverlap(fractions=fractions, images=images)
-
-
-def propose_names(
-    overlap: ClusterOverlap, old: Contract, new: Contract, thresholds: TransferThresholds
-) -> list[NameProposal]:
-    """Return a proposal for each new cluster that occurred; `old` has the names to transfer.
-
-    Names of things go to things only, names of stuff to stuff only. Old clusters of the same name count together.
-    """
-    seen = np.flatnonzero(overlap.images[1:]) + 1
-    return [_propose_name(int(cluster), overlap, old, new, thresholds) for cluster in seen]
+    return [
+        _propose_name(cluster, fractions[:, cluster], int(images[cluster]), old, new, thresholds)
+        for cluster in range(1, columns)
+        if images[cluster]
+    ]
 
 
 def transfer_names(proposals: Iterable[NameProposal], old: Contract, new: Contract) -> CategoryNames:
@@ -103,16 +83,21 @@ def keep_user_names(contract: Contract, names: CategoryNames) -> Contract:
 
 
 def _propose_name(
-    cluster: int, overlap: ClusterOverlap, old: Contract, new: Contract, thresholds: TransferThresholds
+    cluster: int,
+    overlaps: Float[np.ndarray, "O+1"],
+    images: int,
+    old: Contract,
+    new: Contract,
+    thresholds: TransferThresholds,
 ) -> NameProposal:
-    column = overlap.fractions[:, cluster] / overlap.fractions[:, cluster].sum()
+    """Return the proposal for a cluster that is in this number of images and overlaps old clusters this much."""
     by_name: dict[str, float] = {}
-    for old_cluster in range(1, len(column)):
-        if old.is_thing(old_cluster) == new.is_thing(cluster) and (category := old.categories.get(old_cluster)):
-            by_name[category.name] = by_name.get(category.name, 0.0) + float(column[old_cluster])
+    for old_cluster, category in old.categories.items():
+        if old.is_thing(old_cluster) == new.is_thing(cluster):
+            fraction = float(overlaps[old_cluster] / overlaps.sum())
+            by_name[category.name] = by_name.get(category.name, 0.0) + fraction
     ranked = sorted(((fraction, name) for name, fraction in by_name.items() if fraction > 0.0), reverse=True)
     (first, best), (second, runner_up) = [*((value, str(name)) for value, name in ranked), *[(0.0, None)] * 2][:2]
-    images = int(overlap.images[cluster])
     rejection = _rejection_reason(best, first, first - second, images, thresholds)
     return NameProposal(
         cluster=cluster,

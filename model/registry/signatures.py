@@ -5,6 +5,7 @@ import binascii
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,11 @@ def verify_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
         raise SignatureError(f"{artifact} is not signed, but signatures are required") from error
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
         raise SignatureError(f"{path} is not a valid signature: {error!r}") from error
+    signed = _CONTEXT + _read_contract_bytes(artifact)
     for key in trusted:
-        try:
-            ed25519.Ed25519PublicKey.from_public_bytes(key.public).verify(
-                signature, _CONTEXT + _read_contract_bytes(artifact)
-            )
-        except InvalidSignature:
-            continue
-        return key.name
+        with suppress(InvalidSignature):
+            ed25519.Ed25519PublicKey.from_public_bytes(key.public).verify(signature, signed)
+            return key.name
     raise SignatureError(f"{path} belongs to another contract, or to a key that is not trusted")
 
 

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -14,19 +13,13 @@ from filelock import FileLock, Timeout
 
 from model.contract import CONTRACT_FILE, Contract, read_contract
 from model.errors import ConfigError, ModelNotFound, RegistryConflict, RegistryError, UsegError
-from model.files import atomic_directory, atomic_write
-from model.registry.category_names import NAMES_SUFFIX, names_path
-from model.registry.deployment import (
-    Action,
-    DeploymentEvent,
-    DeploymentState,
-    Role,
-    TrafficSplit,
-    parse_state,
-    serialize_state,
-)
+from model.files import atomic_directory, atomic_write, remove_temp_files
+from model.registry.category_names import NAMES_SUFFIX, get_timestamp, names_path
+from model.registry.deployment import Action, DeploymentEvent, DeploymentState, Role, TrafficSplit
 from model.registry.signatures import SIGNATURE_FILE
+from model.validation import parse_versioned_json, to_versioned_json
 
+FORMAT_VERSION = 2
 DEPLOYMENT_FILE = "deployment.json"
 _RESERVED_SUFFIXES = (DEPLOYMENT_FILE, NAMES_SUFFIX)
 """Of files next to the versions."""
@@ -38,9 +31,8 @@ _LOCK_TIMEOUT_S = 30.0
 class Registry:
     """A folder of models. Readers always see a complete state; writers, in any process, take turns."""
 
-    def __init__(self, folder: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._clock = clock
 
     def list_models(self) -> tuple[str, ...]:
         """Return the names of the models, sorted. Raises RegistryError if the folder cannot be read."""
@@ -71,7 +63,8 @@ class Registry:
         """Return the deployment of a model. Raises RegistryError if it cannot be read."""
         path = self._find_model(model) / DEPLOYMENT_FILE
         try:
-            return parse_state(path.read_bytes())
+            hint = ": add the versions to a new registry"
+            return parse_versioned_json(DeploymentState, path.read_bytes(), FORMAT_VERSION, hint)
         except FileNotFoundError:
             return DeploymentState()
         except (OSError, UsegError) as error:
@@ -106,7 +99,7 @@ class Registry:
     def activate(self, model: str, version: str, *, author: str, reason: str = "") -> DeploymentState:
         """Serve the version to everybody."""
         read_contract(self.find_version(model, version))
-        return self._change(model, lambda state: ("activate", version, state.activate(version)), author, reason)
+        return self._change(model, "activate", lambda state: (version, state.activate(version)), author, reason)
 
     def deploy_as(
         self, model: str, role: Role, version: str, traffic_fraction: float, *, author: str, reason: str = ""
@@ -115,72 +108,67 @@ class Registry:
         read_contract(self.find_version(model, version))
         split = TrafficSplit(version=version, traffic_fraction=traffic_fraction)
         reason = reason or f"traffic fraction {traffic_fraction:g}"
-        return self._change(model, lambda state: (role, version, state.deploy_as(role, split)), author, reason)
+        return self._change(model, role, lambda state: (version, state.deploy_as(role, split)), author, reason)
 
     def promote(self, model: str, *, author: str, reason: str = "") -> DeploymentState:
         """Serve the canary to everybody."""
-
-        def change(state: DeploymentState) -> tuple[Action, str | None, DeploymentState]:
-            promoted = state.promote()
-            return "promote", promoted.active, promoted
-
-        return self._change(model, change, author, reason)
+        return self._change(model, "promote", DeploymentState.promote, author, reason)
 
     def roll_back(self, model: str, *, author: str, reason: str = "") -> DeploymentState:
         """Stop the canary or the shadow; without either, serve the previous version again."""
-        return self._change(model, lambda state: ("rollback", *state.roll_back()), author, reason)
+        return self._change(model, "rollback", DeploymentState.roll_back, author, reason)
 
     def quarantine(
         self, model: str, version: str, action: Literal["rollback", "reject"], *, author: str, reason: str
     ) -> DeploymentState:
         """Remove a faulty version from its role. Nothing changes if it has none, or if that was recorded already."""
 
-        def change(state: DeploymentState) -> tuple[Action, str | None, DeploymentState] | None:
+        def change(state: DeploymentState) -> tuple[str, DeploymentState] | None:
             without = state.quarantine(version)
             last = [event.action for event in state.history if event.version == version][-1:]
             is_recorded = without == state and last == [action]
-            return None if is_recorded or version not in state.versions_in_use else (action, version, without)
+            return None if is_recorded or version not in state.versions_in_use else (version, without)
 
-        return self._change(model, change, author, reason)
+        return self._change(model, action, change, author, reason)
 
     def remove(self, model: str, version: str, *, author: str, reason: str = "") -> DeploymentState:
         """Delete a version. Raises RegistryConflict for one that is in use."""
         path = self.find_version(model, version)
 
-        def change(state: DeploymentState) -> tuple[Action, str | None, DeploymentState]:
+        def change(state: DeploymentState) -> tuple[str, DeploymentState]:
             if version in state.versions_in_use:
                 raise RegistryConflict(f"version {version!r} is active, a canary or a shadow: it cannot be removed")
             trash = Path(tempfile.mkdtemp(prefix=".removed.", dir=path.parent))
             path.rename(trash / version)
             shutil.rmtree(trash)
-            return "remove", version, state.quarantine(version)
+            return version, state.quarantine(version)
 
-        return self._change(model, change, author, reason)
+        return self._change(model, "remove", change, author, reason)
 
     def _change(
         self,
         model: str,
-        change: Callable[[DeploymentState], tuple[Action, str | None, DeploymentState] | None],
+        action: Action,
+        change: Callable[[DeploymentState], tuple[str, DeploymentState] | None],
         author: str,
         reason: str,
     ) -> DeploymentState:
-        """Apply `change`, which returns an action, its version and the new state, or None to change nothing."""
+        """Apply `change`, which returns the version that changes and the new state, or None to change nothing."""
         self._find_model(model)
         with self._lock(model):
             state = self.read_state(model)
             if (changed := change(state)) is None:
                 return state
-            action, version, new = changed
+            version, new = changed
             return self._write(model, new, action, version, author, reason)
 
     def _write(
-        self, model: str, state: DeploymentState, action: Action, version: str | None, author: str, reason: str
+        self, model: str, state: DeploymentState, action: Action, version: str, author: str, reason: str
     ) -> DeploymentState:
-        timestamp = self._clock().isoformat(timespec="seconds")
-        event = DeploymentEvent(timestamp=timestamp, action=action, version=version, author=author, reason=reason)
+        event = DeploymentEvent(timestamp=get_timestamp(), action=action, version=version, author=author, reason=reason)
         recorded = state.record(event)
         with atomic_write(self.folder / model / DEPLOYMENT_FILE) as temporary:
-            temporary.write_text(serialize_state(recorded), encoding="utf-8")
+            temporary.write_text(to_versioned_json(recorded, FORMAT_VERSION), encoding="utf-8")
         return recorded
 
     @contextmanager
@@ -205,29 +193,29 @@ class Registry:
 
 def check_name(text: str, what: str) -> str:
     """Return the name of a model or version. Raises ConfigError for one that is not a plain file name."""
-    if not _NAME.fullmatch(text) or text.endswith(_RESERVED_SUFFIXES):
+    if not _is_plain(text):
         raise ConfigError(
             f"the name of a {what} has letters, digits and . _ + -, and starts with a letter or digit: {text!r}"
         )
     return text
 
 
+def _is_plain(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and not name.endswith(_RESERVED_SUFFIXES)
+
+
 def _has_valid_name(folder: Path) -> bool:
-    is_valid = _NAME.fullmatch(folder.name) is not None and not folder.name.endswith(_RESERVED_SUFFIXES)
-    return is_valid and folder.is_dir()
+    return _is_plain(folder.name) and folder.is_dir()
 
 
 def _copy_artifact(artifact: Path, contract: Contract, folder: Path) -> None:
-    for name in (CONTRACT_FILE, *contract.files):
+    signature = (SIGNATURE_FILE,) if (artifact / SIGNATURE_FILE).exists() else ()
+    for name in (CONTRACT_FILE, *contract.files, *signature):
         shutil.copyfile(artifact / name, folder / name)
-    if (artifact / SIGNATURE_FILE).exists():
-        shutil.copyfile(artifact / SIGNATURE_FILE, folder / SIGNATURE_FILE)
 
 
 def _remove_leftovers(folder: Path) -> None:
     """Delete temporary files of changes that were killed. The caller holds the lock."""
-    for each in folder.glob(".*"):
-        if each.is_dir():
-            shutil.rmtree(each, ignore_errors=True)
-        elif each.name.startswith(f".{DEPLOYMENT_FILE}."):
-            each.unlink(missing_ok=True)
+    remove_temp_files(folder / DEPLOYMENT_FILE)
+    for each in folder.glob(".*/"):
+        shutil.rmtree(each, ignore_errors=True)
