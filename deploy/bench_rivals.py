@@ -14,7 +14,6 @@ of a server with a p95 within `p95_limit_ms`, twice the median latency of a sing
 ends with the first response. Prints JSON.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,12 +21,15 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Annotated, Any
 
+import cyclopts
 import httpx
+import uvicorn
 from bench import (
     BareLoop,
     Response,
@@ -42,6 +44,8 @@ from bench import (
     serve,
     summarize,
 )
+from fastapi import FastAPI, UploadFile
+from fastapi import Response as HttpResponse
 
 from model.backends.loader import load_session
 from model.backends.session import ConcreteBackend
@@ -52,17 +56,34 @@ from model.postprocessing.panoptic import make_postprocessor, merge_categories
 from service.inference.pipeline import SegmentationResult, encode_result
 from service.requests import SegmentOptions
 
-_BACKEND_VARIABLE = "RIVAL_BACKEND"
 _ENVIRONMENT = {"BENTOML_DO_NOT_TRACK": "True", "OPENBLAS_NUM_THREADS": "1", "USEG_PORT": "0"}
+_RIVAL = os.environ.get("RIVAL")
+"""The server that this process runs: fastapi, litserve or bentoml; None: the bench."""
+_RIVAL_PORT = int(os.environ.get("RIVAL_PORT", 0))
+_RIVAL_WORKERS = int(os.environ.get("RIVAL_WORKERS", 1))
+_RIVAL_BACKEND: Any = os.environ.get("RIVAL_BACKEND", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loads:
+    """What each server gets."""
+
+    requests: int = 20
+    """Photos that the single client sends to each."""
+    seconds: float = 15.0
+    """Duration of an open-loop load."""
+    rounds: int = 2
+    """Repetitions of each open-loop load."""
+    fractions: Annotated[tuple[float, ...], cyclopts.Parameter(consume_multiple=True)] = (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)
+    """Rates of the open-loop loads, as fractions of the bare loop's."""
 
 
 class Chain:
     """Decode, infer, postprocess and encode as our service does, without the service."""
 
-    def __init__(self, *, threads: int = 2, artifact: Path | None = None) -> None:
-        artifact = artifact or find_bundled_artifact()
-        backend: Any = os.environ.get(_BACKEND_VARIABLE, "cpu")
-        self._contract, self._session = load_session(artifact, backend=backend, threads=threads)
+    def __init__(self, artifact: Path | None = None) -> None:
+        folder, threads = artifact or find_bundled_artifact(), max(1, 2 // _RIVAL_WORKERS)
+        self._contract, self._session = load_session(folder, backend=_RIVAL_BACKEND, threads=threads)
 
     def segment(self, content: bytes) -> bytes:
         image = decode_image(content)
@@ -77,47 +98,14 @@ class Chain:
         return encode_result(result, self._contract, SegmentOptions(), "application/json")[0].content
 
 
-def run_fastapi(port: int, workers: int) -> None:
-    """Serve with FastAPI and uvicorn, whose threads call the session at once."""
-    import uvicorn
-    from fastapi import FastAPI, UploadFile
-    from fastapi import Response as HttpResponse
-
-    app, chain = FastAPI(), Chain(threads=max(1, 2 // workers))
-
-    @app.get("/health")
-    def health() -> str:
-        return "ok"
-
-    @app.post("/segment")
-    def segment(photo: UploadFile) -> HttpResponse:
-        return HttpResponse(chain.segment(photo.file.read()), media_type="application/json")
-
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
-
-
-def run_litserve(port: int, workers: int) -> None:
-    """Serve with LitServe, as its documentation describes."""
+if _RIVAL == "litserve":
     import litserve
-
-    api = sys.modules[__name__].LitSegment(threads=max(1, 2 // workers))
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers, timeout=30)
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
-
-
-def make_lit_api() -> Any:
-    """Make the class that LitServe's workers unpickle."""
-    import litserve
-    from fastapi import Response as HttpResponse
-    from fastapi import UploadFile
 
     class LitSegment(litserve.LitAPI):
-        def __init__(self, threads: int) -> None:
-            super().__init__()
-            self.threads = threads
+        """As LitServe's documentation describes."""
 
         def setup(self, device: str) -> None:
-            self.chain = Chain(threads=self.threads)
+            self.chain = Chain()
 
         def decode_request(self, request: UploadFile) -> bytes:
             return request.file.read()
@@ -128,12 +116,8 @@ def make_lit_api() -> Any:
         def encode_response(self, output: bytes) -> HttpResponse:
             return HttpResponse(output, media_type="application/json")
 
-    LitSegment.__qualname__ = "LitSegment"
-    return LitSegment
 
-
-def make_bento_service() -> Any:
-    """Make the service of `bentoml serve bench_rivals:BentoSegment`."""
+if _RIVAL == "bentoml":
     import bentoml
 
     @bentoml.service(workers=1, threads=2, traffic={"timeout": 30})
@@ -145,17 +129,25 @@ def make_bento_service() -> Any:
         def segment(self, photo: Path) -> str:
             return self.chain.segment(photo.read_bytes()).decode()
 
-    return BentoSegment
+
+def run_litserve() -> None:
+    server = litserve.LitServer(LitSegment(), accelerator="cpu", workers_per_device=_RIVAL_WORKERS, timeout=30)
+    server.run(host="127.0.0.1", port=_RIVAL_PORT, generate_client_file=False, log_level="warning")
 
 
-_MAKERS = {"LitSegment": make_lit_api, "BentoSegment": make_bento_service}
+def run_fastapi() -> None:
+    """Serve with FastAPI and uvicorn, whose threads call the session at once."""
+    app, chain = FastAPI(), Chain()
 
+    @app.get("/health")
+    def health() -> str:
+        return "ok"
 
-def __getattr__(name: str) -> Any:
-    """Make a class that a worker imports by its name, of a library that the other servers do without."""
-    if name not in _MAKERS:
-        raise AttributeError(name)
-    return globals().setdefault(name, _MAKERS[name]())
+    @app.post("/segment")
+    def segment(photo: UploadFile) -> HttpResponse:
+        return HttpResponse(chain.segment(photo.file.read()), media_type="application/json")
+
+    uvicorn.run(app, host="127.0.0.1", port=_RIVAL_PORT, log_level="warning")
 
 
 async def send_file(client: httpx.AsyncClient, photo: bytes, *, path: str, field: str) -> httpx.Response:
@@ -174,52 +166,48 @@ def list_servers(python: Path, backend: str) -> dict[str, tuple[contextlib.Abstr
     lit = partial(send_file, path="/predict", field="request")
     bento = partial(send_file, path="/segment", field="photo")
 
-    def start(command: list[str], port: int | None = None, ready: str = "/readyz") -> Any:
-        environment = _ENVIRONMENT | {_BACKEND_VARIABLE: backend}
-        return serve(command, environment, f"http://127.0.0.1:{port}" if port else None, ready)
+    def start(name: str, command: list[str], port: int, workers: int = 1, ready: str = "/health") -> Any:
+        variables = {"RIVAL": name, "RIVAL_PORT": str(port), "RIVAL_WORKERS": str(workers), "RIVAL_BACKEND": backend}
+        return serve(command, _ENVIRONMENT | variables, f"http://127.0.0.1:{port}", ready)
 
-    def start_rival(name: str, port: int, workers: int) -> Any:
-        return start([str(python), str(here), "--serve", name, str(port), str(workers)], port, "/health")
-
-    bento_command = [str(python.with_name("bentoml")), "serve", "bench_rivals:BentoSegment"]
+    script = [str(python), str(here)]
+    bentoml_command = [str(python.with_name("bentoml")), "serve", "bench_rivals:BentoSegment"]
+    bentoml_command += ["--working-dir", str(here.parent), "--port", "18303"]
     return {
-        "useg": (start([sys.executable, "-m", "model", "serve"]), send_body),
-        "FastAPI": (start_rival("fastapi", 18304, 1), bento),
-        "LitServe, one worker": (start_rival("litserve", 18301, 1), lit),
-        "LitServe, two workers": (start_rival("litserve", 18302, 2), lit),
-        "BentoML": (start([*bento_command, "--working-dir", str(here.parent), "--port", "18303"], 18303), bento),
+        "useg": (serve([sys.executable, "-m", "model", "serve"], _ENVIRONMENT), send_body),
+        "FastAPI": (start("fastapi", script, 18304), bento),
+        "LitServe, one worker": (start("litserve", script, 18301), lit),
+        "LitServe, two workers": (start("litserve", script, 18302, workers=2), lit),
+        "BentoML": (start("bentoml", bentoml_command, 18303, ready="/readyz"), bento),
     }
 
 
 async def measure(
-    servers: dict[str, tuple[Server, Sender]],
-    bare: BareLoop,
-    photos: Sequence[bytes],
-    options: argparse.Namespace,
+    servers: dict[str, tuple[Server, Sender]], bare: BareLoop, photos: Sequence[bytes], given: Loads
 ) -> dict[str, Any]:
     """Run all loads on all servers in turn."""
     alone: dict[str, list[Response]] = {name: [] for name in servers}
     cpu_s = dict.fromkeys(servers, 0.0)
     for server, sender in servers.values():
         await send_closed(server.url, photos, clients=2, seconds=3.0, sender=sender)
-    for index in range(options.requests):
+    for index in range(given.requests):
         for name, (server, sender) in servers.items():
             before = server.cpu_s()
             async with open_client(server.url, 60.0) as client:
                 alone[name].append(await send(client, sender, photos[index % len(photos)]))
             cpu_s[name] += server.cpu_s() - before
     single = {name: summarize(each, sum(response.seconds for response in each)) for name, each in alone.items()}
-    bare_rate, bare_cpu_s = bare.run(options.seconds)
+    bare_rate, bare_cpu_s = bare.run(given.seconds)
     limit_ms = 2 * max(each["p50_ms"] for each in single.values())
     loads: dict[str, dict[str, Any]] = {name: {} for name in servers}
-    for fraction in options.fractions:
+    for fraction in given.fractions:
         collected: dict[str, list[Response]] = {name: [] for name in servers}
-        load = {"rate": fraction * bare_rate, "seconds": options.seconds}
-        for _ in range(options.rounds):
+        load = {"rate": fraction * bare_rate, "seconds": given.seconds}
+        for _ in range(given.rounds):
             for name, (server, sender) in servers.items():
                 collected[name] += await send_open(server.url, photos, sender=sender, **load)
         for name, responses in collected.items():
-            loads[name][f"{fraction:.0%}"] = summarize(responses, options.seconds * options.rounds)
+            loads[name][f"{fraction:.0%}"] = summarize(responses, given.seconds * given.rounds)
     return {
         "bare": {"rate_per_s": round(bare_rate, 2), "cpu_s_per_image": round(bare_cpu_s, 4)},
         "one client": single,
@@ -238,39 +226,33 @@ async def measure(
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path, nargs="?", help="folder of photos")
-    parser.add_argument("--requests", type=int, default=20, help="photos that the single client sends to each (20)")
-    parser.add_argument("--seconds", type=float, default=15.0, help="duration of an open-loop load (15)")
-    parser.add_argument("--rounds", type=int, default=2, help="repetitions of each open-loop load (2)")
-    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="Python with litserve and bentoml")
-    parser.add_argument(
-        "--rival-backend", choices=get_args(ConcreteBackend), default="cpu", help="backend of the others (cpu)"
-    )
-    parser.add_argument(
-        "--fractions", type=float, nargs="*", default=(0.5, 0.7, 0.8, 0.9, 1.0, 1.2), help="of the bare loop's rate"
-    )
-    parser.add_argument("--serve", nargs=3, metavar=("NAME", "PORT", "WORKERS"), help="run FastAPI or LitServe instead")
-    options = parser.parse_args(arguments)
-    if options.serve:
-        name, port, workers = options.serve
-        {"fastapi": run_fastapi, "litserve": run_litserve}[name](int(port), int(workers))
-        return 0
-    photos = read_photos(options.photos)
-    bare = BareLoop(find_bundled_artifact(), photos, threads=2)
+def main(
+    photos: Path,
+    *,
+    loads: Annotated[Loads, cyclopts.Parameter(name="*")] = Loads(),
+    python: Path = Path(sys.executable),
+    rival_backend: ConcreteBackend = "cpu",
+) -> None:
+    """Measure all servers with a folder of photos; `python` has litserve and bentoml."""
+    images = read_photos(photos)
+    bare = BareLoop(find_bundled_artifact(), images, threads=2)
     servers, start = {}, {}
     with contextlib.ExitStack() as stack:
-        for name, (starting, sender) in list_servers(options.python, options.rival_backend).items():
+        for name, (starting, sender) in list_servers(python, rival_backend).items():
             started = time.perf_counter()
             servers[name] = (stack.enter_context(starting), sender)
-            asyncio.run(send_one(*servers[name], photos[0]))
+            asyncio.run(send_one(*servers[name], images[0]))
             start[name] = {"s": round(time.perf_counter() - started, 1), "cpu_s": round(servers[name][0].cpu_s(), 1)}
         servers["useg again"] = servers["useg"]
-        report = asyncio.run(measure(servers, bare, photos, options))
+        report = asyncio.run(measure(servers, bare, images, loads))
     print(json.dumps({"start": start, **report}, indent=2))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    match _RIVAL:
+        case "fastapi":
+            run_fastapi()
+        case "litserve":
+            run_litserve()
+        case _:
+            cyclopts.run(main)
