@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from model.embeddings import Category, CategoryExamples
 from model.errors import ArtifactError, ConfigError, ContractMismatch
@@ -63,8 +65,8 @@ class Thresholds:
 class InputSize:
     """An input size of a network; images are placed at the top left and padded."""
 
-    height_px: int
-    width_px: int
+    height_px: PositiveInt
+    width_px: PositiveInt
 
     @classmethod
     def square(cls, side_px: int) -> "InputSize":
@@ -77,15 +79,13 @@ class Histogram:
     """Counts of values between increasing edges, below the first and above the last; a value on an edge is above it."""
 
     edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    counts: tuple[NonNegativeInt, ...]
 
     def __post_init__(self) -> None:
         if len(self.counts) != len(self.edges) + 1 or list(self.edges) != sorted(set(self.edges)):
             raise ConfigError(
                 f"a histogram with {len(self.edges)} increasing edges has one more bin, not {self.counts}"
             )
-        if min(self.counts) < 0:
-            raise ConfigError(f"counts of a histogram are not negative, got {min(self.counts)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,20 +109,20 @@ class Contract:
     name: str
     version: str
     network: str
-    input_sizes: tuple[InputSize, ...]
+    input_sizes: Annotated[tuple[InputSize, ...], Field(min_length=1)]
     """Input sizes, their sides multiples of `stride_px`; all images of a batch have the same one."""
-    stride_px: int
+    stride_px: PositiveInt
     """Stride of the semantic logits, and of masks that cover the image, in input pixels."""
-    max_detections: int
+    max_detections: PositiveInt
     """Detections in every raw output, padded with score 0."""
-    thing_clusters: int
-    stuff_clusters: int
+    thing_clusters: PositiveInt
+    stuff_clusters: NonNegativeInt
     """0: the network predicts things only."""
     embedding_dim: int = 0
     """Size of the embedding of each patch; 0: the network has none."""
     embedding_stride_px: int = 14
     """Side of a patch, in input pixels."""
-    box_mask_size: int = 0
+    box_mask_size: NonNegativeInt = 0
     """Side of a square mask inside its box, in cells; 0: masks cover the image."""
     precision: Precision = "fp32"
     low_input_sizes: tuple[InputSize, ...] = ()
@@ -145,10 +145,6 @@ class Contract:
 
     def __post_init__(self) -> None:
         sides = [side for size in self.all_input_sizes for side in (size.height_px, size.width_px)]
-        if min(self.stride_px, self.max_detections, self.thing_clusters, *sides) < 1 or not self.input_sizes:
-            raise ContractMismatch("contract: sizes and counts must be positive")
-        if min(self.stuff_clusters, self.box_mask_size) < 0:
-            raise ContractMismatch("contract: stuff_clusters and box_mask_size must not be negative")
         if misfits := [side for side in sides if side % self.stride_px]:
             raise ContractMismatch(f"contract: side {misfits[0]} is not a multiple of the stride {self.stride_px}")
         clusters = self.thing_clusters + self.stuff_clusters
@@ -158,8 +154,6 @@ class Contract:
             raise ContractMismatch(
                 f"contract: the examples have {self.examples.embedding_dim} values, embeddings {self.embedding_dim}"
             )
-        if self.precision not in PRECISIONS:
-            raise ContractMismatch(f"contract: unknown precision {self.precision!r}, known are {', '.join(PRECISIONS)}")
 
     @property
     def all_input_sizes(self) -> tuple[InputSize, ...]:

@@ -279,11 +279,11 @@ def _decode_jpeg(source: Image.Image, content: bytes) -> UInt8[np.ndarray, "H W 
         image: UInt8[np.ndarray, "H W 3"] = simplejpeg.decode_jpeg(content, strict=True)
     except ValueError:
         return None
-    orientation, profile = _read_orientation(source), source.info.get("icc_profile")
-    if orientation not in _EXIF_TRANSPOSES and (not profile or _make_srgb_transform(profile) is None):
+    transpose, profile = _EXIF_TRANSPOSES.get(_read_orientation(source)), source.info.get("icc_profile")
+    if transpose is None and (not profile or _make_srgb_transform(profile) is None):
         return image
     rgb = _convert_profile(Image.fromarray(image), profile)
-    return np.asarray(rgb.transpose(_EXIF_TRANSPOSES[orientation]) if orientation in _EXIF_TRANSPOSES else rgb)
+    return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
 
 
 def _lacks_only_end_marker(source: Image.Image, content: bytes) -> bool:
@@ -311,14 +311,13 @@ def _count_frames(source: Image.Image) -> int:
 
 
 def _load_upright(source: Image.Image) -> tuple[Image.Image, int]:
-    if source.format == "TIFF":  # Pillow rotates it while loading, and then drops its orientation
-        orientation = _read_orientation(source)
-        source.load()
-        return _convert_to_rgb(source), orientation
-    source.load()  # first, as reading the EXIF of a PNG loads it too and would hide that the file is corrupt
+    is_turned = source.format == "TIFF"  # Pillow rotates it while loading, and then drops its orientation
+    if not is_turned:
+        source.load()  # first, as reading the EXIF of a PNG loads it too and would hide that the file is corrupt
     orientation = _read_orientation(source)
     rgb = _convert_to_rgb(source)
-    return (rgb.transpose(_EXIF_TRANSPOSES[orientation]) if orientation in _EXIF_TRANSPOSES else rgb), orientation
+    transpose = None if is_turned else _EXIF_TRANSPOSES.get(orientation)
+    return rgb if transpose is None else rgb.transpose(transpose), orientation
 
 
 def _read_orientation(source: Image.Image) -> int:

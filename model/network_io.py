@@ -40,9 +40,7 @@ def output_names(embedding_dim: int) -> tuple[str, ...]:
 
 def check_shapes(actual: Mapping[str, Shape], contract: Contract) -> None:
     """Raise ContractMismatch if inputs and outputs of a graph, by name, differ from the contract."""
-    given, expected = (
-        {name: _label_lengths(shape) for name, shape in each.items()} for each in (actual, io_shapes(contract))
-    )
+    given, expected = ({name: list(shape) for name, shape in each.items()} for each in (actual, io_shapes(contract)))
     if given != expected:
         raise ContractMismatch(f"the network has {given}, its contract says {expected}")
 
@@ -67,7 +65,3 @@ def io_shapes(contract: Contract) -> dict[str, Shape]:
     if contract.embedding_dim:
         shapes["embeddings"] = [contract.embedding_dim, patch_rows, patch_columns]
     return shapes
-
-
-def _label_lengths(shape: Shape) -> list[int | str]:
-    return ["any" if length is None else length for length in shape]

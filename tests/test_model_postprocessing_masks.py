@@ -7,19 +7,13 @@ import pytest
 import reference
 
 from model.images import resize_map
-from model.postprocessing.masks import (
-    BilinearUpsampler,
-    MaskPatch,
-    SoftMask,
-    paste_mask,
-)
+from model.postprocessing.masks import BilinearUpsampler, paste_mask
 
 
-def place_soft(patch: SoftMask, height: int, width: int) -> np.ndarray:
-    """Return the patch in an otherwise empty image."""
-    image = np.zeros((height, width), np.float32)
-    rows, columns = patch.probabilities.shape
-    image[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.probabilities
+def place(part: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """Return the part in an otherwise empty image."""
+    image = np.zeros((height, width), part.dtype)
+    image[top : top + part.shape[0], left : left + part.shape[1]] = part
     return image
 
 
@@ -30,22 +24,13 @@ def test_pasted_masks_match_the_golden_ones(golden: Path) -> None:
     for mask, box, values, binary in zip(
         units["paste_masks28"], units["paste_boxes"], units["paste_soft"], units["paste_binary"], strict=True
     ):
-        image = place_soft(paste_mask(mask, box, height, width), height, width)
+        image = place(*paste_mask(mask, box, height, width), height, width)
         np.testing.assert_allclose(image, values, rtol=0.0, atol=1e-5)  # float32
         np.testing.assert_array_equal(image >= 0.5, binary)
 
 
 ROUNDING = 1e-5
 """Two implementations of float32 interpolation may differ by this much."""
-
-
-def place_bits(patch: MaskPatch | None, height: int, width: int) -> np.ndarray:
-    """Return the patch in an otherwise empty image."""
-    whole = np.zeros((height, width), bool)
-    if patch:
-        rows, columns = patch.bits.shape
-        whole[patch.top : patch.top + rows, patch.left : patch.left + columns] = patch.bits
-    return whole
 
 
 def draw_sizes(seed: int, count: int) -> list[tuple[int, int, int, int]]:
@@ -63,7 +48,8 @@ def test_threshold_matches_interpolating_the_whole_map() -> None:
         assert len(patches) == 3
         for values, patch in zip(maps, patches, strict=True):
             whole = resize_map(values, height, width)
-            differs = place_bits(patch, height, width) != (whole > 0.5)
+            found = place(patch.bits, patch.top, patch.left, height, width) if patch else np.zeros_like(whole, bool)
+            differs = found != (whole > 0.5)
             assert np.abs(whole[differs] - 0.5).max(initial=0.0) < ROUNDING
 
 

@@ -59,39 +59,28 @@ def packed_mask_iou(first: PackedMask, second: PackedMask) -> float:
     right = min(first.left + first.width, second.left + second.width)
     if bottom <= top or right <= left:
         return 0.0
-    intersection = np.count_nonzero(
-        _crop_bits(first, top, left, bottom, right) & _crop_bits(second, top, left, bottom, right)
-    )
+    common = [
+        mask.bits[top - mask.top : bottom - mask.top, left - mask.left : right - mask.left] for mask in (first, second)
+    ]
+    intersection = np.count_nonzero(common[0] & common[1])
     union = np.count_nonzero(first.bits) + np.count_nonzero(second.bits) - intersection
     return float(intersection / union)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SoftMask:
-    """Mask probabilities around a box; they are below one half everywhere else."""
-
-    top: int
-    left: int
-    probabilities: Float32[np.ndarray, "h w"]
-    """h or w is 0 if the box lies outside the image."""
-
-
-def paste_mask(mask: Float[np.ndarray, "m m"], box: Float[np.ndarray, "4"], height: int, width: int) -> SoftMask:
-    """Resize a mask bilinearly to its box (x0, y0, x1, y1) in an image of this size.
+def paste_mask(
+    mask: Float[np.ndarray, "m m"], box: Float[np.ndarray, "4"], height: int, width: int
+) -> tuple[Float32[np.ndarray, "h w"], int, int]:
+    """Resize a mask bilinearly to its box (x0, y0, x1, y1) in an image of this size; return it with its top and left.
 
     As detectron2's `paste_masks_in_image` (layers/mask_ops.py), restricted to the box and one pixel around it: beyond
-    its border the mask falls from at most one half to zero.
+    its border the mask falls from at most one half to zero. It is empty if the box lies outside the image.
     """
     x0, y0, x1, y1 = (float(edge) for edge in box)
     top, bottom = _pixel_range(y0, y1, height)
     left, right = _pixel_range(x0, x1, width)
     rows = _bilinear_weights(top, bottom, y0, y1, mask.shape[0])
     columns = _bilinear_weights(left, right, x0, x1, mask.shape[1])
-    return SoftMask(top=top, left=left, probabilities=rows @ mask.astype(np.float32) @ columns.T)
-
-
-def _crop_bits(mask: PackedMask, top: int, left: int, bottom: int, right: int) -> Bool[np.ndarray, "h w"]:
-    return mask.bits[top - mask.top : bottom - mask.top, left - mask.left : right - mask.left]
+    return rows @ mask.astype(np.float32) @ columns.T, top, left
 
 
 def _pixel_range(start: float, end: float, limit: int) -> tuple[int, int]:
@@ -170,17 +159,15 @@ def _list_soft_detections(
     raw: RawOutputs, letterbox: Letterbox, contract: Contract, thresholds: Thresholds, max_score: float
 ) -> list[_SoftDetection]:
     """Return detections with a score from the threshold to below `max_score`, best first, masks as the network's."""
+    scores = raw.scores.astype(np.float64)
+    is_wanted = (scores >= thresholds.score_threshold) & (scores > 0.0) & (scores < max_score)  # NaN is none of these
+    order = np.argsort(-scores, kind="stable")
     found = []
-    for index in np.argsort(-raw.scores, kind="stable"):
-        score = float(raw.scores[index])
-        if score < thresholds.score_threshold or not score > 0.0:  # NaN is neither
-            break
-        if score >= max_score:
-            continue
+    for index in order[is_wanted[order]]:
         mask = raw.masks[index]
         if not contract.box_mask_size:
             mask = mask[: letterbox.map_height, : letterbox.map_width]
-        cluster, box = int(raw.clusters[index]) + 1, raw.boxes[index]
+        cluster, score, box = int(raw.clusters[index]) + 1, float(scores[index]), raw.boxes[index]
         found += [
             _SoftDetection(cluster=cluster, score=score, box=box, probabilities=component)
             for component in split_components(mask, thresholds)
@@ -198,16 +185,15 @@ def _upsample_masks(
     elif soft:
         upsampler = BilinearUpsampler((letterbox.map_height, letterbox.map_width), (letterbox.height, letterbox.width))
         maps = np.stack([each.probabilities for each in soft])
-        for patch in upsampler.threshold(maps, thresholds.mask_threshold):
-            yield pack_mask(patch.bits, top=patch.top, left=patch.left) if patch else None
+        yield from upsampler.threshold(maps, thresholds.mask_threshold)
 
 
 def _paste(soft: _SoftDetection, letterbox: Letterbox, thresholds: Thresholds) -> PackedMask | None:
     limits = np.array([letterbox.width, letterbox.height] * 2)
     scale = limits / np.array([letterbox.resized_width, letterbox.resized_height] * 2)
     box = (soft.box * scale).clip(0.0, limits)
-    pasted = paste_mask(soft.probabilities, box, letterbox.height, letterbox.width)
-    return pack_mask(pasted.probabilities > thresholds.mask_threshold, top=pasted.top, left=pasted.left)
+    probabilities, top, left = paste_mask(soft.probabilities, box, letterbox.height, letterbox.width)
+    return pack_mask(probabilities > thresholds.mask_threshold, top=top, left=left)
 
 
 def _is_duplicate(mask: PackedMask, better: list[Detection], thresholds: Thresholds) -> bool:
@@ -236,15 +222,6 @@ class _Axis:
         return pixels
 
 
-@dataclass(frozen=True, kw_only=True)
-class MaskPatch:
-    """A binary mask in a part of an image; it is empty elsewhere."""
-
-    top: int
-    left: int
-    bits: Bool[np.ndarray, "h w"]
-
-
 class BilinearUpsampler:
     """Upsamples score maps of `cells` (rows, columns) to decisions for `pixels` (height, width).
 
@@ -260,8 +237,8 @@ class BilinearUpsampler:
         self._rows, self._columns = (_make_axis(*lengths) for lengths in zip(cells, pixels, strict=True))
         self._has_pixels = (self._rows.lengths[:, None] > 0) & (self._columns.lengths > 0)
 
-    def threshold(self, maps: Float[np.ndarray, "N h w"], threshold: float) -> Iterator[MaskPatch | None]:
-        """Yield the pixels of each map above the threshold, in a patch that may be slightly too large; None if none."""
+    def threshold(self, maps: Float[np.ndarray, "N h w"], threshold: float) -> Iterator[PackedMask | None]:
+        """Yield the pixels of each map above the threshold; None if there are none."""
         padded = np.pad(maps, ((0, 0), (1, 1), (1, 1)), mode="edge")
         corners = _take_corners(padded > threshold)
         blocks = np.logical_or.reduce(corners) & self._has_pixels
@@ -280,7 +257,7 @@ class BilinearUpsampler:
             top, left = int(self._rows.starts[rows.start]), int(self._columns.starts[columns.start])
             bits = self._fill_blocks(is_uniform[n], rows, columns)
             _write_blocks(bits, y[first:last] - top, x[first:last] - left, values[first:last])
-            yield MaskPatch(top=top, left=left, bits=bits)
+            yield pack_mask(bits, top=top, left=left)
 
     def argmax(self, maps: Float[np.ndarray, "L h w"], labels: Shaped[np.ndarray, "L"]) -> Shaped[np.ndarray, "H W"]:
         """Return the label of the highest map at each pixel; in a tie, that of the first."""

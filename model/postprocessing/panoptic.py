@@ -151,7 +151,9 @@ def make_postprocessor(
     def run_task(task: Task) -> Segmentation:
         match task:
             case "instance":
-                return _merge_instances(decode(), make_label_map(decode()))
+                segments = _add_things(label_map := make_label_map(decode()), decode(), None)
+                masks = tuple(detection.mask for detection in decode())
+                return Segmentation(label_map=label_map, segments=tuple(segments), masks=masks)
             case "panoptic":
                 segments = merge(label_map := make_label_map(decode()), thresholds.min_stuff_area_fraction)
                 return Segmentation(label_map=label_map, segments=tuple(segments))
@@ -250,30 +252,27 @@ class _SemanticMap:
     """Mean probability of each label where it is best."""
 
 
-def _merge_instances(detections: list[Detection], label_map: Shaped[np.ndarray, "H W"]) -> Segmentation:
-    segments = []
-    for number, detection in enumerate(detections, start=1):
-        segments.append(Segment(id=number, cluster=detection.cluster, is_thing=True, score=detection.score))
-        window, bits = label_map[detection.mask.window], detection.mask.bits
-        window += (bits & (window == VOID)) * label_map.dtype.type(number)  # faster than indexing by a mask
-    masks = tuple(detection.mask for detection in detections)
-    return Segmentation(label_map=label_map, segments=tuple(segments), masks=masks)
-
-
 def _add_things(
-    label_map: Shaped[np.ndarray, "H W"], detections: list[Detection], overlap_threshold: float, first_id: int = 1
+    label_map: Shaped[np.ndarray, "H W"],
+    detections: list[Detection],
+    overlap_threshold: float | None,
+    first_id: int = 1,
 ) -> list[Segment]:
-    """Add detections to void pixels of the label map, best first; return the segments that were added."""
+    """Add detections to void pixels of the label map, best first; return the segments that were added.
+
+    Without a threshold, every detection becomes a segment, even one that is covered completely.
+    """
     segments: list[Segment] = []
     for detection in detections:
         window, bits = label_map[detection.mask.window], detection.mask.bits
         free = bits & (window == VOID)
-        free_area = np.count_nonzero(free)
-        if not free_area or (area := np.count_nonzero(bits)) - free_area > overlap_threshold * area:
-            continue
+        if overlap_threshold is not None:
+            free_area = np.count_nonzero(free)
+            if not free_area or (area := np.count_nonzero(bits)) - free_area > overlap_threshold * area:
+                continue
         segment_id = first_id + len(segments)
         segments.append(Segment(id=segment_id, cluster=detection.cluster, is_thing=True, score=detection.score))
-        window += free * label_map.dtype.type(segment_id)
+        window += free * label_map.dtype.type(segment_id)  # faster than indexing by a mask
     return segments
 
 
