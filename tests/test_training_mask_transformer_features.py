@@ -14,16 +14,17 @@ from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
-from training.mask_transformer.crops import CropView, CropWindow, crop_view, full_view, sample_crop
-from training.mask_transformer.feature_dataset import FeatureDataset, FeatureSample, copy_paste, make_targets
+from training.mask_transformer.crops import CropView, full_view, sample_crop
+from training.mask_transformer.feature_dataset import FeatureDataset, FeatureSample, copy_paste
 from training.mask_transformer.targets import (
     PADDING,
-    VOID,
-    InstanceMasks,
     Instances,
     LabelReader,
-    instances_from_panoptic,
-    make_semantic_map,
+    Sample,
+    Targets,
+    collate,
+    make_targets,
+    select_instances,
 )
 from training.trainer.task import IGNORE_INDEX, PhotoSampler
 
@@ -44,28 +45,32 @@ def write_photo(folder: Path, name: str, color: int) -> LabeledPhoto:
     features = np.zeros((4, GRID, GRID, 2), np.float16)
     features[:, :, :2] = 1
     FeatureCache(folder).write(name, features)
-    path = folder / f"{name}.png"
-    return LabeledPhoto(path=path, digest=name, label=folder / f"{name}.label.png", categories={1: 1, 2: 8})
+    paths = {"path": folder / f"{name}.png", "label": folder / f"{name}.label.png"}
+    return LabeledPhoto(**paths, name=name, digest=name, height=28, width=56, categories={1: 1, 2: 8})
 
 
 def make_dataset(folder: Path, photos: list[LabeledPhoto], **changes: Any) -> FeatureDataset:
     return FeatureDataset(
         sampler=PhotoSampler(photos=photos, seed=0),
         cache=FeatureCache(folder),
-        labels=LabelReader(thing_clusters=5, instance_masks=None),
+        labels=LabelReader(thing_clusters=5, annotations=None),
         side_px=SIDE_PX,
         config=replace(CONFIG, **changes),
     )
 
 
-def label_sample(label_map: np.ndarray, categories: dict[int, int]) -> FeatureSample:
-    """A sample with labels only; five thing clusters."""
-    return FeatureSample(
-        features=np.zeros((1, 1, 1, 1), np.float16),
-        pixels=np.zeros((3, 1, 1), np.uint8),
-        semantic=make_semantic_map(label_map, categories, thing_clusters=5),
-        instances=instances_from_panoptic(label_map, categories, thing_clusters=5),
-    )
+def label(*things: tuple[slice, slice], cluster: int, droploss: bool) -> Targets:
+    """Targets of 20x20 map pixels: things on stuff 3, no label at the upper left, and padding in the last five rows."""
+    semantic, masks = np.full((20, 20), 3, np.int16), np.zeros((len(things), 20, 20), bool)
+    for mask, box in zip(masks, things, strict=True):
+        mask[box] = True
+    semantic[masks.any(0)] = 0
+    semantic[15:] = PADDING
+    semantic[0, :3] = IGNORE_INDEX
+    weights = np.ones(len(things), np.float32)
+    instances = Instances(masks=masks, clusters=np.full(len(things), cluster), weights=weights)
+    sample = Sample(pixels=np.zeros((3, 1, 1), np.uint8), semantic=semantic, instances=instances)
+    return make_targets(collate([sample]), droploss=droploss)
 
 
 def draw_sample(shade: int, feature: float, boxes: Boxes = (), cluster: int = 1) -> FeatureSample:
@@ -78,7 +83,7 @@ def draw_sample(shade: int, feature: float, boxes: Boxes = (), cluster: int = 1)
     pixels[:, to_pixels(union)] += 20
     features[:, to_pixels(union)[7::14, 7::14]] += 10
     instances = Instances(masks=masks, clusters=np.full(len(boxes), cluster), weights=np.ones(len(boxes), np.float32))
-    semantic = np.where(union, 0, VOID).astype(np.int16)
+    semantic = np.where(union, 0, IGNORE_INDEX).astype(np.int16)
     return FeatureSample(features=features, pixels=pixels, semantic=semantic, instances=instances)
 
 
@@ -92,45 +97,41 @@ def paste(
     return copy_paste(sample, source, np.random.default_rng(seed), clusters)
 
 
+THING, TINY_THING = (slice(5, 10), slice(5, 10)), (slice(12, 13), slice(0, 3))
+
+
 def test_targets_have_thing_masks_and_stuff_classes_and_ignore_void_padding_and_a_band() -> None:
-    label_map = np.full((20, 20), 2, np.int32)
-    label_map[5:10, 5:10] = 1
-    label_map[15:] = -1
-    label_map[0, 0] = 0
-    target = make_targets([label_sample(label_map, {1: 4, 2: 8})], droploss=False)[0]
+    target = label(THING, cluster=4, droploss=False)
     assert target.clusters.tolist() == [3]
     assert target.weights.tolist() == [1.0]
     assert target.masks.sum() == 25
-    assert target.semantic[7, 7] == 0
-    assert target.semantic[0, 19] == 3
-    assert target.semantic[0, 0] == IGNORE_INDEX
-    assert (target.semantic[15:] == IGNORE_INDEX).all()
-    assert target.semantic[3, 7] == IGNORE_INDEX  # two pixels above the thing: in the band
-    assert target.semantic[2, 7] == 3
+    assert target.semantic[0, 7, 7] == 0
+    assert target.semantic[0, 0, 19] == 3
+    assert target.semantic[0, 0, 0] == IGNORE_INDEX
+    assert (target.semantic[0, 15:] == IGNORE_INDEX).all()
+    assert target.semantic[0, 3, 7] == IGNORE_INDEX  # two pixels above the thing: in the band
+    assert target.semantic[0, 2, 7] == 3
     assert target.is_labeled.all()
 
 
 def test_with_droploss_void_and_things_without_a_mask_are_unlabeled() -> None:
-    label_map = np.full((20, 20), 2, np.int32)
-    label_map[5:10, 5:10] = 1
-    label_map[15:] = -1
-    label_map[0, :3] = 0
-    label_map[12, :3] = 3  # too small for a target
-    target = make_targets([label_sample(label_map, {1: 4, 2: 8, 3: 5})], droploss=True)[0]
-    unlabeled = np.argwhere(~target.is_labeled.numpy()).tolist()
+    target = label(THING, TINY_THING, cluster=4, droploss=True)
+    unlabeled = np.argwhere(~target.is_labeled[0].numpy()).tolist()
     assert unlabeled == [[0, 0], [0, 1], [0, 2], [12, 0], [12, 1], [12, 2]]
 
 
 def test_crop_and_mirroring_apply_to_pixels_features_and_labels(tmp_path: Path) -> None:
     batch = make_dataset(tmp_path, [write_photo(tmp_path, "a", 10)], crop_prob=1.0).load_batch(0, 24)
     shown = set()
-    for index, target in enumerate(batch.targets):
-        is_bright = batch.pixels[index, 0, 4] == 250
-        is_thing = target.masks[:, 1].sum(0) == 1
+    images = batch.images
+    assert images.image_indices.tolist() == list(range(24))
+    for index, mask in enumerate(images.masks):
+        is_bright = images.pixels[index, 0, 4] == 250
+        is_thing = mask[1]
         shown.add((int(is_thing.sum()), bool(is_thing[0])))
         assert (is_thing != is_bright[2::4]).sum() <= 1  # a map pixel, where the border is not between two
         assert ((batch.features[0, index, :GRID, 0] == 1) != is_bright[7::14]).sum() <= 1  # a patch
-        assert ((target.semantic[1] == 0) == is_thing).all()
+        assert ((images.semantic[index, 1] == 0) == is_thing).all()
     assert len({width for width, _ in shown}) > 3
     assert {is_left for width, is_left in shown if width < MAP_SIDE} == {True, False}
 
@@ -141,15 +142,11 @@ def test_same_class_copy_paste_takes_photos_that_share_a_cluster(tmp_path: Path)
     FeatureCache(tmp_path).write("c", np.full((4, GRID, GRID, 2), 7, np.float16))
     photos = [first, second, third]
     pasted = make_dataset(tmp_path, photos, copy_paste_prob=1.0, copy_paste_same_class=True).load_batch(0, 30)
-    for index, (path, target) in enumerate(zip(pasted.photos, pasted.targets, strict=True)):
-        if path != third.path:
-            assert 7 not in pasted.features[:, index]
-            assert set(target.clusters.tolist()) == {0}
-    from_any = make_dataset(tmp_path, photos, copy_paste_prob=1.0).load_batch(0, 30)
-    assert any(
-        path != third.path and 1 in target.clusters
-        for path, target in zip(from_any.photos, from_any.targets, strict=True)
-    )
+    is_third = torch.tensor([path == third.path for path in pasted.photos])
+    assert 7 not in pasted.features[:, ~is_third]
+    assert set(pasted.images.clusters[~is_third[pasted.images.image_indices]].tolist()) == {0}
+    images = make_dataset(tmp_path, photos, copy_paste_prob=1.0).load_batch(0, 30).images
+    assert 1 in images.clusters[~is_third[images.image_indices]]
 
 
 def test_samples_do_not_depend_on_the_batch_size_and_each_epoch_has_every_photo_once(tmp_path: Path) -> None:
@@ -157,7 +154,7 @@ def test_samples_do_not_depend_on_the_batch_size_and_each_epoch_has_every_photo_
     samples = make_dataset(tmp_path, photos)
     whole = samples.load_batch(0, 10)
     parts = [samples.load_batch(0, 3), samples.load_batch(3, 7)]
-    assert torch.equal(whole.pixels, torch.cat([part.pixels for part in parts]))
+    assert torch.equal(whole.images.pixels, torch.cat([part.images.pixels for part in parts]))
     names = [path.name for path in whole.photos]
     assert sorted(names[:5]) == sorted(names[5:]) == [f"{name}.png" for name in "abcde"]
     assert names[:5] != names[5:]
@@ -173,7 +170,7 @@ def test_a_pasted_instance_is_at_the_same_position_in_pixels_labels_and_features
         sample = paste(empty, source, seed)
         (mask,) = sample.instances.masks
         assert sample.instances.clusters.tolist() == [3]
-        assert (sample.semantic == np.where(mask, 0, VOID)).all()
+        assert (sample.semantic == np.where(mask, 0, IGNORE_INDEX)).all()
         assert (sample.pixels[:, to_pixels(mask)] == 120).all()
         assert (sample.pixels[:, ~to_pixels(mask)] == 10).all()
         # four patches, or one if halved
@@ -225,11 +222,11 @@ def test_nothing_is_pasted_into_padding() -> None:
 
 
 def lower_right_quarter(whole: CropView) -> CropView:
-    return crop_view(whole, GRID, CropWindow(top=2, left=2, side=2))
+    return replace(whole, top=2, left=2, side=2)
 
 
 def test_a_crop_of_half_the_side_is_twice_as_large() -> None:
-    view = lower_right_quarter(full_view(56, 56, SIDE_PX))
+    view = lower_right_quarter(full_view(56, 56, SIDE_PX, GRID))
     image = np.zeros((56, 56, 3), np.uint8)
     image[28:42, 28:56] = 200
     pixels = view.crop_image(image)
@@ -240,29 +237,24 @@ def test_a_crop_of_half_the_side_is_twice_as_large() -> None:
 
 
 def test_sampled_crops_lie_in_the_photo_and_have_half_to_all_of_the_side() -> None:
-    whole = full_view(28, 56, SIDE_PX)  # two of four rows of patches
-    windows = [sample_crop(whole, GRID, np.random.default_rng(seed)) for seed in range(60)]
-    sampled = {(each.top, each.left, each.side) for each in windows}
+    whole = full_view(28, 56, SIDE_PX, GRID)  # two of four rows of patches
+    views = [sample_crop(whole, np.random.default_rng(seed)) for seed in range(60)]
+    sampled = {(each.top, each.left, each.side) for each in views}
     assert sampled == {(0, 0, 2), (0, 1, 2), (0, 2, 2), (0, 0, 3), (0, 1, 3), (0, 0, 4)}
 
 
 # Instance masks
 
 
-def write_instances(folder: Path, annotations: list[dict[str, object]]) -> PseudoLabelDataset:
-    images = [{"id": 1, "sha256": "a"}, {"id": 2, "sha256": "b"}]
-    (folder / "instances.json").write_text(
-        json.dumps({"images": images, "annotations": [{"image_id": 1, **each} for each in annotations]})
-    )
-    return PseudoLabelDataset(folder)
-
-
 def test_instance_masks_may_overlap_and_are_sorted_by_score_which_is_the_weight(tmp_path: Path) -> None:
     left, everything, corner = (np.zeros((28, 56), bool) for _ in range(3))
     left[:, :28] = everything[:] = corner[:4, :4] = True
     annotations = [annotate(left, 2, score=0.5), annotate(everything, 3), annotate(corner, 1, score=0.25)]
-    masks = InstanceMasks.load(write_instances(tmp_path, annotations), max_per_photo=2)
-    instances = masks.crop("a", full_view(28, 56, SIDE_PX))
+    content = {"images": [{"id": 1, "sha256": "a"}], "annotations": [{"image_id": 1, **each} for each in annotations]}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    selected = select_instances(PseudoLabelDataset(tmp_path), max_per_photo=2)
+    reader = LabelReader(thing_clusters=5, annotations=selected)
+    _, instances = reader.read(write_photo(tmp_path, "a", 10), full_view(28, 56, SIDE_PX))
     assert instances.clusters.tolist() == [3, 2]
     assert instances.weights.tolist() == [1.0, 0.5]
     assert instances.masks.sum((1, 2)).tolist() == [7 * 14, 7 * 7]

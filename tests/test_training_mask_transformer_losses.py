@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from run_logs import read_csv_log
@@ -11,21 +12,19 @@ from tiny import SIDE_PX
 from torch import Tensor
 
 from model.checkpoints.runs import load_run
-from model.images import read_image
+from model.networks.interface import normalize
 from model.networks.mask_transformer import AuxOutput, DecoderOutput, MaskTransformer
 from training.data.dataset import PseudoLabelDataset
-from training.data.features import FeatureCache, open_cache
+from training.data.features import FeatureCache, load_padded, open_cache
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, MaskTransformerTrainConfig
-from training.mask_transformer.crops import full_view
 from training.mask_transformer.losses import (
     MatchedPairs,
     class_loss,
     mask_losses,
     mask_transformer_losses,
 )
-from training.mask_transformer.targets import Target
+from training.mask_transformer.targets import Targets
 from training.mask_transformer.task import cosine_lr_factor
-from training.self_training.teacher import DecoderInput, run_decoder
 from training.train import train
 from training.trainer.loggers import LOSSES_FILE
 from training.trainer.task import IGNORE_INDEX
@@ -33,20 +32,21 @@ from training.trainer.task import IGNORE_INDEX
 SIDE = 8
 
 
-def draw_target(*boxes: tuple[int, int, int, int], clusters: list[int]) -> Target:
+def draw_target(*boxes: tuple[int, int, int, int], clusters: list[int]) -> Targets:
     masks = torch.zeros(len(boxes), SIDE, SIDE)
     for mask, (top, bottom, left, right) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = 1
-    return Target(
+    return Targets(
         masks=masks,
+        image_indices=torch.zeros(len(boxes), dtype=torch.int64),
         clusters=torch.tensor(clusters, dtype=torch.int64),
         weights=torch.ones(len(boxes)),
-        semantic=torch.ones(SIDE, SIDE, dtype=torch.int64),
-        is_labeled=torch.ones(SIDE, SIDE, dtype=torch.bool),
+        semantic=torch.ones(1, SIDE, SIDE, dtype=torch.int64),
+        is_labeled=torch.ones(1, SIDE, SIDE, dtype=torch.bool),
     )
 
 
-def predict(target: Target, order: list[int], queries: int = 4, sharpness: float = 12.0) -> DecoderOutput:
+def predict(target: Targets, order: list[int], queries: int = 4, sharpness: float = 12.0) -> DecoderOutput:
     """A nearly perfect output: target i is predicted by query order[i], the other queries are empty and no-object."""
     masks = torch.full((1, queries, SIDE, SIDE), -sharpness)
     classes = torch.zeros(1, queries, 4)
@@ -66,11 +66,11 @@ def predict(target: Target, order: list[int], queries: int = 4, sharpness: float
 
 def test_a_perfect_output_has_small_losses_and_a_wrong_one_large_ones() -> None:
     target = draw_target((0, 4, 0, 4), (4, 8, 2, 7), clusters=[2, 0])
-    right = mask_transformer_losses(predict(target, [3, 1]), (target,))
-    for term in (right.mask, right.dice, right.quality, right.semantic):
-        assert float(term) < 1e-3
+    right = mask_transformer_losses(predict(target, [3, 1]), target)
+    for name in ("mask", "dice", "quality", "semantic"):
+        assert float(right.terms[name]) < 1e-3
     wrong = predict(draw_target((4, 8, 4, 8), (0, 4, 4, 8), clusters=[0, 2]), [1, 3])
-    assert float(mask_transformer_losses(wrong, (target,)).total) > 10 * float(right.total)
+    assert float(mask_transformer_losses(wrong, target).total) > 10 * float(right.total)
 
 
 def test_mask_losses_by_hand() -> None:
@@ -119,12 +119,12 @@ def test_no_object_from_score_makes_the_weight_the_best_object_probability(weigh
 def test_an_unmatched_query_on_unlabeled_pixels_gets_no_class_gradient() -> None:
     target = draw_target((0, 4, 0, 4), clusters=[2])
     target.is_labeled[:] = False
-    target.is_labeled[:4] = True
+    target.is_labeled[0, :4] = True
     output = predict(target, [1])
     output.mask_logits[0, 0, 5:, :] = 12.0
     output.mask_logits[0, 3, :4, 4:] = 12.0
     logits = output.class_logits.requires_grad_()
-    mask_transformer_losses(output._replace(aux_outputs=()), (target,)).classes.backward()
+    mask_transformer_losses(output._replace(aux_outputs=()), target).terms["classes"].backward()
     gradient = logits.grad
     assert gradient is not None
     assert gradient[0].abs().sum(1).gt(0).tolist() == [False, True, True, True]  # the mask of query 2 is empty
@@ -135,19 +135,19 @@ def test_losses_are_computed_in_fp32() -> None:
     full = predict(target, [3, 1], sharpness=2.0)
     half = full._replace(mask_logits=full.mask_logits.bfloat16(), class_logits=full.class_logits.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        losses = mask_transformer_losses(half, (target,))
+        losses = mask_transformer_losses(half, target)
     assert losses.total.dtype == torch.float32
-    assert torch.equal(losses.total, mask_transformer_losses(full, (target,)).total)  # bf16 holds 2 and 0 exactly
+    assert torch.equal(losses.total, mask_transformer_losses(full, target).total)  # bf16 holds 2 and 0 exactly
 
 
 def test_metrics_are_not_part_of_the_total() -> None:
     target = draw_target((0, 4, 0, 4), clusters=[2])
     semantic = target.semantic.clone()
-    semantic[:4] = IGNORE_INDEX
-    semantic[4:6] = 2  # half of the labeled pixels have another class than the prediction
+    semantic[0, :4] = IGNORE_INDEX
+    semantic[0, 4:6] = 2  # half of the labeled pixels have another class than the prediction
     output = predict(draw_target((0, 4, 0, 2), clusters=[2]), [1])
-    losses = mask_transformer_losses(output, (replace(target, semantic=semantic),))
-    assert (float(losses.iou), float(losses.stuff)) == (0.5, 0.5)
+    losses = mask_transformer_losses(output, replace(target, semantic=semantic))
+    assert {name: float(value) for name, value in losses.metrics.items()} == {"iou": 0.5, "stuff": 0.5}
     terms = losses.as_floats()
     assert terms["total"] == pytest.approx(sum(terms[name] for name in terms if name not in ("total", "iou", "stuff")))
 
@@ -205,16 +205,12 @@ def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
 def test_a_decoder_on_cached_features_agrees_with_the_network_on_the_photo(
     tiny_store: PseudoLabelDataset, network: MaskTransformer, cache: FeatureCache
 ) -> None:
-    inputs = []
-    for photo in tiny_store.read_photos()[:3]:
-        image = read_image(photo.path)
-        view = full_view(image.height, image.width, SIDE_PX)
-        inputs.append(
-            DecoderInput(features=view.crop_features(cache.read(photo.digest)), pixels=view.crop_image(image.image))
-        )
-    output = run_decoder(network.decoder, inputs)
+    photos = tiny_store.read_photos()[:3]
+    maps = [torch.from_numpy(np.array(cache.read(photo.digest))).flatten(1, 2) for photo in photos]
+    pixels = torch.from_numpy(np.stack([load_padded(SIDE_PX, photo) for photo in photos]))
     with torch.inference_mode():
-        raw = network(torch.stack([torch.from_numpy(each.pixels) for each in inputs]), torch.full((3, 2), SIDE_PX))
+        output = network.decoder(torch.stack(maps, 1).float(), normalize(pixels))
+        raw = network(pixels, torch.full((3, 2), SIDE_PX))
     # The cache holds features in fp16.
     torch.testing.assert_close(output.semantic_logits, raw.semantic, atol=0.02, rtol=0.02)
     torch.testing.assert_close(output.mask_logits.sigmoid(), raw.masks, atol=0.01, rtol=0.0)

@@ -14,13 +14,12 @@ from training.data.dataset import LabeledPhoto
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.mask_transformer.pixel_dataset import (
     AugmentParams,
-    ImageBatch,
     PixelDataset,
     augment_batch,
     color_jitter,
 )
-from training.mask_transformer.targets import PADDING, VOID, LabelReader
-from training.trainer.task import PhotoSampler
+from training.mask_transformer.targets import PADDING, ImageBatch, LabelReader
+from training.trainer.task import IGNORE_INDEX, PhotoSampler
 
 SIDE, MAP_SIDE = 32, 8
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
@@ -39,7 +38,7 @@ def draw_images() -> ImageBatch:
     masks = torch.zeros(2, MAP_SIDE, MAP_SIDE, dtype=torch.bool)
     masks[0, 4:, 4:] = True
     masks[1, :, :2] = True
-    semantic = torch.full((2, MAP_SIDE, MAP_SIDE), VOID)
+    semantic = torch.full((2, MAP_SIDE, MAP_SIDE), IGNORE_INDEX)
     semantic[0] = 1
     semantic[masks] = 0
     semantic[1, 7] = PADDING
@@ -146,13 +145,15 @@ def write_photo(folder: Path, name: str, cluster: int = 1) -> LabeledPhoto:
     label_map[7:21, 7:21] = 1
     label = folder / f"{name}.label.png"
     label.write_bytes(encode_panoptic_png(label_map))
-    return LabeledPhoto(path=path, digest=name, label=label, categories={1: cluster, 2: 8})
+    return LabeledPhoto(
+        path=path, name=name, digest=name, height=28, width=56, label=label, categories={1: cluster, 2: 8}
+    )
 
 
 def make_dataset(photos: list[LabeledPhoto], **changes: Any) -> PixelDataset:
     return PixelDataset(
         sampler=PhotoSampler(photos=photos, seed=0),
-        labels=LabelReader(thing_clusters=5, instance_masks=None),
+        labels=LabelReader(thing_clusters=5, annotations=None),
         side_px=56,
         config=replace(CONFIG, **changes),
     )

@@ -191,8 +191,8 @@ def write_photo(folder: Path, name: str) -> LabeledPhoto:
     label_map[:, :28] = 1
     label_map[:, 54:] = 0
     (folder / f"{name}.label.png").write_bytes(encode_panoptic_png(label_map))
-    path = folder / f"{name}.png"
-    return LabeledPhoto(path=path, digest=name, label=folder / f"{name}.label.png", categories={1: 2, 2: 8})
+    paths = {"path": folder / f"{name}.png", "label": folder / f"{name}.label.png"}
+    return LabeledPhoto(**paths, name=name, digest=name, height=28, width=56, categories={1: 2, 2: 8})
 
 
 def make_dataset(folder: Path, config: CascadeTrainConfig = DATA_CONFIG, names: str = "a") -> CascadeDataset:

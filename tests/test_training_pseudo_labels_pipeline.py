@@ -211,7 +211,8 @@ def write_labeled(folder: Path) -> LabeledPhoto:
     labels[:, :96, 0] = 7
     labels[:, 96:192, 0] = 9
     Image.fromarray(labels).save(folder / "label.png")
-    return LabeledPhoto(path=folder / "gray.png", digest="", label=folder / "label.png", categories={7: 1, 9: 5})
+    paths = {"path": folder / "gray.png", "label": folder / "label.png"}
+    return LabeledPhoto(**paths, name="gray.png", digest="", height=216, width=288, categories={7: 1, 9: 5})
 
 
 def test_things_are_strong_and_outlined_stuff_is_pale_and_unlabeled_pixels_are_dark(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_things_are_strong_and_outlined_stuff_is_pale_and_unlabeled_pixels_are_d
 
 def test_a_cluster_has_the_same_color_in_every_segment(tmp_path: Path) -> None:
     first = write_labeled(tmp_path)
-    other = LabeledPhoto(path=first.path, digest="", label=first.label, categories={7: 3, 9: 1})
+    other = replace(first, categories={7: 3, 9: 1})
     one, two = (make_label_tile(photo, thing_clusters=3) for photo in (first, other))
     assert one.overlay[100, 40].tolist() == two.overlay[100, 140].tolist()
 

@@ -17,13 +17,14 @@ from tiny import SHAPE, SIDE_PX
 
 from model.errors import ConfigError, DatasetError, TrainingError
 from model.networks.mask_transformer import DecoderConfig, DecoderOutput, MaskDecoder
-from training.data.dataset import LabeledPhoto, PseudoLabelDataset
+from training.data.dataset import PseudoLabelDataset
 from training.data.features import FeatureCache
+from training.data.panoptic_labels import ImageLabel
 from training.data.photos import PhotoFile
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.mask_transformer.crops import full_view
 from training.self_training.config import SelfTrainingConfig
-from training.self_training.pseudo_label_update import ClassMaxScores, PseudoLabelUpdater
+from training.self_training.pseudo_label_update import PseudoLabelUpdater, compute_thresholds
 from training.self_training.rounds import TEACHER_FILE, read_teacher_info, relabel
 from training.self_training.teacher import (
     MIN_SCORE,
@@ -31,13 +32,7 @@ from training.self_training.teacher import (
     make_tta_views,
     predict_views,
 )
-from training.self_training.tta_merge import (
-    MergedPredictions,
-    TeacherPredictions,
-    TtaConsistency,
-    measure_consistency,
-    merge_views,
-)
+from training.self_training.tta_merge import TeacherPredictions, TtaConsistency, measure_consistency, merge_views
 from training.train import train
 
 CONFIG = SelfTrainingConfig(min_relative_score=0.9)
@@ -146,7 +141,7 @@ SIDE, MAP_SIDE = 32, 8
 PHOTO = PhotoFile(path=Path("a"), name="a", digest="a", height=SIDE, width=SIDE)
 
 
-def make_predictions(scores: list[float], clusters: list[int]) -> MergedPredictions:
+def make_predictions(scores: list[float], clusters: list[int]) -> TeacherPredictions:
     """Instances of one map row each; stuff 1 from row 4 on, of probability 0.9, but 0.3 in the last row."""
     mask_probs = np.zeros((len(scores), MAP_SIDE, MAP_SIDE), np.float32)
     for row, mask in enumerate(mask_probs):
@@ -155,12 +150,13 @@ def make_predictions(scores: list[float], clusters: list[int]) -> MergedPredicti
     semantic[4:] = 1
     semantic_probs = np.full((MAP_SIDE, MAP_SIDE), 0.9, np.float32)
     semantic_probs[7] = 0.3
-    return MergedPredictions(
+    return TeacherPredictions(
         mask_probs=mask_probs,
         scores=np.array(scores, np.float32),
         clusters=np.array(clusters, np.int64),
         semantic=semantic,
         semantic_probs=semantic_probs,
+        consistency=TtaConsistency(1.0, 1.0, 1.0),
     )
 
 
@@ -170,29 +166,25 @@ def draw_rows(first: int, end: int) -> np.ndarray:
     return mask
 
 
-def make_updater(merged: MergedPredictions, old: list[dict[str, Any]]) -> PseudoLabelUpdater:
-    consistency = TtaConsistency(flip=1.0, scale=1.0, coverage=1.0)
-    predictions = TeacherPredictions(merged=merged, consistency=consistency, height=SIDE, width=SIDE)
-    return PseudoLabelUpdater(
-        read=lambda _photo: predictions,
+def update(predictions: TeacherPredictions, old: list[dict[str, Any]]) -> ImageLabel:
+    min_scores, min_stuff_probs = compute_thresholds([predictions], 0.5, thing_clusters=3, stuff_clusters=2)
+    updater = PseudoLabelUpdater(
+        predict=lambda _photo: predictions,
         old_instances={"a": old},
-        max_scores=ClassMaxScores.compute([merged], thing_clusters=3, stuff_clusters=2),
-        min_relative_score=0.5,
+        min_scores=min_scores,
+        min_stuff_probs=min_stuff_probs,
         side_px=SIDE,
-        thing_clusters=3,
     )
+    return updater.make_label(PHOTO)
 
 
 def test_all_instances_are_labels_and_those_of_high_relative_score_are_in_the_panoptic_map() -> None:
-    merged = make_predictions([0.8, 0.5, 0.3, 0.2], [1, 1, 1, 2])
-    updater = make_updater(merged, [])
-    label = updater.make_label(PHOTO)
+    label = update(make_predictions([0.8, 0.5, 0.3, 0.2], [1, 1, 1, 2]), [])
     assert label.things == [1, 1, 1, 2]
     assert label.scores == pytest.approx([0.8, 0.5, 0.3, 0.2])
     assert label.masks.any((2,)).argmax(1).tolist() == [0, 4, 8, 12]
     assert label.is_in_panoptic == [True, True, False, True]  # 0.3 is less than half of 0.8
     assert sorted(label.panoptic.categories.values()) == [1, 1, 2, 4]
-    assert updater.count_confident(merged) == 3
 
 
 def test_old_masks_are_kept_if_no_prediction_matches_them() -> None:
@@ -201,7 +193,7 @@ def test_old_masks_are_kept_if_no_prediction_matches_them() -> None:
         annotate(draw_rows(0, 16), 3, score=0.25, in_panoptic=0),  # 4 / 16
         annotate(draw_rows(8, 12), 2),
     ]
-    label = make_updater(make_predictions([0.8], [1]), old).make_label(PHOTO)
+    label = update(make_predictions([0.8], [1]), old)
     assert label.things == [1, 3, 2]
     assert label.scores == pytest.approx([0.8, 0.25 * 0.25, 0.25])
     assert label.is_in_panoptic == [True, False, True]
@@ -212,7 +204,7 @@ def test_old_masks_are_kept_if_no_prediction_matches_them() -> None:
 
 
 def test_stuff_below_half_of_its_maximum_probability_is_void() -> None:
-    label = make_updater(make_predictions([], []), []).make_label(PHOTO)
+    label = update(make_predictions([], []), [])
     assert set(label.panoptic.categories.values()) == {4}
     rows = label.panoptic.label_map[:, 0] > 0
     assert rows.tolist() == [False] * 16 + [True] * 12 + [False] * 4
@@ -222,13 +214,13 @@ def test_stuff_below_half_of_its_maximum_probability_is_void() -> None:
 GRID, TINY_MAP_SIDE = 4, 14
 
 
-def write_photo(folder: Path, height: int, width: int) -> LabeledPhoto:
+def write_photo(folder: Path, height: int, width: int) -> PhotoFile:
     """A photo of noise with features of noise."""
     generator = np.random.default_rng(0)
     path = folder / "a.png"
     cv2.imwrite(str(path), generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
     FeatureCache(folder).write("a", generator.normal(size=(4, GRID, GRID, 64)).astype(np.float16))
-    return LabeledPhoto(path=path, digest="a", label=folder / "none.png", categories={})
+    return PhotoFile(path=path, name="a", digest="a", height=height, width=width)
 
 
 def make_decoder() -> MaskDecoder:
@@ -238,11 +230,12 @@ def make_decoder() -> MaskDecoder:
 
 
 def test_crops_together_cover_the_photo_and_are_aligned_to_map_pixels() -> None:
-    views = make_tta_views(full_view(56, 56, SIDE_PX), GRID)
+    views = make_tta_views(full_view(56, 56, SIDE_PX, GRID))
     assert [each.is_mirrored for each in views] == [False, True, False, False, False, False]
     count = np.zeros((TINY_MAP_SIDE, TINY_MAP_SIDE), int)
     for view in views[2:]:
-        count[view.map_region] += 1
+        rows, columns = (slice(7 * first // 2, 7 * (first + view.side) // 2) for first in (view.top, view.left))
+        count[rows, columns] += 1
     assert (count == 1).all()  # crops have two of four patches, the smallest aligned step
 
 
@@ -258,15 +251,14 @@ def test_each_connected_component_of_a_mask_is_an_instance(tmp_path: Path) -> No
         return output._replace(mask_logits=masks, semantic_logits=semantic)
 
     decoder.register_forward_hook(lambda _module, _inputs, output: replace_masks(output))
-    _, views = predict_views(decoder, write_photo(tmp_path, 56, 56), FeatureCache(tmp_path))
+    views = predict_views(decoder, write_photo(tmp_path, 56, 56), FeatureCache(tmp_path))
     assert views[0].masks[:2].sum((1, 2)).tolist() == [20, 10]
     assert views[0].scores[0] == views[0].scores[1]
     assert {int(each) for each in views[0].masks.sum((1, 2))} == {20, 10}
 
 
 def test_all_views_are_in_map_pixels_of_the_whole_photo(tmp_path: Path) -> None:
-    whole, views = predict_views(make_decoder(), write_photo(tmp_path, 28, 56), FeatureCache(tmp_path))
-    assert whole.letterbox.size == (28, 56)
+    views = predict_views(make_decoder(), write_photo(tmp_path, 28, 56), FeatureCache(tmp_path))
     assert len(views) == 4  # whole, mirrored and two crops
     is_photo = np.zeros((TINY_MAP_SIDE, TINY_MAP_SIDE), bool)
     is_photo[:7] = True
@@ -285,12 +277,12 @@ def test_all_views_are_in_map_pixels_of_the_whole_photo(tmp_path: Path) -> None:
 
 def test_the_mirrored_view_is_the_whole_view_of_the_mirrored_photo(tmp_path: Path) -> None:
     photo, cache = write_photo(tmp_path, 56, 56), FeatureCache(tmp_path)
-    _, views = predict_views(make_decoder(), photo, cache)
+    views = predict_views(make_decoder(), photo, cache)
     image = cv2.imread(str(photo.path))
     assert image is not None
     cv2.imwrite(str(photo.path), np.ascontiguousarray(image[:, ::-1]))
     cache.write("a", np.array(cache.read("a"))[:, :, ::-1].copy())
-    _, mirrored = predict_views(make_decoder(), photo, cache)
+    mirrored = predict_views(make_decoder(), photo, cache)
     np.testing.assert_allclose(views[1].semantic_probs, mirrored[0].semantic_probs[:, :, ::-1], atol=1e-5)  # float32
     np.testing.assert_allclose(views[1].mask_probs, mirrored[0].mask_probs[:, :, ::-1], atol=1e-5)
 
@@ -381,6 +373,6 @@ def test_without_instances_only_the_coverage_is_known_and_means_skip_unknown_val
     consistency = measure_consistency([EMPTY, make_view([LEFT], [0.9], [0]), EMPTY])
     assert math.isnan(consistency.flip)
     assert consistency.coverage == 1.0
-    mean = TtaConsistency.average([consistency, TtaConsistency(flip=0.5, scale=math.nan, coverage=0.5)])
+    mean = TtaConsistency.average([consistency, TtaConsistency(0.5, math.nan, 0.5)])
     assert (mean.flip, mean.coverage) == (0.5, 0.75)
     assert math.isnan(mean.scale)

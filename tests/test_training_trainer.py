@@ -26,7 +26,7 @@ from model.errors import CheckpointError, ConfigError, TrainingError
 from model.networks.mask_transformer import MaskDecoder
 from training.data.dataset import PseudoLabelDataset
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, MaskTransformerTrainConfig
-from training.mask_transformer.feature_dataset import DecoderBatch
+from training.mask_transformer.feature_dataset import FeatureBatch
 from training.mask_transformer.task import MaskTransformerTask
 from training.train import train
 from training.trainer.checkpoint import (
@@ -50,7 +50,7 @@ WITH_EMA = replace(TINY, ema_decay=0.9)
 
 def make_trainer(
     dataset: PseudoLabelDataset, run: Path, config: MaskTransformerTrainConfig = TINY
-) -> Trainer[DecoderBatch]:
+) -> Trainer[FeatureBatch]:
     return Trainer(MaskTransformerTask(dataset, dataset.features, run, config), run)
 
 

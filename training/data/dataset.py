@@ -48,11 +48,9 @@ _MAX_NAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabeledPhoto:
+class LabeledPhoto(PhotoFile):
     """A photo with a finished label."""
 
-    path: Path
-    digest: str
     label: Path
     """The panoptic PNG."""
     categories: dict[int, int]
@@ -188,7 +186,10 @@ class PseudoLabelDataset:
         return [
             LabeledPhoto(
                 path=photos / image["file_name"],
+                name=image["file_name"],
                 digest=image["sha256"],
+                height=image["height"],
+                width=image["width"],
                 label=self.chunks_dir / annotation["file_name"],
                 categories={segment["id"]: segment["category_id"] for segment in annotation["segments_info"]},
             )

@@ -73,8 +73,7 @@ class PhotoFeatures:
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches that show a part of the photo."""
-        rows, columns = (-(-length // self.patch_px) for length in self.letterbox.size)
-        return rows, columns
+        return count_patches(self.letterbox, int(self.last_block.shape[1]))
 
     def final_tokens(self) -> Float[np.ndarray, "h w C"]:
         """The encoder's output tokens: its last block after the final norm."""
@@ -171,6 +170,12 @@ class FeatureStore:
     def _layer_indices(self) -> tuple[int, ...]:
         stored = self._decoder_layers if self._layer_cache is self.cache else self.layers
         return tuple(stored.index(block) for block in self.layers)
+
+
+def count_patches(letterbox: Letterbox, grid: int) -> tuple[int, int]:
+    """Return the rows and columns of patches that show a part of the photo, of `grid` along the input's side."""
+    patch_px = letterbox.input_size.width_px // grid
+    return -(-letterbox.resized_height // patch_px), -(-letterbox.resized_width // patch_px)
 
 
 def resolve_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:

@@ -109,6 +109,10 @@ class ImageRecord:
     segments: list[dict[str, Any]]
     instances: list[dict[str, Any]]
 
+    def count_things(self, thing_clusters: int) -> int:
+        """Return the number of things in the panoptic map."""
+        return sum(segment["category_id"] <= thing_clusters for segment in self.segments)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter
 
@@ -16,6 +17,7 @@ from model.progress import track
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
 _CACHE_VERSION = 1
 _CachedEntry = tuple[int, int, str, int, int]
 """Size in bytes, modification time in nanoseconds, SHA-256, height, width."""
@@ -60,8 +62,8 @@ def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path
     paths, other_files = list_by_suffix(folder, SUFFIXES)
     if other_files:
         logger.warning("left out files that are no photos, by suffix: %s", other_files)
-    if max_photos is not None and max_photos < len(paths):
-        paths = [paths[index * len(paths) // max_photos] for index in range(max_photos)]
+    if max_photos is not None:
+        paths = spread(paths, max_photos)
     photos: dict[str, PhotoFile] = {}
     known, seen = _read_cache(cache_file), dict[str, _CachedEntry]()
     skipped = []
@@ -88,6 +90,12 @@ def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path
     return PhotoScan(
         photos=tuple(photos.values()), skipped=tuple(skipped), duplicates=duplicates, other_files=other_files
     )
+
+
+def spread(items: Sequence[Item], max_count: int) -> list[Item]:
+    """Return `max_count` evenly spread items; all of them if there are fewer."""
+    count = min(max_count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def hash_photos(photos: Sequence[PhotoFile]) -> str:

@@ -1,7 +1,7 @@
 """Training samples on cached encoder features, with copy-paste and crops on the features themselves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float16, Int16, UInt8
+from jaxtyping import Bool, Float, Float16
 from torch import Tensor
 
 from model.images import read_image
@@ -17,15 +17,8 @@ from model.networks.mask_transformer import MASK_STRIDE_PX
 from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache
 from training.mask_transformer.config import MaskTransformerTrainConfig
-from training.mask_transformer.crops import crop_view, full_view, sample_crop
-from training.mask_transformer.targets import (
-    MAX_PASTED,
-    PADDING,
-    Instances,
-    LabelReader,
-    Target,
-    to_targets,
-)
+from training.mask_transformer.crops import full_view, sample_crop
+from training.mask_transformer.targets import MAX_PASTED, PADDING, ImageBatch, Instances, LabelReader, Sample, collate
 from training.trainer.task import PhotoSampler
 
 _HALF_SIZE_PROB = 0.5
@@ -36,38 +29,24 @@ _INSIDE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderBatch:
-    """Inputs of the decoder and their targets."""
+class FeatureBatch:
+    """Samples with the features that the encoder computes for them."""
 
     features: Float[Tensor, "T B N C"]
-    pixels: UInt8[Tensor, "B 3 S S"]
-    targets: tuple[Target, ...]
+    images: ImageBatch
     photos: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureSample:
-    """Features, pixels and labels of one photo. The sample owns its arrays."""
+class FeatureSample(Sample):
+    """A sample with cached features."""
 
     features: Float16[np.ndarray, "T g g C"]
-    pixels: UInt8[np.ndarray, "3 S S"]
-    semantic: Int16[np.ndarray, "h w"]
-    """0 for things, s for stuff cluster s, VOID or PADDING."""
-    instances: Instances
 
     @property
     def shift_px(self) -> int:
         """Smallest shift that keeps both patches and map pixels aligned."""
         return math.lcm(self.pixels.shape[1] // self.features.shape[1], MASK_STRIDE_PX)
-
-    def hflip(self) -> "FeatureSample":
-        """Mirror left and right. The features are the cached ones, mirrored; the encoder does not run again."""
-        return FeatureSample(
-            features=self.features[:, :, ::-1].copy(),
-            pixels=self.pixels[:, :, ::-1].copy(),
-            semantic=self.semantic[:, ::-1].copy(),
-            instances=replace(self.instances, masks=self.instances.masks[:, :, ::-1].copy()),
-        )
 
     def halve(self) -> "FeatureSample":
         """Shrink to half size into the upper left; features are averaged, unlike those of a smaller photo."""
@@ -97,14 +76,13 @@ class FeatureDataset:
     """Side of the encoder's input."""
     config: MaskTransformerTrainConfig
 
-    def load_batch(self, first: int, count: int) -> DecoderBatch:
+    def load_batch(self, first: int, count: int) -> FeatureBatch:
         """Load samples `first` to `first + count`."""
         sampled = [self.sampler[index] for index in range(first, first + count)]
         samples = [self._load_sample(photo, generator) for photo, generator in sampled]
-        return DecoderBatch(
+        return FeatureBatch(
             features=torch.stack([torch.from_numpy(each.features).flatten(1, 2) for each in samples], dim=1).float(),
-            pixels=torch.stack([torch.from_numpy(each.pixels) for each in samples]),
-            targets=make_targets(samples, droploss=self.config.droploss),
+            images=collate(samples),
             photos=tuple(photo.path for photo, _ in sampled),
         )
 
@@ -123,20 +101,19 @@ class FeatureDataset:
 
     def _load_photo(self, photo: LabeledPhoto, generator: np.random.Generator) -> FeatureSample:
         """Load a photo, or a crop of it, mirrored with a probability of one half."""
-        image = read_image(photo.path)
         is_mirrored = generator.random() < 0.5
         features = self.cache.read(photo.digest)
-        view, grid = full_view(image.height, image.width, self.side_px), features.shape[1]
+        view = full_view(photo.height, photo.width, self.side_px, features.shape[1])
         if self.config.crop_prob and generator.random() < self.config.crop_prob:
-            view = crop_view(view, grid, sample_crop(view, grid, generator))
+            view = sample_crop(view, generator)
+        view = replace(view, is_mirrored=is_mirrored)
         semantic, instances = self.labels.read(photo, view)
-        sample = FeatureSample(
+        return FeatureSample(
             features=view.crop_features(features),
-            pixels=view.crop_image(image.image),
+            pixels=view.crop_image(read_image(photo.path).image),
             semantic=semantic,
             instances=instances,
         )
-        return sample.hflip() if is_mirrored else sample
 
     @cached_property
     def _photos_by_cluster(self) -> Mapping[int, list[int]]:
@@ -169,19 +146,6 @@ def copy_paste(
     return sample
 
 
-def make_targets(samples: Sequence[FeatureSample], *, droploss: bool) -> tuple[Target, ...]:
-    """Convert the labels of samples to targets (see `to_targets`)."""
-    instances = [each.instances for each in samples]
-    return to_targets(
-        torch.from_numpy(np.stack([each.semantic for each in samples]).astype(np.int64)),
-        torch.from_numpy(np.concatenate([each.masks for each in instances])),
-        torch.from_numpy(np.repeat(np.arange(len(samples)), [len(each) for each in instances])),
-        torch.from_numpy(np.concatenate([each.clusters for each in instances]) - 1),
-        torch.from_numpy(np.concatenate([each.weights for each in instances])),
-        droploss=droploss,
-    )
-
-
 def _sample_shift(
     mask: Bool[np.ndarray, "h w"], source: FeatureSample, generator: np.random.Generator
 ) -> tuple[int, int]:
@@ -212,7 +176,11 @@ def _paste_instance(sample: FeatureSample, source: FeatureSample, index: int, ro
         features=np.where(patch_mask[None, :, :, None], features, sample.features),
         pixels=np.where(pixel_mask, pixels, sample.pixels),
         semantic=np.where(mask, np.int16(0), sample.semantic),
-        instances=existing.select(~is_covered).occlude(mask).concat(replace(pasted, masks=moved_masks)),
+        instances=Instances(
+            masks=np.concatenate([existing.masks[~is_covered] & ~mask, moved_masks]),
+            clusters=np.concatenate([existing.clusters[~is_covered], pasted.clusters]),
+            weights=np.concatenate([existing.weights[~is_covered], pasted.weights]),
+        ),
     )
 
 

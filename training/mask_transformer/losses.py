@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.networks.mask_transformer import AuxOutput, DecoderOutput
-from training.mask_transformer.targets import Target
+from training.mask_transformer.targets import Targets
 from training.trainer.distributed import mean_over_processes
-from training.trainer.task import IGNORE_INDEX
+from training.trainer.task import IGNORE_INDEX, Losses
 
 MASK_WEIGHT = 5.0
 DICE_WEIGHT = 5.0
@@ -29,32 +29,6 @@ _NAN_COST = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskTransformerLosses:
-    """Weighted loss terms, and two metrics that are not part of the sum."""
-
-    mask: Tensor
-    dice: Tensor
-    classes: Tensor
-    quality: Tensor
-    """Loss of the predicted IoU."""
-    semantic: Tensor
-    layers: Tensor
-    """Mask and class losses of the intermediate blocks."""
-    iou: Tensor
-    """Metric: weighted mean IoU of the matched masks."""
-    stuff: Tensor
-    """Metric: fraction of the labeled map pixels with the right semantic class."""
-
-    @property
-    def total(self) -> Tensor:
-        return self.mask + self.dice + self.classes + self.quality + self.semantic + self.layers
-
-    def as_floats(self) -> dict[str, float]:
-        terms = {**vars(self), "total": self.total}
-        return {name: float(value.detach()) for name, value in terms.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
 class MatchedPairs:
     """Matched pairs of query and target over a whole batch."""
 
@@ -68,14 +42,12 @@ class MatchedPairs:
     """For every query: whether it is trained as no-object if it is unmatched."""
 
 
-def mask_transformer_losses(
-    output: DecoderOutput, targets: tuple[Target, ...], no_object_from_score: float = 0.0
-) -> MaskTransformerLosses:
+def mask_transformer_losses(output: DecoderOutput, targets: Targets, no_object_from_score: float = 0.0) -> Losses:
     """Compute Mask2Former's losses (weights 5, 5, 2), with a predicted IoU and a dense semantic term.
 
     Unlike Mask2Former: queries are matched once, by the final output at patch resolution, and all intermediate blocks
-    use this matching; masks are compared at all map pixels instead of sampled points; a pair is weighted by its
-    target; and, as in CutLER's DropLoss, an unmatched query is not trained where labels are missing. Always in fp32.
+    use this matching (`layers`); masks are compared at all map pixels instead of sampled points; a pair is weighted by
+    its target; and, as in CutLER's DropLoss, an unmatched query is not trained where labels are missing. Runs in fp32.
 
     `no_object_from_score` adds, for a matched query, a no-object loss weighted by it times (1 - target weight).
     Without it, a query becomes as confident of uncertain labels as of certain ones, only later; with 1, its object
@@ -85,9 +57,7 @@ def mask_transformer_losses(
         return _compute_fp32(_to_fp32(output), targets, no_object_from_score)
 
 
-def _compute_fp32(
-    output: DecoderOutput, targets: tuple[Target, ...], no_object_from_score: float
-) -> MaskTransformerLosses:
+def _compute_fp32(output: DecoderOutput, targets: Targets, no_object_from_score: float) -> Losses:
     pairs = hungarian_match(output, targets)
     masks = output.mask_logits[pairs.images, pairs.queries]
     mask, dice = mask_losses(masks, pairs.masks, pairs.weights)
@@ -95,41 +65,46 @@ def _compute_fp32(
     quality = functional.binary_cross_entropy_with_logits(
         output.iou_logits[pairs.images, pairs.queries], ious, reduction="none"
     )
-    return MaskTransformerLosses(
-        mask=MASK_WEIGHT * mask,
-        dice=DICE_WEIGHT * dice,
-        classes=CLASS_WEIGHT * class_loss(output.class_logits, pairs, no_object_from_score),
-        quality=IOU_WEIGHT * _weighted_mean(quality, pairs.weights),
-        semantic=SEMANTIC_WEIGHT * semantic_loss(output.semantic_logits, targets),
-        layers=_aux_loss(output.aux_outputs, pairs, no_object_from_score),
-        iou=_weighted_mean(ious, pairs.weights),
-        stuff=semantic_accuracy(output.semantic_logits, targets),
+    return Losses(
+        terms={
+            "mask": MASK_WEIGHT * mask,
+            "dice": DICE_WEIGHT * dice,
+            "classes": CLASS_WEIGHT * class_loss(output.class_logits, pairs, no_object_from_score),
+            "quality": IOU_WEIGHT * _weighted_mean(quality, pairs.weights),
+            "semantic": SEMANTIC_WEIGHT * semantic_loss(output.semantic_logits, targets.semantic),
+            "layers": _aux_loss(output.aux_outputs, pairs, no_object_from_score),
+        },
+        metrics={
+            "iou": _weighted_mean(ious, pairs.weights),
+            "stuff": semantic_accuracy(output.semantic_logits, targets.semantic),
+        },
     )
 
 
 @torch.no_grad()
-def hungarian_match(output: DecoderOutput, targets: tuple[Target, ...]) -> MatchedPairs:
+def hungarian_match(output: DecoderOutput, targets: Targets) -> MatchedPairs:
     """Match targets to queries one to one in each image, with minimal total cost."""
     finest = output.aux_outputs[-1] if output.aux_outputs else output
     grid = finest.mask_logits.shape[-1]
     coarse = functional.adaptive_avg_pool2d(output.mask_logits, grid).flatten(2)
     probabilities = output.class_logits.softmax(-1)
-    images, queries, orders = [], [], []
-    for image, target in enumerate(targets):
-        target_masks = functional.adaptive_avg_pool2d(target.masks, grid).flatten(1)
-        cost = _matching_cost(coarse[image], probabilities[image], target_masks, target.clusters)
+    target_masks = functional.adaptive_avg_pool2d(targets.masks, grid).flatten(1)
+    queries, matched, first = [], [], 0
+    for image, count in enumerate(targets.image_indices.bincount(minlength=len(coarse)).tolist()):
+        own = slice(first, first + count)
+        cost = _matching_cost(coarse[image], probabilities[image], target_masks[own], targets.clusters[own])
         rows, columns = linear_sum_assignment(cost.nan_to_num(nan=_NAN_COST).numpy(force=True))
-        images += [image] * len(rows)
-        queries += rows.tolist()
-        orders.append(torch.from_numpy(columns))
-    pairs = list(zip(targets, orders, strict=True))
+        queries.append(torch.from_numpy(rows))
+        matched.append(torch.from_numpy(columns) + first)
+        first += count
+    order = torch.cat(matched).to(coarse.device)
     return MatchedPairs(
-        images=torch.tensor(images, dtype=torch.int64, device=coarse.device),
-        queries=torch.tensor(queries, dtype=torch.int64, device=coarse.device),
-        masks=torch.cat([target.masks[order] for target, order in pairs]),
-        clusters=torch.cat([target.clusters[order] for target, order in pairs]),
-        weights=torch.cat([target.weights[order] for target, order in pairs]),
-        is_in_labeled_area=is_in_labeled_area(coarse, torch.stack([target.is_labeled for target in targets])),
+        images=targets.image_indices[order],
+        queries=torch.cat(queries).to(order.device),
+        masks=targets.masks[order],
+        clusters=targets.clusters[order],
+        weights=targets.weights[order],
+        is_in_labeled_area=is_in_labeled_area(coarse, targets.is_labeled),
     )
 
 
@@ -173,17 +148,15 @@ def class_loss(logits: Float[Tensor, "B Q K+1"], pairs: MatchedPairs, no_object_
     return _weighted_mean(torch.cat([losses, no_object_losses]), torch.cat([weights.flatten(), no_object_weights]))
 
 
-def semantic_loss(logits: Float[Tensor, "B L h w"], targets: tuple[Target, ...]) -> Tensor:
+def semantic_loss(logits: Float[Tensor, "B L h w"], target: Int[Tensor, "B h w"]) -> Tensor:
     """Return the mean cross-entropy over the map pixels that are not ignored; 0 if all are."""
-    target = torch.stack([each.semantic for each in targets])
     summed = functional.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum")
     return summed / mean_over_processes((target != IGNORE_INDEX).sum().float()).clamp(min=1.0)
 
 
 @torch.no_grad()
-def semantic_accuracy(logits: Float[Tensor, "B L h w"], targets: tuple[Target, ...]) -> Tensor:
+def semantic_accuracy(logits: Float[Tensor, "B L h w"], target: Int[Tensor, "B h w"]) -> Tensor:
     """Return the fraction of the map pixels that are not ignored whose most probable class is right."""
-    target = torch.stack([each.semantic for each in targets])
     correct = ((logits.argmax(1) == target) & (target != IGNORE_INDEX)).sum()
     return correct / mean_over_processes((target != IGNORE_INDEX).sum().float()).clamp(min=1.0)
 

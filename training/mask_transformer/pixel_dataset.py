@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,8 +23,10 @@ from training.mask_transformer.crops import full_view
 from training.mask_transformer.targets import (
     MAX_PASTED,
     PADDING,
-    Instances,
+    ImageBatch,
     LabelReader,
+    Sample,
+    collate,
     union_by_image,
 )
 from training.trainer.task import PhotoSampler
@@ -38,21 +40,6 @@ _MIN_CROP_AREA = 0.4
 _MIN_PASTE_SCALE = 0.3
 _OVERSIZE = 8 / 7
 """Photos are loaded larger than the network's input, so that crops are sharp."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageBatch:
-    """Photos padded to squares of one size, and the instances of all of them."""
-
-    pixels: UInt8[Tensor, "B 3 S S"]
-    semantic: Int[Tensor, "B h w"]
-    """0 for things, s for stuff cluster s, VOID or PADDING."""
-    masks: Bool[Tensor, "P h w"]
-    image_indices: Int[Tensor, "P"]
-    """Index of the photo that each instance belongs to, ascending."""
-    clusters: Int[Tensor, "P"]
-    """0-based."""
-    weights: Float[Tensor, "P"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +69,6 @@ class PixelBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedPhoto:
-    """One photo, padded to a square."""
-
-    pixels: UInt8[np.ndarray, "3 S S"]
-    semantic: Int16[np.ndarray, "h w"]
-    instances: Instances
-    extent: tuple[float, float]
-    """Fractions of the square's height and width that show the photo."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class PixelDataset:
     """Samples of a label dataset, from pixels. Loaded photos stay in memory."""
 
@@ -101,7 +77,7 @@ class PixelDataset:
     side_px: int
     """Side of the encoder's input."""
     config: MaskTransformerTrainConfig
-    _loaded: dict[str, LoadedPhoto] = field(default_factory=dict)
+    _loaded: dict[str, Sample] = field(default_factory=dict)
 
     @property
     def loaded_px(self) -> int:
@@ -110,35 +86,29 @@ class PixelDataset:
 
     def load_batch(self, first: int, count: int) -> PixelBatch:
         """Load samples `first` to `first + count`; instances are pasted between photos of this batch."""
-        sampled = [self.sampler[index] for index in range(first, first + count)]
+        photos, generators = zip(*(self.sampler[index] for index in range(first, first + count)), strict=True)
         with ThreadPoolExecutor(_LOADER_THREADS) as threads:
-            loaded = list(threads.map(self._load_photo, (photo for photo, _ in sampled)))
+            loaded = list(threads.map(self._load_photo, photos))
         return PixelBatch(
-            images=_to_batch(loaded),
-            params=self._sample_params(loaded, [generator for _, generator in sampled]),
-            photos=tuple(photo.path for photo, _ in sampled),
+            images=collate(loaded),
+            params=self._sample_params(photos, loaded, generators),
+            photos=tuple(photo.path for photo in photos),
         )
 
-    def _load_photo(self, photo: LabeledPhoto) -> LoadedPhoto:
+    def _load_photo(self, photo: LabeledPhoto) -> Sample:
         if photo.digest in self._loaded:
             return self._loaded[photo.digest]
-        image = read_image(photo.path)
-        view = full_view(image.height, image.width, self.loaded_px)
+        view = full_view(photo.height, photo.width, self.loaded_px)
         semantic, instances = self.labels.read(photo, view)
-        height, width = view.letterbox.size
-        loaded = LoadedPhoto(
-            pixels=view.crop_image(image.image),
-            semantic=semantic,
-            instances=instances,
-            extent=(height / self.loaded_px, width / self.loaded_px),
-        )
+        pixels = view.crop_image(read_image(photo.path).image)
+        loaded = Sample(pixels=pixels, semantic=semantic, instances=instances)
         return self._loaded.setdefault(photo.digest, loaded)
 
-    def _sample_params(self, loaded: Sequence[LoadedPhoto], generators: Sequence[np.random.Generator]) -> AugmentParams:
+    def _sample_params(
+        self, photos: Sequence[LabeledPhoto], loaded: Sequence[Sample], generators: Sequence[np.random.Generator]
+    ) -> AugmentParams:
         jitter = self.config.color_jitter
-        transforms = [
-            self._sample_transform(each, generator) for each, generator in zip(loaded, generators, strict=True)
-        ]
+        transforms = [self._sample_transform(*each) for each in zip(photos, generators, strict=True)]
         colors = [generator.uniform(1.0 - jitter, 1.0 + jitter, 3) for generator in generators]
         starts = np.cumsum([0, *(len(each.instances) for each in loaded)])
         sources, pasted, targets = list(range(len(loaded))), [], []
@@ -156,17 +126,18 @@ class PixelDataset:
             target_images=torch.tensor(targets, dtype=torch.int64),
         )
 
-    def _sample_transform(self, photo: LoadedPhoto, generator: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
-        """Sample a crop and a mirroring."""
+    def _sample_transform(self, photo: LabeledPhoto, generator: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
+        """Sample a crop with as little padding as possible, and a mirroring."""
         side = 1.0
         if generator.random() < self.config.crop_prob:
             side = math.sqrt(generator.uniform(_MIN_CROP_AREA, 1.0))
-        top, left = (generator.uniform(0.0, max(0.0, length - side)) for length in photo.extent)
+        shown = full_view(photo.height, photo.width, self.loaded_px).letterbox.size
+        top, left = (generator.uniform(0.0, max(0.0, length / self.loaded_px - side)) for length in shown)
         sign = -1.0 if generator.random() < 0.5 else 1.0
         return np.array([[sign * side, 0.0, 2 * left + side - 1], [0.0, side, 2 * top + side - 1]], np.float32)
 
     def _sample_pasted(
-        self, loaded: Sequence[LoadedPhoto], index: int, generator: np.random.Generator
+        self, loaded: Sequence[Sample], index: int, generator: np.random.Generator
     ) -> tuple[int, Int[np.ndarray, "n"]]:
         """Sample another photo of the batch and some of its instances, of shared clusters if so configured."""
         own = frozenset(loaded[index].instances.clusters.tolist())
@@ -256,15 +227,3 @@ def _sample_paste_transform(generator: np.random.Generator) -> Float32[np.ndarra
     top, left = generator.uniform(0.0, 1.0 - scale, 2)
     x, y = ((1.0 - 2.0 * each - scale) / scale for each in (left, top))
     return np.array([[1.0 / scale, 0.0, x], [0.0, 1.0 / scale, y]], np.float32)
-
-
-def _to_batch(loaded: Sequence[LoadedPhoto]) -> ImageBatch:
-    counts = [len(each.instances) for each in loaded]
-    return ImageBatch(
-        pixels=torch.from_numpy(np.stack([each.pixels for each in loaded])),
-        semantic=torch.from_numpy(np.stack([each.semantic for each in loaded]).astype(np.int64)),
-        masks=torch.from_numpy(np.concatenate([each.instances.masks for each in loaded])),
-        image_indices=torch.from_numpy(np.repeat(np.arange(len(loaded)), counts)),
-        clusters=torch.from_numpy(np.concatenate([each.instances.clusters for each in loaded]) - 1),
-        weights=torch.from_numpy(np.concatenate([each.instances.weights for each in loaded])),
-    )

@@ -1,22 +1,22 @@
-"""Training targets: the instances and the semantic map of a labeled photo, as seen in a crop."""
+"""Training samples of the mask transformer: pixels, semantic map and instances of photos, and targets of a batch."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int16, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int16, UInt8
 from pycocotools import mask as coco
 from torch import Tensor
 from torch.nn import functional
 
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset, read_label_map
 from training.mask_transformer.crops import CropView
-from training.trainer.task import IGNORE_INDEX
+from training.trainer.task import IGNORE_INDEX, make_semantic_map
 
-VOID, PADDING = -1, -2
-"""Values of a semantic map where a pixel has no label, and where there is no photo."""
+PADDING = -2
+"""Value of a semantic map where there is no photo."""
 _MIN_MASK_AREA = 4
 """Smaller instances, in map pixels, are no targets."""
 _BAND_WIDTH = 5
@@ -25,21 +25,6 @@ MAX_PASTED = 3
 """Maximum number of instances that copy-paste adds to a sample."""
 _MIN_PASTED_AREA, _MAX_PASTED_AREA = 0.01, 0.35
 """Fractions of the input: smaller instances cover hardly a patch, larger ones hide everything else."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Targets of one photo, at the mask stride."""
-
-    masks: Float[Tensor, "M h w"]
-    clusters: Int[Tensor, "M"]
-    """0-based."""
-    weights: Float[Tensor, "M"]
-    """Loss weight of each mask, 0..1."""
-    semantic: Int[Tensor, "h w"]
-    """0 for things, s for stuff cluster s, else IGNORE_INDEX."""
-    is_labeled: Bool[Tensor, "h w"]
-    """Where an unmatched query is trained as no-object; elsewhere it may have found an unlabeled instance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +44,6 @@ class Instances:
         """Return the instances at these indices, or where a mask is set."""
         return Instances(masks=self.masks[chosen], clusters=self.clusters[chosen], weights=self.weights[chosen])
 
-    def occlude(self, cover: Bool[np.ndarray, "h w"]) -> "Instances":
-        """Remove the covered pixels from all masks."""
-        return replace(self, masks=self.masks & ~cover)
-
-    def concat(self, others: "Instances") -> "Instances":
-        return Instances(
-            masks=np.concatenate([self.masks, others.masks]),
-            clusters=np.concatenate([self.clusters, others.clusters]),
-            weights=np.concatenate([self.weights, others.weights]),
-        )
-
     def find_pasteable(self, clusters: frozenset[int] | None) -> Int[np.ndarray, "n"]:
         """Return the indices of instances of a suitable area and at least median weight, of these clusters if given."""
         areas = self.masks.mean((1, 2))
@@ -81,43 +55,46 @@ class Instances:
         return np.flatnonzero(is_pasteable)
 
 
-@dataclass(frozen=True)
-class InstanceMasks:
-    """The best instance masks of each photo of a dataset, including what other instances hide."""
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A photo, or a crop of it, with its labels. The sample owns its arrays."""
 
-    entries: Mapping[str, tuple[dict[str, Any], ...]]
-    """COCO run lengths, cluster and weight of each mask, by the photo's hash."""
+    pixels: UInt8[np.ndarray, "3 S S"]
+    semantic: Int16[np.ndarray, "h w"]
+    """0 for things, s for stuff cluster s, IGNORE_INDEX or PADDING."""
+    instances: Instances
 
-    @classmethod
-    def load(cls, dataset: PseudoLabelDataset, max_per_photo: int) -> Self:
-        """Load the masks with the best scores. The score, at most 1, is the weight; without a score it is 1."""
-        kept = {}
-        for digest, masks in dataset.read_instances().items():
-            scored = [(min(1.0, each.get("score", 1.0)), each) for each in masks if each.get("score", 1.0) > 0.0]
-            scored.sort(key=lambda pair: -float(pair[1].get("score", 1.0)))
-            kept[digest] = tuple(
-                {"rle": each["segmentation"], "cluster": each["category_id"], "weight": weight}
-                for weight, each in scored[:max_per_photo]
-            )
-        return cls(kept)
 
-    def clusters(self, digest: str) -> frozenset[int]:
-        """Return the clusters of a photo's masks."""
-        return frozenset(int(each["cluster"]) for each in self.entries[digest])
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """Samples of one size, and the instances of all of them."""
 
-    def crop(self, digest: str, view: CropView) -> Instances:
-        """Return a photo's instances in a view, best first; masks outside the view are empty."""
-        entries = self.entries[digest]
-        masks = np.zeros((len(entries), view.map_side, view.map_side), bool)
-        if entries:
-            # H W N -> N h w
-            decoded = coco.decode([each["rle"] for each in entries])
-            masks[:] = view.crop_labels(decoded, 0).transpose(2, 0, 1)
-        return Instances(
-            masks=masks,
-            clusters=np.array([each["cluster"] for each in entries], np.int64),
-            weights=np.array([each["weight"] for each in entries], np.float32),
-        )
+    pixels: UInt8[Tensor, "B 3 S S"]
+    semantic: Int[Tensor, "B h w"]
+    """0 for things, s for stuff cluster s, IGNORE_INDEX or PADDING."""
+    masks: Bool[Tensor, "P h w"]
+    image_indices: Int[Tensor, "P"]
+    """Index of the sample that each instance belongs to, ascending."""
+    clusters: Int[Tensor, "P"]
+    """0-based."""
+    weights: Float[Tensor, "P"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Targets of a batch, at the mask stride."""
+
+    masks: Float[Tensor, "P h w"]
+    image_indices: Int[Tensor, "P"]
+    """Ascending."""
+    clusters: Int[Tensor, "P"]
+    """0-based."""
+    weights: Float[Tensor, "P"]
+    """Loss weight of each mask, 0..1."""
+    semantic: Int[Tensor, "B h w"]
+    """0 for things, s for stuff cluster s, else IGNORE_INDEX."""
+    is_labeled: Bool[Tensor, "B h w"]
+    """Where an unmatched query is trained as no-object; elsewhere it may have found an unlabeled instance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,74 +102,84 @@ class LabelReader:
     """Reads the labels of photos."""
 
     thing_clusters: int
-    instance_masks: InstanceMasks | None
-    """None: the instances are the segments of the panoptic maps."""
+    annotations: Mapping[str, Sequence[Mapping[str, Any]]] | None
+    """COCO annotations of the instances of each photo; None: they are the segments of the panoptic maps."""
 
     def read(self, photo: LabeledPhoto, view: CropView) -> tuple[Int16[np.ndarray, "h w"], Instances]:
-        """Return the semantic map and the instances of a photo in a view.
+        """Return the semantic map and the instances of a photo in a view; instances outside of it have empty masks.
 
-        The map holds 0 for things, s for stuff cluster s, VOID or PADDING.
+        The weight of an annotation is its score, at most 1; without a score it is 1.
         """
-        label_map = view.crop_labels(read_label_map(photo.label), -1)
-        semantic = make_semantic_map(label_map, photo.categories, self.thing_clusters)
-        if self.instance_masks:
-            return semantic, self.instance_masks.crop(photo.digest, view)
-        return semantic, instances_from_panoptic(label_map, photo.categories, self.thing_clusters)
+        label_map = view.crop_labels(read_label_map(photo.label), PADDING)
+        semantic = make_semantic_map(photo, label_map, self.thing_clusters)
+        semantic[label_map == PADDING] = PADDING
+        if self.annotations is None:
+            things = [segment for segment, category in photo.categories.items() if category <= self.thing_clusters]
+            clusters, weights = [photo.categories[segment] for segment in things], [1.0] * len(things)
+            masks = [label_map == segment for segment in things]
+        else:
+            found = self.annotations[photo.digest]
+            clusters = [each["category_id"] for each in found]
+            weights = [min(1.0, each.get("score", 1.0)) for each in found]
+            masks = []
+            if found:
+                decoded = coco.decode([each["segmentation"] for each in found])  # H W N
+                masks = list(view.crop_labels(decoded, 0).transpose(2, 0, 1))
+        return semantic, Instances(
+            masks=np.array(masks, bool).reshape(-1, *label_map.shape),
+            clusters=np.array(clusters, np.int64),
+            weights=np.array(weights, np.float32),
+        )
 
     def clusters(self, photo: LabeledPhoto) -> frozenset[int]:
         """Return the thing clusters of a photo."""
-        if self.instance_masks:
-            return self.instance_masks.clusters(photo.digest)
-        return frozenset(each for each in photo.categories.values() if each <= self.thing_clusters)
+        if self.annotations is None:
+            return frozenset(each for each in photo.categories.values() if each <= self.thing_clusters)
+        return frozenset(each["category_id"] for each in self.annotations[photo.digest])
 
 
-def make_semantic_map(
-    label_map: Int32[np.ndarray, "h w"], categories: Mapping[int, int], thing_clusters: int
-) -> Int16[np.ndarray, "h w"]:
-    """Convert a panoptic map, -1 where there is no photo, to a semantic map."""
-    semantic = np.where(label_map < 0, np.int16(PADDING), np.int16(VOID))
-    for segment, category in categories.items():
-        semantic[label_map == segment] = max(0, category - thing_clusters)
-    return semantic
+def select_instances(dataset: PseudoLabelDataset, max_per_photo: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the annotations with the best scores of each photo, best first."""
+    selected = {}
+    for digest, annotations in dataset.read_instances().items():
+        scored = [each for each in annotations if each.get("score", 1.0) > 0.0]
+        selected[digest] = sorted(scored, key=lambda each: -float(each.get("score", 1.0)))[:max_per_photo]
+    return selected
 
 
-def instances_from_panoptic(
-    label_map: Int32[np.ndarray, "h w"], categories: Mapping[int, int], thing_clusters: int
-) -> Instances:
-    """Return the things of a panoptic map, all of weight 1."""
-    things = [segment for segment, category in categories.items() if category <= thing_clusters]
-    masks = np.array([label_map == segment for segment in things], bool).reshape(len(things), *label_map.shape)
-    clusters = np.array([categories[segment] for segment in things], np.int64)
-    return Instances(masks=masks, clusters=clusters, weights=np.ones(len(things), np.float32))
+def collate(samples: Sequence[Sample]) -> ImageBatch:
+    """Put samples of one size together."""
+    instances = [each.instances for each in samples]
+    return ImageBatch(
+        pixels=torch.from_numpy(np.stack([each.pixels for each in samples])),
+        semantic=torch.from_numpy(np.stack([each.semantic for each in samples]).astype(np.int64)),
+        masks=torch.from_numpy(np.concatenate([each.masks for each in instances])),
+        image_indices=torch.from_numpy(np.repeat(np.arange(len(samples)), [len(each) for each in instances])),
+        clusters=torch.from_numpy(np.concatenate([each.clusters for each in instances]) - 1),
+        weights=torch.from_numpy(np.concatenate([each.weights for each in instances])),
+    )
 
 
-def to_targets(
-    semantic: Int[Tensor, "B h w"],
-    masks: Bool[Tensor, "P h w"],
-    image_indices: Int[Tensor, "P"],
-    clusters: Int[Tensor, "P"],
-    weights: Float[Tensor, "P"],
-    *,
-    droploss: bool,
-) -> tuple[Target, ...]:
-    """Convert the labels of a batch to targets, without tiny instances; those of one image follow each other.
+def make_targets(images: ImageBatch, *, droploss: bool) -> Targets:
+    """Convert the labels of a batch to targets, without tiny instances.
 
     Void, padding and a band of stuff around things are ignored: patches next to an instance have features like its
     own, and stuff labels there are unreliable. With `droploss`, only stuff, instances and padding count as labeled.
     """
-    is_kept = masks.flatten(1).sum(1) >= _MIN_MASK_AREA
-    masks, image_indices, clusters, weights = (each[is_kept] for each in (masks, image_indices, clusters, weights))
-    is_thing = semantic == 0
+    is_kept = images.masks.flatten(1).sum(1) >= _MIN_MASK_AREA
+    masks, image_indices = images.masks[is_kept], images.image_indices[is_kept]
+    semantic, is_thing = images.semantic, images.semantic == 0
     near_thing = functional.max_pool2d(is_thing[:, None].float(), _BAND_WIDTH, 1, _BAND_WIDTH // 2)[:, 0] > 0
-    classes = semantic.masked_fill((semantic < 0) | (near_thing & ~is_thing), IGNORE_INDEX)
     is_labeled = torch.ones_like(is_thing)
     if droploss:
         is_labeled = (semantic > 0) | (semantic == PADDING) | union_by_image(masks, image_indices, len(is_thing))
-    counts = image_indices.bincount(minlength=len(is_thing)).tolist()
-    per_image = zip(*(each.split(counts) for each in (masks, clusters, weights)), classes, is_labeled, strict=True)
-    return tuple(
-        Target(masks=mask.float(), clusters=cluster, weights=weight, semantic=labels, is_labeled=labeled)
-        for mask, cluster, weight, labels, labeled in per_image
+    return Targets(
+        masks=masks.float(),
+        image_indices=image_indices,
+        clusters=images.clusters[is_kept],
+        weights=images.weights[is_kept],
+        semantic=semantic.masked_fill((semantic < 0) | (near_thing & ~is_thing), IGNORE_INDEX),
+        is_labeled=is_labeled,
     )
 
 

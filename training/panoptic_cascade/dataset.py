@@ -19,7 +19,7 @@ from model.networks.boxes import masks_to_boxes
 from training.data.dataset import LabeledPhoto, read_label_map
 from training.panoptic_cascade.config import CascadeTrainConfig, CopyPaste
 from training.panoptic_cascade.matching import CascadeTarget
-from training.trainer.task import IGNORE_INDEX, PhotoSampler
+from training.trainer.task import IGNORE_INDEX, PhotoSampler, make_semantic_map
 
 _LOADER_THREADS = 8
 _MAX_COVERED = 0.5
@@ -88,9 +88,7 @@ class CascadeDataset:
         pixels, letterbox = letterbox_image(image, [input_size], 1)
         height, width = letterbox.size
         label_map = resize_labels(read_label_map(photo.label), height, width)
-        semantic = np.full((height, width), IGNORE_INDEX, np.int64)
-        for segment, category in photo.categories.items():
-            semantic[label_map == segment] = max(0, category - self.thing_clusters)
+        semantic = make_semantic_map(photo, label_map, self.thing_clusters)
         annotations = self.instances[photo.digest]
         masks = np.zeros((len(annotations), height, width), bool)
         for mask, entry in zip(masks, annotations, strict=True):
@@ -101,7 +99,7 @@ class CascadeDataset:
             pixels=torch.from_numpy(pixels[:, :height, :width].copy()),
             masks=torch.from_numpy(masks)[is_visible],
             clusters=torch.tensor(clusters, dtype=torch.int64)[is_visible],
-            semantic=torch.from_numpy(semantic),
+            semantic=torch.from_numpy(semantic.astype(np.int64)),
         )
         return sample.hflip() if is_mirrored else sample
 

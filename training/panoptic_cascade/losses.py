@@ -1,6 +1,5 @@
 """Losses of a panoptic cascade: RPN, three box stages, masks and the semantic map."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,7 +31,7 @@ from training.panoptic_cascade.matching import (
     pairwise_box_iou,
     subsample_labels,
 )
-from training.trainer.task import IGNORE_INDEX
+from training.trainer.task import IGNORE_INDEX, Losses
 
 RPN_IOU_THRESHOLDS = (0.3, 0.7)
 """An anchor is negative below the first IoU, and positive from the second on."""
@@ -42,29 +41,6 @@ _RPN_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 _IGNORED_CLASS = -1
 
 Levels = tuple[Float[Tensor, "B C h w"], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CascadeLosses:
-    """Weighted loss terms."""
-
-    objectness: Tensor
-    """RPN classification."""
-    anchors: Tensor
-    """RPN box regression."""
-    classes: Tensor
-    """Classification, sum over the three stages."""
-    boxes: Tensor
-    """Box regression, sum over the three stages."""
-    masks: Tensor
-    semantic: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.objectness + self.anchors + self.classes + self.boxes + self.masks + self.semantic
-
-    def as_floats(self) -> dict[str, float]:
-        return {name: float(value.detach()) for name, value in {**vars(self), "total": self.total}.items()}
 
 
 class Rois(NamedTuple):
@@ -92,8 +68,12 @@ def panoptic_cascade_losses(
     targets: tuple[CascadeTarget, ...],
     config: CascadeTrainConfig,
     generator: torch.Generator,
-) -> CascadeLosses:
-    """Compute the losses of U2Seg's network (detectron2's PanopticFPN with CascadeROIHeads), with CutLER's DropLoss."""
+) -> Losses:
+    """Compute the losses of U2Seg's network (detectron2's PanopticFPN with CascadeROIHeads), with CutLER's DropLoss.
+
+    `objectness` and `anchors` are classification and box regression of the RPN; `classes` and `boxes` are sums over the
+    three stages.
+    """
     outputs = network.proposal_generator(levels)
     objectness, anchors = rpn_losses(outputs, targets, config, generator)
     with torch.no_grad():
@@ -104,13 +84,15 @@ def panoptic_cascade_losses(
     semantic = levels[0].new_zeros(())
     if network.config.stuff_clusters:
         semantic = sem_seg_loss(network.sem_seg_head(levels), targets, config.sem_seg_loss_stride)
-    return CascadeLosses(
-        objectness=objectness,
-        anchors=anchors,
-        classes=classes,
-        boxes=boxes,
-        masks=mask_rcnn_loss(network.roi_heads, levels, rois, targets),
-        semantic=config.sem_seg_loss_weight * semantic,
+    return Losses(
+        terms={
+            "objectness": objectness,
+            "anchors": anchors,
+            "classes": classes,
+            "boxes": boxes,
+            "masks": mask_rcnn_loss(network.roi_heads, levels, rois, targets),
+            "semantic": config.sem_seg_loss_weight * semantic,
+        }
     )
 
 

@@ -31,9 +31,9 @@ from training.data.dataset import PseudoLabelDataset
 from training.data.label_config import PseudoLabelConfig
 from training.panoptic_cascade.config import CascadeTrainConfig
 from training.panoptic_cascade.dataset import CascadeBatch, CascadeDataset, PaddedBatch, copy_paste_batch, pad_to_batch
-from training.panoptic_cascade.losses import CascadeLosses, panoptic_cascade_losses
+from training.panoptic_cascade.losses import panoptic_cascade_losses
 from training.trainer.provenance import make_provenance
-from training.trainer.task import PhotoSampler
+from training.trainer.task import Losses, PhotoSampler
 
 _CLASS_STD, _BOX_STD, _MASK_STD, _RPN_STD = 0.01, 0.001, 0.001, 0.01
 """Standard deviations of the initial weights of the predictors."""
@@ -94,7 +94,7 @@ class CascadeTask:
     def load_batch(self, first: int, count: int) -> CascadeBatch:
         return self._samples.load_batch(first, count)
 
-    def compute_losses(self, batch: CascadeBatch, step: int) -> CascadeLosses:
+    def compute_losses(self, batch: CascadeBatch, step: int) -> Losses:
         rng = np.random.default_rng((self.config.seed, step))
         padded = self._augment(batch, rng)
         levels = self.module.backbone(normalize_and_mask(padded.pixels, padded.sizes))

@@ -19,7 +19,7 @@ from training.data.label_config import (
     MaskDiscoveryConfig,
     PseudoLabelConfig,
 )
-from training.data.photos import PhotoFile
+from training.data.photos import PhotoFile, spread
 from training.pseudo_labels.codebook import Codebook, nearest_centroid, smooth_with_masks, whiten
 from training.pseudo_labels.consensus import HALF_WHITENED_DIM, FeatureProjections
 from training.pseudo_labels.maskcut import MaskProposals, load_proposals, maskcut
@@ -49,8 +49,7 @@ class CodebookInputs:
 
     def load(self, stage: str, max_photos: int | None = None) -> Iterator[tuple[PhotoFeatures, MaskProposals]]:
         """Load photos one after the other, with progress: all, or at most so many, evenly spread."""
-        count = min(max_photos or len(self.photos), len(self.photos))
-        for photo in track([self.photos[index * len(self.photos) // count] for index in range(count)], stage):
+        for photo in track(spread(self.photos, max_photos or len(self.photos)), stage):
             yield self.features.load(photo), load_proposals(self.dataset.proposals(photo.digest))
 
 

@@ -226,16 +226,11 @@ def _check_options(config: PseudoLabelConfig, codebook: Codebook | None, shard: 
 
 
 def _summarize(scan: PhotoScan, config: PseudoLabelConfig, records: ImageRecords) -> PseudoLabelReport:
-    photos = masks = without_mask = 0
-    for record in records:
-        things = sum(segment["category_id"] <= config.thing_clusters for segment in record.segments)
-        photos += 1
-        masks += things
-        without_mask += not things
+    things = [record.count_things(config.thing_clusters) for record in records]
     return PseudoLabelReport(
-        photos=photos,
-        masks=masks,
-        photos_without_mask=without_mask,
+        photos=len(things),
+        masks=sum(things),
+        photos_without_mask=things.count(0),
         skipped=scan.skipped,
         duplicates=scan.duplicates,
         other_files=scan.other_files,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
@@ -14,7 +14,7 @@ from model.networks.mask_transformer import MASK_STRIDE_PX
 from training.data.panoptic_labels import ImageLabel, merge_panoptic, remove_overlaps
 from training.data.photos import PhotoFile
 from training.self_training.teacher import THRESHOLDS
-from training.self_training.tta_merge import MergedPredictions, TeacherPredictions
+from training.self_training.tta_merge import TeacherPredictions
 
 MIN_RELATIVE_STUFF_PROB = 0.5
 """Pixels below this fraction of their stuff cluster's maximum probability become void (CUPS)."""
@@ -24,46 +24,42 @@ _OLD_SCORE_FACTOR = 0.25
 """Factor of the score of old masks that the teacher did not find."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassMaxScores:
-    """The teacher's maximum confidence for each class over all photos; 0 for a class that it never predicted."""
+def compute_thresholds(
+    predictions: Iterable[TeacherPredictions], min_relative_score: float, thing_clusters: int, stuff_clusters: int
+) -> tuple[Float[np.ndarray, "K"], Float[np.ndarray, "S+1"]]:
+    """Return the minimum score of each thing cluster and the minimum probability of each semantic class.
 
-    things: Float[np.ndarray, "K"]
-    """Scores, by thing cluster."""
-    stuff: Float[np.ndarray, "S+1"]
-    """Probabilities, by semantic class."""
-
-    @classmethod
-    def compute(cls, predictions: Iterable[MergedPredictions], thing_clusters: int, stuff_clusters: int) -> Self:
-        things, stuff = np.zeros(thing_clusters), np.zeros(stuff_clusters + 1)
-        for each in predictions:
-            np.maximum.at(things, each.clusters - 1, each.scores)
-            np.maximum.at(stuff, each.semantic.ravel(), each.semantic_probs.ravel())
-        return cls(things=things, stuff=stuff)
+    Both are fractions of the teacher's maximum for the class over all photos.
+    """
+    things, stuff = np.zeros(thing_clusters), np.zeros(stuff_clusters + 1)
+    for each in predictions:
+        np.maximum.at(things, each.clusters - 1, each.scores)
+        np.maximum.at(stuff, each.semantic.ravel(), each.semantic_probs.ravel())
+    return min_relative_score * things, MIN_RELATIVE_STUFF_PROB * stuff
 
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabelUpdater:
     """Makes the new labels of a round."""
 
-    read: Callable[[PhotoFile], TeacherPredictions]
+    predict: Callable[[PhotoFile], TeacherPredictions]
     old_instances: Mapping[str, list[dict[str, Any]]]
     """COCO annotations by the photo's hash."""
-    max_scores: ClassMaxScores
-    min_relative_score: float
-    """Minimum score of an instance in the panoptic map, as a fraction of its cluster's maximum."""
+    min_scores: Float[np.ndarray, "K"]
+    """Minimum score of an instance in the panoptic map, by thing cluster."""
+    min_stuff_probs: Float[np.ndarray, "S+1"]
     side_px: int
-    thing_clusters: int
 
     def make_label(self, photo: PhotoFile) -> ImageLabel:
         """Return all predicted instances with their scores, followed by old masks that were not found.
 
         The panoptic map gets the predicted instances of high score and, below them, the old masks that it had before.
         """
-        merged = self.read(photo).merged
+        predicted = self.predict(photo)
         letterbox = plan_letterbox(photo.height, photo.width, [InputSize.square(self.side_px)], MASK_STRIDE_PX)
-        masks, kept = _upsample_masks(merged, letterbox)
-        clusters, scores = merged.clusters[kept].tolist(), merged.scores[kept].tolist()
+        masks, kept = _upsample_masks(predicted, letterbox)
+        is_confident = predicted.scores >= self.min_scores[predicted.clusters - 1]
+        clusters, scores = predicted.clusters[kept].tolist(), predicted.scores[kept].tolist()
         old = self._find_missed(masks, self.old_instances[photo.digest])
         if old:
             decoded = coco.decode([each["segmentation"] for each in old]).transpose(2, 0, 1).astype(bool)
@@ -71,24 +67,15 @@ class PseudoLabelUpdater:
         clusters += [each["category_id"] for each in old]
         scores += [_OLD_SCORE_FACTOR * min(1.0, float(each.get("score", 1.0))) for each in old]
         was_in_panoptic = np.array([bool(each.get("in_panoptic", 1)) for each in old], bool)
-        is_candidate = np.concatenate([self._is_confident(merged)[kept], was_in_panoptic])
+        is_candidate = np.concatenate([is_confident[kept], was_in_panoptic])
         visible = remove_overlaps(masks & is_candidate[:, None, None])
         return ImageLabel(
-            panoptic=merge_panoptic(visible, clusters, self._stuff_map(merged, letterbox), self.thing_clusters),
+            panoptic=merge_panoptic(visible, clusters, self._stuff_map(predicted, letterbox), len(self.min_scores)),
             masks=masks,
             things=clusters,
             scores=scores,
             is_in_panoptic=[bool(mask.any()) for mask in visible],
         )
-
-    def count_confident(self, merged: MergedPredictions) -> int:
-        """Count the instances with a score high enough for the panoptic map."""
-        return int(self._is_confident(merged).sum())
-
-    def _is_confident(self, merged: MergedPredictions) -> Bool[np.ndarray, "N"]:
-        thresholds = self.min_relative_score * self.max_scores.things[merged.clusters - 1]
-        is_confident: Bool[np.ndarray, "N"] = merged.scores >= thresholds
-        return is_confident
 
     def _find_missed(self, masks: Bool[np.ndarray, "N H W"], old: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the old annotations that match no predicted mask."""
@@ -98,17 +85,17 @@ class PseudoLabelUpdater:
         ious = coco.iou([each["segmentation"] for each in old], encoded, [0] * len(encoded))
         return [each for each, best in zip(old, np.array(ious).max(1), strict=True) if best < _SAME_MASK_IOU]
 
-    def _stuff_map(self, merged: MergedPredictions, letterbox: Letterbox) -> Int32[np.ndarray, "H W"]:
-        is_confident = merged.semantic_probs >= MIN_RELATIVE_STUFF_PROB * self.max_scores.stuff[merged.semantic]
-        stuff = np.where(is_confident, merged.semantic, 0).astype(np.int32)
+    def _stuff_map(self, predicted: TeacherPredictions, letterbox: Letterbox) -> Int32[np.ndarray, "H W"]:
+        is_confident = predicted.semantic_probs >= self.min_stuff_probs[predicted.semantic]
+        stuff = np.where(is_confident, predicted.semantic, 0).astype(np.int32)
         return resize_labels(_crop_photo(stuff, letterbox), letterbox.height, letterbox.width)
 
 
 def _upsample_masks(
-    merged: MergedPredictions, letterbox: Letterbox
+    predicted: TeacherPredictions, letterbox: Letterbox
 ) -> tuple[Bool[np.ndarray, "n H W"], Int[np.ndarray, "n"]]:
     """Return the masks that are not empty at the photo's size, and their indices."""
-    maps = [_crop_photo(each, letterbox) for each in merged.mask_probs]
+    maps = [_crop_photo(each, letterbox) for each in predicted.mask_probs]
     masks = [resize_map(each, letterbox.height, letterbox.width) > THRESHOLDS.mask_threshold for each in maps]
     kept = np.array([index for index, mask in enumerate(masks) if mask.any()], np.int64)
     return np.array([masks[index] for index in kept], bool).reshape(-1, letterbox.height, letterbox.width), kept

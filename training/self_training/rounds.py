@@ -11,20 +11,14 @@ from model.files import atomic_write, hash_file
 from model.networks.mask_transformer import MaskDecoder, MaskTransformer
 from model.progress import track
 from model.validation import parse_versioned_json, to_versioned_json
-from training.data.dataset import INSTANCES_FILE, LabeledPhoto, PseudoLabelDataset
+from training.data.dataset import INSTANCES_FILE, PseudoLabelDataset
 from training.data.features import FeatureCache, open_cache
 from training.data.label_config import PseudoLabelConfig
-from training.data.photos import PhotoFile
+from training.data.photos import PhotoFile, spread
 from training.self_training.config import SelfTrainingConfig
-from training.self_training.pseudo_label_update import ClassMaxScores, PseudoLabelUpdater
+from training.self_training.pseudo_label_update import PseudoLabelUpdater, compute_thresholds
 from training.self_training.teacher import predict_views
-from training.self_training.tta_merge import (
-    TeacherPredictions,
-    TtaConsistency,
-    measure_consistency,
-    merge_views,
-    read_teacher_predictions,
-)
+from training.self_training.tta_merge import TeacherPredictions, TtaConsistency, merge_views
 
 TEACHER_FILE = "teacher.json"
 FORMAT_VERSION = 2
@@ -63,7 +57,7 @@ class RoundReport:
     photos: int
     """Photos with new labels; 0 without `--out`."""
     instances: int
-    """Predicted instances in the new panoptic maps."""
+    """Things in the new panoptic maps."""
 
 
 def relabel(
@@ -92,7 +86,7 @@ def relabel(
         cache=open_cache(features, labels.encoder_hash, labels.side_px),
         folder=out.folder / _PREDICTIONS_FOLDER if out else None,
     )
-    tested = [teacher.predict(photo).consistency for photo in track(_subsample(photos), "consistency")]
+    tested = [teacher.predict(photo).consistency for photo in track(spread(photos, _TEST_PHOTOS), "consistency")]
     info = TeacherInfo(
         round=previous_round + 1,
         weights_sha256=weights_sha256,
@@ -136,22 +130,15 @@ class _Teacher:
     folder: Path | None
     """None: predictions are not stored."""
 
-    def predict(self, photo: LabeledPhoto) -> TeacherPredictions:
+    def predict(self, photo: PhotoFile) -> TeacherPredictions:
         """Return the stored predictions for a photo, or compute them."""
         path = self.folder / f"{photo.digest}.npz" if self.folder else None
-        if path and path.is_file():
-            return read_teacher_predictions(path)
-        whole, views = predict_views(self.decoder, photo, self.cache)
-        predictions = TeacherPredictions(
-            merged=merge_views(views),
-            consistency=measure_consistency(views),
-            height=whole.letterbox.height,
-            width=whole.letterbox.width,
-        )
-        if path is None:
-            return predictions
-        predictions.write(path)
-        return read_teacher_predictions(path)  # with the rounding of the stored file
+        if path is None or not path.is_file():
+            predictions = merge_views(predict_views(self.decoder, photo, self.cache))
+            if path is None:
+                return predictions
+            predictions.write(path)
+        return TeacherPredictions.read(path)  # with the rounding of the stored file
 
 
 def _load_teacher(run: Path, dataset: PseudoLabelDataset) -> tuple[MaskTransformer, PseudoLabelConfig]:
@@ -170,46 +157,32 @@ def _load_teacher(run: Path, dataset: PseudoLabelDataset) -> tuple[MaskTransform
     return network, labels
 
 
-def _subsample(photos: Sequence[LabeledPhoto]) -> list[LabeledPhoto]:
-    count = min(_TEST_PHOTOS, len(photos))
-    return [photos[index * len(photos) // count] for index in range(count)]
-
-
 def _write_labels(
     out: PseudoLabelDataset,
     dataset: PseudoLabelDataset,
-    photos: Sequence[LabeledPhoto],
+    photos: Sequence[PhotoFile],
     teacher: _Teacher,
     info: TeacherInfo,
 ) -> int:
-    """Write the labels of all photos; return the number of predicted instances in the panoptic maps."""
+    """Write the labels of all photos; return the number of things in the panoptic maps."""
     config = out.read_config()
-    files = [_to_photo_file(photo, teacher.predict(photo), Path(config.photos)) for photo in track(photos, "views")]
-    by_digest = {photo.digest: photo for photo in photos}
-
-    def read(photo: PhotoFile) -> TeacherPredictions:
-        return teacher.predict(by_digest[photo.digest])
-
-    all_merged = (read(each).merged for each in files)
-    updater = PseudoLabelUpdater(
-        read=read,
-        old_instances=dataset.read_instances(),
-        max_scores=ClassMaxScores.compute(all_merged, config.thing_clusters, config.stuff_clusters),
-        min_relative_score=info.min_relative_score,
-        side_px=config.side_px,
-        thing_clusters=config.thing_clusters,
+    min_scores, min_stuff_probs = compute_thresholds(
+        (teacher.predict(photo) for photo in track(photos, "views")),
+        info.min_relative_score,
+        config.thing_clusters,
+        config.stuff_clusters,
     )
-    out.write_labels(config, files, {"teacher": config.teacher_hash}, updater.make_label)
+    updater = PseudoLabelUpdater(
+        predict=teacher.predict,
+        old_instances=dataset.read_instances(),
+        min_scores=min_scores,
+        min_stuff_probs=min_stuff_probs,
+        side_px=config.side_px,
+    )
+    records = out.write_labels(config, photos, {"teacher": config.teacher_hash}, updater.make_label)
     for path in (path for path in (dataset.codebook, dataset.projections) if path.exists()):
         with atomic_write(out.folder / path.name) as sibling:
             shutil.copyfile(path, sibling)
     with atomic_write(out.folder / TEACHER_FILE) as sibling:
         sibling.write_text(to_versioned_json(info, FORMAT_VERSION))
-    return sum(updater.count_confident(read(each).merged) for each in files)
-
-
-def _to_photo_file(photo: LabeledPhoto, predictions: TeacherPredictions, folder: Path) -> PhotoFile:
-    name = photo.path.relative_to(folder).as_posix()
-    return PhotoFile(
-        path=photo.path, name=name, digest=photo.digest, height=predictions.height, width=predictions.width
-    )
+    return sum(record.count_things(config.thing_clusters) for record in records)

@@ -1,24 +1,23 @@
 """The teacher of self-training: a trained decoder's predictions with test-time augmentation (mirroring and crops)."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float16, Float32, UInt8
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 from torch.nn import functional
 
 from model.export.export import TRANSFORMER_THRESHOLDS
 from model.images import read_image
-from model.networks.interface import normalize
+from model.networks.interface import NetworkOutput, normalize
 from model.networks.mask_transformer import MASK_STRIDE_PX, DecoderOutput, MaskDecoder, to_network_output
 from model.postprocessing.masks import split_components
-from training.data.dataset import LabeledPhoto
-from training.data.features import FeatureCache
-from training.mask_transformer.crops import CropView, CropWindow, count_photo_patches, crop_view, full_view
+from training.data.features import FeatureCache, count_patches
+from training.data.photos import PhotoFile
+from training.mask_transformer.crops import CropView, full_view
 
 THRESHOLDS = TRANSFORMER_THRESHOLDS
 """Mask threshold and minimum component size, as in the network's panoptic output."""
@@ -27,14 +26,6 @@ MIN_SCORE = 0.1
 _CROP_SIDE = 0.75
 """Side of a crop of cached features, as a fraction of the input's."""
 _BORDER = np.ones((3, 3), np.uint8)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderInput:
-    """The inputs of a decoder for one image."""
-
-    features: Float16[np.ndarray, "T g g C"]
-    pixels: UInt8[np.ndarray, "3 S S"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,109 +47,72 @@ class ViewPredictions:
         return self.mask_probs > THRESHOLDS.mask_threshold
 
 
-@dataclass(frozen=True, kw_only=True)
-class TtaView:
-    """One augmentation of a photo."""
-
-    crop: CropView
-    grid: int
-    """Patches along the side of the whole photo's input."""
-    is_mirrored: bool = False
-
-    @property
-    def map_region(self) -> tuple[slice, slice]:
-        """Rows and columns of the whole photo's map that the view shows."""
-        window, side = self.crop.window, self.crop.map_side
-        if window is None:
-            return slice(0, side), slice(0, side)
-        rows, columns = (
-            slice(first * side // self.grid, (first + window.side) * side // self.grid)
-            for first in (window.top, window.left)
-        )
-        return rows, columns
-
-
-def make_tta_views(whole: CropView, grid: int) -> list[TtaView]:
+def make_tta_views(whole: CropView) -> list[CropView]:
     """Return the whole photo, the mirrored photo, and crops that together cover the photo."""
+    grid = whole.grid
     # Multiples of this keep both patches and map pixels aligned.
     step = math.lcm(whole.side_px // grid, MASK_STRIDE_PX) * grid // whole.side_px
     side = int(_CROP_SIDE * grid) // step * step
-    views = [TtaView(crop=whole, grid=grid), TtaView(crop=whole, grid=grid, is_mirrored=True)]
-    tops, lefts = (sorted({0, max(0, length - side) // step * step}) for length in count_photo_patches(whole, grid))
-    for top in tops:
-        for left in lefts:
-            window = CropWindow(top=top, left=left, side=side)
-            views.append(TtaView(crop=crop_view(whole, grid, window), grid=grid))
-    return views
-
-
-def predict_views(
-    decoder: MaskDecoder, photo: LabeledPhoto, cache: FeatureCache
-) -> tuple[CropView, list[ViewPredictions]]:
-    """Return the whole photo's view, and the predictions for each of `make_tta_views`."""
-    image = read_image(photo.path)
-    features = np.array(cache.read(photo.digest))
-    whole = full_view(image.height, image.width, decoder.config.side_px)
-    views = make_tta_views(whole, decoder.grid_size)
-    output = run_decoder(decoder, [_make_input(view, image.image, features) for view in views])
-    return whole, [_decode_view(output, index, view, whole) for index, view in enumerate(views)]
+    tops, lefts = (sorted({0, max(0, length - side) // step * step}) for length in count_patches(whole.letterbox, grid))
+    crops = [replace(whole, top=top, left=left, side=side) for top in tops for left in lefts]
+    return [whole, replace(whole, is_mirrored=True), *crops]
 
 
 @torch.inference_mode()
-def run_decoder(decoder: MaskDecoder, inputs: Sequence[DecoderInput]) -> DecoderOutput:
-    """Run the decoder on a batch."""
-    features = torch.stack([torch.from_numpy(each.features).flatten(1, 2) for each in inputs], dim=1).float()
-    pixels = torch.from_numpy(np.stack([each.pixels for each in inputs]))
-    output: DecoderOutput = decoder(features, normalize(pixels).contiguous(memory_format=torch.channels_last))
-    return output
-
-
-def _make_input(view: TtaView, image: np.ndarray, features: np.ndarray) -> DecoderInput:
-    cropped = DecoderInput(features=view.crop.crop_features(features), pixels=view.crop.crop_image(image))
-    if not view.is_mirrored:
-        return cropped
-    return DecoderInput(features=cropped.features[:, :, ::-1].copy(), pixels=cropped.pixels[:, :, ::-1].copy())
-
-
-def _decode_view(output: DecoderOutput, index: int, view: TtaView, whole: CropView) -> ViewPredictions:
-    single = DecoderOutput(
-        class_logits=output.class_logits[index : index + 1],
-        iou_logits=output.iou_logits[index : index + 1],
-        mask_logits=output.mask_logits[index : index + 1],
-        semantic_logits=output.semantic_logits[index : index + 1],
-        aux_outputs=(),
-    )
-    raw = to_network_output(single)
-    components = [
-        (query, torch.from_numpy(component))
-        for query in (raw.scores[0] >= MIN_SCORE).nonzero().flatten().tolist()
-        for component in split_components(raw.masks[0][query].numpy(), THRESHOLDS)
-    ]
-    queries = [query for query, _ in components]
-    masks = torch.stack([component for _, component in components]) if components else raw.masks[0][:0]
+def predict_views(decoder: MaskDecoder, photo: PhotoFile, cache: FeatureCache) -> list[ViewPredictions]:
+    """Return the predictions for each of `make_tta_views`."""
+    image, maps = read_image(photo.path).image, cache.read(photo.digest)
+    whole = full_view(photo.height, photo.width, decoder.config.side_px, decoder.grid_size)
+    views = make_tta_views(whole)
+    features = torch.stack([torch.from_numpy(each.crop_features(maps)).flatten(1, 2) for each in views], dim=1).float()
+    pixels = torch.from_numpy(np.stack([each.crop_image(image) for each in views]))
+    output = decoder(features, normalize(pixels).contiguous(memory_format=torch.channels_last))
+    raw = to_network_output(output)
     is_photo = np.zeros((whole.map_side, whole.map_side), bool)
     is_photo[: whole.letterbox.map_height, : whole.letterbox.map_width] = True
+    return [_decode_view(output, raw, index, view, is_photo) for index, view in enumerate(views)]
+
+
+def _decode_view(
+    output: DecoderOutput, raw: NetworkOutput, index: int, view: CropView, is_photo: Bool[np.ndarray, "h w"]
+) -> ViewPredictions:
+    components = [
+        (query, component)
+        for query in (raw.scores[index] >= MIN_SCORE).nonzero().flatten().tolist()
+        for component in split_components(raw.masks[index, query].numpy(), THRESHOLDS)
+    ]
+    queries = [query for query, _ in components]
+    masks = np.array([component for _, component in components], np.float32).reshape(-1, *is_photo.shape)
     return ViewPredictions(
-        mask_probs=_to_whole_map(masks, view, whole) * is_photo,
-        scores=raw.scores[0][queries].numpy(),
-        cluster_probs=single.class_logits[0][queries][:, :-1].softmax(1).numpy(),
-        semantic_probs=_to_whole_map(single.semantic_logits[0].softmax(0), view, whole) * is_photo,
+        mask_probs=_to_whole_map(torch.from_numpy(masks), view) * is_photo,
+        scores=raw.scores[index, queries].numpy(),
+        cluster_probs=output.class_logits[index, queries, :-1].softmax(1).numpy(),
+        semantic_probs=_to_whole_map(output.semantic_logits[index].softmax(0), view) * is_photo,
         is_visible=_find_visible(view, is_photo),
     )
 
 
-def _find_visible(view: TtaView, is_photo: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+def _find_region(view: CropView) -> tuple[slice, slice]:
+    """Return the rows and columns of the whole photo's map that the view shows."""
+    rows, columns = (
+        slice(first * view.map_side // view.grid, (first + view.side) * view.map_side // view.grid)
+        for first in (view.top, view.left)
+    )
+    return rows, columns
+
+
+def _find_visible(view: CropView, is_photo: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     shown = np.zeros_like(is_photo)
-    shown[view.map_region] = True
+    shown[_find_region(view)] = True
     near_hidden: np.ndarray = cv2.dilate((is_photo & ~shown).astype(np.uint8), _BORDER)
     visible: Bool[np.ndarray, "h w"] = is_photo & shown & (near_hidden == 0)
     return visible
 
 
-def _to_whole_map(maps: Tensor, view: TtaView, whole: CropView) -> Float32[np.ndarray, "N h w"]:
-    """Paste maps of a view [N h w] into the whole photo's map."""
-    rows, columns = view.map_region
-    pasted = np.zeros((len(maps), whole.map_side, whole.map_side), np.float32)
+def _to_whole_map(maps: Float[Tensor, "N h w"], view: CropView) -> Float32[np.ndarray, "N h w"]:
+    """Paste maps of a view into the whole photo's map."""
+    rows, columns = _find_region(view)
+    pasted = np.zeros(maps.shape, np.float32)
     if len(maps):
         unmirrored = maps.flip(2) if view.is_mirrored else maps
         pasted[:, rows, columns] = functional.adaptive_avg_pool2d(unmirrored, rows.stop - rows.start).numpy()

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,26 +27,11 @@ _MIN_CONSISTENCY_SCORE = 0.2
 _MIN_COVERAGE_SCORE = 0.4
 """Instances with a lower score do not count for the coverage; the bundled model's score threshold."""
 _MIN_AREA = 4
-_QUANTIZATION_LEVELS = 255
+_QUANTIZED, _LEVELS = ("mask_probs", "semantic_probs"), 255
+"""Stored probabilities."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MergedPredictions:
-    """Predictions for a photo, merged from all views, in map pixels of its input; instances best first."""
-
-    mask_probs: Float32[np.ndarray, "N h w"]
-    scores: Float32[np.ndarray, "N"]
-    """The score in the best view, halved if no other view that shows the whole instance finds it, and decayed by
-    overlapping instances of higher score."""
-    clusters: Int[np.ndarray, "N"]
-    """1-based."""
-    semantic: Int16[np.ndarray, "h w"]
-    """The most probable of things (0) and the stuff clusters."""
-    semantic_probs: Float32[np.ndarray, "h w"]
-    """Probability of that class."""
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TtaConsistency:
     """Quality of a teacher, measured without labels; means over photos, 0..1, or NaN without any instance."""
 
@@ -60,16 +45,12 @@ class TtaConsistency:
     @classmethod
     def average(cls, photos: Sequence[Self]) -> Self:
         """Return the mean over the photos, each value over those where it is not NaN."""
-        values = np.array([(each.flip, each.scale, each.coverage) for each in photos])
-        is_known = ~np.isnan(values)
-        sums = np.where(is_known, values, 0.0).sum(0)
-        means = np.where(is_known.any(0), sums / np.maximum(is_known.sum(0), 1), np.nan)
-        flip, scale, coverage = means.tolist()
-        return cls(flip=flip, scale=scale, coverage=coverage)
+        values = np.ma.masked_invalid([astuple(each) for each in photos])
+        return cls(*values.mean(0).filled(math.nan).tolist())
 
     def list_drops(self, before: Self, tolerance: float) -> list[str]:
         """Describe the values that dropped by more than the tolerance; a value that was NaN before cannot drop."""
-        pairs = ((name, getattr(before, name), getattr(self, name)) for name in ("flip", "scale", "coverage"))
+        pairs = ((name, old, getattr(self, name)) for name, old in asdict(before).items())
         return [
             f"{name} {old:.3f} to {new:.3f}"
             for name, old, new in pairs
@@ -79,67 +60,52 @@ class TtaConsistency:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPredictions:
-    """What is stored of a photo between the two passes of a round."""
+    """Predictions for a photo, merged from all views, in map pixels of its input; instances best first."""
 
-    merged: MergedPredictions
+    mask_probs: Float32[np.ndarray, "N h w"]
+    scores: Float32[np.ndarray, "N"]
+    """The score in the best view, halved if no other view that shows the whole instance finds it, and decayed by
+    overlapping instances of higher score."""
+    clusters: Int[np.ndarray, "N"]
+    """1-based."""
+    semantic: Int16[np.ndarray, "h w"]
+    """The most probable of things (0) and the stuff clusters."""
+    semantic_probs: Float32[np.ndarray, "h w"]
+    """Probability of that class."""
     consistency: TtaConsistency
-    height: int
-    """Height of the photo."""
-    width: int
-    """Width of the photo."""
 
     def write(self, path: Path) -> None:
         """Save as npz; probabilities are rounded to 255ths."""
-        merged, consistency = self.merged, self.consistency
+        arrays = {**vars(self), "consistency": np.array(astuple(self.consistency))}
+        quantized = {name: np.round(arrays[name] * _LEVELS).astype(np.uint8) for name in _QUANTIZED}
         with atomic_write(path) as sibling, sibling.open("wb") as stream:
-            np.savez_compressed(
-                stream,
-                mask_probs=_quantize(merged.mask_probs[:MAX_INSTANCES]),
-                scores=merged.scores[:MAX_INSTANCES],
-                clusters=merged.clusters[:MAX_INSTANCES],
-                semantic=merged.semantic,
-                semantic_probs=_quantize(merged.semantic_probs),
-                consistency=np.array([consistency.flip, consistency.scale, consistency.coverage]),
-                size=np.array([self.height, self.width]),
-            )
+            np.savez_compressed(stream, allow_pickle=False, **{**arrays, **quantized})
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises DatasetError if the file is missing or invalid."""
+        try:
+            stored = load_npz(path)
+            arrays: dict[str, Any] = {each.name: stored[each.name] for each in fields(cls)}
+        except (ValueError, KeyError) as error:
+            raise DatasetError(f"{path} is not a file of teacher predictions, delete it: {error}") from error
+        arrays |= {name: arrays[name].astype(np.float32) / _LEVELS for name in _QUANTIZED}
+        return cls(**{**arrays, "consistency": TtaConsistency(*arrays["consistency"].tolist())})
 
 
-def read_teacher_predictions(path: Path) -> TeacherPredictions:
-    """Load stored predictions. Raises DatasetError if the file is missing or invalid."""
-    try:
-        stored = load_npz(path)
-        merged = MergedPredictions(
-            mask_probs=stored["mask_probs"].astype(np.float32) / _QUANTIZATION_LEVELS,
-            scores=stored["scores"],
-            clusters=stored["clusters"],
-            semantic=stored["semantic"],
-            semantic_probs=stored["semantic_probs"].astype(np.float32) / _QUANTIZATION_LEVELS,
-        )
-        flip, scale, coverage = stored["consistency"].tolist()
-        height, width = stored["size"].tolist()
-        consistency = TtaConsistency(flip=flip, scale=scale, coverage=coverage)
-        return TeacherPredictions(merged=merged, consistency=consistency, height=height, width=width)
-    except (ValueError, KeyError) as error:
-        raise DatasetError(f"{path} is not a file of teacher predictions, delete it: {error}") from error
-
-
-def _quantize(probabilities: np.ndarray) -> np.ndarray:
-    quantized: np.ndarray = np.round(probabilities * _QUANTIZATION_LEVELS).astype(np.uint8)
-    return quantized
-
-
-def merge_views(views: Sequence[ViewPredictions]) -> MergedPredictions:
-    """Group the instances of all views, at most one of each view; the first two views must show the whole photo.
+def merge_views(views: Sequence[ViewPredictions]) -> TeacherPredictions:
+    """Group the instances of all views, at most one of each view; the first two show the whole photo, one mirrored.
 
     Mask and cluster probabilities are means over a group, weighted by score. Where groups overlap, the lower score
     decays, as in the network. Instances that a crop cuts off are left out. Semantic probabilities are means over the
     views that show a pixel.
     """
-    kept = [_drop_truncated(each) for each in views]
+    kept = np.concatenate([_find_whole(each) for each in views])
     mask_probs, scores, cluster_probs = (
-        np.concatenate([getattr(each, name) for each in kept]) for name in ("mask_probs", "scores", "cluster_probs")
+        np.concatenate([getattr(each, name) for each in views])[kept]
+        for name in ("mask_probs", "scores", "cluster_probs")
     )
-    view_indices = np.repeat(np.arange(len(kept)), [len(each.scores) for each in kept])
+    view_indices = np.repeat(np.arange(len(views)), [len(each.scores) for each in views])[kept]
     weighted_scores = np.where(view_indices < 2, scores, np.float32(_CROP_SCORE_FACTOR) * scores)
     masks = mask_probs > THRESHOLDS.mask_threshold
     groups = _group_instances(masks, weighted_scores, view_indices)
@@ -151,39 +117,36 @@ def merge_views(views: Sequence[ViewPredictions]) -> MergedPredictions:
         [weighted_scores[each[0]] * (1 + fraction) / 2 for each, fraction in zip(groups, found_in, strict=True)]
     )
     merged_scores = _decay_overlapping(merged_scores.astype(np.float32), merged > THRESHOLDS.mask_threshold)
-    order = [index for index in np.argsort(-merged_scores, kind="stable") if merged_scores[index] >= MIN_SCORE]
+    ranked = np.argsort(-merged_scores, kind="stable")[:MAX_INSTANCES]
+    order = ranked[merged_scores[ranked] >= MIN_SCORE]
     clusters = np.array([(scores[each] @ cluster_probs[each]).argmax() + 1 for each in groups], np.int64)
-    return MergedPredictions(
+    return TeacherPredictions(
         mask_probs=merged[order],
         scores=merged_scores[order],
         clusters=clusters[order],
         semantic=semantic,
         semantic_probs=semantic_probs,
+        consistency=measure_consistency(views),
     )
 
 
 def measure_consistency(views: Sequence[ViewPredictions]) -> TtaConsistency:
     """Measure the consistency for one photo. The first view must be the whole photo, the second the mirrored one."""
-    whole, mirrored, *crops = views
+    whole, mirrored, crops = views[0], views[1:2], views[2:]
     is_thing = (whole.masks & (whole.scores >= _MIN_COVERAGE_SCORE)[:, None, None]).any(0)
     is_covered = is_thing | (whole.semantic_probs.argmax(0) > 0)
     return TtaConsistency(
-        flip=_mean_best_iou(whole, [mirrored]),
+        flip=_mean_best_iou(whole, mirrored),
         scale=_mean_best_iou(whole, crops),
         coverage=float(is_covered[whole.is_visible].mean()),
     )
 
 
-def _drop_truncated(view: ViewPredictions) -> ViewPredictions:
-    """Remove instances that the view cuts off, and tiny ones."""
-    masks = view.masks
-    kept = (masks.sum((1, 2)) >= _MIN_AREA) & ~(masks & ~view.is_visible).any((1, 2))
-    return replace(
-        view,
-        mask_probs=view.mask_probs[kept],
-        scores=view.scores[kept],
-        cluster_probs=view.cluster_probs[kept],
-    )
+def _find_whole(view: ViewPredictions) -> Bool[np.ndarray, "N"]:
+    """Return which instances the view does not cut off and are not tiny."""
+    is_cut_off = (view.masks & ~view.is_visible).any((1, 2))
+    is_whole: Bool[np.ndarray, "N"] = ~is_cut_off & (view.masks.sum((1, 2)) >= _MIN_AREA)
+    return is_whole
 
 
 def _group_instances(

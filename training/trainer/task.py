@@ -1,11 +1,13 @@
 """The interface between the trainer and a network, and the photo sampler that all tasks use."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
+from jaxtyping import Int16, Int32
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,15 +29,23 @@ class TrainingBatch(Protocol):
         """Paths of the photos, for error messages."""
 
 
-class TrainingLosses(Protocol):
-    """Weighted loss terms."""
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What a step computes."""
+
+    terms: Mapping[str, Tensor]
+    """Weighted loss terms, whose sum the optimizer minimizes."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Values that are only logged."""
 
     @property
     def total(self) -> Tensor:
-        """Sum of the terms, which the optimizer minimizes."""
+        return sum(self.terms.values(), start=torch.zeros(()))
 
     def as_floats(self) -> dict[str, float]:
-        """Every logged value by name, with the sum as `total`."""
+        """Return every logged value by name, with the sum as `total`."""
+        logged = {**self.terms, **self.metrics, "total": self.total}
+        return {name: float(value.detach()) for name, value in logged.items()}
 
 
 BatchType = TypeVar("BatchType", bound=TrainingBatch)
@@ -63,7 +73,7 @@ class TrainingTask(Protocol[BatchType]):
     def load_batch(self, first: int, count: int) -> BatchType:
         """Load samples `first` to `first + count` of an endless, reproducible sequence; called from another thread."""
 
-    def compute_losses(self, batch: BatchType, step: int) -> TrainingLosses:
+    def compute_losses(self, batch: BatchType, step: int) -> Losses:
         """Run a forward pass. Random choices depend only on the seed and the step."""
 
     def on_train_end(self, module: nn.Module) -> None:
@@ -85,3 +95,13 @@ class PhotoSampler:
         epoch, position = divmod(index, len(self.photos))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.photos))
         return self.photos[order[position]], np.random.default_rng((self.seed, epoch, position))
+
+
+def make_semantic_map(
+    photo: LabeledPhoto, label_map: Int32[np.ndarray, "h w"], thing_clusters: int
+) -> Int16[np.ndarray, "h w"]:
+    """Convert segment ids of a photo to 0 for things, s for stuff cluster s, IGNORE_INDEX for other pixels."""
+    semantic = np.full(label_map.shape, IGNORE_INDEX, np.int16)
+    for segment, category in photo.categories.items():
+        semantic[label_map == segment] = max(0, category - thing_clusters)
+    return semantic
