@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.auth import load_api_keys
+from service.auth import load_api_keys, require_unique_names
 from service.inference.loading import ArtifactLoader
 from service.metrics import Telemetry, record_event_loop_lag
 from service.middleware import AppState, RequestMiddleware
@@ -74,11 +74,12 @@ def create_app(settings: Settings, load_artifact: ArtifactLoader | None = None) 
     repository = ModelRepository(settings, telemetry, load_artifact)
     api_keys = load_api_keys(settings.api_key_file, settings.api_keys)
     admin_keys = load_api_keys(settings.admin_api_key_file, settings.admin_api_keys)
+    require_unique_names(api_keys + admin_keys)
     state = AppState(
         settings=settings,
         model_repository=repository,
         telemetry=telemetry,
-        api_keys=api_keys.join(admin_keys) if api_keys else api_keys,
+        api_keys=api_keys + admin_keys if api_keys else (),
         admin_keys=admin_keys,
         tracing=make_tracing(settings),
     )

@@ -34,36 +34,25 @@ class ApiKey:
     """Maximum burst of requests; None uses the limit in the settings."""
 
 
-class ApiKeyStore:
-    """The accepted keys; without keys the service is open."""
-
-    def __init__(self, keys: Sequence[ApiKey] = ()) -> None:
-        names = [key.name for key in keys]
-        if len(set(names)) < len(names):
-            raise ConfigError(
-                f"two API keys have the same name, among {', '.join(sorted(names))}: names must be unique"
-            )
-        self._keys = tuple(keys)
-
-    def __bool__(self) -> bool:
-        return bool(self._keys)
-
-    def join(self, other: "ApiKeyStore") -> "ApiKeyStore":
-        """Return a store with the keys of both. Raises ConfigError if two have the same name."""
-        return ApiKeyStore((*self._keys, *other._keys))
-
-    def authenticate(self, secret: str) -> ApiKey:
-        """Return the key of a secret, in constant time. Raises Unauthorized if it is missing or unknown."""
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        found = None
-        for key in self._keys:  # always all of them, for constant time
-            found = key if hmac.compare_digest(key.digest, digest) else found
-        if found is None:
-            raise Unauthorized("missing or unknown API key: send 'Authorization: Bearer KEY'")
-        return found
+def authenticate(keys: Sequence[ApiKey], headers: Headers) -> ApiKey:
+    """Return the key that a request sends, in constant time. Raises Unauthorized if it is missing or unknown."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    secret = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+    found = [key for key in keys if hmac.compare_digest(key.digest, digest)]
+    if not found:
+        raise Unauthorized("missing or unknown API key: send 'Authorization: Bearer KEY'")
+    return found[0]
 
 
-def load_api_keys(file: Path | None, listed: str) -> ApiKeyStore:
+def require_unique_names(keys: Sequence[ApiKey]) -> None:
+    """Raise ConfigError if two keys have the same name."""
+    names = [key.name for key in keys]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two API keys have the same name, among {', '.join(sorted(names))}: names must be unique")
+
+
+def load_api_keys(file: Path | None, listed: str) -> tuple[ApiKey, ...]:
     """Load the keys in a file, one per line, and those in `listed`, separated by commas.
 
     Empty lines and lines that start with # are skipped. Raises ConfigError with the line's number, but not its text.
@@ -81,7 +70,7 @@ def load_api_keys(file: Path | None, listed: str) -> ApiKeyStore:
     keys += [
         _parse(part.strip(), f"API key {number}") for number, part in enumerate(listed.split(","), 1) if part.strip()
     ]
-    return ApiKeyStore(keys)
+    return tuple(keys)
 
 
 def generate_api_key(name: str) -> tuple[str, str]:
@@ -92,41 +81,29 @@ def generate_api_key(name: str) -> tuple[str, str]:
     return key, line
 
 
-def read_api_key(headers: Headers) -> str:
-    """Return the API key of a request, or an empty string."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-
-
-@dataclass(kw_only=True)
-class _TokenBucket:
-    tokens: float
-    filled: float
-
-
 class TokenBucketLimiter:
     """A token bucket for each client; `now` is the time of any clock in seconds."""
 
     def __init__(self) -> None:
-        self._buckets: OrderedDict[str, _TokenBucket] = OrderedDict()
+        self._full_at: OrderedDict[str, float] = OrderedDict()
+        """When the bucket of a client is full again; the client that was idle longest is the first."""
 
     def acquire(self, owner: str, rate_limit_rps: float, burst: int, now: float) -> None:
         """Take one token of `owner`, whose bucket holds `burst` and gains `rate_limit_rps`, above 0.
 
         Raises RateLimited with the time until the next token.
         """
-        bucket = self._buckets.pop(owner, None) or _TokenBucket(tokens=burst, filled=now)
-        bucket.tokens = min(float(burst), bucket.tokens + (now - bucket.filled) * rate_limit_rps)
-        bucket.filled = now
-        self._buckets[owner] = bucket
-        if len(self._buckets) > _MAX_BUCKETS:
-            self._buckets.popitem(last=False)
-        if bucket.tokens < 1.0:
+        full_at = max(now, self._full_at.pop(owner, now))
+        wait_s = full_at - now - (burst - 1) / rate_limit_rps
+        is_limited = wait_s > 1e-6  # not for an error of rounding
+        self._full_at[owner] = full_at if is_limited else full_at + 1.0 / rate_limit_rps
+        if len(self._full_at) > _MAX_BUCKETS:
+            self._full_at.popitem(last=False)
+        if is_limited:
             raise RateLimited(
                 f"rate limit exceeded: {rate_limit_rps:g} requests per second, bursts of {burst}",
-                retry_after_s=max(1, math.ceil((1.0 - bucket.tokens) / rate_limit_rps)),
+                retry_after_s=math.ceil(wait_s),
             )
-        bucket.tokens -= 1.0
 
 
 def _parse(line: str, source: str) -> ApiKey:

@@ -47,20 +47,6 @@ DRIFT_WINDOW = 500
 """Outputs that are compared with the reference."""
 MIN_DRIFT_SAMPLES = 200
 """Outputs before the drift is published: with fewer, chance alone gives a large index."""
-_DRIFT_INTERVAL = 10
-"""Outputs between two updates of the published drift."""
-
-
-class SharedGauge:
-    """The part of one loaded version in a gauge that sums over all of them."""
-
-    def __init__(self, gauge: Gauge) -> None:
-        self._gauge = gauge
-        self._value = 0
-
-    def set(self, value: int) -> None:
-        self._gauge.inc(value - self._value)
-        self._value = value
 
 
 class Telemetry:
@@ -273,7 +259,6 @@ class VersionStats:
         }
         self._recent: deque[float | None] = deque(maxlen=RECENT_IMAGES)
         self._outputs: deque[Mapping[Statistic, float]] = deque(maxlen=DRIFT_WINDOW)
-        self._outputs_seen = 0
         self._lock = threading.Lock()
         telemetry.init_series(contract)
 
@@ -298,7 +283,8 @@ class VersionStats:
         if scores := [segment.score for segment in segmentation.segments]:
             self._telemetry.mean_score.labels(*self.labels).observe(sum(scores) / len(scores))
         if self._reference and is_default and task == "panoptic":
-            self._record_drift(statistics)
+            with self._lock:
+                self._outputs.append(statistics)
 
     def recent(self) -> VersionMetrics:
         """Return the figures of recent images."""
@@ -318,7 +304,6 @@ class VersionStats:
         with self._lock:
             self._recent.clear()
             self._outputs.clear()
-            self._outputs_seen = 0
 
     def close(self) -> None:
         """Remove the output series of this version from the metrics; Prometheus keeps their history."""
@@ -327,11 +312,10 @@ class VersionStats:
         for name in self._reference:
             self._telemetry.output_drift.remove(name, *self.labels)
 
-    def _record_drift(self, statistics: Mapping[Statistic, float]) -> None:
+    def publish_drift(self) -> None:
+        """Set the drift of recent outputs in the metrics, once there are enough of them."""
         with self._lock:
-            self._outputs.append(statistics)
-            self._outputs_seen += 1
-            if self._outputs_seen < MIN_DRIFT_SAMPLES or self._outputs_seen % _DRIFT_INTERVAL:
+            if len(self._outputs) < MIN_DRIFT_SAMPLES:
                 return
             histograms = build_histograms(self._outputs)
         for name, reference in self._reference.items():
@@ -361,8 +345,6 @@ class RequestRecord:
         self.spans: list[StageSpan] = []
         """In the order of their ends."""
         self._telemetry = telemetry
-        self._seconds: dict[Stage, float] = {}
-        self._lock = threading.Lock()
 
     def enter(self, stage: Stage) -> None:
         self.stage = stage
@@ -370,10 +352,7 @@ class RequestRecord:
     def add(self, stage: Stage, seconds: float, *, ended_ago_s: float = 0.0) -> None:
         """Record a stage that ended `ended_ago_s` before now; a request's images add up."""
         ended_ns = time.time_ns() - int(ended_ago_s * 1e9)
-        span = StageSpan(stage=stage, started_ns=ended_ns - int(seconds * 1e9), ended_ns=ended_ns)
-        with self._lock:
-            self.spans.append(span)
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+        self.spans.append(StageSpan(stage=stage, started_ns=ended_ns - int(seconds * 1e9), ended_ns=ended_ns))
         if self._telemetry:
             self._telemetry.stage_duration.labels(stage).observe(seconds)
         if self.stats:
@@ -389,4 +368,7 @@ class RequestRecord:
 
     def render(self) -> str:
         """Return the value of a `Server-Timing` header, in milliseconds."""
-        return ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in self._seconds.items())
+        durations_ms: defaultdict[Stage, float] = defaultdict(float)
+        for span in self.spans:
+            durations_ms[span.stage] += (span.ended_ns - span.started_ns) / 1e6
+        return ", ".join(f"{stage};dur={duration_ms:.1f}" for stage, duration_ms in durations_ms.items())

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import HeadersTooLarge, ImageTooLarge, UnsupportedMediaType, UploadTimeout
-from service.auth import ApiKeyStore, TokenBucketLimiter, read_api_key
+from service.auth import ApiKey, TokenBucketLimiter, authenticate
 from service.metrics import RequestRecord, Telemetry, outcome_of_status
 from service.problems import (
     CLIENT_CLOSED_REQUEST,
@@ -88,9 +88,9 @@ class AppState:
     settings: Settings
     model_repository: ModelRepository
     telemetry: Telemetry
-    api_keys: ApiKeyStore
+    api_keys: tuple[ApiKey, ...]
     """Keys that requests need; none for an open service."""
-    admin_keys: ApiKeyStore
+    admin_keys: tuple[ApiKey, ...]
     """Keys that may change what is served."""
     tracing: Tracing | None = None
 
@@ -109,16 +109,11 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
-        self._settings = state.settings
-        self._api_keys = state.api_keys
-        self._has_api_keys = bool(state.api_keys)
-        self._telemetry = state.telemetry
-        self._repository = state.model_repository
-        self._tracing = state.tracing
+        self._state = state
         self._limiter = TokenBucketLimiter()
-        self._telemetry.http_request_duration.labels("POST", SEGMENT_ROUTE, HTTPStatus.OK.value)
+        state.telemetry.http_request_duration.labels("POST", SEGMENT_ROUTE, HTTPStatus.OK.value)
         for reason in _REJECTION_REASONS.values():
-            self._telemetry.requests_rejected.labels(reason)
+            state.telemetry.requests_rejected.labels(reason)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -145,7 +140,7 @@ class RequestMiddleware:
         try:
             if not state.get("is_admin_port"):
                 self._authorize(scope)
-            await self._app(scope, limit_body(scope, receive, self._settings), send_with_headers)
+            await self._app(scope, limit_body(scope, receive, self._state.settings), send_with_headers)
         except Exception as raised:  # of any kind
             if status:
                 raise
@@ -162,9 +157,11 @@ class RequestMiddleware:
         if len(scope["headers"]) > _MAX_HEADERS:
             raise HeadersTooLarge(f"{len(scope['headers'])} headers, at most {_MAX_HEADERS} are allowed")
         client = scope.get("client") or ("unknown", 0)
-        owner, rate_per_s, burst = client[0], self._settings.rate_limit_rps, self._settings.rate_limit_burst
-        if self._has_api_keys and not is_public(scope["path"]):
-            key = self._api_keys.authenticate(read_api_key(Headers(scope=scope)))
+        settings = self._state.settings
+        owner, rate_per_s, burst = client[0], settings.rate_limit_rps, settings.rate_limit_burst
+        is_public = scope["path"] in _PUBLIC_PATHS or scope["path"].startswith(_PUBLIC_FOLDERS)
+        if self._state.api_keys and not is_public:
+            key = authenticate(self._state.api_keys, Headers(scope=scope))
             owner = key.name
             rate_per_s = rate_per_s if key.rate_limit_rps is None else key.rate_limit_rps
             burst = burst if key.burst is None else key.burst
@@ -179,12 +176,12 @@ class RequestMiddleware:
             headers[name] = text
         if headers.get("content-type", "").startswith("text/html"):
             headers.setdefault("Content-Security-Policy", _PAGE_CSP)
-        if self._repository.is_draining:
+        if self._state.model_repository.is_draining:
             headers["Connection"] = "close"  # a kept connection would be closed during a later request
 
     def _annotate_span(self, scope: Scope, status: int) -> None:
         """Add the route, ids and stages to the request's span; neither path, query nor client."""
-        if not self._tracing:
+        if not self._state.tracing:
             return
         state, route = scope["state"], route_template(scope)
         record: RequestRecord | None = state.get("record")
@@ -195,13 +192,14 @@ class RequestMiddleware:
             **({"useg.task": record.task} if record else {}),
         }
         spans = tuple(record.spans) if record else ()
-        self._tracing.annotate_request(f"{method_label(scope)} {route}", attributes, spans)
+        self._state.tracing.annotate_request(f"{method_label(scope)} {route}", attributes, spans)
 
     def _record(self, scope: Scope, method: str, status: int, seconds: float, sent_bytes: int) -> None:
         route, state = route_template(scope), scope["state"]
-        self._telemetry.http_request_duration.labels(method, route, status).observe(seconds)
+        telemetry, tracing = self._state.telemetry, self._state.tracing
+        telemetry.http_request_duration.labels(method, route, status).observe(seconds)
         if method == "POST" and (rejection := _REJECTION_REASONS.get(state.get("problem"))):
-            self._telemetry.requests_rejected.labels(rejection).inc()
+            telemetry.requests_rejected.labels(rejection).inc()
         if method == "POST" and (route == SEGMENT_ROUTE or "record" in state):
             self._record_segmentation(state.get("record"), status, seconds, sent_bytes)
         fields = {
@@ -213,23 +211,24 @@ class RequestMiddleware:
             "request_id": state["request_id"],
             "owner": state.get("owner"),
         }
-        if self._tracing and (ids := self._tracing.current_ids()):
+        if tracing and (ids := tracing.current_ids()):
             fields["trace_id"], fields["span_id"] = ids
         template = "%s %s %d %.1f ms, request %s"
         logger.info(template, method, route, status, seconds * 1000, state["request_id"], extra={"fields": fields})
 
     def _record_segmentation(self, record: RequestRecord | None, status: int, seconds: float, sent_bytes: int) -> None:
         """Record a segmentation; without a record, it was rejected before its route."""
-        task, stats = (record.task, record.stats) if record else ("unknown", self._repository.find_stats())
+        telemetry = self._state.telemetry
+        task, stats = (record.task, record.stats) if record else ("unknown", self._state.model_repository.find_stats())
         outcome = outcome_of_status(status)
-        self._telemetry.requests.labels(*(stats.labels if stats else ("none", "none")), task, outcome).inc()
+        telemetry.requests.labels(*(stats.labels if stats else ("none", "none")), task, outcome).inc()
         if stats:
             stats.record_duration("success" if outcome == "ok" else "fail", seconds)
         if outcome == "ok":
-            self._telemetry.request_duration.labels(task).observe(seconds)
-            self._telemetry.response_bytes.observe(sent_bytes)
+            telemetry.request_duration.labels(task).observe(seconds)
+            telemetry.response_bytes.observe(sent_bytes)
         if outcome == "cancelled":
-            self._telemetry.requests_cancelled.labels(record.stage if record else "read").inc()
+            telemetry.requests_cancelled.labels(record.stage if record else "read").inc()
 
 
 def choose_request_id(given: str | None) -> str:
@@ -245,11 +244,6 @@ def method_label(scope: Scope) -> str:
 def route_template(scope: Scope) -> str:
     """Return the template of the matched route, since the number of paths is not bounded."""
     return getattr(scope.get("route"), "path", "unmatched")
-
-
-def is_public(path: str) -> bool:
-    """Return whether a path needs no API key."""
-    return path in _PUBLIC_PATHS or path.startswith(_PUBLIC_FOLDERS)
 
 
 def limit_body(scope: Scope, receive: Receive, settings: Settings) -> Receive:

@@ -103,9 +103,7 @@ async def test_logs_and_metrics_hold_no_key_and_no_image_bytes(
 def test_keys_are_loaded_from_a_file_and_a_list(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# ours\n\nalice:{digest('one')}\n  bob:{digest('two')}:2.5:7\n")
-    store = load_api_keys(file, f"carol:{digest('three')}:0,")
-    assert bool(store)
-    alice, bob, carol = (store.authenticate(key) for key in ("one", "two", "three"))
+    alice, bob, carol = load_api_keys(file, f"carol:{digest('three')}:0,")
     assert (alice.name, alice.rate_limit_rps, alice.burst) == ("alice", None, None)
     assert (bob.name, bob.rate_limit_rps, bob.burst) == ("bob", 2.5, 7)
     assert (carol.name, carol.rate_limit_rps, carol.burst) == ("carol", 0.0, None)
@@ -128,11 +126,6 @@ def test_a_key_file_that_is_empty_or_missing_is_rejected(tmp_path: Path) -> None
         load_api_keys(tmp_path / "keys", "")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_api_keys(tmp_path / "none", "")
-
-
-def test_names_of_keys_are_unique() -> None:
-    with pytest.raises(ConfigError, match="two API keys have the same name"):
-        load_api_keys(None, f"a:{digest('x')},a:{digest('y')}")
 
 
 def test_a_burst_is_followed_by_the_rate() -> None:
@@ -158,7 +151,6 @@ def test_the_number_of_buckets_is_bounded() -> None:
     limiter = TokenBucketLimiter()
     for stranger in range(10_500):
         limiter.acquire(str(stranger), 1.0, 1, 0.0)
-    assert len(limiter._buckets) == 10_000
     limiter.acquire("0", 1.0, 1, 0.0)  # forgotten
     with pytest.raises(RateLimited):
         limiter.acquire("10499", 1.0, 1, 0.0)
@@ -231,7 +223,14 @@ async def test_an_api_key_has_no_admin_rights_but_an_admin_key_is_an_api_key() -
             assert (await client.get("/v1/models", headers=bear(name))).status_code == 200
 
 
-async def test_api_keys_and_admin_keys_have_different_names() -> None:
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"api_keys": make_line("alice"), "admin_api_keys": make_line("alice")},
+        {"api_keys": f"a:{'0' * 64},a:{'1' * 64}"},
+    ],
+)
+async def test_all_keys_have_different_names(keys: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="two API keys have the same name"):
-        async with open_client(api_keys=make_line("alice"), admin_api_keys=make_line("alice")):
+        async with open_client(**keys):
             pass

@@ -4,11 +4,9 @@ import asyncio
 
 import numpy as np
 import pytest
-from prometheus_client import Gauge
 
 from model.errors import QueueFull
 from service.inference.queue import AdmissionController, BatchPolicy, FairQueue, ImageBatch, QueuedImage
-from service.metrics import SharedGauge
 from service.requests import RequestContext
 from service.settings import Settings
 
@@ -20,7 +18,6 @@ def make_controller(capacity: int) -> AdmissionController:
         capacity,
         lambda _context: None,
         lambda: QueueFull("full", retry_after_s=3),
-        SharedGauge(Gauge("useg_requests_in_flight", "Slots.", registry=None)),
     )
 
 

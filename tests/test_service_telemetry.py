@@ -63,6 +63,7 @@ def record(contract: Contract, count: int) -> tuple[Telemetry, VersionStats]:
     stats = VersionStats(contract, telemetry)
     for _ in range(count):
         stats.record_outputs({"panoptic": SEGMENTATION}, is_default=True)
+    stats.publish_drift()
     return telemetry, stats
 
 
@@ -82,6 +83,7 @@ def test_drift_is_published_from_enough_outputs_on_until_the_version_is_unloaded
     telemetry, stats = record(described, MIN_DRIFT_SAMPLES - 1)
     assert read_drift(telemetry, "segments") is None
     stats.record_outputs({"panoptic": SEGMENTATION}, is_default=True)
+    stats.publish_drift()
     assert read_drift(telemetry, "segments") == 0.0
     assert telemetry.registry.get_sample_value("useg_segments_per_image_count", VERSION) == MIN_DRIFT_SAMPLES
     stats.close()

@@ -25,7 +25,7 @@ from service.inference.queue import (
     QueuedImage,
     make_deadline_error,
 )
-from service.metrics import SharedGauge, Telemetry
+from service.metrics import Telemetry
 from service.requests import RequestContext
 from service.settings import Settings
 
@@ -129,7 +129,6 @@ class BatchScheduler:
         self._session = session
         self._settings = settings
         self._telemetry = telemetry
-        self._depth = SharedGauge(telemetry.queue_depth)
         self._reload = reload
         self._queue = FairQueue()
         self._policy = BatchPolicy(settings)
@@ -143,6 +142,11 @@ class BatchScheduler:
     def is_alive(self) -> bool:
         """False while an inference thread is being replaced."""
         return all(stream.is_alive for stream in self._streams)
+
+    @property
+    def depth(self) -> int:
+        """Number of images that wait."""
+        return len(self._queue)
 
     @property
     def is_idle(self) -> bool:
@@ -171,7 +175,6 @@ class BatchScheduler:
         for image in [*self._queue, *self._running]:
             self._queue.discard(image)
             image.fail(NotReady("the server is shutting down: try again in a moment"))
-        self._update_depth()
         await asyncio.gather(*(stream.thread.stop(_STOP_TIMEOUT_S) for stream in self._streams))
 
     async def submit(
@@ -194,7 +197,6 @@ class BatchScheduler:
             raise self.make_queue_full()
         image = QueuedImage(pixels=pixels, size=size, context=context, submitted=loop.time(), on_start=on_start)
         self._queue.put(image)
-        self._update_depth()
         self._queue_changed.set()
         try:
             await asyncio.wait({image.future}, timeout=context.deadline - loop.time())
@@ -204,7 +206,6 @@ class BatchScheduler:
         finally:
             image.future.cancel()
             self._queue.discard(image)
-            self._update_depth()
 
     def make_queue_full(self) -> QueueFull:
         """Return the error of a request that is rejected; when to retry follows from the queue and recent runs."""
@@ -226,9 +227,6 @@ class BatchScheduler:
         is_late = self._policy.estimate_wait(ahead + images) > _MAX_WAIT_FRACTION * time_left_s
         if is_late or self._policy.estimate_wait(ahead) > self._settings.max_queue_wait_s:
             raise self.make_queue_full()
-
-    def _update_depth(self) -> None:
-        self._depth.set(len(self._queue))
 
     async def _run_batches(self, stream: _Stream) -> None:
         """Run batches until cancelled; no exception ends the loop."""
@@ -257,7 +255,6 @@ class BatchScheduler:
                 self._queue.discard(image)
                 image.fail(make_deadline_error())
             choice = self._policy.choose(self._queue, loop.time())
-            self._update_depth()
             if isinstance(choice, ImageBatch):
                 return choice
             with suppress(TimeoutError):

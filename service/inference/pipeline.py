@@ -33,7 +33,7 @@ from model.postprocessing.panoptic import Segmentation, make_postprocessor, merg
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.live_category_names import LiveCategoryNames
 from service.inference.queue import AdmissionController
-from service.metrics import RequestRecord, SharedGauge, Telemetry, VersionStats
+from service.metrics import RequestRecord, Telemetry, VersionStats
 from service.requests import LOWEST_PRIORITY, FormatName, RequestContext, SegmentOptions
 from service.settings import Settings
 
@@ -116,7 +116,6 @@ class Pipeline:
             settings.max_queue_size + settings.streams * settings.max_batch_size,
             self.scheduler.check_wait,
             self.scheduler.make_queue_full,
-            SharedGauge(telemetry.requests_in_flight),
         )
         codec_threads = settings.streams * settings.intra_op_threads
         self.max_concurrent_images = codec_threads + settings.streams * settings.max_batch_size
@@ -124,8 +123,6 @@ class Pipeline:
         self._telemetry = telemetry
         self._max_image_pixels = settings.max_image_pixels
         self._threads = ThreadPoolExecutor(max_workers=codec_threads, thread_name_prefix="codec")
-        self._capacity = SharedGauge(telemetry.queue_capacity)
-        self._capacity.set(settings.max_queue_size)
         self._names_task: asyncio.Task[None] | None = None
 
     @property
@@ -147,7 +144,7 @@ class Pipeline:
     @property
     def is_idle(self) -> bool:
         """Whether no request is at work."""
-        return self.admission.is_empty and self.scheduler.is_idle
+        return not self.admission.in_flight and self.scheduler.is_idle
 
     async def start(self) -> None:
         """Start to accept images."""
@@ -162,7 +159,6 @@ class Pipeline:
         await self.scheduler.stop()
         await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
         self.stats.close()
-        self._capacity.set(0)
         self._stop_hot_swap()
 
     async def run(

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from model.errors import DeadlineExceeded, QueueFull
 from model.network_io import RawOutputs
-from service.metrics import ReleaseReason, SharedGauge
+from service.metrics import ReleaseReason
 from service.requests import RequestContext
 from service.settings import Settings
 
@@ -219,20 +219,18 @@ class AdmissionController:
         capacity: int,
         check_wait: Callable[[RequestContext], None],
         make_queue_full: Callable[[], QueueFull],
-        gauge: SharedGauge,
     ) -> None:
         """`check_wait` raises QueueFull for a request that would wait too long; `make_queue_full` makes that error."""
         self._capacity = capacity
         self._check_wait = check_wait
         self._make_queue_full = make_queue_full
-        self._gauge = gauge
         self._slots: dict[asyncio.Task[Any] | None, RequestContext] = {}
         """By the task that holds the slot, the newest last."""
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no request holds a slot."""
-        return not self._slots
+    def in_flight(self) -> int:
+        """Number of requests that hold a slot."""
+        return len(self._slots)
 
     @contextmanager
     def admit(self, context: RequestContext) -> Iterator[None]:
@@ -242,7 +240,6 @@ class AdmissionController:
             self._revoke_slot(context)
         task = asyncio.current_task()
         self._slots[task] = context
-        self._gauge.set(len(self._slots))
         try:
             yield
         except asyncio.CancelledError:
@@ -251,7 +248,6 @@ class AdmissionController:
             raise
         finally:
             self._slots.pop(task, None)
-            self._gauge.set(len(self._slots))
 
     def _revoke_slot(self, context: RequestContext) -> None:
         counts = Counter(each.owner for each in self._slots.values())

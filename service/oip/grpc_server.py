@@ -26,7 +26,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message as AsgiMessage
 
 from model.errors import ConfigError, InvalidParameter, Unauthorized
-from service.auth import read_api_key
+from service.auth import authenticate
 from service.middleware import AppState
 from service.oip.tensors import LENGTH_HEADER, encode_bytes_tensor
 from service.problems import OIP_PREFIX
@@ -102,7 +102,7 @@ class _Calls:
 
     def _is_authorized(self, context: Any) -> bool:
         try:
-            return not self._state.api_keys or bool(self._state.api_keys.authenticate(read_api_key(_headers(context))))
+            return not self._state.api_keys or bool(authenticate(self._state.api_keys, _headers(context)))
         except Unauthorized:
             return False
 

@@ -3,9 +3,7 @@
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from model.contract import Histogram
 from model.drift import STATISTICS, population_stability_index
@@ -33,14 +31,6 @@ _SHADOW_POLL_S = 0.02
 _SHADOW_TIMEOUT_S = 60.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Regression:
-    """Why a version is rolled back."""
-
-    cause: RollbackCause
-    reason: str
-
-
 async def check_latency(candidate: Pipeline, active: Pipeline, max_ratio: float) -> None:
     """Raise ContractMismatch if an image takes the candidate more than `max_ratio` times as long, side by side."""
     candidate_s = active_s = float("inf")
@@ -58,26 +48,26 @@ async def check_latency(candidate: Pipeline, active: Pipeline, max_ratio: float)
 
 def find_regression(
     new: VersionMetrics, old: VersionMetrics, settings: Settings, *, is_loading: bool = False
-) -> Regression | None:
-    """Return what makes the new version worse than the old one; None if nothing does.
+) -> tuple[RollbackCause, str] | None:
+    """Return the cause and the reason why the new version is worse than the old one; None if it is not.
 
     While another version `is_loading`, which takes processor time from serving, latency is not compared: it would slow
     the new version more than its past.
     """
     if new.failures >= _MIN_FAILURES and new.failures > settings.canary_max_error_rate * new.images:
         reason = f"{new.failures} of {new.images} images failed that the other version segmented"
-        return Regression(cause="errors", reason=reason)
+        return "errors", reason
     if min(new.images, old.images) >= _MIN_SAMPLES and not is_loading:
         is_noticeable = new.p95_s - old.p95_s > _MIN_EXCESS_P95_S
         if is_noticeable and new.p95_s > settings.canary_max_latency_ratio * old.p95_s:
             reason = f"the p95 latency is {new.p95_s:.2f} s, that of the other version {old.p95_s:.2f} s"
-            return Regression(cause="latency", reason=reason)
+            return "latency", reason
     for name in STATISTICS:
         # Unusual images make both versions drift: only the difference counts.
         psi, old_psi = excess_psi(new, name), excess_psi(old, name) or 0.0
         if psi is not None and psi - old_psi > settings.canary_max_psi:
             reason = f"{name} drifted by {psi:.2f} from the reference, those of the other version by {old_psi:.2f}"
-            return Regression(cause="drift", reason=reason)
+            return "drift", reason
     return None
 
 
@@ -109,31 +99,29 @@ class ShadowRunner:
         self.active = active
         self.traffic_fraction = traffic_fraction
         self._counter = telemetry.shadow_images
-        self._waiting: deque[ImageContent] = deque()
-        self._task: asyncio.Task[None] | None = None
-        self._random = random.Random()
+        self._tasks: set[asyncio.Task[None]] = set()
+        """One for each image that waits or runs."""
+        self._turn = asyncio.Lock()
 
     def submit(self, images: Iterable[ImageContent]) -> None:
         """Queue a sample of the images; without room in the queue they are dropped."""
         for image in images:
-            if self._random.random() >= self.traffic_fraction:
+            if random.random() >= self.traffic_fraction:
                 continue
-            if len(self._waiting) < _MAX_SHADOW_IMAGES:
-                self._waiting.append(image)
-            else:
+            if len(self._tasks) > _MAX_SHADOW_IMAGES:
                 self._count("dropped")
-        if self._waiting and (self._task is None or self._task.done()):
-            self._task = asyncio.create_task(self._run())
+            else:
+                task = asyncio.create_task(self._run(image))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
         """Drop the images that wait."""
-        self._waiting.clear()
-        if self._task:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
 
-    async def _run(self) -> None:
-        while self._waiting:
-            image = self._waiting.popleft()
+    async def _run(self, image: ImageContent) -> None:
+        async with self._turn:
             self._count(await self._segment(image) if await self._wait_until_active_is_idle() else "dropped")
 
     async def _segment(self, image: ImageContent) -> str:

@@ -235,8 +235,7 @@ class RolloutController:
         for pipeline, baseline in trials:
             metrics, is_loading = pipeline.stats.recent(), bool(self.loading)
             if regression := find_regression(metrics, baseline, self._settings, is_loading=is_loading):
-                version = pipeline.contract.version
-                await self._quarantine(version, "rollback", regression.cause, regression.reason)
+                await self._quarantine(pipeline.contract.version, "rollback", *regression)
                 self._apply_roles()
                 return
 

@@ -146,8 +146,13 @@ class ModelRepository:
         ]
 
     def update_metrics(self) -> None:
-        """Set the metrics that describe the served models."""
-        metrics = self._telemetry
+        """Set the metrics that describe the present state of the models."""
+        metrics, loaded = self._telemetry, self._list_loaded()
+        metrics.queue_depth.set(sum(pipeline.scheduler.depth for pipeline in loaded))
+        metrics.queue_capacity.set(len(loaded) * self._settings.max_queue_size)
+        metrics.requests_in_flight.set(sum(pipeline.admission.in_flight for pipeline in loaded))
+        for pipeline in loaded:
+            pipeline.stats.publish_drift()
         active = [router.active for router in self.routers.by_name.values() if router.active]
         metrics.model_info.clear()
         metrics.skipped_backend_info.clear()

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from model.errors import PermissionDenied, Unauthorized
-from service.auth import read_api_key
+from service.auth import authenticate
 from service.middleware import get_state
 from service.settings import Settings, is_loopback
 
@@ -51,7 +51,7 @@ def _has_api_keys(settings: Settings) -> bool:
 def _require_admin_key(request: Request) -> str:
     state = get_state(request)
     try:
-        return state.admin_keys.authenticate(read_api_key(request.headers)).name
+        return authenticate(state.admin_keys, request.headers).name
     except Unauthorized as error:
         if _has_api_keys(state.settings):  # RequestMiddleware knew the key, or the request would not be here
             raise PermissionDenied("this API key has no admin rights: send an admin key") from error
