@@ -9,10 +9,12 @@ from jaxtyping import Int, UInt8
 from model.formats.coco import encode_rles
 from model.postprocessing.masks import pack_mask
 from model.postprocessing.panoptic import Segment, Segmentation
+from training.evaluation.class_mapping import ClassMapping, ClassMappingConfig, check_mapping
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
-from training.evaluation.image_results import hash_photo
-from training.evaluation.predictors import ClusterMap, ImagePrediction, PredictedObject
+from training.evaluation.evaluation_report import EvaluationReport, compute_report
+from training.evaluation.image_results import evaluate_all, hash_photo
+from training.evaluation.predictors import ClusterMap, ImagePrediction, PredictedObject, Predictor
 
 SIDE = 40
 CAT, CAR, WALL, SKY = 17, 3, 171, 187
@@ -86,3 +88,11 @@ def draw_dataset(folder: Path, scenes: list[tuple[int, int]], *, seed: int = 0) 
     content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     drawn.write_json(folder / "panoptic.json", content)
     return DatasetSpec(folder=folder).read()
+
+
+def evaluate(
+    predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
+) -> tuple[EvaluationReport, list[ClassMapping]]:
+    """Evaluate in this process, as `useg eval` does."""
+    check_mapping(predictor, dataset, config)
+    return compute_report(evaluate_all(predictor, dataset), predictor, dataset, config)

@@ -17,6 +17,7 @@ from fake_predictor import (
     FakePredictor,
     draw_dataset,
     draw_scene,
+    evaluate,
     predict_scenes,
 )
 from tiny import make_contract
@@ -27,7 +28,7 @@ from model.images import read_image
 from model.postprocessing.panoptic import Segment, Segmentation, output_statistics
 from training.data.dataset import PseudoLabelDataset, read_label_map
 from training.data.executors import LocalExecutor, MultiprocessExecutor
-from training.evaluation.class_mapping import ClassMappingConfig
+from training.evaluation.class_mapping import ClassMappingConfig, fit_mapping
 from training.evaluation.cluster_matching import (
     MatchingConfig,
     MatchingMethod,
@@ -35,7 +36,8 @@ from training.evaluation.cluster_matching import (
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset, GroundTruthLabels
-from training.evaluation.evaluate import EvaluationWorker, compute_report, evaluate, evaluate_in_parallel, fit_mapping
+from training.evaluation.evaluate import EvaluationWorker, evaluate_in_parallel
+from training.evaluation.evaluation_report import compute_report
 from training.evaluation.image_results import evaluate_all, read_image_results
 from training.evaluation.predictors import load_predictor
 from training.evaluation.promotion_gate import (
@@ -111,14 +113,14 @@ def test_a_folder_that_is_not_exactly_one_predictor_is_rejected(
 
 
 def test_correct_predictions_score_100_whatever_the_cluster_numbers(dataset: GroundTruthDataset) -> None:
-    report, mapping = evaluate(predict_scenes(dataset, CORRECT), dataset, CROSS_FIT)
+    report, _ = evaluate(predict_scenes(dataset, CORRECT), dataset, CROSS_FIT)
     summary = report.summary
     for metrics in (summary.panoptic, summary.semantic, summary.semantic_merged_things):
         assert {(each.value, each.low, each.high) for each in metrics.values()} == {(100.0, 100.0, 100.0)}
     for instance in summary.instance.values():
         assert instance.headline["ap"].value == 100.0
     assert set(summary.instance) == {"agnostic_box", "agnostic_mask", "named_box", "named_mask"}
-    assert not mapping.evaluated_on_fit_set
+    assert not summary.matching.evaluated_on_fit_set
     assert "even images" in summary.matching.fitted_on
 
 
@@ -139,7 +141,7 @@ def test_an_image_is_not_evaluated_with_the_mapping_it_was_fitted_on(tmp_path: P
 
 
 def test_a_mapping_fitted_on_one_dataset_is_applied_to_another(dataset: GroundTruthDataset, tmp_path: Path) -> None:
-    mapping = fit_mapping(predict_scenes(dataset, CORRECT), dataset, MatchingConfig())
+    mapping = fit_mapping(predict_scenes(dataset, CORRECT), dataset, CROSS_FIT)
     other = draw_dataset(tmp_path / "other", [(CAR, SKY)], seed=90)
     report, _ = evaluate(predict_scenes(other, [(1, 4)]), other, ClassMappingConfig(mapping=mapping))
     assert "4 images of set" in report.summary.matching.fitted_on
@@ -150,7 +152,7 @@ def test_a_mapping_fitted_on_one_dataset_is_applied_to_another(dataset: GroundTr
 
 def test_evaluation_on_fitted_images_is_rejected_before_inference(dataset: GroundTruthDataset) -> None:
     predictor = predict_scenes(dataset, CORRECT)
-    mapping = fit_mapping(predictor, dataset, MatchingConfig())
+    mapping = fit_mapping(predictor, dataset, CROSS_FIT)
     predictor.calls = 0
     part = replace(dataset, images=dataset.images[1:3])
     with pytest.raises(ConfigError, match="fitted on 2 of the 2 images"):
@@ -163,7 +165,7 @@ def test_evaluation_on_fitted_images_is_rejected_before_inference(dataset: Groun
 
 def test_a_mapping_for_other_clusters_or_categories_is_rejected(dataset: GroundTruthDataset) -> None:
     predictor = predict_scenes(dataset, CORRECT)
-    mapping = fit_mapping(predictor, dataset, MatchingConfig())
+    mapping = fit_mapping(predictor, dataset, CROSS_FIT)
     with pytest.raises(ConfigError, match="for 7 thing and 3 stuff clusters, expected 2 and 3"):
         evaluate(predictor, dataset, ClassMappingConfig(mapping=replace(mapping, thing_clusters=7)))
     renamed = replace(dataset, taxonomy=replace(dataset.taxonomy, names=("animal", "vehicle", "sky")))
@@ -228,7 +230,7 @@ def test_the_difference_is_what_only_one_predictor_finds(dataset: GroundTruthDat
     # The baseline predicts stuff only, also where the things are.
     correct = predict_scenes(dataset, CORRECT)
     stuff_only = predict_scenes(dataset, [(3, 3), (3, 3), (4, 4), (4, 4)])
-    differences = compare_predictors(correct, stuff_only, dataset, MatchingConfig())
+    differences = compare_predictors(correct, stuff_only, dataset, CROSS_FIT)
     things = differences["PQ things"]
     assert (things.new, things.baseline, things.difference.value) == (100.0, 0.0, 100.0)
     assert differences["AP"].difference.low == 100.0

@@ -23,6 +23,7 @@ from fake_predictor import (
     FakePredictor,
     draw_dataset,
     draw_scene,
+    evaluate,
     predict_scenes,
 )
 
@@ -37,6 +38,7 @@ from training.evaluation.class_mapping import (
     ClusterAssignment,
     ClusterMapping,
     fingerprint_photos,
+    fit_mapping,
     read_mapping,
 )
 from training.evaluation.cluster_matching import (
@@ -52,10 +54,9 @@ from training.evaluation.cluster_matching import (
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
-from training.evaluation.evaluate import evaluate, fit_mapping
 from training.evaluation.image_results import hash_photo
 from training.evaluation.metrics.segmentation import SemanticCounts, count_semantic, iou_per_class, semantic_quality
-from training.evaluation.overlap import compute_overlap, map_predicted, merge_ground_truth_stuff
+from training.evaluation.overlap import compute_overlap, merge_ground_truth_stuff
 from training.evaluation.predictors import ImagePrediction
 
 PREDICTED = np.array([[5, 5, 9, 9], [5, 5, 9, 0]], np.int32)
@@ -123,8 +124,8 @@ def test_stuff_votes_and_metrics_equal_u2segs_without_its_chained_mapping(golden
     assert matched[1:].tolist() == [-1 if each == stored["void_id"] else each for each in lut[1:]]
 
     matched[0] = 0
-    counts = [count_semantic(map_predicted(each, matched, merged_from=0), 16) for each in overlaps]
-    summed = type(counts[0])(**{key: sum(vars(each)[key] for each in counts) for key in vars(counts[0])})
+    counts = [count_semantic(replace(each, predicted=matched[each.predicted]), 16) for each in overlaps]
+    summed = SemanticCounts(*map(sum, zip(*counts, strict=True)))
     for key, ignore_unmapped in (
         ("scores_published_rule_unmapped_dropped", True),
         ("scores_unmapped_counted_as_errors", False),
@@ -195,7 +196,7 @@ MAPPING = ClusterMapping(
 def test_a_mapping_is_read_as_it_was_written(tmp_path: Path, mapping: ClusterMapping) -> None:
     mapping.write(tmp_path / "mapping.json")
     assert read_mapping(tmp_path / "mapping.json") == mapping
-    assert mapping.to_table().tolist() == [-1, 0, -1, 1]
+    assert mapping.to_class_mapping().panoptic.tolist() == [-1, 0, -1, 1]
 
 
 @pytest.mark.parametrize(
@@ -259,9 +260,17 @@ def test_auxiliary_objects_match_a_cluster_that_the_dataset_does_not_have(
         AuxiliarySpec(aux_dataset=tmp_path / "aux").read(dataset, threads=1),
         pseudo_labels=predict_scenes(objects, [(2, 4)]),
     )
-    mapping = fit_mapping(predict_scenes(dataset, [(1, 3)] * 4), dataset, MatchingConfig(), auxiliary)
+    config = ClassMappingConfig(auxiliary=auxiliary)
+    mapping = fit_mapping(predict_scenes(dataset, [(1, 3)] * 4), dataset, config)
     vehicle = UNMATCHED if is_crowd else VEHICLE_INDEX
-    assert mapping.to_table().tolist() == [UNMATCHED, ANIMAL_INDEX, vehicle, WALL_INDEX, UNMATCHED, UNMATCHED]
+    assert mapping.to_class_mapping().panoptic.tolist() == [
+        UNMATCHED,
+        ANIMAL_INDEX,
+        vehicle,
+        WALL_INDEX,
+        UNMATCHED,
+        UNMATCHED,
+    ]
     assert (mapping.fitted_on.images, mapping.fitted_on.dataset) == (5, "set; aux, instances")
 
 
@@ -273,12 +282,12 @@ def test_auxiliary_images_count_in_each_fold_and_are_reported(tmp_path: Path) ->
     predictor = predict_scenes(dataset, scenes)
     auxiliary = AuxiliaryImages(dataset=other, pseudo_labels=predict_scenes(other, scenes))
     alone, _ = evaluate(predictor, dataset, ClassMappingConfig())
-    config = ClassMappingConfig(auxiliary=auxiliary.evaluate(predictor))
-    helped, mapping = evaluate(predictor, dataset, config)
+    config = ClassMappingConfig(auxiliary=auxiliary)
+    helped, _ = evaluate(predictor, dataset, config)
     assert (alone.summary.panoptic["pq"].value, helped.summary.panoptic["pq"].value) == (0.0, 100.0)
-    assert not mapping.evaluated_on_fit_set
+    assert not helped.summary.matching.evaluated_on_fit_set
     assert helped.summary.matching.fitted_on.endswith(", with 2 images of aux")
-    assert compare_predictors(predictor, predictor, dataset, MatchingConfig(), auxiliary)["PQ"].new == 100.0
+    assert compare_predictors(predictor, predictor, dataset, config)["PQ"].new == 100.0
     predictor.digest = "e" * 64
     with pytest.raises(ConfigError, match="--aux-labels have other clusters"):
         auxiliary.evaluate(predictor)
@@ -347,7 +356,7 @@ def test_segments_of_one_cluster_get_the_categories_of_similar_labeled_segments(
     assert neighbors.summary.instance["named_mask"].headline["ap"].value == 100.0
     assert majority.summary.semantic["accuracy"].value < 60.0
 
-    mapping = fit_mapping(predictor, dataset, MatchingConfig())
+    mapping = fit_mapping(predictor, dataset, ClassMappingConfig())
     assert mapping.examples is not None
     assert mapping.examples.counts == (2, 2, 2, 2)
     mapping.write(tmp_path / "mapping.json")
@@ -357,6 +366,6 @@ def test_segments_of_one_cluster_get_the_categories_of_similar_labeled_segments(
     assert evaluate(EmbeddedPredictor(other, scenes), other, config)[0].summary.panoptic["pq"].value == 100.0
 
     auxiliary = AuxiliaryImages(dataset=other, pseudo_labels=EmbeddedPredictor(other, scenes))
-    helped = fit_mapping(predictor, dataset, MatchingConfig(), auxiliary)
+    helped = fit_mapping(predictor, dataset, ClassMappingConfig(auxiliary=auxiliary))
     assert helped.examples is not None
     assert helped.examples.counts == (4, 4, 4, 4)

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco
 
 from model.formats.png import decode_panoptic_png
 from training.evaluation.metrics.average_precision import HEADLINE_METRICS, CocoEvaluator, IouType
-from training.evaluation.metrics.bootstrap import bootstrap, stack_counts, weighted_sums
+from training.evaluation.metrics.bootstrap import bootstrap
 from training.evaluation.metrics.segmentation import (
+    PanopticCounts,
     count_panoptic,
-    count_unmapped,
     panoptic_quality,
     panoptic_quality_per_class,
 )
@@ -41,7 +40,7 @@ def test_panoptic_quality_equals_panopticapis(golden: Path, name: str) -> None:
             frozenset(segment["id"] for segment in annotation["segments_info"] if segment["iscrowd"]),
         )
         counts.append(count_panoptic(overlap, len(categories)))
-    summed = weighted_sums(stack_counts(counts), np.ones(len(counts)))
+    summed = PanopticCounts(*map(sum, zip(*counts, strict=True)))
     for key, chosen in (("all", slice(None)), ("things", things), ("stuff", ~things)):
         scores = panoptic_quality(summed, chosen)  # type: ignore[arg-type]  # a boolean index chooses like a slice
         # The reference sums the same fractions in another order.
@@ -54,8 +53,8 @@ def test_panoptic_quality_equals_panopticapis(golden: Path, name: str) -> None:
 
 def test_a_segment_of_an_unmapped_cluster_counts_at_the_category_that_it_covers_most_but_not_on_void() -> None:
     three = np.array([[1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 0, 0]], np.int32)
-    overlap = compute_overlap(three, {1: 1, 2: 2, 3: 3}, three, {1: 0, 2: 1})
-    assert count_unmapped(overlap, np.array([-1, 0, -1, -1]), 2).tolist() == [0.0, 1.0]
+    counts = count_panoptic(compute_overlap(three, {1: 0, 2: -1, 3: -1}, three, {1: 0, 2: 1}), 2)
+    assert counts.unmapped.tolist() == [0.0, 1.0]
 
 
 STATS = {
@@ -68,30 +67,9 @@ def load_golden(golden: Path, iou_type: IouType, *, is_agnostic: bool) -> CocoEv
     folder = golden / "coco_eval"
     ground_truth = json.loads((folder / "gt.json").read_text())
     results = json.loads((folder / f"results_{iou_type}.json").read_text())
-    annotations = [{**each, "category_id": 1} if is_agnostic else each for each in ground_truth["annotations"]]
-    detections = [with_area(each) | ({"category_id": 1} if is_agnostic else {}) for each in results]
-    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-    return make_evaluator(annotations, detections, sizes, iou_type)
-
-
-def make_evaluator(
-    annotations: list[dict[str, Any]],
-    detections: list[dict[str, Any]],
-    sizes: dict[int, tuple[int, int]],
-    iou_type: IouType,
-) -> CocoEvaluator:
-    categories = {each["category_id"] for each in [*annotations, *detections]}
-    return CocoEvaluator(annotations, detections, sizes, categories, iou_type)
-
-
-def with_area(result: dict[str, Any]) -> dict[str, Any]:
-    if "bbox" in result:
-        return {**result, "area": result["bbox"][2] * result["bbox"][3]}
-    return {
-        **result,
-        "area": float(coco.area(result["segmentation"])),
-        "bbox": coco.toBbox(result["segmentation"]).tolist(),
-    }
+    for each in [*ground_truth["annotations"], *results] if is_agnostic else ():
+        each["category_id"] = 1
+    return CocoEvaluator(ground_truth["annotations"], results, ground_truth["images"], iou_type)
 
 
 @pytest.mark.golden
@@ -116,17 +94,17 @@ def test_all_twelve_metrics_equal_pycocotools(golden: Path, iou_type: IouType, i
 def test_an_image_of_weight_two_counts_like_two_copies(golden: Path) -> None:
     folder = golden / "coco_eval"
     ground_truth = json.loads((folder / "gt.json").read_text())
-    results = [with_area(each) for each in json.loads((folder / "results_bbox.json").read_text())]
+    results = json.loads((folder / "results_bbox.json").read_text())
     weights = np.random.default_rng(3).integers(0, 3, size=24)
     order = sorted(image["id"] for image in ground_truth["images"])
     copied: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    sizes = {}
+    images = []
     for number, copy in [(each, copy) for each, count in zip(order, weights, strict=True) for copy in range(count)]:
         new = 10_000_000 * (copy + 1) + number
-        sizes[new] = (480, 640)
+        images.append({"id": new, "height": 480, "width": 640})
         for copies, entries in zip(copied, (ground_truth["annotations"], results), strict=True):
             copies += [{**each, "image_id": new} for each in entries if each["image_id"] == number]
-    expected = make_evaluator(*copied, sizes, "bbox").summarize()
+    expected = CocoEvaluator(*copied, images, "bbox").summarize()
     weighted = load_golden(golden, "bbox", is_agnostic=False).weighted_metrics(weights[None].astype(float))
     for name in HEADLINE_METRICS:
         assert weighted[name][0] == pytest.approx(expected[name], abs=1e-12)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_predictor import CAR, CAT, SKY, WALL, draw_dataset, predict_scenes
+from fake_predictor import CAR, CAT, SKY, WALL, draw_dataset, evaluate, predict_scenes
 from PIL import Image
 
 from training.evaluation.class_mapping import ClassMappingConfig
-from training.evaluation.evaluate import evaluate
 from training.evaluation.evaluation_report import EvaluationReport
 from training.evaluation.html_report import (
     GalleryItem,
@@ -30,8 +29,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     folder = tmp_path_factory.mktemp("drawn") / "<set> & co"
     dataset = draw_dataset(folder, [(CAT, WALL), (CAT, WALL), (CAR, SKY), (CAR, SKY)])
     predictor = predict_scenes(dataset, [(1, 3), (1, 3), (2, 4), (5, 3)])
-    report, mapping = evaluate(predictor, dataset, ClassMappingConfig(allow_overlap=True))
-    return report, render_gallery(report.images, predictor, dataset, mapping)
+    report, mappings = evaluate(predictor, dataset, ClassMappingConfig(allow_overlap=True))
+    return report, render_gallery(report.images, predictor, dataset, mappings)
 
 
 def test_the_report_has_no_external_resources(rendered: Rendered, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from fake_predictor import evaluate
 
 from model.checkpoints.runs import load_run, read_run_info
 from model.checkpoints.state_dicts import read_state_dict
@@ -19,7 +20,6 @@ from training.data.dataset import PseudoLabelDataset, read_label_map
 from training.evaluation.class_mapping import ClassMappingConfig, read_mapping
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
-from training.evaluation.evaluate import evaluate
 from training.evaluation.image_results import hash_photo
 from training.evaluation.predictors import load_predictor
 from training.finetune import (

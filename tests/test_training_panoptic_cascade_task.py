@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from coco_reference import annotate
+from fake_predictor import evaluate
 from run_logs import read_csv_log
 from safetensors.torch import save_file
 
@@ -21,7 +22,6 @@ from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.evaluation.class_mapping import ClassMappingConfig
 from training.evaluation.cluster_matching import MatchingConfig
 from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.evaluate import evaluate
 from training.evaluation.predictors import load_predictor
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig

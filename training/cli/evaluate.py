@@ -18,11 +18,11 @@ from model.export.predictor import load_artifact_predictor, sample_photos
 from model.files import atomic_write
 from training.data.executors import ALL_SHARDS, ExecutorOptions, parse_shard
 from training.evaluation.auxiliary_images import AuxiliarySpec
-from training.evaluation.class_mapping import ClassMappingConfig, read_mapping
+from training.evaluation.class_mapping import ClassMappingConfig, check_mapping, fit_mapping, read_mapping
 from training.evaluation.cluster_matching import MatchingConfig
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.evaluate import EvaluationWorker, check_mapping_config, evaluate_in_parallel, fit_mapping
+from training.evaluation.evaluate import EvaluationWorker, evaluate_in_parallel
 from training.evaluation.evaluation_report import compute_report
 from training.evaluation.html_report import render_gallery, write_html_report
 from training.evaluation.predictors import load_predictor
@@ -86,16 +86,16 @@ def evaluate(
             dataset=replace(labeled, images=()),
             results_folder=folder,
         )
-        check_mapping_config(worker.predictor, labeled, config)
+        check_mapping(worker.predictor, labeled, config)
         if auxiliary and shard == ALL_SHARDS:
-            config = replace(config, auxiliary=auxiliary.read(labeled, threads).evaluate(worker.predictor))
+            config = replace(config, auxiliary=auxiliary.read(labeled, threads))
         results = evaluate_in_parallel(worker, labeled.images, execution.make_executor(threads), shard)
         if shard != ALL_SHARDS:
             return {"shard": execution.shard, "images": len(results)}
-        report, class_mapping = compute_report(results, worker.predictor, labeled, config)
+        report, mappings = compute_report(results, worker.predictor, labeled, config)
         if out:
             report.write(out)
-            gallery = render_gallery(report.images, worker.predictor, labeled, class_mapping)
+            gallery = render_gallery(report.images, worker.predictor, labeled, mappings)
             write_html_report(report, gallery, out)
             shutil.rmtree(folder)
         return asdict(report.summary)
@@ -127,7 +127,8 @@ def compare(
     labeled = dataset.read()
     new, old = (load_predictor(folder, threads=threads) for folder in (predictor, baseline))
     helping = auxiliary.read(labeled, threads) if auxiliary else None
-    differences = compare_predictors(new, old, labeled, matching, helping)
+    config = ClassMappingConfig(matching=matching, auxiliary=helping)
+    differences = compare_predictors(new, old, labeled, config)
     return {
         "new": new.title,
         "baseline": old.title,
@@ -164,7 +165,8 @@ def match(
     """
     labeled = dataset.read()
     helping = auxiliary.read(labeled, threads) if auxiliary else None
-    fitted = fit_mapping(load_predictor(predictor, threads=threads), labeled, matching, helping)
+    config = ClassMappingConfig(matching=matching, auxiliary=helping)
+    fitted = fit_mapping(load_predictor(predictor, threads=threads), labeled, config)
     fitted.write(out)
     return {
         "mapping": str(out),

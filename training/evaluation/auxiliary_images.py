@@ -17,15 +17,6 @@ from training.evaluation.predictors import Predictor, load_predictor
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuxiliaryResults:
-    """The results of auxiliary images, in the categories of the evaluated dataset."""
-
-    dataset: str
-    """Name of their dataset."""
-    results: tuple[ImageResult, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class AuxiliaryImages:
     """Auxiliary images, in the categories of the evaluated dataset."""
 
@@ -33,14 +24,13 @@ class AuxiliaryImages:
     pseudo_labels: Predictor | None = None
     """Of these images, in place of a predictor that only knows the evaluated ones."""
 
-    def evaluate(self, predictor: Predictor) -> AuxiliaryResults:
+    def evaluate(self, predictor: Predictor) -> list[ImageResult]:
         """Evaluate every image. Raises ConfigError if the pseudo-labels have other clusters than the predictor."""
         if self.pseudo_labels and self.pseudo_labels.digest != predictor.digest:
             raise ConfigError("--aux-labels have other clusters: label both datasets with one codebook")
         results = evaluate_all(self.pseudo_labels or predictor, self.dataset)
         # Where only objects are labeled, the semantic map stands for the panoptic map: it has the same things.
-        results = [replace(each, panoptic=each.panoptic or each.semantic) for each in results]
-        return AuxiliaryResults(dataset=self.dataset.name, results=tuple(results))
+        return [replace(each, panoptic=each.panoptic or each.semantic) for each in results]
 
 
 @dataclass(frozen=True, kw_only=True)

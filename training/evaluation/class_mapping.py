@@ -13,18 +13,20 @@ from model.embeddings import Category, CategoryExamples, make_examples
 from model.errors import ConfigError, DatasetError
 from model.files import atomic_write
 from model.validation import parse_versioned_json, to_versioned_json
-from training.evaluation.auxiliary_images import AuxiliaryResults
+from training.evaluation.auxiliary_images import AuxiliaryImages
 from training.evaluation.cluster_matching import (
     UNMATCHED,
     LabelSpaces,
     MatchingConfig,
     MatchingMethod,
     count_cooccurrences,
+    label_spaces,
     match_clusters,
 )
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.datasets.taxonomy import Taxonomy
-from training.evaluation.image_results import ImageResult
+from training.evaluation.image_results import ImageResult, evaluate_all, hash_photo
+from training.evaluation.predictors import Predictor
 
 FORMAT_VERSION = 3
 _DIGEST_DIGITS = 16
@@ -88,14 +90,14 @@ class ClusterMapping:
         if wrong or not set(self.clusters) <= set(range(1, self.thing_clusters + self.stuff_clusters + 1)):
             raise ConfigError(f"clusters {wrong[:5] or sorted(self.clusters)[:5]} do not fit its categories or counts")
 
-    def to_table(self) -> Int[np.ndarray, "N"]:
-        """Return the category index of each cluster, UNMATCHED for none; entry 0 is unused."""
+    def to_class_mapping(self) -> "ClassMapping":
+        """Return the category index of each cluster, UNMATCHED for none, for every map; entry 0 is unused."""
         indices = {category.id: index for index, category in enumerate(self.categories)}
         table = np.full(self.thing_clusters + self.stuff_clusters + 1, UNMATCHED, np.int64)
         for cluster, assignment in self.clusters.items():
             if assignment.category is not None:
                 table[cluster] = indices[assignment.category]
-        return table
+        return ClassMapping(panoptic=table, semantic=table, thing_clusters=self.thing_clusters, examples=self.examples)
 
     def write(self, path: Path) -> None:
         """Write the mapping as JSON."""
@@ -110,7 +112,7 @@ class ClassMappingConfig:
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     mapping: ClusterMapping | None = None
     """A mapping that was fitted before; None: cross-fit, each half of the images with the mapping of the other half."""
-    auxiliary: AuxiliaryResults | None = None
+    auxiliary: AuxiliaryImages | None = None
     """Images that are not evaluated, added to those that a mapping is fitted on."""
     allow_overlap: bool = False
     """Allow evaluation on images that `mapping` was fitted on; without `mapping`, fit one mapping on all images."""
@@ -124,85 +126,69 @@ class ClassMapping:
     """For panoptic maps and objects."""
     semantic: Int[np.ndarray, "N"]
     thing_clusters: int
-    examples: CategoryExamples | None = None
+    examples: CategoryExamples | None
     """By which segments with an embedding get their category instead of that of their cluster."""
 
     def categorize(
-        self, clusters: Int[np.ndarray, "P"], embeddings: Float32[np.ndarray, "P E"] | None, table: Int[np.ndarray, "N"]
+        self, table: Int[np.ndarray, "N"], clusters: Int[np.ndarray, "P"], embeddings: Float32[np.ndarray, "P E"] | None
     ) -> Int[np.ndarray, "P"]:
-        """Return the category index of each segment, UNMATCHED for none; `table` has those of clusters."""
+        """Return the category index of each segment, UNMATCHED for none; `table` is that of its map."""
         found: Int[np.ndarray, "P"] = table[clusters]
         if self.examples is None or embeddings is None:
             return found
         labels = self.examples.classify(embeddings, clusters <= self.thing_clusters)
         return np.where(labels >= 0, labels, found)
 
-    def categorize_panoptic(self, result: ImageResult) -> Int[np.ndarray, "P"]:
-        """Return the category index of each segment of the panoptic map."""
-        assert result.panoptic is not None, "the dataset has no segments"
-        return self.categorize(result.panoptic.predicted, result.panoptic_embeddings, self.panoptic)
-
-    def categorize_semantic(self, result: ImageResult) -> Int[np.ndarray, "P"]:
-        """Return the category index of each segment of the semantic map."""
-        assert result.semantic is not None, "the dataset has no semantic labels"
-        return self.categorize(result.semantic.predicted, result.semantic_embeddings, self.semantic)
-
-    def categorize_detections(self, result: ImageResult) -> Int[np.ndarray, "P"]:
-        """Return the category index of each detection."""
-        embeddings = [each.embedding for each in result.detections if each.embedding is not None]
-        clusters = np.array([each.cluster for each in result.detections], np.int64)
-        return self.categorize(clusters, np.stack(embeddings) if embeddings else None, self.panoptic)
-
 
 @dataclass(frozen=True, kw_only=True)
-class CrossFittedMapping:
-    """The mapping of each image, and what it was fitted on."""
+class MatchingSummary:
+    """How clusters got their categories."""
 
-    mappings: tuple[ClassMapping, ...]
-    """One, or one per fold."""
-    folds: tuple[int, ...]
-    """For each image, the position of its mapping in `mappings`."""
     method: MappingMethod
     fitted_on: str
-    """Description for the report."""
     evaluated_on_fit_set: bool
     """If true, every metric by category is an upper bound."""
-
-    def for_image(self, position: int) -> ClassMapping:
-        return self.mappings[self.folds[position]]
+    clusters: int
+    unmatched_clusters: int
+    """Clusters that were predicted and have no category."""
 
 
 def map_clusters(
-    results: Sequence[ImageResult], dataset: GroundTruthDataset, spaces: LabelSpaces, config: ClassMappingConfig
-) -> CrossFittedMapping:
-    """Return a mapping for every image.
-
-    Raises ConfigError if the given mapping is for other clusters or categories, or was fitted on one of the images
-    and `allow_overlap` is false; DatasetError if there are too few images for two folds.
-    """
+    results: Sequence[ImageResult], predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
+) -> tuple[list[ClassMapping], MatchingSummary]:
+    """Return the mapping of each image. Raises DatasetError if there are too few images to cross-fit."""
+    method: MappingMethod = config.matching.method
+    is_fit_set = config.allow_overlap
     if config.mapping is not None:
-        return _apply_mapping(results, dataset, spaces, config)
-    auxiliary = config.auxiliary.results if config.auxiliary else ()
-    added = f", with {len(auxiliary)} images of {config.auxiliary.dataset}" if config.auxiliary else ""
-    if config.allow_overlap:
-        return CrossFittedMapping(
-            mappings=(fit_class_mapping([*results, *auxiliary], dataset, spaces, config.matching),),
-            folds=(0,) * len(results),
-            method=config.matching.method,
-            fitted_on="the evaluated images: every metric by category is an upper bound" + added,
-            evaluated_on_fit_set=True,
-        )
-    if len(results) < _FOLDS:
-        raise DatasetError(f"cross-fitting needs at least {_FOLDS} images, the dataset has {len(results)}")
-    return CrossFittedMapping(
-        mappings=tuple(
-            fit_class_mapping([*results[1 - fold :: _FOLDS], *auxiliary], dataset, spaces, config.matching)
-            for fold in range(_FOLDS)
-        ),
-        folds=tuple(position % _FOLDS for position in range(len(results))),
-        method=config.matching.method,
-        fitted_on="the even images for the odd ones and vice versa" + added,
-        evaluated_on_fit_set=False,
+        method, origin = config.mapping.method, config.mapping.fitted_on
+        mappings = [config.mapping.to_class_mapping()] * len(results)
+        fitted_on = f"{origin.images} images of {origin.dataset}, sha256 {origin.sha256}"
+        overlap = origin.count_overlap(result.digest for result in results)
+        fitted_on += f"; {overlap} of the evaluated images are among them" if overlap else ""
+        is_fit_set = overlap > 0
+    else:
+        auxiliary = config.auxiliary.evaluate(predictor) if config.auxiliary else []
+        spaces = label_spaces(predictor, dataset)
+        if config.allow_overlap:
+            folds = [fit_class_mapping([*results, *auxiliary], dataset, spaces, config.matching)]
+            fitted_on = "the evaluated images: every metric by category is an upper bound"
+        elif len(results) < _FOLDS:
+            raise DatasetError(f"cross-fitting needs at least {_FOLDS} images, the dataset has {len(results)}")
+        else:
+            folds = [
+                fit_class_mapping([*results[1 - fold :: _FOLDS], *auxiliary], dataset, spaces, config.matching)
+                for fold in range(_FOLDS)
+            ]
+            fitted_on = "the even images for the odd ones and vice versa"
+        mappings = [folds[position % len(folds)] for position in range(len(results))]
+        if config.auxiliary:
+            fitted_on += f", with {len(auxiliary)} images of {config.auxiliary.dataset.name}"
+    return mappings, MatchingSummary(
+        method=method,
+        fitted_on=fitted_on,
+        evaluated_on_fit_set=is_fit_set,
+        clusters=predictor.thing_clusters + predictor.stuff_clusters,
+        unmatched_clusters=len(list_unmatched(results, mappings)),
     )
 
 
@@ -211,7 +197,8 @@ def fit_class_mapping(
 ) -> ClassMapping:
     """Match the clusters of each map."""
     panoptic, semantic = (
-        match_clusters(counts, spaces, config.method) for counts in _count_for_maps(results, dataset, spaces, config)
+        match_clusters(counts, spaces, config.method)
+        for counts in count_cooccurrences(results, dataset.kind, spaces, config)
     )
     return ClassMapping(
         panoptic=panoptic,
@@ -219,20 +206,6 @@ def fit_class_mapping(
         thing_clusters=spaces.thing_clusters,
         examples=fit_examples(results, dataset, config),
     )
-
-
-def _count_for_maps(
-    results: Sequence[ImageResult], dataset: GroundTruthDataset, spaces: LabelSpaces, config: MatchingConfig
-) -> tuple[Int[np.ndarray, "N C"], Int[np.ndarray, "N C"]]:
-    """Return the counts by which the panoptic and the semantic map are matched.
-
-    They are votes if the method says so or only objects are labeled, else the pixels of each map; where no panoptic
-    map is labeled, those of the semantic map serve both.
-    """
-    counts = count_cooccurrences(results, spaces, config)
-    if config.method == "votes" or dataset.kind in ("masks", "boxes"):
-        return counts.votes, counts.votes
-    return counts.panoptic if dataset.kind == "panoptic" else counts.semantic, counts.semantic
 
 
 def fit_examples(
@@ -257,50 +230,50 @@ def fit_examples(
     )
 
 
-def fit_cluster_mapping(
-    results: Sequence[ImageResult],
-    dataset: GroundTruthDataset,
-    spaces: LabelSpaces,
-    config: MatchingConfig,
-    source: str,
-) -> ClusterMapping:
-    """Fit a mapping on all of these images, to be applied to others."""
-    chosen, _ = _count_for_maps(results, dataset, spaces, config)
-    matched = match_clusters(chosen, spaces, config.method)
+def fit_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig) -> ClusterMapping:
+    """Fit a mapping on the whole dataset and the auxiliary images, to be applied to other images."""
+    results, name = evaluate_all(predictor, dataset), dataset.name
+    if config.auxiliary:
+        results += config.auxiliary.evaluate(predictor)
+        name += f"; {config.auxiliary.dataset.name}"
+    spaces, matching = label_spaces(predictor, dataset), config.matching
+    counts, _ = count_cooccurrences(results, dataset.kind, spaces, matching)
+    matched = match_clusters(counts, spaces, matching.method)
 
     def assign(cluster: int) -> ClusterAssignment:
-        index, support = int(matched[cluster]), int(chosen[cluster].sum())
+        index, support = int(matched[cluster]), int(counts[cluster].sum())
         if index == UNMATCHED:
             return ClusterAssignment(category=None, purity=0.0, support=support)
-        purity = round(float(chosen[cluster, index] / max(1, support)), 4)
+        purity = round(float(counts[cluster, index] / max(1, support)), 4)
         return ClusterAssignment(category=index + 1, purity=purity, support=support)
 
     return ClusterMapping(
-        source=source,
-        method=config.method,
-        matching=config,
-        fitted_on=fingerprint_photos(dataset.name, [result.digest for result in results]),
+        source=predictor.digest,
+        method=matching.method,
+        matching=matching,
+        fitted_on=fingerprint_photos(name, [result.digest for result in results]),
         thing_clusters=spaces.thing_clusters,
         stuff_clusters=spaces.stuff_clusters,
         num_things=spaces.num_things,
         categories=list_categories(dataset.taxonomy),
-        clusters={cluster: assign(cluster) for cluster in range(1, len(chosen))},
-        examples=fit_examples(results, dataset, config),
+        clusters={cluster: assign(cluster) for cluster in range(1, len(counts))},
+        examples=fit_examples(results, dataset, matching),
     )
 
 
-def check_mapping(
-    mapping: ClusterMapping, spaces: LabelSpaces, taxonomy: Taxonomy, digests: Sequence[str], *, allow_overlap: bool
-) -> int:
-    """Return on how many of the images with these hashes the mapping was fitted.
+def check_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig) -> None:
+    """Raise ConfigError if the given mapping is for other clusters or categories, or was fitted on these images.
 
-    Raises ConfigError if that is not 0 and not allowed, or if the mapping is for other clusters or categories.
+    To be called before the long pass over the images.
     """
+    mapping, taxonomy = config.mapping, dataset.taxonomy
+    if mapping is None:
+        return
     given = mapping.thing_clusters, mapping.stuff_clusters
-    if given != (spaces.thing_clusters, spaces.stuff_clusters):
+    if given != (predictor.thing_clusters, predictor.stuff_clusters):
         raise ConfigError(
-            f"the mapping is for {given[0]} thing and {given[1]} stuff clusters, expected {spaces.thing_clusters} and "
-            f"{spaces.stuff_clusters}: run `useg match` for this predictor"
+            f"the mapping is for {given[0]} thing and {given[1]} stuff clusters, expected {predictor.thing_clusters} "
+            f"and {predictor.stuff_clusters}: run `useg match` for this predictor"
         )
     names = tuple(category.name for category in mapping.categories)
     if (names, mapping.num_things) != (taxonomy.names, taxonomy.num_things):
@@ -309,49 +282,22 @@ def check_mapping(
             f"the mapping is for {len(names)} categories, the dataset has {len(taxonomy.names)} "
             f"({', '.join(differing[:3]) or 'in another order'}): fit it with the same --format and --classes"
         )
-    overlap = mapping.fitted_on.count_overlap(digests)
-    if overlap and not allow_overlap:
+    overlap = mapping.fitted_on.count_overlap(map(hash_photo, dataset.images))
+    if overlap and not config.allow_overlap:
         raise ConfigError(
-            f"the mapping was fitted on {overlap} of the {len(digests)} images to evaluate: fit it on another dataset, "
-            "or give --allow-train-test-overlap and say so with the results"
+            f"the mapping was fitted on {overlap} of the {len(dataset.images)} images to evaluate: fit it on another "
+            "dataset, or give --allow-train-test-overlap and say so with the results"
         )
-    return overlap
 
 
-def list_unmatched(results: Sequence[ImageResult], mapping: CrossFittedMapping) -> set[int]:
+def list_unmatched(results: Sequence[ImageResult], mappings: Sequence[ClassMapping]) -> set[int]:
     """Return the clusters that were predicted in an image and have no category there."""
     unmatched: set[int] = set()
-    for position, result in enumerate(results):
-        if result.panoptic is not None:
-            predicted = set(result.panoptic.predicted.tolist())
-        elif result.semantic is not None:
-            predicted = set(result.semantic.predicted.tolist())
-        else:
-            predicted = {detection.cluster for detection in result.detections}
-        table = mapping.for_image(position).panoptic
-        unmatched |= {cluster for cluster in predicted if table[cluster] == UNMATCHED}
+    for result, mapping in zip(results, mappings, strict=True):
+        overlap = result.panoptic or result.semantic
+        predicted = overlap.predicted.tolist() if overlap else [each.cluster for each in result.detections]
+        unmatched |= {cluster for cluster in predicted if mapping.panoptic[cluster] == UNMATCHED}
     return unmatched
-
-
-def _apply_mapping(
-    results: Sequence[ImageResult], dataset: GroundTruthDataset, spaces: LabelSpaces, config: ClassMappingConfig
-) -> CrossFittedMapping:
-    mapping = config.mapping
-    assert mapping is not None, "no mapping was given"
-    digests = [result.digest for result in results]
-    overlap = check_mapping(mapping, spaces, dataset.taxonomy, digests, allow_overlap=config.allow_overlap)
-    table, fitted_on = mapping.to_table(), mapping.fitted_on
-    origin = f"{fitted_on.images} images of {fitted_on.dataset}, sha256 {fitted_on.sha256}"
-    class_mapping = ClassMapping(
-        panoptic=table, semantic=table, thing_clusters=spaces.thing_clusters, examples=mapping.examples
-    )
-    return CrossFittedMapping(
-        mappings=(class_mapping,),
-        folds=(0,) * len(results),
-        method=mapping.method,
-        fitted_on=origin + (f"; {overlap} of the evaluated images are among them" if overlap else ""),
-        evaluated_on_fit_set=overlap > 0,
-    )
 
 
 def fingerprint_photos(dataset: str, digests: Sequence[str]) -> FittedOn:

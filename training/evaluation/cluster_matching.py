@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from jaxtyping import Float, Int
 from pycocotools import mask as coco
 
-from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.image_results import ImageResult
 from training.evaluation.overlap import OverlapMatrix
 from training.evaluation.predictors import Predictor
@@ -60,18 +60,6 @@ class LabelSpaces:
         return things, (slice(self.thing_clusters + 1, None), slice(self.num_things, None))
 
 
-@dataclass(frozen=True, kw_only=True)
-class CooccurrenceCounts:
-    """How often clusters and categories co-occur, by cluster and category index."""
-
-    panoptic: Int[np.ndarray, "N C"]
-    """Shared pixels of the panoptic map."""
-    semantic: Int[np.ndarray, "N C"]
-    """Shared pixels of the semantic map."""
-    votes: Int[np.ndarray, "N C"]
-    """Votes by U2Seg's rule."""
-
-
 def label_spaces(predictor: Predictor, dataset: GroundTruthDataset) -> LabelSpaces:
     """Return the clusters of the predictor and the categories of the dataset."""
     return LabelSpaces(
@@ -117,39 +105,48 @@ def match_block(counts: Int[np.ndarray, "N C"], method: MatchingMethod) -> Int[n
 
 
 def count_cooccurrences(
-    results: Sequence[ImageResult], spaces: LabelSpaces, config: MatchingConfig
-) -> CooccurrenceCounts:
-    """Count the co-occurrences in these images."""
-    votes = spaces.zero_counts()
-    for result in results:
-        if result.semantic is not None:
-            votes += count_stuff_votes(result.semantic, spaces, config)
-        if result.objects and result.detections:
-            votes += count_thing_votes(
-                np.array([detection.cluster for detection in result.detections]),
-                np.array([detection.score for detection in result.detections]),
-                np.array([detection.rle.bbox for detection in result.detections], np.float64),
-                np.array([labeled.category for labeled in result.objects]),
-                np.array([labeled.bbox for labeled in result.objects], np.float64),
-                spaces,
-                config,
-            )
-    return CooccurrenceCounts(
-        panoptic=count_shared_pixels((each.panoptic for each in results if each.panoptic is not None), spaces),
-        semantic=count_shared_pixels((each.semantic for each in results if each.semantic is not None), spaces),
-        votes=votes,
-    )
+    results: Sequence[ImageResult], kind: AnnotationKind, spaces: LabelSpaces, config: MatchingConfig
+) -> tuple[Int[np.ndarray, "N C"], Int[np.ndarray, "N C"]]:
+    """Return the counts, by cluster and category index, by which the panoptic and the semantic map are matched.
+
+    They are votes if the method says so or only objects are labeled, else the shared pixels of each map; where no
+    panoptic map is labeled, those of the semantic map serve both.
+    """
+    if config.method == "votes" or kind in ("masks", "boxes"):
+        votes = sum((count_votes(result, spaces, config) for result in results), spaces.zero_counts())
+        return votes, votes
+    semantic = count_shared_pixels([each.semantic for each in results], spaces)
+    return count_shared_pixels(
+        [each.panoptic for each in results], spaces
+    ) if kind == "panoptic" else semantic, semantic
 
 
-def count_shared_pixels(overlaps: Iterable[OverlapMatrix], spaces: LabelSpaces) -> Int[np.ndarray, "N C"]:
+def count_shared_pixels(overlaps: Iterable[OverlapMatrix | None], spaces: LabelSpaces) -> Int[np.ndarray, "N C"]:
     """Count the pixels shared by each cluster and each category, without crowds."""
     counts = spaces.zero_counts()
     for overlap in overlaps:
-        counted = ~overlap.is_crowd
-        shared = overlap.pixels[1:, 1:][:, counted]
-        for row, cluster in enumerate(overlap.predicted):
-            np.add.at(counts[cluster], overlap.ground_truth[counted], shared[row])
+        if overlap is not None:
+            pairs = overlap.predicted[:, None], overlap.ground_truth[None, ~overlap.is_crowd]
+            np.add.at(counts, pairs, overlap.pixels[1:, 1:][:, ~overlap.is_crowd])
     return counts
+
+
+def count_votes(result: ImageResult, spaces: LabelSpaces, config: MatchingConfig) -> Int[np.ndarray, "N C"]:
+    """Count the votes of one image."""
+    votes = spaces.zero_counts()
+    if result.semantic is not None:
+        votes += count_stuff_votes(result.semantic, spaces, config)
+    if result.objects and result.detections:
+        votes += count_thing_votes(
+            np.array([detection.cluster for detection in result.detections]),
+            np.array([detection.score for detection in result.detections]),
+            np.array([detection.rle.bbox for detection in result.detections], np.float64),
+            np.array([labeled.category for labeled in result.objects]),
+            np.array([labeled.bbox for labeled in result.objects], np.float64),
+            spaces,
+            config,
+        )
+    return votes
 
 
 def count_stuff_votes(overlap: OverlapMatrix, spaces: LabelSpaces, config: MatchingConfig) -> Int[np.ndarray, "N C"]:

@@ -2,40 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from training.evaluation.auxiliary_images import AuxiliaryImages
-from training.evaluation.class_mapping import ClassMappingConfig, CrossFittedMapping, map_clusters
-from training.evaluation.cluster_matching import LabelSpaces, MatchingConfig, label_spaces
+from training.evaluation.class_mapping import ClassMapping, ClassMappingConfig, map_clusters
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.datasets.taxonomy import Taxonomy
 from training.evaluation.image_results import ImageResult, evaluate_all
-from training.evaluation.metrics.average_precision import (
-    HEADLINE_METRICS,
-    CocoEvaluator,
-    IouType,
-    to_coco_annotations,
-    to_coco_results,
-)
-from training.evaluation.metrics.bootstrap import (
-    ConfidenceInterval,
-    MetricFunction,
-    bootstrap,
-    stack_counts,
-    to_percent,
-    weighted_sums,
-)
+from training.evaluation.metrics.average_precision import HEADLINE_METRICS, CocoEvaluator, IouType
+from training.evaluation.metrics.bootstrap import ConfidenceInterval, MetricFunction, bootstrap, to_percent
 from training.evaluation.metrics.segmentation import (
     PanopticCounts,
     SemanticCounts,
     count_panoptic,
     count_semantic,
-    count_unmapped,
     panoptic_quality,
     semantic_quality,
 )
-from training.evaluation.overlap import map_predicted, merge_things, number_segments
+from training.evaluation.overlap import map_predicted
 from training.evaluation.predictors import Predictor
 
 TITLES = {
@@ -47,41 +33,48 @@ Weights = Float[np.ndarray, "D N"]
 
 
 def count_panoptic_all(
-    results: Sequence[ImageResult], mapping: CrossFittedMapping, spaces: LabelSpaces
+    results: Sequence[ImageResult], mappings: Sequence[ClassMapping], taxonomy: Taxonomy
 ) -> PanopticCounts:
     """Return the panoptic counts of each image, each under its own mapping."""
     counts = []
-    for position, result in enumerate(results):
+    for result, mapping in zip(results, mappings, strict=True):
         assert result.panoptic is not None, "the dataset has no segments"
-        categories = mapping.for_image(position).categorize_panoptic(result)
-        numbered = number_segments(result.panoptic)
-        mapped = map_predicted(numbered, categories, spaces.num_things)
-        unmapped = count_unmapped(numbered, categories, spaces.num_categories)
-        counts.append(replace(count_panoptic(mapped, spaces.num_categories), unmapped=unmapped))
-    return stack_counts(counts)
+        categories = mapping.categorize(mapping.panoptic, result.panoptic.predicted, result.panoptic.embeddings)
+        mapped = map_predicted(result.panoptic, categories, taxonomy.num_things)
+        counts.append(count_panoptic(mapped, len(taxonomy.names)))
+    return PanopticCounts(*map(np.stack, zip(*counts, strict=True)))
 
 
 def count_semantic_all(
-    results: Sequence[ImageResult], mapping: CrossFittedMapping, spaces: LabelSpaces, *, merged_things: bool = False
+    results: Sequence[ImageResult],
+    mappings: Sequence[ClassMapping],
+    taxonomy: Taxonomy,
+    *,
+    merged_things: bool = False,
 ) -> SemanticCounts:
-    """Return the semantic counts of each image, each under its own mapping; optionally with all things as one class."""
-    num_categories = spaces.num_categories - spaces.num_things + 1 if merged_things else spaces.num_categories
+    """Return the semantic counts of each image, each under its own mapping.
+
+    With `merged_things`, all things are class 0, followed by the stuff categories (U2Seg: 16 classes on COCO).
+    """
+    classes = np.arange(len(taxonomy.names))
+    if merged_things:
+        classes = np.maximum(classes - taxonomy.num_things + 1, 0)
+    table = np.append(classes, -1)  # -1, no category, stays -1
     counts = []
-    for position, result in enumerate(results):
+    for result, mapping in zip(results, mappings, strict=True):
         assert result.semantic is not None, "the dataset has no semantic labels"
-        categories = mapping.for_image(position).categorize_semantic(result)
-        overlap = map_predicted(number_segments(result.semantic), categories, spaces.num_things)
-        if merged_things:
-            overlap = merge_things(overlap, spaces.num_things)
-        counts.append(count_semantic(overlap, num_categories))
-    return stack_counts(counts)
+        categories = mapping.categorize(mapping.semantic, result.semantic.predicted, result.semantic.embeddings)
+        labeled = table[result.semantic.ground_truth]
+        overlap = replace(result.semantic, predicted=table[categories], ground_truth=labeled)
+        counts.append(count_semantic(overlap, classes[-1] + 1))
+    return SemanticCounts(*map(np.stack, zip(*counts, strict=True)))
 
 
 def make_panoptic_metric(counts: PanopticCounts, num_things: int) -> MetricFunction:
     """Compute PQ, SQ and RQ of all categories, things, stuff, and of all with unmapped segments ignored."""
 
     def compute(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
-        summed = weighted_sums(counts, weights)
+        summed = PanopticCounts(*(weights @ each for each in counts))
         metrics = panoptic_quality(summed)
         for name, categories in (("things", slice(0, num_things)), ("stuff", slice(num_things, None))):
             metrics |= {f"{key}_{name}": value for key, value in panoptic_quality(summed, categories).items()}
@@ -95,7 +88,7 @@ def make_semantic_metric(counts: SemanticCounts, num_things: int | None) -> Metr
     """Compute mean IoU and accuracy, with and without unmapped pixels; given `num_things`, also the mean of stuff."""
 
     def compute(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
-        summed = weighted_sums(counts, weights)
+        summed = SemanticCounts(*(weights @ each for each in counts))
         metrics = semantic_quality(summed)
         if num_things is not None:
             metrics["miou_stuff"] = semantic_quality(summed, slice(num_things, None))["miou"]
@@ -106,25 +99,44 @@ def make_semantic_metric(counts: SemanticCounts, num_things: int | None) -> Metr
 
 
 def make_coco_evaluator(
-    results: Sequence[ImageResult],
-    mapping: CrossFittedMapping,
-    dataset: GroundTruthDataset,
-    iou_type: IouType,
-    *,
-    is_named: bool,
+    results: Sequence[ImageResult], mappings: Sequence[ClassMapping], iou_type: IouType, *, is_named: bool
 ) -> CocoEvaluator:
-    """Match the objects of these images, by category if `is_named`, else with all categories as one."""
-    num_categories = len(dataset.taxonomy.names)
-    categories = np.arange(num_categories) if is_named else np.zeros(num_categories, np.int64)
-    annotations, detections = [], []
-    for position, result in enumerate(results):
-        found = np.zeros(len(result.detections), np.int64)
-        if is_named:
-            found = mapping.for_image(position).categorize_detections(result)
-        annotations += to_coco_annotations(result, categories)
-        detections += to_coco_results(result, found, iou_type)
-    sizes = {result.image_id: result.size for result in results}
-    return CocoEvaluator(annotations, detections, sizes, range(num_categories) if is_named else [0], iou_type)
+    """Match the objects of these images, by category if `is_named`, else with all categories as one.
+
+    Detections without a category are left out if `is_named`.
+    """
+    annotations: list[dict[str, Any]] = []
+    detections: list[dict[str, Any]] = []
+    for result, mapping in zip(results, mappings, strict=True):
+        annotations += [
+            {
+                "image_id": result.image_id,
+                "category_id": labeled.category if is_named else 0,
+                "area": labeled.area,
+                "bbox": list(labeled.bbox),
+                "iscrowd": int(labeled.is_crowd),
+                "segmentation": labeled.rle,
+            }
+            for labeled in result.objects
+        ]
+        categories = _categorize_detections(result, mapping) if is_named else [0] * len(result.detections)
+        for detection, category in zip(result.detections, categories, strict=True):
+            shape: dict[str, Any] = {"bbox": list(detection.rle.bbox)}
+            if iou_type == "segm":
+                shape = {"segmentation": {"size": detection.rle.size, "counts": detection.rle.counts}}
+            if category >= 0:
+                detections.append(
+                    {"image_id": result.image_id, "category_id": category, "score": detection.score, **shape}
+                )
+    images = [{"id": each.image_id, "height": each.size[0], "width": each.size[1]} for each in results]
+    return CocoEvaluator(annotations, detections, images, iou_type)
+
+
+def _categorize_detections(result: ImageResult, mapping: ClassMapping) -> list[int]:
+    """Return the category index of each detection, -1 for none."""
+    embeddings = [each.embedding for each in result.detections if each.embedding is not None]
+    clusters = np.array([each.cluster for each in result.detections], np.int64)
+    return list(mapping.categorize(mapping.panoptic, clusters, np.stack(embeddings) if embeddings else None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,21 +149,10 @@ class MetricDifference:
 
 
 def compare_predictors(
-    new: Predictor,
-    baseline: Predictor,
-    dataset: GroundTruthDataset,
-    matching: MatchingConfig,
-    auxiliary: AuxiliaryImages | None = None,
+    new: Predictor, baseline: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
 ) -> dict[str, MetricDifference]:
     """Return the difference of every headline metric, by title; each resample has the same images for both."""
-    new_metric, baseline_metric = (
-        make_headline_metric(
-            each,
-            ClassMappingConfig(matching=matching, auxiliary=auxiliary.evaluate(each) if auxiliary else None),
-            dataset,
-        )
-        for each in (new, baseline)
-    )
+    new_metric, baseline_metric = (make_headline_metric(each, dataset, config) for each in (new, baseline))
     weights = np.ones((1, len(dataset.images)))
     new_values, baseline_values = new_metric(weights), baseline_metric(weights)
 
@@ -168,20 +169,19 @@ def compare_predictors(
 
 
 def make_headline_metric(
-    predictor: Predictor, config: ClassMappingConfig, dataset: GroundTruthDataset
+    predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
 ) -> MetricFunction:
     """Evaluate the predictor on all images and return the headline metrics as a function of image weights."""
-    results = evaluate_all(predictor, dataset)
-    spaces = label_spaces(predictor, dataset)
-    mapping = map_clusters(results, dataset, spaces, config)
+    results, taxonomy = evaluate_all(predictor, dataset), dataset.taxonomy
+    mappings, _ = map_clusters(results, predictor, dataset, config)
     metrics: list[MetricFunction] = []
     if dataset.kind == "panoptic":
-        metrics.append(make_panoptic_metric(count_panoptic_all(results, mapping, spaces), spaces.num_things))
+        metrics.append(make_panoptic_metric(count_panoptic_all(results, mappings, taxonomy), taxonomy.num_things))
     if dataset.kind in ("panoptic", "semantic"):
-        metrics.append(make_semantic_metric(count_semantic_all(results, mapping, spaces), None))
+        metrics.append(make_semantic_metric(count_semantic_all(results, mappings, taxonomy), None))
     if dataset.kind != "semantic":
         iou_type: IouType = "bbox" if dataset.kind == "boxes" else "segm"
-        metrics.append(make_coco_evaluator(results, mapping, dataset, iou_type, is_named=False).weighted_metrics)
+        metrics.append(make_coco_evaluator(results, mappings, iou_type, is_named=False).weighted_metrics)
     return lambda weights: {
         TITLES[name]: value for metric in metrics for name, value in metric(weights).items() if name in TITLES
     }

@@ -3,71 +3,29 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from model.files import hash_file
 from training.data.executors import ALL_SHARDS, LocalExecutor
-from training.evaluation.auxiliary_images import AuxiliaryImages
-from training.evaluation.class_mapping import (
-    ClassMappingConfig,
-    ClusterMapping,
-    CrossFittedMapping,
-    check_mapping,
-    fit_cluster_mapping,
-)
-from training.evaluation.cluster_matching import MatchingConfig, label_spaces
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage
-from training.evaluation.evaluation_report import EvaluationReport, compute_report
 from training.evaluation.image_results import (
     ImageResult,
-    evaluate_all,
     evaluate_image,
-    hash_photo,
     read_image_results,
     write_image_results,
 )
 from training.evaluation.predictors import MIN_SCORE, Predictor, load_predictor
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 """Of the files of image results."""
 _IMAGES_PER_FILE = 16
 """A killed run loses at most the results of this many images: some seconds of work."""
 _HASH_DIGITS = 16
 _PREDICTOR_SUFFIXES = (".json", ".npz", ".onnx", ".safetensors")
 """Files of a predictor's folder that its predictions depend on."""
-
-
-def fit_mapping(
-    predictor: Predictor,
-    dataset: GroundTruthDataset,
-    config: MatchingConfig,
-    auxiliary: AuxiliaryImages | None = None,
-) -> ClusterMapping:
-    """Fit a mapping of the predictor's clusters to categories on the whole dataset and the auxiliary images."""
-    results = evaluate_all(predictor, dataset)
-    if auxiliary:
-        results += auxiliary.evaluate(predictor).results
-        dataset = replace(dataset, name=f"{dataset.name}; {auxiliary.dataset.name}")
-    return fit_cluster_mapping(results, dataset, label_spaces(predictor, dataset), config, predictor.digest)
-
-
-def check_mapping_config(predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig) -> None:
-    """Raise ConfigError if the given mapping does not fit, or was fitted on these images: before the long pass."""
-    if config.mapping is not None:
-        spaces = label_spaces(predictor, dataset)
-        digests = [hash_photo(image) for image in dataset.images]
-        check_mapping(config.mapping, spaces, dataset.taxonomy, digests, allow_overlap=config.allow_overlap)
-
-
-def evaluate(
-    predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
-) -> tuple[EvaluationReport, CrossFittedMapping]:
-    """Evaluate in this process. Raises what `check_mapping_config` and `compute_report` raise."""
-    check_mapping_config(predictor, dataset, config)
-    return compute_report(evaluate_all(predictor, dataset), predictor, dataset, config)
 
 
 @dataclass(frozen=True, kw_only=True)

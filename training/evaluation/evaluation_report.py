@@ -10,13 +10,12 @@ from pycocotools import mask as coco
 from model.files import atomic_write
 from model.validation import to_versioned_json
 from training.evaluation.class_mapping import (
+    ClassMapping,
     ClassMappingConfig,
-    CrossFittedMapping,
+    MatchingSummary,
     fingerprint_photos,
-    list_unmatched,
     map_clusters,
 )
-from training.evaluation.cluster_matching import label_spaces
 from training.evaluation.dataset_metrics import (
     count_panoptic_all,
     count_semantic_all,
@@ -24,10 +23,10 @@ from training.evaluation.dataset_metrics import (
     make_panoptic_metric,
     make_semantic_metric,
 )
-from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.image_results import ImageResult
 from training.evaluation.metrics.average_precision import HEADLINE_METRICS, IouType
-from training.evaluation.metrics.bootstrap import ConfidenceInterval, bootstrap, to_percent, weighted_sums
+from training.evaluation.metrics.bootstrap import ConfidenceInterval, bootstrap, to_percent
 from training.evaluation.metrics.segmentation import (
     PanopticCounts,
     SemanticCounts,
@@ -45,19 +44,6 @@ PROTOCOL = (
     f"pycocotools, detections with a score of at least {MIN_SCORE}; detections without a category match no object of "
     "the metrics by category."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatchingSummary:
-    """How clusters got their categories."""
-
-    method: str
-    fitted_on: str
-    evaluated_on_fit_set: bool
-    """If true, every metric by category is an upper bound."""
-    clusters: int
-    unmatched_clusters: int
-    """Clusters that were predicted and have no category."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,32 +120,26 @@ class EvaluationReport:
 
 def compute_report(
     results: Sequence[ImageResult], predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig
-) -> tuple[EvaluationReport, CrossFittedMapping]:
-    """Return all metrics that the dataset's labels allow, and the mapping behind them."""
-    spaces = label_spaces(predictor, dataset)
-    mapping = map_clusters(results, dataset, spaces, config)
-    panoptic = count_panoptic_all(results, mapping, spaces) if dataset.kind == "panoptic" else None
+) -> tuple[EvaluationReport, list[ClassMapping]]:
+    """Return all metrics that the dataset's labels allow, and the mapping of each image behind them."""
+    taxonomy = dataset.taxonomy
+    mappings, matching = map_clusters(results, predictor, dataset, config)
+    panoptic = count_panoptic_all(results, mappings, taxonomy) if dataset.kind == "panoptic" else None
     is_dense = dataset.kind in ("panoptic", "semantic")
-    semantic = count_semantic_all(results, mapping, spaces) if is_dense else None
-    merged = count_semantic_all(results, mapping, spaces, merged_things=True) if is_dense else None
-    instance, ap_per_category = instance_metrics(results, mapping, dataset)
+    semantic = count_semantic_all(results, mappings, taxonomy) if is_dense else None
+    merged = count_semantic_all(results, mappings, taxonomy, merged_things=True) if is_dense else None
+    instance, ap_per_category = instance_metrics(results, mappings, dataset.kind)
     summary = EvaluationSummary(
         predictor=predictor.title,
         predictor_sha256=predictor.digest,
         dataset=dataset.name,
-        classes=dataset.taxonomy.title,
+        classes=taxonomy.title,
         images=len(results),
         images_sha256=fingerprint_photos(dataset.name, [result.digest for result in results]).sha256,
         protocol=PROTOCOL,
-        matching=MatchingSummary(
-            method=mapping.method,
-            fitted_on=mapping.fitted_on,
-            evaluated_on_fit_set=mapping.evaluated_on_fit_set,
-            clusters=spaces.thing_clusters + spaces.stuff_clusters,
-            unmatched_clusters=len(list_unmatched(results, mapping)),
-        ),
-        panoptic=bootstrap(len(results), make_panoptic_metric(panoptic, spaces.num_things)) if panoptic else {},
-        semantic=bootstrap(len(results), make_semantic_metric(semantic, spaces.num_things)) if semantic else {},
+        matching=matching,
+        panoptic=bootstrap(len(results), make_panoptic_metric(panoptic, taxonomy.num_things)) if panoptic else {},
+        semantic=bootstrap(len(results), make_semantic_metric(semantic, taxonomy.num_things)) if semantic else {},
         semantic_merged_things=bootstrap(len(results), make_semantic_metric(merged, None)) if merged else {},
         instance=instance,
         skipped=dataset.skipped,
@@ -169,23 +149,23 @@ def compute_report(
         classes=class_metrics(dataset, panoptic, semantic, ap_per_category),
         images=image_metrics(results, dataset, panoptic, semantic),
     )
-    return report, mapping
+    return report, mappings
 
 
 def instance_metrics(
-    results: Sequence[ImageResult], mapping: CrossFittedMapping, dataset: GroundTruthDataset
+    results: Sequence[ImageResult], mappings: Sequence[ClassMapping], kind: AnnotationKind
 ) -> tuple[dict[str, InstanceMetrics], dict[int, float]]:
     """Return the metrics of boxes and masks, class-agnostic and by category, and the AP of each category in 0..1.
 
     The AP of a category is that of masks, or of boxes if only boxes are labeled.
     """
-    if dataset.kind == "semantic":
+    if kind == "semantic":
         return {}, {}
-    iou_types: tuple[IouType, ...] = ("bbox",) if dataset.kind == "boxes" else ("bbox", "segm")
+    iou_types: tuple[IouType, ...] = ("bbox",) if kind == "boxes" else ("bbox", "segm")
     metrics, ap_per_category = {}, {}
     for iou_type in iou_types:
         for is_named in (False, True):
-            evaluator = make_coco_evaluator(results, mapping, dataset, iou_type, is_named=is_named)
+            evaluator = make_coco_evaluator(results, mappings, iou_type, is_named=is_named)
             values = evaluator.summarize()
             key = f"{'named' if is_named else 'agnostic'}_{'box' if iou_type == 'bbox' else 'mask'}"
             metrics[key] = InstanceMetrics(
@@ -206,8 +186,8 @@ def class_metrics(
     ap_per_category: dict[int, float],
 ) -> tuple[ClassMetrics, ...]:
     """Return the metrics of each category over all images."""
-    quality = panoptic_quality_per_class(weighted_sums(panoptic, np.ones(len(panoptic.iou)))) if panoptic else None
-    pixels = weighted_sums(semantic, np.ones(len(semantic.intersection))) if semantic else None
+    quality = panoptic_quality_per_class(PanopticCounts(*(each.sum(0) for each in panoptic))) if panoptic else None
+    pixels = SemanticCounts(*(each.sum(0) for each in semantic)) if semantic else None
     iou = iou_per_class(pixels) if pixels else None
     return tuple(
         ClassMetrics(

@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 from model.files import atomic_write
 from model.formats.overlay import encode_jpeg, segment_color
 from model.images import read_image
-from training.evaluation.class_mapping import ClassMapping, CrossFittedMapping
+from training.evaluation.class_mapping import ClassMapping
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage
 from training.evaluation.evaluation_report import ClassMetrics, EvaluationReport, EvaluationSummary, ImageMetrics
 from training.evaluation.image_results import hash_photo
@@ -130,14 +130,12 @@ def pick_examples(qualities: Sequence[float]) -> dict[int, str]:
 
 
 def render_gallery(
-    metrics: Sequence[ImageMetrics], predictor: Predictor, dataset: GroundTruthDataset, mapping: CrossFittedMapping
+    metrics: Sequence[ImageMetrics], predictor: Predictor, dataset: GroundTruthDataset, mappings: Sequence[ClassMapping]
 ) -> list[GalleryItem]:
     """Draw example images; runs the predictor on them again, since results keep no pixel arrays."""
     examples = pick_examples([each.quality for each in metrics])
     return [
-        _draw_example(
-            dataset.images[position], rank, metrics[position], predictor, dataset, mapping.for_image(position)
-        )
+        _draw_example(dataset.images[position], rank, metrics[position], predictor, dataset, mappings[position])
         for position, rank in examples.items()
     ]
 
@@ -183,7 +181,7 @@ def _map_prediction(prediction: ImagePrediction, dataset: GroundTruthDataset, ma
         cluster_map = prediction.panoptic if is_panoptic else prediction.semantic
         table = mapping.panoptic if is_panoptic else mapping.semantic
         clusters = np.array(list(cluster_map.clusters.values()), np.int64)
-        found = mapping.categorize(clusters, cluster_map.embeddings, table)
+        found = mapping.categorize(table, clusters, cluster_map.embeddings)
         return cluster_map.label_map, dict(zip(cluster_map.clusters, found.tolist(), strict=True))
     objects = [
         (

@@ -1,7 +1,7 @@
 """Per-image evaluation results: counts and RLEs, no pixel arrays. Stored in files, which a killed run keeps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,6 @@ from training.evaluation.predictors import ClusterMap, PredictedObject, Predicto
 
 _MIN_EXAMPLE_PATCHES = 0.5
 """Smaller labeled segments are no examples of their category."""
-StoredEmbeddings = Annotated[Float32[np.ndarray, "S E"] | None, StoredArray(np.float32)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +45,7 @@ class ImageResult:
     objects: tuple[GroundTruthObject, ...]
     detections: tuple[PredictedObject, ...]
     """Empty if no objects are labeled."""
-    panoptic_embeddings: StoredEmbeddings = None
-    """Of the predicted segments of `panoptic`; None if the network has no embeddings."""
-    semantic_embeddings: StoredEmbeddings = None
-    labeled_embeddings: StoredEmbeddings = None
+    labeled_embeddings: Annotated[Float32[np.ndarray, "S E"] | None, StoredArray(np.float32)] = None
     """Of the labeled segments that are no crowds, with the masks of the labels; zeros for tiny ones."""
     labeled_categories: tuple[int, ...] = ()
     """Category index of each of them."""
@@ -80,8 +76,6 @@ def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predict
         semantic=_compare(prediction.semantic, labels, dataset),
         objects=labels.objects,
         detections=() if dataset.kind == "semantic" else prediction.detections,
-        panoptic_embeddings=prediction.panoptic.embeddings,
-        semantic_embeddings=prediction.semantic.embeddings,
         labeled_embeddings=labeled_embeddings,
         labeled_categories=labeled_categories,
     )
@@ -135,4 +129,4 @@ def _compare(predicted: ClusterMap, labels: GroundTruthLabels, dataset: GroundTr
         predicted_map = crop_center(predicted_map, dataset.crop_px)
         ground_truth_map = crop_center(ground_truth_map, dataset.crop_px)
     overlap = compute_overlap(predicted_map, predicted.clusters, ground_truth_map, labels.segments, labels.crowds)
-    return merge_ground_truth_stuff(overlap, dataset.taxonomy.num_things)
+    return replace(merge_ground_truth_stuff(overlap, dataset.taxonomy.num_things), embeddings=predicted.embeddings)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
@@ -36,6 +36,8 @@ class OverlapMatrix:
     ground_truth: Annotated[Int[np.ndarray, "T"], StoredArray(np.int64)]
     """Category index of each ground-truth segment."""
     is_crowd: Annotated[Bool[np.ndarray, "T"], StoredArray(bool)]
+    embeddings: Annotated[Float32[np.ndarray, "P E"] | None, StoredArray(np.float32)] = None
+    """Of the predicted segments; None if the network has no embeddings."""
 
 
 def compute_overlap(
@@ -67,50 +69,23 @@ def compute_overlap(
 
 def merge_ground_truth_stuff(overlap: OverlapMatrix, num_things: int) -> OverlapMatrix:
     """Merge the ground-truth stuff segments of each category, as predicted stuff is one segment per category."""
-    keys = [
-        (category, -1) if category >= num_things else (category, position)
-        for position, category in enumerate(overlap.ground_truth)
-    ]
-    merged = list(dict.fromkeys(keys))
-    rows = [merged.index(key) + 1 for key in keys]
-    is_crowd = [overlap.is_crowd[keys.index(key)] for key in merged]
-    return replace(
-        overlap,
-        pixels=_sum_rows(overlap.pixels.T, rows, len(merged)).T,
-        ground_truth=np.array([category for category, _ in merged], np.int64),
-        is_crowd=np.array(is_crowd, bool),
-    )
+    pixels, first = _merge_stuff(overlap.pixels.T, overlap.ground_truth, num_things)
+    return replace(overlap, pixels=pixels.T, ground_truth=overlap.ground_truth[first], is_crowd=overlap.is_crowd[first])
 
 
-def number_segments(overlap: OverlapMatrix) -> OverlapMatrix:
-    """Return the overlap with the position of each predicted segment as its class."""
-    return replace(overlap, predicted=np.arange(len(overlap.predicted)))
+def map_predicted(overlap: OverlapMatrix, categories: Int[np.ndarray, "P"], num_things: int) -> OverlapMatrix:
+    """Give each predicted segment its category, -1 for none; stuff segments of one category become one."""
+    pixels, first = _merge_stuff(overlap.pixels, categories, num_things)
+    return replace(overlap, pixels=pixels, predicted=categories[first], embeddings=None)
 
 
-def map_predicted(overlap: OverlapMatrix, table: Int[np.ndarray, "N"], merged_from: int) -> OverlapMatrix:
-    """Look up the predicted clusters in `table`; segments that get no category become void.
-
-    Segments of the same category index become one segment if that index is `merged_from` (the first stuff) or above.
-    """
-    mapped = table[overlap.predicted]
-    keys = [(int(c), -1) if c >= merged_from else (int(c), position) for position, c in enumerate(mapped)]
-    merged = list(dict.fromkeys(key for key in keys if key[0] >= 0))
-    rows = [merged.index(key) + 1 if key[0] >= 0 else 0 for key in keys]
-    pixels = _sum_rows(overlap.pixels, rows, len(merged))
-    predicted = np.array([category for category, _ in merged], np.int64)
-    return replace(overlap, pixels=pixels, predicted=predicted)
-
-
-def merge_things(overlap: OverlapMatrix, num_things: int) -> OverlapMatrix:
-    """Make all things class 0, followed by the stuff categories, on both sides (U2Seg: 16 classes on COCO)."""
-    predicted, ground_truth = (
-        np.maximum(each - num_things + 1, 0) for each in (overlap.predicted, overlap.ground_truth)
-    )
-    return replace(overlap, predicted=predicted, ground_truth=ground_truth)
-
-
-def _sum_rows(pixels: Int[np.ndarray, "M+1 N"], rows: list[int], count: int) -> Int[np.ndarray, "K+1 N"]:
-    """Add each segment's row to the row given in `rows`; row 0 is void and stays void."""
-    summed = np.zeros((count + 1, pixels.shape[1]), pixels.dtype)
-    np.add.at(summed, [0, *rows], pixels)
-    return summed
+def _merge_stuff(
+    pixels: Int[np.ndarray, "M+1 N"], categories: Int[np.ndarray, "M"], num_things: int
+) -> tuple[Int[np.ndarray, "K+1 N"], Int[np.ndarray, "K"]]:
+    """Sum the rows of the stuff segments of each category; returns the first segment of each new row, too."""
+    positions = np.arange(len(categories))
+    keys = np.where(categories < num_things, positions - len(categories), categories)
+    _, first, rows = np.unique(keys, return_index=True, return_inverse=True)
+    merged = np.zeros((len(first) + 1, pixels.shape[1]), pixels.dtype)
+    np.add.at(merged, [0, *(rows + 1)], pixels)
+    return merged, first

@@ -12,7 +12,7 @@ from model.contract import Contract
 from model.drift import STATISTICS, build_histograms, population_stability_index
 from model.errors import ConfigError
 from model.postprocessing.panoptic import Segmentation, output_statistics
-from training.evaluation.cluster_matching import MatchingConfig
+from training.evaluation.class_mapping import ClassMappingConfig
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.overlap import compute_overlap
@@ -64,7 +64,7 @@ def check_scores(
     The difference is bootstrapped over the same images for both. A check passes if the new version is, with 97.5 %
     confidence, not worse by more than `max_score_drop`.
     """
-    differences = compare_predictors(new, old, dataset, MatchingConfig())
+    differences = compare_predictors(new, old, dataset, ClassMappingConfig())
     limit = -thresholds.max_score_drop
     checks = []
     for name in GATED_METRICS[dataset.kind]:

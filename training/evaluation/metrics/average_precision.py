@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +10,6 @@ import numpy as np
 from jaxtyping import Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-
-from training.evaluation.image_results import ImageResult
 
 IouType = Literal["bbox", "segm"]
 _ImageMatches = dict[str, Any] | None
@@ -38,57 +36,27 @@ class _Ranking:
     """For each IoU threshold, the ranks of detections on a crowd, which are neither true nor false positives."""
 
 
-def to_coco_annotations(result: ImageResult, categories: Int[np.ndarray, "C"]) -> list[dict[str, Any]]:
-    """Return the ground-truth objects of an image as COCO annotations, with category ids looked up in `categories`."""
-    return [
-        {
-            "image_id": result.image_id,
-            "category_id": int(categories[labeled.category]),
-            "area": labeled.area,
-            "bbox": list(labeled.bbox),
-            "iscrowd": int(labeled.is_crowd),
-            **({"segmentation": labeled.rle} if labeled.rle else {}),
-        }
-        for labeled in result.objects
-    ]
-
-
-def to_coco_results(result: ImageResult, categories: Int[np.ndarray, "P"], iou_type: IouType) -> list[dict[str, Any]]:
-    """Return the detections of an image as COCO results, with the category of each.
-
-    Those without a category, -1, are left out. The area is the box's or the mask's, as pycocotools has it.
-    """
-    return [
-        {
-            "image_id": result.image_id,
-            "category_id": int(category),
-            "score": detection.score,
-            "bbox": list(detection.rle.bbox),
-            "area": detection.rle.area if iou_type == "segm" else detection.rle.bbox[2] * detection.rle.bbox[3],
-            "segmentation": {"size": list(detection.rle.size), "counts": detection.rle.counts},
-        }
-        for detection, category in zip(result.detections, categories, strict=True)
-        if category >= 0
-    ]
-
-
 class CocoEvaluator:
     """Matches detections with annotations by pycocotools, then computes metrics from the matches."""
 
     def __init__(
         self,
         annotations: Sequence[dict[str, Any]],
-        detections: Sequence[dict[str, Any]],
-        sizes: dict[int, tuple[int, int]],
-        categories: Iterable[int],
+        results: list[dict[str, Any]],
+        images: Sequence[dict[str, Any]],
         iou_type: IouType,
     ) -> None:
-        """Takes COCO annotations and results without ids, and the height and width of every image by its id."""
-        images = [{"id": image, "height": height, "width": width} for image, (height, width) in sizes.items()]
-        classes = [{"id": category} for category in sorted(categories)]
+        """Takes COCO's annotations (numbered here), results of boxes or masks, and images."""
+        ground_truth = COCO()
+        ground_truth.dataset = {
+            "images": images,
+            "annotations": [{**each, "id": number} for number, each in enumerate(annotations, start=1)],
+            "categories": [{"id": category} for category in sorted({each["category_id"] for each in annotations})],
+        }
         with contextlib.redirect_stdout(io.StringIO()):
-            indices = [_index(images, entries, classes) for entries in (annotations, detections)]
-            self._evaluation = COCOeval(*indices, iou_type)
+            ground_truth.createIndex()
+            detections = ground_truth.loadRes(results) if results else COCO()
+            self._evaluation = COCOeval(ground_truth, detections, iou_type)
             self._evaluation.evaluate()
         self._parameters = self._evaluation.params
         # By category, area range and image.
@@ -193,11 +161,3 @@ def _interpolate(
     best = envelope[rows, positions.clip(max=count - 1)] * (positions < count)
     mean: Float[np.ndarray, "D"] = best.sum(1) / len(recall_levels)
     return mean
-
-
-def _index(images: list[dict[str, Any]], entries: Sequence[dict[str, Any]], categories: list[dict[str, Any]]) -> COCO:
-    index = COCO()
-    annotations = [{"iscrowd": 0, **entry, "id": number} for number, entry in enumerate(entries, start=1)]
-    index.dataset = {"images": images, "annotations": annotations, "categories": categories}
-    index.createIndex()
-    return index

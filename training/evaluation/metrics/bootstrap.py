@@ -1,14 +1,12 @@
 """Confidence intervals of metrics by bootstrap over images."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 RESAMPLES = 1000
-Counts = TypeVar("Counts")
 MetricFunction = Callable[[Float[np.ndarray, "D N"]], dict[str, Float[np.ndarray, "D"]]]
 """Takes how often each image counts, one row per resample; returns each metric (0..1) for every resample."""
 
@@ -39,16 +37,3 @@ def bootstrap(
 def to_percent(value: float) -> float:
     """Return a fraction in percent with two decimals."""
     return round(100.0 * float(value), 2)
-
-
-def stack_counts(counts: Sequence[Counts]) -> Counts:
-    """Stack dataclasses of arrays along a new first axis."""
-    first = counts[0]
-    names = [entry.name for entry in fields(first)]  # type: ignore[arg-type]  # every use is a dataclass
-    return type(first)(**{name: np.stack([getattr(each, name) for each in counts]) for name in names})
-
-
-def weighted_sums(counts: Counts, weights: Float[np.ndarray, "D N"]) -> Counts:
-    """Return the weighted sums over the first axis of each array, one for each row of weights."""
-    names = [entry.name for entry in fields(counts)]  # type: ignore[arg-type]  # every use is a dataclass
-    return type(counts)(**{name: weights @ getattr(counts, name) for name in names})

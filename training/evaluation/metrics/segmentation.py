@@ -1,6 +1,6 @@
 """Panoptic quality, semantic IoU and pixel accuracy, from counts that add up over images and processes."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,8 +10,7 @@ from training.evaluation.overlap import OverlapMatrix
 _MIN_MATCH_IOU = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class PanopticCounts:
+class PanopticCounts(NamedTuple):
     """Counts by category, of one image or (with a first axis) of several."""
 
     iou: Float[np.ndarray, "*N C"]
@@ -20,7 +19,7 @@ class PanopticCounts:
     fp: Float[np.ndarray, "*N C"]
     fn: Float[np.ndarray, "*N C"]
     unmapped: Float[np.ndarray, "*N C"]
-    """Predicted segments whose cluster has no category, counted at the category that they cover most."""
+    """False positives without a category, counted at the category that they cover most."""
 
 
 def count_panoptic(overlap: OverlapMatrix, num_categories: int) -> PanopticCounts:
@@ -47,6 +46,8 @@ def count_panoptic(overlap: OverlapMatrix, num_categories: int) -> PanopticCount
     is_fp[rows] = False
     is_fn = ~overlap.is_crowd
     is_fn[columns] = False
+    has_category = overlap.predicted >= 0
+    covered_most = [shared[row].argmax() for row in np.flatnonzero(is_fp & ~has_category & shared.any(1))]
 
     def count(
         categories: Int[np.ndarray, "M"], weights: Float[np.ndarray, "M"] | None = None
@@ -56,23 +57,10 @@ def count_panoptic(overlap: OverlapMatrix, num_categories: int) -> PanopticCount
     return PanopticCounts(
         iou=count(overlap.predicted[rows], iou),
         tp=count(overlap.predicted[rows]),
-        fp=count(overlap.predicted[is_fp]),
+        fp=count(overlap.predicted[is_fp & has_category]),
         fn=count(overlap.ground_truth[is_fn]),
-        unmapped=np.zeros(num_categories),
+        unmapped=count(overlap.ground_truth[covered_most]),
     )
-
-
-def count_unmapped(overlap: OverlapMatrix, table: Int[np.ndarray, "N"], num_categories: int) -> Float[np.ndarray, "C"]:
-    """Count predicted clusters that have no category in `table`, each at the category that it covers most.
-
-    A segment that lies mostly on void does not count, as one with a category would not.
-    """
-    counts = np.zeros(num_categories)
-    for row in np.flatnonzero(table[overlap.predicted] < 0) + 1:
-        covered = overlap.pixels[row]
-        if covered[1:].any() and covered[0] <= _MIN_MATCH_IOU * covered.sum():
-            counts[overlap.ground_truth[covered[1:].argmax()]] += 1
-    return counts
 
 
 def panoptic_quality(
@@ -103,8 +91,7 @@ def panoptic_quality_per_class(
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class SemanticCounts:
+class SemanticCounts(NamedTuple):
     """Pixels by category, of one image or (with a first axis) of several, without void of the ground truth."""
 
     intersection: Float[np.ndarray, "*N C"]
@@ -116,14 +103,13 @@ class SemanticCounts:
 
 def count_semantic(overlap: OverlapMatrix, num_categories: int) -> SemanticCounts:
     """Count the pixels of one image; a prediction without a category is an error on every labeled pixel."""
-    shared = overlap.pixels[1:, 1:]
-    intersection, ground_truth, predicted, mapped = np.zeros((4, num_categories))
-    rows, columns = np.nonzero(overlap.predicted[:, None] == overlap.ground_truth)
-    np.add.at(intersection, overlap.ground_truth[columns], shared[rows, columns])
-    np.add.at(ground_truth, overlap.ground_truth, overlap.pixels[:, 1:].sum(0))
-    np.add.at(mapped, overlap.ground_truth, shared.sum(0))
-    np.add.at(predicted, overlap.predicted, shared.sum(1))
-    return SemanticCounts(intersection=intersection, ground_truth=ground_truth, predicted=predicted, mapped=mapped)
+    confusion = np.zeros((num_categories + 1, num_categories))  # the last row: void and segments without a category
+    rows = np.append(-1, overlap.predicted)
+    np.add.at(confusion, (rows[:, None], overlap.ground_truth[None]), overlap.pixels[:, 1:])
+    mapped = confusion[:-1]
+    return SemanticCounts(
+        intersection=mapped.diagonal(), ground_truth=confusion.sum(0), predicted=mapped.sum(1), mapped=mapped.sum(0)
+    )
 
 
 def semantic_quality(
