@@ -35,12 +35,8 @@ from training.trainer.checkpoint import (
     read_checkpoint_metadata,
     write_checkpoint,
 )
-from training.trainer.distributed import SINGLE_PROCESS, DistributedContext
-from training.trainer.loggers import (
-    LOSSES_FILE,
-    PrometheusTextfileLogger,
-    TensorBoardLogger,
-)
+from training.trainer.distributed import slice_batch
+from training.trainer.loggers import LOSSES_FILE, PrometheusTextfileLogger, RunLogger
 from training.trainer.provenance import git_commit
 from training.trainer.trainer import Trainer, clip_gradients, make_ema
 
@@ -236,16 +232,18 @@ def test_the_commit_is_that_of_the_checkout_that_tracks_the_file(tmp_path: Path)
 
 
 def test_tensorboard_shows_each_step_once_after_a_resumed_run(tmp_path: Path) -> None:
-    first, resumed = TensorBoardLogger(tmp_path), TensorBoardLogger(tmp_path)
+    first, folder = RunLogger(tmp_path, 0), tmp_path / "tensorboard"
     for step in (1, 2, 3):
-        first.log(step, {"total": float(step)})
+        first.log(step, {"total": float(step)}, 0.0, is_last=False)
     first.close()
-    (events_file,) = tmp_path.iterdir()  # its name has the second and a counter, of which "9" sorts after "10"
-    events_file.rename(tmp_path / "events.out.tfevents.1000000000.first")
+    (events_file,) = folder.iterdir()  # its name has the second and a counter, of which "9" sorts after "10"
+    events_file.rename(folder / "events.out.tfevents.1000000000.first")
+    resumed = RunLogger(tmp_path, 2)
     for step in (3, 4):
-        resumed.log(step, {"total": 10.0 * step})
-    resumed.mark_failed()
-    events = EventAccumulator(str(tmp_path)).Reload().Scalars("loss/total")
+        resumed.log(step, {"total": 10.0 * step}, 0.0, is_last=False)
+    resumed.close()
+    assert read_csv_log(tmp_path / LOSSES_FILE) == {"step": [1.0, 2.0, 3.0, 4.0], "total": [1.0, 2.0, 30.0, 40.0]}
+    events = EventAccumulator(str(folder)).Reload().Scalars("loss/total")
     assert [(each.step, each.value) for each in events] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
 
 
@@ -284,12 +282,9 @@ STEPS = 12
 
 
 def test_a_batch_is_divided_in_order_and_evenly() -> None:
-    contexts = [DistributedContext(rank=rank, world_size=2) for rank in (0, 1)]
-    assert [each.local_slice(12, 6) for each in contexts] == [(12, 3), (15, 3)]
-    assert SINGLE_PROCESS.local_slice(12, 6) == (12, 6)
-    assert SINGLE_PROCESS.all_reduce_mean({"loss": 2.0}) == {"loss": 2.0}
+    assert [slice_batch(12, 6, rank, 2) for rank in (0, 1)] == [(12, 3), (15, 3)]
     with pytest.raises(ConfigError, match="a batch of 5 cannot be divided among 2 processes"):
-        contexts[0].check_batch_size(5)
+        slice_batch(0, 5, 0, 2)
 
 
 def make_command(labels: Path, run: Path) -> list[str]:

@@ -13,7 +13,6 @@ from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.task import MaskTransformerTask
 from training.panoptic_cascade.config import CascadeTrainConfig
 from training.panoptic_cascade.task import CascadeTask
-from training.trainer.distributed import SINGLE_PROCESS, DistributedContext
 from training.trainer.task import TrainingTask
 from training.trainer.trainer import Trainer, TrainReport
 
@@ -28,7 +27,6 @@ def train(
     init_weights: Path | None = None,
     backbone_weights: str = "",
     max_seconds: float = math.inf,
-    distributed: DistributedContext = SINGLE_PROCESS,
     prometheus_textfile: Path | None = None,
 ) -> TrainReport:
     """Train the network of the configuration and write a run; a run that exists is resumed.
@@ -54,7 +52,6 @@ def train(
         run,
         device,
         init_weights=init_weights,
-        distributed=distributed,
         prometheus_textfile=prometheus_textfile,
     )
     return trainer.train(max_seconds)

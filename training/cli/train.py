@@ -125,11 +125,11 @@ def _train(
 
     from training.data.dataset import PseudoLabelDataset
     from training.train import train
-    from training.trainer.distributed import init_distributed
+    from training.trainer.distributed import init_distributed, is_main_process
 
     torch.set_num_threads(run.threads)
     dataset = PseudoLabelDataset(labels, run.photos)
-    with init_distributed(run.device) as distributed:
+    with init_distributed(run.device):
         report = train(
             dataset,
             run.features or dataset.features,
@@ -139,10 +139,9 @@ def _train(
             init_weights=run.init_weights,
             backbone_weights=backbone_weights,
             max_seconds=60.0 * run.max_minutes,
-            distributed=distributed,
             prometheus_textfile=run.prometheus_textfile,
         )
-        return asdict(report) if distributed.is_main_process else None
+        return asdict(report) if is_main_process() else None
 
 
 def self_train(

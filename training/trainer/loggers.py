@@ -1,10 +1,7 @@
-"""Loggers of a training run: CSV, TensorBoard, and Prometheus' textfile format."""
+"""Logs of a training run: CSV, TensorBoard, and Prometheus' textfile format."""
 
-import csv
-import io
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,85 +16,7 @@ TEXTFILE_INTERVAL_S = 5.0
 """Minimum time between two textfiles; Prometheus rarely scrapes more often."""
 
 
-class Logger(ABC):
-    """A destination of the losses of a training run."""
-
-    @abstractmethod
-    def log(self, step: int, losses: Mapping[str, float], left_s: float, *, is_last: bool) -> None:
-        """Record the losses of a step; `left_s` is the estimated time to the end."""
-
-    def mark_failed(self) -> None:
-        """Record that the run stopped because a loss or gradient was not finite."""
-        self.close()
-
-    def flush(self) -> None:  # noqa: B027 (optional)
-        """Write what is buffered."""
-
-    def close(self) -> None:  # noqa: B027 (optional)
-        """Release the destination; a later `log` opens it again."""
-
-
-class CsvLogger(Logger):
-    """A CSV file with a row for each step."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def log(self, step: int, losses: Mapping[str, float], left_s: float = math.nan, *, is_last: bool = False) -> None:
-        """Append a row. The first row defines the columns; a term that appears later is not stored."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not self.path.exists()
-        rows = io.StringIO(newline="")
-        writer = csv.DictWriter(rows, ["step", *losses] if is_new else self._read_header(), extrasaction="ignore")
-        if is_new:
-            writer.writeheader()
-        writer.writerow({"step": step, **{name: f"{value:.5f}" for name, value in losses.items()}})
-        append_text(self.path, rows.getvalue())
-
-    def _read_header(self) -> list[str]:
-        with self.path.open(newline="") as stream:
-            return next(csv.reader(stream))
-
-    def truncate_after(self, step: int) -> None:
-        """Remove the rows of later steps, which a resumed run computes again."""
-        if not self.path.exists():
-            return
-        with self.path.open(newline="") as stream:
-            header, *rows = csv.reader(stream)
-        with atomic_write(self.path) as sibling, sibling.open("w", newline="") as stream:
-            csv.writer(stream).writerows([header, *(row for row in rows if int(row[0]) <= step)])
-
-
-class TensorBoardLogger(Logger):
-    """Scalars for TensorBoard: `loss/<term>` by step."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: SummaryWriter | None = None
-
-    def log(self, step: int, losses: Mapping[str, float], left_s: float = math.nan, *, is_last: bool = False) -> None:
-        """Add the losses; events of an earlier process at this step or later are marked as obsolete."""
-        with report_disk_full(self._folder):
-            if self._writer is None:
-                self._writer = SummaryWriter(str(self._folder), purge_step=step)
-            for term, value in losses.items():
-                self._writer.add_scalar(f"loss/{term}", value, step)
-
-    def flush(self) -> None:
-        """Write what is buffered to the event file."""
-        if self._writer is not None:
-            with report_disk_full(self._folder):
-                self._writer.flush()
-
-    def close(self) -> None:
-        """Write and close the event file."""
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            with report_disk_full(self._folder):
-                writer.close()
-
-
-class PrometheusTextfileLogger(Logger):
+class PrometheusTextfileLogger:
     """A file for the textfile collector of Prometheus' node_exporter, replaced atomically."""
 
     def __init__(self, path: Path, run: Path, max_steps: int) -> None:
@@ -138,3 +57,51 @@ class PrometheusTextfileLogger(Logger):
 
     def _gauge(self, name: str, documentation: str, *labels: str) -> Gauge:
         return Gauge(name, documentation, ("run", *labels), registry=self._registry)
+
+
+class RunLogger:
+    """Writes the losses of a run to `losses.csv`, to TensorBoard as `loss/<term>`, and to a textfile if given."""
+
+    def __init__(self, run: Path, step: int, textfile: PrometheusTextfileLogger | None = None) -> None:
+        """Remove the rows of steps after `step`, which a resumed run computes again."""
+        self._textfile = textfile
+        self._csv, self._folder = run / LOSSES_FILE, run / TENSORBOARD_FOLDER
+        self._writer: SummaryWriter | None = None
+        if self._csv.exists():
+            header, *rows = self._csv.read_text().splitlines(keepends=True)
+            with atomic_write(self._csv) as sibling:
+                sibling.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= step))
+
+    def log(self, step: int, losses: Mapping[str, float], left_s: float, *, is_last: bool) -> None:
+        """Record the losses of a step; `left_s` is the estimated time to the end.
+
+        TensorBoard's events of an earlier process from this step on become obsolete.
+        """
+        self._csv.parent.mkdir(parents=True, exist_ok=True)
+        header = "" if self._csv.exists() else ",".join(["step", *losses]) + "\n"
+        append_text(self._csv, header + ",".join([str(step), *(f"{value:.5f}" for value in losses.values())]) + "\n")
+        with report_disk_full(self._folder):
+            if self._writer is None:
+                self._writer = SummaryWriter(str(self._folder), purge_step=step)
+            for term, value in losses.items():
+                self._writer.add_scalar(f"loss/{term}", value, step)
+        if self._textfile is not None:
+            self._textfile.log(step, losses, left_s, is_last=is_last)
+
+    def mark_failed(self) -> None:
+        """Record that the run stopped because a loss or gradient was not finite."""
+        if self._textfile is not None:
+            self._textfile.mark_failed()
+
+    def flush(self) -> None:
+        """Write the events that are buffered."""
+        if self._writer is not None:
+            with report_disk_full(self._folder):
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Write the events that are buffered; a later `log` opens another file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with report_disk_full(self._folder):
+                writer.close()

@@ -48,17 +48,12 @@ def git_commit(file: Path = Path(__file__)) -> str | None:
 
     None if git is not installed or does not track the file, which may be installed inside an unrelated checkout.
     """
-    git = shutil.which("git")
-    if git is None or _run_git(git, file, "ls-files", "--error-unmatch", file.name) is None:
-        return None
-    return _run_git(git, file, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
-def _run_git(git: str, file: Path, *arguments: str) -> str | None:
-    """Return the output of a git command in the file's folder; None if it failed."""
-    command = [git, "-C", str(file.parent), *arguments]
+    is_tracked = ["ls-files", "--error-unmatch", file.name]
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)
+        for arguments in (is_tracked, describe):
+            command = ["git", "-C", str(file.parent), *arguments]
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return ended.stdout.strip()

@@ -28,15 +28,15 @@ from training.trainer.checkpoint import (
     read_checkpoint_metadata,
     write_checkpoint,
 )
-from training.trainer.distributed import SINGLE_PROCESS, DistributedContext
-from training.trainer.loggers import (
-    LOSSES_FILE,
-    TENSORBOARD_FOLDER,
-    CsvLogger,
-    Logger,
-    PrometheusTextfileLogger,
-    TensorBoardLogger,
+from training.trainer.distributed import (
+    all_reduce_any,
+    all_reduce_gradients,
+    all_reduce_mean,
+    get_rank_and_world_size,
+    is_main_process,
+    slice_batch,
 )
+from training.trainer.loggers import PrometheusTextfileLogger, RunLogger
 from training.trainer.provenance import git_commit
 from training.trainer.task import BatchType, TrainingTask
 
@@ -65,20 +65,19 @@ class Trainer(Generic[BatchType]):
         device: str = "cpu",
         *,
         init_weights: Path | None = None,
-        distributed: DistributedContext = SINGLE_PROCESS,
         prometheus_textfile: Path | None = None,
     ) -> None:
         """Load the checkpoint in `run` if there is one; else start, from the weights in `init_weights` if given.
 
         All processes of a distributed run do the same on their own samples; the main process writes files and logs.
-        Raises ConfigError if the run was started with another configuration, or if `init_weights` do not match.
+        Raises ConfigError if the run was started with another configuration, if `init_weights` do not match, or if
+        the batch cannot be divided among the processes.
         """
-        distributed.check_batch_size(task.config.batch_size)
         self.task = task
         self.step = 0
         self._run = run
         self._config = task.config
-        self._distributed = distributed
+        self._local_slice(0)
         self._run_info = task.run_info
         if init_weights is not None:
             initial = load_initial_weights(task.module, self._run_info.network, init_weights)
@@ -92,13 +91,10 @@ class Trainer(Generic[BatchType]):
         self._ema = make_ema(task.module, self._config.ema_decay) if self._config.ema_decay else None
         if (run / CHECKPOINT_FILE).exists():
             self._resume()
-        self._loggers: list[Logger] = []
-        if distributed.is_main_process:
-            csv_logger = CsvLogger(run / LOSSES_FILE)
-            csv_logger.truncate_after(self.step)
-            self._loggers += [csv_logger, TensorBoardLogger(run / TENSORBOARD_FOLDER)]
-            if prometheus_textfile:
-                self._loggers += [PrometheusTextfileLogger(prometheus_textfile, run, self._config.max_steps)]
+        self._logger: RunLogger | None = None
+        if is_main_process():
+            steps, path = self._config.max_steps, prometheus_textfile
+            self._logger = RunLogger(run, self.step, PrometheusTextfileLogger(path, run, steps) if path else None)
 
     def train(self, max_seconds: float = math.inf) -> TrainReport:
         """Train to the last step, or until the time is up, and write the run.
@@ -108,21 +104,19 @@ class Trainer(Generic[BatchType]):
         ends = time.monotonic() + max_seconds
         losses: dict[str, float] = {}
         progress = Progress(
-            "train", self._config.max_steps, unit="step", done=self.step, is_shown=self._distributed.is_main_process
+            "train", self._config.max_steps, unit="step", done=self.step, is_shown=self._logger is not None
         )
         with progress, defer_keyboard_interrupt() as interrupt, ExitStack() as stack:
-            batches = stack.enter_context(closing(self.batches()))
-            for each in self._loggers:
-                stack.callback(each.close)
-            for batch in batches:
-                losses = self._distributed.all_reduce_mean(self.train_step(batch))
-                is_interrupted = self._distributed.all_reduce_any(interrupt.is_set())
-                is_time_up = self._distributed.all_reduce_any(time.monotonic() >= ends)
+            if self._logger:
+                stack.enter_context(closing(self._logger))
+            for batch in stack.enter_context(closing(self.batches())):
+                losses = all_reduce_mean(self.train_step(batch))
+                is_interrupted = all_reduce_any(interrupt.is_set())
+                is_time_up = all_reduce_any(time.monotonic() >= ends)
                 is_last = is_interrupted or is_time_up or self.step == self._config.max_steps
-                if self._distributed.is_main_process:
+                if self._logger:
                     progress.advance(note=f"loss {losses['total']:.3f}")
-                    for each in self._loggers:
-                        each.log(self.step, losses, progress.left_s, is_last=is_last)
+                    self._logger.log(self.step, losses, progress.left_s, is_last=is_last)
                     if is_last or self.step % self._config.checkpoint_interval == 0:
                         self.save()
                 if is_interrupted:
@@ -144,7 +138,7 @@ class Trainer(Generic[BatchType]):
         self._check_finite("loss", values["total"], batch)
         self._optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        self._distributed.all_reduce_gradients(self._trained)
+        all_reduce_gradients(self._trained)
         norm = clip_gradients(self._trained, self._config.grad_clip_norm, per_parameter=self._config.clip_per_parameter)
         self._check_finite("gradient norm", norm, batch)
         self._optimizer.step()
@@ -155,15 +149,18 @@ class Trainer(Generic[BatchType]):
 
     def batches(self) -> Generator[BatchType]:
         """Yield this process's slice of the remaining batches; the next one loads while the current one is used."""
-        size = self._config.batch_size
         with ThreadPoolExecutor(1) as reader:
-            upcoming = reader.submit(self.task.load_batch, *self._distributed.local_slice(self.step * size, size))
-            for step in range(self.step, self._config.max_steps):
+            upcoming = reader.submit(self.task.load_batch, *self._local_slice(self.step))
+            for following in range(self.step + 1, self._config.max_steps + 1):
                 batch = upcoming.result()
-                if step + 1 < self._config.max_steps:
-                    following = self._distributed.local_slice((step + 1) * size, size)
-                    upcoming = reader.submit(self.task.load_batch, *following)
+                if following < self._config.max_steps:
+                    upcoming = reader.submit(self.task.load_batch, *self._local_slice(following))
                 yield batch
+
+    def _local_slice(self, step: int) -> tuple[int, int]:
+        """Return first sample and number of samples of this process in the batch of a step."""
+        size = self._config.batch_size
+        return slice_batch(step * size, size, *get_rank_and_world_size())
 
     def save(self) -> None:
         """Write the checkpoint, then the run with the averaged weights, or with the weights if there is no average."""
@@ -173,14 +170,14 @@ class Trainer(Generic[BatchType]):
         if self.step == self._config.max_steps:
             self.task.on_train_end(module)
         write_run(self._run, replace(self._run_info, step=self.step), module)
-        for each in self._loggers:
-            each.flush()
+        if self._logger:
+            self._logger.flush()
 
     def _check_finite(self, name: str, value: float, batch: BatchType) -> None:
         if math.isfinite(value):
             return
-        for each in self._loggers:
-            each.mark_failed()
+        if self._logger:
+            self._logger.mark_failed()
         photos = ", ".join(path.name for path in batch.photos)
         raise TrainingError(f"the {name} is {value} at step {self.step}; photos of the batch: {photos}")
 
