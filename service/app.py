@@ -28,7 +28,7 @@ from service.routes.models import router as models_router
 from service.routes.pages import router as pages_router
 from service.routes.segment import router as segment_router
 from service.settings import Settings
-from service.tracing import make_tracing
+from service.tracing import Tracing
 
 _EXPOSED_HEADERS = (
     "ETag",
@@ -81,7 +81,7 @@ def create_app(settings: Settings, load_artifact: ArtifactLoader | None = None) 
         telemetry=telemetry,
         api_keys=api_keys + admin_keys if api_keys else (),
         admin_keys=admin_keys,
-        tracing=make_tracing(settings),
+        tracing=Tracing(settings.otlp_endpoint, settings.trace_sample_ratio) if settings.otlp_endpoint else None,
     )
     app = Api(
         title="useg",

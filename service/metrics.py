@@ -235,22 +235,16 @@ class VersionMetrics:
     """Histograms of the artifact's drift reference."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DurationSum:
-    """Number of events and their total duration."""
-
-    count: int = 0
-    seconds: float = 0.0
-
-
 class VersionStats:
     """Records recent images, outputs and totals of one version; thread-safe."""
 
     def __init__(self, contract: Contract, telemetry: Telemetry) -> None:
         self.labels = (contract.name, contract.version)
         """Labels of the version in metrics."""
-        self.totals: defaultdict[Stage | Literal["success", "fail"], DurationSum] = defaultdict(DurationSum)
-        """Of the stages of its images, and of requests with a successful or another response."""
+        self.counts: defaultdict[str, int] = defaultdict(int)
+        """Of the stages of its images, and of requests with a successful (`success`) or another (`fail`) response."""
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """Total durations of the same."""
         self.last_inference_s = 0.0
         """Time of the last image, in seconds since 1970; 0 for never."""
         self._telemetry = telemetry
@@ -265,8 +259,8 @@ class VersionStats:
     def record_duration(self, kind: Stage | Literal["success", "fail"], seconds: float) -> None:
         """Add the stage of an image, or a request, to the totals."""
         with self._lock:
-            total = self.totals[kind]
-            self.totals[kind] = DurationSum(count=total.count + 1, seconds=total.seconds + seconds)
+            self.counts[kind] += 1
+            self.seconds[kind] += seconds
 
     def record_image(self, seconds: float | None) -> None:
         """Record a segmented image; None for one (or a request) that another version answered instead."""

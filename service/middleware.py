@@ -172,8 +172,7 @@ class RequestMiddleware:
     def _add_headers(self, scope: Scope, headers: MutableHeaders) -> None:
         """Add the headers of every response."""
         headers["X-Request-ID"] = scope["state"]["request_id"]
-        for name, text in SECURITY_HEADERS.items():
-            headers[name] = text
+        headers.update(SECURITY_HEADERS)
         if headers.get("content-type", "").startswith("text/html"):
             headers.setdefault("Content-Security-Policy", _PAGE_CSP)
         if self._state.model_repository.is_draining:

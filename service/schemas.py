@@ -16,7 +16,7 @@ from service.metrics import VersionRole
 class Schema(BaseModel):
     """Base of the documented responses; the docstrings of fields are their descriptions."""
 
-    # Schemas are built when the documentation is requested, which shortens the start.
+    # Schemas are built when the documentation is requested, which shortens the start; FastAPI needs those of bodies.
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import h11
@@ -22,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from model.errors import ConfigError, UsegError
 from service.app import create_app
 from service.inference.loading import ArtifactLoader
+from service.middleware import AppState
 from service.problems import make_error_response
 from service.rollout.model_repository import ModelRepository
 from service.settings import Settings
@@ -89,18 +90,18 @@ class TimeoutH11Protocol(H11Protocol):
             self._timer = None
 
 
-def make_uvicorn_config(app: Any, *, client_timeout_s: float, finish_s: float) -> uvicorn.Config:
-    """Return uvicorn's options; `finish_s` is the maximum time for requests in flight at shutdown."""
+def make_uvicorn_config(app: Any, settings: Settings, lifespan: Literal["on", "off"] = "on") -> uvicorn.Config:
+    """Return uvicorn's options."""
     return uvicorn.Config(
         app,
-        http=type("Protocol", (TimeoutH11Protocol,), {"client_timeout_s": client_timeout_s}),
+        http=type("Protocol", (TimeoutH11Protocol,), {"client_timeout_s": settings.client_timeout_s}),
         ws="none",
-        lifespan="on",
+        lifespan=lifespan,
         log_config=None,
         access_log=False,
         server_header=False,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-        timeout_graceful_shutdown=max(1, round(finish_s)),
+        timeout_graceful_shutdown=max(1, round(settings.graceful_shutdown_timeout_s)),
     )
 
 
@@ -138,8 +139,7 @@ def run_server(
         signal.signal(each, _exit)
     cv2.setNumThreads(1)  # images are decoded in parallel: threads within one decoder only compete
     with contextlib.closing(bind(settings.host, settings.port)) as listener:
-        app = create_app(settings, load_artifact)
-        asyncio.run(serve_app(app, settings, listener, on_ready))
+        asyncio.run(serve_app(create_app(settings, load_artifact), listener, on_ready))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -151,14 +151,13 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}") from error
 
 
-async def serve_app(app: FastAPI, settings: Settings, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
+async def serve_app(app: FastAPI, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
     """Serve `app` until a signal arrives. Raises UsegError if the artifact cannot be loaded."""
-    repository: ModelRepository = app.state.useg.model_repository
-    timeouts = {"client_timeout_s": settings.client_timeout_s, "finish_s": settings.graceful_shutdown_timeout_s}
-    server = Server(make_uvicorn_config(app, **timeouts))
-    announcement = asyncio.create_task(_announce(repository, server, listener, on_ready))
-    async with _serve_admin_port(app, settings), _serve_grpc(app, settings) as stop_grpc:
-        with graceful_shutdown(server, repository, settings.shutdown_delay_s, stop_grpc):
+    state: AppState = app.state.useg
+    server = Server(make_uvicorn_config(app, state.settings))
+    announcement = asyncio.create_task(_announce(state.model_repository, server, listener, on_ready))
+    async with _serve_admin_port(app, state.settings), _serve_grpc(app, state) as stop_grpc:
+        with graceful_shutdown(server, state.model_repository, state.settings.shutdown_delay_s, stop_grpc):
             await server.serve(sockets=[listener])
     announcement.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -223,9 +222,7 @@ async def _serve_admin_port(app: FastAPI, settings: Settings) -> AsyncIterator[N
     if settings.admin_port < 0:
         yield
         return
-    config = make_uvicorn_config(AdminPortApp(app), client_timeout_s=settings.client_timeout_s, finish_s=1.0)
-    config.lifespan = "off"
-    server = Server(config)
+    server = Server(make_uvicorn_config(AdminPortApp(app), settings, lifespan="off"))
     with contextlib.closing(bind(settings.host, settings.admin_port)) as listener:
         logger.info("health and metrics on port %d", listener.getsockname()[1])
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -237,16 +234,16 @@ async def _serve_admin_port(app: FastAPI, settings: Settings) -> AsyncIterator[N
 
 
 @contextlib.asynccontextmanager
-async def _serve_grpc(app: FastAPI, settings: Settings) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+async def _serve_grpc(app: FastAPI, state: AppState) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Serve gRPC, if it has a port; yields a function that stops it. Raises ConfigError if grpcio is not installed."""
-    if settings.grpc_port < 0:
+    if state.settings.grpc_port < 0:
         yield partial(asyncio.sleep, 0)
         return
     try:
         from service.oip.grpc_server import serve_grpc
     except ImportError as error:
         raise ConfigError("grpc_port needs grpcio: pip install 'useg[grpc]'") from error
-    async with serve_grpc(app, app.state.useg) as (_, stop):
+    async with serve_grpc(app, state) as (_, stop):
         yield stop
 
 

@@ -6,7 +6,6 @@ from starlette.types import ASGIApp
 
 from model.errors import ConfigError
 from service.metrics import StageSpan
-from service.settings import Settings
 
 _EXPORT_TIMEOUT_S = 2.0
 """Including retries: the server waits for the last spans when it stops."""
@@ -19,12 +18,15 @@ class Tracing:
     """
 
     def __init__(self, endpoint: str, sample_ratio: float) -> None:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
-
+        """Raises ConfigError if OpenTelemetry is not installed."""
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+        except ImportError as error:
+            raise ConfigError("otlp_endpoint needs OpenTelemetry: pip install 'useg[otel]'") from error
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=_EXPORT_TIMEOUT_S)
         self._provider = TracerProvider(
             sampler=ParentBasedTraceIdRatio(sample_ratio),
@@ -72,13 +74,3 @@ class Tracing:
     def close(self) -> None:
         """Send the remaining spans; may take seconds."""
         self._provider.shutdown()
-
-
-def make_tracing(settings: Settings) -> Tracing | None:
-    """Return what traces requests; None without an endpoint. Raises ConfigError if OpenTelemetry is not installed."""
-    if not settings.otlp_endpoint:
-        return None
-    try:
-        return Tracing(settings.otlp_endpoint, settings.trace_sample_ratio)
-    except ImportError as error:
-        raise ConfigError("otlp_endpoint needs OpenTelemetry: pip install 'useg[otel]'") from error

@@ -50,10 +50,10 @@ async def wait_for(event: threading.Event) -> None:
 @asynccontextmanager
 async def listen(opener: ArtifactLoader = open_fake, **settings: Any) -> AsyncIterator[tuple[str, int]]:
     """Serve on a real socket; yields host and port."""
-    chosen = Settings(port=0, **settings)
+    chosen = Settings(port=0, graceful_shutdown_timeout_s=1.0, **settings)
     app = create_app(chosen, load_artifact=opener)
     with bind(chosen.host, chosen.port) as listener:
-        server = Server(make_uvicorn_config(app, client_timeout_s=chosen.client_timeout_s, finish_s=1.0))
+        server = Server(make_uvicorn_config(app, chosen))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         await asyncio.wait_for(app.state.useg.model_repository.wait_ready(), WAIT_S)
         host, port = listener.getsockname()

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from model.network_io import RawOutputs
 from service.server import Server, make_uvicorn_config
+from service.settings import Settings
 
 HALVES = save(draw_halves())
 INFER = "v2/models/fake/infer"
@@ -163,7 +164,8 @@ async def answer_at_length(scope: Scope, receive: Receive, send: Send) -> None:
 @asynccontextmanager
 async def answer_one(client_timeout_s: float, sent: bytes = b"") -> AsyncIterator[tuple[Server, socket.socket]]:
     """A server that answers at length, and the socket of its only client."""
-    server = Server(make_uvicorn_config(answer_at_length, client_timeout_s=client_timeout_s, finish_s=1.0))
+    settings = Settings(client_timeout_s=client_timeout_s, graceful_shutdown_timeout_s=1.0)
+    server = Server(make_uvicorn_config(answer_at_length, settings))
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         client.setblocking(False)

@@ -60,8 +60,6 @@ class InferenceThread:
 
     async def run(self, call: Callable[[], T], timeout_s: float | None = None) -> T:
         """Return what `call` returns. Raises InferenceThreadDied if the thread ends or `timeout_s` has passed."""
-        if not self._thread.is_alive():
-            raise InferenceThreadDied("the inference thread has ended")
         future: Future[T] = Future()
         self._calls.put((call, future))
         waiting = asyncio.wrap_future(future)

@@ -86,7 +86,6 @@ class ResponsePart:
     """One file of a response."""
 
     content: bytes
-    media_type: MediaType
     suffix: str
     task: Task | None
     """None for a file that covers all tasks."""
@@ -298,8 +297,7 @@ def encode_result(
 ) -> tuple[ResponsePart, ...]:
     """Return the files for one image: one, unless the media type is an archive."""
     if media_type == "application/json":
-        content = orjson.dumps(result_to_json(result, contract))
-        return (ResponsePart(content=content, media_type=media_type, suffix=".json", task=None),)
+        return (ResponsePart(content=orjson.dumps(result_to_json(result, contract)), suffix=".json", task=None),)
     single = _FORMAT_OF_MEDIA_TYPE.get(media_type)
     return tuple(
         _encode_part(name, result, task, segmentation, contract, is_zip=single is None)
@@ -371,5 +369,4 @@ def _encode_part(
             content = to_npz(segmentation)
         case "huggingface":
             content = orjson.dumps(to_hf_masks(segmentation))
-    media_type, suffix = _FORMATS[name]
-    return ResponsePart(content=content, media_type=media_type, suffix=suffix, task=task, annotations=annotations)
+    return ResponsePart(content=content, suffix=_FORMATS[name][1], task=task, annotations=annotations)

@@ -1,8 +1,7 @@
 """The Open Inference Protocol v2 under `/v2`, for clients of Triton, KServe and others."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -18,7 +17,7 @@ from starlette.responses import Response
 from model.contract import Contract, Task
 from model.errors import InputError, InvalidParameter, NotReady
 from service.inference.pipeline import ImageContent, Pipeline, SegmentationResult, result_to_json
-from service.metrics import DurationSum, RequestRecord, Stage
+from service.metrics import RequestRecord, Stage
 from service.middleware import get_state
 from service.oip.tensors import (
     IDS_OUTPUT,
@@ -45,7 +44,7 @@ from service.requests import (
     parse_request_context,
     read_in_time,
 )
-from service.rollout.router import Route, TrafficRouter
+from service.rollout.router import TrafficRouter
 from service.routes.dependencies import API_KEY
 
 _EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
@@ -242,12 +241,11 @@ async def infer(
     """
     router = _get_router(request, name)
     record = request.state.record = RequestRecord(get_state(request).telemetry, stats=router.stats)
-    with router.admit(context) if version is None else _admit_version(router.get_pipeline(version), context) as route:
+    with router.admit(context, version) as route:
         with record.time("read"):
+            length = request.headers.get(LENGTH_HEADER)
             body = await read_in_time(request.body(), context.deadline)
-            infer_request, images = await asyncio.to_thread(
-                parse_infer_request, body, request.headers.get(LENGTH_HEADER)
-            )
+            infer_request, images = await asyncio.to_thread(parse_infer_request, body, length)
         outputs = list_outputs(infer_request)
         own_context, options = parse_infer_parameters(infer_request, outputs, context)
 
@@ -327,22 +325,22 @@ def _version_statistics(pipeline: Pipeline) -> dict[str, Any]:
     """Return Triton's statistics of a version; times in nanoseconds."""
     stats, (name, version) = pipeline.stats, pipeline.stats.labels
 
-    def describe(*sums: DurationSum) -> dict[str, int]:
+    def describe(*kinds: str) -> dict[str, int]:
         """Return the total time of consecutive stages, and the count of the last."""
-        return {"count": sums[-1].count, "ns": round(sum(each.seconds for each in sums) * 1e9)}
+        return {"count": stats.counts[kinds[-1]], "ns": round(sum(stats.seconds[kind] for kind in kinds) * 1e9)}
 
     return {
         "name": name,
         "version": version,
         "last_inference": round(stats.last_inference_s * 1000),
-        "inference_count": stats.totals["infer"].count,
+        "inference_count": stats.counts["infer"],
         "execution_count": pipeline.scheduler.runs,
         "inference_stats": {
-            "success": describe(stats.totals["success"]),
-            "fail": describe(stats.totals["fail"]),
-            **{name: describe(*(stats.totals[each] for each in stages)) for name, stages in _STAGES.items()},
-            "cache_hit": describe(DurationSum()),
-            "cache_miss": describe(DurationSum()),
+            "success": describe("success"),
+            "fail": describe("fail"),
+            **{name: describe(*stages) for name, stages in _STAGES.items()},
+            "cache_hit": {"count": 0, "ns": 0},
+            "cache_miss": {"count": 0, "ns": 0},
         },
         "batch_stats": [],
     }
@@ -375,9 +373,3 @@ def _stack_outputs(values: list[Any]) -> Output:
 
 def _get_router(request: Request, name: str) -> TrafficRouter:
     return get_state(request).model_repository.routers.get(name)
-
-
-@contextmanager
-def _admit_version(pipeline: Pipeline, context: RequestContext) -> Iterator[Route]:
-    with pipeline.admission.admit(context):
-        yield Route(pipeline=pipeline, fallback=None, context=context)

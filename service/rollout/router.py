@@ -114,12 +114,13 @@ class TrafficRouter:
             self.shadow.submit(images)
 
     @contextmanager
-    def admit(self, context: RequestContext) -> Iterator[Route]:
-        """Admit one request, whose body has not been read yet, and choose its version.
+    def admit(self, context: RequestContext, version: str | None = None) -> Iterator[Route]:
+        """Admit one request, whose body has not been read yet, to a version: the given one, or one of our choice.
 
-        Requests with the same routing key get the same version as long as it is ready. Raises QueueFull and NotReady.
+        Requests with the same routing key get the same version as long as it is ready. Raises QueueFull, and what
+        `get_pipeline` raises.
         """
-        candidates = self._list_candidates(context.routing_key)
+        candidates = [self.get_pipeline(version)] if version else self._list_candidates(context.routing_key)
         with ExitStack() as stack:
             for index, pipeline in enumerate(candidates):
                 is_last = index == len(candidates) - 1

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,7 +18,7 @@ from service.inference.live_category_names import LiveCategoryNames
 from service.middleware import get_state
 from service.problems import document_problems
 from service.routes.dependencies import API_KEY, Admin
-from service.schemas import ModelInfo
+from service.schemas import ModelInfo, Schema
 
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,9})"?', re.ASCII)
 _READ = document_problems(404, 422, 503)
@@ -29,25 +29,21 @@ router = APIRouter(
 )
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-class CategoryNameBody(_Schema):
+class CategoryNameBody(Schema, defer_build=False):
     """The new name of a cluster."""
 
     category_name: Annotated[str, Field(examples=["dog"])]
     """1 to 80 printable characters; an empty name restores the model's own."""
 
 
-class UndoRequest(_Schema):
+class UndoRequest(Schema, defer_build=False):
     """The change to undo."""
 
     revision: Annotated[int | None, Field(ge=1)] = None
     """Revision that the change led to (default: the last)."""
 
 
-class ClusterInfo(_Schema):
+class ClusterInfo(Schema):
     """A class of the network and its category name."""
 
     cluster_id: Annotated[int, Field(ge=1)]
@@ -70,7 +66,7 @@ class RenamedCluster(ClusterInfo):
     """Revision of the names, for `If-Match`."""
 
 
-class ClusterList(_Schema):
+class ClusterList(Schema):
     """All clusters of a version."""
 
     model: ModelInfo

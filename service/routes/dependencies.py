@@ -11,7 +11,7 @@ from starlette.requests import Request
 from model.errors import PermissionDenied, Unauthorized
 from service.auth import authenticate
 from service.middleware import get_state
-from service.settings import Settings, is_loopback
+from service.settings import is_loopback
 
 API_KEY = [
     Security(HTTPBearer(scheme_name="bearer", auto_error=False)),
@@ -35,7 +35,7 @@ async def require_admin(request: Request) -> str:
     state = get_state(request)
     if state.admin_keys:
         return _require_admin_key(request)
-    if _has_api_keys(state.settings) or not is_loopback(state.settings.host):
+    if state.api_keys or not is_loopback(state.settings.host):
         raise PermissionDenied(f"this server has no admin keys: {_ADMIN_KEY_HINT}")
     _require_local_request(request.headers)
     return LOCAL_ADMIN
@@ -44,16 +44,12 @@ async def require_admin(request: Request) -> str:
 Admin = Annotated[str, Depends(require_admin)]
 
 
-def _has_api_keys(settings: Settings) -> bool:
-    return bool(settings.api_key_file or settings.api_keys)
-
-
 def _require_admin_key(request: Request) -> str:
     state = get_state(request)
     try:
         return authenticate(state.admin_keys, request.headers).name
     except Unauthorized as error:
-        if _has_api_keys(state.settings):  # RequestMiddleware knew the key, or the request would not be here
+        if state.api_keys:  # RequestMiddleware knew the key, or the request would not be here
             raise PermissionDenied("this API key has no admin rights: send an admin key") from error
         raise Unauthorized("missing or unknown admin key: send 'Authorization: Bearer KEY'") from error
 

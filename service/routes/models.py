@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,7 +17,7 @@ from service.middleware import get_state
 from service.problems import document_problems
 from service.rollout.model_repository import ModelRepository
 from service.routes.dependencies import API_KEY, Admin
-from service.schemas import Liveness, ModelHistory, ModelInfo, ModelList, Readiness
+from service.schemas import Liveness, ModelHistory, ModelInfo, ModelList, Readiness, Schema
 
 _CHANGE = document_problems(403, 404, 408, 409, 413, 415, 422, 429, 500, 503)
 _NO_REGISTRY = "this server serves a single artifact: start it with --registry to change versions"
@@ -27,10 +27,8 @@ health_router = APIRouter(tags=["Health"], responses=document_problems(431))
 router = APIRouter(tags=["Models"], dependencies=API_KEY, responses=document_problems(401, 431))
 
 
-class ReasonBody(BaseModel):
+class ReasonBody(Schema, defer_build=False):
     """The reason for a change."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     reason: Annotated[str, Field(max_length=500)] = ""
     """A note for the history."""
@@ -128,10 +126,8 @@ async def roll_back(name: str, request: Request, author: Admin, body: ReasonBody
 async def _split_traffic(
     request: Request, name: str, role: Literal["canary", "shadow"], body: TrafficSplitRequest, author: str
 ) -> ModelHistory:
-    def change(registry: Registry) -> DeploymentState:
-        return registry.deploy_as(name, role, body.version, body.traffic_fraction, author=author, reason=body.reason)
-
-    return await _change(request, name, change)
+    split = (name, role, body.version, body.traffic_fraction)
+    return await _change(request, name, lambda each: each.deploy_as(*split, author=author, reason=body.reason))
 
 
 async def _change(request: Request, name: str, change: Change) -> ModelHistory:

@@ -10,44 +10,43 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import PathLike, StaticFiles
 from starlette.types import Scope
 
 from service.middleware import make_page_csp
 
-_WEB = Path(__file__).parent.parent / "web"
-_REVALIDATE = {"Cache-Control": "no-cache"}
-"""Browsers keep a file but ask whether it has changed, so that all files of a page are of one release."""
-
 router = APIRouter(include_in_schema=False)
 
 
 class _RevalidatedFiles(StaticFiles):
-    """Static files; `get_response` raises HTTPException 404 for one that does not exist."""
+    """Static files; `get_response` raises HTTPException 404 for one that does not exist.
+
+    Browsers keep a file but ask whether it has changed, so that all files of a page are of one release.
+    """
 
     def file_response(
         self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
         response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers.update(_REVALIDATE)
+        response.headers["Cache-Control"] = "no-cache"
         return response
 
 
-_WEB_FILES = _RevalidatedFiles(directory=_WEB)
+_WEB_FILES = _RevalidatedFiles(directory=Path(__file__).parent.parent / "web")
 _SWAGGER_FILES = _RevalidatedFiles(packages=[("fastapi_offline", "static")])
 
 
 @router.get("/")
-async def index() -> Response:
+async def index(request: Request) -> Response:
     """The page that segments photos."""
-    return FileResponse(_WEB / "index.html", headers=_REVALIDATE)
+    return await _WEB_FILES.get_response("index.html", request.scope)
 
 
 @router.get("/dashboard")
-async def dashboard() -> Response:
+async def dashboard(request: Request) -> Response:
     """The dashboard, from the service's own metrics."""
-    return FileResponse(_WEB / "dashboard.html", headers=_REVALIDATE)
+    return await _WEB_FILES.get_response("dashboard.html", request.scope)
 
 
 @router.get("/static/{path:path}")
