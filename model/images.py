@@ -31,15 +31,6 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 _JPEG_END = b"\xff\xd9"
 _TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION_TAG = 0x0112
-_EXIF_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 """Pillow's mode of pixels, by the color space of an ICC profile."""
 _SRGB_TOLERANCE = 3
@@ -151,12 +142,8 @@ def read_image_size(path: Path) -> tuple[int, int]:
             with Image.open(stream, formats=_list_formats(start)) as source:
                 width, height = source.size
                 return (width, height) if _read_orientation(source) in _SIDEWAYS else (height, width)
-    except UnidentifiedImageError as error:
-        raise InvalidImage(f"{path} is in no supported image format, or is corrupt") from error
-    except OSError as error:
-        raise InvalidImage(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # as in `decode_image`
-        raise InvalidImage(f"{path} is corrupt or truncated ({error})") from error
+        raise InvalidImage(f"{path} is missing, corrupt or in no supported image format ({error})") from error
 
 
 def letterbox_image(
@@ -260,16 +247,17 @@ def _decode_opened(source: Image.Image, content: bytes) -> DecodedImage:
     num_frames = _count_frames(source)
     warnings = (f"only the first of {num_frames} frames was read",) if num_frames > 1 else ()
     image = _decode_jpeg(source, content)
-    if image is not None:
-        orientation = _read_orientation(source)
-    else:
-        rgb, orientation = _load_upright(source)
-        image = np.array(rgb)
-    return DecodedImage(image=image, num_frames=num_frames, orientation=orientation, warnings=warnings)
+    is_turned = source.format == "TIFF"  # Pillow rotates it while loading, and then drops its orientation
+    if image is None and not is_turned:
+        source.load()  # first, as reading the EXIF of a PNG loads it too and would hide that the file is corrupt
+    orientation = _read_orientation(source)
+    image = np.array(_convert_to_rgb(source)) if image is None else image
+    upright = image if is_turned else _turn_upright(image, orientation)
+    return DecodedImage(image=upright, num_frames=num_frames, orientation=orientation, warnings=warnings)
 
 
 def _decode_jpeg(source: Image.Image, content: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
-    """Decode a color JPEG, upright: the same bytes as Pillow in two thirds of its time.
+    """Decode a color JPEG: the same bytes as Pillow in two thirds of its time.
 
     Returns None for any other file, and for a JPEG with errors, which Pillow then decodes or rejects.
     """
@@ -279,11 +267,10 @@ def _decode_jpeg(source: Image.Image, content: bytes) -> UInt8[np.ndarray, "H W 
         image: UInt8[np.ndarray, "H W 3"] = simplejpeg.decode_jpeg(content, strict=True)
     except ValueError:
         return None
-    transpose, profile = _EXIF_TRANSPOSES.get(_read_orientation(source)), source.info.get("icc_profile")
-    if transpose is None and (not profile or _make_srgb_transform(profile) is None):
+    profile = source.info.get("icc_profile")
+    if not profile or _make_srgb_transform(profile) is None:
         return image
-    rgb = _convert_profile(Image.fromarray(image), profile)
-    return np.asarray(rgb if transpose is None else rgb.transpose(transpose))
+    return np.asarray(_convert_profile(Image.fromarray(image), profile))
 
 
 def _lacks_only_end_marker(source: Image.Image, content: bytes) -> bool:
@@ -310,14 +297,13 @@ def _count_frames(source: Image.Image) -> int:
     raise ImageTooLarge(f"the TIFF has more than {_MAX_PAGES} pages: send only the first one")
 
 
-def _load_upright(source: Image.Image) -> tuple[Image.Image, int]:
-    is_turned = source.format == "TIFF"  # Pillow rotates it while loading, and then drops its orientation
-    if not is_turned:
-        source.load()  # first, as reading the EXIF of a PNG loads it too and would hide that the file is corrupt
-    orientation = _read_orientation(source)
-    rgb = _convert_to_rgb(source)
-    transpose = None if is_turned else _EXIF_TRANSPOSES.get(orientation)
-    return rgb if transpose is None else rgb.transpose(transpose), orientation
+def _turn_upright(image: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Apply an EXIF orientation (EXIF 2.3, section 4.6.4)."""
+    if orientation in _SIDEWAYS:
+        image = cv2.transpose(image)
+    if orientation in (2, 3, 6, 7):
+        image = cv2.flip(image, 1)
+    return cv2.flip(image, 0) if orientation in (3, 4, 7, 8) else image
 
 
 def _read_orientation(source: Image.Image) -> int:
@@ -378,13 +364,10 @@ def _make_srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransfor
         transform = ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None
+    if mode != "RGB":
+        return mode, transform
     steps = np.arange(0, 256, 15, dtype=np.uint8)
     colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
-    if mode == "CMYK":
-        return mode, transform
-    if mode == "L":
-        colors = np.repeat(steps, 3).reshape(1, -1, 3)
-    samples = Image.fromarray(colors)
-    converted = ImageCms.applyTransform(samples if mode == "RGB" else samples.getchannel(0), transform)
+    converted = ImageCms.applyTransform(Image.fromarray(colors), transform)
     difference = np.abs(np.asarray(converted, np.int16) - colors)
     return None if difference.max() <= _SRGB_TOLERANCE else (mode, transform)
