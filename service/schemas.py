@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.contract import Task
-from model.registry.deployment import DeploymentEvent
+from model.registry.versions import DeploymentEvent
 from service.metrics import VersionRole
 
 

@@ -206,12 +206,3 @@ def test_errors_are_one_line(tmp_path: Path, drawn: Path, capsys: pytest.Capture
     call(capsys, "registry", "add", registry, drawn, "--model", "other")
     assert "holds fake, other: give --model" in fail(capsys, "registry", "activate", registry, "1")
     assert call(capsys, "registry", "activate", registry, "1", "--model", "other")["name"] == "other"
-
-
-def test_a_signing_key_is_created_and_signs(tmp_path: Path, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("cryptography", reason="useg[signing] is not installed")
-    made = call(capsys, "create-signing-key", tmp_path / "key", "--name", "alice")
-    assert made["trusted_keys_line"].startswith("alice:")
-    assert call(capsys, "sign", drawn, "--key", tmp_path / "key")["signed"] is True
-    assert (drawn / "contract.sig").is_file()
-    assert "never overwritten" in fail(capsys, "create-signing-key", tmp_path / "key")

@@ -33,12 +33,6 @@ def test_random_maps_are_encoded_as_by_pycocotools(max_labels: int) -> None:
         assert encode_label_map(labels, ids) == [encode_by_pycocotools(labels == each) for each in ids]
 
 
-def test_a_large_image_has_counts_of_many_digits() -> None:
-    labels = np.zeros((3000, 2000), np.int32)
-    labels[5:, 1000] = 1
-    assert encode_label_map(labels, [1]) == [encode_by_pycocotools(labels == 1)]
-
-
 def test_a_mask_inside_an_image_is_encoded_as_by_pycocotools() -> None:
     generator = np.random.default_rng(47)
     for _ in range(120):

@@ -197,12 +197,6 @@ def test_colors_are_converted_from_an_icc_profile_to_srgb(suffix: str, orientati
         np.testing.assert_allclose(photo.image[4, 4].astype(int), expected, atol=12)  # lossy
 
 
-def test_a_profile_of_gray_images_is_applied_to_gray() -> None:
-    gray = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    content = save(Image.new("L", (2, 2), 100), "PNG", icc_profile=gray.tobytes())
-    assert np.unique(decode_image(content).image).tolist() == [100]
-
-
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}])
 def test_a_jpeg_may_lack_its_end_marker_and_nothing_else(mode: str, options: dict[str, Any]) -> None:
@@ -245,12 +239,6 @@ def test_a_jpeg_with_errors_is_decoded_by_pillow() -> None:
     flawed[len(content) // 2] ^= 0x55  # Pillow tolerates a corrupt block, and data after the end
     for each in (bytes(flawed), content + b"garbage"):
         np.testing.assert_array_equal(decode_image(each).image, np.asarray(Image.open(io.BytesIO(each))))
-
-
-def test_an_image_of_the_input_size_stays_unchanged() -> None:
-    image = np.random.default_rng(3).integers(0, 256, (56, 56, 3), np.uint8)
-    pixels, _ = letterbox_image(image, [InputSize.square(56)], stride_px=4)
-    np.testing.assert_array_equal(pixels.transpose(1, 2, 0), image)
 
 
 def test_shrinking_averages_the_pixels_it_merges() -> None:

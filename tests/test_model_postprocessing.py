@@ -274,16 +274,6 @@ def test_box_masks_are_pasted_at_the_scaled_box() -> None:
     assert (second.min(0).tolist(), second.max(0).tolist()) == ([56, 0], [63, 31])  # half of the box that is left
 
 
-def test_components_of_box_masks_become_segments() -> None:
-    mask = np.zeros((28, 28), np.float32)
-    mask[:, :8], mask[:, 20:] = 0.9, 0.9
-    raw = replace(draw_raw([(0.9, 0, mask)]), boxes=np.array([[0, 0, 28, 28]], np.float32))
-    contract = draw_contract(side_px=32, stride_px=4, box_mask_size=28)
-    letterbox = plan_letterbox(32, 32, [InputSize.square(32)], 4)
-    result = postprocess(raw, letterbox, contract, "instance", replace(KEEP_ALL, min_component_area_fraction=0.5))
-    assert [int((result.label_map == each.id).sum()) for each in result.segments] == [8 * 28, 8 * 28]
-
-
 def test_without_stuff_clusters_the_rest_is_void() -> None:
     raw = draw_raw([(0.9, 0, draw_mask(slice(2, 4), slice(2, 4)))], logits=np.zeros((1, 8, 8), np.float32))
     result = postprocess(

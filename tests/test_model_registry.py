@@ -15,8 +15,7 @@ from fake_registry import NAME, make_registry, write_artifact
 from model.contract import NETWORK_FILE, read_contract
 from model.errors import ArtifactError, ConfigError, ModelNotFound, RegistryConflict, RegistryError
 from model.registry.category_names import edit_names, names_path, read_names
-from model.registry.deployment import MAX_EVENTS, DeploymentEvent, DeploymentState, TrafficSplit
-from model.registry.versions import Registry
+from model.registry.versions import MAX_EVENTS, DeploymentEvent, DeploymentState, Registry, TrafficSplit
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from cyclopts import App, Parameter
 from cyclopts.types import PositiveFloat
 
 from model.errors import ConfigError
-from model.registry.deployment import DeploymentState
-from model.registry.versions import Registry
+from model.registry.versions import DeploymentState, Registry
 
 _SHOWN_EVENTS = 10
 

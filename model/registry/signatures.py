@@ -3,7 +3,6 @@
 import base64
 import binascii
 import json
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,13 +47,10 @@ def create_signing_key(key: Path, /, *, name: str = "useg") -> dict[str, Any]:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     try:
-        handle = os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        key.touch(0o600, exist_ok=False)
     except FileExistsError as error:
         raise ConfigError(f"{key} exists: keys are never overwritten") from error
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    key.write_bytes(content)
     return {"key": str(key), "trusted_keys_line": line}
 
 

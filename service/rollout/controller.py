@@ -10,8 +10,7 @@ from typing import Literal
 from model.backends.session import Session
 from model.contract import Contract
 from model.errors import ContractMismatch, RegistryError, UsegError
-from model.registry.deployment import DeploymentState, TrafficSplit
-from model.registry.versions import Registry
+from model.registry.versions import DeploymentState, Registry, TrafficSplit
 from service.inference.loading import ArtifactLoader, load_pipeline
 from service.inference.pipeline import Pipeline
 from service.metrics import RollbackCause, Telemetry, VersionMetrics, VersionRole

@@ -11,8 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model.errors import ArtifactError, RegistryConflict, RegistryError
-from model.registry.deployment import DeploymentState
-from model.registry.versions import Registry
+from model.registry.versions import DeploymentState, Registry
 from service.middleware import get_state
 from service.problems import document_problems
 from service.rollout.model_repository import ModelRepository
