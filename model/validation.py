@@ -1,7 +1,7 @@
 """Strict reading of JSON into dataclasses, with errors on one line."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache
@@ -28,12 +28,10 @@ def to_versioned_json(value: "DataclassInstance", version: int) -> str:
     return json.dumps({"format_version": version, **asdict(value)}, indent=2, ensure_ascii=False) + "\n"
 
 
-def parse_versioned_json(
-    target: type[T], content: bytes | str, version: int, hint: str = "", removed: Mapping[str, Any] | None = None
-) -> T:
+def parse_versioned_json(target: type[T], content: bytes | str, version: int, hint: str = "") -> T:
     """Parse what `to_versioned_json` wrote. `hint` ends the error message for another format version.
 
-    Keys in `removed` are ignored if they have the value there. Raises ConfigError.
+    Raises ConfigError.
     """
     try:
         decoded = json.loads(content)
@@ -44,8 +42,7 @@ def parse_versioned_json(
     found = decoded.pop("format_version", None)
     if found != version:
         raise ConfigError(f"format version {found}, this release reads {version}{hint}")
-    old = removed or {}
-    return parse(target, {key: value for key, value in decoded.items() if key not in old or old[key] != value})
+    return parse(target, decoded)
 
 
 def parse(target: type[T], content: Any) -> T:

@@ -38,7 +38,7 @@ def test_keys_are_those_of_the_last_attention_layer(encoder: VisionTransformer) 
     hook.remove()
     width = encoder.config.embed_dim
     expected = outputs[0][:, 1:, width : 2 * width].unflatten(1, (4, 4))  # without the class token
-    keys = np.stack(list(compute_key_features(encoder, pixels)))
+    keys = compute_key_features(encoder, pixels)
     assert keys.shape == (2, 1, 4, 4, width)
     assert keys[:, 0].astype(np.float32) == pytest.approx(expected.numpy(), abs=5e-3)  # half precision
 

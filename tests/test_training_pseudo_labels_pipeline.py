@@ -11,7 +11,7 @@ from PIL import Image
 
 from model.errors import CheckpointError, ConfigError, DatasetError
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset, read_label_map
-from training.data.label_config import REMOVED_OPTIONS, PseudoLabelConfig
+from training.data.label_config import PseudoLabelConfig
 from training.data.photos import PhotoScan
 from training.pseudo_labels.clustering import fit_projections
 from training.pseudo_labels.codebook import load_codebook
@@ -195,13 +195,6 @@ def test_a_stored_configuration_of_another_version_or_with_unknown_values_is_rej
     (copied.folder / "label.json").write_text(json.dumps(content | change))
     with pytest.raises(DatasetError, match=message):
         copied.read_photos()
-
-
-def test_options_of_earlier_releases_are_ignored_at_their_defaults(copied: PseudoLabelDataset) -> None:
-    content = json.loads((copied.folder / "label.json").read_text())
-    config = copied.read_config()
-    (copied.folder / "label.json").write_text(json.dumps({**content, **REMOVED_OPTIONS}))
-    assert copied.read_config() == config
 
 
 def write_labeled(folder: Path) -> LabeledPhoto:

@@ -1,14 +1,11 @@
 """Synthetic features for tests."""
 
-from pathlib import Path
-
 import numpy as np
 from torch import nn
 
 from model.contract import InputSize
 from model.images import plan_letterbox
 from training.data.features import PhotoFeatures
-from training.data.photos import PhotoFile
 
 PATCH_PX = 14
 
@@ -23,14 +20,10 @@ def draw(objects: list[tuple[slice, slice]], size: int = 20) -> np.ndarray:
     return tokens
 
 
-def make_photo_features(
-    maps: np.ndarray, name: str = "photo.jpg", height: int = 56, width: int = 56, folder: Path = Path()
-) -> PhotoFeatures:
+def make_photo_features(maps: np.ndarray, height: int = 56, width: int = 56) -> PhotoFeatures:
     """Features of one photo on a 56 px square of 14 px patches; `maps` are two layers, 2 4 4 C."""
-    photo = PhotoFile(path=folder / name, name=name, digest=Path(name).stem, height=height, width=width)
     half = maps.astype(np.float16)
     return PhotoFeatures(
-        photo=photo,
         letterbox=plan_letterbox(height, width, [InputSize.square(4 * PATCH_PX)], 4),
         last_block=half[-1],
         layers=tuple(half),

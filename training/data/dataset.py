@@ -16,13 +16,12 @@ from model.files import atomic_write
 from model.formats.png import decode_panoptic_png
 from model.progress import Progress
 from model.validation import parse_versioned_json
-from training.data.label_config import REMOVED_OPTIONS, PseudoLabelConfig, to_json
+from training.data.label_config import PseudoLabelConfig, to_json
 from training.data.panoptic_labels import (
     Chunk,
     Dependencies,
     ImageLabel,
     ImageRecord,
-    ImageRecords,
     plan_chunks,
     remove_stale,
 )
@@ -33,9 +32,6 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "label.json"
 PANOPTIC_FILE = "panoptic.json"
 INSTANCES_FILE = "instances.json"
-PANOPTIC_FOLDER = "panoptic"
-CODEBOOK_FILE = "codebook.npz"
-PROJECTIONS_FILE = "projections.npz"
 SCAN_FILE = "scan.json"
 FORMAT_VERSION = 3
 _MASK_FIELDS = {
@@ -67,17 +63,17 @@ class PseudoLabelDataset:
 
     @property
     def codebook(self) -> Path:
-        return self.folder / CODEBOOK_FILE
+        return self.folder / "codebook.npz"
 
     @property
     def chunks_dir(self) -> Path:
         """Folder of panoptic PNGs, one subfolder per chunk."""
-        return self.folder / PANOPTIC_FOLDER
+        return self.folder / "panoptic"
 
     @property
     def projections(self) -> Path:
         """Fitted feature projections of consensus masks."""
-        return self.folder / PROJECTIONS_FILE
+        return self.folder / "projections.npz"
 
     @property
     def scan(self) -> Path:
@@ -127,9 +123,7 @@ class PseudoLabelDataset:
         path = self.folder / CONFIG_FILE
         try:
             content = path.read_bytes()
-            config = parse_versioned_json(
-                PseudoLabelConfig, content, FORMAT_VERSION, "; run `useg label` again", REMOVED_OPTIONS
-            )
+            config = parse_versioned_json(PseudoLabelConfig, content, FORMAT_VERSION, "; run `useg label` again")
             return replace(config, photos=str(self.photos_dir.resolve())) if self.photos_dir else config
         except (OSError, ConfigError) as error:
             raise DatasetError(f"{self.folder} holds no readable pseudo-labels: {error}") from error
@@ -140,8 +134,8 @@ class PseudoLabelDataset:
         photos: Sequence[PhotoFile],
         dependencies: Dependencies,
         label: Callable[[PhotoFile], ImageLabel],
-    ) -> ImageRecords:
-        """Label photos chunk by chunk, skip complete chunks, and write the COCO files.
+    ) -> Iterator[ImageRecord]:
+        """Label photos chunk by chunk, skip complete chunks, and write the COCO files; returns the records.
 
         `dependencies` is what the labels depend on besides the photos; chunks with other dependencies are deleted.
         """
@@ -151,28 +145,35 @@ class PseudoLabelDataset:
                 if not chunk.is_complete(self.chunks_dir):
                     chunk.write(self.chunks_dir, map(label, chunk.photos))
                 progress.advance(len(chunk.photos))
-        return self.finish(config, chunks)
+        self.finish(config, chunks)
+        return self.read_records(chunks)
 
-    def finish(self, config: PseudoLabelConfig, chunks: Sequence[Chunk]) -> ImageRecords:
+    def read_records(self, chunks: Iterable[Chunk]) -> Iterator[ImageRecord]:
+        """Yield the records of complete chunks. Raises DatasetError if one is missing or damaged."""
+        return chain.from_iterable(chunk.read(self.chunks_dir) for chunk in chunks)
+
+    def finish(self, config: PseudoLabelConfig, chunks: Sequence[Chunk]) -> None:
         """Write the COCO files of complete chunks and delete all other chunks."""
-        records = ImageRecords(folder=self.chunks_dir, chunks=chunks)
-        masks = ((image_id, entry) for image_id, record in enumerate(records, start=1) for entry in record.instances)
+
+        def number_records() -> Iterator[tuple[int, ImageRecord]]:
+            return enumerate(self.read_records(chunks), start=1)
+
+        masks = ((image_id, entry) for image_id, record in number_records() for entry in record.instances)
         instances = ({"id": index, "image_id": image_id, **each} for index, (image_id, each) in enumerate(masks, 1))
         things = [_coco_category(each, "thing", each) for each in range(1, config.thing_clusters + 1)]
-        content = {"images": _coco_images(records), "annotations": instances, "categories": things}
+        content = {"images": _coco_images(number_records()), "annotations": instances, "categories": things}
         _stream_json(self.folder / INSTANCES_FILE, content)
         segments = (
             {"image_id": image_id, "file_name": record.file_name, "segments_info": record.segments}
-            for image_id, record in enumerate(records, start=1)
+            for image_id, record in number_records()
         )
         stuff = [
             _coco_category(config.thing_clusters + each, "stuff", each) for each in range(1, config.stuff_clusters + 1)
         ]
-        content = {"images": _coco_images(records), "annotations": segments, "categories": [*things, *stuff]}
+        content = {"images": _coco_images(number_records()), "annotations": segments, "categories": [*things, *stuff]}
         # Last, because its presence means that the dataset is finished.
         _stream_json(self.folder / PANOPTIC_FILE, content)
         remove_stale(self.chunks_dir, chunks)
-        return records
 
     def read_photos(self) -> list[LabeledPhoto]:
         """Return every labeled photo, in the order of `panoptic.json`.
@@ -245,15 +246,11 @@ def read_label_map(path: Path) -> Int32[np.ndarray, "H W"]:
         raise DatasetError(f"{path} is not a panoptic label: {error}") from error
 
 
-def _coco_images(records: Iterable[ImageRecord]) -> Iterator[dict[str, Any]]:
-    for image_id, photo in enumerate((record.photo for record in records), start=1):
-        yield {
-            "id": image_id,
-            "file_name": photo.name,
-            "height": photo.height,
-            "width": photo.width,
-            "sha256": photo.digest,
-        }
+def _coco_images(records: Iterable[tuple[int, ImageRecord]]) -> Iterator[dict[str, Any]]:
+    for image_id, record in records:
+        photo = record.photo
+        size = {"height": photo.height, "width": photo.width}
+        yield {"id": image_id, "file_name": photo.name, **size, "sha256": photo.digest}
 
 
 def _coco_category(category: int, kind: str, number: int) -> dict[str, Any]:

@@ -57,7 +57,6 @@ class FeatureCache:
 class PhotoFeatures:
     """Cached features of one photo and the part of the square input that shows it."""
 
-    photo: PhotoFile
     letterbox: Letterbox
     last_block: Float16[np.ndarray, "g g C"]
     """Output of the encoder's last block, before the final norm."""
@@ -120,24 +119,23 @@ class FeatureStore:
         load = partial(load_padded, self.side_px)
         if with_keys:
             resized, compute_keys = partial(load_resized, self.side_px), partial(compute_key_features, self.encoder)
-            for _ in fill_incrementally(self.key_cache, photos, resized, compute_keys):
-                pass
-        if self._layer_cache is not self.cache:
+            list(fill_incrementally(self.key_cache, photos, resized, compute_keys))
+        if self._layer_cache:
             compute_layers = partial(compute_block_features, self.encoder, self.layers)
-            for _ in fill_incrementally(self._layer_cache, photos, load, compute_layers):
-                pass
+            list(fill_incrementally(self._layer_cache, photos, load, compute_layers))
         compute = partial(compute_block_features, self.encoder, self._decoder_layers)
         yield from fill_incrementally(self.cache, photos, load, compute)
 
     def load(self, photo: PhotoFile) -> PhotoFeatures:
         """Raises DatasetError if the photo is not cached."""
         maps = self.cache.read(photo.digest)
-        layer_maps = maps if self._layer_cache is self.cache else self._layer_cache.read(photo.digest)
+        by_block = dict(zip(self._decoder_layers, maps, strict=True))
+        if self._layer_cache:
+            by_block = dict(zip(self.layers, self._layer_cache.read(photo.digest), strict=True))
         return PhotoFeatures(
-            photo=photo,
             letterbox=plan_letterbox(photo.height, photo.width, [InputSize.square(self.side_px)], MASK_STRIDE_PX),
             last_block=maps[-1],
-            layers=tuple(layer_maps[index] for index in self._layer_indices),
+            layers=tuple(by_block[block] for block in self.layers),
             norm=self.encoder.norm,
         )
 
@@ -160,16 +158,12 @@ class FeatureStore:
         return intermediate_layers(self.encoder.config.depth)
 
     @cached_property
-    def _layer_cache(self) -> FeatureCache:
+    def _layer_cache(self) -> FeatureCache | None:
+        """The blocks for clustering; None if the mask decoder reads them, too."""
         if set(self.layers) <= set(self._decoder_layers):
-            return self.cache
+            return None
         blocks = "-".join(map(str, self.layers))
         return FeatureCache(self.cache.folder.with_name(f"{self.cache.folder.name}-blocks-{blocks}"))
-
-    @cached_property
-    def _layer_indices(self) -> tuple[int, ...]:
-        stored = self._decoder_layers if self._layer_cache is self.cache else self.layers
-        return tuple(stored.index(block) for block in self.layers)
 
 
 def count_patches(letterbox: Letterbox, grid: int) -> tuple[int, int]:
@@ -203,7 +197,7 @@ def fill_incrementally(
     cache: FeatureCache,
     photos: Sequence[PhotoFile],
     load: Callable[[PhotoFile], UInt8[np.ndarray, "3 S S"]],
-    compute: Callable[[Tensor], Iterator[Float16[np.ndarray, "T h w C"]]],
+    compute: Callable[[Tensor], Float16[np.ndarray, "B T h w C"]],
 ) -> Iterator[int]:
     """Compute missing features a few photos at a time; yields how many photos are done."""
     missing = [photo for photo in photos if not cache.has(photo.digest)]
@@ -230,23 +224,24 @@ def load_resized(side_px: int, photo: PhotoFile) -> UInt8[np.ndarray, "3 S S"]:
 
 @torch.inference_mode()
 def compute_block_features(
-    encoder: VisionTransformer, blocks: tuple[int, ...], pixels: Tensor
-) -> Iterator[Float16[np.ndarray, "T h w C"]]:
-    """Yield for each image of a uint8 batch [B 3 S S] the patch outputs of these blocks."""
-    grid = encoder.config.grid_size
-    maps = encoder(normalize(pixels), blocks)
-    # T B N C -> B T h w C
-    maps = maps.unflatten(2, (grid, grid)).transpose(0, 1)
-    yield from maps.half().numpy()
+    encoder: VisionTransformer, blocks: tuple[int, ...], pixels: UInt8[Tensor, "B 3 S S"]
+) -> Float16[np.ndarray, "B T h w C"]:
+    """Return the patch outputs of these blocks."""
+    maps = encoder(normalize(pixels), blocks).unflatten(2, (encoder.config.grid_size,) * 2)
+    features: Float16[np.ndarray, "B T h w C"] = maps.transpose(0, 1).half().numpy()
+    return features
 
 
 @torch.inference_mode()
-def compute_key_features(encoder: VisionTransformer, pixels: Tensor) -> Iterator[Float16[np.ndarray, "1 h w C"]]:
-    """Yield for each image of a uint8 batch [B 3 S S] the keys of the last attention layer, heads concatenated."""
+def compute_key_features(
+    encoder: VisionTransformer, pixels: UInt8[Tensor, "B 3 S S"]
+) -> Float16[np.ndarray, "B 1 h w C"]:
+    """Return the keys of the last attention layer, heads concatenated."""
     grid, last = encoder.config.grid_size, encoder.config.depth - 1
     tokens = encoder(normalize(pixels), (last - 1,))[0]
     block = encoder.blocks[last]
     assert isinstance(block, Block)
     # queries, keys, values: B N 3C -> B N C
-    keys = block.attn.qkv(block.norm1(tokens)).chunk(3, dim=-1)[1]
-    yield from keys.unflatten(1, (1, grid, grid)).half().numpy()
+    keys: Tensor = block.attn.qkv(block.norm1(tokens)).chunk(3, dim=-1)[1]
+    features: Float16[np.ndarray, "B 1 h w C"] = keys.unflatten(1, (1, grid, grid)).half().numpy()
+    return features

@@ -27,14 +27,6 @@ StuffMergeRule = Literal["u2seg", "drop-thing-like"]
 MaskSource = Literal["discovery", "ground-truth"]
 
 
-REMOVED_OPTIONS = {
-    "refinement": "guided", "stuff_crf": False, "stuff_maps_dir": None, "kmeans_init": "random", "detector_hash": "",
-    "thing_embedding": "region", "crop_px": 224, "crop_background": "white", "crop_token": "class", "crop_layer": -1,
-    "crop_l2_normalize": False,
-}  # fmt: skip
-"""Options of earlier releases in stored files, which are read if they have these values."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class MaskDiscoveryConfig:
     """How object masks are found in the features of one photo."""

@@ -14,10 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import Bool, Int32
-from pycocotools import mask as coco
 
 from model.errors import DatasetError
 from model.files import atomic_directory
+from model.formats.coco import encode_label_map, encode_mask
 from model.formats.png import encode_panoptic_png
 from training.data.photos import PhotoFile
 
@@ -148,18 +148,6 @@ class Chunk:
             ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageRecords:
-    """The records of complete chunks, read from disk at each iteration."""
-
-    folder: Path
-    chunks: Sequence[Chunk]
-
-    def __iter__(self) -> Iterator[ImageRecord]:
-        for chunk in self.chunks:
-            yield from chunk.read(self.folder)
-
-
 def split_into_chunks(photos: Sequence[PhotoFile]) -> list[tuple[PhotoFile, ...]]:
     """Return the photos of each chunk, in order."""
     return [tuple(photos[start : start + CHUNK_SIZE]) for start in range(0, len(photos), CHUNK_SIZE)]
@@ -190,23 +178,22 @@ def _png_name(photo: PhotoFile) -> str:
 
 
 def _to_segments_info(label: PanopticLabel) -> list[dict[str, Any]]:
-    entries = []
-    for segment_id, category in label.categories.items():
-        mask = label.label_map == segment_id
-        bbox = list(cv2.boundingRect(mask.view(np.uint8)))
-        entries.append({"id": segment_id, "category_id": category, "area": int(mask.sum()), "bbox": bbox, "iscrowd": 0})
-    return entries
+    rles = encode_label_map(label.label_map, list(label.categories))
+    return [
+        {"id": segment_id, "category_id": category, "area": rle.area, "bbox": list(rle.bbox), "iscrowd": 0}
+        for (segment_id, category), rle in zip(label.categories.items(), rles, strict=True)
+    ]
 
 
 def _to_coco_annotations(label: ImageLabel) -> list[dict[str, Any]]:
     entries = []
     for index, (mask, cluster) in enumerate(zip(label.masks, label.things, strict=True)):
-        rle = coco.encode(np.asfortranarray(mask.view(np.uint8)))
+        rle = encode_mask(mask, 0, 0, mask.shape)
         entry: dict[str, Any] = {
             "category_id": cluster,
-            "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")},
-            "area": int(mask.sum()),
-            "bbox": list(cv2.boundingRect(mask.view(np.uint8))),
+            "segmentation": {"size": list(rle.size), "counts": rle.counts},
+            "area": rle.area,
+            "bbox": list(rle.bbox),
             "iscrowd": 0,
         }
         if label.scores is not None:

@@ -175,7 +175,7 @@ def _sample_regions(inputs: CodebookInputs, codebook: Codebook) -> Float[np.ndar
 
 def _fit_stego(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
     config = codebook.config
-    stego = train_stego(
+    head, centroids = train_stego(
         inputs.photos,
         lambda photo: inputs.features.load(photo).final_tokens(),
         config.stuff_clusters,
@@ -183,8 +183,8 @@ def _fit_stego(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
         config.seed,
         inputs.dataset.folder / "stego.safetensors",
     )
-    head = {name: tensor.numpy() for name, tensor in stego.head.state_dict().items()}
-    return replace(codebook, stuff_centroids=stego.centroids, stego_head=head)
+    weights = {name: tensor.numpy() for name, tensor in head.state_dict().items()}
+    return replace(codebook, stuff_centroids=centroids, stego_head=weights)
 
 
 def _fit_things(inputs: CodebookInputs, codebook: Codebook) -> Codebook:

@@ -21,14 +21,7 @@ from model.files import atomic_write, load_npz
 from model.images import resize_map
 from model.validation import parse_versioned_json
 from training.data.features import PhotoFeatures
-from training.data.label_config import (
-    MAX_OBJECTS,
-    REMOVED_OPTIONS,
-    ClusteringConfig,
-    CodebookConfig,
-    PseudoLabelOptions,
-    to_json,
-)
+from training.data.label_config import MAX_OBJECTS, ClusteringConfig, CodebookConfig, PseudoLabelOptions, to_json
 from training.pseudo_labels.consensus import FeatureProjections
 from training.pseudo_labels.maskcut import MaskProposals
 
@@ -172,9 +165,7 @@ def load_codebook(path: Path) -> Codebook:
         config = str(arrays.pop("config"))
         head, projections = (_pop_prefixed(arrays, prefix) for prefix in (_HEAD, _PROJECTIONS))
         return Codebook(
-            config=parse_versioned_json(
-                CodebookConfig, config, FORMAT_VERSION, "; run `useg label` again", REMOVED_OPTIONS
-            ),
+            config=parse_versioned_json(CodebookConfig, config, FORMAT_VERSION, "; run `useg label` again"),
             stego_head=head,
             projections=FeatureProjections(**projections) if projections else None,
             **arrays,

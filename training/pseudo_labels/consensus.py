@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy import ndimage
 
 from model.embeddings import l2_normalize
 from model.errors import DatasetError
@@ -108,7 +109,8 @@ def feature_contrast(masks: Bool[np.ndarray, "N h w"], unit: Float[np.ndarray, "
     """
     flat = unit.reshape(-1, unit.shape[-1])
     inside = masks.reshape(len(masks), -1).astype(np.float32)
-    ring = (_dilate(masks, _RING_WIDTH) & ~masks).reshape(inside.shape).astype(np.float32)
+    wide = ndimage.maximum_filter(masks, (1, 2 * _RING_WIDTH + 1, 2 * _RING_WIDTH + 1))
+    ring = (wide & ~masks).reshape(inside.shape).astype(np.float32)
     prototypes = inside @ flat
     prototypes /= np.maximum(np.linalg.norm(prototypes, axis=1, keepdims=True), 1e-12)
     similarities = prototypes @ flat.T
@@ -172,16 +174,6 @@ def _group_candidates(
         soft=np.array(soft, np.float32).reshape(len(soft), *candidates.shape[1:]),
         scores=scores[seeds].astype(np.float32),
     )
-
-
-def _dilate(masks: Bool[np.ndarray, "N h w"], patches: int) -> Bool[np.ndarray, "N h w"]:
-    """Dilate masks by a square of that radius."""
-    wide = masks
-    for axis in (1, 2):
-        span = np.pad(wide, [(0, 0)] + [(patches,) * 2 if each == axis else (0, 0) for each in (1, 2)])
-        length = wide.shape[axis]
-        wide = np.any([span.take(range(shift, shift + length), axis) for shift in range(2 * patches + 1)], axis=0)
-    return wide
 
 
 def _grid_edges(height: int, width: int) -> Int[np.ndarray, "E 2"]:

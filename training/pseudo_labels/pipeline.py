@@ -23,7 +23,6 @@ from training.data.panoptic_labels import (
     Chunk,
     Dependencies,
     ImageLabel,
-    ImageRecords,
     make_chunk,
     merge_panoptic,
     remove_overlaps,
@@ -95,9 +94,17 @@ def label_photos(
         replace(fit_codebook(inputs), projections=worker.projections).save(dataset.codebook)
     executor.run(worker, "labels", pending)
     chunks = [worker.plan_chunk(group) for group in groups]
-    if shard != ALL_SHARDS:
-        return _summarize(scan, config, ImageRecords(folder=dataset.chunks_dir, chunks=chunks))
-    return _summarize(scan, config, dataset.finish(config, chunks))
+    if shard == ALL_SHARDS:
+        dataset.finish(config, chunks)
+    things = [record.count_things(config.thing_clusters) for record in dataset.read_records(chunks)]
+    return PseudoLabelReport(
+        photos=len(things),
+        masks=sum(things),
+        photos_without_mask=things.count(0),
+        skipped=scan.skipped,
+        duplicates=scan.duplicates,
+        other_files=scan.other_files,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,15 +230,3 @@ def _check_options(config: PseudoLabelConfig, codebook: Codebook | None, shard: 
             raise ConfigError("the codebook was not fitted on consensus masks: use --proposals maskcut")
         if codebook.projections is None and shard != ALL_SHARDS:
             raise ConfigError("the codebook has no feature projections for consensus masks: fit another one")
-
-
-def _summarize(scan: PhotoScan, config: PseudoLabelConfig, records: ImageRecords) -> PseudoLabelReport:
-    things = [record.count_things(config.thing_clusters) for record in records]
-    return PseudoLabelReport(
-        photos=len(things),
-        masks=sum(things),
-        photos_without_mask=things.count(0),
-        skipped=scan.skipped,
-        duplicates=scan.duplicates,
-        other_files=scan.other_files,
-    )

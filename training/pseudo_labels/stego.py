@@ -35,33 +35,6 @@ TokenLoader = Callable[[PhotoFile], Float[np.ndarray, "h w C"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedStego:
-    """The result of training."""
-
-    head: StegoHead
-    centroids: Float[np.ndarray, "S D"]
-    """Of unit length."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorrelationLosses:
-    """The three losses before weighting: with itself, with a nearest neighbor, with random images."""
-
-    self_loss: Float[Tensor, ""]
-    knn_loss: Float[Tensor, ""]
-    random_loss: Float[Tensor, ""]
-    """Mean over the shuffles."""
-
-    def total(self, config: StegoConfig) -> Float[Tensor, ""]:
-        """Return the weighted sum."""
-        return (
-            config.self_term.weight * self.self_loss
-            + config.knn_term.weight * self.knn_loss
-            + config.random_term.weight * self.random_loss
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class FeatureBatch:
     """Features of a batch of images and their codes."""
 
@@ -77,8 +50,10 @@ class FeatureBatch:
 
 def train_stego(
     photos: Sequence[PhotoFile], tokens: TokenLoader, clusters: int, config: StegoConfig, seed: int, checkpoint: Path
-) -> TrainedStego:
+) -> tuple[StegoHead, Float[np.ndarray, "S D"]]:
     """Train STEGO with its published losses on five crops of every photo, each half the size.
+
+    Returns the head in evaluation mode, and the clusters' centroids, of unit length.
 
     Differences to the public code: crops are windows of the cached tokens (there, of the photo, which the encoder then
     sees at twice the size), the grid is that of our encoder, and the last step is used: no labels select a checkpoint.
@@ -104,7 +79,8 @@ def train_stego(
             progress.advance(note=", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
             if step % config.checkpoint_interval == 0 or step == config.max_steps:
                 write_checkpoint(checkpoint, trainer, optimizer, facts | {"step": step})
-    return trainer.finish()
+    centroids = functional.normalize(trainer.probe.centroids.detach(), dim=1)
+    return trainer.head.eval().requires_grad_(False), centroids.numpy()
 
 
 class StegoTrainer(nn.Module):
@@ -139,16 +115,11 @@ class StegoTrainer(nn.Module):
         losses = correlation_losses(
             images, neighbors, tuple(torch.rand(2, size, config.samples, config.samples, 2) * 2 - 1), shuffles, config
         )
-        total, probe = losses.total(config), self.probe(images.codes)
+        total, probe = weigh(losses, config), self.probe(images.codes)
         optimizer.zero_grad(set_to_none=True)
         (total + probe).backward()
         optimizer.step()
         return {"stego": total.item(), "probe": probe.item()}
-
-    def finish(self) -> TrainedStego:
-        """Return the head in evaluation mode and normalized centroids."""
-        centroids = functional.normalize(self.probe.centroids.detach(), dim=1)
-        return TrainedStego(head=self.head.eval().requires_grad_(False), centroids=centroids.numpy())
 
     def _load_batch(self, crops: Sequence[int]) -> FeatureBatch:
         stacked = torch.stack([self._load_crop(crop) for crop in crops])
@@ -193,19 +164,26 @@ def correlation_losses(
     coords: tuple[Float[Tensor, "B p q 2"], Float[Tensor, "B p q 2"]],
     shuffles: Int[Tensor, "n B"],
     config: StegoConfig,
-) -> CorrelationLosses:
-    """Return the losses of section 3.3 of the paper, as its public code computes them.
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""], Float[Tensor, ""]]:
+    """Return the losses of section 3.3 of the paper, as its public code computes them, before weighting.
 
+    They compare an image with itself, with a nearest neighbor, and with random images (the mean over the shuffles).
     `coords` are sample points in both images of a pair: x and y in -1..1.
     """
     first, second = coords
     sampled = images.sample(first)
     others = [images.shuffle(order).sample(second) for order in shuffles]
-    return CorrelationLosses(
-        self_loss=correlation_loss(sampled, sampled, config.self_term),
-        knn_loss=correlation_loss(sampled, neighbors.sample(second), config.knn_term),
-        random_loss=torch.stack([correlation_loss(sampled, other, config.random_term) for other in others]).mean(),
+    return (
+        correlation_loss(sampled, sampled, config.self_term),
+        correlation_loss(sampled, neighbors.sample(second), config.knn_term),
+        torch.stack([correlation_loss(sampled, other, config.random_term) for other in others]).mean(),
     )
+
+
+def weigh(losses: Sequence[Float[Tensor, ""]], config: StegoConfig) -> Float[Tensor, ""]:
+    """Return the weighted sum of `correlation_losses`."""
+    terms = (config.self_term, config.knn_term, config.random_term)
+    return torch.stack([term.weight * loss for term, loss in zip(terms, losses, strict=True)]).sum()
 
 
 def correlation_loss(one: FeatureBatch, other: FeatureBatch, term: CorrelationTerm) -> Float[Tensor, ""]:
