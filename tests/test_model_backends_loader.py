@@ -13,12 +13,13 @@ import pytest
 
 from model.backends.loader import check_golden, load_fastest, load_session, write_golden
 from model.backends.onnx_runtime import PROVIDER_NAMES
-from model.backends.parity import FP32_TOLERANCE, Tolerance, compare_outputs, decode_outputs
+from model.backends.parity import FP32_TOLERANCE, Tolerance, require_equal_outputs
 from model.backends.session import AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
 from model.contract import Contract
+from model.detail import NetworkInput
 from model.errors import ArtifactError, BackendUnavailable, ConfigError, ContractMismatch, ParityError
 from model.export.export import draw_scene
-from model.export.parity_checks import InputImage, stack_images
+from model.export.parity_checks import stack_images
 from model.files import hash_file
 from model.network_io import RawOutputs
 
@@ -213,7 +214,7 @@ class Opened:
         return getattr(self.session, "tolerance", FP32_TOLERANCE)
 
     def require_equal(self, expected: list[RawOutputs], given: list[RawOutputs], what: str) -> None:
-        compare_outputs(decode_outputs(expected), decode_outputs(given), self.tolerance).require(what, self.tolerance)
+        require_equal_outputs(expected, given, what, self.tolerance)
 
 
 @pytest.fixture(scope="module", params=ARTIFACTS)
@@ -237,11 +238,11 @@ def opened(request: pytest.FixtureRequest, exported: Path) -> Opened:
     return Opened(artifact=exported, contract=contract, session=session, reference=load_session(exported, threads=1)[1])
 
 
-def draw(contract: Contract, count: int) -> list[InputImage]:
+def draw(contract: Contract, count: int) -> list[NetworkInput]:
     """Scenes of the first input size, the last one narrower."""
     scenes = [draw_scene(20 + seed, contract.input_sizes[0]) for seed in range(count)]
     height, width = scenes[-1].size
-    return [*scenes[:-1], InputImage(pixels=scenes[-1].pixels, size=(height, width - 8))]
+    return [*scenes[:-1], NetworkInput(pixels=scenes[-1].pixels, size=(height, width - 8))]
 
 
 def test_outputs_equal_those_of_the_cpu_for_every_input_size(opened: Opened) -> None:

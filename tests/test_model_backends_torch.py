@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.backends.onnx_to_torch import load_torch_network
-from model.backends.parity import compare_outputs, decode_outputs
+from model.backends.parity import require_equal_outputs
 from model.backends.torch_session import (
     GRAPH_BATCH_SIZES,
     CudaGraphRunner,
@@ -20,7 +20,6 @@ from model.backends.torch_session import (
     TorchPrecision,
     TorchSession,
     capture_cuda_graph,
-    load_torch_session,
 )
 from model.contract import Contract, InputSize, read_contract
 from model.errors import ArtifactError
@@ -34,7 +33,8 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA
 
 
 def load_tiny(artifact: Path, device: str, precision: TorchPrecision) -> TorchSession:
-    return load_torch_session(read_contract(artifact), artifact, torch.device(device), precision)
+    network = load_torch_network(read_contract(artifact), artifact)
+    return TorchSession(network, device=torch.device(device), precision=precision)
 
 
 def check_outputs(session: TorchSession, expected: list[RawOutputs]) -> None:
@@ -44,7 +44,7 @@ def check_outputs(session: TorchSession, expected: list[RawOutputs]) -> None:
         np.dtype(np.int64),
     }
     assert not np.array_equal(expected[0].semantic, given[0].semantic)
-    compare_outputs(decode_outputs(expected), decode_outputs(given), tolerance).require(session.backend, tolerance)
+    require_equal_outputs(expected, given, session.backend, tolerance)
 
 
 def test_half_precision_outputs_are_fp32_and_within_the_tolerance(tiny_artifact: Path) -> None:

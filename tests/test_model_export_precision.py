@@ -13,7 +13,7 @@ from onnx import TensorProto
 from model.backends.loader import check_golden, load_session
 from model.backends.onnx_runtime import OnnxSession, materialize_fp32
 from model.backends.onnx_to_torch import load_torch_network
-from model.backends.parity import FP16_TOLERANCE, compare_outputs, decode_outputs
+from model.backends.parity import FP16_TOLERANCE, require_equal_outputs
 from model.checkpoints.runs import load_run
 from model.contract import InputSize, read_contract
 from model.errors import ConfigError
@@ -99,7 +99,7 @@ def test_fp16_outputs_are_within_the_tolerance(transformer: dict[str, Path]) -> 
         value.dtype for value in vars(expected[0]).values() if value is not None
     ]
     assert not np.array_equal(expected[0].semantic, given[0].semantic)
-    compare_outputs(decode_outputs(expected), decode_outputs(given), FP16_TOLERANCE).require("fp16", FP16_TOLERANCE)
+    require_equal_outputs(expected, given, "fp16", FP16_TOLERANCE)
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,10 @@ from model.backends.loader import load_session
 from model.backends.openvino import require_int8_instructions
 from model.backends.session import AutoSession
 from model.contract import Int8Accuracy, Thresholds, read_contract
+from model.detail import NetworkInput
 from model.errors import BackendUnavailable, ConfigError, ParityError
 from model.export.export import ExportConfig, export_run
-from model.export.parity_checks import InputImage
-from model.export.quantize import (
-    AccuracyThresholds,
-    QuantizeConfig,
-    measure_accuracy,
-    quantize_artifact,
-)
+from model.export.quantize import MIN_ACCURACY, measure_accuracy, quantize_artifact, require_accuracy
 from model.images import letterbox_image, read_image
 from model.network_io import RawOutputs
 
@@ -39,7 +34,7 @@ def has_int8_instructions() -> bool:
 
 needs_vnni = pytest.mark.skipif(not has_int8_instructions(), reason="the processor has neither VNNI nor AMX")
 MIN_PHOTOS = 58
-LOOSE = QuantizeConfig(threads=1, thresholds=AccuracyThresholds(clusters_equal=0.9, panoptic_quality=0.6))
+LOOSE = {"clusters_equal": 0.9, "panoptic_quality": 0.6}
 """A network trained for four steps measures 0.98 and 0.82."""
 
 
@@ -56,7 +51,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def int8(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: Path, photos: Path) -> Path:
     """The tiny artifact with an int8 network; not to be changed."""
     artifact = Path(shutil.copytree(tiny_artifact, tmp_path_factory.mktemp("int8") / "artifact"))
-    quantize_artifact(artifact, photos, LOOSE)
+    quantize_artifact(artifact, photos, min_accuracy=LOOSE)
     return artifact
 
 
@@ -99,9 +94,8 @@ def test_without_int8_instructions_the_backend_is_unavailable(int8: Path) -> Non
 def test_too_low_an_accuracy_leaves_the_artifact_as_it_is(int8: Path, tmp_path: Path, photos: Path) -> None:
     out = Path(shutil.copytree(int8, tmp_path / "artifact"))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    strict = QuantizeConfig(threads=1, thresholds=AccuracyThresholds(clusters_equal=0.9, panoptic_quality=0.999))
     with pytest.raises(ParityError, match=r"panoptic_quality is below 0\.999 \(photos 50, clusters_equal 0\.9"):
-        quantize_artifact(out, photos, strict)
+        quantize_artifact(out, photos, min_accuracy={**LOOSE, "panoptic_quality": 0.999})
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert list(tmp_path.iterdir()) == [out]
 
@@ -112,7 +106,7 @@ def test_duplicates_and_other_files_do_not_count_as_photos(tmp_path: Path, tiny_
     with pytest.raises(
         ConfigError, match="has 57 distinct readable photos: expected at least 8 to calibrate and 50 to validate"
     ):
-        quantize_artifact(tiny_artifact, fewer, LOOSE)
+        quantize_artifact(tiny_artifact, fewer)
     assert read_contract(tiny_artifact).int8 is None
 
 
@@ -120,8 +114,8 @@ def test_duplicates_and_other_files_do_not_count_as_photos(tmp_path: Path, tiny_
 def test_an_int8_stored_artifact_can_be_quantized_twice(tmp_path: Path, tiny_run: Path, photos: Path) -> None:
     config = ExportConfig(precision="int8-stored", score_threshold=0.0, min_component_area_fraction=0.0)
     export_run(tiny_run, tmp_path / "stored", config, [])
-    first = quantize_artifact(tmp_path / "stored", photos, LOOSE)
-    again = quantize_artifact(tmp_path / "stored", photos, LOOSE)
+    first = quantize_artifact(tmp_path / "stored", photos, min_accuracy=LOOSE)
+    again = quantize_artifact(tmp_path / "stored", photos, min_accuracy=LOOSE)
     assert again.int8 == first.int8
     assert read_contract(tmp_path / "stored") == again
     assert list(tmp_path.iterdir()) == [tmp_path / "stored"]
@@ -130,17 +124,17 @@ def test_an_int8_stored_artifact_can_be_quantized_twice(tmp_path: Path, tiny_run
 @pytest.mark.slow
 def test_fp16_and_cascades_are_not_quantized(tmp_path: Path, tiny_cascade_artifact: Path, photos: Path) -> None:
     with pytest.raises(ConfigError, match="is a panoptic_cascade, which does not work in int8"):
-        quantize_artifact(tiny_cascade_artifact, photos, LOOSE)
+        quantize_artifact(tiny_cascade_artifact, photos, min_accuracy=LOOSE)
     half = Path(shutil.copytree(tiny_cascade_artifact, tmp_path / "half"))
     replace(read_contract(half), precision="fp16").write(half)
     with pytest.raises(ConfigError, match="computes in fp16: quantize one of fp32, fp16-stored, int8-stored"):
-        quantize_artifact(half, photos, LOOSE)
+        quantize_artifact(half, photos, min_accuracy=LOOSE)
 
 
 CONTRACT = make_contract(
     3, 1, stride_px=1, max_detections=1, thresholds=Thresholds(score_threshold=0.3, min_stuff_area_fraction=0.0)
 )
-IMAGE = InputImage(pixels=np.zeros((3, 8, 8), np.uint8), size=(8, 8))
+IMAGE = NetworkInput(pixels=np.zeros((3, 8, 8), np.uint8), size=(8, 8))
 
 
 class FixedSession:
@@ -194,6 +188,6 @@ def test_accuracy_is_that_computed_by_hand(
 @pytest.mark.parametrize("value", [0.79, np.nan])
 def test_a_value_below_its_threshold_is_named(name: str, value: float) -> None:
     sure = Int8Accuracy(photos=20, clusters_equal=0.8, panoptic_quality=0.85)
-    AccuracyThresholds().check(sure)
+    require_accuracy(sure, MIN_ACCURACY)
     with pytest.raises(ParityError, match=rf"{name} is below .*photos 20.*{name} {value:.4g}"):
-        AccuracyThresholds().check(replace(sure, **{name: value}))
+        require_accuracy(replace(sure, **{name: value}), MIN_ACCURACY)

@@ -2,36 +2,36 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnxruntime
 from jaxtyping import Int64, UInt8
 
 from model.backends.onnx_runtime import (
-    PROVIDER_NAMES,
+    CPU_PROVIDERS,
     OnnxBackend,
     OnnxSession,
     Provider,
     list_cuda_providers,
     list_tensorrt_providers,
-    make_optimization_profile,
-    require_provider_active,
-    require_provider_available,
+    require_provider,
 )
-from model.backends.openvino import load_openvino_session, require_int8_instructions
+from model.backends.openvino import OpenvinoSession, require_int8_instructions
 from model.backends.parity import (
     FP16_TOLERANCE,
     FP32_TOLERANCE,
     INT8_TOLERANCE,
     DecodedOutputs,
     Tolerance,
-    compare_outputs,
     decode_outputs,
+    require_equal_outputs,
 )
 from model.backends.session import AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
-from model.backends.tensorrt import default_engine_cache, detect_engine_key, engine_folder
+from model.backends.tensorrt import describe_machine, engine_folder
 from model.contract import (
     GOLDEN_FILE,
     INT8_FILES,
@@ -54,6 +54,7 @@ _TOLERANCES: dict[Precision, Tolerance] = {
 }
 _FASTEST_FIRST: tuple[ConcreteBackend, ...] = ("tensorrt", "cuda", "openvino-int8", "openvino")
 """Backends that "auto" tries; if none works, it takes the last of all, "cpu"."""
+_KEY_LENGTH = 32
 
 
 def load_session(
@@ -75,8 +76,10 @@ def load_session(
     if threads < 1 or streams < 1:
         raise ConfigError(f"threads and streams must be at least 1, got {threads} and {streams}")
     contract = read_contract(artifact)
-    load = partial(_load, artifact, contract, threads, streams, compile_cache)
-    session = load_fastest(load) if backend == "auto" else load(backend)
+    loader = _Loader(
+        artifact=artifact, contract=contract, threads=threads, streams=streams, compile_cache=compile_cache
+    )
+    session = load_fastest(loader.load) if backend == "auto" else loader.load(backend)
     logger.info("loaded %s %s on %s", contract.name, contract.version, session.backend)
     return contract, session
 
@@ -97,78 +100,74 @@ def load_fastest(load: Callable[[ConcreteBackend], Session]) -> AutoSession:
     return AutoSession(session=load("cpu"), skipped_backends=skipped)
 
 
-def _load(
-    artifact: Path, contract: Contract, threads: int, streams: int, compile_cache: Path | None, backend: ConcreteBackend
-) -> Session:
-    match backend:
-        case "cpu":
-            return _load_onnx(artifact, contract, "cpu", threads * streams, [(PROVIDER_NAMES["cpu"], {})])
-        case "openvino":
-            return _load_openvino(artifact, contract, threads, streams, compile_cache)
-        case "openvino-int8":
-            return _load_openvino_int8(artifact, contract, threads, streams, compile_cache)
-        case "cuda":
-            return _load_onnx(artifact, contract, "cuda", threads, list_cuda_providers())
-        case "tensorrt":
-            return _load_tensorrt(artifact, contract, threads)
-        case "torch":
-            return _load_torch(artifact, contract, threads)
+@dataclass(frozen=True, kw_only=True)
+class _Loader:
+    """Loads an artifact on any backend; the parameters are those of `load_session`."""
 
+    artifact: Path
+    contract: Contract
+    threads: int
+    streams: int
+    compile_cache: Path | None
 
-def _load_onnx(
-    artifact: Path,
-    contract: Contract,
-    backend: OnnxBackend,
-    threads: int,
-    providers: Sequence[Provider],
-) -> OnnxSession:
-    require_provider_available(backend, onnxruntime.get_available_providers())
-    session = OnnxSession(artifact / NETWORK_FILE, threads=threads, providers=providers)
-    require_provider_active(backend, session.backend)
-    session.check_contract(contract)
-    check_golden(session, artifact / GOLDEN_FILE, _TOLERANCES[contract.precision])
-    return session
+    def load(self, backend: ConcreteBackend) -> Session:
+        """Load the network and check its shapes and golden outputs."""
+        match backend:
+            case "cpu":
+                return self._load_onnx("cpu", CPU_PROVIDERS, self.threads * self.streams)
+            case "cuda":
+                return self._load_onnx("cuda", list_cuda_providers(), self.threads)
+            case "tensorrt":
+                return self._load_tensorrt()
+            case "openvino" | "openvino-int8":
+                return self._load_openvino(backend)
+            case "torch":
+                return self._load_torch()
 
+    def _load_onnx(self, backend: OnnxBackend, providers: Sequence[Provider], threads: int) -> OnnxSession:
+        session = OnnxSession(self.artifact / NETWORK_FILE, threads=threads, backend=backend, providers=providers)
+        session.check_contract(self.contract)
+        check_golden(session, self.artifact / GOLDEN_FILE, _TOLERANCES[self.contract.precision])
+        return session
 
-def _load_tensorrt(artifact: Path, contract: Contract, threads: int) -> Session:
-    require_provider_available("tensorrt", onnxruntime.get_available_providers())
-    key = detect_engine_key()
-    try:
-        first = _load_onnx(artifact, contract, "cuda", threads, list_cuda_providers())
-    except BackendUnavailable as error:
-        logger.warning("%s; using the CPU until the engine is ready", error)
-        first = _load_onnx(artifact, contract, "cpu", threads, [(PROVIDER_NAMES["cpu"], {})])
-    folder = engine_folder(default_engine_cache(), contract, key, contract.precision)
-    folder.mkdir(parents=True, exist_ok=True)
-    providers = list_tensorrt_providers(make_optimization_profile(contract), contract.precision, folder)
-    return HotSwapSession(first, partial(_load_onnx, artifact, contract, "tensorrt", threads, providers))
+    def _load_tensorrt(self) -> Session:
+        require_provider("tensorrt", onnxruntime.get_available_providers(), "this ONNX Runtime only has")
+        folder = engine_folder(self.contract, describe_machine())
+        try:
+            first = self.load("cuda")
+        except BackendUnavailable as error:
+            logger.warning("%s; using the CPU until the engine is ready", error)
+            first = self._load_onnx("cpu", CPU_PROVIDERS, self.threads)
+        folder.mkdir(parents=True, exist_ok=True)
+        providers = list_tensorrt_providers(self.contract, folder)
+        return HotSwapSession(first, partial(self._load_onnx, "tensorrt", providers, self.threads))
 
+    def _load_openvino(self, backend: Literal["openvino", "openvino-int8"]) -> Session:
+        network, golden, tolerance = NETWORK_FILE, GOLDEN_FILE, _TOLERANCES[self.contract.precision]
+        if backend == "openvino-int8":
+            if self.contract.int8 is None:
+                raise BackendUnavailable("the artifact has no int8 network: add one by `useg quantize`")
+            require_int8_instructions()
+            network, golden, tolerance = INT8_FILES[0], INT8_GOLDEN_FILE, INT8_TOLERANCE
+        session = OpenvinoSession(
+            self.artifact / network,
+            threads=self.threads,
+            streams=self.streams,
+            backend=backend,
+            cache=self.compile_cache / self.contract.files[network][:_KEY_LENGTH] if self.compile_cache else None,
+        )
+        session.check_contract(self.contract)
+        check_golden(session, self.artifact / golden, tolerance)
+        return session
 
-def _load_openvino(artifact: Path, contract: Contract, threads: int, streams: int, cache: Path | None) -> Session:
-    check = partial(check_golden, path=artifact / GOLDEN_FILE, tolerance=_TOLERANCES[contract.precision])
-    return load_openvino_session(
-        artifact / NETWORK_FILE, contract, check, threads=threads, streams=streams, cache=cache
-    )
-
-
-def _load_openvino_int8(artifact: Path, contract: Contract, threads: int, streams: int, cache: Path | None) -> Session:
-    if contract.int8 is None:
-        raise BackendUnavailable("backend openvino-int8: the artifact has no int8 network: add one by `useg quantize`")
-    require_int8_instructions()
-    check = partial(check_golden, path=artifact / INT8_GOLDEN_FILE, tolerance=INT8_TOLERANCE)
-    return load_openvino_session(
-        artifact / INT8_FILES[0], contract, check, threads=threads, streams=streams, precision="int8", cache=cache
-    )
-
-
-def _load_torch(artifact: Path, contract: Contract, threads: int) -> Session:
-    try:
-        from model.backends.torch_session import load_torch_session
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(f"backend torch: {error.name} is not installed: install useg[train]") from error
-    session = load_torch_session(contract, artifact, threads=threads)
-    check_golden(session, artifact / GOLDEN_FILE, session.tolerance)
-    return session
+    def _load_torch(self) -> Session:
+        try:
+            from model.backends.torch_session import load_torch_session
+        except ModuleNotFoundError as error:
+            raise BackendUnavailable(f"backend torch: {error.name} is not installed: install useg[train]") from error
+        session = load_torch_session(self.contract, self.artifact, threads=self.threads)
+        check_golden(session, self.artifact / GOLDEN_FILE, session.tolerance)
+        return session
 
 
 def write_golden(
@@ -188,6 +187,4 @@ def check_golden(session: Session, path: Path, tolerance: Tolerance = FP32_TOLER
         reference = DecodedOutputs(**stored)
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} does not contain golden outputs: {error}") from error
-    compare_outputs(reference, decode_outputs(session.run(pixels, sizes)), tolerance).require(
-        f"{path} on {session.backend}", tolerance
-    )
+    require_equal_outputs(reference, session.run(pixels, sizes), f"{path} on {session.backend}", tolerance)

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import onnxruntime
 from jaxtyping import Int64, UInt8
 
-from model.contract import Contract, Precision
+from model.contract import Contract
 from model.errors import ArtifactError, BackendUnavailable
 from model.network_io import RawOutputs, check_shapes
 
@@ -26,25 +26,9 @@ _REQUIREMENTS: dict[OnnxBackend, str] = {
     "cuda": "install useg[service-gpu] in an environment without onnxruntime, CUDA 13 and cuDNN 9",
     "tensorrt": "install useg[service-gpu] in an environment without onnxruntime, CUDA 13, cuDNN 9 and TensorRT 10",
 }
-_CPU: Provider = (PROVIDER_NAMES["cpu"], {})
+CPU_PROVIDERS: list[Provider] = [(PROVIDER_NAMES["cpu"], {})]
 PROFILE_BATCH_SIZES = (1, 8, 32)
 """Minimum, typical and maximum batch size that a TensorRT engine is built for."""
-
-
-def make_optimization_profile(contract: Contract) -> dict[str, str]:
-    """Return the input shapes that a TensorRT engine accepts ("min", "max") and is optimized for ("opt").
-
-    They are written as ONNX Runtime's options: "pixels:1x3x448x448,sizes:1x2". Batches are `PROFILE_BATCH_SIZES`, sides
-    from the shortest to the longest input size, optimized for the first one. A range also allows sizes that are not in
-    the contract.
-    """
-    heights = [size.height_px for size in contract.all_input_sizes]
-    widths = [size.width_px for size in contract.all_input_sizes]
-    sides = ((min(heights), min(widths)), (heights[0], widths[0]), (max(heights), max(widths)))
-    return {
-        name: f"pixels:{batch}x3x{height}x{width},sizes:{batch}x2"
-        for name, batch, (height, width) in zip(("min", "opt", "max"), PROFILE_BATCH_SIZES, sides, strict=True)
-    }
 
 
 def list_cuda_providers() -> list[Provider]:
@@ -56,59 +40,57 @@ def list_cuda_providers() -> list[Provider]:
         "arena_extend_strategy": "kSameAsRequested",
         "do_copy_in_default_stream": "1",
     }
-    return [(PROVIDER_NAMES["cuda"], options), _CPU]
+    return [(PROVIDER_NAMES["cuda"], options), *CPU_PROVIDERS]
 
 
-def list_tensorrt_providers(profile: dict[str, str], precision: Precision, folder: Path) -> list[Provider]:
-    """TensorRT with its engines in `folder`, with CUDA for operators that it lacks."""
+def list_tensorrt_providers(contract: Contract, folder: Path) -> list[Provider]:
+    """TensorRT with its engines in `folder`, with CUDA for operators that it lacks.
+
+    Engines accept `PROFILE_BATCH_SIZES` and sides from the shortest to the longest input size, which also allows sizes
+    that are not in the contract, and are optimized for the first one.
+    """
+    heights = [size.height_px for size in contract.all_input_sizes]
+    widths = [size.width_px for size in contract.all_input_sizes]
+    sides = ((min(heights), min(widths)), (heights[0], widths[0]), (max(heights), max(widths)))
     options = {
         "device_id": "0",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder),
-        **{f"trt_profile_{name}_shapes": shapes for name, shapes in profile.items()},
-        "trt_fp16_enable": "1" if precision == "fp16" else "0",
+        "trt_fp16_enable": "1" if contract.precision == "fp16" else "0",
         "trt_layer_norm_fp32_fallback": "1",
     }
+    for name, batch, (height, width) in zip(("min", "opt", "max"), PROFILE_BATCH_SIZES, sides, strict=True):
+        options[f"trt_profile_{name}_shapes"] = f"pixels:{batch}x3x{height}x{width},sizes:{batch}x2"
     return [(PROVIDER_NAMES["tensorrt"], options), *list_cuda_providers()]
 
 
-def require_provider_available(backend: OnnxBackend, available: Sequence[str]) -> None:
-    """Raise BackendUnavailable if this build of ONNX Runtime lacks the backend's provider.
-
-    Given a missing provider, some versions of ONNX Runtime warn and some raise.
-    """
-    if PROVIDER_NAMES[backend] not in available:
-        raise BackendUnavailable(
-            f"backend {backend}: this ONNX Runtime only has {', '.join(available)}: {_REQUIREMENTS[backend]}"
-        )
-
-
-def require_provider_active(backend: OnnxBackend, actual: str) -> None:
-    """Raise BackendUnavailable if a session runs on another backend than the requested one.
-
-    onnxruntime-gpu falls back to the CPU silently if a CUDA library is missing.
-    """
-    if actual != backend:
-        raise BackendUnavailable(f"backend {backend}: ONNX Runtime fell back to {actual}: {_REQUIREMENTS[backend]}")
-
-
-def backend_of(providers: Sequence[str]) -> OnnxBackend:
-    """The backend of a session's first provider, which runs all operators that it supports."""
-    return next(backend for backend in get_args(OnnxBackend) if PROVIDER_NAMES[backend] == providers[0])
-
-
-_ORT_ERROR = 3
+def require_provider(backend: OnnxBackend, providers: Sequence[str], problem: str) -> None:
+    """Raise BackendUnavailable, with the problem and what to install, if the backend's provider is none of these."""
+    if PROVIDER_NAMES[backend] not in providers:
+        raise BackendUnavailable(f"backend {backend}: {problem} {', '.join(providers)}: {_REQUIREMENTS[backend]}")
 
 
 class OnnxSession:
-    """Runs a network in ONNX Runtime; `backend` is the first provider that it could load."""
+    """Runs a network in ONNX Runtime."""
 
     def __init__(
-        self, network: Path, *, threads: int, providers: Sequence[Provider] = ((PROVIDER_NAMES["cpu"], {}),)
+        self,
+        network: Path,
+        *,
+        threads: int,
+        backend: OnnxBackend = "cpu",
+        providers: Sequence[Provider] = CPU_PROVIDERS,
     ) -> None:
-        """Raises ArtifactError if ONNX Runtime rejects the file, BackendUnavailable if a provider cannot start."""
+        """`providers` are those of the backend, and others for operators that it lacks.
+
+        Raises ArtifactError if ONNX Runtime rejects the file, BackendUnavailable if it lacks the backend's provider, or
+        if this cannot start.
+        """
+        self.backend: str = backend
+        # Given a missing provider, some versions warn and some raise.
+        require_provider(backend, onnxruntime.get_available_providers(), "this ONNX Runtime only has")
         onnxruntime.disable_telemetry_events()  # since 1.32 it would report to Microsoft
         try:
             self._session = onnxruntime.InferenceSession(
@@ -118,7 +100,8 @@ class OnnxSession:
             raise BackendUnavailable(f"{providers[0][0]} cannot start: {_first_line(error)}") from error
         except Exception as error:  # onnxruntime's own exceptions share no public base
             raise ArtifactError(f"{network} was rejected by ONNX Runtime: {_first_line(error)}") from error
-        self.backend: str = backend_of(self._session.get_providers())
+        # onnxruntime-gpu falls back to the CPU silently if a CUDA library is missing.
+        require_provider(backend, self._session.get_providers()[:1], "ONNX Runtime fell back to")
         self._output_names = [node.name for node in self._session.get_outputs()]
 
     def run(self, pixels: UInt8[np.ndarray, "B 3 H W"], sizes: Int64[np.ndarray, "B 2"]) -> list[RawOutputs]:
@@ -152,7 +135,7 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _ORT_ERROR
+    options.log_severity_level = 3  # errors
     # Spinning threads save 3 % of the time on idle cores and cost 60 % on shared ones (docs/experiments).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,16 +15,15 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from model.contract import Contract
-from model.errors import ArtifactError, BackendUnavailable, UsegError
+from model.errors import ArtifactError, BackendUnavailable
 from model.files import atomic_write, hash_file
 from model.network_io import RawOutputs, check_shapes
 
 logger = logging.getLogger(__name__)
 
-_BLOBS = "*.blob"
-_KEY_LENGTH = 32
 _HASHES_FILE = "sha256.json"
 """Hashes of the compiled networks in a cache folder."""
+_NO_BLOBS = "{}"
 _INT8_FLAGS = ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8")
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -39,20 +37,24 @@ class OpenvinoSession:
         *,
         threads: int,
         streams: int = 1,
-        precision: Literal["fp32", "int8"] = "fp32",
+        backend: Literal["openvino", "openvino-int8"] = "openvino",
         cache: Path | None = None,
     ) -> None:
         """Up to `streams` calls run at once, each on `threads` threads. `cache` is a folder for the compiled network.
 
         Raises ArtifactError if OpenVINO rejects the file, BackendUnavailable if it is not installed.
         """
-        self.backend = "openvino" if precision == "fp32" else "openvino-int8"
+        self.backend = backend
+        cache = _clean_cache(cache) if cache else None
         options = _compile_options(threads, streams) | ({"CACHE_DIR": str(cache)} if cache else {})
-        core = import_openvino().Core()
+        core = import_without_telemetry("openvino", "service").Core()
         try:
             self._compiled = core.compile_model(str(network), "CPU", options)
         except RuntimeError as error:
             raise ArtifactError(f"{network} was rejected by OpenVINO: {_last_line(error)}") from error
+        if cache:  # also if it was cached: OpenVINO replaces the file of another network in place
+            with contextlib.suppress(OSError), atomic_write(cache / _HASHES_FILE) as temporary:
+                temporary.write_text(_hash_blobs(cache))
         self._output_names = [port.any_name for port in self._compiled.outputs]
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
@@ -78,78 +80,31 @@ class OpenvinoSession:
         )
 
 
-def load_openvino_session(
-    network: Path,
-    contract: Contract,
-    check: Callable[[OpenvinoSession], None],
-    *,
-    threads: int,
-    streams: int = 1,
-    precision: Literal["fp32", "int8"] = "fp32",
-    cache: Path | None = None,
-) -> OpenvinoSession:
-    """Load a network of an artifact, from the folder `cache` if it was compiled before, and `check` its outputs.
-
-    A compiled network that is damaged, or whose outputs are wrong, is deleted and made again.
-    """
-
-    def load(cache: Path | None) -> OpenvinoSession:
-        session = OpenvinoSession(network, threads=threads, streams=streams, precision=precision, cache=cache)
-        session.check_contract(contract)
-        check(session)
-        return session
-
-    folder = _open_cache(cache / contract.files[network.name][:_KEY_LENGTH]) if cache else None
-    if folder is None:
-        return load(None)
-    is_cached = any(folder.glob(_BLOBS))
-    try:
-        session = load(folder)
-    except UsegError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not is_cached:
-            raise
-        logger.warning("compiling %s again, the compiled one does not work: %s", network, error)
-        session = load(None)
-    else:
-        _write_cache_hashes(folder)  # also if it was cached: OpenVINO replaces the file of another network in place
-    return session
-
-
 def default_compile_cache() -> Path:
     """Default folder of all networks that OpenVINO compiled."""
     return Path.home() / ".cache" / "useg" / "openvino"
 
 
-def _open_cache(folder: Path) -> Path | None:
+def _clean_cache(folder: Path) -> Path | None:
     """Return the folder, without compiled networks that are not as they were written; None if it is not writable.
 
     OpenVINO does not check the content of a compiled network: a damaged one can end the process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            return None
-        blobs = {each.name: hash_file(each) for each in folder.glob(_BLOBS)}
-        if blobs and blobs != _read_cache_hashes(folder):
+        hashes = folder / _HASHES_FILE
+        written = hashes.read_text() if hashes.is_file() else _NO_BLOBS
+        if written != _hash_blobs(folder):
             logger.warning("%s is incomplete or damaged: compiling the network again", folder)
             shutil.rmtree(folder)
             folder.mkdir()
     except OSError:
         return None
-    return folder
+    return folder if os.access(folder, os.W_OK) else None
 
 
-def _read_cache_hashes(folder: Path) -> object:
-    try:
-        return json.loads((folder / _HASHES_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _write_cache_hashes(folder: Path) -> None:
-    with contextlib.suppress(OSError), atomic_write(folder / _HASHES_FILE) as temporary:
-        temporary.write_text(json.dumps({each.name: hash_file(each) for each in folder.glob(_BLOBS)}))
+def _hash_blobs(folder: Path) -> str:
+    return json.dumps({blob.name: hash_file(blob) for blob in folder.glob("*.blob")}, sort_keys=True)
 
 
 def require_int8_instructions() -> None:
@@ -181,17 +136,7 @@ def _last_line(error: Exception) -> str:
 _TELEMETRY = "openvino_telemetry"
 
 
-def import_openvino() -> Any:
-    """Import `openvino`; see `import_without_telemetry`."""
-    return import_without_telemetry("openvino", "backend openvino", "service")
-
-
-def import_nncf() -> Any:
-    """Import `nncf`; see `import_without_telemetry`."""
-    return import_without_telemetry("nncf", "quantize", "quantize")
-
-
-def import_without_telemetry(name: str, purpose: str, extra: str) -> Any:
+def import_without_telemetry(name: Literal["openvino", "nncf"], extra: str) -> Any:
     """Import a package of Intel's without its telemetry.
 
     On import these packages send an event to Google Analytics and store an ID in the home folder, unless
@@ -203,7 +148,7 @@ def import_without_telemetry(name: str, purpose: str, extra: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise BackendUnavailable(f"{purpose}: {error.name} is not installed: install useg[{extra}]") from error
+        raise BackendUnavailable(f"{error.name} is not installed: install useg[{extra}]") from error
     finally:
         del sys.modules[_TELEMETRY]
         sys.modules.update(loaded)

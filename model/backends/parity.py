@@ -1,7 +1,7 @@
 """Comparison of network outputs across backends, batches and machines."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Int64, UInt8, UInt16
@@ -76,23 +76,8 @@ class ParityReport:
     """Fraction of detections that the outputs also have: same cluster, score and box."""
     masks_equal: float
     semantic_equal: float
-    embedding_similarity: float = 1.0
+    embedding_similarity: float
     """Smallest cosine similarity of two embeddings of one patch."""
-
-    def is_within(self, tolerance: Tolerance) -> bool:
-        """Whether all values are within the tolerance; False for NaN."""
-        return (
-            self.score_difference <= tolerance.max_score_difference
-            and self.detections_equal >= tolerance.min_equal_detections
-            and min(self.masks_equal, self.semantic_equal) >= tolerance.min_equal_pixels
-            and self.embedding_similarity >= tolerance.min_embedding_similarity
-        )
-
-    def require(self, what: str, tolerance: Tolerance = FP32_TOLERANCE) -> None:
-        """Raise ParityError, with `what` was compared and the values, unless they are within the tolerance."""
-        if not self.is_within(tolerance):
-            values = ", ".join(f"{name} {value:.5f}" for name, value in asdict(self).items())
-            raise ParityError(f"{what}: outputs differ ({values})")
 
 
 def decode_outputs(outputs: Sequence[RawOutputs]) -> DecodedOutputs:
@@ -107,10 +92,30 @@ def decode_outputs(outputs: Sequence[RawOutputs]) -> DecodedOutputs:
     )
 
 
-def compare_outputs(
-    reference: DecodedOutputs, actual: DecodedOutputs, tolerance: Tolerance = FP32_TOLERANCE
+def require_equal_outputs(
+    reference: DecodedOutputs | Sequence[RawOutputs],
+    outputs: Sequence[RawOutputs],
+    what: str,
+    tolerance: Tolerance = FP32_TOLERANCE,
 ) -> ParityReport:
-    """Compare outputs for the same images. Raises ParityError if their shapes differ."""
+    """Compare outputs for the same images.
+
+    Raises ParityError, with `what` was compared and the values, unless they are within the tolerance; NaN never is.
+    """
+    reference = reference if isinstance(reference, DecodedOutputs) else decode_outputs(reference)
+    report = _compare_outputs(reference, decode_outputs(outputs), tolerance)
+    if not (
+        report.score_difference <= tolerance.max_score_difference
+        and report.detections_equal >= tolerance.min_equal_detections
+        and min(report.masks_equal, report.semantic_equal) >= tolerance.min_equal_pixels
+        and report.embedding_similarity >= tolerance.min_embedding_similarity
+    ):
+        values = ", ".join(f"{name} {value:.5f}" for name, value in vars(report).items())
+        raise ParityError(f"{what}: outputs differ ({values})")
+    return report
+
+
+def _compare_outputs(reference: DecodedOutputs, actual: DecodedOutputs, tolerance: Tolerance) -> ParityReport:
     for name, one in vars(reference).items():
         other = getattr(actual, name)
         if one.shape != other.shape:

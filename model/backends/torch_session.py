@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int, Int64, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 from model.backends.onnx_to_torch import load_torch_network
 from model.backends.parity import FP16_TOLERANCE, FP32_TOLERANCE
@@ -45,20 +46,18 @@ class CudaGraphRunner:
 
     def __call__(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
         """Run the network; the caller owns the returned tensors."""
+        largest = GRAPH_BATCH_SIZES[-1]
         with self._lock:  # a graph has one input buffer
-            parts = [
-                self._run(part, part_sizes)
-                for part, part_sizes in zip(
-                    pixels.split(GRAPH_BATCH_SIZES[-1]), sizes.split(GRAPH_BATCH_SIZES[-1]), strict=True
-                )
-            ]
+            parts = list(map(self._run, pixels.split(largest), sizes.split(largest)))
         return NetworkOutput(**{name: torch.cat([each.parts[name] for each in parts]) for name in parts[0].parts})
 
     def _run(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
         if self._is_eager:
             return self._forward(pixels, sizes)
         count = pixels.shape[0]
-        padded, padded_sizes = pad_batch(pixels, sizes)
+        missing = next(batch for batch in GRAPH_BATCH_SIZES if batch >= count) - count
+        padded = functional.pad(pixels, (0, 0, 0, 0, 0, 0, 0, missing))
+        padded_sizes = torch.cat([sizes, sizes[-1:].expand(missing, -1)])
         key = tuple(padded.shape)
         if key not in self._graphs:
             try:
@@ -71,22 +70,6 @@ class CudaGraphRunner:
                 self._graphs.clear()
                 return self._forward(pixels, sizes)
         return self._graphs[key](padded, padded_sizes).map(lambda part: part[:count].clone())
-
-
-def choose_graph_batch_size(count: int) -> int:
-    """The smallest of `GRAPH_BATCH_SIZES` for that many images."""
-    return next(batch for batch in GRAPH_BATCH_SIZES if batch >= count)
-
-
-def pad_batch(
-    pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]
-) -> tuple[UInt8[Tensor, "N 3 H W"], Int[Tensor, "N 2"]]:
-    """Pad a batch with images of zeros, as large as the input, to one of `GRAPH_BATCH_SIZES`."""
-    count = pixels.shape[0]
-    missing = choose_graph_batch_size(count) - count
-    empty = pixels.new_zeros((missing, *pixels.shape[1:]))
-    whole = sizes.new_tensor([pixels.shape[2:]]).expand(missing, -1)
-    return torch.cat([pixels, empty]), torch.cat([sizes, whole])
 
 
 def capture_cuda_graph(forward: Forward, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Forward:
@@ -155,25 +138,18 @@ class TorchSession:
         return torch.autocast(self._device.type, dtype=torch.float16, cache_enabled=False)
 
 
-def load_torch_session(
-    contract: Contract,
-    artifact: Path,
-    device: torch.device | None = None,
-    precision: TorchPrecision | None = None,
-    *,
-    threads: int | None = None,
-) -> TorchSession:
-    """Load the network of an artifact, without comparing its golden outputs.
+def load_torch_session(contract: Contract, artifact: Path, *, threads: int | None = None) -> TorchSession:
+    """Load the network of an artifact, in fp16 on the first GPU or in fp32 on the CPU; golden outputs are not compared.
 
-    By default it runs on the first GPU in fp16, or on the CPU in fp32. `threads` applies to the whole process, as torch
-    has no other setting. Raises ArtifactError if the artifact's weights do not make a network.
+    `threads` applies to the whole process, as torch has no other setting. Raises ArtifactError if the artifact's
+    weights do not make a network.
     """
     network = load_torch_network(contract, artifact)
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if threads is not None:
         torch.set_num_threads(threads)
-    precision = precision or ("fp16" if device.type == "cuda" else "fp32")
-    session = TorchSession(network, device=device, precision=precision)
-    if precision == "fp32" and contract.precision == "fp16":
+    if torch.cuda.is_available():
+        return TorchSession(network, device=torch.device("cuda"), precision="fp16")
+    session = TorchSession(network)
+    if contract.precision == "fp16":
         session.tolerance = FP16_TOLERANCE  # the golden outputs were computed in fp16
     return session

@@ -178,10 +178,9 @@ def quantize(
     max_photos
         Maximum number of photos to calibrate on.
     """
-    from model.export.quantize import QuantizeConfig, quantize_artifact
+    from model.export.quantize import quantize_artifact
 
-    config = QuantizeConfig(max_calibration_photos=max_photos, threads=threads)
-    contract = quantize_artifact(artifact, photos, config)
+    contract = quantize_artifact(artifact, photos, max_calibration_photos=max_photos, threads=threads)
     return {"artifact": str(artifact), "files": contract.files, **contract.provenance["quantization"]}
 
 

@@ -17,19 +17,13 @@ from model.backends.session import Session
 from model.backends.torch_session import TorchSession
 from model.checkpoints.runs import RunInfo, load_run
 from model.contract import CONTRACT_FILE, GOLDEN_FILE, NETWORK_FILE, Contract, InputSize, Precision, Thresholds
+from model.detail import NetworkInput, prepare_image
 from model.errors import ConfigError
 from model.export.onnx_graph import MIN_DYNAMIC_SIDE_PX, round_to_fp16, write_graph
-from model.export.parity_checks import (
-    CHECKED_BATCH_SIZES,
-    InputImage,
-    check_batch_invariance,
-    check_parity,
-    stack_images,
-)
+from model.export.parity_checks import check_batch_invariance, check_parity, stack_images
 from model.export.patch_embedding import NamedEmbedding, fit_patch_embedding
 from model.export.precision import round_to_int8
 from model.files import atomic_directory, hash_file
-from model.images import letterbox_image
 from model.networks.interface import Network
 from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer
 from model.networks.panoptic_cascade import PanopticCascade, fold_batch_norms
@@ -189,16 +183,14 @@ def _check_outputs(
     images: Sequence[UInt8[np.ndarray, "H W 3"]],
 ) -> dict[str, float]:
     """Compare with torch, and batches of the first input size; returns the worst differences from torch."""
-    placed = [letterbox_image(image, contract.input_sizes, contract.stride_px) for image in images]
-    photos = [InputImage(pixels=pixels, size=letterbox.size) for pixels, letterbox in placed]
-    scenes = [draw_scene(seed, size) for size in contract.all_input_sizes for seed in range(_SCENES_PER_SIZE)]
-    worst = check_parity(TorchSession(network), session, scenes + photos, contract, tolerance)
-    batch = [each for each in scenes + photos if each.pixels.shape == scenes[0].pixels.shape]
-    check_batch_invariance(session, batch[: max(CHECKED_BATCH_SIZES)], tolerance)
+    inputs = [draw_scene(seed, size) for size in contract.all_input_sizes for seed in range(_SCENES_PER_SIZE)]
+    inputs += [prepare_image(image, contract).inputs[0] for image in images]
+    worst = check_parity(TorchSession(network), session, inputs, contract, tolerance)
+    check_batch_invariance(session, inputs, tolerance)
     return worst
 
 
-def draw_scene(seed: int, input_size: InputSize) -> InputImage:
+def draw_scene(seed: int, input_size: InputSize) -> NetworkInput:
     """Draw a synthetic image, equal on every machine: a gradient with a few bright ellipses."""
     generator = np.random.default_rng(seed)
     height, width = input_size.height_px, input_size.width_px
@@ -209,4 +201,4 @@ def draw_scene(seed: int, input_size: InputSize) -> InputImage:
         stretch = generator.uniform(0.6, 1.6)
         inside = ((columns - x) / stretch) ** 2 + (rows - y) ** 2 < radius**2
         scene[:, inside] = generator.uniform(20, 235, (3, 1)) * (0.8 + 0.2 * rows[inside])
-    return InputImage(pixels=scene.clip(0, 255).astype(np.uint8), size=(height, width))
+    return NetworkInput(pixels=scene.clip(0, 255).astype(np.uint8), size=(height, width))

@@ -6,8 +6,8 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from model.backends.loader import check_golden, load_session, write_golden
 from model.backends.onnx_runtime import materialize_fp32
-from model.backends.openvino import OpenvinoSession, import_nncf, import_openvino
+from model.backends.openvino import OpenvinoSession, import_without_telemetry
 from model.backends.session import Session
 from model.contract import (
     GOLDEN_FILE,
@@ -27,111 +27,38 @@ from model.contract import (
     Precision,
     read_contract,
 )
-from model.errors import ConfigError, InputError, ParityError
-from model.export.parity_checks import CHECKED_BATCH_SIZES, InputImage, check_batch_invariance, stack_images
-from model.files import hash_file, list_files, load_npz
-from model.images import SUFFIXES, letterbox_image, read_image
-from model.postprocessing.panoptic import Segmentation, postprocess
-
-_MATCH_IOU = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccuracyThresholds:
-    """Minimum accuracy of an int8 network.
-
-    The bundled artifact in int8 measured 0.923 and 0.897 on 100 photos, and of 4,000 samples of 50 of them one in a
-    thousand was below 0.839 and 0.853; a broken network measured 0.23 and 0.002 (docs/experiments).
-    """
-
-    clusters_equal: float = 0.8
-    """A different cluster of one large object changes most of a photo."""
-    panoptic_quality: float = 0.85
-
-    def check(self, accuracy: Int8Accuracy) -> None:
-        """Raise ParityError, with the values, unless they reach the thresholds."""
-        for name, minimum in asdict(self).items():
-            if not getattr(accuracy, name) >= minimum:
-                values = ", ".join(f"{key} {value:.4g}" for key, value in asdict(accuracy).items())
-                raise ParityError(f"int8 differs too much from the artifact: {name} is below {minimum} ({values})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SegmentCounts:
-    """Comparison of two segmentations of one photo, as additive counts."""
-
-    pixels: int
-    pixels_equal: int
-    segments: int
-    """Segments of both."""
-    iou: float
-    """Sum over matched segments."""
-
-
-def measure_accuracy(
-    reference: Session, session: Session, images: Sequence[InputImage], contract: Contract
-) -> Int8Accuracy:
-    """Compare the panoptic segmentations of two sessions on the same images."""
-    counts = []
-    for image in images:
-        letterbox = image.letterbox(contract)
-        segmentations = [
-            postprocess(each.run(*stack_images([image]))[0], letterbox, contract, "panoptic", contract.thresholds)
-            for each in (reference, session)
-        ]
-        counts.append(_compare_segments(*segmentations))
-    segments = sum(each.segments for each in counts)
-    return Int8Accuracy(
-        photos=len(counts),
-        clusters_equal=sum(each.pixels_equal for each in counts) / sum(each.pixels for each in counts),
-        panoptic_quality=2 * sum(each.iou for each in counts) / max(segments, 1),
-    )
-
-
-def _compare_segments(expected: Segmentation, actual: Segmentation) -> _SegmentCounts:
-    """Match segments of the same cluster with an IoU above 0.5."""
-    clusters, others = (np.array([0, *(each.cluster for each in one.segments)]) for one in (expected, actual))
-    pairs = expected.label_map.ravel() * np.int64(len(others)) + actual.label_map.ravel()
-    shared = np.bincount(pairs, minlength=len(clusters) * len(others)).reshape(len(clusters), len(others))
-    is_same = clusters[:, None] == others
-    unions = shared.sum(1)[:, None] + shared.sum(0) - shared
-    ious = np.where(is_same, shared / np.maximum(unions, 1), 0.0)[1:, 1:]
-    return _SegmentCounts(
-        pixels=expected.label_map.size,
-        pixels_equal=int(shared[is_same].sum()),
-        segments=len(expected.segments) + len(actual.segments),
-        iou=float(ious[ious > _MATCH_IOU].sum()),
-    )
-
+from model.detail import NetworkInput, prepare_image
+from model.errors import ConfigError, ParityError
+from model.export.parity_checks import check_batch_invariance, segment_input, stack_images
+from model.export.predictor import sample_photos
+from model.files import hash_file, load_npz
+from model.postprocessing.panoptic import Segmentation
 
 logger = logging.getLogger(__name__)
 
+MIN_ACCURACY = {"clusters_equal": 0.8, "panoptic_quality": 0.85}
+"""Minimum accuracy of an int8 network. A different cluster of one large object changes most of a photo.
+
+The bundled artifact in int8 measured 0.923 and 0.897 on 100 photos, and of 4,000 samples of 50 of them one in a
+thousand was below 0.839 and 0.853; a broken network measured 0.23 and 0.002 (docs/experiments).
+"""
+_MIN_CALIBRATION_PHOTOS = 8
+_VALIDATION_PHOTOS = 50
+"""Photos that are not used for calibration, to measure the accuracy."""
+_MATCH_IOU = 0.5
 _SOURCE_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16-stored", "int8-stored")
 _UNSUPPORTED_NETWORK = "panoptic_cascade"
 """Its box deltas become NaN in int8."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
-    """Settings of a quantization."""
-
-    max_calibration_photos: int = 100
-    min_calibration_photos: int = 8
-    validation_photos: int = 50
-    """Photos that are not used for calibration, to measure the accuracy."""
-    threads: int = 2
-    thresholds: AccuracyThresholds = field(default_factory=AccuracyThresholds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Photos:
-    calibration: tuple[InputImage, ...]
-    validation: tuple[InputImage, ...]
-    digest: str
-    """sha256 over the hashes of the calibration files, in order."""
-
-
-def quantize_artifact(artifact: Path, photos: Path, config: QuantizeConfig) -> Contract:
+def quantize_artifact(
+    artifact: Path,
+    photos: Path,
+    *,
+    max_calibration_photos: int = 100,
+    threads: int = 2,
+    min_accuracy: Mapping[str, float] = MIN_ACCURACY,
+) -> Contract:
     """Add an int8 network to an artifact, replacing an earlier one, or raise and leave the artifact unchanged.
 
     Weights and activations of convolutions and matrix products become int8, with ranges calibrated on unlabeled photos
@@ -149,20 +76,61 @@ def quantize_artifact(artifact: Path, photos: Path, config: QuantizeConfig) -> C
         raise ConfigError(
             f"{artifact} is a {_UNSUPPORTED_NETWORK}, which does not work in int8: quantize a mask_transformer"
         )
-    _, reference = load_session(artifact, backend="openvino", threads=config.threads)
-    images = _read_photos(photos, contract, config)
+    _, reference = load_session(artifact, backend="openvino", threads=threads)
+    images = _read_photos(photos, contract, max_calibration_photos)
+    calibration, validation = list(images)[:-_VALIDATION_PHOTOS], list(images.values())[-_VALIDATION_PHOTOS:]
     with tempfile.TemporaryDirectory(prefix=f".{artifact.name}.", dir=artifact.resolve().parent) as temporary:
         folder = Path(temporary)
         materialize_fp32(artifact / NETWORK_FILE, folder / NETWORK_FILE)
-        versions = _calibrate(folder / NETWORK_FILE, images.calibration, folder / INT8_FILES[0])
-        session = OpenvinoSession(folder / INT8_FILES[0], threads=config.threads, precision="int8")
+        versions = _calibrate(folder / NETWORK_FILE, [images[digest] for digest in calibration], folder / INT8_FILES[0])
+        session = OpenvinoSession(folder / INT8_FILES[0], threads=threads, backend="openvino-int8")
         session.check_contract(contract)
-        accuracy = _check_accuracy(reference, session, images.validation, contract, config.thresholds)
+        accuracy = measure_accuracy(reference, session, validation, contract)
+        logger.info("int8 compared with the artifact: %s", accuracy)
+        require_accuracy(accuracy, min_accuracy)
+        check_batch_invariance(session, validation)
         stored = load_npz(artifact / GOLDEN_FILE)
         write_golden(session, stored["pixels"], stored["sizes"], folder / INT8_GOLDEN_FILE)
         check_golden(session, folder / INT8_GOLDEN_FILE)
-        quantization = {**versions, "photos": len(images.calibration), "photos_hash": images.digest}
+        digest = hashlib.sha256("\n".join(calibration).encode()).hexdigest()
+        quantization = {**versions, "photos": len(calibration), "photos_hash": digest}
         return _store(artifact, contract, folder, accuracy, quantization)
+
+
+def measure_accuracy(
+    reference: Session, session: Session, images: Sequence[NetworkInput], contract: Contract
+) -> Int8Accuracy:
+    """Compare the panoptic segmentations of two sessions on the same images."""
+    counts = [
+        _compare_segments(*(segment_input(each, image, contract) for each in (reference, session))) for image in images
+    ]
+    pixels, pixels_equal, segments, iou = np.sum(counts, axis=0).tolist()
+    return Int8Accuracy(
+        photos=len(images), clusters_equal=pixels_equal / pixels, panoptic_quality=2 * iou / max(segments, 1)
+    )
+
+
+def _compare_segments(expected: Segmentation, actual: Segmentation) -> tuple[int, int, int, float]:
+    """Match segments of the same cluster with an IoU above 0.5.
+
+    Returns pixels, pixels of equal clusters, segments of both, and the sum of the IoUs of matched segments.
+    """
+    clusters, others = (np.array([0, *(each.cluster for each in one.segments)]) for one in (expected, actual))
+    pairs = expected.label_map.ravel() * np.int64(len(others)) + actual.label_map.ravel()
+    shared = np.bincount(pairs, minlength=len(clusters) * len(others)).reshape(len(clusters), len(others))
+    is_same = clusters[:, None] == others
+    unions = shared.sum(1)[:, None] + shared.sum(0) - shared
+    ious = np.where(is_same, shared / np.maximum(unions, 1), 0.0)[1:, 1:]
+    segments = len(expected.segments) + len(actual.segments)
+    return pairs.size, int(shared[is_same].sum()), segments, float(ious[ious > _MATCH_IOU].sum())
+
+
+def require_accuracy(accuracy: Int8Accuracy, min_accuracy: Mapping[str, float]) -> None:
+    """Raise ParityError, with the values, unless they reach the minimums."""
+    for name, minimum in min_accuracy.items():
+        if not getattr(accuracy, name) >= minimum:
+            values = ", ".join(f"{key} {value:.4g}" for key, value in asdict(accuracy).items())
+            raise ParityError(f"int8 differs too much from the artifact: {name} is below {minimum} ({values})")
 
 
 def _store(
@@ -184,33 +152,24 @@ def _store(
     return quantized
 
 
-def _read_photos(folder: Path, contract: Contract, config: QuantizeConfig) -> _Photos:
-    """Read distinct photos, in a random order that is the same every time."""
-    paths = [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES]
-    found: dict[str, InputImage] = {}
-    for index in np.random.default_rng(0).permutation(len(paths)):
-        with contextlib.suppress(InputError):
-            image = read_image(paths[index]).image
-            pixels, letterbox = letterbox_image(image, contract.input_sizes, contract.stride_px)
-            found[hash_file(paths[index])] = InputImage(pixels=pixels, size=letterbox.size)
-        if len(found) == config.max_calibration_photos + config.validation_photos:
+def _read_photos(folder: Path, contract: Contract, max_calibration_photos: int) -> dict[str, NetworkInput]:
+    """Read distinct photos, by the hashes of their files, in a random order that is the same every time."""
+    found: dict[str, NetworkInput] = {}
+    for photo in sample_photos(folder, sys.maxsize):
+        found[hash_file(photo.path)] = prepare_image(photo.image, contract).inputs[0]
+        if len(found) == max_calibration_photos + _VALIDATION_PHOTOS:
             break
-    if len(found) < config.min_calibration_photos + config.validation_photos:
+    if len(found) < _MIN_CALIBRATION_PHOTOS + _VALIDATION_PHOTOS:
         raise ConfigError(
-            f"{folder} has {len(found)} distinct readable photos: expected at least {config.min_calibration_photos} to "
-            f"calibrate and {config.validation_photos} to validate"
+            f"{folder} has {len(found)} distinct readable photos: expected at least {_MIN_CALIBRATION_PHOTOS} to "
+            f"calibrate and {_VALIDATION_PHOTOS} to validate"
         )
-    digests, photos = list(found)[: -config.validation_photos], list(found.values())
-    return _Photos(
-        calibration=tuple(photos[: -config.validation_photos]),
-        validation=tuple(photos[-config.validation_photos :]),
-        digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
-    )
+    return found
 
 
-def _calibrate(network: Path, images: Sequence[InputImage], out: Path) -> dict[str, str]:
+def _calibrate(network: Path, images: Sequence[NetworkInput], out: Path) -> dict[str, str]:
     """Write the int8 network and return the versions of NNCF and OpenVINO."""
-    openvino, nncf = import_openvino(), import_nncf()
+    openvino, nncf = import_without_telemetry("openvino", "service"), import_without_telemetry("nncf", "quantize")
     items = [dict(zip(("pixels", "sizes"), stack_images([image]), strict=True)) for image in images]
     logger.info("calibrating on %d photos", len(items))
     with contextlib.redirect_stdout(sys.stderr):  # NNCF prints its progress
@@ -223,21 +182,3 @@ def _calibrate(network: Path, images: Sequence[InputImage], out: Path) -> dict[s
         )
     openvino.save_model(quantized, out, compress_to_fp16=False)
     return {"nncf": nncf.__version__, "openvino": openvino.__version__}
-
-
-def _check_accuracy(
-    reference: Session,
-    session: Session,
-    images: Sequence[InputImage],
-    contract: Contract,
-    thresholds: AccuracyThresholds,
-) -> Int8Accuracy:
-    """Measure the accuracy, and check batches of the first image's input size."""
-    accuracy = measure_accuracy(reference, session, images, contract)
-    logger.info("int8 compared with the artifact: %s", accuracy)
-    thresholds.check(accuracy)
-    check_batch_invariance(
-        session,
-        [each for each in images if each.pixels.shape == images[0].pixels.shape][: max(CHECKED_BATCH_SIZES)],
-    )
-    return accuracy
