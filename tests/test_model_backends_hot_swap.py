@@ -97,7 +97,6 @@ def test_a_session_that_is_ready_after_closing_is_discarded() -> None:
     builder = Builder()
     with start_swap(builder) as session:
         session.close()
-        session.wait_ready(WAIT_S)
         builder.is_allowed.set()
         assert builder.is_done.wait(WAIT_S)
         for thread in threading.enumerate():

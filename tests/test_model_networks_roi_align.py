@@ -103,7 +103,7 @@ class Pooler(nn.Module):
     """The ONNX operator on four levels, in 7 x 7 bins."""
 
     def forward(self, p2: Tensor, p3: Tensor, p4: Tensor, p5: Tensor, boxes: Tensor) -> Tensor:
-        return roi_align_onnx((p2, p3, p4, p5), STAGE_STRIDES_PX, boxes, 7, RoiAlignConfig())
+        return roi_align_onnx((p2, p3, p4, p5), STAGE_STRIDES_PX, boxes, 7)
 
 
 def run(levels: list[Tensor], boxes: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +12,8 @@ from jaxtyping import Int64, UInt8
 
 from model.errors import UsegError
 from model.network_io import RawOutputs
+
+logger = logging.getLogger(__name__)
 
 ConcreteBackend = Literal["cpu", "openvino", "openvino-int8", "cuda", "tensorrt", "torch"]
 """ONNX Runtime on the CPU, OpenVINO on the CPU, also in int8, ONNX Runtime with CUDA or TensorRT, torch on a GPU or the
@@ -57,9 +60,6 @@ def find_hot_swap(session: Session | None) -> "HotSwapSession | None":
     return inner if isinstance(inner, HotSwapSession) else None
 
 
-logger = logging.getLogger(__name__)
-
-
 class HotSwapSession:
     """Runs on `first` until `make_next` has returned another session, then on that one.
 
@@ -69,13 +69,9 @@ class HotSwapSession:
 
     def __init__(self, first: Session, make_next: Callable[[], Session]) -> None:
         self._current = first
-        self._make_next = make_next
-        self._failure: Exception | None = None
-        self._is_closed = False
-        self._lock = threading.Lock()
-        self._is_ready = threading.Event()
+        self._next: Future[Session] = Future()
         # A daemon thread: a build of minutes that cannot be interrupted must not keep the process alive.
-        threading.Thread(target=self._switch, name="hot-swap", daemon=True).start()
+        threading.Thread(target=self._switch, args=(make_next,), name="hot-swap", daemon=True).start()
 
     @property
     def backend(self) -> str:
@@ -86,29 +82,25 @@ class HotSwapSession:
         return self._current.run(pixels, sizes)
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Wait until the switch has succeeded, failed or `timeout_s` has passed. Raises the error of a failure."""
-        self._is_ready.wait(timeout_s)
-        if self._failure:
-            raise self._failure
+        """Wait until the switch has succeeded. Raises the error of a failure, CancelledError if this is closed."""
+        self._next.result(timeout_s)
 
     def close(self) -> None:
         """Do not switch any more; a session that is still being made is discarded."""
-        with self._lock:
-            self._is_closed = True
-        self._is_ready.set()
+        self._next.cancel()
 
-    def _switch(self) -> None:
+    def _switch(self, make_next: Callable[[], Session]) -> None:
         try:
-            session = self._make_next()
-        except UsegError as error:
-            logger.error("could not switch to the faster backend, staying on %s: %s", self.backend, error)
-            self._failure = error
+            session = make_next()
         except Exception as error:  # a backend can raise anything, and the first session still works
-            logger.exception("could not switch to the faster backend, staying on %s", self.backend)
-            self._failure = error
+            trace = None if isinstance(error, UsegError) else error
+            logger.error(
+                "could not switch to the faster backend, staying on %s: %s", self.backend, error, exc_info=trace
+            )
+            if self._next.set_running_or_notify_cancel():
+                self._next.set_exception(error)
         else:
-            with self._lock:
-                if not self._is_closed:
-                    logger.info("switching from %s to %s", self._current.backend, session.backend)
-                    self._current = session
-        self._is_ready.set()
+            if self._next.set_running_or_notify_cancel():
+                logger.info("switching from %s to %s", self._current.backend, session.backend)
+                self._current = session
+                self._next.set_result(session)

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from model.contract import InputSize, Precision
 from model.export.precision import compute_in_fp16, store_as_int8
 from model.network_io import output_names
 from model.networks.interface import Network
-from model.networks.panoptic_cascade import PanopticCascade
-from model.networks.roi_align import roi_align_onnx
 
 _OPSET = 18
 _MAX_BATCH_SIZE = 1024
@@ -39,7 +36,7 @@ def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: P
     size = input_sizes[0]
     pixels = torch.zeros(2, 3, size.height_px, size.width_px, dtype=torch.uint8)
     sizes = torch.tensor([[size.height_px, size.width_px]] * 2)
-    with _onnx_roi_align(network), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # from the exporter, about its own dependencies
         program = torch.onnx.export(
             network,
@@ -89,20 +86,6 @@ def _dynamic_axes(input_sizes: Sequence[InputSize], multiple_px: int) -> dict[st
         )
     )
     return {"pixels": {0: batch, 2: multiple_px * rows, 3: multiple_px * columns}, "sizes": {0: batch}}
-
-
-@contextmanager
-def _onnx_roi_align(network: nn.Module) -> Iterator[None]:
-    """Replace RoIAlign by ONNX's operator during the export."""
-    if not isinstance(network, PanopticCascade):
-        yield
-        return
-    heads = network.roi_heads
-    original, heads.roi_align = heads.roi_align, roi_align_onnx
-    try:
-        yield
-    finally:
-        heads.roi_align = original
 
 
 def _name_weights(model: onnx.ModelProto, network: nn.Module) -> None:

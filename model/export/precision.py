@@ -1,7 +1,7 @@
 """Lower precisions of ONNX graphs: fp16 arithmetic where it is safe, and encoder weights stored as int8."""
 
+from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import onnx
@@ -33,53 +33,60 @@ def compute_in_fp16(model: onnx.ModelProto, suffix: str) -> None:
 
     A value that is needed in both types is cast once.
     """
-    graph = _Fp16Rewriter(model)
-    chosen = graph.choose()
-    produced = {id(node): node for node in chosen}
-    halved = {name for node in chosen for name in node.output}
+    graph = _Graph(model)
+    chosen = {id(node) for node in graph.choose()}
+    exact = {name for node in graph.nodes if id(node) not in chosen for name in node.input}
+    exact.update(value.name for value in model.graph.output)
+    halved: set[str] = set()
     rewritten: list[NodeProto] = []
-    cast: set[str] = set()
-    for node in model.graph.node:
-        if id(node) not in produced:
+    for node in graph.nodes:
+        if id(node) not in chosen:
             rewritten.append(node)
             continue
         for position, name in graph.list_float_inputs(node):
-            if name in graph.constants:
-                node.input[position] = graph.halve_constant(name, suffix)
-                continue
-            node.input[position] = f"{name}{_SUFFIX}"
-            if name not in halved | cast:
-                rewritten.append(_make_cast(name, f"{name}{_SUFFIX}", TensorProto.FLOAT16))
-                cast.add(name)
+            constant = graph.constants.get(name)
+            node.input[position] = half = f"{name}{_SUFFIX if constant is None else suffix}"
+            if half not in halved:
+                halved.add(half)
+                if constant is None:
+                    rewritten.append(_make_cast(name, half, TensorProto.FLOAT16))
+                else:
+                    values = numpy_helper.to_array(constant).astype(np.float16)
+                    model.graph.initializer.append(numpy_helper.from_array(values, half))
         outputs = list(node.output)
         node.output[:] = [f"{name}{_SUFFIX}" for name in outputs]
+        halved.update(node.output)
         rewritten.append(node)
-        rewritten += [_make_cast(f"{name}{_SUFFIX}", name, TensorProto.FLOAT) for name in outputs]
-    graph.replace_nodes(rewritten)
+        rewritten += [_make_cast(f"{name}{_SUFFIX}", name, TensorProto.FLOAT) for name in outputs if name in exact]
+    used = {name for node in rewritten for name in node.input}
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    for field, kept in (("node", rewritten), ("initializer", tensors)):
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(kept)
+    model.graph.ClearField("value_info")
 
 
-class _Fp16Rewriter:
+class _Graph:
     """Producers, consumers and types of a graph, to choose the nodes that compute in fp16."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model).graph
         values = [*inferred.value_info, *inferred.input, *inferred.output]
-        self._model = model
-        self._types = {value.name: value.type.tensor_type.elem_type for value in values}
-        self._types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        self._producers = {name: node for node in model.graph.node for name in node.output}
-        self._consumers: dict[str, list[NodeProto]] = {}
-        for node in model.graph.node:
-            for name in node.input:
-                self._consumers.setdefault(name, []).append(node)
+        self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._halved_constants: dict[str, str] = {}
+        self._types = {value.name: value.type.tensor_type.elem_type for value in values}
+        self._types |= {name: tensor.data_type for name, tensor in self.constants.items()}
+        self._producers = {name: node for node in self.nodes for name in node.output}
+        self._consumers: dict[str, list[NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self._consumers[name].append(node)
 
     def choose(self) -> list[NodeProto]:
         """Choose the nodes to compute in fp16, in order."""
         chosen: list[NodeProto] = []
         halved: set[str] = set()
-        for node in self._model.graph.node:
+        for node in self.nodes:
             inputs = [name for _, name in self.list_float_inputs(node)]
             varying = [name for name in inputs if name not in self.constants]
             is_following = bool(varying) and self._is_following(node) and halved.issuperset(varying)
@@ -94,27 +101,6 @@ class _Fp16Rewriter:
         last = 1 if node.op_type == "Resize" else len(node.input)
         named = enumerate(node.input[:last])
         return [(position, name) for position, name in named if self._types.get(name) == TensorProto.FLOAT]
-
-    def halve_constant(self, name: str, suffix: str) -> str:
-        """Return the name of a constant's fp16 copy, and make it on first use."""
-        if name not in self._halved_constants:
-            halved = numpy_helper.to_array(self.constants[name]).astype(np.float16)
-            self._halved_constants[name] = f"{name}{suffix}"
-            self._model.graph.initializer.append(numpy_helper.from_array(halved, f"{name}{suffix}"))
-        return self._halved_constants[name]
-
-    def replace_nodes(self, nodes: list[NodeProto]) -> None:
-        """Replace all nodes, dropping unused casts and constants."""
-        graph = self._model.graph
-        used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-        kept = [node for node in nodes if node.op_type != "Cast" or used.intersection(node.output)]
-        used = {name for node in kept for name in node.input} | {value.name for value in graph.output}
-        kept_tensors = [tensor for tensor in graph.initializer if tensor.name in used]
-        for target, remaining in ((graph.node, kept), (graph.initializer, kept_tensors)):
-            copies = [type(each).FromString(each.SerializeToString()) for each in remaining]
-            del target[:]
-            target.extend(copies)
-        del graph.value_info[:]
 
     def _is_following(self, node: NodeProto) -> bool:
         if node.op_type == "Div":  # only that of GELU; box arithmetic divides too
@@ -193,18 +179,13 @@ def store_as_int8(model: onnx.ModelProto) -> None:
 
 def _dequantize_nodes(name: str, target: str, *, is_transposed: bool) -> list[onnx.NodeProto]:
     """Nodes that compute the matrix `target` from integers and scales."""
-    steps: list[tuple[str, list[str], dict[str, Any]]] = [
-        ("Cast", [name + INT8_SUFFIX], {"to": TensorProto.FLOAT}),
-        ("Mul", [f"{name}_cast", name + SCALE_SUFFIX], {}),
-        ("Reshape", [f"{name}_mul", f"{name}_shape"], {}),
-        *([("Transpose", [f"{name}_reshape"], {"perm": [1, 0]})] if is_transposed else []),
-    ]
+    matrix = f"{name}_matrix" if is_transposed else target
     nodes = [
-        helper.make_node(kind, inputs, [f"{name}_{kind.lower()}"], name=f"{name}_{kind.lower()}", **settings)
-        for kind, inputs, settings in steps
+        helper.make_node("Cast", [name + INT8_SUFFIX], [f"{name}_cast"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}_cast", name + SCALE_SUFFIX], [f"{name}_groups"]),
+        helper.make_node("Reshape", [f"{name}_groups", f"{name}_shape"], [matrix]),
     ]
-    nodes[-1].output[0] = target
-    return nodes
+    return [*nodes, helper.make_node("Transpose", [matrix], [target], perm=[1, 0])] if is_transposed else nodes
 
 
 def _round_groups(

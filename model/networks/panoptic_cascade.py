@@ -1,12 +1,13 @@
 """U2Seg's network: backbone and feature pyramid, region proposals, cascaded RoI heads, semantic head."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from model.errors import CheckpointError, ConfigError
 from model.networks.fpn import FPN, SimpleFPN
@@ -140,10 +141,7 @@ class PanopticCascade(Network):
         height, width = pixels.shape[2:]
         if height % self.side_multiple_px or width % self.side_multiple_px:
             raise ConfigError(f"input of {height}x{width} px: expected multiples of {self.side_multiple_px}")
-        return self.run_heads(self.backbone(normalize_and_mask(pixels, sizes)), sizes)
-
-    def run_heads(self, levels: tuple[Float[Tensor, "B C h w"], ...], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
-        """The network output from the feature maps p2 to p6."""
+        levels = self.backbone(normalize_and_mask(pixels, sizes))
         proposals = find_top_proposals(self.proposal_generator(levels), sizes, self.inference.proposals)
         probabilities, boxes = self.roi_heads.predict_boxes(levels, proposals.boxes, sizes)
         detections = find_top_detections(probabilities, boxes, proposals.is_valid, self.inference.detections)
@@ -173,47 +171,39 @@ def infer_cascade_config(state: dict[str, Tensor]) -> CascadeConfig:
 
     Raises CheckpointError if a tensor that defines a size is missing.
     """
+    semantic = state.get("sem_seg_head.predictor.weight")
     try:
-        return _infer_with_vit(state) if f"{_ENCODER_PREFIX}pos_embed" in state else _infer_with_resnet(state)
-    except (KeyError, IndexError, TypeError, ValueError, ConfigError) as error:
+        return CascadeConfig(
+            thing_clusters=len(state["roi_heads.box_predictor.0.cls_score.weight"]) - 1,
+            stuff_clusters=0 if semantic is None else len(semantic) - 1,
+            box_fc_dim=len(state["roi_heads.box_head.0.fc1.weight"]),
+            mask_conv_dim=len(state["roi_heads.mask_head.mask_fcn1.weight"]),
+            cls_agnostic_mask=len(state["roi_heads.mask_head.predictor.weight"]) == 1,
+            sem_seg_conv_dim=CascadeConfig.sem_seg_conv_dim if semantic is None else semantic.shape[1],
+            **_infer_backbone(state),
+        )
+    except (KeyError, IndexError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"not a panoptic cascade with detectron2's names: its tensors do not fit ({error})"
         ) from error
 
 
-def _infer_with_resnet(state: dict[str, Tensor]) -> CascadeConfig:
-    return replace(
-        _infer_heads(state),
-        stem_out_channels=len(state["backbone.bottom_up.stem.conv1.weight"]),
-        bottleneck_channels=len(state["backbone.bottom_up.res2.0.conv1.weight"]),
-        res2_out_channels=len(state["backbone.bottom_up.res2.0.conv3.weight"]),
-        backbone_norm=_infer_norm(state, "backbone.bottom_up.stem.conv1"),
-        fpn_channels=len(state["backbone.fpn_lateral2.weight"]),
-        fpn_norm=_infer_norm(state, "backbone.fpn_lateral2"),
-    )
-
-
-def _infer_with_vit(state: dict[str, Tensor]) -> CascadeConfig:
-    encoder = {name.removeprefix(_ENCODER_PREFIX): state[name] for name in state if name.startswith(_ENCODER_PREFIX)}
-    return replace(
-        _infer_heads(state),
-        backbone="vit",
-        encoder=infer_encoder_config(encoder),
-        fpn_channels=len(state["backbone.simfp_4.0.weight"]),
-    )
-
-
-def _infer_heads(state: dict[str, Tensor]) -> CascadeConfig:
-    """The configuration of the heads; the backbone's is left at its defaults."""
-    semantic = "sem_seg_head.predictor.weight"
-    return CascadeConfig(
-        thing_clusters=len(state["roi_heads.box_predictor.0.cls_score.weight"]) - 1,
-        stuff_clusters=len(state[semantic]) - 1 if semantic in state else 0,
-        box_fc_dim=len(state["roi_heads.box_head.0.fc1.weight"]),
-        mask_conv_dim=len(state["roi_heads.mask_head.mask_fcn1.weight"]),
-        cls_agnostic_mask=len(state["roi_heads.mask_head.predictor.weight"]) == 1,
-        sem_seg_conv_dim=state[semantic].shape[1] if semantic in state else CascadeConfig.sem_seg_conv_dim,
-    )
+def _infer_backbone(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the entries of the configuration that describe the backbone and its feature pyramid."""
+    if f"{_ENCODER_PREFIX}pos_embed" in state:
+        encoder = {
+            name.removeprefix(_ENCODER_PREFIX): state[name] for name in state if name.startswith(_ENCODER_PREFIX)
+        }
+        width = len(state["backbone.simfp_4.0.weight"])
+        return {"backbone": "vit", "encoder": infer_encoder_config(encoder), "fpn_channels": width}
+    return {
+        "stem_out_channels": len(state["backbone.bottom_up.stem.conv1.weight"]),
+        "bottleneck_channels": len(state["backbone.bottom_up.res2.0.conv1.weight"]),
+        "res2_out_channels": len(state["backbone.bottom_up.res2.0.conv3.weight"]),
+        "backbone_norm": _infer_norm(state, "backbone.bottom_up.stem.conv1"),
+        "fpn_channels": len(state["backbone.fpn_lateral2.weight"]),
+        "fpn_norm": _infer_norm(state, "backbone.fpn_lateral2"),
+    }
 
 
 def _infer_norm(state: dict[str, Tensor], convolution: str) -> Norm:
@@ -230,17 +220,12 @@ def fold_batch_norms(network: PanopticCascade) -> PanopticCascade:
     state = network.state_dict()
     for name, module in network.named_modules():
         if isinstance(module, NormedConv) and isinstance(module.norm, nn.BatchNorm2d | FrozenBatchNorm):
-            for key in module.norm.state_dict():
-                del state[f"{name}.norm.{key}"]
-            state[f"{name}.weight"], state[f"{name}.bias"] = _fold_batch_norm(module.weight, module.norm)
+            norm = {key: state.pop(f"{name}.norm.{key}") for key in module.norm.state_dict()}
+            mean, variance, scale, shift = (norm[key] for key in ("running_mean", "running_var", "weight", "bias"))
+            state[f"{name}.weight"], state[f"{name}.bias"] = fuse_conv_bn_weights(
+                module.weight, None, mean, variance, _BATCH_NORM_EPS, scale, shift
+            )
     config = replace(network.config, backbone_norm="none", fpn_norm="none")
     folded = PanopticCascade(config, network.inference)
     folded.load_state_dict(state)
     return folded.eval().requires_grad_(False)
-
-
-def _fold_batch_norm(weight: Tensor, norm: nn.BatchNorm2d | FrozenBatchNorm) -> tuple[Tensor, Tensor]:
-    assert norm.running_mean is not None, "batch norm tracks running statistics"
-    assert norm.running_var is not None, "batch norm tracks running statistics"
-    scale = norm.weight / torch.sqrt(norm.running_var + _BATCH_NORM_EPS)
-    return (weight * scale[:, None, None, None]).detach(), (norm.bias - norm.running_mean * scale).detach()

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from model.errors import ConfigError
 from model.networks.boxes import box_area
 
 _CANONICAL_SIDE_PX = 224.0
@@ -30,10 +29,6 @@ class RoiAlignConfig:
 
     max_box_side: int = 304
     """Longest box sampled at full density, in feature-map pixels. Default: 1,216 px at stride 4."""
-
-    def __post_init__(self) -> None:
-        if self.max_box_side < 1:
-            raise ConfigError(f"max_box_side must be at least 1, got {self.max_box_side}")
 
     def max_samples(self, side: int) -> int:
         """Maximum number of samples of a bin along one axis."""
@@ -187,13 +182,12 @@ def roi_align_onnx(
     strides_px: Sequence[int],
     boxes: Float[Tensor, "B N 4"],
     side: int,
-    config: RoiAlignConfig,
 ) -> Float[Tensor, "B N C side side"]:
     """`roi_align` as one ONNX RoiAlign operator over all levels. For export only: in torch it computes nothing.
 
     The levels are stacked on one map, each within a border that repeats its outermost pixels, since RoIAlign clamps a
     sample up to one pixel outside to the edge. Four operators, one per level, would each pool every box. The operator
-    takes as many samples as a box needs, whatever `config` allows, and samples far outside a level would read the
+    takes as many samples as a box needs, and samples far outside a level would read the
     next one: boxes must be clipped to their images, as all of ours are.
     """
     batch, count = boxes.shape[:2]
@@ -225,10 +219,8 @@ def _to_stacked_coordinates(
     """Boxes in pixels of the stacked map, on which each level begins at one of the rows `tops`."""
     assigned = assign_levels(boxes, strides_px)
     scales = select_value([1.0 / stride for stride in strides_px], assigned)[..., None]
-    first_rows = torch.zeros_like(assigned)
-    for index, top in enumerate(tops):
-        first_rows = torch.where(assigned == index, top + 1, first_rows)
-    shift = torch.stack([torch.ones_like(first_rows), first_rows], dim=2).float()  # B N 2
+    first_rows = select_value([torch.sym_float(top + 1) for top in tops], assigned)
+    shift = torch.stack([torch.ones_like(first_rows), first_rows], dim=2)  # B N 2
     return boxes * scales + torch.cat([shift, shift], dim=2)
 
 

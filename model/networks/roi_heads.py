@@ -8,10 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.errors import ConfigError
 from model.networks.boxes import apply_deltas, clip_boxes, gather_boxes, nms
 from model.networks.resnet import STAGE_STRIDES_PX
-from model.networks.roi_align import RoiAlignConfig, roi_align
+from model.networks.roi_align import RoiAlignConfig, roi_align, roi_align_onnx
 
 STAGE_DELTA_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
 """Weights of the box deltas of each stage: later stages predict smaller changes."""
@@ -97,17 +96,21 @@ class CascadeROIHeads(nn.Module):
     ) -> None:
         super().__init__()
         self.pooling = pooling
-        self.roi_align = roi_align
-        """Replaced by `roi_align_onnx` during export."""
         stages = range(len(STAGE_DELTA_WEIGHTS))
         self.box_head = nn.ModuleList(BoxHead(inner, box_fc_dim) for _ in stages)
         self.box_predictor = nn.ModuleList(BoxPredictor(box_fc_dim, clusters) for _ in stages)
         self.mask_head = MaskHead(inner, mask_conv_dim, mask_channels)
 
+    def pool(self, levels: Levels, boxes: Float[Tensor, "B N 4"], side: int) -> Float[Tensor, "B N C side side"]:
+        """Pool the features p2 to p5 of each box."""
+        levels = levels[: len(STAGE_STRIDES_PX)]
+        if torch.onnx.is_in_onnx_export():
+            return roi_align_onnx(levels, STAGE_STRIDES_PX, boxes, side)
+        return roi_align(levels, STAGE_STRIDES_PX, boxes, side, self.pooling)
+
     def run_stage(self, stage: int, levels: Levels, boxes: Float[Tensor, "B N 4"]) -> StageOutput:
-        """Run stage 0, 1 or 2 on boxes, with the features p2 to p5."""
-        pooled = self.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, BOX_POOL_SIZE, self.pooling)
-        logits, deltas = self.box_predictor[stage](self.box_head[stage](pooled))
+        """Run stage 0, 1 or 2 on boxes."""
+        logits, deltas = self.box_predictor[stage](self.box_head[stage](self.pool(levels, boxes, BOX_POOL_SIZE)))
         return StageOutput(logits=logits, deltas=deltas, boxes=apply_deltas(boxes, deltas, STAGE_DELTA_WEIGHTS[stage]))
 
     def predict_boxes(
@@ -125,8 +128,7 @@ class CascadeROIHeads(nn.Module):
         self, levels: Levels, boxes: Float[Tensor, "B N 4"], clusters: Int[Tensor, "B N"]
     ) -> Float[Tensor, "B N 28 28"]:
         """Mask logits inside each box, for its cluster (counted from 0)."""
-        pooled = self.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, MASK_SIZE // 2, self.pooling)
-        logits: Tensor = self.mask_head(pooled, clusters)
+        logits: Tensor = self.mask_head(self.pool(levels, boxes, MASK_SIZE // 2), clusters)
         return logits
 
 
@@ -144,12 +146,6 @@ class DetectionConfig:
     """Detections of an image; at least 1."""
     nms_iterations: int = 16
     """At least 1, see `nms`. Longest chain measured: 15; even, so that a shorter run keeps boxes rather than drops."""
-
-    def __post_init__(self) -> None:
-        if min(self.max_candidates, self.max_detections, self.nms_iterations) < 1 or not all(
-            0.0 <= threshold <= 1.0 for threshold in (self.score_threshold, self.nms_threshold)
-        ):
-            raise ConfigError(f"counts must be at least 1 and thresholds in 0..1, got {self}")
 
 
 class Detections(NamedTuple):

@@ -9,7 +9,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.errors import ConfigError
 from model.networks.boxes import apply_deltas, clip_boxes, gather_boxes, is_nonempty, nms
 from model.networks.fpn import FPN_STRIDES_PX
 
@@ -32,10 +31,6 @@ class ProposalConfig:
     """A box is dropped if a better one of its level overlaps it beyond this IoU, 0..1."""
     nms_iterations: int = 24
     """At least 1, see `nms`. Longest chain measured: 18; even, so that a shorter run keeps boxes rather than drops."""
-
-    def __post_init__(self) -> None:
-        if min(self.pre_nms_topk, self.post_nms_topk, self.nms_iterations) < 1 or not 0.0 <= self.nms_threshold <= 1.0:
-            raise ConfigError(f"counts must be at least 1 and nms_threshold in 0..1, got {self}")
 
 
 class RPNOutput(NamedTuple):

@@ -10,7 +10,6 @@ from torch.nn import functional
 from model.networks.boxes import apply_deltas, clip_boxes, get_deltas, is_nonempty
 from model.networks.fpn import FPN_STRIDES_PX
 from model.networks.panoptic_cascade import PanopticCascade
-from model.networks.resnet import STAGE_STRIDES_PX
 from model.networks.roi_heads import BOX_POOL_SIZE, MASK_SIZE, STAGE_DELTA_WEIGHTS, CascadeROIHeads, StageOutput
 from model.networks.rpn import (
     ANCHOR_SIDES_PX,
@@ -180,7 +179,7 @@ def cascade_losses(
 
 def run_stage(heads: CascadeROIHeads, stage: int, levels: Levels, boxes: Float[Tensor, "B N 4"]) -> StageOutput:
     """Run `CascadeROIHeads.run_stage` with a third of the gradient to the features (detectron2's cascade_rcnn.py)."""
-    pooled = heads.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, BOX_POOL_SIZE, heads.pooling)
+    pooled = heads.pool(levels, boxes, BOX_POOL_SIZE)
     if pooled.requires_grad:
         pooled.register_hook(lambda gradient: gradient / len(STAGE_DELTA_WEIGHTS))
     logits, deltas = heads.box_predictor[stage](heads.box_head[stage](pooled))
@@ -222,7 +221,7 @@ def mask_rcnn_loss(heads: CascadeROIHeads, levels: Levels, rois: Rois, targets: 
         return levels[0].new_zeros(())
     # Positive boxes come first.
     positive, boxes = roi_targets.is_positive[:, :count], rois.boxes[:, :count]
-    pooled = heads.roi_align(levels[: len(STAGE_STRIDES_PX)], STAGE_STRIDES_PX, boxes, MASK_SIZE // 2, heads.pooling)
+    pooled = heads.pool(levels, boxes, MASK_SIZE // 2)
     clusters = torch.where(positive, roi_targets.clusters[:, :count], 0).clamp(max=channels - 1)
     logits = heads.mask_head(pooled, clusters)[positive].float()
     crops = [
