@@ -56,12 +56,12 @@ RUN python -m venv /opt/venv
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
-      ".[train,heic,signing]" \
+      ".[train,quantize,heic,signing]" \
     && /opt/venv/bin/pip uninstall --yes useg
 COPY model model
 COPY training training
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[train,heic,signing]" \
+    /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt ".[train,quantize,heic,signing]" \
     && /opt/venv/bin/pip uninstall --yes pip
 
 FROM ${PYTHON_IMAGE} AS train

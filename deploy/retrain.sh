@@ -169,6 +169,14 @@ self_train() { # the rounds, each with labels that the network of the round befo
     done
 }
 
+quantize() { # add int8 for CPUs with VNNI or AMX; where that fails, the version is served in fp32
+    local status=0
+    useg quantize "$artifact" --photos "$photos" || status=$?
+    ((status == 1 || status == 4)) || return "$status"
+    echo "version $version has no int8 network: CPUs compute in fp32" >&2
+    echo '{"files": null}'
+}
+
 check_gate() {
     useg gate "$artifact" "$served" --photos "$photos" ${dataset:+--dataset "$dataset" "${dataset_options[@]}"} \
         ${drift_photos:+--drift-photos "$drift_photos"} --out "$run/gate.json" "${gate_options[@]}"
@@ -209,6 +217,7 @@ fi
 stage export "export an artifact and check that it predicts the same" \
     useg export "$weights" --out "$artifact" --name "$model" --version "$version" --photos "$photos" \
     "${examples[@]}" "${export_options[@]}"
+stage quantize "add an int8 network, which CPUs with VNNI or AMX run at least twice as fast" quantize
 stage drift-reference "store statistics of its predictions, to detect drift later" \
     useg drift-reference "$artifact" --photos "$photos"
 if [[ -n $dataset ]]; then

@@ -80,6 +80,8 @@ def test_two_versions_from_photos_to_the_registry_one_interrupted_one_rejected_a
     assert "retrain: label: skipped: done before" in log
     assert "resumed runs/useg/1/run at step" in log
     assert retraining.read("runs/useg/1/train.json")["step"] == 8
+    assert "expected at least 8 to calibrate" in log
+    assert "version 1 has no int8 network: CPUs compute in fp32" in log
     assert "gate: passed: there is no active version" in log
     assert retraining.read("registry/useg/deployment.json")["active"] == "1"
 
