@@ -33,6 +33,8 @@ class FakeSession(RedSession):
         self.images += int(pixels.any())
         if self.kind == "slow":
             time.sleep(SLEEP_S)
+        if self.kind == "deadly" and pixels.any():
+            raise SystemExit
         if self.kind == "broken" and pixels.any():
             raise RuntimeError("this version fails on every real image")
         raws = super().run(pixels, sizes)

@@ -5,25 +5,20 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
-from pydantic import ValidationError
-
-from model.errors import ConfigError
-from model.validation import describe_errors
-from service.settings import PREFIX, Settings, check_variable_names
+from service.cli import app, run
+from service.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TIMEOUT_S = 120
 
 
-def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
-    """Return the settings in `USEG_*` variables, as `useg serve` reads them. Raises ConfigError."""
-    check_variable_names(environment)
-    names = {PREFIX + name.upper(): name for name in Settings.model_fields}
-    try:
-        return Settings.model_validate({names[name]: text for name, text in environment.items() if name in names})
-    except ValidationError as error:
-        raise ConfigError(describe_errors(error)) from error
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Return the settings in `USEG_*` variables, as `useg serve` reads them."""
+    with patch.dict(os.environ, environment, clear=True):
+        _, bound, _ = app.parse_args([], exit_on_error=False, print_error=False)
+    return bound.arguments.get("settings") or Settings()
 
 
 def start_fake_server(*, stderr: int = subprocess.PIPE, **settings: object) -> "subprocess.Popen[str]":
@@ -48,6 +43,4 @@ def read_address(process: "subprocess.Popen[str]") -> str:
 if __name__ == "__main__":
     from fake_service import open_fake
 
-    from service.cli import run
-
-    run(read_settings(), load_artifact=open_fake)
+    run(read_settings(os.environ), load_artifact=open_fake)

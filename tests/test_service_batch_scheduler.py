@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -27,8 +28,9 @@ class EchoSession:
 
     backend = "fake"
 
-    def __init__(self, memory: int = 99) -> None:
+    def __init__(self, memory: int = 99, run_s: float = 0.0) -> None:
         self.memory = memory
+        self.run_s = run_s
         self.hang = threading.Event()
         self.batches: list[list[int]] = []
         self.sizes: list[list[tuple[int, ...]]] = []
@@ -41,6 +43,7 @@ class EchoSession:
         self.batches.append(colors)
         self.sizes.append([tuple(size.tolist()) for size in sizes])
         self.is_inside.set()
+        time.sleep(self.run_s)
         assert self.gate.wait(FAR_S)
         if FAILING in colors:
             raise ValueError("failing")
@@ -148,39 +151,23 @@ async def test_an_image_past_its_deadline_is_never_run() -> None:
     assert session.batches == [[1], [3]]
 
 
-async def test_a_request_that_would_miss_its_deadline_is_not_admitted() -> None:
-    session = EchoSession()
-    async with run_scheduler(session, max_batch_size=1) as scheduler:
+async def test_a_request_that_would_wait_too_long_or_miss_its_deadline_is_not_admitted() -> None:
+    session = EchoSession(run_s=0.25)
+    async with run_scheduler(session, max_batch_size=1, max_queue_wait_s=1.0) as scheduler:
         assert await submit(scheduler, 1) == 1
-        scheduler._policy.record((3, 2, 2), 1000 * FAR_S)  # as if a run took an hour
-        session.gate.clear()
         session.is_inside.clear()
-        running = begin(scheduler, 2)[0]
-        assert await asyncio.to_thread(session.is_inside.wait, FAR_S)
+        tasks = [await occupy(scheduler, session), *begin(scheduler, 2, 3, 4, 5)]
+        await asyncio.wait(tasks, timeout=SOON_S)
         with pytest.raises(QueueFull) as caught:
             scheduler.check_wait(make_context())
-        assert caught.value.retry_after_s > FAR_S
-        session.gate.set()
-        assert await running == 2
-        scheduler.check_wait(make_context())  # no image is ahead: it may be tried
-
-
-async def test_a_request_that_would_wait_too_long_is_not_admitted() -> None:
-    session = EchoSession()
-    async with run_scheduler(session, max_batch_size=1, max_queue_wait_s=2.5) as scheduler:
-        assert await submit(scheduler, 1) == 1
-        scheduler._policy.record((3, 2, 2), 5.0)  # as if a run took one second
-        session.is_inside.clear()
-        tasks = [await occupy(scheduler, session), *begin(scheduler, 2)]
-        await asyncio.wait(tasks, timeout=SOON_S)
-        scheduler.check_wait(make_context())
-        tasks += begin(scheduler, 3)
-        await asyncio.wait(tasks, timeout=SOON_S)
-        with pytest.raises(QueueFull):
-            scheduler.check_wait(make_context())
+        assert caught.value.retry_after_s >= 2
         scheduler.check_wait(make_context(owner="other"))  # waits for two images only
+        with pytest.raises(QueueFull):
+            scheduler.check_wait(make_context(0.2, owner="other"))
+        session.run_s = 0.0
         session.gate.set()
         await asyncio.gather(*tasks)
+        scheduler.check_wait(make_context(0.2))  # no image is ahead: it may be tried
 
 
 async def test_a_batch_too_large_for_memory_is_split_and_later_ones_are_smaller() -> None:

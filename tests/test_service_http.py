@@ -1,7 +1,6 @@
 """POST /v1/segment, health, metrics, pages and security headers over HTTP."""
 
 import asyncio
-import io
 import re
 import threading
 from collections.abc import AsyncIterator
@@ -11,14 +10,12 @@ import httpx
 import numpy as np
 import pytest
 from fake_service import BLUE, CONTRACT, RED, RedSession, draw_halves, open_client, open_fake, post, save
-from PIL import Image
 from pycocotools import mask as coco
 from walk_request import walk_request
 
 from model.backends.session import Session
 from model.contract import Contract
 from model.errors import ArtifactError
-from model.formats.png import decode_panoptic_png
 from model.network_io import RawOutputs
 from service.app import create_app
 from service.schemas import Problem, Readiness
@@ -70,24 +67,6 @@ async def test_responses_have_vary_version_and_server_timing_headers(client: htt
     assert response.headers["x-model-version"] == "1+test"
     stages = [part.split(";")[0] for part in response.headers["server-timing"].split(", ")]
     assert stages == ["read", "decode", "queue", "infer", "merge", "encode"]
-
-
-async def test_the_png_has_the_ids_and_areas_of_the_json(client: httpx.AsyncClient) -> None:
-    response = await post(client, HALVES, headers={"Accept": "image/png"})
-    assert response.headers["content-type"] == "image/png"
-    labels = decode_panoptic_png(response.content)
-    segments = (await post(client, HALVES)).json()["segments_info"]
-    assert {each["id"]: each["area"] for each in segments} == {
-        int(label): int((labels == label).sum()) for label in np.unique(labels)
-    }
-    assert Image.open(io.BytesIO(response.content)).mode == "RGB"
-
-
-async def test_the_overlay_is_a_jpeg_of_the_images_size(client: httpx.AsyncClient) -> None:
-    response = await post(client, HALVES, headers={"Accept": "image/*;q=0.1, image/jpeg"})
-    decoded = Image.open(io.BytesIO(response.content))
-    assert (response.headers["content-type"], decoded.format, decoded.size) == ("image/jpeg", "JPEG", (56, 28))
-    assert decoded.getpixel((45, 14)) != decoded.getpixel((10, 14))
 
 
 async def test_a_lower_threshold_returns_more_things(client: httpx.AsyncClient) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,15 +20,15 @@ ROUNDS = 8
 CLUSTERS = (1, 2, 3)
 
 
+@dataclass
 class Editor:
     """Renames one cluster to "name 1", "name 2" and so on until the server is gone."""
 
-    def __init__(self, cluster: int, is_acknowledged: threading.Semaphore) -> None:
-        self.cluster = cluster
-        self.is_acknowledged = is_acknowledged
-        self.sent = 0
-        self.acknowledged = 0
-        self.refused = ""
+    cluster: int
+    is_acknowledged: threading.Semaphore
+    sent: int = 0
+    acknowledged: int = 0
+    refused: str = ""
 
     def work(self, address: str) -> None:
         with httpx.Client(base_url=address, timeout=WAIT_S) as client:

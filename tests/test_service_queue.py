@@ -109,26 +109,6 @@ async def test_urgent_images_come_first_and_others_fill_the_batch() -> None:
     assert name(list(queue)) == [1]
 
 
-async def test_random_operations_lose_no_image_and_return_none_twice() -> None:
-    rng = np.random.default_rng(0)
-    queue, waiting, served = FairQueue(), [], []
-    for step in range(2_000):
-        item = make_item(step % 250, str(rng.integers(4)), int(rng.integers(1, 4)), (SQUARE, WIDE)[rng.integers(2)])
-        queue.put(item)
-        waiting.append(item)
-        if rng.random() < 0.3:
-            gone = waiting.pop(rng.integers(len(waiting)))
-            queue.discard(gone)
-        if rng.random() < 0.4:
-            for each in queue.take((SQUARE, WIDE)[rng.integers(2)], int(rng.integers(1, 5))):
-                waiting.remove(each)
-                served.append(each)
-        assert len(queue) == len(waiting)
-    assert {id(each) for each in queue} == {id(each) for each in waiting}
-    assert len({id(each) for each in served}) == len(served)
-    await asyncio.sleep(0)
-
-
 SMALL, LARGE = (3, 10, 10), (3, 20, 20)
 
 

@@ -11,7 +11,7 @@ from fake_registry import NAME, SEGMENTS, make_registry, open_artifact
 from fake_service import BLUE, draw_halves, save
 
 from model.contract import NETWORK_FILE
-from model.errors import RegistryError
+from model.errors import NotReady, RegistryError
 from model.registry.versions import Registry
 from service.inference.pipeline import Pipeline
 from service.metrics import RequestRecord, Telemetry
@@ -199,11 +199,13 @@ async def test_a_version_whose_outputs_drift_is_rolled_back(tmp_path: Path) -> N
 
 
 async def test_the_previous_version_serves_while_the_new_ones_worker_restarts(tmp_path: Path) -> None:
-    async with follow(tmp_path, {"1": "good", "2": "good"}) as case:
+    async with follow(tmp_path, {"1": "good", "2": "deadly"}) as case:
         await case.activate("1")
         await case.activate("2")
-        case.controller.router.get_pipeline().scheduler._streams[0].is_alive = False
-        assert await case.segment() == "1"
+        (case.registry.find_version(NAME, "2") / NETWORK_FILE).unlink()  # it cannot be loaded again
+        assert [await case.segment() for _ in range(3)] == ["1"] * 3
+        with pytest.raises(NotReady, match="is being restarted"):
+            case.controller.router.get_pipeline()
 
 
 async def test_a_canary_serves_its_clients_and_no_others(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -55,7 +56,7 @@ def described() -> Contract:
     """A contract whose reference has the segments and void of `SEGMENTATION`, but lower scores."""
     reference = {"segments": 1, "void": 0, "score": 0}
     histograms = {name: make_reference(name, index) for name, index in reference.items()}  # type: ignore[arg-type]
-    return Contract(**{name: getattr(CONTRACT, name) for name in vars(CONTRACT)} | {"drift_reference": histograms})
+    return replace(CONTRACT, drift_reference=histograms)
 
 
 def record(contract: Contract, count: int) -> tuple[Telemetry, VersionStats]:
