@@ -1,5 +1,6 @@
 """A predictor with predefined predictions, and small datasets that are drawn here."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import labeled_datasets as drawn
@@ -11,7 +12,12 @@ from model.postprocessing.masks import pack_mask
 from model.postprocessing.panoptic import Segment, Segmentation
 from training.evaluation.class_mapping import ClassMapping, ClassMappingConfig, check_mapping
 from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.datasets.ground_truth import (
+    AnnotationKind,
+    GroundTruthDataset,
+    GroundTruthImage,
+    ObjectAnnotation,
+)
 from training.evaluation.evaluation_report import EvaluationReport, compute_report
 from training.evaluation.image_results import evaluate_all, hash_photo
 from training.evaluation.predictors import ClusterMap, ImagePrediction, PredictedObject, Predictor
@@ -88,6 +94,18 @@ def draw_dataset(folder: Path, scenes: list[tuple[int, int]], *, seed: int = 0) 
     content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
     drawn.write_json(folder / "panoptic.json", content)
     return DatasetSpec(folder=folder).read()
+
+
+def label_objects_only(dataset: GroundTruthDataset, kind: AnnotationKind) -> GroundTruthDataset:
+    """The dataset with its objects alone, as masks or boxes."""
+
+    def strip(image: GroundTruthImage) -> GroundTruthImage:
+        objects = image.annotation.read(SIDE, SIDE).objects
+        if kind == "boxes":
+            objects = tuple(replace(each, rle=None) for each in objects)
+        return replace(image, annotation=ObjectAnnotation(objects=objects))
+
+    return replace(dataset, kind=kind, images=tuple(map(strip, dataset.images)))
 
 
 def evaluate(

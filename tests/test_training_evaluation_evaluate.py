@@ -18,6 +18,7 @@ from fake_predictor import (
     draw_dataset,
     draw_scene,
     evaluate,
+    label_objects_only,
     predict_scenes,
 )
 from tiny import make_contract
@@ -35,7 +36,7 @@ from training.evaluation.cluster_matching import (
 )
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset, GroundTruthLabels
+from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.evaluate import EvaluationWorker, evaluate_in_parallel
 from training.evaluation.evaluation_report import compute_report
 from training.evaluation.image_results import evaluate_all, read_image_results
@@ -192,27 +193,11 @@ def test_a_detection_inside_a_labeled_crowd_is_ignored(tmp_path: Path) -> None:
     assert evaluate(predictor, dataset, FIT_ON_ALL)[0].summary.instance["agnostic_mask"].headline["ap"].value == 100.0
 
 
-class ObjectsOnly:
-    """The label of an image without its label map."""
-
-    files = ()
-
-    def __init__(self, image: object) -> None:
-        self._annotation = image.annotation  # type: ignore[attr-defined]
-
-    def read(self, height: int, width: int) -> GroundTruthLabels:
-        return replace(self._annotation.read(height, width), label_map=None)
-
-
 @pytest.mark.parametrize(("kind", "groups"), [("semantic", 0), ("masks", 4), ("boxes", 2)])
 def test_a_dataset_gets_the_metrics_that_its_labels_allow(
     dataset: GroundTruthDataset, kind: AnnotationKind, groups: int
 ) -> None:
-    limited = replace(dataset, kind=kind)
-    if kind != "semantic":
-        limited = replace(
-            limited, images=tuple(replace(image, annotation=ObjectsOnly(image)) for image in dataset.images)
-        )
+    limited = replace(dataset, kind=kind) if kind == "semantic" else label_objects_only(dataset, kind)
     report, _ = evaluate(predict_scenes(dataset, CORRECT), limited, CROSS_FIT)
     assert report.summary.panoptic == {}
     assert len(report.summary.instance) == groups

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_predictor import CAR, CAT, SKY, WALL, draw_dataset, evaluate, predict_scenes
+from fake_predictor import CAR, CAT, SKY, WALL, draw_dataset, evaluate, label_objects_only, predict_scenes
 from PIL import Image
 
 from training.evaluation.class_mapping import ClassMappingConfig
+from training.evaluation.datasets.ground_truth import AnnotationKind
 from training.evaluation.evaluation_report import EvaluationReport
 from training.evaluation.html_report import (
     GalleryItem,
     category_rgb,
     pick_examples,
     render_gallery,
-    render_html_report,
     write_html_report,
 )
 
@@ -33,24 +33,24 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     return report, render_gallery(report.images, predictor, dataset, mappings)
 
 
-def test_the_report_has_no_external_resources(rendered: Rendered, tmp_path: Path) -> None:
-    write_html_report(*rendered, tmp_path)
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+def render(report: EvaluationReport, gallery: list[GalleryItem], folder: Path) -> str:
+    write_html_report(report, gallery, folder)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_report_has_no_external_resources_and_names_are_escaped(rendered: Rendered, tmp_path: Path) -> None:
+    html = render(*rendered, tmp_path)
     addresses = re.findall(r'(?:src|href)="(.*?)"', html)
     assert len(addresses) == 3 * 4
     assert all(address.startswith("data:image/jpeg;base64,") for address in addresses)
     assert not any(word in html for word in ("<script", "http://", "https://", "@import", "url("))
-
-
-def test_names_of_datasets_are_escaped(rendered: Rendered) -> None:
-    html = render_html_report(*rendered)
     assert "<set>" not in html
     assert "&lt;set&gt; &amp; co" in html
 
 
-def test_every_metric_of_the_summary_is_in_the_report(rendered: Rendered) -> None:
+def test_every_metric_of_the_summary_is_in_the_report(rendered: Rendered, tmp_path: Path) -> None:
     summary = rendered[0].summary
-    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", render_html_report(*rendered), flags=re.DOTALL)
+    text = re.sub(r"<style>.*?</style>|<[^>]*>", " ", render(*rendered, tmp_path), flags=re.DOTALL)
     for metrics in (summary.panoptic, summary.semantic, summary.semantic_merged_things):
         assert all(f"{each.value:.1f}" in text for each in metrics.values())
     for metrics in summary.instance.values():
@@ -59,12 +59,27 @@ def test_every_metric_of_the_summary_is_in_the_report(rendered: Rendered) -> Non
         assert name in text
 
 
-def test_a_warning_says_that_the_mapping_was_fitted_on_the_evaluated_images(rendered: Rendered) -> None:
+def test_a_warning_says_that_the_mapping_was_fitted_on_the_evaluated_images(rendered: Rendered, tmp_path: Path) -> None:
     report, gallery = rendered
-    assert "Fitted on the evaluated images" in render_html_report(report, gallery)
+    assert "Fitted on the evaluated images" in render(report, gallery, tmp_path)
     cross_fitted = replace(report.summary, matching=replace(report.summary.matching, evaluated_on_fit_set=False))
-    html = render_html_report(replace(report, summary=cross_fitted), gallery)
+    html = render(replace(report, summary=cross_fitted), gallery, tmp_path)
     assert "Fitted on the evaluated images" not in html
+
+
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_labeled_objects_are_drawn_with_what_is_labeled(tmp_path: Path, kind: AnnotationKind) -> None:
+    dataset = label_objects_only(draw_dataset(tmp_path, [(CAT, WALL)] * 2), kind)
+    predictor = predict_scenes(dataset, [(1, 3)] * 2)
+    report, mappings = evaluate(predictor, dataset, ClassMappingConfig())
+    gallery = render_gallery(report.images, predictor, dataset, mappings)
+    assert list(gallery[0].legend) == ["animal"]
+    image, ground_truth, prediction = map(decode, (gallery[0].image, gallery[0].ground_truth, gallery[0].prediction))
+    inside, outside = (slice(8, 12), slice(8, 12)), (slice(30, 36), slice(30, 36))
+    for drawn in (ground_truth, prediction):
+        assert drawn[outside].mean() < 0.5 * image[outside].mean()  # not labeled: dark
+    assert (ground_truth[inside].mean() < 0.5 * image[inside].mean()) == (kind == "boxes")
+    assert "AP" in render(report, gallery, tmp_path)
 
 
 def test_best_median_and_worst_images_are_picked_once_each() -> None:
