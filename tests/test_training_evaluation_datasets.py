@@ -120,15 +120,15 @@ IMAGE = {"id": 5, "file_name": "5.png", "height": 4, "width": 6}
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"images": [IMAGE, {**IMAGE, "file_name": "6.png"}]}, r"images\[1\]: the id 5 is also that of 5\.png"),
+        ({"images": [IMAGE, {**IMAGE, "file_name": "6.png"}]}, r"5\.png and 6\.png both have the id 5"),
         ({"images": [IMAGE, {**IMAGE, "id": 6}]}, "1 photos under several ids"),
-        ({"images": [{**IMAGE, "id": "5"}]}, r"images\[0\]: expected an integer id"),
-        ({"images": [{**IMAGE, "height": 0}]}, "height 0 and width 6"),
+        ({"images": [{**IMAGE, "id": "5"}]}, r"images\.0\.id Input should be a valid integer"),
+        ({"images": [{**IMAGE, "height": 0}]}, r"images\.0\.height Input should be greater than 0"),
         ({"images": [{**IMAGE, "height": 6, "width": 4}]}, r"image 5 has 4x6 pixels in .*5\.png has 6x4"),
         ({"images": [{**IMAGE, "file_name": "6.png"}]}, r"6\.png is in none of .*/images"),
-        ({"images": None}, "no list 'images'"),
-        ({"categories": [{"id": 2}]}, r"categories\[0\]: expected an integer id and a name"),
-        ({"categories": [{"id": 2, "name": "cat"}, {"id": 2, "name": "dog"}]}, r"categories\[1\]: the id 2 is listed"),
+        ({"images": None}, "not a COCO file: images Input should be a valid"),
+        ({"categories": [{"id": 2}]}, r"categories\.0\.name Field required"),
+        ({"categories": [{"id": 2, "name": "cat"}, {"id": 2, "name": "dog"}]}, "the category id 2 is listed twice"),
     ],
 )
 def test_an_invalid_image_or_category_is_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -148,7 +148,7 @@ def test_content_that_is_not_coco_is_an_error_with_the_file(tmp_path: Path) -> N
         read(path)
     for content in ("[", "[]", '{"images": [1], "annotations": [], "categories": []}'):
         path.write_text(content)
-        with pytest.raises(DatasetError, match=r"set\.json is not "):
+        with pytest.raises(DatasetError, match=r"set\.json: not a COCO file: "):
             read(path)
     with pytest.raises(DatasetError, match=r"contains none of panoptic\.json.*annotations/instances_SPLIT\.json"):
         read(tmp_path)
@@ -212,9 +212,9 @@ def test_the_format_is_recognized_by_the_content(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"isthing": "absent"}, "'cat' needs isthing, 0 or 1"),
-        ({"segments_info": "absent"}, "annotation of image 5: it has no segments_info"),
+        ({"segments_info": "absent"}, r"annotations: 0\.segments_info Field required"),
         ({"segments_info": [{"id": 1, "category_id": 3}]}, "image 5: category 3 of segment 1 is not listed"),
-        ({"segments_info": [{"id": 1, "category_id": 2}] * 2}, "segments need different integer ids"),
+        ({"segments_info": [{"id": 1, "category_id": 2}] * 2}, "segments need different ids"),
         ({"file_name": "6.png"}, r"6\.png is in none of .*panoptic"),
     ],
 )

@@ -7,7 +7,6 @@ from model.errors import ConfigError
 from training.evaluation.datasets.dataset_spec import DatasetFormat, DatasetSpec
 from training.evaluation.datasets.ground_truth import (
     Annotation,
-    FileAnnotation,
     GroundTruthDataset,
     GroundTruthLabels,
 )
@@ -57,7 +56,7 @@ class AuxiliarySpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslatedAnnotation(FileAnnotation):
+class TranslatedAnnotation(Annotation):
     """A label in the categories of another dataset. Lists of objects become a label map, small objects on top."""
 
     annotation: Annotation

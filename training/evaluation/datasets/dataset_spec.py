@@ -7,8 +7,7 @@ from typing import Annotated, Literal, assert_never
 from cyclopts import Parameter
 
 from model.errors import ConfigError
-from training.evaluation.datasets.coco import CocoKind, read_coco
-from training.evaluation.datasets.coco_file import find_coco_file
+from training.evaluation.datasets.coco import CocoKind, find_coco_file, read_coco
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.datasets.published import read_cityscapes, read_coco_stuff, read_voc_boxes, read_voc_masks
 from training.evaluation.datasets.taxonomy import ClassGrouping

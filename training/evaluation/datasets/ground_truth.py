@@ -1,8 +1,9 @@
 """Labeled datasets for evaluation: images and their ground truth."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -61,22 +62,16 @@ class GroundTruthLabels:
         )
 
 
-class Annotation(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Annotation(ABC):
     """The labels of one image."""
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Files that must exist."""
+    files: tuple[Path, ...] = ()
+    """Files that must exist."""
 
+    @abstractmethod
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        """Raises DatasetError unless the label is valid for an image of this size."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileAnnotation:
-    """Base class of labels in files."""
-
-    files: tuple[Path, ...]
+        """Return the labels of the image, whose size this is. Raises DatasetError for a broken file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +101,17 @@ class GroundTruthDataset:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectAnnotation(FileAnnotation):
+class ObjectAnnotation(Annotation):
     """Objects that may overlap, in memory."""
 
-    files: tuple[Path, ...] = ()
     objects: tuple[GroundTruthObject, ...]
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        if wrong := [each.rle["size"] for each in self.objects if each.rle and each.rle["size"] != [height, width]]:
-            raise DatasetError(f"an object of size {wrong[0]} in an image of {[height, width]}")
         return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=self.objects)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PanopticAnnotation(FileAnnotation):
+class PanopticAnnotation(Annotation):
     """Segments in COCO's panoptic format."""
 
     segments: dict[int, int]
@@ -127,9 +119,7 @@ class PanopticAnnotation(FileAnnotation):
     num_things: int
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        label_map = read_label_map(self.files[0])
-        _require_size(self.files[0], label_map, height, width)
-        return labels_from_segments(label_map, self.segments, self.crowds, self.num_things)
+        return labels_from_segments(read_label_map(self.files[0]), self.segments, self.crowds, self.num_things)
 
 
 def labels_from_segments(
@@ -177,16 +167,8 @@ def check_files(folder: Path, dataset: GroundTruthDataset) -> None:
                 raise DatasetError(f"{label} has {width}x{height} pixels, {image.path} {size[1]}x{size[0]}")
 
 
-def _require_size(path: Path, label_map: np.ndarray, height: int, width: int) -> None:
-    if label_map.shape != (height, width):
-        raise DatasetError(f"{path} has shape {label_map.shape}, its image {height, width}")
-
-
-def read_label_png(path: Path, height: int, width: int) -> Int32[np.ndarray, "H W"]:
-    """Read a one-channel PNG of 8 or 16 bits; a palette PNG gives its indices.
-
-    Raises DatasetError if the file is missing or broken, or has another size.
-    """
+def read_label_png(path: Path) -> Int32[np.ndarray, "H W"]:
+    """Read a one-channel PNG of 8 or 16 bits; a palette PNG gives its indices. Raises DatasetError."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
             label_map = np.array(image)
@@ -194,7 +176,6 @@ def read_label_png(path: Path, height: int, width: int) -> Int32[np.ndarray, "H 
         raise DatasetError(f"{path} is not a label PNG: {error}") from error
     if label_map.ndim != 2:
         raise DatasetError(f"{path} has {label_map.shape[2]} channels, expected one")
-    _require_size(path, label_map, height, width)
     return label_map.astype(np.int32)
 
 

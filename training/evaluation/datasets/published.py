@@ -10,11 +10,11 @@ from model.errors import DatasetError
 from training.evaluation.datasets.ground_truth import (
     Annotation,
     AnnotationKind,
-    FileAnnotation,
     GroundTruthDataset,
     GroundTruthImage,
     GroundTruthLabels,
     GroundTruthObject,
+    ObjectAnnotation,
     check_files,
     labels_from_segments,
     object_from_mask,
@@ -29,12 +29,12 @@ _MIN_INSTANCE_ID = 1000
 _VOC_BORDER = 255
 
 
-class CocoStuffAnnotation(FileAnnotation):
+class CocoStuffAnnotation(Annotation):
     """A PNG with a class for each pixel."""
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
         """Each class is one segment, whose id is the category index + 1."""
-        class_map = read_label_png(self.files[0], height, width)
+        class_map = read_label_png(self.files[0])
         table = np.zeros(max(int(class_map.max()) + 1, 256), np.int32)
         for value, index in COCO_STUFF_27.source_to_index.items():
             table[value] = index + 1
@@ -43,12 +43,12 @@ class CocoStuffAnnotation(FileAnnotation):
         return GroundTruthLabels(label_map=label_map, segments=segments, crowds=frozenset(), objects=())
 
 
-class CityscapesAnnotation(FileAnnotation):
+class CityscapesAnnotation(Annotation):
     """`instanceIds` PNG: the label id, or 1000 * label id + instance number for a single object."""
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
         """Things without an instance number are crowds (cityscapesScripts, createPanopticImgs.py)."""
-        label_map = read_label_png(self.files[0], height, width)
+        label_map = read_label_png(self.files[0])
         segments, crowds = {}, set()
         for value in np.unique(label_map).tolist():
             label = value // _MIN_INSTANCE_ID if value >= _MIN_INSTANCE_ID else value
@@ -59,11 +59,11 @@ class CityscapesAnnotation(FileAnnotation):
         return labels_from_segments(label_map, segments, frozenset(crowds), CITYSCAPES.num_things)
 
 
-class VocMaskAnnotation(FileAnnotation):
+class VocMaskAnnotation(Annotation):
     """`SegmentationObject` and `SegmentationClass` PNGs; the border around objects belongs to no object."""
 
     def read(self, height: int, width: int) -> GroundTruthLabels:
-        object_map, class_map = (read_label_png(path, height, width) for path in self.files)
+        object_map, class_map = map(read_label_png, self.files)
         objects = []
         for value in np.setdiff1d(object_map, (0, _VOC_BORDER)).tolist():
             mask = object_map == value
@@ -71,19 +71,6 @@ class VocMaskAnnotation(FileAnnotation):
             if label not in VOC.source_to_index:
                 raise DatasetError(f"{self.files[1]}: object {value} has the unknown class {label}")
             objects.append(object_from_mask(mask, VOC.source_to_index[label], is_crowd=False))
-        return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=tuple(objects))
-
-
-class VocBoxAnnotation(FileAnnotation):
-    """VOC's XML. Corners are pixels counted from 1, both inside the box."""
-
-    def read(self, height: int, width: int) -> GroundTruthLabels:
-        """Objects marked as difficult become crowds."""
-        path = self.files[0]
-        try:
-            objects = [_parse_voc_object(entry) for entry in ElementTree.parse(path).getroot().iter("object")]
-        except (OSError, ElementTree.ParseError, ValueError) as error:
-            raise DatasetError(f"{path} is not a VOC annotation: {error}") from error
         return GroundTruthLabels(label_map=None, segments={}, crowds=frozenset(), objects=tuple(objects))
 
 
@@ -128,7 +115,7 @@ def read_voc_masks(folder: Path, split: str) -> GroundTruthDataset:
 def read_voc_boxes(folder: Path, split: str) -> GroundTruthDataset:
     """Read `JPEGImages` and `Annotations`; the split from `ImageSets/Main`, which has more images than the masks."""
     images = [
-        (folder / "JPEGImages" / f"{stem}.jpg", VocBoxAnnotation(files=(folder / "Annotations" / f"{stem}.xml",)))
+        (folder / "JPEGImages" / f"{stem}.jpg", _read_voc_objects(folder / "Annotations" / f"{stem}.xml"))
         for stem in _read_voc_split(folder, "Main", split)
     ]
     return _make_dataset(folder, f"{split}, boxes", "boxes", VOC, images)
@@ -165,7 +152,17 @@ def _read_voc_split(folder: Path, task: str, split: str) -> list[str]:
         raise DatasetError(f"{folder} is not a VOC folder: cannot read {path} ({error})") from error
 
 
+def _read_voc_objects(path: Path) -> ObjectAnnotation:
+    """Read VOC's XML; objects marked as difficult become crowds."""
+    try:
+        objects = [_parse_voc_object(entry) for entry in ElementTree.parse(path).getroot().iter("object")]
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise DatasetError(f"{path} is not a VOC annotation: {error}") from error
+    return ObjectAnnotation(objects=tuple(objects))
+
+
 def _parse_voc_object(entry: ElementTree.Element) -> GroundTruthObject:
+    """Corners are pixels counted from 1, both inside the box."""
     name = entry.findtext("name", "").strip()
     if name not in VOC.names:
         raise ValueError(f"unknown class {name!r}")

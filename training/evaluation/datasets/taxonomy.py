@@ -2,8 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictInt, StrictStr
+
+from model.errors import DatasetError
 
 ClassGrouping = Literal["supercategories", "things-and-supercategories"]
 """Classes of a dataset in COCO's panoptic format: things and stuff by supercategory (COCO: 12 and 15), or every thing
@@ -27,15 +31,31 @@ class Taxonomy:
         return index < self.num_things
 
 
-def build_taxonomy(categories: Iterable[dict[str, Any]], grouping: ClassGrouping) -> Taxonomy:
-    """Return the taxonomy of `categories` in COCO's panoptic format."""
+@dataclass(frozen=True, kw_only=True)
+class CocoCategory:
+    """A category as a COCO file lists it."""
+
+    id: StrictInt
+    name: Annotated[StrictStr, Field(min_length=1)]
+    supercategory: str | None = None
+    isthing: bool | None = None
+
+    @property
+    def group(self) -> str:
+        """The supercategory; of a category without one, the category itself."""
+        return self.supercategory or self.name
+
+
+def build_taxonomy(categories: Iterable[CocoCategory], grouping: ClassGrouping) -> Taxonomy:
+    """Return the taxonomy of `categories` in COCO's panoptic format. Raises DatasetError if one has no `isthing`."""
     keys: dict[int, tuple[bool, int, str]] = {}
     for category in categories:
-        group = category.get("supercategory") or category["name"]
-        if category["isthing"] and grouping == "things-and-supercategories":
-            keys[category["id"]] = (False, category["id"], category["name"])
+        if category.isthing is None:
+            raise DatasetError(f"the category {category.name!r} needs isthing, 0 or 1, in COCO's panoptic format")
+        if category.isthing and grouping == "things-and-supercategories":
+            keys[category.id] = (False, category.id, category.name)
         else:
-            keys[category["id"]] = (not category["isthing"], 0, group)
+            keys[category.id] = (not category.isthing, 0, category.group)
     order = sorted(set(keys.values()))
     num_things = sum(not is_stuff for is_stuff, _, _ in order)
     return Taxonomy(
@@ -46,15 +66,15 @@ def build_taxonomy(categories: Iterable[dict[str, Any]], grouping: ClassGrouping
     )
 
 
-def build_thing_taxonomy(categories: Iterable[dict[str, Any]]) -> Taxonomy:
+def build_thing_taxonomy(categories: Iterable[CocoCategory]) -> Taxonomy:
     """Return the taxonomy of an instance dataset."""
-    ordered = sorted(categories, key=itemgetter("id"))
+    ordered = sorted(categories, key=attrgetter("id"))
     return Taxonomy(
         title=f"{len(ordered)} things",
-        names=tuple(category["name"] for category in ordered),
+        names=tuple(category.name for category in ordered),
         num_things=len(ordered),
-        source_to_index={category["id"]: index for index, category in enumerate(ordered)},
-        groups=tuple(category.get("supercategory") or category["name"] for category in ordered),
+        source_to_index={category.id: index for index, category in enumerate(ordered)},
+        groups=tuple(category.group for category in ordered),
     )
 
 
