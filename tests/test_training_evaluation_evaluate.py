@@ -37,9 +37,8 @@ from training.evaluation.cluster_matching import (
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
-from training.evaluation.evaluate import EvaluationWorker, evaluate_in_parallel
 from training.evaluation.evaluation_report import compute_report
-from training.evaluation.image_results import evaluate_all, read_image_results
+from training.evaluation.image_results import EvaluationWorker, evaluate_all, evaluate_in_parallel, read_image_results
 from training.evaluation.predictors import load_predictor
 from training.evaluation.promotion_gate import (
     MIN_DRIFT_PHOTOS,

@@ -55,9 +55,9 @@ from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.image_results import hash_photo
-from training.evaluation.metrics.segmentation import SemanticCounts, count_semantic, iou_per_class, semantic_quality
 from training.evaluation.overlap import compute_overlap, merge_ground_truth_stuff
 from training.evaluation.predictors import ImagePrediction
+from training.evaluation.segmentation_metrics import SemanticCounts, count_semantic, iou_per_class, semantic_quality
 
 PREDICTED = np.array([[5, 5, 9, 9], [5, 5, 9, 0]], np.int32)
 GROUND_TRUTH = np.array([[1, 1, 1, 2], [3, 3, 2, 2]], np.int32)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from model.formats.png import decode_panoptic_png
-from training.evaluation.metrics.average_precision import HEADLINE_METRICS, CocoEvaluator, IouType
-from training.evaluation.metrics.bootstrap import bootstrap
-from training.evaluation.metrics.segmentation import (
+from training.evaluation.average_precision import HEADLINE_METRICS, CocoEvaluator, IouType
+from training.evaluation.dataset_metrics import bootstrap
+from training.evaluation.overlap import compute_overlap
+from training.evaluation.segmentation_metrics import (
     PanopticCounts,
     count_panoptic,
     panoptic_quality,
     panoptic_quality_per_class,
 )
-from training.evaluation.overlap import compute_overlap
 
 
 @pytest.mark.golden

@@ -21,7 +21,7 @@ from model.validation import parse
 from training.data.dataset import PseudoLabelDataset
 from training.data.features import fill_cache, open_cache
 from training.data.label_config import PseudoLabelConfig
-from training.data.panoptic_labels import ImageLabel, PanopticLabel, merge_panoptic
+from training.data.panoptic_labels import ImageLabel, PanopticLabel
 from training.data.photos import PhotoFile, hash_photos
 from training.evaluation.class_mapping import (
     ClusterAssignment,
@@ -184,17 +184,17 @@ def _to_photo_file(image: GroundTruthImage, folder: Path) -> PhotoFile:
 
 
 def _read_label(image: GroundTruthImage, photo: PhotoFile) -> ImageLabel:
-    labels = image.annotation.read(photo.height, photo.width)
+    labels = image.annotation.read(photo.height, photo.width).draw_segments(photo.height, photo.width)
+    assert labels.label_map is not None
     objects = [each for each in labels.objects if not each.is_crowd and each.rle is not None]
-    masks = np.array([coco.decode(each.rle) for each in objects], bool).reshape(-1, photo.height, photo.width)
-    clusters = [each.category + 1 for each in objects]
-    if labels.label_map is None:
-        no_stuff = np.zeros((photo.height, photo.width), np.int32)
-        panoptic = merge_panoptic(masks, clusters, no_stuff, thing_clusters=max(clusters, default=0))
-    else:
-        kept = [each for each in labels.segments if each not in labels.crowds]
-        panoptic = PanopticLabel(
+    present = set(np.unique(labels.label_map).tolist()) - labels.crowds
+    kept = [segment for segment in labels.segments if segment in present]
+    return ImageLabel(
+        panoptic=PanopticLabel(
             label_map=ids_to_positions(labels.label_map, kept).astype(np.int32),
             categories={number: labels.segments[segment] + 1 for number, segment in enumerate(kept, start=1)},
-        )
-    return ImageLabel(panoptic=panoptic, masks=masks, things=clusters, scores=None)
+        ),
+        masks=np.array([coco.decode(each.rle) for each in objects], bool).reshape(-1, photo.height, photo.width),
+        things=[each.category + 1 for each in objects],
+        scores=None,
+    )

@@ -3,8 +3,6 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,9 +20,9 @@ from training.evaluation.class_mapping import ClassMappingConfig, check_mapping,
 from training.evaluation.cluster_matching import MatchingConfig
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.evaluate import EvaluationWorker, evaluate_in_parallel
 from training.evaluation.evaluation_report import compute_report
 from training.evaluation.html_report import render_gallery, write_html_report
+from training.evaluation.image_results import EvaluationWorker, evaluate_in_parallel
 from training.evaluation.predictors import load_predictor
 from training.evaluation.promotion_gate import PromotionThresholds, check_drift, check_scores, check_similarity
 
@@ -79,7 +77,8 @@ def evaluate(
         allow_overlap=allow_train_test_overlap,
     )
     labeled = dataset.read()
-    with _results_folder(out) as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (out / RESULTS_FOLDER).resolve() if out else Path(temporary)  # in `out`, a killed run can continue
         worker = EvaluationWorker(
             predictor_folder=predictor.resolve(),
             threads=threads,
@@ -245,13 +244,3 @@ def gate(
         with atomic_write(out) as sibling:
             sibling.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
-
-
-@contextmanager
-def _results_folder(out: Path | None) -> Iterator[Path]:
-    """The folder of image results until the report is written: in `out`, so that a killed run can continue."""
-    if out:
-        yield (out / RESULTS_FOLDER).resolve()
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)

@@ -1,19 +1,20 @@
-"""Metrics of a dataset as functions of image weights, and the comparison of two predictors by paired bootstrap."""
+"""Metrics of a dataset as functions of image weights, bootstrap intervals, and the comparison of two predictors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from training.evaluation.average_precision import HEADLINE_METRICS, CocoEvaluator, IouType
 from training.evaluation.class_mapping import ClassMapping, ClassMappingConfig, map_clusters
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.datasets.taxonomy import Taxonomy
 from training.evaluation.image_results import ImageResult, evaluate_all
-from training.evaluation.metrics.average_precision import HEADLINE_METRICS, CocoEvaluator, IouType
-from training.evaluation.metrics.bootstrap import ConfidenceInterval, MetricFunction, bootstrap, to_percent
-from training.evaluation.metrics.segmentation import (
+from training.evaluation.overlap import map_predicted
+from training.evaluation.predictors import Predictor
+from training.evaluation.segmentation_metrics import (
     PanopticCounts,
     SemanticCounts,
     count_panoptic,
@@ -21,15 +22,45 @@ from training.evaluation.metrics.segmentation import (
     panoptic_quality,
     semantic_quality,
 )
-from training.evaluation.overlap import map_predicted
-from training.evaluation.predictors import Predictor
 
 TITLES = {
     "pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "miou": "mIoU", "accuracy": "accuracy",
     **{name: name.upper() for name in HEADLINE_METRICS},
 }  # fmt: skip
 """The metrics that are compared, and their titles."""
+RESAMPLES = 1000
 Weights = Float[np.ndarray, "D N"]
+"""How often each image counts, one row per resample."""
+MetricFunction = Callable[[Weights], dict[str, Float[np.ndarray, "D"]]]
+"""Returns each metric (0..1) for every resample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceInterval:
+    """A metric in percent with its 95 % bootstrap interval over images."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(
+    count: int, metrics: MetricFunction, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, ConfidenceInterval]:
+    """Return each metric over all `count` images with its 95 % percentile interval, in percent."""
+    generator = np.random.default_rng(seed)
+    drawn = [np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(resamples)]
+    values, samples = metrics(np.ones((1, count))), metrics(np.array(drawn, np.float64))
+    intervals = {}
+    for name, value in values.items():
+        low, high = np.percentile(samples[name], [2.5, 97.5])
+        intervals[name] = ConfidenceInterval(value=to_percent(value[0]), low=to_percent(low), high=to_percent(high))
+    return intervals
+
+
+def to_percent(value: float) -> float:
+    """Return a fraction in percent with two decimals."""
+    return round(100.0 * float(value), 2)
 
 
 def count_panoptic_all(

@@ -9,6 +9,7 @@ from pycocotools import mask as coco
 
 from model.files import atomic_write
 from model.validation import to_versioned_json
+from training.evaluation.average_precision import HEADLINE_METRICS, IouType
 from training.evaluation.class_mapping import (
     ClassMapping,
     ClassMappingConfig,
@@ -17,23 +18,24 @@ from training.evaluation.class_mapping import (
     map_clusters,
 )
 from training.evaluation.dataset_metrics import (
+    ConfidenceInterval,
+    bootstrap,
     count_panoptic_all,
     count_semantic_all,
     make_coco_evaluator,
     make_panoptic_metric,
     make_semantic_metric,
+    to_percent,
 )
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.image_results import ImageResult
-from training.evaluation.metrics.average_precision import HEADLINE_METRICS, IouType
-from training.evaluation.metrics.bootstrap import ConfidenceInterval, bootstrap, to_percent
-from training.evaluation.metrics.segmentation import (
+from training.evaluation.predictors import MIN_SCORE, Predictor
+from training.evaluation.segmentation_metrics import (
     PanopticCounts,
     SemanticCounts,
     iou_per_class,
     panoptic_quality_per_class,
 )
-from training.evaluation.predictors import MIN_SCORE, Predictor
 
 FORMAT_VERSION = 3
 REPORT_FILE = "report.json"

@@ -80,21 +80,13 @@ def check_scores(
 def check_similarity(
     pairs: Iterable[tuple[Segmentation, Segmentation]], thresholds: PromotionThresholds
 ) -> list[GateCheck]:
-    """Check the predictions of the old and the new version, in that order, for the same photos.
-
-    Raises ConfigError if there are none.
-    """
-    coverings, segments, voids = [], [], []
+    """Check the predictions of the old and the new version, in that order, for the same photos."""
+    rows = []
     for old, new in pairs:
         before, after = output_statistics(old), output_statistics(new)
-        coverings.append(segmentation_covering(old, new))
-        segments.append((before["segments"], after["segments"]))
-        voids.append((before["void"], after["void"]))
-    if not coverings:
-        raise ConfigError("no readable photos: give --photos another folder")
-    covering = float(np.mean(coverings))
-    old_segments, new_segments = np.mean(segments, axis=0).tolist()
-    old_void, new_void = np.mean(voids, axis=0).tolist()
+        covering = segmentation_covering(old, new)
+        rows.append((covering, before["segments"], after["segments"], before["void"], after["void"]))
+    covering, old_segments, new_segments, old_void, new_void = np.mean(rows, axis=0).tolist()
     ratio = max(new_segments, old_segments) / max(min(new_segments, old_segments), 1e-9)
     increase = new_void - old_void
     return [

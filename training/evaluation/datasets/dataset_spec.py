@@ -1,8 +1,9 @@
 """Selects a labeled dataset by folder and format, as the command line does."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -16,8 +17,13 @@ DatasetFormat = Literal[
     "panoptic", "instances", "coco", "coco-instances", "coco-stuff", "cityscapes", "voc-masks", "voc-boxes"
 ]  # fmt: skip
 """Layout of a dataset; `panoptic` and `instances` are single files in COCO's formats, the others published layouts."""
-_COCO_SPLIT = "val2017"
-_SPLIT = "val"
+_PUBLISHED: dict[DatasetFormat | None, tuple[Callable[[Path, str], GroundTruthDataset], str]] = {
+    "coco-stuff": (read_coco_stuff, "val2017"),
+    "cityscapes": (read_cityscapes, "val"),
+    "voc-masks": (read_voc_masks, "val"),
+    "voc-boxes": (read_voc_boxes, "val"),
+}
+"""The readers of layouts without a COCO file, and their validation splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +54,10 @@ class DatasetSpec:
     def read(self) -> GroundTruthDataset:
         """Raises DatasetError if the dataset is incomplete or not in this format."""
         folder = self.folder.resolve()  # processes on other machines may have another working directory
-        match self.format:
-            case None | "panoptic" | "instances" | "coco" | "coco-instances":
-                return self._read_coco(folder)
-            case "coco-stuff":
-                return read_coco_stuff(folder, self.split or _COCO_SPLIT)
-            case "cityscapes":
-                return read_cityscapes(folder, self.split or _SPLIT)
-            case "voc-masks":
-                return read_voc_masks(folder, self.split or _SPLIT)
-            case "voc-boxes":
-                return read_voc_boxes(folder, self.split or _SPLIT)
-            case _:
-                assert_never(self.format)
+        if self.format in _PUBLISHED:
+            read, split = _PUBLISHED[self.format]
+            return read(folder, self.split or split)
+        return self._read_coco(folder)
 
     def _read_coco(self, source: Path) -> GroundTruthDataset:
         """Read a COCO file: `source` itself, or the one in that folder."""
@@ -73,7 +70,7 @@ class DatasetSpec:
                 path = source if source.is_file() else source / f"{kind}.json"
             case "coco" | "coco-instances":
                 kind = "panoptic" if self.format == "coco" else "instances"
-                path = source / "annotations" / f"{kind}_{self.split or _COCO_SPLIT}.json"
+                path = source / "annotations" / f"{kind}_{self.split or 'val2017'}.json"
             case _:
                 path = find_coco_file(source, self.split)
         folder = path.parent if source.is_file() else source
