@@ -49,14 +49,14 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, out: Path, form: SegmentFormat) -> tuple[dict[str, Any], HalvesPredictor]:
     predictor: Any = HalvesPredictor()
-    return segment_photos(predictor, list_inputs([folder], out), out, form, "panoptic"), predictor
+    return segment_photos(predictor, list_inputs([folder], out)[0], out, form, "panoptic"), predictor
 
 
 @pytest.mark.parametrize("form", ["coco-instances", "coco-polygons"])
 def test_a_folder_becomes_one_coco_file_with_unique_ids(tmp_path: Path, folder: Path, form: SegmentFormat) -> None:
     out = tmp_path / "all.json"
     report, _ = run(folder, out, form)
-    assert (report["photos"], report["segments"], report["other_files"]) == (3, 6, {".txt": 1})
+    assert (report["photos"], report["segments"], list_inputs([folder], out)[1]) == (3, 6, {".txt": 1})
     assert [line.partition(":")[0] for line in report["skipped"]] == ["broken.jpg"]
     loaded = COCO(str(out))
     assert [image["file_name"] for image in loaded.imgs.values()] == ["a.jpg", "a.png", "deep/c.png"]
@@ -115,6 +115,6 @@ def test_an_output_never_replaces_an_input(tmp_path: Path, folder: Path) -> None
         run(folder, tmp_path / "out.png", "png")
     (folder / "a.png").rename(folder / "a.jpg.png")
     predictor: Any = HalvesPredictor()
-    files = list_inputs([folder / "a.jpg", folder / "a.jpg.png"], folder)
+    files, _ = list_inputs([folder / "a.jpg", folder / "a.jpg.png"], folder)
     with pytest.raises(ConfigError, match=r"a\.jpg\.png is a photo to segment and would be overwritten"):
         segment_photos(predictor, files, folder, "png", "panoptic")

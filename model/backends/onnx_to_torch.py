@@ -71,11 +71,9 @@ def read_graph_weights(path: Path) -> StateDict:
 
 def _restore_shape(values: Tensor, initial: Tensor | None) -> Tensor:
     """Restore axes of length 1 that the exporter may have folded."""
-    if initial is None or [length for length in initial.shape if length > 1] != [
-        length for length in values.shape if length > 1
-    ]:
-        return values
-    return values.reshape(initial.shape)
+    if initial is not None and values.squeeze().shape == initial.squeeze().shape:
+        return values.reshape(initial.shape)
+    return values
 
 
 def _make_network(contract: Contract) -> Network:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float16, Float32, Int64, UInt8, UInt16
+from jaxtyping import Float16, Float32, Int64, UInt8, UInt16
 
 from model.errors import ParityError
 from model.network_io import RawOutputs
@@ -16,15 +16,18 @@ _PATCH_STEP = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Maximum differences of outputs that count as equal; see `ParityReport`."""
+    """Maximum differences of outputs that count as equal; fractions are of what the reference scores above noise."""
 
     max_score_difference: float = 1e-3
-    """Rounding changes scores by less than 1e-5 between torch and ONNX Runtime, a wrong graph by far more."""
+    """Of the same rank, since detections are unordered. Rounding changes scores by less than 1e-5 between torch and
+    ONNX Runtime, a wrong graph by far more."""
     max_box_difference_px: float = 0.05
     min_equal_detections: float = 0.98
-    """A near tie can be decided differently on another processor."""
+    """Of the same cluster, score and box. A near tie can be decided differently on another processor."""
     min_equal_pixels: float = 0.999
+    """Of the masks of equal detections, and of the semantic map."""
     min_embedding_similarity: float = 0.999
+    """Smallest cosine similarity of the embeddings of one patch."""
 
 
 FP32_TOLERANCE = Tolerance()
@@ -66,20 +69,6 @@ class DecodedOutputs:
     """Embeddings of every fourth patch of every fourth row; of no patch if the network has none."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParityReport:
-    """Differences of outputs from a reference; fractions of detections are of those that it scores above noise."""
-
-    score_difference: float
-    """Largest difference of scores of the same rank, since detections are unordered."""
-    detections_equal: float
-    """Fraction of detections that the outputs also have: same cluster, score and box."""
-    masks_equal: float
-    semantic_equal: float
-    embedding_similarity: float
-    """Smallest cosine similarity of two embeddings of one patch."""
-
-
 def decode_outputs(outputs: Sequence[RawOutputs]) -> DecodedOutputs:
     """Threshold the outputs of a batch."""
     return DecodedOutputs(
@@ -97,25 +86,25 @@ def require_equal_outputs(
     outputs: Sequence[RawOutputs],
     what: str,
     tolerance: Tolerance = FP32_TOLERANCE,
-) -> ParityReport:
-    """Compare outputs for the same images.
+) -> dict[str, float]:
+    """Compare outputs for the same images, and return the values that `Tolerance` describes.
 
     Raises ParityError, with `what` was compared and the values, unless they are within the tolerance; NaN never is.
     """
     reference = reference if isinstance(reference, DecodedOutputs) else decode_outputs(reference)
-    report = _compare_outputs(reference, decode_outputs(outputs), tolerance)
+    values = _compare_outputs(reference, decode_outputs(outputs), tolerance)
     if not (
-        report.score_difference <= tolerance.max_score_difference
-        and report.detections_equal >= tolerance.min_equal_detections
-        and min(report.masks_equal, report.semantic_equal) >= tolerance.min_equal_pixels
-        and report.embedding_similarity >= tolerance.min_embedding_similarity
+        values["score_difference"] <= tolerance.max_score_difference
+        and values["detections_equal"] >= tolerance.min_equal_detections
+        and min(values["masks_equal"], values["semantic_equal"]) >= tolerance.min_equal_pixels
+        and values["embedding_similarity"] >= tolerance.min_embedding_similarity
     ):
-        values = ", ".join(f"{name} {value:.5f}" for name, value in vars(report).items())
-        raise ParityError(f"{what}: outputs differ ({values})")
-    return report
+        listed = ", ".join(f"{name} {value:.5f}" for name, value in values.items())
+        raise ParityError(f"{what}: outputs differ ({listed})")
+    return values
 
 
-def _compare_outputs(reference: DecodedOutputs, actual: DecodedOutputs, tolerance: Tolerance) -> ParityReport:
+def _compare_outputs(reference: DecodedOutputs, actual: DecodedOutputs, tolerance: Tolerance) -> dict[str, float]:
     for name, one in vars(reference).items():
         other = getattr(actual, name)
         if one.shape != other.shape:
@@ -125,13 +114,13 @@ def _compare_outputs(reference: DecodedOutputs, actual: DecodedOutputs, toleranc
     images, rows, columns = np.array(pairs, np.int64).reshape(-1, 3).T
     flipped = np.unpackbits(reference.masks[images, rows] ^ actual.masks[images, columns])
     count = int((reference.scores >= _MIN_SCORE).sum())
-    return ParityReport(
-        score_difference=float(np.abs(ranked - actual_ranked).max()),
-        detections_equal=len(pairs) / count if count else 1.0,
-        masks_equal=_fraction(flipped == 0),
-        semantic_equal=_fraction(reference.semantic == actual.semantic),
-        embedding_similarity=_min_cosine(reference.embeddings, actual.embeddings),
-    )
+    return {
+        "score_difference": float(np.abs(ranked - actual_ranked).max()),
+        "detections_equal": len(pairs) / count if count else 1.0,
+        "masks_equal": 1.0 - int(flipped.sum()) / max(1, flipped.size),
+        "semantic_equal": float((reference.semantic == actual.semantic).mean()),
+        "embedding_similarity": _min_cosine(reference.embeddings, actual.embeddings),
+    }
 
 
 def _thin_embeddings(outputs: RawOutputs) -> Float16[np.ndarray, "E rows columns"]:
@@ -164,8 +153,3 @@ def _match(
             pairs.append((int(row), int(column)))
             is_same[:, column] = False
     return pairs
-
-
-def _fraction(is_equal: Bool[np.ndarray, "*N"]) -> float:
-    """Fraction of true entries; 1 if there is nothing to compare."""
-    return float(is_equal.mean()) if is_equal.size else 1.0

@@ -73,13 +73,13 @@ def extract_tensors(content: Any, path: Path) -> StateDict:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} contains a {type(content).__name__}, expected tensors by name")
     found = {str(name): value for name, value in content.items() if isinstance(value, Tensor | np.ndarray)}
-    tensors = {
-        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in found.items()
-    }
-    for name, tensor in tensors.items():
+    tensors: StateDict = {}
+    for name, value in found.items():
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         if not _is_dense(tensor):
             raise CheckpointError(f"{path} is not a readable checkpoint: {name} claims more values than the file has")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return tensors
 
 
 def read_checkpoint(path: Path) -> object:
@@ -108,14 +108,12 @@ def read_checkpoint(path: Path) -> object:
 
 def load_strictly(module: nn.Module, state: StateDict) -> None:
     """Load all tensors, or raise CheckpointError that lists missing, unexpected and misshapen ones."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
-    problems += [
-        f"misshapen {name}: {tuple(state[name].shape)} for {shape}"
-        for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
+    for name, shape in expected.items():
+        if name in state and state[name].shape != shape:
+            problems.append(f"misshapen {name}: {tuple(state[name].shape)} for {tuple(shape)}")
     if problems:
         rest = f"; and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
         raise CheckpointError(f"{len(problems)} tensors do not fit: {'; '.join(problems[:_MAX_PROBLEMS])}{rest}")

@@ -230,14 +230,14 @@ def segment(
     from model.registry.category_names import apply_names
 
     form = choose_format(out, format)
-    inputs = list_inputs(photos, out)
+    inputs, other_files = list_inputs(photos, out)
     is_single = len(photos) == 1 and not photos[0].is_dir() and not out.is_dir() and not form.startswith("coco-")
     image = read_image(photos[0]).image if is_single else None
     contract, session = load_session(artifact, backend=backend, threads=threads)
     contract = apply_names(artifact, contract)
     predictor = ArtifactPredictor(contract, session, detail, merge_clusters=merge_clusters)
     if image is None:
-        return segment_photos(predictor, inputs, out, form, task)
+        return {**segment_photos(predictor, inputs, out, form, task), "other_files": other_files}
     segmentation = predictor.segment(image, task)
     with atomic_write(out) as temporary:
         temporary.write_bytes(encode_segmentation(image, segmentation, contract, form))

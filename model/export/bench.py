@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
-from jaxtyping import Int64, UInt8
 
 from model.backends.loader import load_session
 from model.backends.session import Backend, Session, find_hot_swap
@@ -20,8 +19,6 @@ from model.errors import BackendUnavailable
 from model.files import load_npz
 
 _QUARTILES = (25, 50, 75)
-
-BatchInputs = tuple[UInt8[np.ndarray, "B 3 H W"], Int64[np.ndarray, "B 2"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,39 +62,29 @@ def bench(
     with contextlib.suppress(BackendUnavailable):
         other = load_session(artifact, backend=config.baseline, threads=all_threads)[1]
         sessions.setdefault(other.backend, other)
-    inputs = {batch: repeat_golden_inputs(artifact, batch) for batch in config.batch_sizes}
-    seconds = _time_rounds(sessions, inputs, config.rounds, 1)
-    at_once = seconds if streams == 1 else _time_rounds(sessions, inputs, config.rounds, streams)
-    name, *baselines = sessions
+    stored = load_npz(artifact / GOLDEN_FILE)
+    batches = []
+    for batch in config.batch_sizes:
+        order = np.arange(batch) % len(stored["pixels"])
+        inputs = stored["pixels"][order], stored["sizes"][order]
+        seconds = _time_rounds(sessions, inputs, config.rounds, 1)
+        at_once = seconds if streams == 1 else _time_rounds(sessions, inputs, config.rounds, streams)
+        row: dict[str, Any] = {"batch": batch}
+        for name in sessions:
+            row[name] = summarize_times(seconds[name], at_once[name], streams * batch)
+        for name in list(sessions)[1:]:
+            row[f"fraction_of_{name}"] = _compare(seconds)
+            if streams > 1:
+                row[f"fraction_of_{name}_at_once"] = _compare(at_once)
+        batches.append(row)
     return {
         "artifact": f"{contract.name} {contract.version}",
         "sessions": list(sessions),
         "threads": config.threads,
         "streams": streams,
         "rounds": config.rounds,
-        "batches": [
-            {
-                "batch": batch,
-                **{
-                    each: summarize_times(seconds[each, batch], at_once[each, batch], streams * batch)
-                    for each in sessions
-                },
-                **{
-                    f"fraction_of_{each}{suffix}": _compare(times[name, batch], times[each, batch])
-                    for each in baselines
-                    for suffix, times in ({"": seconds} | ({"_at_once": at_once} if streams > 1 else {})).items()
-                },
-            }
-            for batch in config.batch_sizes
-        ],
+        "batches": batches,
     }
-
-
-def repeat_golden_inputs(artifact: Path, batch: int) -> BatchInputs:
-    """Repeat the artifact's golden images to a batch of that size."""
-    stored = load_npz(artifact / GOLDEN_FILE)
-    order = np.arange(batch) % len(stored["pixels"])
-    return stored["pixels"][order], stored["sizes"][order]
 
 
 def summarize_times(seconds: Sequence[float], at_once: Sequence[float], images: int) -> dict[str, Any]:
@@ -111,21 +98,21 @@ def summarize_times(seconds: Sequence[float], at_once: Sequence[float], images: 
 
 
 def _time_rounds(
-    sessions: dict[str, Session], inputs: dict[int, BatchInputs], rounds: int, runs: int
-) -> dict[tuple[str, int], list[float]]:
+    sessions: dict[str, Session], inputs: tuple[np.ndarray, np.ndarray], rounds: int, runs: int
+) -> dict[str, list[float]]:
     """Seconds of each round of that many runs at once, after one warm-up round."""
-    seconds: dict[tuple[str, int], list[float]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
     with ThreadPoolExecutor(runs) as pool:
         for _ in range(rounds + 1):
-            for batch, images in inputs.items():
-                for name, session in sessions.items():
-                    started = time.perf_counter()
-                    list(pool.map(session.run, *([each] * runs for each in images)))
-                    seconds.setdefault((name, batch), []).append(time.perf_counter() - started)
-    return {key: values[1:] for key, values in seconds.items()}
+            for name, session in sessions.items():
+                started = time.perf_counter()
+                list(pool.map(session.run, *([each] * runs for each in inputs)))
+                seconds[name].append(time.perf_counter() - started)
+    return {name: values[1:] for name, values in seconds.items()}
 
 
-def _compare(seconds: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
-    """The time as a fraction of the baseline's, over the rounds."""
-    low, median, high = np.percentile(np.array(seconds) / np.array(baseline), _QUARTILES)
+def _compare(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """The times of the first session as fractions of the second one's, over the rounds."""
+    own, baseline = (np.array(values) for values in seconds.values())
+    low, median, high = np.percentile(own / baseline, _QUARTILES)
     return {"median": round(median, 3), "quartiles": [round(low, 3), round(high, 3)]}

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,17 +116,26 @@ def make_contract(info: RunInfo, network: Network, config: ExportConfig) -> Cont
     _check_input_sizes((*config.input_sizes, *config.low_input_sizes), network.side_multiple_px)
     match network:
         case MaskTransformer():
-            contract = _make_transformer_contract(info, network, config)
+            own = _describe_transformer(network)
         case PanopticCascade():
-            contract = _make_cascade_contract(info, network, config)
+            own = _describe_cascade(network, info)
+    contract = Contract(
+        name=config.name,
+        version=config.version,
+        network=info.network,
+        low_input_sizes=config.low_input_sizes,
+        precision=config.precision,
+        embedding_dim=network.embedding_dim,
+        provenance={**copy.deepcopy(info.provenance), "steps": info.step, "train_config": info.train_config},
+        **own,
+    )
     chosen = {
         name: value
         for name in ("score_threshold", "min_component_area_fraction")
         if (value := getattr(config, name)) is not None
     }
-    provenance = {**copy.deepcopy(info.provenance), "steps": info.step, "train_config": info.train_config}
-    thresholds = replace(contract.thresholds, **chosen)
-    return replace(contract, thresholds=thresholds, provenance=provenance, low_input_sizes=config.low_input_sizes)
+    input_sizes = config.input_sizes or contract.input_sizes
+    return replace(contract, thresholds=replace(contract.thresholds, **chosen), input_sizes=input_sizes)
 
 
 def _check_input_sizes(sizes: Sequence[InputSize], multiple_px: int) -> None:
@@ -137,42 +147,31 @@ def _check_input_sizes(sizes: Sequence[InputSize], multiple_px: int) -> None:
             raise ConfigError(f"with several input sizes, sides must be at least {MIN_DYNAMIC_SIDE_PX} px")
 
 
-def _make_transformer_contract(info: RunInfo, network: MaskTransformer, config: ExportConfig) -> Contract:
+def _describe_transformer(network: MaskTransformer) -> dict[str, Any]:
     decoder = network.decoder.config
-    return Contract(
-        name=config.name,
-        version=config.version,
-        network=info.network,
-        input_sizes=config.input_sizes or (InputSize.square(decoder.side_px),),
-        stride_px=MASK_STRIDE_PX,
-        max_detections=decoder.num_queries,
-        thing_clusters=decoder.thing_clusters,
-        stuff_clusters=decoder.stuff_clusters,
-        precision=config.precision,
-        embedding_dim=network.embedding_dim,
-        embedding_stride_px=network.encoder.config.patch_px,
-        network_config={"decoder": asdict(decoder), "encoder": asdict(network.encoder.config)},
-        thresholds=TRANSFORMER_THRESHOLDS,
-    )
+    return {
+        "input_sizes": (InputSize.square(decoder.side_px),),
+        "stride_px": MASK_STRIDE_PX,
+        "max_detections": decoder.num_queries,
+        "thing_clusters": decoder.thing_clusters,
+        "stuff_clusters": decoder.stuff_clusters,
+        "embedding_stride_px": network.encoder.config.patch_px,
+        "network_config": {"decoder": asdict(decoder), "encoder": asdict(network.encoder.config)},
+        "thresholds": TRANSFORMER_THRESHOLDS,
+    }
 
 
-def _make_cascade_contract(info: RunInfo, network: PanopticCascade, config: ExportConfig) -> Contract:
-    cascade, inference = network.config, network.inference
-    input_sizes = config.input_sizes or ((InputSize.square(info.side_px),) if info.side_px else PAPER_INPUT_SIZES)
-    return Contract(
-        name=config.name,
-        version=config.version,
-        network=info.network,
-        input_sizes=input_sizes,
-        stride_px=STAGE_STRIDES_PX[0],
-        max_detections=inference.detections.max_detections,
-        thing_clusters=cascade.thing_clusters,
-        stuff_clusters=cascade.stuff_clusters,
-        box_mask_size=MASK_SIZE,
-        precision=config.precision,
-        network_config={"cascade": asdict(cascade), "inference": asdict(inference)},
-        thresholds=Thresholds(score_threshold=0.5),  # detectron2's confidence threshold for panoptic maps
-    )
+def _describe_cascade(network: PanopticCascade, info: RunInfo) -> dict[str, Any]:
+    return {
+        "input_sizes": (InputSize.square(info.side_px),) if info.side_px else PAPER_INPUT_SIZES,
+        "stride_px": STAGE_STRIDES_PX[0],
+        "max_detections": network.inference.detections.max_detections,
+        "thing_clusters": network.config.thing_clusters,
+        "stuff_clusters": network.config.stuff_clusters,
+        "box_mask_size": MASK_SIZE,
+        "network_config": {"cascade": asdict(network.config), "inference": asdict(network.inference)},
+        "thresholds": Thresholds(score_threshold=0.5),  # detectron2's confidence threshold for panoptic maps
+    }
 
 
 def _check_outputs(

@@ -50,7 +50,7 @@ def check_parity(
     contract: Contract,
     tolerance: Tolerance = FP32_TOLERANCE,
 ) -> dict[str, float]:
-    """Return the worst values of `ParityReport`, and the smallest fraction of equal pixels of panoptic maps.
+    """Return the worst values of `require_equal_outputs`, and the smallest fraction of equal pixels of panoptic maps.
 
     Raises ParityError, with the values, if the outputs for an image differ too much.
     """
@@ -63,7 +63,7 @@ def check_parity(
         panoptic, minimum = float((maps[0] == maps[1]).mean()), tolerance.min_equal_pixels
         if panoptic < minimum:
             raise ParityError(f"image {index}: {panoptic:.5f} of the panoptic map is equal, expected {minimum}")
-        values.append({**vars(report), "panoptic_equal": panoptic})
+        values.append({**report, "panoptic_equal": panoptic})
     worst = {name: (max if name == "score_difference" else min)(each[name] for each in values) for name in values[0]}
     logger.info("%s and %s on %d images: %s", reference.backend, session.backend, len(images), worst)
     return worst

@@ -37,15 +37,6 @@ _JOURNAL_FILE = ".segment.jsonl"
 _JOURNAL_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentInputs:
-    """The photos to segment."""
-
-    photos: dict[str, Path]
-    """By name: the path below the common folder, with forward slashes."""
-    other_files: dict[str, int]
-
-
 def choose_format(out: Path, given: SegmentFormat | None) -> SegmentFormat:
     """Return the given format, or that of the output's suffix. Raises ConfigError if no format has this suffix."""
     found = given or _FORMAT_OF_SUFFIX.get(out.suffix.lower())
@@ -57,8 +48,12 @@ def choose_format(out: Path, given: SegmentFormat | None) -> SegmentFormat:
     return found
 
 
-def list_inputs(paths: Sequence[Path], out: Path) -> SegmentInputs:
-    """List the photos in these files and folders. Raises ConfigError if the output would be one of them."""
+def list_inputs(paths: Sequence[Path], out: Path) -> tuple[dict[str, Path], dict[str, int]]:
+    """List the photos in these files and folders, and count the other files by suffix.
+
+    The name of a photo is its path below the common folder, with forward slashes. Raises ConfigError if the output
+    would be one of the photos.
+    """
     photos: list[Path] = []
     other_files: Counter[str] = Counter()
     for path in paths:
@@ -77,14 +72,13 @@ def list_inputs(paths: Sequence[Path], out: Path) -> SegmentInputs:
         raise ConfigError(f"{', '.join(map(str, paths))}: no photo")
     is_folder = len(paths) == 1 and paths[0].is_dir()
     root = paths[0] if is_folder else Path(os.path.commonpath([photo.absolute().parent for photo in photos]))
-    names = {Path(os.path.relpath(photo, root)).as_posix(): photo for photo in photos}
-    return SegmentInputs(photos=names, other_files=dict(other_files))
+    return {Path(os.path.relpath(photo, root)).as_posix(): photo for photo in photos}, other_files
 
 
 def segment_photos(
-    predictor: ArtifactPredictor, inputs: SegmentInputs, out: Path, form: SegmentFormat, task: Task
+    predictor: ArtifactPredictor, photos: dict[str, Path], out: Path, form: SegmentFormat, task: Task
 ) -> dict[str, Any]:
-    """Segment all photos, and return a summary; those that an earlier or interrupted run has segmented are kept.
+    """Segment photos by name, and return a summary; those that an earlier or interrupted run has segmented are kept.
 
     `out` is a JSON file or a folder for COCO instances, else a folder. Raises ConfigError if it is neither, was begun
     with other options, or if a photo would be overwritten, and OSError if it cannot be written.
@@ -93,9 +87,9 @@ def segment_photos(
     journal = out.with_name(f".{out.name}{_JOURNAL_FILE}") if is_file else out / _JOURNAL_FILE
     writer = _Writer(predictor=predictor, folder=out / _PANOPTIC_FOLDER if form == "coco-panoptic" else out, form=form)
     if not is_file:
-        _check_folder(out, writer, inputs)
+        _check_folder(out, writer, photos)
     records, skipped = _read_journal(journal, _describe(predictor, form, task)), []
-    for name, path in track(list(inputs.photos.items()), "segment"):
+    for name, path in track(list(photos.items()), "segment"):
         try:
             status = path.stat()
             stamp = [status.st_size, status.st_mtime_ns]
@@ -108,7 +102,7 @@ def segment_photos(
             skipped.append(f"{name}: {reason}")
             continue
         append_text(journal, json.dumps(records[name]) + "\n")
-    done = {name: records[name] for name in sorted(inputs.photos) if name in records}
+    done = {name: records[name] for name in sorted(photos) if name in records}
     if form in _COCO_FILES:
         _write_coco(out if is_file else out / _COCO_FILES[form], predictor.contract, done)
     if is_file:
@@ -120,7 +114,6 @@ def segment_photos(
         "photos": len(done),
         "segments": sum(record["segments"] for record in done.values()),
         "skipped": skipped,
-        "other_files": inputs.other_files,
     }
 
 
@@ -172,12 +165,12 @@ class _Writer:
         return self.folder / f"{name}{_FILE_SUFFIXES.get(self.form, '')}"
 
 
-def _check_folder(out: Path, writer: _Writer, inputs: SegmentInputs) -> None:
+def _check_folder(out: Path, writer: _Writer, photos: dict[str, Path]) -> None:
     """Raise ConfigError if the output is named as a file, or if a photo would be overwritten."""
     if out.suffix.lower() in _FORMAT_OF_SUFFIX and not out.is_dir():
         raise ConfigError(f"--out {out} must be a folder for several files of format {writer.form}: give another name")
-    originals = {path.resolve() for path in inputs.photos.values()}
-    outputs = map(writer.path, inputs.photos if writer.form in _FILE_SUFFIXES else ())
+    originals = {path.resolve() for path in photos.values()}
+    outputs = map(writer.path, photos if writer.form in _FILE_SUFFIXES else ())
     if overwritten := [each for each in outputs if each.resolve() in originals]:
         raise ConfigError(f"{overwritten[0]} is a photo to segment and would be overwritten: choose another --out")
 

@@ -52,10 +52,6 @@ class DecoderConfig:
                 f"hidden_dim {self.hidden_dim} and mask_dim {self.mask_dim} must be multiples of {_HEADS} and {_GROUPS}"
             )
 
-    @property
-    def map_side(self) -> int:
-        return self.side_px // MASK_STRIDE_PX
-
 
 class AuxOutput(NamedTuple):
     """Logits after one decoder block, at patch resolution, for auxiliary losses."""
@@ -97,15 +93,12 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, queries: Float[Tensor, "B Q C"], context: Float[Tensor, "B N C"]) -> Float[Tensor, "B Q C"]:
         query, key, value = (
-            self._split(tokens) for tokens in (self.query(queries), self.key(context), self.value(context))
+            tokens.unflatten(2, (_HEADS, -1)).transpose(1, 2)  # B heads N c
+            for tokens in (self.query(queries), self.key(context), self.value(context))
         )
         mixed = functional.scaled_dot_product_attention(query, key, value)
         output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return output
-
-    def _split(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B heads N c"]:
-        split: Tensor = tokens.unflatten(2, (_HEADS, -1))
-        return split.transpose(1, 2)
 
 
 class QueryBlock(nn.Module):
