@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import cache, partial
 from http import HTTPStatus
 from pathlib import Path
@@ -57,17 +56,6 @@ _STATUS_CODES = {
 """Others are INVALID_ARGUMENT below 500, else INTERNAL."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Response:
-    status: int
-    headers: Headers
-    body: bytes
-
-    def is_error(self) -> bool:
-        """Whether the body is the protocol's error; that of a failed health check is not."""
-        return self.status >= HTTPStatus.BAD_REQUEST and self.body.startswith(b'{"error"')
-
-
 class _Calls:
     """Handles the calls of all methods."""
 
@@ -80,8 +68,8 @@ class _Calls:
     ) -> Message:
         """Return the JSON of a path as a message."""
         url = path(request)
-        response = await self._request(context, "POST" if url == _INDEX_PATH else "GET", url, {}, b"")
-        content = json.loads(response.body)
+        _, body = await self._request(context, "POST" if url == _INDEX_PATH else "GET", url, {}, b"")
+        content = json.loads(body)
         first = response_class.DESCRIPTOR.fields[0].name  # that of a list or of a configuration, which HTTP sends bare
         is_bare = isinstance(content, list) or first == "config"
         return ParseDict({first: content} if is_bare else content, response_class(), ignore_unknown_fields=True)
@@ -95,10 +83,10 @@ class _Calls:
             head, body = encode_infer_request(request)
         except InvalidParameter as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        headers = {LENGTH_HEADER: str(len(head)), "content-length": str(len(head) + len(body))}
+        lengths = {LENGTH_HEADER: str(len(head)), "content-length": str(len(head) + len(body))}
         path = _model_path(request.model_name, request.model_version, "/infer")
-        response = await self._request(context, "POST", path, headers, head + body)
-        return _decode_infer_response(response, classes["ModelInferResponse"]())
+        headers, content = await self._request(context, "POST", path, lengths, head + body)
+        return _decode_infer_response(headers, content, classes["ModelInferResponse"]())
 
     def _is_authorized(self, context: Any) -> bool:
         try:
@@ -115,18 +103,19 @@ class _Calls:
 
     async def _request(
         self, context: Any, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> _Response:
-        """Call the application; abort the call if it responds with an error."""
+    ) -> tuple[Headers, bytes]:
+        """Return headers and body of the application's response; abort the call if that is an error."""
         given = {**_headers(context), **headers}
         if (left_s := context.time_remaining()) is not None:
             given["x-request-timeout-ms"] = str(min(max(1, int(left_s * 1000)), _MAX_TIMEOUT_MS))
-        response = await _call_asgi(self._app, _peer(context), method, path, given, body)
-        is_unready = path.endswith("/ready") and response.status == HTTPStatus.NOT_FOUND  # no error to Triton's clients
-        if response.is_error() and not is_unready:
-            if retry_after := response.headers.get("retry-after"):
+        status, received, content = await _call_asgi(self._app, _peer(context), method, path, given, body)
+        is_unready = path.endswith("/ready") and status == HTTPStatus.NOT_FOUND  # no error to Triton's clients
+        # The body of a failed health check is not the protocol's error.
+        if status >= HTTPStatus.BAD_REQUEST and content.startswith(b'{"error"') and not is_unready:
+            if retry_after := received.get("retry-after"):
                 context.set_trailing_metadata((("retry-after", retry_after),))
-            await context.abort(_status_code(response.status), json.loads(response.body)["error"])
-        return response
+            await context.abort(_status_code(status), json.loads(content)["error"])
+        return received, content
 
 
 @asynccontextmanager
@@ -187,16 +176,16 @@ def encode_infer_request(message: Any) -> tuple[bytes, bytes]:
     return json.dumps(request).encode(), b"".join(tensors)
 
 
-def _decode_infer_response(response: _Response, message: Any) -> Message:
-    length = int(response.headers[LENGTH_HEADER])
-    head = json.loads(response.body[:length])
+def _decode_infer_response(headers: Headers, body: bytes, message: Any) -> Message:
+    length = int(headers[LENGTH_HEADER])
+    head = json.loads(body[:length])
     message.model_name, message.model_version = head["model_name"], head["model_version"]
     message.id = head.get("id", "")
     start = length
     for output in head["outputs"]:
         message.outputs.add(name=output["name"], datatype=output["datatype"], shape=output["shape"])
         end = start + output["parameters"]["binary_data_size"]
-        message.raw_output_contents.append(response.body[start:end])
+        message.raw_output_contents.append(body[start:end])
         start = end
     result: Message = message
     return result
@@ -280,7 +269,8 @@ async def _call_asgi(
     path: str,
     headers: Mapping[str, str],
     body: bytes,
-) -> _Response:
+) -> tuple[int, Headers, bytes]:
+    """Return status, headers and body of a response of the application."""
     messages: list[AsgiMessage] = []
     is_read = False
 
@@ -312,7 +302,7 @@ async def _call_asgi(
     await app(scope, receive, send)
     start, *parts = messages
     content = b"".join(part.get("body", b"") for part in parts)
-    return _Response(status=start["status"], headers=Headers(raw=start["headers"]), body=content)
+    return start["status"], Headers(raw=start["headers"]), content
 
 
 def _headers(context: Any) -> Headers:

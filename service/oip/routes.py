@@ -18,7 +18,7 @@ from model.contract import Contract, Task
 from model.errors import InputError, InvalidParameter, NotReady
 from service.inference.pipeline import ImageContent, Pipeline, SegmentationResult, result_to_json
 from service.metrics import RequestRecord, Stage
-from service.middleware import get_state
+from service.middleware import API_KEY, get_state
 from service.oip.tensors import (
     IDS_OUTPUT,
     INPUTS,
@@ -45,7 +45,6 @@ from service.requests import (
     read_in_time,
 )
 from service.rollout.router import TrafficRouter
-from service.routes.dependencies import API_KEY
 
 _EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "schedule_policy", "statistics")
 _NO_REGISTRY = "this server serves a single artifact: models are not loaded or unloaded on request"

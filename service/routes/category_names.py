@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
@@ -15,9 +16,8 @@ from model.contract import Contract
 from model.errors import ClusterNotFound, InvalidCategoryNames, InvalidParameter, PreconditionFailed
 from model.registry.category_names import CategoryNames, parse_names
 from service.inference.live_category_names import LiveCategoryNames
-from service.middleware import get_state
+from service.middleware import API_KEY, Admin, get_state
 from service.problems import document_problems
-from service.routes.dependencies import API_KEY, Admin
 from service.schemas import ModelInfo, Schema
 
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,9})"?', re.ASCII)
@@ -94,39 +94,31 @@ async def get_names(
 Names = Annotated[LiveCategoryNames, Depends(get_names)]
 
 
+@dataclass
 class NamesEditor:
     """Changes the names of a version for one request; a FastAPI dependency."""
 
-    def __init__(
-        self,
-        request: Request,
-        response: Response,
-        author: Admin,
-        live: Names,
-        if_match: Annotated[
-            str | None, Header(alias="If-Match", description="Revision to change, as in `ETag` (default: the latest).")
-        ] = None,
-    ) -> None:
-        self.author = author
-        self.live = live
-        self._request = request
-        self._response = response
-        self._expected = _parse_if_match(if_match)
+    request: Request
+    response: Response
+    author: Admin
+    live: Names
+    if_match: Annotated[
+        str | None, Header(alias="If-Match", description="Revision to change, as in `ETag` (default: the latest).")
+    ] = None
 
     async def change(self, change: Callable[[CategoryNames], CategoryNames]) -> CategoryNames:
         """Write a change and return the names after it. Raises PreconditionFailed for another revision."""
+        expected = _parse_if_match(self.if_match)
 
         def change_expected(old: CategoryNames) -> CategoryNames:
-            if self._expected not in (None, old.revision):
-                raise PreconditionFailed(
-                    f"the names are at revision {old.revision}, not {self._expected}: load them again"
-                )
+            if expected not in (None, old.revision):
+                raise PreconditionFailed(f"the names are at revision {old.revision}, not {expected}: load them again")
             return change(old)
 
         names, change_made = await asyncio.to_thread(self.live.edit, change_expected)
         if change_made:
-            get_state(self._request).telemetry.category_name_edits.labels(self.live.contract.name).inc()
-        _set_etag(self._response, names)
+            get_state(self.request).telemetry.category_name_edits.labels(self.live.contract.name).inc()
+        _set_etag(self.response, names)
         return names
 
     async def rename(self, cluster: int, category_name: str) -> RenamedCluster:

@@ -12,10 +12,9 @@ from starlette.responses import Response
 
 from model.errors import ArtifactError, RegistryConflict, RegistryError
 from model.registry.versions import DeploymentState, Registry
-from service.middleware import get_state
+from service.middleware import API_KEY, Admin, get_state
 from service.problems import document_problems
 from service.rollout.model_repository import ModelRepository
-from service.routes.dependencies import API_KEY, Admin
 from service.schemas import Liveness, ModelHistory, ModelInfo, ModelList, Readiness, Schema
 
 _CHANGE = document_problems(403, 404, 408, 409, 413, 415, 422, 429, 500, 503)

@@ -28,7 +28,7 @@ from service.inference.pipeline import (
     model_to_json,
 )
 from service.metrics import RequestRecord
-from service.middleware import SEGMENT_ROUTE, get_state
+from service.middleware import API_KEY, SEGMENT_ROUTE, get_state
 from service.problems import Responses, document_problems, make_problem, reference
 from service.requests import (
     MAX_EDGE_PX,
@@ -45,7 +45,6 @@ from service.requests import (
     read_uploads,
 )
 from service.rollout.router import Route
-from service.routes.dependencies import API_KEY
 from service.schemas import (
     BatchResponse,
     MultiTaskResponse,
