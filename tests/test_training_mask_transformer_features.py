@@ -14,16 +14,18 @@ from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
-from training.mask_transformer.crops import CropView, full_view, sample_crop
 from training.mask_transformer.feature_dataset import FeatureDataset, FeatureSample, copy_paste
-from training.mask_transformer.targets import (
+from training.mask_transformer.samples import (
     PADDING,
+    CropView,
     Instances,
     LabelReader,
     Sample,
     Targets,
     collate,
+    full_view,
     make_targets,
+    sample_crop,
     select_instances,
 )
 from training.trainer.task import IGNORE_INDEX, PhotoSampler

@@ -23,7 +23,7 @@ from training.mask_transformer.losses import (
     mask_losses,
     mask_transformer_losses,
 )
-from training.mask_transformer.targets import Targets
+from training.mask_transformer.samples import Targets
 from training.mask_transformer.task import cosine_lr_factor
 from training.train import train
 from training.trainer.loggers import LOSSES_FILE

@@ -18,7 +18,7 @@ from training.mask_transformer.pixel_dataset import (
     augment_batch,
     color_jitter,
 )
-from training.mask_transformer.targets import PADDING, ImageBatch, LabelReader
+from training.mask_transformer.samples import PADDING, ImageBatch, LabelReader
 from training.trainer.task import IGNORE_INDEX, PhotoSampler
 
 SIDE, MAP_SIDE = 32, 8

@@ -14,12 +14,8 @@ from model.networks.roi_heads import STAGE_DELTA_WEIGHTS, StageOutput
 from model.networks.rpn import Proposals, RPNOutput
 from training.panoptic_cascade import losses
 from training.panoptic_cascade.config import CASCADE_PRESETS
-from training.panoptic_cascade.losses import Rois, RoiTargets, crop_maps
-from training.panoptic_cascade.matching import (
-    CascadeTarget,
-    match_boxes,
-    subsample_labels,
-)
+from training.panoptic_cascade.dataset import CascadeSample
+from training.panoptic_cascade.losses import Rois, RoiTargets, crop_maps, match_boxes, subsample_labels
 from training.trainer.task import IGNORE_INDEX
 
 SIDE = 64
@@ -28,13 +24,13 @@ SIZES = torch.tensor([[SIDE, SIDE]])
 INSTANCE, HALF, FAR = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0], [50.0, 50.0, 60.0, 60.0]
 
 
-def make_target(*boxes: list[float], clusters: list[int] | None = None) -> CascadeTarget:
+def make_target(*boxes: list[float], clusters: list[int] | None = None) -> CascadeSample:
     """An image with instances that fill their boxes, on stuff 1."""
     masks = torch.zeros(len(boxes), SIDE, SIDE, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[int(y0) : int(y1), int(x0) : int(x1)] = True
-    return CascadeTarget(
-        boxes=torch.tensor(boxes).reshape(-1, 4),
+    return CascadeSample(
+        pixels=torch.zeros(3, SIDE, SIDE, dtype=torch.uint8),
         masks=masks,
         clusters=torch.tensor(clusters or [0] * len(boxes), dtype=torch.int64),
         semantic=torch.ones(SIDE, SIDE, dtype=torch.int64),

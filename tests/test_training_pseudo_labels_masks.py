@@ -24,7 +24,7 @@ from training.pseudo_labels.maskcut import (
     load_proposals,
     maskcut,
 )
-from training.pseudo_labels.refinement import refine_masks
+from training.pseudo_labels.pipeline import refine_masks
 
 
 def test_two_objects_are_two_disjoint_masks() -> None:

@@ -22,17 +22,25 @@ from training.data.features import FeatureCache
 from training.data.panoptic_labels import ImageLabel
 from training.data.photos import PhotoFile
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
-from training.mask_transformer.crops import full_view
+from training.mask_transformer.samples import full_view
 from training.self_training.config import SelfTrainingConfig
-from training.self_training.pseudo_label_update import PseudoLabelUpdater, compute_thresholds
-from training.self_training.rounds import TEACHER_FILE, read_teacher_info, relabel
+from training.self_training.rounds import (
+    TEACHER_FILE,
+    PseudoLabelUpdater,
+    compute_thresholds,
+    read_teacher_info,
+    relabel,
+)
 from training.self_training.teacher import (
     MIN_SCORE,
+    TeacherPredictions,
+    TtaConsistency,
     ViewPredictions,
     make_tta_views,
+    measure_consistency,
+    merge_views,
     predict_views,
 )
-from training.self_training.tta_merge import TeacherPredictions, TtaConsistency, measure_consistency, merge_views
 from training.train import train
 
 CONFIG = SelfTrainingConfig(min_relative_score=0.9)

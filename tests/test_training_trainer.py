@@ -37,7 +37,7 @@ from training.trainer.checkpoint import (
 )
 from training.trainer.distributed import slice_batch
 from training.trainer.loggers import LOSSES_FILE, PrometheusTextfileLogger, RunLogger
-from training.trainer.provenance import git_commit
+from training.trainer.task import git_commit
 from training.trainer.trainer import Trainer, clip_gradients, make_ema
 
 TINY = MASK_TRANSFORMER_PRESETS["tiny"]

@@ -17,8 +17,17 @@ from model.networks.mask_transformer import MASK_STRIDE_PX
 from training.data.dataset import LabeledPhoto
 from training.data.features import FeatureCache
 from training.mask_transformer.config import MaskTransformerTrainConfig
-from training.mask_transformer.crops import full_view, sample_crop
-from training.mask_transformer.targets import MAX_PASTED, PADDING, ImageBatch, Instances, LabelReader, Sample, collate
+from training.mask_transformer.samples import (
+    MAX_PASTED,
+    PADDING,
+    ImageBatch,
+    Instances,
+    LabelReader,
+    Sample,
+    collate,
+    full_view,
+    sample_crop,
+)
 from training.trainer.task import PhotoSampler
 
 _HALF_SIZE_PROB = 0.5

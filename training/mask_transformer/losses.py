@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.networks.mask_transformer import AuxOutput, DecoderOutput
-from training.mask_transformer.targets import Targets
+from training.mask_transformer.samples import Targets
 from training.trainer.distributed import mean_over_processes
 from training.trainer.task import IGNORE_INDEX, Losses
 

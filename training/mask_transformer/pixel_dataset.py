@@ -19,14 +19,14 @@ from model.images import read_image
 from model.networks.mask_transformer import MASK_STRIDE_PX
 from training.data.dataset import LabeledPhoto
 from training.mask_transformer.config import MaskTransformerTrainConfig
-from training.mask_transformer.crops import full_view
-from training.mask_transformer.targets import (
+from training.mask_transformer.samples import (
     MAX_PASTED,
     PADDING,
     ImageBatch,
     LabelReader,
     Sample,
     collate,
+    full_view,
     union_by_image,
 )
 from training.trainer.task import PhotoSampler

@@ -19,9 +19,8 @@ from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.mask_transformer.feature_dataset import FeatureBatch, FeatureDataset
 from training.mask_transformer.losses import mask_transformer_losses
 from training.mask_transformer.pixel_dataset import PixelBatch, PixelDataset, augment_batch
-from training.mask_transformer.targets import LabelReader, make_targets, select_instances
-from training.trainer.provenance import copy_encoder, make_provenance
-from training.trainer.task import Losses, PhotoSampler
+from training.mask_transformer.samples import LabelReader, make_targets, select_instances
+from training.trainer.task import Losses, PhotoSampler, copy_encoder, make_provenance
 
 
 class MaskTransformerTask:

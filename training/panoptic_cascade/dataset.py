@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from pycocotools import mask as coco
 from torch import Tensor
 from torch.nn import functional
@@ -18,7 +19,6 @@ from model.images import letterbox_image, read_image, resize_labels
 from model.networks.boxes import masks_to_boxes
 from training.data.dataset import LabeledPhoto, read_label_map
 from training.panoptic_cascade.config import CascadeTrainConfig, CopyPaste
-from training.panoptic_cascade.matching import CascadeTarget
 from training.trainer.task import IGNORE_INDEX, PhotoSampler, make_semantic_map
 
 _LOADER_THREADS = 8
@@ -36,6 +36,11 @@ class CascadeSample:
     """0-based."""
     semantic: Int[Tensor, "H W"]
     """0 for things, s for stuff cluster s, else IGNORE_INDEX."""
+
+    @cached_property
+    def boxes(self) -> Float[Tensor, "M 4"]:
+        """Boxes of the masks, in pixels."""
+        return masks_to_boxes(self.masks[None])[0]
 
     def hflip(self) -> "CascadeSample":
         """Mirror left and right."""
@@ -59,7 +64,7 @@ class PaddedBatch:
     """Zeros outside the photos."""
     sizes: Int[Tensor, "B 2"]
     """Height and width of each photo."""
-    targets: tuple[CascadeTarget, ...]
+    targets: tuple[CascadeSample, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,16 +199,13 @@ def _overlay(
 
 def pad_to_batch(samples: tuple[CascadeSample, ...], multiple_px: int) -> PaddedBatch:
     """Pad all samples to the largest height and width, rounded up to a multiple."""
-    height, width = (
-        -(-max(each.masks.shape[axis] for each in samples) // multiple_px) * multiple_px for axis in (1, 2)
-    )
-    pixels, targets = [], []
+    sizes = torch.tensor([each.semantic.shape for each in samples])
+    height, width = (-(-int(length) // multiple_px) * multiple_px for length in sizes.amax(0))
+    padded = []
     for each in samples:
-        below, right = height - each.masks.shape[1], width - each.masks.shape[2]
-        pixels.append(functional.pad(each.pixels, (0, right, 0, below)))
-        masks = functional.pad(each.masks, (0, right, 0, below))
-        semantic = functional.pad(each.semantic, (0, right, 0, below), value=IGNORE_INDEX)
-        boxes = masks_to_boxes(masks[None])[0]
-        targets.append(CascadeTarget(boxes=boxes, masks=masks, clusters=each.clusters, semantic=semantic))
-    sizes = torch.tensor([each.masks.shape[1:] for each in samples], device=samples[0].pixels.device)
-    return PaddedBatch(pixels=torch.stack(pixels), sizes=sizes, targets=tuple(targets))
+        edges = (0, width - each.semantic.shape[1], 0, height - each.semantic.shape[0])
+        pixels, masks = functional.pad(each.pixels, edges), functional.pad(each.masks, edges)
+        semantic = functional.pad(each.semantic, edges, value=IGNORE_INDEX)
+        padded.append(replace(each, pixels=pixels, masks=masks, semantic=semantic))
+    pixels = torch.stack([each.pixels for each in padded])
+    return PaddedBatch(pixels=pixels, sizes=sizes.to(pixels.device), targets=tuple(padded))

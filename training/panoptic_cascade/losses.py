@@ -1,4 +1,4 @@
-"""Losses of a panoptic cascade: RPN, three box stages, masks and the semantic map."""
+"""Losses of a panoptic cascade: matching of boxes and labels, RPN, three box stages, masks and the semantic map."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from model.networks.boxes import apply_deltas, clip_boxes, get_deltas, is_nonempty
+from model.networks.boxes import apply_deltas, box_area, clip_boxes, get_deltas, is_nonempty
 from model.networks.fpn import FPN_STRIDES_PX
 from model.networks.panoptic_cascade import PanopticCascade
 from model.networks.roi_heads import BOX_POOL_SIZE, MASK_SIZE, STAGE_DELTA_WEIGHTS, CascadeROIHeads, StageOutput
@@ -21,25 +21,96 @@ from model.networks.rpn import (
     make_anchors,
 )
 from training.panoptic_cascade.config import CascadeTrainConfig
-from training.panoptic_cascade.matching import (
-    NEGATIVE,
-    POSITIVE,
-    CascadeTarget,
-    ignore_unlabeled,
-    match_boxes,
-    pairwise_box_iou,
-    subsample_labels,
-)
+from training.panoptic_cascade.dataset import CascadeSample
 from training.trainer.task import IGNORE_INDEX, Losses
 
+_MIN_UNION = 1e-12
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+"""Kinds of boxes."""
 RPN_IOU_THRESHOLDS = (0.3, 0.7)
 """An anchor is negative below the first IoU, and positive from the second on."""
 CASCADE_IOU_THRESHOLDS = (0.5, 0.6, 0.7)
 RPN_POSITIVE_FRACTION, ROI_POSITIVE_FRACTION = 0.5, 0.25
 _RPN_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 _IGNORED_CLASS = -1
-
 Levels = tuple[Float[Tensor, "B C h w"], ...]
+
+
+class BoxMatches(NamedTuple):
+    """The assignment of each box."""
+
+    nearest: Int[Tensor, "N"]
+    """Index of the instance with the highest IoU; 0 if there is no instance."""
+    kind: Int[Tensor, "N"]
+    """POSITIVE, NEGATIVE or IGNORED."""
+
+
+def match_boxes(
+    boxes: Float[Tensor, "N 4"],
+    instances: Float[Tensor, "M 4"],
+    low: float,
+    high: float,
+    *,
+    allow_low_quality: bool = False,
+) -> BoxMatches:
+    """Assign each box to the instance with the highest IoU: positive from `high` on, negative below `low`.
+
+    With `allow_low_quality`, the boxes with the highest IoU of each instance are positive, too (Faster R-CNN, section
+    3.1.2; detectron2/modeling/matcher.py).
+    """
+    if not len(instances):
+        zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        return BoxMatches(nearest=zeros, kind=zeros)
+    ious = pairwise_box_iou(instances, boxes)
+    best, nearest = ious.max(0)
+    kind = torch.where(best >= high, POSITIVE, torch.where(best < low, NEGATIVE, IGNORED))
+    if allow_low_quality:
+        highest = ious.max(1, keepdim=True).values
+        kind = torch.where(((ious == highest) & (highest > 0.0)).any(0), POSITIVE, kind)
+    return BoxMatches(nearest=nearest, kind=kind)
+
+
+def pairwise_box_iou(first: Float[Tensor, "N 4"], second: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
+    """Return the IoU of all pairs of two sets of boxes; 0 where both are empty."""
+    corner = torch.maximum(first[:, None, :2], second[:, :2])
+    sides = (torch.minimum(first[:, None, 2:], second[:, 2:]) - corner).clamp(min=0.0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = box_area(first)[:, None] + box_area(second) - intersection
+    return intersection / union.clamp(min=_MIN_UNION)
+
+
+def subsample_labels(
+    kind: Int[Tensor, "N"], num_samples: int, positive_fraction: float, generator: torch.Generator
+) -> tuple[Int[Tensor, "P"], Int[Tensor, "R"]]:
+    """Sample positive boxes, at most this fraction of `num_samples`, and fill up with negative ones."""
+    positive, negative = (torch.nonzero(kind == each)[:, 0] for each in (POSITIVE, NEGATIVE))
+    positive = _shuffle(positive, generator)[: int(num_samples * positive_fraction)]
+    return positive, _shuffle(negative, generator)[: num_samples - len(positive)]
+
+
+def _shuffle(indices: Int[Tensor, "N"], generator: torch.Generator) -> Int[Tensor, "N"]:
+    return indices[torch.randperm(len(indices), generator=generator, device=indices.device)]
+
+
+def ignore_unlabeled(
+    kind: Int[Tensor, "N"], boxes: Float[Tensor, "N 4"], unlabeled: Bool[Tensor, "H W"], max_fraction: float
+) -> Int[Tensor, "N"]:
+    """Change negative boxes to ignored ones if a larger fraction of their pixels is unlabeled."""
+    if max_fraction >= 1.0:
+        return kind
+    is_unlabeled = covered_fraction(unlabeled, boxes) > max_fraction
+    return torch.where((kind == NEGATIVE) & is_unlabeled, IGNORED, kind)
+
+
+def covered_fraction(area: Bool[Tensor, "H W"], boxes: Float[Tensor, "N 4"]) -> Float[Tensor, "N"]:
+    """Return the fraction of each box, clipped and rounded to pixels, that lies in the area; 0 for an empty box."""
+    height, width = area.shape
+    sums = torch.zeros(height + 1, width + 1, dtype=torch.int64, device=area.device)
+    sums[1:, 1:] = area.long().cumsum(0).cumsum(1)
+    limits = torch.tensor([width, height, width, height], device=boxes.device)
+    x0, y0, x1, y1 = torch.minimum(boxes.round().long().clamp(min=0), limits).unbind(1)
+    inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+    return inside / ((x1 - x0) * (y1 - y0)).clamp(min=1)
 
 
 class Rois(NamedTuple):
@@ -64,7 +135,7 @@ def panoptic_cascade_losses(
     network: PanopticCascade,
     levels: Levels,
     sizes: Int[Tensor, "B 2"],
-    targets: tuple[CascadeTarget, ...],
+    targets: tuple[CascadeSample, ...],
     config: CascadeTrainConfig,
     generator: torch.Generator,
 ) -> Losses:
@@ -96,7 +167,7 @@ def panoptic_cascade_losses(
 
 
 def rpn_losses(
-    outputs: list[RPNOutput], targets: tuple[CascadeTarget, ...], config: CascadeTrainConfig, generator: torch.Generator
+    outputs: list[RPNOutput], targets: tuple[CascadeSample, ...], config: CascadeTrainConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return binary cross-entropy of sampled anchors and L1 of the positive ones, both divided by the sample size."""
     flat = [flatten_predictions(each) for each in outputs]
@@ -124,7 +195,7 @@ def rpn_losses(
 
 @torch.no_grad()
 def sample_rois(
-    proposals: Proposals, targets: tuple[CascadeTarget, ...], config: CascadeTrainConfig, generator: torch.Generator
+    proposals: Proposals, targets: tuple[CascadeSample, ...], config: CascadeTrainConfig, generator: torch.Generator
 ) -> Rois:
     """Sample from the proposals and the instances' own boxes, at most a quarter of them positive."""
     sampled = []
@@ -142,7 +213,7 @@ def sample_rois(
 
 @torch.no_grad()
 def label_rois(
-    rois: Rois, targets: tuple[CascadeTarget, ...], iou_threshold: float, background: int, max_unlabeled_fraction: float
+    rois: Rois, targets: tuple[CascadeSample, ...], iou_threshold: float, background: int, max_unlabeled_fraction: float
 ) -> RoiTargets:
     """Return the targets of a stage with this IoU threshold; `background` is the class of negative boxes."""
     parts = []
@@ -161,7 +232,7 @@ def cascade_losses(
     levels: Levels,
     sizes: Int[Tensor, "B 2"],
     rois: Rois,
-    targets: tuple[CascadeTarget, ...],
+    targets: tuple[CascadeSample, ...],
     config: CascadeTrainConfig,
 ) -> tuple[Tensor, Tensor]:
     """Return class and box losses, summed over the stages; each stage refines the boxes of the previous one."""
@@ -189,7 +260,7 @@ def run_stage(heads: CascadeROIHeads, stage: int, levels: Levels, boxes: Float[T
 
 
 def classification_loss(
-    output: StageOutput, roi_targets: RoiTargets, targets: tuple[CascadeTarget, ...], droploss_iou_threshold: float
+    output: StageOutput, roi_targets: RoiTargets, targets: tuple[CascadeSample, ...], droploss_iou_threshold: float
 ) -> Tensor:
     """Return the mean cross-entropy over all boxes that are not ignored; boxes far from every label count as zero.
 
@@ -212,7 +283,7 @@ def box_reg_loss(output: StageOutput, rois: Rois, roi_targets: RoiTargets, stage
     return (output.deltas[positive] - target_deltas).abs().sum() / rois.is_used.sum().clamp(min=1)
 
 
-def mask_rcnn_loss(heads: CascadeROIHeads, levels: Levels, rois: Rois, targets: tuple[CascadeTarget, ...]) -> Tensor:
+def mask_rcnn_loss(heads: CascadeROIHeads, levels: Levels, rois: Rois, targets: tuple[CascadeSample, ...]) -> Tensor:
     """Return the binary cross-entropy of the positive boxes' masks, each for the cluster of its instance."""
     channels = heads.mask_head.predictor.out_channels
     roi_targets = label_rois(rois, targets, CASCADE_IOU_THRESHOLDS[0], 0, 1.0)
@@ -233,7 +304,7 @@ def mask_rcnn_loss(heads: CascadeROIHeads, levels: Levels, rois: Rois, targets: 
     return functional.binary_cross_entropy_with_logits(logits, torch.cat(crops).float())
 
 
-def sem_seg_loss(logits: Float[Tensor, "B S+1 h w"], targets: tuple[CascadeTarget, ...], stride_px: int) -> Tensor:
+def sem_seg_loss(logits: Float[Tensor, "B S+1 h w"], targets: tuple[CascadeSample, ...], stride_px: int) -> Tensor:
     """Return the mean cross-entropy over the pixels, or every fourth, that are not ignored; 0 if all are."""
     target = torch.stack([each.semantic for each in targets])
     logits = logits.float()

@@ -32,8 +32,7 @@ from training.data.label_config import PseudoLabelConfig
 from training.panoptic_cascade.config import CascadeTrainConfig
 from training.panoptic_cascade.dataset import CascadeBatch, CascadeDataset, PaddedBatch, copy_paste_batch, pad_to_batch
 from training.panoptic_cascade.losses import panoptic_cascade_losses
-from training.trainer.provenance import make_provenance
-from training.trainer.task import Losses, PhotoSampler
+from training.trainer.task import Losses, PhotoSampler, make_provenance
 
 _CLASS_STD, _BOX_STD, _MASK_STD, _RPN_STD = 0.01, 0.001, 0.001, 0.01
 """Standard deviations of the initial weights of the predictors."""

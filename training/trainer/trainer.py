@@ -37,8 +37,7 @@ from training.trainer.distributed import (
     slice_batch,
 )
 from training.trainer.loggers import PrometheusTextfileLogger, RunLogger
-from training.trainer.provenance import git_commit
-from training.trainer.task import BatchType, TrainingTask
+from training.trainer.task import BatchType, TrainingTask, git_commit
 
 logger = logging.getLogger(__name__)
 
