@@ -1,5 +1,6 @@
 """Fixtures of many tests, and a home folder for the run: nothing is written to the cache of the user."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -10,9 +11,11 @@ import pytest
 import tiny
 import torch
 from chromium import open_browser
+from command_line import Ended, Run
 from filelock import FileLock
 from playwright.sync_api import Browser
 
+from model.cli import main
 from model.export.export import ExportConfig, export_run
 from training.data.dataset import PseudoLabelDataset
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
@@ -49,6 +52,20 @@ def same_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def useg(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process."""
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        status = main(list(map(str, arguments)))
+        printed = capsys.readouterr()
+        result = json.loads(printed.out) if printed.out else {}
+        return Ended(status, result, "".join(printed.err.splitlines()[-1:]))
+
+    return run
 
 
 @pytest.fixture(scope="session")

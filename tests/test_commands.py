@@ -6,20 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from command_line import Run, expect_error
 from PIL import Image
 from safetensors.torch import load_file
 
-from model.cli import COMMANDS, main
+from model.cli import COMMANDS
 from training.data.dataset import PseudoLabelDataset
 from training.trainer.checkpoint import read_checkpoint_metadata
 
@@ -28,39 +26,6 @@ LABEL_OPTIONS = (
     *("--side-px", 56, "--proposals", "maskcut", "--maskcut-n", 2, "--maskcut-tau", 0.6, "--pca-dim", 6),
     *("--thing-clusters", 3, "--stuff-clusters", 4),
 )
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What a command returned and printed."""
-
-    status: int
-    result: dict[str, Any]
-    error: str
-    """The last line of stderr."""
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def useg(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process."""
-
-    def run(*arguments: object) -> Ended:
-        capsys.readouterr()
-        status = main(list(map(str, arguments)))
-        printed = capsys.readouterr()
-        result = json.loads(printed.out) if printed.out else {}
-        return Ended(status, result, "".join(printed.err.splitlines()[-1:]))
-
-    return run
-
-
-def expect_error(ended: Ended, *words: str) -> None:
-    assert (ended.status, ended.result) == (1, {})
-    assert ended.error.startswith("useg: ")
-    assert all(word in ended.error for word in words), ended.error
 
 
 @pytest.mark.slow

@@ -6,9 +6,9 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import Run, expect_error
 from fake_registry import write_artifact
 
 from model.cli import COMMANDS, format_result, main
@@ -17,39 +17,32 @@ from model.contract import Category, read_contract
 CLUSTERS = range(1, 8)
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    assert main([str(each) for each in arguments]) == 0
-    return dict(json.loads(capsys.readouterr().out))
-
-
-def test_names_are_set_shown_undone_exported_and_applied(
-    tmp_path: Path, artifact: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_are_set_shown_undone_exported_and_applied(tmp_path: Path, artifact: Path, useg: Run) -> None:
     before = {path.name: path.read_bytes() for path in artifact.iterdir()}
-    assert call(capsys, "names", "set", artifact, 2, "disc")["given"] == {"2": "disc"}
-    call(capsys, "names", "set", artifact, 5, "wall")
-    assert call(capsys, "names", "show", artifact)["clusters"] == {"2": "disc", "5": "wall"}
-    exported = call(capsys, "names", "show", artifact, "--out", tmp_path / "names.json")
+    assert useg("names", "set", artifact, 2, "disc").result["given"] == {"2": "disc"}
+    useg("names", "set", artifact, 5, "wall")
+    assert useg("names", "show", artifact).result["clusters"] == {"2": "disc", "5": "wall"}
+    exported = useg("names", "show", artifact, "--out", tmp_path / "names.json").result
     assert (exported["revision"], exported["given"]) == (2, {"2": "disc", "5": "wall"})
-    assert call(capsys, "names", "undo", artifact)["given"] == {"2": "disc"}
-    assert call(capsys, "names", "undo", artifact, "--revision", 1)["given"] == {}
-    assert call(capsys, "names", "apply", artifact, tmp_path / "names.json")["given"] == {"2": "disc", "5": "wall"}
-    call(capsys, "names", "set", artifact, 6, "sky")
-    merged = call(capsys, "names", "apply", artifact, tmp_path / "names.json", "--merge")
+    assert useg("names", "undo", artifact).result["given"] == {"2": "disc"}
+    assert useg("names", "undo", artifact, "--revision", 1).result["given"] == {}
+    assert useg("names", "apply", artifact, tmp_path / "names.json").result["given"] == {"2": "disc", "5": "wall"}
+    useg("names", "set", artifact, 6, "sky")
+    merged = useg("names", "apply", artifact, tmp_path / "names.json", "--merge").result
     assert merged["given"] == {"2": "disc", "5": "wall", "6": "sky"}
     assert {path.name: path.read_bytes() for path in artifact.iterdir()} == before
     assert (tmp_path / "artifact.names.json").is_file()
 
 
 def test_names_transfer_from_an_artifact_to_itself(
-    tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, artifact: Path, tiny_photos: Path, useg: Run
 ) -> None:
     for cluster in CLUSTERS:
-        call(capsys, "names", "set", artifact, cluster, f"class {cluster}")
+        useg("names", "set", artifact, cluster, f"class {cluster}")
     out = tmp_path / "transferred.json"
-    result = call(
-        capsys, "names", "transfer", artifact, artifact, "--photos", tiny_photos, "--min-images", 1, "--out", out
-    )
+    result = useg(
+        "names", "transfer", artifact, artifact, "--photos", tiny_photos, "--min-images", 1, "--out", out
+    ).result
     assert [(each["category_name"], each["overlap"]) for each in result["clusters"]] == [
         (f"class {each['cluster']}", 1.0) for each in result["clusters"]
     ]
@@ -57,61 +50,54 @@ def test_names_transfer_from_an_artifact_to_itself(
     seen = {f"class {each['cluster']}" for each in result["clusters"]}
     assert set(result["lost"]) == {f"class {cluster}" for cluster in CLUSTERS} - seen
     copy = shutil.copytree(artifact, tmp_path / "copy")
-    assert set(call(capsys, "names", "apply", copy, out)["given"].values()) == seen
+    assert set(useg("names", "apply", copy, out).result["given"].values()) == seen
 
 
 def test_segments_have_the_given_names_and_one_category_is_merged_as_by_the_service(
-    tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, artifact: Path, tiny_photos: Path, useg: Run
 ) -> None:
     contract = read_contract(artifact)
     replace(contract, categories=dict.fromkeys(CLUSTERS, Category(id=1, name="all"))).write(artifact)
     command = ["segment", artifact, tiny_photos / "0.png", "--task", "semantic", "--out", tmp_path / "out.png"]
-    merged = call(capsys, *command)["segments_info"]
-    apart = call(capsys, *command, "--no-merge-clusters")["segments_info"]
+    merged = useg(*command).result["segments_info"]
+    apart = useg(*command, "--no-merge-clusters").result["segments_info"]
     assert len(apart) > 1
     assert [sorted(each["cluster_ids"]) for each in merged] == [sorted(each["cluster_id"] for each in apart)]
-    call(capsys, "names", "set", artifact, apart[0]["cluster_id"], "disc")
-    assert {each["category_name"] for each in call(capsys, *command)["segments_info"]} == {"disc", "all"}
+    useg("names", "set", artifact, apart[0]["cluster_id"], "disc")
+    assert {each["category_name"] for each in useg(*command).result["segments_info"]} == {"disc", "all"}
 
 
 def test_the_gate_passes_an_equal_version_and_rejects_one_that_finds_nothing(
-    tmp_path: Path, artifact: Path, tiny_photos: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, artifact: Path, tiny_photos: Path, useg: Run
 ) -> None:
-    arguments = ["gate", str(artifact), str(artifact), "--photos", str(tiny_photos)]
-    assert main(arguments) == 0
-    assert json.loads(capsys.readouterr().out)["passed"]
+    gate = ("gate", artifact, artifact, "--photos", tiny_photos)
+    assert useg(*gate).result["passed"]
     blind = shutil.copytree(artifact, tmp_path / "blind")
     contract = read_contract(blind)
-    replace(contract, thresholds=replace(contract.thresholds, score_threshold=1.0, min_stuff_area_fraction=1.0)).write(
-        blind
-    )
-    arguments[1] = str(blind)
-    assert main([*arguments, "--out", str(tmp_path / "gate.json")]) == 4
-    printed = capsys.readouterr()
-    assert "useg: rejected: segmentation covering is 0.00, minimum 0.4; " in printed.err
-    assert json.loads((tmp_path / "gate.json").read_text()) == json.loads(printed.out)
-    assert main(["gate", str(blind), str(artifact)]) == 1
-    assert "give --dataset or --photos" in capsys.readouterr().err
-    assert main([*arguments, "--drift-photos", str(tiny_photos)]) == 1
-    assert "--drift-photos must be other photos" in capsys.readouterr().err
+    thresholds = replace(contract.thresholds, score_threshold=1.0, min_stuff_area_fraction=1.0)
+    replace(contract, thresholds=thresholds).write(blind)
+    gated = useg("gate", blind, *gate[2:], "--out", tmp_path / "gate.json")
+    assert gated.status == 4
+    assert gated.error.startswith("useg: rejected: segmentation covering is 0.00, minimum 0.4; ")
+    assert json.loads((tmp_path / "gate.json").read_text()) == gated.result
+    expect_error(useg("gate", blind, artifact), "give --dataset or --photos")
+    expect_error(useg(*gate, "--drift-photos", tiny_photos), "--drift-photos must be other photos")
 
 
 def test_annotations_that_were_left_out_are_listed_with_status_3(
-    tmp_path: Path, artifact: Path, tiny_truth: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, artifact: Path, tiny_truth: Path, useg: Run
 ) -> None:
     dataset = shutil.copytree(tiny_truth, tmp_path / "set") / "panoptic.json"
     content = json.loads(dataset.read_text())
     content["annotations"].append({**content["annotations"][0], "image_id": 99})
     dataset.write_text(json.dumps(content))
-    assert main(["match", str(artifact), "--dataset", str(dataset), "--out", str(tmp_path / "names.json")]) == 3
+    matched = useg("match", artifact, "--dataset", dataset, "--out", tmp_path / "names.json")
     skipped = ["1 annotations of images that are not listed; the first: annotation of image 99"]
-    assert json.loads(capsys.readouterr().out)["skipped"] == skipped
+    assert (matched.status, matched.result["skipped"]) == (3, skipped)
 
 
-def test_the_gate_compares_metrics_on_a_dataset(
-    artifact: Path, tiny_truth: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checks = call(capsys, "gate", artifact, artifact, "--dataset", tiny_truth, "--max-score-drop", 0)["checks"]
+def test_the_gate_compares_metrics_on_a_dataset(artifact: Path, tiny_truth: Path, useg: Run) -> None:
+    checks = useg("gate", artifact, artifact, "--dataset", tiny_truth, "--max-score-drop", 0).result["checks"]
     assert [(each["name"], each["value"], each["is_passed"]) for each in checks] == [
         ("PQ", 0.0, True),
         ("AP", 0.0, True),
@@ -165,44 +151,33 @@ def drawn(tmp_path: Path) -> Path:
     return write_artifact(tmp_path / "artifact", "1")
 
 
-def fail(capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    assert main([str(word) for word in words]) == 1
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err.count("\n")) == ("", 1)
-    return printed.err
-
-
-def test_a_version_is_added_deployed_rolled_back_and_removed(
-    tmp_path: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_version_is_added_deployed_rolled_back_and_removed(tmp_path: Path, drawn: Path, useg: Run) -> None:
     registry = tmp_path / "registry"
-    added = call(capsys, "registry", "add", registry, drawn)
+    added = useg("registry", "add", registry, drawn).result
     assert added == {"model": "fake", "version": "1", "artifact": str(registry / "fake" / "1")}
-    call(capsys, "registry", "add", registry, drawn, "--version", "2")
-    assert (
-        call(capsys, "registry", "activate", registry, "1", "--author", "alice", "--reason", "first")["active"] == "1"
-    )
-    canary = call(capsys, "registry", "canary", registry, "2", "--traffic-fraction", "0.25")
+    useg("registry", "add", registry, drawn, "--version", "2")
+    assert useg("registry", "activate", registry, "1", "--author", "alice", "--reason", "first").result["active"] == "1"
+    canary = useg("registry", "canary", registry, "2", "--traffic-fraction", "0.25").result
     assert canary["canary"] == {"version": "2", "traffic_fraction": 0.25}
-    assert call(capsys, "registry", "shadow", registry, "2")["shadow"] == {"version": "2", "traffic_fraction": 0.1}
-    call(capsys, "registry", "canary", registry, "2")
-    promoted = call(capsys, "registry", "promote", registry)
+    assert useg("registry", "shadow", registry, "2").result["shadow"] == {"version": "2", "traffic_fraction": 0.1}
+    useg("registry", "canary", registry, "2")
+    promoted = useg("registry", "promote", registry).result
     assert (promoted["active"], promoted["previous_versions"]) == ("2", ["1"])
-    back = call(capsys, "registry", "rollback", registry, "--reason", "worse masks")
+    back = useg("registry", "rollback", registry, "--reason", "worse masks").result
     assert (back["active"], back["history"][0]["reason"]) == ("1", "worse masks")
-    assert call(capsys, "registry", "remove", registry, "2")["versions"] == ["1"]
-    (model,) = call(capsys, "registry", "list", registry)["models"]
+    assert useg("registry", "remove", registry, "2").result["versions"] == ["1"]
+    (model,) = useg("registry", "list", registry).result["models"]
     assert [event["action"] for event in model["history"]][-3:] == ["promote", "rollback", "remove"]
     assert model["history"][2]["author"] == "alice"
 
 
-def test_errors_are_one_line(tmp_path: Path, drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(tmp_path: Path, drawn: Path, useg: Run) -> None:
     registry = tmp_path / "registry"
-    assert "is not a registry" in fail(capsys, "registry", "list", registry)
-    call(capsys, "registry", "add", registry, drawn)
-    assert "give another version" in fail(capsys, "registry", "add", registry, drawn)
-    assert "activate one before a canary" in fail(capsys, "registry", "canary", registry, "1")
-    assert "no version '9'" in fail(capsys, "registry", "activate", registry, "9")
-    call(capsys, "registry", "add", registry, drawn, "--model", "other")
-    assert "holds fake, other: give --model" in fail(capsys, "registry", "activate", registry, "1")
-    assert call(capsys, "registry", "activate", registry, "1", "--model", "other")["name"] == "other"
+    expect_error(useg("registry", "list", registry), "is not a registry")
+    useg("registry", "add", registry, drawn)
+    expect_error(useg("registry", "add", registry, drawn), "give another version")
+    expect_error(useg("registry", "canary", registry, "1"), "activate one before a canary")
+    expect_error(useg("registry", "activate", registry, "9"), "no version '9'")
+    useg("registry", "add", registry, drawn, "--model", "other")
+    expect_error(useg("registry", "activate", registry, "1"), "holds fake, other: give --model")
+    assert useg("registry", "activate", registry, "1", "--model", "other").result["name"] == "other"

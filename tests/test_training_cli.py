@@ -1,11 +1,10 @@
 """The command lines of training and evaluation: options, presets and results."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import Run
 from cyclopts import App, Parameter
 
 from model.cli import COMMANDS, main
@@ -90,21 +89,11 @@ def test_wrong_options_are_reported_on_one_line(capsys: pytest.CaptureFixture[st
     assert output.err.count("\n") == 1
 
 
-def run_command(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    status = main([str(each) for each in arguments])
-    output = capsys.readouterr()
-    assert status == 0, output.err
-    result: dict[str, Any] = json.loads(output.out)
-    return result
-
-
-def test_train_and_self_train(
-    tmp_path: Path, tiny_store: PseudoLabelDataset, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_and_self_train(tmp_path: Path, tiny_store: PseudoLabelDataset, useg: Run) -> None:
     common = ("--features", tiny_store.features, "--threads", 1)
     run, labels, out = tmp_path / "run", tiny_store.folder, tmp_path / "labels"
-    assert run_command(capsys, "train", labels, "--out", run, "--preset", "tiny", *common)["step"] == 4
-    report = run_command(capsys, "self-train", run, labels, "--out", out, *common)
+    assert useg("train", labels, "--out", run, "--preset", "tiny", *common).result["step"] == 4
+    report = useg("self-train", run, labels, "--out", out, *common).result
     assert (report["round"], report["photos"]) == (1, 8)
     info = read_teacher_info(PseudoLabelDataset(out))
     assert info is not None
