@@ -121,11 +121,21 @@ def decode_detections(
 
     They follow those in `better`, which were decoded before, and score below `max_score`.
     """
-    soft = _list_soft_detections(raw, letterbox, contract, thresholds, max_score)
+    scores = raw.scores.astype(np.float64)
+    is_wanted = (scores >= thresholds.score_threshold) & (scores > 0.0) & (scores < max_score)  # NaN is none of these
+    order = np.argsort(-scores, kind="stable")
+    masks = raw.masks if contract.box_mask_size else raw.masks[:, : letterbox.map_height, : letterbox.map_width]
+    components = [
+        (index, component)
+        for index in order[is_wanted[order]]
+        for component in split_components(masks[index], thresholds)
+    ]
     detections = list(better)
-    for found, mask in zip(soft, _upsample_masks(soft, letterbox, contract, thresholds), strict=True):
+    packed = _upsample_masks(components, raw.boxes, letterbox, contract, thresholds)
+    for (index, _), mask in zip(components, packed, strict=True):
         if mask and not _is_duplicate(mask, detections, thresholds):
-            detections.append(Detection(cluster=found.cluster, score=found.score, mask=mask))
+            cluster, score = int(raw.clusters[index]) + 1, float(raw.scores[index])
+            detections.append(Detection(cluster=cluster, score=score, mask=mask))
     return detections
 
 
@@ -147,53 +157,24 @@ def split_components(probabilities: Float[np.ndarray, "h w"], thresholds: Thresh
     return [np.where((labels == 0) | (labels == index + 1), probabilities, np.float32(0.0)) for index in kept]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SoftDetection:
-    cluster: int
-    score: float
-    box: Float[np.ndarray, "4"]
-    probabilities: Float[np.ndarray, "h w"]
-
-
-def _list_soft_detections(
-    raw: RawOutputs, letterbox: Letterbox, contract: Contract, thresholds: Thresholds, max_score: float
-) -> list[_SoftDetection]:
-    """Return detections with a score from the threshold to below `max_score`, best first, masks as the network's."""
-    scores = raw.scores.astype(np.float64)
-    is_wanted = (scores >= thresholds.score_threshold) & (scores > 0.0) & (scores < max_score)  # NaN is none of these
-    order = np.argsort(-scores, kind="stable")
-    found = []
-    for index in order[is_wanted[order]]:
-        mask = raw.masks[index]
-        if not contract.box_mask_size:
-            mask = mask[: letterbox.map_height, : letterbox.map_width]
-        cluster, score, box = int(raw.clusters[index]) + 1, float(scores[index]), raw.boxes[index]
-        found += [
-            _SoftDetection(cluster=cluster, score=score, box=box, probabilities=component)
-            for component in split_components(mask, thresholds)
-        ]
-    return found
-
-
 def _upsample_masks(
-    soft: list[_SoftDetection], letterbox: Letterbox, contract: Contract, thresholds: Thresholds
+    masks: list[tuple[int, Float[np.ndarray, "h w"]]],
+    boxes: Float[np.ndarray, "D 4"],
+    letterbox: Letterbox,
+    contract: Contract,
+    thresholds: Thresholds,
 ) -> Iterator[PackedMask | None]:
-    """Yield each mask in the size of the image; None for one that is empty there."""
+    """Yield each mask, given with the index of its box, in the size of the image; None for one that is empty there."""
     if contract.box_mask_size:
-        for each in soft:
-            yield _paste(each, letterbox, thresholds)
-    elif soft:
+        limits = np.array([letterbox.width, letterbox.height] * 2)
+        scale = limits / np.array([letterbox.resized_width, letterbox.resized_height] * 2)
+        for index, mask in masks:
+            box = (boxes[index] * scale).clip(0.0, limits)
+            probabilities, top, left = paste_mask(mask, box, letterbox.height, letterbox.width)
+            yield pack_mask(probabilities > thresholds.mask_threshold, top=top, left=left)
+    elif masks:
         upsampler = BilinearUpsampler((letterbox.map_height, letterbox.map_width), (letterbox.height, letterbox.width))
-        maps = np.stack([each.probabilities for each in soft])
-        yield from upsampler.threshold(maps, thresholds.mask_threshold)
-
-
-def _paste(soft: _SoftDetection, letterbox: Letterbox, thresholds: Thresholds) -> PackedMask | None:
-    limits = np.array([letterbox.width, letterbox.height] * 2)
-    scale = limits / np.array([letterbox.resized_width, letterbox.resized_height] * 2)
-    box = (soft.box * scale).clip(0.0, limits)
-    probabilities, top, left = paste_mask(soft.probabilities, box, letterbox.height, letterbox.width)
-    return pack_mask(probabilities > thresholds.mask_threshold, top=top, left=left)
+        yield from upsampler.threshold(np.stack([mask for _, mask in masks]), thresholds.mask_threshold)
 
 
 def _is_duplicate(mask: PackedMask, better: list[Detection], thresholds: Thresholds) -> bool:
