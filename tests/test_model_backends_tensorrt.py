@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import make_contract
 
-from model.backends.onnx_runtime import list_tensorrt_providers, require_provider
-from model.backends.tensorrt import describe_machine, engine_folder
+from model.backends.onnx_runtime import describe_machine, engine_folder, list_tensorrt_providers, require_provider
 from model.contract import Contract, InputSize
 from model.errors import BackendUnavailable
 

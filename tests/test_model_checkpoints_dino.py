@@ -12,7 +12,7 @@ from torch.nn import functional
 from model.checkpoints.dino import convert_resnet, import_encoder, load_encoder, load_resnet_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import hash_file
-from model.networks.resnet import ResNet
+from model.networks.backbones import ResNet
 from model.networks.vit import EncoderConfig, VisionTransformer
 
 STEM, INNER, OUTER = 4, 2, 8

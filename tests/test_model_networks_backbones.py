@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.networks.fpn import SimpleFPN
+from model.networks.backbones import SimpleFPN
 from model.networks.vit import (
     EncoderConfig,
     VisionTransformer,

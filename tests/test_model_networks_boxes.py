@@ -9,8 +9,8 @@ import reference
 import torch
 from torch import Tensor
 
+from model.networks.backbones import FPN_STRIDES_PX
 from model.networks.boxes import DeltaWeights, apply_deltas, box_area, get_deltas, is_nonempty, nms
-from model.networks.fpn import FPN_STRIDES_PX
 from model.networks.roi_heads import DetectionConfig, Detections, find_top_detections
 from model.networks.rpn import ProposalConfig, RPNOutput, find_top_proposals
 

@@ -15,6 +15,7 @@ from model.contract import Contract, InputSize, Thresholds
 from model.errors import ConfigError
 from model.images import Letterbox, resize_map
 from model.network_io import RawOutputs
+from model.networks.backbones import Norm
 from model.networks.interface import NetworkOutput
 from model.networks.panoptic_cascade import (
     CascadeConfig,
@@ -22,7 +23,6 @@ from model.networks.panoptic_cascade import (
     PanopticCascade,
     fold_batch_norms,
 )
-from model.networks.resnet import Norm
 from model.networks.roi_align import RoiAlignConfig
 from model.networks.roi_heads import DetectionConfig
 from model.networks.rpn import ProposalConfig

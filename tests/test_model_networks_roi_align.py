@@ -10,7 +10,7 @@ import reference
 import torch
 from torch import Tensor, nn
 
-from model.networks.resnet import STAGE_STRIDES_PX
+from model.networks.backbones import STAGE_STRIDES_PX
 from model.networks.roi_align import (
     RoiAlignConfig,
     roi_align,

@@ -16,6 +16,8 @@ from model.backends.onnx_runtime import (
     OnnxBackend,
     OnnxSession,
     Provider,
+    describe_machine,
+    engine_folder,
     list_cuda_providers,
     list_tensorrt_providers,
     require_provider,
@@ -31,7 +33,6 @@ from model.backends.parity import (
     require_equal_outputs,
 )
 from model.backends.session import AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
-from model.backends.tensorrt import describe_machine, engine_folder
 from model.contract import (
     GOLDEN_FILE,
     INT8_FILES,

@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -127,15 +126,11 @@ class TorchSession:
         return [RawOutputs(**dict(zip(parts, row, strict=True))) for row in zip(*parts.values(), strict=True)]
 
     def _run_eager(self, pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> NetworkOutput:
-        with self._cast(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        # Autocast's cache of cast weights would outlive the capture of a CUDA graph.
+        half = torch.autocast(self._device.type, torch.float16, enabled=self._is_half, cache_enabled=False)
+        with half, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             outputs: NetworkOutput = self._network(pixels, sizes)
         return outputs.map(lambda part: part.float() if part.is_floating_point() else part)
-
-    def _cast(self) -> AbstractContextManager[object]:
-        if not self._is_half:
-            return nullcontext()
-        # Autocast's cache of cast weights would outlive the capture of a CUDA graph.
-        return torch.autocast(self._device.type, dtype=torch.float16, cache_enabled=False)
 
 
 def load_torch_session(contract: Contract, artifact: Path, *, threads: int | None = None) -> TorchSession:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly, read_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write, hash_file
-from model.networks.resnet import ResNet
+from model.networks.backbones import ResNet
 from model.networks.vit import VisionTransformer, infer_encoder_config, interpolate_positions
 
 DEFAULT_ENCODER = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"

@@ -25,10 +25,10 @@ from model.export.parity_checks import check_batch_invariance, check_parity, sta
 from model.export.patch_embedding import NamedEmbedding, fit_patch_embedding
 from model.export.precision import round_to_int8
 from model.files import atomic_directory, hash_file
+from model.networks.backbones import STAGE_STRIDES_PX
 from model.networks.interface import Network
 from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer
 from model.networks.panoptic_cascade import PanopticCascade, fold_batch_norms
-from model.networks.resnet import STAGE_STRIDES_PX
 from model.networks.roi_heads import MASK_SIZE
 
 logger = logging.getLogger(__name__)

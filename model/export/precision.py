@@ -1,7 +1,6 @@
 """Lower precisions of ONNX graphs: fp16 arithmetic where it is safe, and encoder weights stored as int8."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -112,17 +111,11 @@ class _Graph:
         return bool(np.abs(numpy_helper.to_array(self.constants[name])).max(initial=0.0) <= _FP16_MAX)
 
     def _is_boolean(self, name: str) -> bool:
-        """Whether a value is a boolean cast to a number."""
-        return any(
-            node.op_type == "Cast" and self._types.get(node.input[0]) == TensorProto.BOOL for node in self._trace(name)
-        )
-
-    def _trace(self, name: str) -> Iterator[NodeProto]:
-        """Yield the node that produced a value, and its producer as long as nodes only change the layout."""
+        """Whether a value is a boolean cast to a number, perhaps in another layout."""
         node = self._producers.get(name)
-        while node is not None:
-            yield node
-            node = self._producers.get(node.input[0]) if node.op_type in _LAYOUT_OPERATORS else None
+        while node is not None and node.op_type in _LAYOUT_OPERATORS:
+            node = self._producers.get(node.input[0])
+        return node is not None and node.op_type == "Cast" and self._types.get(node.input[0]) == TensorProto.BOOL
 
 
 def _make_cast(source: str, target: str, kind: int) -> NodeProto:

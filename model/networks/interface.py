@@ -7,10 +7,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PIXEL_MEAN = (123.675, 116.28, 103.53)
-"""detectron2's `pixel_mean`: the same statistics for values of 0..255."""
+"""ImageNet's statistics for values of 0..255, as detectron2's `pixel_mean` and `pixel_std`."""
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
@@ -48,24 +46,22 @@ class Network(nn.Module):
         return 0
 
 
-def normalize(pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """Scale to 0..1, then subtract ImageNet's mean and divide by its standard deviation."""
-    # Filled on the device: a copy from the host could not be captured in a CUDA graph.
-    mean, std = (
-        torch.stack([torch.full((1, 1), value, device=pixels.device) for value in values])
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return (pixels.float() / 255.0 - mean) / std
-
-
-def normalize_and_mask(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
-    """Normalize images of `sizes` (height, width) and set the padding below and to the right of them to zero.
+def normalize(pixels: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    """Subtract ImageNet's mean and divide by its standard deviation.
 
     Computed in detectron2's units and order so that the result is identical to the last bit: a deep network of random
     weights amplifies a rounding difference a thousandfold.
     """
-    channels = zip(pixels.float().unbind(1), PIXEL_MEAN, PIXEL_STD, strict=True)
-    normalized = torch.stack([(channel - mean) / std for channel, mean, std in channels], dim=1)
+    # Filled on the device: a copy from the host could not be captured in a CUDA graph.
+    mean, std = (
+        torch.stack([torch.full((1, 1), value, device=pixels.device) for value in values])
+        for values in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return (pixels.float() - mean) / std
+
+
+def normalize_and_mask(pixels: UInt8[Tensor, "B 3 H W"], sizes: Int[Tensor, "B 2"]) -> Float[Tensor, "B 3 H W"]:
+    """Normalize images of `sizes` (height, width) and set the padding below and to the right of them to zero."""
     rows = torch.arange(pixels.shape[2], device=pixels.device)[:, None] < sizes[:, 0, None, None]  # B H 1
     columns = torch.arange(pixels.shape[3], device=pixels.device) < sizes[:, 1, None, None]  # B 1 W
-    return torch.where((rows & columns)[:, None], normalized, 0.0)
+    return torch.where((rows & columns)[:, None], normalize(pixels), 0.0)

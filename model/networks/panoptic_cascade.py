@@ -10,9 +10,8 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from model.errors import CheckpointError, ConfigError
-from model.networks.fpn import FPN, SimpleFPN
+from model.networks.backbones import FPN, FrozenBatchNorm, Norm, NormedConv, ResNet, SimpleFPN
 from model.networks.interface import Network, NetworkOutput, normalize_and_mask
-from model.networks.resnet import FrozenBatchNorm, Norm, NormedConv, ResNet
 from model.networks.roi_align import RoiAlignConfig
 from model.networks.roi_heads import CascadeROIHeads, DetectionConfig, find_top_detections
 from model.networks.rpn import RPN, ProposalConfig, find_top_proposals

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.networks.backbones import STAGE_STRIDES_PX
 from model.networks.boxes import apply_deltas, clip_boxes, gather_boxes, nms
-from model.networks.resnet import STAGE_STRIDES_PX
 from model.networks.roi_align import RoiAlignConfig, roi_align, roi_align_onnx
 
 STAGE_DELTA_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))

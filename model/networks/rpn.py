@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.networks.backbones import FPN_STRIDES_PX
 from model.networks.boxes import apply_deltas, clip_boxes, gather_boxes, is_nonempty, nms
-from model.networks.fpn import FPN_STRIDES_PX
 
 ANCHOR_SIDES_PX = (32.0, 64.0, 128.0, 256.0, 512.0)
 """One size per level, p2 to p6."""

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from model.networks.backbones import FPN_STRIDES_PX
 from model.networks.boxes import apply_deltas, box_area, clip_boxes, get_deltas, is_nonempty
-from model.networks.fpn import FPN_STRIDES_PX
 from model.networks.panoptic_cascade import PanopticCascade
 from model.networks.roi_heads import BOX_POOL_SIZE, MASK_SIZE, STAGE_DELTA_WEIGHTS, CascadeROIHeads, StageOutput
 from model.networks.rpn import (

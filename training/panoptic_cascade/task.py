@@ -20,10 +20,9 @@ from model.checkpoints.runs import RunInfo
 from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly
 from model.errors import CheckpointError
 from model.files import hash_file
-from model.networks.fpn import FPN, SimpleFPN
+from model.networks.backbones import FPN, NormedConv, SimpleFPN
 from model.networks.interface import normalize_and_mask
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
-from model.networks.resnet import NormedConv
 from model.networks.roi_heads import BoxHead, BoxPredictor, MaskHead
 from model.networks.rpn import RPNHead
 from model.networks.vit import infer_encoder_config
