@@ -1,17 +1,22 @@
 """Commands of the service: `useg serve` and `useg create-api-key`."""
 
+import asyncio
 import logging
+import signal
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import cv2
 import orjson
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Env
 
+from service.app import create_app
 from service.auth import generate_api_key
 from service.inference.loading import ArtifactLoader
-from service.server import run_server
+from service.server import bind, serve_app
 from service.settings import PREFIX, Settings, check_variable_names
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -63,12 +68,19 @@ def create_api_key(name: str, /) -> dict[str, Any]:
 
 
 def run(settings: Settings, load_artifact: ArtifactLoader | None = None) -> None:
-    """Configure logging and serve; a line on stdout gives the address once requests are accepted."""
+    """Configure logging and serve until a signal; a line on stdout gives the address once requests are accepted.
+
+    Raises UsegError if the address is not available or the artifact cannot be loaded.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else logging.Formatter(TEXT_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)  # noqa: TID251
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    run_server(settings, _print_address, load_artifact)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda _signal, _frame: sys.exit(0))  # until `graceful_shutdown` handles them
+    cv2.setNumThreads(1)  # images are decoded in parallel: threads within one decoder only compete
+    with closing(bind(settings.host, settings.port)) as listener:
+        asyncio.run(serve_app(create_app(settings, load_artifact), listener, _print_address))
 
 
 def _print_address(url: str) -> None:

@@ -5,13 +5,10 @@ import contextlib
 import logging
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
-from types import FrameType
 from typing import Any, Literal
 
-import cv2
 import h11
 import uvicorn
 from fastapi import FastAPI
@@ -20,8 +17,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from model.errors import ConfigError, UsegError
-from service.app import create_app
-from service.inference.loading import ArtifactLoader
 from service.middleware import AppState
 from service.problems import make_error_response
 from service.rollout.model_repository import ModelRepository
@@ -127,21 +122,6 @@ class Server(uvicorn.Server):
         yield
 
 
-def run_server(
-    settings: Settings, on_ready: Callable[[str], None], load_artifact: ArtifactLoader | None = None
-) -> None:
-    """Serve until a signal arrives; `on_ready` gets the base URL once requests are accepted.
-
-    `load_artifact` is that of `create_app`.
-    Raises UsegError if the address is not available or the artifact cannot be loaded.
-    """
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, _exit)
-    cv2.setNumThreads(1)  # images are decoded in parallel: threads within one decoder only compete
-    with contextlib.closing(bind(settings.host, settings.port)) as listener:
-        asyncio.run(serve_app(create_app(settings, load_artifact), listener, on_ready))
-
-
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening socket. Raises ConfigError if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -152,7 +132,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def serve_app(app: FastAPI, listener: socket.socket, on_ready: Callable[[str], None]) -> None:
-    """Serve `app` until a signal arrives. Raises UsegError if the artifact cannot be loaded."""
+    """Serve `app` until a signal arrives; `on_ready` gets the base URL once requests are accepted.
+
+    Raises UsegError if the artifact cannot be loaded.
+    """
     state: AppState = app.state.useg
     server = Server(make_uvicorn_config(app, state.settings))
     announcement = asyncio.create_task(_announce(state.model_repository, server, listener, on_ready))
@@ -245,8 +228,3 @@ async def _serve_grpc(app: FastAPI, state: AppState) -> AsyncIterator[Callable[[
         raise ConfigError("grpc_port needs grpcio: pip install 'useg[grpc]'") from error
     async with serve_grpc(app, state) as (_, stop):
         yield stop
-
-
-def _exit(_signal: int, _frame: FrameType | None) -> None:
-    """Exit at once: before `graceful_shutdown` handles signals there is nothing to finish."""
-    sys.exit(0)

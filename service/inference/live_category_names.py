@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from model.contract import Contract
-from model.errors import InvalidCategoryNames
-from model.registry.category_names import CategoryNames, NameChange, edit_names, empty_names, read_names
+from model.errors import InvalidCategoryNames, PreconditionFailed
+from model.registry.category_names import CategoryNames, edit_names, empty_names, read_names
 
 logger = logging.getLogger(__name__)
 
@@ -43,29 +43,33 @@ class LiveCategoryNames:
             else:
                 self.contract = self.names.apply(self._original)
 
-    def edit(self, change: Callable[[CategoryNames], CategoryNames]) -> tuple[CategoryNames, NameChange | None]:
-        """Write the names that `change` returns; return them and the recorded change, if there was any.
+    def edit(
+        self, change: Callable[[CategoryNames], CategoryNames], expected: int | None = None
+    ) -> tuple[CategoryNames, bool]:
+        """Write the names that `change` returns; return them, and whether they are other ones.
 
-        Raises InvalidCategoryNames if the file cannot be written, and what `change` raises.
+        Raises PreconditionFailed unless the names have the `expected` revision, InvalidCategoryNames if the file cannot
+        be written, and what `change` raises.
         """
         if self._is_folder_missing():
             raise InvalidCategoryNames(f"{self._file.parent} is missing: restore it, then try again")
-        recorded: NameChange | None = None
+        revision = 0
 
-        def record(old: CategoryNames) -> CategoryNames:
-            nonlocal recorded
-            new = change(old)
-            recorded = new.history[-1] if new.revision != old.revision else None
-            return new
+        def change_expected(old: CategoryNames) -> CategoryNames:
+            nonlocal revision
+            revision = old.revision
+            if expected not in (None, revision):
+                raise PreconditionFailed(f"the names are at revision {revision}, not {expected}: load them again")
+            return change(old)
 
-        changed = edit_names(self._file, self._original, record)
+        names = edit_names(self._file, self._original, change_expected)
         self.refresh()
-        if recorded:
+        if names.revision != revision:
+            event, contract = names.history[-1], self._original
             template = "category names of %s %s: revision %d by %s, clusters %s"
-            clusters = ", ".join(map(str, recorded.after))
-            name, version = self._original.name, self._original.version
-            logger.info(template, name, version, recorded.revision, recorded.author, clusters)
-        return changed, recorded
+            clusters = ", ".join(map(str, event.after))
+            logger.info(template, contract.name, contract.version, event.revision, event.author, clusters)
+        return names, names.revision != revision
 
     def apply(self, names: CategoryNames) -> Contract:
         """Return the artifact's contract with these names."""

@@ -68,11 +68,6 @@ class RolloutController:
         in_use = self.state.versions_in_use
         return not self.loading and all(each in self.loaded or each in self._failed for each in in_use)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no version is loaded or loading."""
-        return not self.loaded and not self.loading
-
     async def reconcile(self) -> None:
         """Read the registry and do the next steps towards its state."""
         async with self._lock:
@@ -91,8 +86,8 @@ class RolloutController:
         await asyncio.gather(*self.loading.values(), return_exceptions=True)
         if self.router.shadow:
             self.router.shadow.stop()
-        for pipeline in self.loaded.values():
-            await pipeline.stop()
+        while self.loaded:
+            await self.loaded.popitem()[1].stop()
 
     def describe(self) -> ModelHistory:
         """Return the status of all versions; reads the registry, or returns its last state if that is unreadable."""

@@ -109,7 +109,7 @@ class ModelRepository:
                     self.registry, name, self._load_artifact, self._settings, self._telemetry
                 )
         for name in self._controllers.keys() - names:
-            if self._controllers[name].is_empty:
+            if not self._controllers[name].loaded and not self._controllers[name].loading:
                 await self._controllers.pop(name).stop()
         for controller in list(self._controllers.values()):
             try:
