@@ -111,7 +111,6 @@ LAYERS = {
         "cluster_matching",
         "class_mapping",
         "average_precision",
-        "segmentation_metrics",
         "dataset_metrics",
         "evaluation_report",
         "html_report",

@@ -30,6 +30,7 @@ from fake_predictor import (
 from model.contract import InputSize
 from model.embeddings import Category
 from model.errors import ConfigError
+from model.formats.coco import Rle
 from model.images import plan_letterbox
 from model.postprocessing.panoptic import PatchEmbeddings
 from training.evaluation.auxiliary_images import AuxiliaryImages, AuxiliarySpec, translate_dataset
@@ -53,11 +54,17 @@ from training.evaluation.cluster_matching import (
 )
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.datasets.ground_truth import GroundTruthDataset
+from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthObject
 from training.evaluation.image_results import hash_photo
-from training.evaluation.overlap import compute_overlap, merge_ground_truth_stuff
-from training.evaluation.predictors import ImagePrediction
-from training.evaluation.segmentation_metrics import SemanticCounts, count_semantic, iou_per_class, semantic_quality
+from training.evaluation.overlap import (
+    SemanticCounts,
+    compute_overlap,
+    count_semantic,
+    iou_per_class,
+    merge_ground_truth_stuff,
+    semantic_quality,
+)
+from training.evaluation.predictors import ImagePrediction, PredictedObject
 
 PREDICTED = np.array([[5, 5, 9, 9], [5, 5, 9, 0]], np.int32)
 GROUND_TRUTH = np.array([[1, 1, 1, 2], [3, 3, 2, 2]], np.int32)
@@ -90,11 +97,20 @@ def test_thing_votes_equal_u2segs(golden: Path) -> None:
         detections = [each for each in stored["predictions"] if each["image_id"] == image]
         objects = [each for each in stored["gt"] if each["image_id"] == image]
         counts += count_thing_votes(
-            np.array([each["category_id"] + 1 for each in detections]),
-            np.array([each["score"] for each in detections]),
-            np.array([each["bbox"] for each in detections], float).reshape(-1, 4),
-            np.array([index[each["category_id"]] for each in objects], np.int64),
-            np.array([each["bbox"] for each in objects], float).reshape(-1, 4),
+            [
+                PredictedObject(
+                    cluster=each["category_id"] + 1,
+                    score=each["score"],
+                    rle=Rle(size=(0, 0), counts="", area=0, bbox=each["bbox"]),
+                )
+                for each in detections
+            ],
+            [
+                GroundTruthObject(
+                    category=index[each["category_id"]], bbox=each["bbox"], area=0.0, is_crowd=False, rle=None
+                )
+                for each in objects
+            ],
             spaces,
             config,
         )

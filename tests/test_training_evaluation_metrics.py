@@ -10,9 +10,9 @@ import pytest
 from model.formats.png import decode_panoptic_png
 from training.evaluation.average_precision import HEADLINE_METRICS, CocoEvaluator, IouType
 from training.evaluation.dataset_metrics import bootstrap
-from training.evaluation.overlap import compute_overlap
-from training.evaluation.segmentation_metrics import (
+from training.evaluation.overlap import (
     PanopticCounts,
+    compute_overlap,
     count_panoptic,
     panoptic_quality,
     panoptic_quality_per_class,

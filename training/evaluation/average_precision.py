@@ -3,11 +3,10 @@
 import contextlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -19,21 +18,8 @@ STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10
 """pycocotools' twelve metrics, in its order."""
 HEADLINE_METRICS = ("ap", "ap50", "ap75", "ar100")
 """Metrics that get a confidence interval."""
-_MAX_DETECTIONS = 100
 _MAX_ARRAY_ELEMENTS = 4_000_000
 """Of one array of a bootstrap: 32 MB."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ranking:
-    """All detections of one category, best score first."""
-
-    images: Int[np.ndarray, "D"]
-    """Position of each detection's image."""
-    hits: tuple[Int[np.ndarray, "H"], ...]
-    """For each IoU threshold, the ranks of the true positives."""
-    ignored: tuple[Int[np.ndarray, "I"], ...]
-    """For each IoU threshold, the ranks of detections on a crowd, which are neither true nor false positives."""
 
 
 class CocoEvaluator:
@@ -87,59 +73,62 @@ class CocoEvaluator:
         for matches in self._by_category:
             objects = weights @ np.array([(~each["gtIgnore"].astype(bool)).sum() if each else 0 for each in matches])
             num_categories += objects > 0
-            if ranking := _rank(matches):
-                size = max(1, _MAX_ARRAY_ELEMENTS // len(ranking.images))
-                for rows in (slice(first, first + size) for first in range(0, len(weights), size)):
-                    values = _average_precision(ranking, objects[rows], weights[rows], self._parameters.recThrs)
-                    precision[:, rows] += values[0]
-                    recall[:, rows] += values[1]
+            if not any(each and each["dtScores"] for each in matches):
+                continue
+            ranking = _rank(matches)
+            size = max(1, _MAX_ARRAY_ELEMENTS // len(ranking[0]))
+            for rows in (slice(first, first + size) for first in range(0, len(weights), size)):
+                values = _average_precision(*ranking, objects[rows], weights[rows], self._parameters.recThrs)
+                precision[:, rows] += values[0]
+                recall[:, rows] += values[1]
         divisor = np.maximum(num_categories, 1)
-        row_of = {round(float(iou), 2): row for row, iou in enumerate(self._parameters.iouThrs)}
         return {
             "ap": precision.mean(0) / divisor,
-            "ap50": precision[row_of[0.5]] / divisor,
-            "ap75": precision[row_of[0.75]] / divisor,
+            "ap50": precision[0] / divisor,  # the thresholds are 0.5, 0.55, … 0.95
+            "ap75": precision[5] / divisor,
             "ar100": recall.mean(0) / divisor,
         }
 
 
-def _rank(matches: list[_ImageMatches]) -> _Ranking | None:
-    """Rank the detections in pycocotools' order; None if there are none."""
-    found = [(position, match) for position, match in enumerate(matches) if match and len(match["dtScores"])]
-    if not found:
-        return None
-    scores = np.concatenate([np.asarray(match["dtScores"])[:_MAX_DETECTIONS] for _, match in found])
-    images = np.concatenate([np.full(len(match["dtScores"][:_MAX_DETECTIONS]), position) for position, match in found])
-    order = np.argsort(-scores, kind="mergesort")
-    is_hit, is_ignored = (
-        np.concatenate([match[key][:, :_MAX_DETECTIONS] for _, match in found], axis=1)[:, order].astype(bool)
+def _rank(
+    matches: list[_ImageMatches],
+) -> tuple[Int[np.ndarray, "K"], Bool[np.ndarray, "T K"], Bool[np.ndarray, "T K"]]:
+    """Return the position of each detection's image, best score first as in pycocotools.
+
+    Also returns, for each IoU threshold, which detections are true positives, and which lie on a crowd: these are
+    neither true nor false positives.
+    """
+    found = [(position, each) for position, each in enumerate(matches) if each and each["dtScores"]]
+    order = np.argsort(-np.concatenate([each["dtScores"] for _, each in found]), kind="mergesort")
+    images = np.repeat([position for position, _ in found], [len(each["dtScores"]) for _, each in found])
+    is_matched, is_ignored = (
+        np.concatenate([each[key] for _, each in found], axis=1)[:, order].astype(bool)
         for key in ("dtMatches", "dtIgnore")
     )
-    return _Ranking(
-        images=images[order],
-        hits=tuple(np.flatnonzero(row) for row in is_hit & ~is_ignored),
-        ignored=tuple(np.flatnonzero(row) for row in is_ignored),
-    )
+    return images[order], is_matched & ~is_ignored, is_ignored
 
 
 def _average_precision(
-    ranking: _Ranking,
+    images: Int[np.ndarray, "K"],
+    is_hit: Bool[np.ndarray, "T K"],
+    is_ignored: Bool[np.ndarray, "T K"],
     objects: Float[np.ndarray, "D"],
     weights: Float[np.ndarray, "D N"],
     recall_levels: Float[np.ndarray, "R"],
 ) -> tuple[Float[np.ndarray, "T D"], Float[np.ndarray, "T D"]]:
     """Return average precision and maximum recall by threshold and row of weights; 0 where there are no objects."""
-    precision, recall = (np.zeros((len(ranking.hits), len(weights))) for _ in range(2))
-    seen = np.cumsum(weights[:, ranking.images], axis=1)
-    for row, (hits, ignored) in enumerate(zip(ranking.hits, ranking.ignored, strict=True)):
+    precision, recall = (np.zeros((len(is_hit), len(weights))) for _ in range(2))
+    seen = np.cumsum(weights[:, images], axis=1)
+    for row in range(len(is_hit)):
+        hits, ignored = np.flatnonzero(is_hit[row]), np.flatnonzero(is_ignored[row])
         if not len(hits):
             continue
         counted = seen[:, hits]
         if len(ignored):
-            skipped = np.cumsum(weights[:, ranking.images[ignored]], axis=1)
+            skipped = np.cumsum(weights[:, images[ignored]], axis=1)
             before = np.searchsorted(ignored, hits)
             counted = counted - np.where(before > 0, skipped[:, before - 1], 0.0)
-        tp = np.cumsum(weights[:, ranking.images[hits]], axis=1)
+        tp = np.cumsum(weights[:, images[hits]], axis=1)
         reached = tp / np.maximum(objects, 1.0)[:, None]
         precision[row] = _interpolate(reached, tp / np.maximum(counted, 1.0), recall_levels) * (objects > 0)
         recall[row] = reached[:, -1] * (objects > 0)

@@ -6,13 +6,13 @@ from typing import Annotated, Literal, assert_never
 
 import numpy as np
 from cyclopts import Parameter
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from pycocotools import mask as coco
 
-from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
+from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset, GroundTruthObject
 from training.evaluation.image_results import ImageResult
 from training.evaluation.overlap import OverlapMatrix
-from training.evaluation.predictors import Predictor
+from training.evaluation.predictors import PredictedObject, Predictor
 from training.option_types import Fraction
 
 UNMATCHED = -1
@@ -113,7 +113,11 @@ def count_cooccurrences(
     panoptic map is labeled, those of the semantic map serve both.
     """
     if config.method == "votes" or kind in ("masks", "boxes"):
-        votes = sum((count_votes(result, spaces, config) for result in results), spaces.zero_counts())
+        votes = spaces.zero_counts()
+        for result in results:
+            votes += count_thing_votes(result.detections, result.objects, spaces, config)
+            if result.semantic is not None:
+                votes += count_stuff_votes(result.semantic, spaces, config)
         return votes, votes
     semantic = count_shared_pixels([each.semantic for each in results], spaces)
     return count_shared_pixels(
@@ -131,24 +135,6 @@ def count_shared_pixels(overlaps: Iterable[OverlapMatrix | None], spaces: LabelS
     return counts
 
 
-def count_votes(result: ImageResult, spaces: LabelSpaces, config: MatchingConfig) -> Int[np.ndarray, "N C"]:
-    """Count the votes of one image."""
-    votes = spaces.zero_counts()
-    if result.semantic is not None:
-        votes += count_stuff_votes(result.semantic, spaces, config)
-    if result.objects and result.detections:
-        votes += count_thing_votes(
-            np.array([detection.cluster for detection in result.detections]),
-            np.array([detection.score for detection in result.detections]),
-            np.array([detection.rle.bbox for detection in result.detections], np.float64),
-            np.array([labeled.category for labeled in result.objects]),
-            np.array([labeled.bbox for labeled in result.objects], np.float64),
-            spaces,
-            config,
-        )
-    return votes
-
-
 def count_stuff_votes(overlap: OverlapMatrix, spaces: LabelSpaces, config: MatchingConfig) -> Int[np.ndarray, "N C"]:
     """Count one vote for each pair of a stuff cluster and a stuff category whose regions in this image agree.
 
@@ -164,21 +150,22 @@ def count_stuff_votes(overlap: OverlapMatrix, spaces: LabelSpaces, config: Match
 
 
 def count_thing_votes(
-    clusters: Int[np.ndarray, "P"],
-    scores: Float[np.ndarray, "P"],
-    boxes: Float[np.ndarray, "P 4"],
-    categories: Int[np.ndarray, "T"],
-    object_boxes: Float[np.ndarray, "T 4"],
+    detections: Sequence[PredictedObject],
+    objects: Sequence[GroundTruthObject],
     spaces: LabelSpaces,
     config: MatchingConfig,
 ) -> Int[np.ndarray, "N C"]:
-    """Count one vote for each pair of a detection and an object whose boxes (x, y, width, height) agree.
+    """Count one vote for each pair of a detection and an object whose boxes agree.
 
     U2Seg, appendix B and coco_evaluation.py: a detection may vote more than once, and crowds count as single objects.
     """
     votes = spaces.zero_counts()
-    ious = coco.iou(boxes, object_boxes, np.zeros(len(object_boxes), np.uint8))
-    agrees = (ious > config.min_iou) & (scores >= config.min_score)[:, None]
-    rows, columns = np.nonzero(agrees)
-    np.add.at(votes, (clusters[rows], categories[columns]), 1)
+    voting = [each for each in detections if each.score >= config.min_score]
+    if not voting or not objects:
+        return votes
+    boxes = np.array([each.rle.bbox for each in voting], np.float64)
+    object_boxes = np.array([each.bbox for each in objects], np.float64)
+    ious = coco.iou(boxes, object_boxes, np.zeros(len(objects), np.uint8))
+    for row, column in np.argwhere(ious > config.min_iou):
+        votes[voting[row].cluster, objects[column].category] += 1
     return votes

@@ -12,16 +12,16 @@ from training.evaluation.class_mapping import ClassMapping, ClassMappingConfig, 
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.datasets.taxonomy import Taxonomy
 from training.evaluation.image_results import ImageResult, evaluate_all
-from training.evaluation.overlap import map_predicted
-from training.evaluation.predictors import Predictor
-from training.evaluation.segmentation_metrics import (
+from training.evaluation.overlap import (
     PanopticCounts,
     SemanticCounts,
     count_panoptic,
     count_semantic,
+    map_predicted,
     panoptic_quality,
     semantic_quality,
 )
+from training.evaluation.predictors import Predictor
 
 TITLES = {
     "pq": "PQ", "pq_things": "PQ things", "pq_stuff": "PQ stuff", "miou": "mIoU", "accuracy": "accuracy",

@@ -29,13 +29,13 @@ from training.evaluation.dataset_metrics import (
 )
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
 from training.evaluation.image_results import ImageResult
-from training.evaluation.predictors import MIN_SCORE, Predictor
-from training.evaluation.segmentation_metrics import (
+from training.evaluation.overlap import (
     PanopticCounts,
     SemanticCounts,
     iou_per_class,
     panoptic_quality_per_class,
 )
+from training.evaluation.predictors import MIN_SCORE, Predictor
 
 FORMAT_VERSION = 3
 REPORT_FILE = "report.json"

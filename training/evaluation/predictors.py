@@ -14,7 +14,7 @@ from model.detail import run_image
 from model.errors import ConfigError, DatasetError
 from model.files import hash_file
 from model.formats.coco import Rle, encode_rles
-from model.postprocessing.panoptic import PatchEmbeddings, Segmentation, embed_patches, postprocess
+from model.postprocessing.panoptic import PatchEmbeddings, embed_patches, postprocess
 from training.data.dataset import CONFIG_FILE, LabeledPhoto, PseudoLabelDataset, read_label_map
 from training.evaluation.overlap import StoredArray
 
@@ -104,7 +104,13 @@ class ModelPredictor:
         thresholds = prepared.override(contract.thresholds)
 
         def segment(task: Task) -> ClusterMap:
-            return _to_cluster_map(postprocess(outputs, prepared.letterbox, contract, task, thresholds))
+            segmentation = postprocess(outputs, prepared.letterbox, contract, task, thresholds)
+            embeddings = [each.embedding for each in segmentation.segments if each.embedding is not None]
+            return ClusterMap(
+                label_map=segmentation.label_map.astype(np.int32),
+                clusters={each.id: each.cluster for each in segmentation.segments},
+                embeddings=np.stack(embeddings) if embeddings else None,
+            )
 
         low_threshold = replace(thresholds, score_threshold=MIN_SCORE)
         instances = postprocess(outputs, prepared.letterbox, contract, "instance", low_threshold)
@@ -167,13 +173,3 @@ def _load_run(folder: Path, threads: int) -> Predictor:
     config, network = load_run(folder)
     contract = make_contract(config, network, ExportConfig(name=f"run {folder.name}", version=f"step {config.step}"))
     return ModelPredictor(contract, TorchSession(network), hash_file(folder / WEIGHT_FILES[config.network]))
-
-
-def _to_cluster_map(segmentation: Segmentation) -> ClusterMap:
-    clusters = {segment.id: segment.cluster for segment in segmentation.segments}
-    embeddings = [segment.embedding for segment in segmentation.segments if segment.embedding is not None]
-    return ClusterMap(
-        label_map=segmentation.label_map.astype(np.int32),
-        clusters=clusters,
-        embeddings=np.stack(embeddings) if embeddings else None,
-    )

@@ -143,8 +143,7 @@ def read_coco(path: Path, name: str, grouping: ClassGrouping, kind: CocoKind | N
         taxonomy = build_thing_taxonomy(content.categories)
         objects = _read_objects(path, content.annotations, files, taxonomy.source_to_index, left_out)
         annotations = {number: ObjectAnnotation(objects=tuple(found)) for number, found in objects.items()}
-        is_boxes = any(objects.values()) and all(each.rle is None for found in objects.values() for each in found)
-        labeled = "boxes" if is_boxes else "masks"
+        labeled = "boxes" if any(found and found[0].rle is None for found in objects.values()) else "masks"
     dataset = GroundTruthDataset(
         name=name,
         kind=labeled,
@@ -253,7 +252,7 @@ def _read_objects(
     Raises DatasetError, naming the annotation, if it is invalid; what has no mask is added to `left_out` if others
     have one.
     """
-    objects: dict[int, list[tuple[str, GroundTruthObject]]] = {number: [] for number in images}
+    found: list[tuple[int, str, GroundTruthObject]] = []
     seen: dict[Any, dict[str, Any]] = {}
     for position, entry in enumerate(track(annotations, "check annotations", unit="annotation")):
         where = f"annotation {entry['id']}" if "id" in entry else f"annotations[{position}]"
@@ -270,18 +269,18 @@ def _read_objects(
             if image not in images:
                 left_out["annotations of images that are not listed"].append(where)
                 continue
-            found = _read_object(entry, categories[category], images[image][1], where, left_out)
-            if found is not None:
-                objects[image].append((where, found))
-    has_masks = any(each.rle is not None for found in objects.values() for _, each in found)
-    if annotations and not any(objects.values()):
+            if labeled := _read_object(entry, categories[category], images[image][1], where, left_out):
+                found.append((image, where, labeled))
+    if annotations and not found:
         raise DatasetError(f"{path} has no usable annotation: {'; '.join(_describe(left_out))}")
-    for where in (where for found in objects.values() for where, each in found if has_masks and each.rle is None):
-        left_out["annotations without a mask"].append(where)
-    return {
-        number: [each for _, each in found if not has_masks or each.rle is not None]
-        for number, found in objects.items()
-    }
+    has_masks = any(labeled.rle is not None for _, _, labeled in found)
+    objects: dict[int, list[GroundTruthObject]] = {number: [] for number in images}
+    for image, where, labeled in found:
+        if has_masks and labeled.rle is None:
+            left_out["annotations without a mask"].append(where)
+        else:
+            objects[image].append(labeled)
+    return objects
 
 
 def _read_object(
