@@ -55,12 +55,18 @@ class Response:
     stages_ms: dict[str, float] = field(default_factory=dict)
 
 
+async def send_body(client: httpx.AsyncClient, photo: bytes) -> httpx.Response:
+    """Send a photo to our own route."""
+    return await client.post("/v1/segment", content=photo, headers={"Content-Type": "image/jpeg"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server in a process of its own."""
+    """A server in a process of its own, and how it is sent a photo."""
 
     url: str
     process: psutil.Process
+    send: Callable[[httpx.AsyncClient, bytes], Awaitable[httpx.Response]] = send_body
 
     def cpu_s(self) -> float:
         """Return the CPU seconds of the process and its children so far."""
@@ -122,23 +128,23 @@ async def measure(
     server: Server, bare: BareLoop, photos: Sequence[bytes], seconds: float, overload_s: float
 ) -> dict[str, Any]:
     """Run all loads in turn."""
-    await send_closed(server.url, photos, clients=2, seconds=3.0)
-    single, _ = await send_closed(server.url, photos, clients=1, seconds=seconds)
+    await send_closed(server, photos, clients=2, seconds=3.0)
+    single, _ = await send_closed(server, photos, clients=1, seconds=seconds)
     report: dict[str, Any] = {"one client": summarize(single, seconds)}
     before = bare.run(seconds / 2)
     cpu_s = server.cpu_s()
-    responses, took_s = await send_closed(server.url, photos, clients=4, seconds=seconds)
+    responses, took_s = await send_closed(server, photos, clients=4, seconds=seconds)
     cpu_s = (server.cpu_s() - cpu_s) / max(1, sum(response.status == 200 for response in responses))
     report["peak"] = summarize(responses, took_s)
     report["cpu_s_per_image"] = round(cpu_s, 4)
     peak = float(report["peak"]["goodput_per_s"])
     report["bare loop"] = compare([before, bare.run(seconds / 2)], peak, cpu_s)
     for fraction in (0.5, 0.8, 1.0) if peak else ():  # no peak: every response took longer than the maximum
-        responses = await send_open(server.url, photos, rate=fraction * peak, seconds=seconds)
+        responses = await send_open(server, photos, rate=fraction * peak, seconds=seconds)
         report[f"{fraction:.0%} of the peak"] = summarize(responses, seconds)
     if overload_s and peak:
         report["300% of the peak"] = await overload(server, photos, 3 * peak, overload_s)
-        again, took_s = await send_closed(server.url, photos, clients=4, seconds=seconds)
+        again, took_s = await send_closed(server, photos, clients=4, seconds=seconds)
         report["peak again"] = summarize(again, took_s)
     report["rss_mb"] = round(server.rss_mb())
     return report
@@ -160,7 +166,7 @@ async def overload(server: Server, photos: Sequence[bytes], rate: float, seconds
     health: list[float] = []
 
     async def watch() -> None:
-        async with open_client(server.url, MAX_LATENCY_S) as client:
+        async with open_client(server, MAX_LATENCY_S) as client:
             while True:
                 started = time.perf_counter()
                 (await client.get("/livez")).raise_for_status()
@@ -169,7 +175,7 @@ async def overload(server: Server, photos: Sequence[bytes], rate: float, seconds
 
     watching = asyncio.create_task(watch())
     started = time.perf_counter()
-    responses = await send_open(server.url, photos, rate=rate, seconds=seconds)
+    responses = await send_open(server, photos, rate=rate, seconds=seconds)
     took_s = time.perf_counter() - started
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
@@ -194,7 +200,7 @@ def read_photos(folder: Path, count: int = 24, sizes_mp: Sequence[float] = SIZES
 
 @contextmanager
 def serve(
-    command: Sequence[str], environment: dict[str, str], url: str | None = None, ready: str = "/readyz"
+    command: Sequence[str], environment: dict[str, str], url: str | None = None, ready: str = "/readyz", **more: Any
 ) -> Iterator[Server]:
     """Start a server and wait until it is ready; ours prints its `url` in its first line."""
     output = subprocess.DEVNULL if url else subprocess.PIPE
@@ -206,7 +212,7 @@ def serve(
                 assert process.stdout is not None
                 url = process.stdout.readline().removeprefix("useg is ready: ").strip().rstrip("/")
             _wait_until_ready(url + ready, process)
-            yield Server(url=url, process=psutil.Process(process.pid))
+            yield Server(url=url, process=psutil.Process(process.pid), **more)
         finally:
             children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
@@ -226,24 +232,16 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
     raise RuntimeError(f"{url} did not become ready")
 
 
-Sender = Callable[[httpx.AsyncClient, bytes], Awaitable[httpx.Response]]
-
-
-async def send_body(client: httpx.AsyncClient, photo: bytes) -> httpx.Response:
-    """Send a photo to our own route."""
-    return await client.post("/v1/segment", content=photo, headers={"Content-Type": "image/jpeg"})
-
-
-def open_client(url: str, timeout_s: float) -> httpx.AsyncClient:
+def open_client(server: Server, timeout_s: float) -> httpx.AsyncClient:
     """Return a client without a limit on its connections."""
-    return httpx.AsyncClient(base_url=url, timeout=timeout_s, limits=httpx.Limits(max_connections=None))
+    return httpx.AsyncClient(base_url=server.url, timeout=timeout_s, limits=httpx.Limits(max_connections=None))
 
 
-async def send(client: httpx.AsyncClient, sender: Sender, photo: bytes) -> Response:
+async def send(server: Server, client: httpx.AsyncClient, photo: bytes) -> Response:
     """Send one request."""
     started = time.perf_counter()
     try:
-        response = await sender(client, photo)
+        response = await server.send(client, photo)
     except httpx.TransportError:
         return Response(seconds=time.perf_counter() - started, status=0)
     stages = re.findall(r"(\w+);dur=([\d.]+)", response.headers.get("server-timing", ""))
@@ -254,33 +252,31 @@ async def send(client: httpx.AsyncClient, sender: Sender, photo: bytes) -> Respo
     )
 
 
-async def send_open(
-    url: str, photos: Sequence[bytes], *, rate: float, seconds: float, sender: Sender = send_body
-) -> list[Response]:
+async def send_open(server: Server, photos: Sequence[bytes], *, rate: float, seconds: float) -> list[Response]:
     """Send requests as a Poisson process (always the same one), whether or not earlier ones have finished."""
     rng = np.random.default_rng(0)
-    async with open_client(url, MAX_LATENCY_S) as client:
+    async with open_client(server, MAX_LATENCY_S) as client:
         loop, tasks = asyncio.get_running_loop(), []
         due = loop.time()
         until = due + seconds
         while (due := due + rng.exponential(1 / rate)) < until:
             await asyncio.sleep(due - loop.time())
-            tasks.append(asyncio.create_task(send(client, sender, photos[rng.integers(len(photos))])))
+            tasks.append(asyncio.create_task(send(server, client, photos[rng.integers(len(photos))])))
         return list(await asyncio.gather(*tasks))
 
 
 async def send_closed(
-    url: str, photos: Sequence[bytes], *, clients: int, seconds: float, sender: Sender = send_body
+    server: Server, photos: Sequence[bytes], *, clients: int, seconds: float
 ) -> tuple[list[Response], float]:
     """Let clients send the next request when the last one has finished; return the responses and the duration."""
     rng = np.random.default_rng(0)
     responses: list[Response] = []
     started = time.perf_counter()
-    async with open_client(url, 60.0) as client:
+    async with open_client(server, 60.0) as client:
 
         async def run_client() -> None:
             while time.perf_counter() - started < seconds:
-                responses.append(await send(client, sender, photos[rng.integers(len(photos))]))
+                responses.append(await send(server, client, photos[rng.integers(len(photos))]))
                 if responses[-1].status in (429, 503):
                     await asyncio.sleep(_RETRY_DELAY_S)
 

@@ -33,12 +33,10 @@ import uvicorn
 from bench import (
     BareLoop,
     Response,
-    Sender,
     Server,
     open_client,
     read_photos,
     send,
-    send_body,
     send_closed,
     send_open,
     serve,
@@ -154,47 +152,45 @@ async def send_file(client: httpx.AsyncClient, photo: bytes, *, path: str, field
     return await client.post(path, files={field: ("photo.jpg", photo, "image/jpeg")})
 
 
-async def send_one(server: Server, sender: Sender, photo: bytes) -> None:
+async def send_one(server: Server, photo: bytes) -> None:
     """Send one photo. Raises httpx.HTTPStatusError if the response is an error."""
-    async with httpx.AsyncClient(base_url=server.url, timeout=60.0) as client:
-        (await sender(client, photo)).raise_for_status()
+    async with open_client(server, 60.0) as client:
+        (await server.send(client, photo)).raise_for_status()
 
 
-def list_servers(python: Path, backend: str) -> dict[str, tuple[contextlib.AbstractContextManager[Server], Sender]]:
-    """Return the servers by name, not started yet, and how to send them a photo."""
+def list_servers(python: Path, backend: str) -> dict[str, contextlib.AbstractContextManager[Server]]:
+    """Return the servers by name, not started yet."""
     here = Path(__file__).resolve()
     lit = partial(send_file, path="/predict", field="request")
     bento = partial(send_file, path="/segment", field="photo")
 
-    def start(name: str, command: list[str], port: int, workers: int = 1, ready: str = "/health") -> Any:
+    def start(name: str, send: Any, command: list[str], port: int, workers: int = 1, ready: str = "/health") -> Any:
         variables = {"RIVAL": name, "RIVAL_PORT": str(port), "RIVAL_WORKERS": str(workers), "RIVAL_BACKEND": backend}
-        return serve(command, _ENVIRONMENT | variables, f"http://127.0.0.1:{port}", ready)
+        return serve(command, _ENVIRONMENT | variables, f"http://127.0.0.1:{port}", ready, send=send)
 
     script = [str(python), str(here)]
     bentoml_command = [str(python.with_name("bentoml")), "serve", "bench_rivals:BentoSegment"]
     bentoml_command += ["--working-dir", str(here.parent), "--port", "18303"]
     return {
-        "useg": (serve([sys.executable, "-m", "model", "serve"], _ENVIRONMENT), send_body),
-        "FastAPI": (start("fastapi", script, 18304), bento),
-        "LitServe, one worker": (start("litserve", script, 18301), lit),
-        "LitServe, two workers": (start("litserve", script, 18302, workers=2), lit),
-        "BentoML": (start("bentoml", bentoml_command, 18303, ready="/readyz"), bento),
+        "useg": serve([sys.executable, "-m", "model", "serve"], _ENVIRONMENT),
+        "FastAPI": start("fastapi", bento, script, 18304),
+        "LitServe, one worker": start("litserve", lit, script, 18301),
+        "LitServe, two workers": start("litserve", lit, script, 18302, workers=2),
+        "BentoML": start("bentoml", bento, bentoml_command, 18303, ready="/readyz"),
     }
 
 
-async def measure(
-    servers: dict[str, tuple[Server, Sender]], bare: BareLoop, photos: Sequence[bytes], given: Loads
-) -> dict[str, Any]:
+async def measure(servers: dict[str, Server], bare: BareLoop, photos: Sequence[bytes], given: Loads) -> dict[str, Any]:
     """Run all loads on all servers in turn."""
     alone: dict[str, list[Response]] = {name: [] for name in servers}
     cpu_s = dict.fromkeys(servers, 0.0)
-    for server, sender in servers.values():
-        await send_closed(server.url, photos, clients=2, seconds=3.0, sender=sender)
+    for server in servers.values():
+        await send_closed(server, photos, clients=2, seconds=3.0)
     for index in range(given.requests):
-        for name, (server, sender) in servers.items():
+        for name, server in servers.items():
             before = server.cpu_s()
-            async with open_client(server.url, 60.0) as client:
-                alone[name].append(await send(client, sender, photos[index % len(photos)]))
+            async with open_client(server, 60.0) as client:
+                alone[name].append(await send(server, client, photos[index % len(photos)]))
             cpu_s[name] += server.cpu_s() - before
     single = {name: summarize(each, sum(response.seconds for response in each)) for name, each in alone.items()}
     bare_rate, bare_cpu_s = bare.run(given.seconds)
@@ -204,8 +200,8 @@ async def measure(
         collected: dict[str, list[Response]] = {name: [] for name in servers}
         load = {"rate": fraction * bare_rate, "seconds": given.seconds}
         for _ in range(given.rounds):
-            for name, (server, sender) in servers.items():
-                collected[name] += await send_open(server.url, photos, sender=sender, **load)
+            for name, server in servers.items():
+                collected[name] += await send_open(server, photos, **load)
         for name, responses in collected.items():
             loads[name][f"{fraction:.0%}"] = summarize(responses, given.seconds * given.rounds)
     return {
@@ -216,7 +212,7 @@ async def measure(
             for name, each in alone.items()
         },
         "cpu_s_per_image": {name: round(cpu_s[name] / len(each), 4) for name, each in alone.items()},
-        "rss_mb": {name: round(server.rss_mb()) for name, (server, _) in servers.items()},
+        "rss_mb": {name: round(server.rss_mb()) for name, server in servers.items()},
         "p95_limit_ms": round(limit_ms),
         "goodput_at_equal_p95": {
             name: max([load["goodput_per_s"] for load in each.values() if load["p95_ms"] <= limit_ms], default=0)
@@ -238,11 +234,11 @@ def main(
     bare = BareLoop(find_bundled_artifact(), images, threads=2)
     servers, start = {}, {}
     with contextlib.ExitStack() as stack:
-        for name, (starting, sender) in list_servers(python, rival_backend).items():
+        for name, starting in list_servers(python, rival_backend).items():
             started = time.perf_counter()
-            servers[name] = (stack.enter_context(starting), sender)
-            asyncio.run(send_one(*servers[name], images[0]))
-            start[name] = {"s": round(time.perf_counter() - started, 1), "cpu_s": round(servers[name][0].cpu_s(), 1)}
+            servers[name] = stack.enter_context(starting)
+            asyncio.run(send_one(servers[name], images[0]))
+            start[name] = {"s": round(time.perf_counter() - started, 1), "cpu_s": round(servers[name].cpu_s(), 1)}
         servers["useg again"] = servers["useg"]
         report = asyncio.run(measure(servers, bare, images, loads))
     print(json.dumps({"start": start, **report}, indent=2))
