@@ -4,8 +4,8 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self, TypeVar
+from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -15,7 +15,7 @@ LOG_INTERVAL_S = 30.0
 T = TypeVar("T")
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A stage of `total` units; `done` of them are from an earlier run."""
 
     def __init__(self, stage: str, total: int, *, unit: str, done: int = 0, is_shown: bool = True) -> None:
@@ -26,12 +26,7 @@ class Progress:
         self._started = self._logged = time.monotonic()
         self._bar = tqdm(total=total, initial=done, desc=stage, unit=unit, disable=None if is_shown else True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def advance(self, count: int = 1, note: str = "") -> None:

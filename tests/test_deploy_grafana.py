@@ -25,6 +25,7 @@ PHOTO = save(draw_halves())
 WORDS = re.compile(r"\b(?:useg|http_server|process)_[a-z_]+\b")
 
 pytestmark = pytest.mark.anyio
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not on the PATH")
 
 SCRAPE = """
 global: {{scrape_interval: 1s}}
@@ -90,11 +91,6 @@ async def query_prometheus(prometheus: httpx.AsyncClient, query: str) -> list[st
     return [each["value"][1] for each in response.json()["data"]["result"]]
 
 
-@pytest.fixture
-def board(repository: Path) -> dict[str, Any]:
-    return read_board(repository, "latency-and-load")
-
-
 each_board = pytest.mark.parametrize("name", ["latency-and-load", "training-runs"])
 
 
@@ -126,10 +122,9 @@ async def load(service: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.slow
-async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Path) -> None:
-    if not shutil.which("prometheus"):
-        pytest.skip("prometheus is not on the PATH")
-
+@needs_prometheus
+async def test_no_panel_is_empty_under_load(repository: Path, tmp_path: Path) -> None:
+    board = read_board(repository, "latency-and-load")
     waiting = dict(list_queries(board))
     assert len(waiting) >= len(list_panels(board)) > 20
     async with (
@@ -151,24 +146,19 @@ async def test_no_panel_is_empty_under_load(board: dict[str, Any], tmp_path: Pat
 LOSSES = {"total": 7.5, "mask": 2.5, "semantic": 5.0, "iou": 0.4, "stuff": 0.6}
 
 
-@pytest.fixture
-def training_board(repository: Path) -> dict[str, Any]:
-    return read_board(repository, "training-runs")
-
-
-def test_queries_use_exactly_the_metrics_that_training_writes(training_board: dict[str, Any], tmp_path: Path) -> None:
+def test_queries_use_exactly_the_metrics_that_training_writes(repository: Path, tmp_path: Path) -> None:
     PrometheusTextfileLogger(tmp_path / "train.prom", Path("RUN"), 10).log(1, LOSSES, 9.0, is_last=True)
     written = set(re.findall(r"^# TYPE (\S+)", (tmp_path / "train.prom").read_text(), re.MULTILINE))
-    queried = {word for _, query in list_queries(training_board) for word in re.findall(r"useg_[a-z_]+", query)}
+    queries = list_queries(read_board(repository, "training-runs"))
+    queried = {word for _, query in queries for word in re.findall(r"useg_[a-z_]+", query)}
     assert queried == written
 
 
 @pytest.mark.slow
-async def test_no_panel_is_empty_during_training(training_board: dict[str, Any], tmp_path: Path) -> None:
-    if not shutil.which("prometheus"):
-        pytest.skip("prometheus is not on the PATH")
+@needs_prometheus
+async def test_no_panel_is_empty_during_training(repository: Path, tmp_path: Path) -> None:
     PrometheusTextfileLogger(tmp_path / "www" / "metrics", Path("RUN"), 10).log(5, LOSSES, 9.0, is_last=True)
-    queries = dict(list_queries(training_board))
+    queries = dict(list_queries(read_board(repository, "training-runs")))
     results: dict[str, list[str]] = {}
     with serve_folder(tmp_path / "www") as port:
         async with scrape(tmp_path, f"127.0.0.1:{port}") as prometheus, asyncio.timeout(WAIT_S):

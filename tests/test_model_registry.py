@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +109,9 @@ def test_concurrent_changes_are_all_made(registry: Registry) -> None:
     registry.activate(NAME, "1", author="test")
     before = registry.read_state(NAME).revision
 
-    def change() -> None:
-        for _ in range(5):
-            registry.deploy_as(NAME, "canary", "2", 0.5, author="test")
-
-    threads = [threading.Thread(target=change) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        changes = [threads.submit(registry.deploy_as, NAME, "canary", "2", 0.5, author="test") for _ in range(20)]
+    assert [change.exception() for change in changes] == [None] * 20
     assert registry.read_state(NAME).revision == before + 20
 
 

@@ -10,7 +10,7 @@ from model.contract import CONTRACT_FILE
 from model.errors import ConfigError, RegistryConflict, SignatureError
 from model.registry.signatures import (
     SIGNATURE_FILE,
-    TrustedKey,
+    TrustedKeys,
     create_signing_key,
     read_trusted_keys,
     sign,
@@ -25,7 +25,7 @@ def artifact(tmp_path: Path) -> Path:
     return write_artifact(tmp_path / "artifact", "1")
 
 
-def trust(tmp_path: Path, *names: str) -> tuple[TrustedKey, ...]:
+def trust(tmp_path: Path, *names: str) -> TrustedKeys:
     """Create keys, and read the file of trusted keys that lists them."""
     lines = [create_signing_key(tmp_path / name, name=name)["trusted_keys_line"] for name in names]
     (tmp_path / "trusted").write_text("# comment\n\n" + "\n".join(lines) + "\n")

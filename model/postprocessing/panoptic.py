@@ -145,7 +145,7 @@ def make_postprocessor(
 
     def merge(label_map: Shaped[np.ndarray, "H W"], min_stuff_area_fraction: float) -> list[Segment]:
         segments = _add_things(label_map, decode(), thresholds.overlap_threshold)
-        stuff = _add_stuff(label_map, decode_semantic(), contract, min_stuff_area_fraction, len(segments) + 1)
+        stuff = _add_stuff(label_map, *decode_semantic(), contract, min_stuff_area_fraction, len(segments) + 1)
         return segments + stuff
 
     def run_task(task: Task) -> Segmentation:
@@ -244,14 +244,6 @@ def merge_categories(segmentation: Segmentation, task: Task) -> Segmentation:
     return _merge_segments(segmentation, find_category)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _SemanticMap:
-    labels: Shaped[np.ndarray, "H W"]
-    """The best label of each pixel; 0 stands for things."""
-    mean_probabilities: Float[np.ndarray, "L"]
-    """Mean probability of each label where it is best."""
-
-
 def _add_things(
     label_map: Shaped[np.ndarray, "H W"],
     detections: list[Detection],
@@ -278,20 +270,24 @@ def _add_things(
 
 def _add_stuff(
     label_map: Shaped[np.ndarray, "H W"],
-    semantic: _SemanticMap,
+    labels: Shaped[np.ndarray, "H W"],
+    probabilities: Float[np.ndarray, "L"],
     contract: Contract,
     min_area_fraction: float,
     first_id: int,
 ) -> list[Segment]:
-    """Add stuff that is large enough to void pixels of the label map; return the segments that were added."""
+    """Add stuff that is large enough to void pixels of the label map; return the segments that were added.
+
+    `labels` and their mean probabilities are those of `_decode_semantic`.
+    """
     min_area = max(1.0, min_area_fraction * label_map.size)
-    free = semantic.labels * (label_map == VOID)
+    free = labels * (label_map == VOID)
     segments: list[Segment] = []
-    table = np.zeros(len(semantic.mean_probabilities), label_map.dtype)
-    for label in np.flatnonzero(semantic.mean_probabilities).tolist():
+    table = np.zeros(len(probabilities), label_map.dtype)
+    for label in np.flatnonzero(probabilities).tolist():
         if label == VOID or not _has_min_area(free, label, min_area):
             continue
-        cluster, score = contract.thing_clusters + label, float(semantic.mean_probabilities[label])
+        cluster, score = contract.thing_clusters + label, float(probabilities[label])
         segments.append(Segment(id=first_id + len(segments), cluster=cluster, is_thing=False, score=score))
         table[label] = segments[-1].id
     label_map += _look_up(free, table)
@@ -313,8 +309,10 @@ def _look_up(labels: Shaped[np.ndarray, "H W"], table: Shaped[np.ndarray, "L"]) 
     return entries
 
 
-def _decode_semantic(logits: Float[np.ndarray, "L h w"], letterbox: Letterbox) -> _SemanticMap:
-    """Return the best label of each pixel.
+def _decode_semantic(
+    logits: Float[np.ndarray, "L h w"], letterbox: Letterbox
+) -> tuple[Shaped[np.ndarray, "H W"], Float[np.ndarray, "L"]]:
+    """Return the best label of each pixel, 0 for things, and the mean probability of each label where it is best.
 
     Only labels that are best in some cell are considered: another one could be slightly higher between cells, but
     checking that takes ten times as long.
@@ -328,9 +326,7 @@ def _decode_semantic(logits: Float[np.ndarray, "L h w"], letterbox: Letterbox) -
     present = np.flatnonzero(counts)
     upsampler = BilinearUpsampler((letterbox.map_height, letterbox.map_width), (letterbox.height, letterbox.width))
     labels = present.astype(np.uint8 if len(logits) <= _MAX_UINT8_ID else np.int32)
-    return _SemanticMap(
-        labels=upsampler.argmax(cropped[present], labels), mean_probabilities=sums / np.maximum(counts, 1)
-    )
+    return upsampler.argmax(cropped[present], labels), sums / np.maximum(counts, 1)
 
 
 def _merge_segments(segmentation: Segmentation, key: Callable[[Segment], Hashable]) -> Segmentation:

@@ -5,7 +5,6 @@ import binascii
 import json
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,8 @@ _CONTEXT = b"useg contract 1\n"
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64}):([A-Za-z0-9+/]{43}=)", re.ASCII)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrustedKey:
-    """A public key whose signatures are accepted."""
-
-    name: str
-    public: bytes
+TrustedKeys = tuple[tuple[str, bytes], ...]
+"""Names of keys and their public keys, whose signatures are accepted."""
 
 
 def create_signing_key(key: Path, /, *, name: str = "useg") -> dict[str, Any]:
@@ -80,7 +75,7 @@ def sign(artifact: Path, /, *, key: Path, name: str = "") -> dict[str, Any]:
     return {"artifact": str(artifact), "signed": True}
 
 
-def read_trusted_keys(path: Path) -> tuple[TrustedKey, ...]:
+def read_trusted_keys(path: Path) -> TrustedKeys:
     """Read a file with a `NAME:KEY` per line, except empty lines and comments (#). Raises ConfigError."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -94,7 +89,7 @@ def read_trusted_keys(path: Path) -> tuple[TrustedKey, ...]:
     return tuple(keys)
 
 
-def verify_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
+def verify_signature(artifact: Path, trusted: TrustedKeys) -> str:
     """Return the name of the trusted key that signed the contract. Raises SignatureError if there is none."""
     ed25519, _ = _load_cryptography()
     from cryptography.exceptions import InvalidSignature
@@ -110,10 +105,10 @@ def verify_signature(artifact: Path, trusted: tuple[TrustedKey, ...]) -> str:
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
         raise SignatureError(f"{path} is not a valid signature: {error!r}") from error
     signed = _CONTEXT + _read_contract_bytes(artifact)
-    for key in trusted:
+    for name, public in trusted:
         with suppress(InvalidSignature):
-            ed25519.Ed25519PublicKey.from_public_bytes(key.public).verify(signature, signed)
-            return key.name
+            ed25519.Ed25519PublicKey.from_public_bytes(public).verify(signature, signed)
+            return name
     raise SignatureError(f"{path} belongs to another contract, or to a key that is not trusted")
 
 
@@ -124,11 +119,11 @@ def _read_contract_bytes(artifact: Path) -> bytes:
         raise ArtifactError(f"{artifact / CONTRACT_FILE} cannot be read: {error.strerror}") from error
 
 
-def _parse_line(line: str, place: str) -> TrustedKey:
+def _parse_line(line: str, place: str) -> tuple[str, bytes]:
     match = _LINE.fullmatch(line)
     if not match:
         raise ConfigError(f"{place} is not NAME:KEY with an ed25519 key in base64")
-    return TrustedKey(name=match[1], public=base64.b64decode(match[2]))
+    return match[1], base64.b64decode(match[2])
 
 
 def _load_cryptography() -> tuple[Any, Any]:
