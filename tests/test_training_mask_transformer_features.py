@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from coco_reference import annotate
+from tiny import write_labeled
 
-from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.data.features import FeatureCache
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
@@ -38,17 +37,12 @@ CORNER = (slice(0, 8), slice(0, 8))
 
 def write_photo(folder: Path, name: str, color: int) -> LabeledPhoto:
     """A 56x28 photo with a bright left half, which is thing 1; the right half is stuff 3."""
-    image = np.full((28, 56, 3), color, np.uint8)
-    image[:, :28] = 250
-    cv2.imwrite(str(folder / f"{name}.png"), image)
-    label_map = np.full((28, 56), 2, np.int32)
-    label_map[:, :28] = 1
-    (folder / f"{name}.label.png").write_bytes(encode_panoptic_png(label_map))
+    image, label_map = np.full((28, 56, 3), color, np.uint8), np.full((28, 56), 2, np.int32)
+    image[:, :28], label_map[:, :28] = 250, 1
     features = np.zeros((4, GRID, GRID, 2), np.float16)
     features[:, :, :2] = 1
     FeatureCache(folder).write(name, features)
-    paths = {"path": folder / f"{name}.png", "label": folder / f"{name}.label.png"}
-    return LabeledPhoto(**paths, name=name, digest=name, height=28, width=56, categories={1: 1, 2: 8})
+    return write_labeled(folder, name, image, label_map, {1: 1, 2: 8})
 
 
 def make_dataset(folder: Path, photos: list[LabeledPhoto], **changes: Any) -> FeatureDataset:

@@ -24,7 +24,6 @@ from training.mask_transformer.losses import (
     mask_transformer_losses,
 )
 from training.mask_transformer.samples import Targets
-from training.mask_transformer.task import cosine_lr_factor
 from training.train import train
 from training.trainer.loggers import LOSSES_FILE
 from training.trainer.task import IGNORE_INDEX
@@ -198,7 +197,7 @@ def test_training_in_bf16_is_close_to_fp32(tmp_path: Path, tiny_store: PseudoLab
 
 def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     config = MaskTransformerTrainConfig(max_steps=100, warmup_ratio=0.1)
-    factors = [cosine_lr_factor(step, config) for step in (0, 9, 55, 99)]
+    factors = [config.lr_factor(step) for step in (0, 9, 55, 99)]
     assert factors == pytest.approx([0.1, 1.0, 0.5, 0.0], abs=0.01)
 
 

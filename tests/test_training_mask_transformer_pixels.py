@@ -4,12 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from tiny import write_labeled
 
-from model.formats.png import encode_panoptic_png
 from training.data.dataset import LabeledPhoto
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.mask_transformer.pixel_dataset import (
@@ -139,15 +138,9 @@ def test_color_jitter_scales_brightness_and_saturation(factors: tuple[float, ...
 
 def write_photo(folder: Path, name: str, cluster: int = 1) -> LabeledPhoto:
     """A 56x28 photo of one color, with a thing of 14x14 at the left on stuff 3."""
-    path = folder / f"{name}.png"
-    cv2.imwrite(str(path), np.full((28, 56, 3), ord(name), np.uint8))
     label_map = np.full((28, 56), 2, np.int32)
     label_map[7:21, 7:21] = 1
-    label = folder / f"{name}.label.png"
-    label.write_bytes(encode_panoptic_png(label_map))
-    return LabeledPhoto(
-        path=path, name=name, digest=name, height=28, width=56, label=label, categories={1: cluster, 2: 8}
-    )
+    return write_labeled(folder, name, np.full((28, 56, 3), ord(name), np.uint8), label_map, {1: cluster, 2: 8})
 
 
 def make_dataset(photos: list[LabeledPhoto], **changes: Any) -> PixelDataset:

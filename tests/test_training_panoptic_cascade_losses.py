@@ -15,7 +15,7 @@ from model.networks.rpn import Proposals, RPNOutput
 from training.panoptic_cascade import losses
 from training.panoptic_cascade.config import CASCADE_PRESETS
 from training.panoptic_cascade.dataset import CascadeSample
-from training.panoptic_cascade.losses import Rois, RoiTargets, crop_maps, match_boxes, subsample_labels
+from training.panoptic_cascade.losses import Rois, RoiTargets, crop_maps, match_boxes
 from training.trainer.task import IGNORE_INDEX
 
 SIDE = 64
@@ -71,18 +71,6 @@ def test_with_low_quality_matches_the_best_boxes_of_an_instance_are_positive() -
     assert kind.tolist() == [0, 1, 1, 0]
     elsewhere = torch.tensor([[80.0, 80.0, 90.0, 90.0]])
     assert match_boxes(boxes, elsewhere, 0.3, 0.7, allow_low_quality=True).kind.tolist() == [0, 0, 0, 0]
-
-
-def test_at_most_a_fraction_of_the_sample_is_positive() -> None:
-    kind = torch.tensor([1] * 10 + [0] * 20 + [-1] * 10)
-    positive, negative = subsample_labels(kind, 16, 0.25, generator())
-    assert (len(positive), len(negative)) == (4, 12)
-    assert (kind[positive] == 1).all()
-    assert (kind[negative] == 0).all()
-    assert len(set(positive.tolist())) == 4
-    few, rest = subsample_labels(kind[8:], 16, 0.25, generator())  # two positive boxes
-    assert (len(few), len(rest)) == (2, 14)
-    assert len(subsample_labels(kind[-15:], 16, 0.25, generator())[1]) == 5  # all there are
 
 
 # RPN and RoIs

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,11 +11,11 @@ from coco_reference import annotate
 from fake_predictor import evaluate
 from run_logs import read_csv_log
 from safetensors.torch import save_file
+from tiny import write_labeled
 
 from model.checkpoints.runs import read_run_info
 from model.errors import CheckpointError, ConfigError
 from model.files import hash_file
-from model.formats.png import encode_panoptic_png
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
 from training.evaluation.class_mapping import ClassMappingConfig
@@ -38,7 +37,6 @@ from training.panoptic_cascade.task import (
     cascade_param_groups,
     init_weights,
     load_encoder_state,
-    multistep_lr_factor,
 )
 from training.train import train
 from training.trainer.loggers import LOSSES_FILE
@@ -99,11 +97,11 @@ def test_a_step_with_every_preset_changes_the_weights(
 
 def test_published_schedules() -> None:
     coco, imagenet, cutler = (CASCADE_PRESETS[name] for name in ("u2seg-coco", "u2seg-imagenet", "cutler"))
-    rates = [0.01 * multistep_lr_factor(step, coco) for step in (0, 500, 1000, 89_999)]
+    rates = [0.01 * coco.lr_factor(step) for step in (0, 500, 1000, 89_999)]
     assert rates == pytest.approx([1e-5, 5.005e-3, 0.01, 0.01])
     for config in (imagenet, cutler):
         assert config.max_steps == 160_000
-        rates = [0.01 * multistep_lr_factor(step, config) for step in (1000, 79_999, 80_000, 159_999)]
+        rates = [0.01 * config.lr_factor(step) for step in (1000, 79_999, 80_000, 159_999)]
         assert rates == pytest.approx([0.01, 0.01, 2e-4, 2e-4])
     for each in (coco, imagenet, cutler):
         assert (each.batch_size, each.momentum, each.weight_decay) == (16, 0.9, 5e-5)
@@ -184,15 +182,9 @@ DATA_CONFIG = replace(CASCADE_PRESETS["tiny"], min_sizes=(28,), max_size=100)
 
 def write_photo(folder: Path, name: str) -> LabeledPhoto:
     """A 28x56 photo with a bright left half, which is thing 2; the right is stuff 3, void in the two last columns."""
-    image = np.full((28, 56, 3), 10, np.uint8)
-    image[:, :28] = 250
-    cv2.imwrite(str(folder / f"{name}.png"), image)
-    label_map = np.full((28, 56), 2, np.int32)
-    label_map[:, :28] = 1
-    label_map[:, 54:] = 0
-    (folder / f"{name}.label.png").write_bytes(encode_panoptic_png(label_map))
-    paths = {"path": folder / f"{name}.png", "label": folder / f"{name}.label.png"}
-    return LabeledPhoto(**paths, name=name, digest=name, height=28, width=56, categories={1: 2, 2: 8})
+    image, label_map = np.full((28, 56, 3), 10, np.uint8), np.full((28, 56), 2, np.int32)
+    image[:, :28], label_map[:, :28], label_map[:, 54:] = 250, 1, 0
+    return write_labeled(folder, name, image, label_map, {1: 2, 2: 8})
 
 
 def make_dataset(folder: Path, config: CascadeTrainConfig = DATA_CONFIG, names: str = "a") -> CascadeDataset:

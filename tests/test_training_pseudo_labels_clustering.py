@@ -193,26 +193,14 @@ def test_the_digest_depends_on_arrays_and_settings() -> None:
     assert len({CODEBOOK.digest, *(other.digest for other in others)}) == 5
 
 
-def test_a_damaged_codebook_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+def test_a_damaged_codebook_and_one_of_another_version_are_errors_that_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "codebook.npz"
     path.write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(DatasetError, match=r"codebook\.npz is not a readable codebook"):
         load_codebook(path)
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"format_version": 2}, "format version 2, this release reads 3; run `useg label` again"),
-        ({"format_version": 3, "encoder_hash": "e", "pca_dims": 3}, "did you mean 'pca_dim'"),
-        ({"format_version": 3, "encoder_hash": "e", "stuff": "crf"}, "stuff"),
-        ({"format_version": 3, "encoder_hash": "e", "layers": 3}, "layers"),
-    ],
-)
-def test_unknown_versions_keys_and_values_are_rejected(tmp_path: Path, config: dict[str, object], message: str) -> None:
-    np.savez(tmp_path / "codebook.npz", config=np.array(json.dumps(config)))
-    with pytest.raises(DatasetError, match=message):
-        load_codebook(tmp_path / "codebook.npz")
+    np.savez(path, config=np.array(json.dumps({"format_version": 2})))
+    with pytest.raises(DatasetError, match=r"codebook\.npz .* format version 2, this release reads 3; run"):
+        load_codebook(path)
 
 
 def test_a_codebook_replaces_default_settings_and_contradicts_others() -> None:

@@ -17,6 +17,7 @@ from model.files import hash_file
 from model.formats.png import encode_panoptic_png
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.vit import EncoderConfig, VisionTransformer
+from training.data.dataset import LabeledPhoto
 from training.data.label_config import PseudoLabelConfig
 from training.data.photos import PhotoScan, hash_photos, scan_photos
 
@@ -49,6 +50,17 @@ def draw_photos(folder: Path, count: int = 8) -> Path:
         cv2.circle(image, centre, int(generator.integers(10, 16)), generator.integers(120, 255, 3).tolist(), -1)
         cv2.imwrite(str(folder / f"{index}.png"), image)
     return folder
+
+
+def write_labeled(
+    folder: Path, name: str, image: np.ndarray, label_map: np.ndarray, categories: dict[int, int]
+) -> LabeledPhoto:
+    """Write a photo and its panoptic label; the name is also the digest."""
+    path, label = folder / f"{name}.png", folder / f"{name}.label.png"
+    cv2.imwrite(str(path), image)
+    label.write_bytes(encode_panoptic_png(label_map))
+    size = {"height": image.shape[0], "width": image.shape[1]}
+    return LabeledPhoto(path=path, name=path.name, digest=name, label=label, categories=categories, **size)
 
 
 def draw_noise(batch: int, height: int, width: int) -> Tensor:

@@ -161,7 +161,7 @@ def parse_shard(text: str) -> slice:
 
 
 class _Actor:
-    """A Ray process, which keeps what its worker loaded."""
+    """A process, which keeps what its worker loaded."""
 
     def __init__(self, worker: Worker[Any], threads: int) -> None:
         self._worker = worker
@@ -172,22 +172,19 @@ class _Actor:
             return sum(self._worker.work(stage, group))
 
 
-_workers: list[Worker[Any]] = []
-"""The worker of a pool's process: its initializer has no other place to keep it."""
+_actors: list[_Actor] = []
+"""The actor of a pool's process: its initializer has no other place to keep it."""
 
 
 def _init_process(worker: Worker[Any], threads: int) -> None:
     """Set up a process, which exits at once on Ctrl-C or when its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
-    threadpool_limits(1, user_api="blas")
-    _workers.append(worker)
+    _actors.append(_Actor(worker, threads))
 
 
 def _work(stage: str, group: Sequence[Any]) -> int:
-    (worker,) = _workers
-    return sum(worker.work(stage, group))
+    return _actors[0].work(stage, group)
 
 
 def _exit_with_parent() -> None:

@@ -19,19 +19,14 @@ _MASK_STRIDE_PX = 4
 MAX_OBJECTS = 12
 """Upper limit of consensus masks in the panoptic map of one photo."""
 
-MaskProposalMethod = Literal["consensus", "maskcut"]
-MaskCutFeatures = Literal["patches", "keys"]
-StuffMethod = Literal["kmeans", "regions", "stego"]
 StegoPreset = Literal["small", "base", "cityscapes", "tiny"]
-StuffMergeRule = Literal["u2seg", "drop-thing-like"]
-MaskSource = Literal["discovery", "ground-truth"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskDiscoveryConfig:
     """How object masks are found in the features of one photo."""
 
-    proposals: MaskProposalMethod = "consensus"
+    proposals: Literal["consensus", "maskcut"] = "consensus"
     """Source of object masks. consensus: regions that several projections of the features agree on; maskcut: MaskCut
     (CutLER)."""
     maskcut_n: PositiveInt = 3
@@ -39,7 +34,7 @@ class MaskDiscoveryConfig:
     maskcut_tau: Fraction = 0.3
     """With `--proposals maskcut`: cosine similarity above which two patches are connected, in 0..1. CutLER uses 0.15 on
     the keys of DINO."""
-    maskcut_features: MaskCutFeatures = "patches"
+    maskcut_features: Literal["patches", "keys"] = "patches"
     """With `--proposals maskcut`: features to cut. patches: the encoder's output; keys: the keys of its last attention
     layer, computed on the photo resized to a square, as published."""
     maskcut_subtract_mean: bool = False
@@ -75,7 +70,7 @@ class ClusteringConfig:
     """Number of thing clusters."""
     stuff_clusters: PositiveInt = 27
     """Number of stuff clusters."""
-    stuff: StuffMethod = "regions"
+    stuff: Literal["kmeans", "regions", "stego"] = "regions"
     """Source of stuff. kmeans: clusters of patch features; regions: the same after smoothing within masks; stego:
     STEGO, trained here."""
     stego_preset: StegoPreset = "small"
@@ -102,7 +97,7 @@ class CodebookConfig(ClusteringConfig):
 class PseudoLabelOptions(ClusteringConfig, MaskDiscoveryConfig):
     """The options of `useg label` that change the labels."""
 
-    stuff_merge_rule: StuffMergeRule = "drop-thing-like"
+    stuff_merge_rule: Literal["u2seg", "drop-thing-like"] = "drop-thing-like"
     """Stuff clusters that lie mostly inside masks: keep them as stuff elsewhere (u2seg, as published), or leave their
     pixels outside masks unlabeled (drop-thing-like)."""
     max_stuff_in_things: Fraction = 0.5
@@ -129,7 +124,7 @@ class PseudoLabelConfig(PseudoLabelOptions):
     """SHA-256 of the encoder's file."""
     codebook_hash: str = ""
     """Hash of the codebook that was given; empty if one is fitted on these photos."""
-    mask_source: MaskSource = "discovery"
+    mask_source: Literal["discovery", "ground-truth"] = "discovery"
     """Where the masks come from: found in features as the options say, or annotated."""
     teacher_hash: str = ""
     """Hashes of the run that predicted the labels and of the labels that it was trained on, in self-training."""
@@ -141,7 +136,7 @@ def to_json(config: CodebookConfig | PseudoLabelConfig) -> dict[str, Any]:
     return content
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CorrelationTerm:
     """Weight (lambda) and shift (b) of one of STEGO's three correlation losses."""
 
@@ -178,23 +173,23 @@ class StegoConfig:
 
 
 _SMALL = StegoConfig(
-    self_term=CorrelationTerm(weight=0.67, shift=0.08),
-    knn_term=CorrelationTerm(weight=0.25, shift=0.02),
-    random_term=CorrelationTerm(weight=0.63, shift=0.66),
+    self_term=CorrelationTerm(0.67, 0.08),
+    knn_term=CorrelationTerm(0.25, 0.02),
+    random_term=CorrelationTerm(0.63, 0.66),
 )
 STEGO_PRESETS: dict[StegoPreset, StegoConfig] = {
     "small": _SMALL,
     "base": replace(
         _SMALL,
-        self_term=CorrelationTerm(weight=0.1, shift=0.12),
-        knn_term=CorrelationTerm(weight=1.0, shift=0.2),
-        random_term=CorrelationTerm(weight=0.1538476246415498, shift=1.0),
+        self_term=CorrelationTerm(0.1, 0.12),
+        knn_term=CorrelationTerm(1.0, 0.2),
+        random_term=CorrelationTerm(0.1538476246415498, 1.0),
     ),
     "cityscapes": replace(
         _SMALL,
-        self_term=CorrelationTerm(weight=1.0, shift=0.45828472207),
-        knn_term=CorrelationTerm(weight=0.577453483136995, shift=0.1754346515479633),
-        random_term=CorrelationTerm(weight=0.9058762625226623, shift=0.31361241889448443),
+        self_term=CorrelationTerm(1.0, 0.45828472207),
+        knn_term=CorrelationTerm(0.577453483136995, 0.1754346515479633),
+        random_term=CorrelationTerm(0.9058762625226623, 0.31361241889448443),
     ),
     "tiny": replace(_SMALL, code_dim=8, max_steps=4, batch_size=2, checkpoint_interval=2),
 }

@@ -1,12 +1,11 @@
 """Options and presets for training a mask transformer; free of torch, for the command line."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from training.option_types import Fraction, PositiveInt
 from training.trainer.config import InputKind, TrainConfig
-
-TargetSource = Literal["panoptic", "instances"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class MaskTransformerTrainConfig(TrainConfig):
     """Fraction of the samples that show a crop of the photo, enlarged, instead of all of it."""
     color_jitter: Fraction = 0.4
     """Maximum relative change of brightness, contrast and saturation; only with `--inputs pixels`."""
-    target_source: TargetSource = "instances"
+    target_source: Literal["panoptic", "instances"] = "instances"
     """Instance targets: `instances` are the whole masks of the labels, weighted by their scores; `panoptic` are the
     visible segments of the panoptic maps, all of weight 1."""
     max_targets: PositiveInt = 30
@@ -42,6 +41,13 @@ class MaskTransformerTrainConfig(TrainConfig):
     object and 1 - s no-object; at 0, its loss is only scaled by s."""
     droploss: bool = True
     """Do not train an unmatched query as no-object if more than half of its mask is unlabeled (CutLER's DropLoss)."""
+
+    def lr_factor(self, step: int) -> float:
+        """Return a linear warm-up, then half a cosine."""
+        warmup = max(1, round(self.warmup_ratio * self.max_steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, self.max_steps - warmup)))
 
 
 _PANOPTIC_TARGETS = MaskTransformerTrainConfig(

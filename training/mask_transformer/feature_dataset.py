@@ -87,12 +87,12 @@ class FeatureDataset:
 
     def load_batch(self, first: int, count: int) -> FeatureBatch:
         """Load samples `first` to `first + count`."""
-        sampled = [self.sampler[index] for index in range(first, first + count)]
-        samples = [self._load_sample(photo, generator) for photo, generator in sampled]
+        photos, generators = self.sampler.sample(first, count)
+        samples = list(map(self._load_sample, photos, generators))
         return FeatureBatch(
             features=torch.stack([torch.from_numpy(each.features).flatten(1, 2) for each in samples], dim=1).float(),
             images=collate(samples),
-            photos=tuple(photo.path for photo, _ in sampled),
+            photos=tuple(photo.path for photo in photos),
         )
 
     def _load_sample(self, photo: LabeledPhoto, generator: np.random.Generator) -> FeatureSample:

@@ -86,7 +86,7 @@ class PixelDataset:
 
     def load_batch(self, first: int, count: int) -> PixelBatch:
         """Load samples `first` to `first + count`; instances are pasted between photos of this batch."""
-        photos, generators = zip(*(self.sampler[index] for index in range(first, first + count)), strict=True)
+        photos, generators = self.sampler.sample(first, count)
         with ThreadPoolExecutor(_LOADER_THREADS) as threads:
             loaded = list(threads.map(self._load_photo, photos))
         return PixelBatch(

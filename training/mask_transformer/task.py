@@ -1,6 +1,5 @@
 """Training task of the mask transformer: its decoder is trained on the features of a frozen encoder."""
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,14 @@ from training.mask_transformer.feature_dataset import FeatureBatch, FeatureDatas
 from training.mask_transformer.losses import mask_transformer_losses
 from training.mask_transformer.pixel_dataset import PixelBatch, PixelDataset, augment_batch
 from training.mask_transformer.samples import LabelReader, make_targets, select_instances
-from training.trainer.task import Losses, PhotoSampler, copy_encoder, make_provenance
+from training.trainer.task import Losses, PhotoSampler, TrainingTask, copy_encoder, make_provenance
 
 
-class MaskTransformerTask:
-    """Implements `training.trainer.task.TrainingTask`."""
+class MaskTransformerTask(TrainingTask[FeatureBatch | PixelBatch]):
+    """Trains the decoder of a mask transformer."""
+
+    config: MaskTransformerTrainConfig
+    module: MaskDecoder
 
     def __init__(
         self, dataset: PseudoLabelDataset, features: Path, run: Path, config: MaskTransformerTrainConfig
@@ -57,9 +59,6 @@ class MaskTransformerTask:
     def make_optimizer(self) -> AdamW:
         return AdamW(decoder_param_groups(self.module, self.config.weight_decay), lr=self.config.learning_rate)
 
-    def lr_factor(self, step: int) -> float:
-        return cosine_lr_factor(step, self.config)
-
     def load_batch(self, first: int, count: int) -> FeatureBatch | PixelBatch:
         return self._samples.load_batch(first, count)
 
@@ -80,9 +79,6 @@ class MaskTransformerTask:
         features = encoder(normalize(images.pixels), intermediate_layers(encoder.config.depth))
         return FeatureBatch(features=features, images=images, photos=batch.photos)
 
-    def on_train_end(self, module: nn.Module) -> None:
-        """Nothing to do: the decoder has no batch norms."""
-
 
 def make_dataset(
     dataset: PseudoLabelDataset, features: Path, config: MaskTransformerTrainConfig
@@ -96,14 +92,6 @@ def make_dataset(
         return PixelDataset(sampler=sampler, labels=reader, side_px=labels.side_px, config=config)
     cache = open_cache(features, labels.encoder_hash, labels.side_px)
     return FeatureDataset(sampler=sampler, cache=cache, labels=reader, side_px=labels.side_px, config=config)
-
-
-def cosine_lr_factor(step: int, config: MaskTransformerTrainConfig) -> float:
-    """Return the factor of the learning rate at a step: a linear warm-up, then half a cosine."""
-    warmup = max(1, round(config.warmup_ratio * config.max_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, config.max_steps - warmup)))
 
 
 def decoder_param_groups(decoder: MaskDecoder, weight_decay: float) -> list[dict[str, Any]]:

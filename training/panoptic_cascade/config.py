@@ -10,7 +10,6 @@ from model.errors import ConfigError
 from training.option_types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from training.trainer.config import Precision, TrainConfig
 
-Backbone = Literal["resnet50", "vit"]
 CopyPaste = Literal["none", "any", "same-class"]
 
 _SIDE_MULTIPLE_PX = 32
@@ -50,7 +49,7 @@ class CascadeTrainConfig(TrainConfig):
     precise_bn_iters: PositiveInt = 200
     """Batches over which the batch-norm statistics of the final weights are averaged (PreciseBN)."""
 
-    backbone: Backbone = "resnet50"
+    backbone: Literal["resnet50", "vit"] = "resnet50"
     """`vit` is the frozen encoder of the labels."""
     cls_agnostic: bool = False
     """Train a single thing cluster and no stuff, as CutLER's detector."""
@@ -102,6 +101,14 @@ class CascadeTrainConfig(TrainConfig):
     def __post_init__(self) -> None:
         if not self.min_sizes:
             raise ConfigError("min_sizes must have at least one length")
+
+    def lr_factor(self, step: int) -> float:
+        """Return a linear warm-up, and a factor of `gamma` per milestone."""
+        factor = self.gamma ** sum(step >= each for each in self.milestones)
+        if step >= self.warmup_steps:
+            return factor
+        progress = step / self.warmup_steps
+        return factor * (self.warmup_factor * (1.0 - progress) + progress)
 
 
 _SMALL = CascadeTrainConfig(

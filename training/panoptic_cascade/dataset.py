@@ -79,10 +79,10 @@ class CascadeDataset:
 
     def load_batch(self, first: int, count: int) -> CascadeBatch:
         """Load samples `first` to `first + count`."""
-        sampled = [self.sampler[index] for index in range(first, first + count)]
+        photos, generators = self.sampler.sample(first, count)
         with ThreadPoolExecutor(_LOADER_THREADS) as threads:
-            samples = tuple(threads.map(self._load_sample, *zip(*sampled, strict=True)))
-        return CascadeBatch(samples=samples, photos=tuple(photo.path for photo, _ in sampled))
+            samples = tuple(threads.map(self._load_sample, photos, generators))
+        return CascadeBatch(samples=samples, photos=tuple(photo.path for photo in photos))
 
     def _load_sample(self, photo: LabeledPhoto, generator: np.random.Generator) -> CascadeSample:
         """Load a photo at one of the configured sizes, mirrored with a probability of one half."""

@@ -31,14 +31,17 @@ from training.data.label_config import PseudoLabelConfig
 from training.panoptic_cascade.config import CascadeTrainConfig
 from training.panoptic_cascade.dataset import CascadeBatch, CascadeDataset, PaddedBatch, copy_paste_batch, pad_to_batch
 from training.panoptic_cascade.losses import panoptic_cascade_losses
-from training.trainer.task import Losses, PhotoSampler, make_provenance
+from training.trainer.task import Losses, PhotoSampler, TrainingTask, make_provenance
 
 _CLASS_STD, _BOX_STD, _MASK_STD, _RPN_STD = 0.01, 0.001, 0.001, 0.01
 """Standard deviations of the initial weights of the predictors."""
 
 
-class CascadeTask:
-    """Implements `training.trainer.task.TrainingTask`."""
+class CascadeTask(TrainingTask[CascadeBatch]):
+    """Trains a panoptic cascade."""
+
+    config: CascadeTrainConfig
+    module: PanopticCascade
 
     def __init__(
         self,
@@ -85,9 +88,6 @@ class CascadeTask:
     def make_optimizer(self) -> SGD:
         groups = cascade_param_groups(self.module, self.config.weight_decay)
         return SGD(groups, lr=self.config.learning_rate, momentum=self.config.momentum)
-
-    def lr_factor(self, step: int) -> float:
-        return multistep_lr_factor(step, self.config)
 
     def load_batch(self, first: int, count: int) -> CascadeBatch:
         return self._samples.load_batch(first, count)
@@ -139,15 +139,6 @@ def load_encoder_state(labels: PseudoLabelConfig) -> StateDict:
     if hash_file(path) != labels.encoder_hash:
         raise CheckpointError(f"{path} is not the encoder that the labels were made with")
     return read_encoder_state_dict(path)
-
-
-def multistep_lr_factor(step: int, config: CascadeTrainConfig) -> float:
-    """Return the factor of the learning rate at a step: a linear warm-up, and a factor of `gamma` per milestone."""
-    factor = config.gamma ** sum(step >= each for each in config.milestones)
-    if step >= config.warmup_steps:
-        return factor
-    progress = step / config.warmup_steps
-    return factor * (config.warmup_factor * (1.0 - progress) + progress)
 
 
 def cascade_param_groups(network: PanopticCascade, weight_decay: float) -> list[dict[str, Any]]:

@@ -125,25 +125,18 @@ def fit_score_thresholds(scores: Sequence[Float[np.ndarray, "N"]]) -> Float[np.n
     return thresholds
 
 
-def fit_patch_objectness(
-    codebook: Codebook, sample: Float[np.ndarray, "N E"], photos: Iterable[PhotoFeatures]
-) -> Codebook:
-    """Fit patch clusters on a sample, and the fraction of each that MaskCut takes for objects in some photos."""
+def _fit_objectness(inputs: CodebookInputs, codebook: Codebook, sample: Float32[np.ndarray, "N E"]) -> Codebook:
+    """Fit patch clusters, the fraction of each that MaskCut takes for objects, and thresholds for their scores."""
     whitened = whiten(sample, codebook.mean, codebook.projection)
     count = min(_PATCH_CLUSTERS, max(1, len(whitened) // _MIN_TOKENS_PER_CLUSTER))
     centroids = kmeans(whitened, count, codebook.config.seed)
     counts = np.zeros((2, len(centroids)), np.int64)
-    for features in photos:
+    for features, _ in inputs.load("objectness", _PHOTO_SUBSET):
         clusters = nearest_centroid(codebook.whiten(features), centroids)
         is_object = np.logical_or.reduce(maskcut(features.final_tokens(), MaskDiscoveryConfig()), axis=0)
         counts[0] += np.bincount(clusters.ravel(), minlength=len(centroids))
         counts[1] += np.bincount(clusters[is_object], minlength=len(centroids))
-    return replace(codebook, patch_centroids=centroids, patch_objectness=counts[1] / np.maximum(counts[0], 1))
-
-
-def _fit_objectness(inputs: CodebookInputs, codebook: Codebook, sample: Float32[np.ndarray, "N E"]) -> Codebook:
-    subset = inputs.load("objectness", _PHOTO_SUBSET)
-    codebook = fit_patch_objectness(codebook, sample, (features for features, _ in subset))
+    codebook = replace(codebook, patch_centroids=centroids, patch_objectness=counts[1] / np.maximum(counts[0], 1))
     subset = inputs.load("score thresholds", _PHOTO_SUBSET)
     scores = [codebook.rank_by_objectness(*loaded).scores for loaded in subset]
     return replace(codebook, score_thresholds=fit_score_thresholds(scores))

@@ -11,10 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from model.checkpoints.dino import load_encoder
-from model.contract import InputSize
 from model.errors import ConfigError
-from model.images import letterbox_image, read_image, resize_map
-from model.networks.mask_transformer import MASK_STRIDE_PX
+from model.images import read_image, resize_image, resize_map
 from model.networks.vit import VisionTransformer
 from model.postprocessing.masks import mask_iou
 from training.data.dataset import PseudoLabelDataset
@@ -46,7 +44,6 @@ MAX_MASKS = 40
 """Consensus masks per photo that are refined; refinement rejects about a third of them."""
 _PROVENANCE_FIELDS = {"photos", "photos_hash", "encoder", "codebook_hash", "data_source"}
 """Fields that do not change the name of a chunk: paths, provenance, and hashes that the chunk covers otherwise."""
-Stage = Literal["features", "masks", "labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +119,7 @@ class PseudoLabelWorker:
     features_dir: Path
     unit: ClassVar[str] = "photo"
 
-    def work(self, stage: Stage, photos: Sequence[PhotoFile]) -> Iterator[int]:
+    def work(self, stage: Literal["features", "masks", "labels"], photos: Sequence[PhotoFile]) -> Iterator[int]:
         """Complete a stage for a chunk of photos; yields how many photos are done."""
         match stage:
             case "features":
@@ -161,9 +158,7 @@ class PseudoLabelWorker:
         stored = proposals = load_proposals(self.dataset.proposals(photo.digest))
         if config.proposals == "consensus":
             proposals = self._codebook.rank_by_objectness(features, stored).top_k(MAX_MASKS, 0.0)
-        square, _ = letterbox_image(read_image(photo.path).image, [InputSize.square(config.side_px)], MASK_STRIDE_PX)
-        height, width = features.letterbox.size
-        image = np.ascontiguousarray(square[:, :height, :width].transpose(1, 2, 0))
+        image = resize_image(read_image(photo.path).image, *features.letterbox.size)
         refined = refine_masks(proposals.soft, image, features.patch_px)
         kept = refined.any((1, 2))
         large = [resize_map(mask.astype(np.float32), photo.height, photo.width) > 0.5 for mask in refined[kept]]

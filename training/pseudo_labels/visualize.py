@@ -50,7 +50,12 @@ def plot_labels(dataset: PseudoLabelDataset, count: int, seed: int) -> Figure:
 
 def plot_predictions(title: str, photos: Iterable[SampledPhoto], predictor: ArtifactPredictor) -> Figure:
     """Plot what an artifact predicts. Raises ConfigError if there is no photo."""
-    tiles = [_make_prediction_tile(photo, predictor) for photo in photos]
+    tiles = []
+    for photo in photos:
+        prediction = predictor.segment(photo.image)
+        categories = {segment.id: segment.cluster for segment in prediction.segments}
+        label_map, things = prediction.label_map.astype(np.int32), predictor.contract.thing_clusters
+        tiles.append(_make_tile(photo.image, label_map, categories, things, photo.path.name))
     if not tiles:
         raise ConfigError("there is no photo to plot")
     return _plot(f"{title}: {len(tiles)} photos", tiles)
@@ -69,13 +74,6 @@ def make_label_tile(photo: LabeledPhoto, thing_clusters: int) -> Tile:
     """Draw a photo with its label: things strong and outlined, stuff pale, unlabeled pixels dark."""
     image, label_map = read_image(photo.path).image, read_label_map(photo.label)
     return _make_tile(image, label_map, photo.categories, thing_clusters, photo.path.name)
-
-
-def _make_prediction_tile(photo: SampledPhoto, predictor: ArtifactPredictor) -> Tile:
-    prediction = predictor.segment(photo.image)
-    categories = {segment.id: segment.cluster for segment in prediction.segments}
-    label_map = prediction.label_map.astype(np.int32)
-    return _make_tile(photo.image, label_map, categories, predictor.contract.thing_clusters, photo.path.name)
 
 
 def _make_tile(
@@ -112,10 +110,8 @@ def draw_overlay(
         inside = label_map == segment
         overlay[inside] = (1 - opacity) * image[inside] + opacity * np.array(color, np.float32)
     outlined = np.where(np.isin(label_map, list(things)), label_map, 0)
-    outlines = np.zeros(label_map.shape, bool)
-    outlines[:, 1:] |= outlined[:, 1:] != outlined[:, :-1]
-    outlines[1:] |= outlined[1:] != outlined[:-1]
-    overlay[outlines] = _OUTLINE_RGB
+    padded = np.pad(outlined, ((1, 0), (1, 0)), mode="edge")
+    overlay[(outlined != padded[1:, :-1]) | (outlined != padded[:-1, 1:])] = _OUTLINE_RGB
     return overlay.round().astype(np.uint8)
 
 

@@ -22,8 +22,6 @@ FORMAT_VERSION = 2
 _METADATA = "metadata"
 _MODEL, _EMA, _OPTIMIZER = "model.", "ema.", "optimizer."
 """Prefixes of tensor names."""
-_EMA_MODULE = "module."
-"""Prefix of the weights in the state dict of an AveragedModel."""
 
 
 def write_checkpoint(
@@ -33,13 +31,11 @@ def write_checkpoint(
 
     Frozen parameters are not stored.
     """
-    frozen = _frozen_names(module)
-    tensors = {f"{_MODEL}{name}": tensor for name, tensor in module.state_dict().items() if name not in frozen}
+    tensors = _prefix(_MODEL, _split_state(module)[0])
     if ema is not None:
-        frozen_ema = {_EMA_MODULE + name for name in frozen}
-        tensors |= {f"{_EMA}{name}": tensor for name, tensor in ema.state_dict().items() if name not in frozen_ema}
+        tensors |= _prefix(_EMA, _split_state(ema)[0])
     for index, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"{_OPTIMIZER}{index}.{name}": tensor for name, tensor in entry.items()}
+        tensors |= _prefix(f"{_OPTIMIZER}{index}.", entry)
     content = {"format_version": FORMAT_VERSION, **metadata}
     with atomic_write(path) as sibling:
         save_file(tensors, sibling, metadata={_METADATA: json.dumps(content)})
@@ -70,10 +66,9 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer, ema: Av
     """
     with safe_open(path, "pt") as stored:
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a mapping)
-    frozen = _frozen_names(module)
-    _load(module, frozen, tensors, _MODEL)
-    if ema is not None:
-        _load(ema, {_EMA_MODULE + name for name in frozen}, tensors, _EMA)
+    for prefix, part in ((_MODEL, module), (_EMA, ema)):
+        if part is not None:
+            load_strictly(part, _split_state(part)[1] | _strip_prefix(tensors, prefix))
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in _strip_prefix(tensors, _OPTIMIZER).items():
         index, name = key.split(".", 1)
@@ -81,13 +76,15 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: Optimizer, ema: Av
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
-def _load(module: nn.Module, frozen: set[str], tensors: dict[str, Tensor], prefix: str) -> None:
-    current = module.state_dict()
-    load_strictly(module, {name: current[name] for name in frozen} | _strip_prefix(tensors, prefix))
+def _split_state(module: nn.Module) -> tuple[StateDict, StateDict]:
+    """Return the tensors that training changes, and frozen parameters."""
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    state = module.state_dict()
+    return {name: state[name] for name in state if name not in frozen}, {name: state[name] for name in frozen}
 
 
-def _frozen_names(module: nn.Module) -> set[str]:
-    return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+def _prefix(prefix: str, tensors: StateDict) -> StateDict:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
 def _strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

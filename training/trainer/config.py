@@ -33,3 +33,7 @@ class TrainConfig:
     """Seed of initialization, sampling and augmentation."""
     checkpoint_interval: PositiveInt = 100
     """Steps between two checkpoints."""
+
+    def lr_factor(self, step: int) -> float:
+        """Return the factor of the learning rate at a step; a schedule overrides it."""
+        return 1.0

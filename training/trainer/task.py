@@ -65,21 +65,13 @@ BatchType = TypeVar("BatchType", bound=TrainingBatch)
 class TrainingTask(Protocol[BatchType]):
     """A network with its data, losses, optimizer and schedule: all that differs between two training runs."""
 
-    @property
-    def config(self) -> TrainConfig: ...
-
-    @property
-    def run_info(self) -> RunInfo:
-        """Description of the run at step 0."""
-
-    @property
-    def module(self) -> MaskDecoder | PanopticCascade:
-        """The trained part, whose weights are stored in the run."""
+    config: TrainConfig
+    run_info: RunInfo
+    """Description of the run at step 0."""
+    module: MaskDecoder | PanopticCascade
+    """The trained part, whose weights are stored in the run."""
 
     def make_optimizer(self) -> Optimizer: ...
-
-    def lr_factor(self, step: int) -> float:
-        """Factor of the peak learning rate at a step."""
 
     def load_batch(self, first: int, count: int) -> BatchType:
         """Load samples `first` to `first + count` of an endless, reproducible sequence; called from another thread."""
@@ -89,6 +81,7 @@ class TrainingTask(Protocol[BatchType]):
 
     def on_train_end(self, module: nn.Module) -> None:
         """Adjust the final weights before they are saved, for example batch-norm statistics."""
+        return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +94,14 @@ class PhotoSampler:
     photos: Sequence[LabeledPhoto]
     seed: int
 
-    def __getitem__(self, index: int) -> tuple[LabeledPhoto, np.random.Generator]:
-        """Return the photo at this position of the sequence, and a generator for its augmentation."""
-        epoch, position = divmod(index, len(self.photos))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.photos))
-        return self.photos[order[position]], np.random.default_rng((self.seed, epoch, position))
+    def sample(self, first: int, count: int) -> tuple[tuple[LabeledPhoto, ...], tuple[np.random.Generator, ...]]:
+        """Return photos `first` to `first + count` of the sequence, and a generator for the augmentation of each."""
+        positions = [divmod(index, len(self.photos)) for index in range(first, first + count)]
+        orders = {
+            epoch: np.random.default_rng((self.seed, epoch)).permutation(len(self.photos)) for epoch, _ in positions
+        }
+        photos = tuple(self.photos[orders[epoch][position]] for epoch, position in positions)
+        return photos, tuple(np.random.default_rng((self.seed, *each)) for each in positions)
 
 
 def make_semantic_map(

@@ -130,7 +130,7 @@ class Trainer(Generic[BatchType]):
         Raises TrainingError, with the names of the photos, if the loss or the gradient norm is not finite.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate * self.task.lr_factor(self.step)
+            group["lr"] = self._config.learning_rate * self._config.lr_factor(self.step)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
             losses = self.task.compute_losses(to_device(batch, self._device), self.step)
         values = losses.as_floats()
