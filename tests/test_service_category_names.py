@@ -120,12 +120,8 @@ async def test_a_name_appears_in_the_open_inference_protocol(client: httpx.Async
 
 async def test_an_empty_or_deleted_name_restores_the_models_own(client: httpx.AsyncClient) -> None:
     await client.put(RED, json={"category_name": "pepper"})
-    taken = await client.delete(RED)
-    assert (taken.json()["category_name"], taken.json()["origin"], taken.json()["revision"]) == (
-        "tomato",
-        "model",
-        2,
-    )
+    taken = (await client.delete(RED)).json()
+    assert (taken["category_name"], taken["origin"], taken["revision"]) == ("tomato", "model", 2)
     await client.put(RED, json={"category_name": "pepper"})
     await client.put(RED, json={"category_name": ""})
     assert await read_category(client) == "tomato"
