@@ -5,11 +5,9 @@ from pathlib import Path
 
 import labeled_datasets as drawn
 import numpy as np
+from coco_reference import encode_by_pycocotools
 from jaxtyping import Int, UInt8
 
-from model.formats.coco import encode_rles
-from model.postprocessing.masks import pack_mask
-from model.postprocessing.panoptic import Segment, Segmentation
 from training.evaluation.class_mapping import ClassMapping, ClassMappingConfig, check_mapping
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import (
@@ -58,13 +56,12 @@ class FakePredictor:
         clusters = ClusterMap(
             label_map=label_map, clusters={int(each): int(each) for each in np.unique(label_map) if each}
         )
-        things = [each for each in clusters.clusters if each <= self.thing_clusters]
-        score = self._scores[photo_digest]
-        segments = tuple(Segment(id=each, cluster=each, is_thing=True, score=score) for each in things)
-        masks = tuple(mask for each in things if (mask := pack_mask(label_map == each)))
-        rles = encode_rles(Segmentation(label_map=label_map, segments=segments, masks=masks)) if things else []
         detections = tuple(
-            PredictedObject(cluster=each, score=score, rle=rle) for each, rle in zip(things, rles, strict=True)
+            PredictedObject(
+                cluster=each, score=self._scores[photo_digest], rle=encode_by_pycocotools(label_map == each)
+            )
+            for each in clusters.clusters
+            if each <= self.thing_clusters
         )
         return ImagePrediction(panoptic=clusters, semantic=clusters, detections=detections)
 

@@ -29,9 +29,8 @@ def write_label_png(path: Path, values: Int[np.ndarray, "H W"]) -> None:
 def write_palette_png(path: Path, values: Int[np.ndarray, "H W"]) -> None:
     """Write a palette PNG, like those of VOC."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(values.astype(np.uint8)).convert("P")
-    image.putdata(values.ravel().tolist())
-    image.putpalette([index for index in range(256) for _ in range(3)])
+    image = Image.fromarray(values.astype(np.uint8))
+    image.putpalette([255 - index for index in range(256) for _ in range(3)])
     image.save(path)
 
 

@@ -38,23 +38,17 @@ def test_a_preset_sets_the_options_that_are_not_given(name: str) -> None:
     assert parse_config("LABELS", "--out", "RUN", "--preset", name) == preset
     changed = parse_config("LABELS", "--out", "RUN", "--max-steps", "7", "--no-droploss", "--preset", name)
     assert changed == replace(preset, max_steps=7, droploss=False)
+    assert parse_config("LABELS", "--out", "RUN") == MASK_TRANSFORMER_PRESETS["cpu"]
 
 
 @pytest.mark.parametrize("name", CASCADE_PRESETS)
 def test_presets_of_the_cascade(name: str) -> None:
     config = parse_config("panoptic-cascade", "LABELS", "--out", "RUN", "--preset", name, "--milestones", "5", "6")
     assert config == replace(CASCADE_PRESETS[name], milestones=(5, 6))
-
-
-def test_the_defaults_are_those_of_the_first_preset() -> None:
-    assert parse_config("LABELS", "--out", "RUN") == MASK_TRANSFORMER_PRESETS["cpu"]
     assert parse_config("panoptic-cascade", "LABELS", "--out", "RUN") == CASCADE_PRESETS["u2seg-coco"]
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["train", "train panoptic-cascade", "self-train", "finetune"],
-)
+@pytest.mark.parametrize("command", ["train", "train panoptic-cascade", "self-train", "finetune"])
 def test_every_option_has_a_help_text(command: str) -> None:
     app = make_app(command.split()[0])
     for name in command.split():

@@ -185,25 +185,23 @@ def test_names_by_windows_and_by_label_studio_and_missing_sizes_are_read(tmp_pat
 
 
 def write_panoptic(folder: Path, *, isthing: Any = 1, **changed: Any) -> Path:
+    """Write a photo of 4 x 6 pixels with one segment."""
     drawn.write_photo(folder / "images" / "5.png")
     drawn.write_panoptic_png(folder / "panoptic" / "5.png", drawn.three_regions())
-    segments = [{"id": 1, "category_id": 2}]
-    annotation = {"image_id": 5, "file_name": "5.png", "segments_info": segments, **changed}
+    annotation = {"image_id": 5, "file_name": "5.png", "segments_info": [{"id": 1, "category_id": 2}], **changed}
     category = {"id": 2, "name": "cat", "isthing": isthing}
-    content = {
-        "images": [IMAGE],
-        "annotations": [{name: value for name, value in annotation.items() if value != "absent"}],
-        "categories": [{name: value for name, value in category.items() if value != "absent"}],
-    }
-    drawn.write_json(folder / "panoptic.json", content)
+    annotations, categories = (
+        [{name: value for name, value in entry.items() if value != "absent"}] for entry in (annotation, category)
+    )
+    drawn.write_json(
+        folder / "panoptic.json", {"images": [IMAGE], "annotations": annotations, "categories": categories}
+    )
     return folder
 
 
 def test_the_format_is_recognized_by_the_content(tmp_path: Path) -> None:
     folder = write_panoptic(tmp_path)
-    for source in (folder, folder / "panoptic.json"):
-        dataset = read(source)
-        assert (dataset.kind, len(dataset.images)) == ("panoptic", 1)
+    assert read(folder).kind == read(folder / "panoptic.json").kind == "panoptic"
     (folder / "panoptic.json").rename(folder / "own.json")
     assert read(folder / "own.json").kind == "panoptic"
 
@@ -240,40 +238,36 @@ def test_the_runs_of_a_compressed_rle_are_those_of_the_mask(seed: int) -> None:
 
 
 def test_coco_panoptic_has_supercategories_or_every_thing_by_itself(tmp_path: Path) -> None:
-    annotations, regions = tmp_path / "annotations", drawn.three_regions(70, 800, bottom=9000)
+    annotations = tmp_path / "annotations"
     drawn.write_photo(tmp_path / "val2017" / "9.jpg")
-    drawn.write_panoptic_png(annotations / "panoptic_val2017" / "9.png", regions)
+    drawn.write_panoptic_png(annotations / "panoptic_val2017" / "9.png", drawn.three_regions(70, 800, bottom=9000))
     segments = [
-        {"id": segment, "category_id": category, "iscrowd": int(segment == 800)}
-        for segment, category in ((70, 18), (800, 17), (9000, 177))
-    ]
-    categories = [
-        {"id": 1, "name": "person", "supercategory": "person", "isthing": 1},
-        {"id": 17, "name": "cat", "supercategory": "animal", "isthing": 1},
-        {"id": 18, "name": "dog", "supercategory": "animal", "isthing": 1},
-        {"id": 171, "name": "wall-brick", "supercategory": "wall", "isthing": 0},
-        {"id": 177, "name": "wall-wood", "supercategory": "wall", "isthing": 0},
+        {"id": 70, "category_id": 18, "iscrowd": 0},
+        {"id": 800, "category_id": 17, "iscrowd": 1},
+        {"id": 9000, "category_id": 177},
     ]
     content = {
         "images": [{"id": 9, "file_name": "9.jpg"}],
         "annotations": [{"image_id": 9, "file_name": "9.png", "segments_info": segments}],
-        "categories": categories,
-    }
+        "categories": [
+            {"id": number, "name": name, "supercategory": group, "isthing": int(number < 100)}
+            for number, name, group in (
+                (1, "person", "person"), (17, "cat", "animal"), (18, "dog", "animal"),
+                (171, "wall-brick", "wall"), (177, "wall-wood", "wall"),
+            )
+        ],
+    }  # fmt: skip
     drawn.write_json(annotations / "panoptic_val2017.json", content)
-    dataset = DatasetSpec(folder=tmp_path, format="coco").read()
-    assert (dataset.kind, dataset.taxonomy.names, dataset.taxonomy.num_things) == (
-        "panoptic",
-        ("animal", "person", "wall"),
-        2,
-    )
+    dataset = read(tmp_path, format="coco")
+    assert (dataset.kind, dataset.taxonomy.num_things) == ("panoptic", 2)
+    assert dataset.taxonomy.names == ("animal", "person", "wall")
     labels = dataset.images[0].annotation.read(4, 6)
-    assert labels.segments == {70: 0, 800: 0, 9000: 2}
-    assert labels.crowds == {800}
+    assert (labels.segments, labels.crowds) == ({70: 0, 800: 0, 9000: 2}, {800})
     assert [(each.category, each.area, each.is_crowd, each.bbox) for each in labels.objects] == [
         (0, 6.0, False, (0.0, 0.0, 3.0, 2.0)),
         (0, 6.0, True, (3.0, 0.0, 3.0, 2.0)),
     ]
-    fine = DatasetSpec(folder=tmp_path, format="coco", classes="things-and-supercategories").read()
+    fine = read(tmp_path, format="coco", classes="things-and-supercategories")
     assert (fine.taxonomy.names, fine.taxonomy.num_things) == (("person", "cat", "dog", "wall"), 3)
     assert fine.images[0].annotation.read(4, 6).segments == {70: 2, 800: 1, 9000: 3}
 
@@ -289,10 +283,9 @@ def test_coco_instances_are_read_from_polygons_and_rle_and_an_image_may_have_non
         images=[IMAGE, {"id": 3, "file_name": "3.png"}],
         categories=[{"id": 1, "name": "person"}, {"id": 2, "name": "cat"}],
     )
-    dataset = DatasetSpec(folder=tmp_path, format="coco-instances").read()
-    assert (dataset.kind, dataset.taxonomy.names, [each.image_id for each in dataset.images]) == (
-        "masks", ("person", "cat"), [3, 5],
-    )  # fmt: skip
+    dataset = read(tmp_path, format="coco-instances")
+    assert (dataset.kind, dataset.taxonomy.names) == ("masks", ("person", "cat"))
+    assert [each.image_id for each in dataset.images] == [3, 5]
     assert dataset.images[0].annotation.read(4, 6).objects == ()
     first, second = dataset.images[1].annotation.read(4, 6).objects
     assert (first.category, first.area, first.bbox, coco.area(first.rle)) == (1, 5.5, (0, 0, 3, 2), 6)
@@ -303,13 +296,9 @@ def test_coco_instances_are_read_from_polygons_and_rle_and_an_image_may_have_non
 def test_coco_stuff_is_mapped_to_27_classes_and_cropped(tmp_path: Path) -> None:
     drawn.write_photo(tmp_path / "images" / "val2017" / "1.jpg")
     drawn.write_label_png(tmp_path / "annotations" / "val2017" / "1.png", drawn.three_regions(0, 181, bottom=255))
-    dataset = DatasetSpec(folder=tmp_path, format="coco-stuff").read()
-    assert (dataset.kind, len(dataset.taxonomy.names), dataset.taxonomy.num_things, dataset.crop_px) == (
-        "semantic",
-        27,
-        12,
-        320,
-    )
+    dataset = read(tmp_path, format="coco-stuff")
+    assert (dataset.kind, dataset.crop_px) == ("semantic", 320)
+    assert (len(dataset.taxonomy.names), dataset.taxonomy.num_things) == (27, 12)
     labels = dataset.images[0].annotation.read(4, 6)
     assert {dataset.taxonomy.names[index] for index in labels.segments.values()} == {"person", "solid"}
     assert labels.label_map is not None
@@ -331,7 +320,7 @@ def test_cityscapes_things_without_an_instance_number_are_crowds(tmp_path: Path)
     plane = drawn.three_regions(26_001, 26, bottom=7)
     plane[3, :3] = 29  # caravan: not evaluated
     drawn.write_label_png(tmp_path / "gtFine" / "val" / "ulm" / "ulm_000000_000019_gtFine_instanceIds.png", plane)
-    dataset = DatasetSpec(folder=tmp_path, format="cityscapes").read()
+    dataset = read(tmp_path, format="cityscapes")
     assert (len(dataset.taxonomy.names), dataset.taxonomy.num_things, dataset.taxonomy.names[8]) == (19, 8, "road")
     labels = dataset.images[0].annotation.read(4, 6)
     assert labels.segments == {7: 8, 26: 2, 26_001: 2}
@@ -348,7 +337,7 @@ def test_voc_masks_take_their_class_from_the_class_png_and_exclude_the_border(tm
     drawn.write_palette_png(tmp_path / "SegmentationClass" / "2007_000032.png", classes)
     (tmp_path / "ImageSets" / "Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("2007_000032\n")
-    dataset = DatasetSpec(folder=tmp_path, format="voc-masks").read()
+    dataset = read(tmp_path, format="voc-masks")
     found = dataset.images[0].annotation.read(4, 6).objects
     assert [(dataset.taxonomy.names[each.category], each.area) for each in found] == [("cat", 5.0), ("person", 6.0)]
 
@@ -358,16 +347,12 @@ VOC_XML = """<annotation><object><name>dog</name><difficult>0</difficult><bndbox
 <ymin>1</ymin><xmax>4</xmax><ymax>1</ymax></bndbox></object></annotation>"""
 
 
-def draw_voc_boxes(folder: Path, xml: str) -> Path:
-    drawn.write_photo(folder / "JPEGImages" / "000005.jpg")
-    for name, content in (("Annotations/000005.xml", xml), ("ImageSets/Main/trainval.txt", "000005\n")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
-    return folder
-
-
 def test_voc_boxes_include_both_corners_and_difficult_objects_are_crowds(tmp_path: Path) -> None:
-    dataset = DatasetSpec(folder=draw_voc_boxes(tmp_path, VOC_XML), format="voc-boxes", split="trainval").read()
+    drawn.write_photo(tmp_path / "JPEGImages" / "000005.jpg")
+    for name, content in (("Annotations/000005.xml", VOC_XML), ("ImageSets/Main/trainval.txt", "000005\n")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    dataset = read(tmp_path, format="voc-boxes", split="trainval")
     assert dataset.kind == "boxes"
     dog, person = dataset.images[0].annotation.read(4, 6).objects
     assert (dog.bbox, dog.area, dog.is_crowd, dog.rle) == ((0.0, 1.0, 3.0, 3.0), 9.0, False, None)
@@ -377,7 +362,7 @@ def test_voc_boxes_include_both_corners_and_difficult_objects_are_crowds(tmp_pat
 @pytest.mark.parametrize("format", ["coco", "coco-instances", "coco-stuff", "cityscapes", "voc-masks"])
 def test_a_folder_in_another_format_is_rejected_with_its_name(tmp_path: Path, format: str) -> None:
     with pytest.raises(DatasetError, match=str(tmp_path)):
-        DatasetSpec(folder=tmp_path, format=format).read()
+        read(tmp_path, format=format)
 
 
 def test_options_that_do_not_apply_to_a_format_are_rejected(tmp_path: Path) -> None:

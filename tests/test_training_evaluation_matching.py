@@ -94,26 +94,21 @@ def test_thing_votes_equal_u2segs(golden: Path) -> None:
     config = MatchingConfig(min_score=stored["score_threshold"], min_iou=stored["iou_threshold"])
     counts = spaces.zero_counts()
     for image in {each["image_id"] for each in stored["predictions"]}:
-        detections = [each for each in stored["predictions"] if each["image_id"] == image]
-        objects = [each for each in stored["gt"] if each["image_id"] == image]
-        counts += count_thing_votes(
-            [
-                PredictedObject(
-                    cluster=each["category_id"] + 1,
-                    score=each["score"],
-                    rle=Rle(size=(0, 0), counts="", area=0, bbox=each["bbox"]),
-                )
-                for each in detections
-            ],
-            [
-                GroundTruthObject(
-                    category=index[each["category_id"]], bbox=each["bbox"], area=0.0, is_crowd=False, rle=None
-                )
-                for each in objects
-            ],
-            spaces,
-            config,
-        )
+        detections = [
+            PredictedObject(
+                cluster=each["category_id"] + 1,
+                score=each["score"],
+                rle=Rle(size=(0, 0), counts="", area=0, bbox=each["bbox"]),
+            )
+            for each in stored["predictions"]
+            if each["image_id"] == image
+        ]
+        objects = [
+            GroundTruthObject(category=index[each["category_id"]], bbox=each["bbox"], area=0, is_crowd=False, rle=None)
+            for each in stored["gt"]
+            if each["image_id"] == image
+        ]
+        counts += count_thing_votes(detections, objects, spaces, config)
     assert counts[1:].tolist() == stored["votes"]
     assert match_clusters(counts, spaces, "votes")[1:].tolist() == [
         stored["mapping"][str(each)] for each in range(clusters)
@@ -220,11 +215,8 @@ def test_a_mapping_is_read_as_it_was_written(tmp_path: Path, mapping: ClusterMap
     [
         ({"format_version": 1}, "format version 1, this release reads 3: run `useg match` again"),
         ({"methd": "votes"}, "did you mean 'method'"),
-        ({"method": "greedy"}, "method"),
         ({"clusters": {"9": {"category": 1, "purity": 1, "support": 1}}}, r"clusters \[9\] do not fit"),
         ({"clusters": {"1": {"category": 8, "purity": 1, "support": 1}}}, r"clusters \[1\] do not fit"),
-        ({"fitted_on": {}}, "fitted_on"),
-        ({"categories": 3}, "categories"),
     ],
 )
 def test_an_invalid_mapping_is_rejected_with_its_path(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -233,14 +225,8 @@ def test_an_invalid_mapping_is_rejected_with_its_path(tmp_path: Path, change: di
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ConfigError, match=rf"(?s)mapping\.json is not a mapping file: .*{message}"):
         read_mapping(path)
-
-
-def test_a_missing_or_broken_mapping_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "list.json").write_text("[]")
-    (tmp_path / "cut.json").write_text("{")
-    for name in ("missing.json", "list.json", "cut.json"):
-        with pytest.raises(ConfigError, match=f"{name} is not a mapping file"):
-            read_mapping(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"missing\.json is not a mapping file"):
+        read_mapping(tmp_path / "missing.json")
 
 
 BUS = {"id": 6, "name": "bus", "supercategory": "vehicle"}
@@ -309,11 +295,6 @@ def test_auxiliary_images_count_in_each_fold_and_are_reported(tmp_path: Path) ->
         auxiliary.evaluate(predictor)
 
 
-def test_an_evaluated_image_cannot_be_auxiliary(dataset: GroundTruthDataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="4 auxiliary images are images of the dataset itself"):
-        AuxiliarySpec(aux_dataset=tmp_path / "set").read(dataset, threads=1)
-
-
 def test_auxiliary_objects_are_drawn_small_over_large_and_other_categories_are_void(
     dataset: GroundTruthDataset, tmp_path: Path
 ) -> None:
@@ -326,8 +307,8 @@ def test_auxiliary_objects_are_drawn_small_over_large_and_other_categories_are_v
     assert np.count_nonzero(labels.label_map) == 400
 
 
-def test_auxiliary_categories_are_translated_by_name_and_never_from_stuff_to_things(
-    dataset: GroundTruthDataset,
+def test_auxiliary_images_are_others_in_categories_of_the_same_name_and_never_from_stuff_to_things(
+    dataset: GroundTruthDataset, tmp_path: Path
 ) -> None:
     exchanged = replace(dataset.taxonomy, names=("wall", "sky", "animal", "vehicle"))
     with pytest.raises(ConfigError, match="no category in common"):
@@ -338,6 +319,8 @@ def test_auxiliary_categories_are_translated_by_name_and_never_from_stuff_to_thi
     assert dataset.taxonomy.names[SKY_INDEX] == reordered.names[3]
     with pytest.raises(ConfigError, match="has only boxes: auxiliary images need masks"):
         translate_dataset(replace(dataset, kind="boxes"), dataset.taxonomy)
+    with pytest.raises(ConfigError, match="4 auxiliary images are images of the dataset itself"):
+        AuxiliarySpec(aux_dataset=tmp_path / "set").read(dataset, threads=1)
 
 
 class EmbeddedPredictor(FakePredictor):
