@@ -18,18 +18,12 @@ from model.drift import STATISTICS, build_histograms, population_stability_index
 from model.postprocessing.panoptic import Segmentation, Statistic, output_statistics
 
 Stage = Literal["read", "decode", "queue", "infer", "merge", "encode"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
 Outcome = Literal["ok", "client_error", "rejected", "timeout", "cancelled", "error"]
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 ModelState = Literal["loading", "ready", "failed", "restarting", "draining"]
-MODEL_STATES: tuple[ModelState, ...] = get_args(ModelState)
 VersionRole = Literal["loading", "active", "canary", "shadow", "standby", "failed", "unloaded", "missing_from_registry"]
-VERSION_ROLES: tuple[VersionRole, ...] = get_args(VersionRole)
 ReleaseReason = Literal["max_batch_size", "max_queue_delay", "deadline", "shutdown"]
 """Why a batch was run: it is full, its first image has waited long enough, a deadline is close, or the server stops."""
-RELEASE_REASONS: tuple[ReleaseReason, ...] = get_args(ReleaseReason)
 RollbackCause = Literal["load_failed", "errors", "latency", "drift"]
-ROLLBACK_CAUSES: tuple[RollbackCause, ...] = get_args(RollbackCause)
 
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
 _STAGE_BUCKETS_S = tuple(0.0005 * 2**power for power in range(15))
@@ -76,19 +70,19 @@ class Telemetry:
 
     def set_state(self, state: ModelState) -> None:
         """Set the state of the process in `useg_model_state`."""
-        for each in MODEL_STATES:
+        for each in get_args(ModelState):
             self.model_state.labels(each).set(each == state)
 
     def set_version_roles(self, model: str, roles: Mapping[str, VersionRole]) -> None:
         """Set the roles of a model's versions; versions that are not in `roles` lose their series."""
         for version in self._roles.get(model, frozenset()) - roles.keys():
-            for each in VERSION_ROLES:
+            for each in get_args(VersionRole):
                 self.model_version_state.remove(model, version, each)
         for version, role in roles.items():
-            for each in VERSION_ROLES:
+            for each in get_args(VersionRole):
                 self.model_version_state.labels(model, version, each).set(each == role)
         self._roles[model] = frozenset(roles)
-        for cause in ROLLBACK_CAUSES:
+        for cause in get_args(RollbackCause):
             self.rollbacks.labels(model, cause)
 
     def init_series(self, contract: Contract) -> None:
@@ -96,12 +90,12 @@ class Telemetry:
         version = (contract.name, contract.version)
         for task in TASKS:
             self.request_duration.labels(task)
-            for outcome in OUTCOMES:
+            for outcome in get_args(Outcome):
                 self.requests.labels(*version, task, outcome)
         for size in contract.input_sizes:
-            for reason in RELEASE_REASONS:
+            for reason in get_args(ReleaseReason):
                 self.batch_size.labels(f"{size.height_px}x{size.width_px}", reason)
-        for stage in STAGES:
+        for stage in get_args(Stage):
             self.stage_duration.labels(stage)
         for histogram in self.output_histograms:
             histogram.labels(*version)

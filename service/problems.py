@@ -128,8 +128,8 @@ def make_error_response(error: Exception, request_id: str, path: str = "") -> Re
         headers["Vary"] = "Accept"
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="useg"'
-    if isinstance(error, QueueFull | NotReady):
-        headers["Retry-After"] = str(_retry_after_s(error))
+    if retry_after_ms := body.get("retry_after_ms"):
+        headers["Retry-After"] = str(retry_after_ms // 1000)
     if path.startswith(OIP_PREFIX):
         return Response(orjson.dumps({"error": body["detail"]}), body["status"], headers, "application/json")
     return Response(orjson.dumps(body), body["status"], headers, PROBLEM_MEDIA_TYPE)
@@ -148,8 +148,10 @@ def make_problem(error: Exception, request_id: str) -> dict[str, Any]:
     if problem_type is INTERNAL_ERROR:
         logger.error("request %s failed", request_id, exc_info=error)
         body["detail"] = f"internal error; the server's log has the cause under request {request_id}"
-    if isinstance(error, QueueFull | NotReady):
-        body["retry_after_ms"] = _retry_after_s(error) * 1000
+    if isinstance(error, QueueFull):
+        body["retry_after_ms"] = max(1, error.retry_after_s) * 1000
+    elif isinstance(error, NotReady):
+        body["retry_after_ms"] = _NOT_READY_RETRY_S * 1000
     return body
 
 
@@ -167,10 +169,6 @@ def reference(*schemas: type[BaseModel]) -> dict[str, Any]:
 def document_problems(*statuses: int) -> Responses:
     """Document the errors of a route: the kinds that have one of these statuses."""
     return {status: _document_problem(status) for status in statuses}
-
-
-def _retry_after_s(error: QueueFull | NotReady) -> int:
-    return max(1, error.retry_after_s) if isinstance(error, QueueFull) else _NOT_READY_RETRY_S
 
 
 def _error_detail(error: Exception) -> str:

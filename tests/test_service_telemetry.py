@@ -3,6 +3,7 @@
 import logging
 import sys
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import orjson
@@ -15,7 +16,7 @@ from model.postprocessing.panoptic import Segment, Segmentation, Statistic
 from service.cli import JsonFormatter
 from service.metrics import (
     MIN_DRIFT_SAMPLES,
-    ROLLBACK_CAUSES,
+    RollbackCause,
     Telemetry,
     VersionStats,
     outcome_of_status,
@@ -36,7 +37,7 @@ def test_the_series_of_an_artifact_start_at_zero() -> None:
     assert read.registry.get_sample_value("useg_batch_size_count", batches) == 0.0
     assert read.registry.get_sample_value("useg_stage_duration_seconds_count", {"stage": "encode"}) == 0.0
     read.set_version_roles("a", {"1": "active"})
-    for cause in ROLLBACK_CAUSES:
+    for cause in get_args(RollbackCause):
         assert read.registry.get_sample_value("useg_rollbacks_total", {"model": "a", "cause": cause}) == 0.0
 
 
