@@ -4,30 +4,30 @@ import asyncio
 
 import numpy as np
 import pytest
+from fake_service import RedSession
 
 from model.errors import QueueFull
-from service.inference.queue import AdmissionController, BatchPolicy, FairQueue, ImageBatch, QueuedImage
+from service.inference.batch_scheduler import BatchScheduler
+from service.inference.queue import BatchPolicy, FairQueue, ImageBatch, QueuedImage
+from service.metrics import Telemetry
 from service.requests import RequestContext
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
 
-def make_controller(capacity: int) -> AdmissionController:
-    return AdmissionController(
-        capacity,
-        lambda _context: None,
-        lambda: QueueFull("full", retry_after_s=3),
-    )
+def make_scheduler(capacity: int) -> BatchScheduler:
+    session = RedSession()
+    return BatchScheduler(session, Settings(max_queue_size=capacity - 1), Telemetry(), lambda: session)
 
 
-async def hold(controller: AdmissionController, owner: str, priority: int = 2) -> None:
-    with controller.admit(RequestContext(deadline=0.0, owner=owner, priority=priority)):
+async def hold(scheduler: BatchScheduler, owner: str, priority: int = 2) -> None:
+    with scheduler.admit(RequestContext(deadline=0.0, owner=owner, priority=priority)):
         await asyncio.Event().wait()
 
 
-async def begin(controller: AdmissionController, *owners: str, priority: int = 2) -> list[asyncio.Task[None]]:
-    tasks = [asyncio.create_task(hold(controller, owner, priority)) for owner in owners]
+async def begin(scheduler: BatchScheduler, *owners: str, priority: int = 2) -> list[asyncio.Task[None]]:
+    tasks = [asyncio.create_task(hold(scheduler, owner, priority)) for owner in owners]
     for _ in range(5):
         await asyncio.sleep(0)
     return tasks
@@ -45,33 +45,33 @@ async def end(tasks: list[asyncio.Task[None]]) -> None:
 
 
 async def test_one_client_may_hold_all_slots_and_no_more() -> None:
-    controller = make_controller(3)
-    tasks = await begin(controller, *"aaaa")
+    scheduler = make_scheduler(3)
+    tasks = await begin(scheduler, *"aaaa")
     assert see(tasks) == "hhhB"
     await end(tasks[:1])
-    more = await begin(controller, "a")
+    more = await begin(scheduler, "a")
     assert see(more) == "h"
     await end(tasks + more)
 
 
 async def test_a_client_without_a_slot_gets_the_newest_of_the_client_with_most() -> None:
-    controller = make_controller(4)
-    tasks = await begin(controller, *"aaab")
-    tasks += await begin(controller, *"c")
+    scheduler = make_scheduler(4)
+    tasks = await begin(scheduler, *"aaab")
+    tasks += await begin(scheduler, *"c")
     assert see(tasks) == "hhBhh"
-    tasks += await begin(controller, *"d")
+    tasks += await begin(scheduler, *"d")
     assert see(tasks) == "hBBhhh"
-    tasks += await begin(controller, *"bcda")  # each holds one now: none has two more than another
+    tasks += await begin(scheduler, *"bcda")  # each holds one now: none has two more than another
     assert see(tasks) == "hBBhhhBBBB"
     await end(tasks)
 
 
 async def test_an_urgent_request_takes_the_slot_of_the_least_urgent() -> None:
-    controller = make_controller(2)
-    tasks = [*await begin(controller, "a", priority=2), *await begin(controller, "b", priority=3)]
-    tasks += await begin(controller, "a", priority=1)
+    scheduler = make_scheduler(2)
+    tasks = [*await begin(scheduler, "a", priority=2), *await begin(scheduler, "b", priority=3)]
+    tasks += await begin(scheduler, "a", priority=1)
     assert see(tasks) == "hBh"
-    tasks += await begin(controller, "b", priority=3)
+    tasks += await begin(scheduler, "b", priority=3)
     assert see(tasks) == "hBhB"
     await end(tasks)
 

@@ -4,9 +4,10 @@ import asyncio
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -113,6 +114,7 @@ class _Stream:
 class BatchScheduler:
     """A bounded queue in front of a session that runs on threads of its own, one for each stream.
 
+    Each request holds a slot from its headers to its response, so that bodies cannot pile up before the queue.
     Times are in seconds on the running event loop's clock.
     """
 
@@ -133,6 +135,8 @@ class BatchScheduler:
         self._queue_changed = asyncio.Event()
         self._streams = [_Stream() for _ in range(settings.streams)]
         self._loops: list[asyncio.Task[None]] = []
+        self._slots: dict[asyncio.Task[Any] | None, RequestContext] = {}
+        """By the task that holds the slot, the newest last."""
         self.runs = 0
         """Batches that have been run."""
 
@@ -145,6 +149,11 @@ class BatchScheduler:
     def depth(self) -> int:
         """Number of images that wait."""
         return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Number of requests that hold a slot."""
+        return len(self._slots)
 
     @property
     def is_idle(self) -> bool:
@@ -174,6 +183,41 @@ class BatchScheduler:
             self._queue.discard(image)
             image.fail(NotReady("the server is shutting down: try again in a moment"))
         await asyncio.gather(*(stream.thread.stop(_STOP_TIMEOUT_S) for stream in self._streams))
+
+    @contextmanager
+    def admit(self, context: RequestContext) -> Iterator[None]:
+        """Hold a slot for the current task.
+
+        If all slots are taken, a request gets the slot of a less urgent one, or the newest slot of the client that has
+        most, if that has at least two more than its own client (longest queue drop).
+        Raises QueueFull if there is no slot, when it is revoked, and as `check_wait`.
+        """
+        self.check_wait(context)
+        if len(self._slots) >= self._settings.max_queue_size + self._settings.streams * self._settings.max_batch_size:
+            self._revoke_slot(context)
+        task = asyncio.current_task()
+        self._slots[task] = context
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task and task not in self._slots and task.uncancel() == 0:
+                raise self.make_queue_full() from None
+            raise
+        finally:
+            self._slots.pop(task, None)
+
+    def _revoke_slot(self, context: RequestContext) -> None:
+        counts = Counter(each.owner for each in self._slots.values())
+        lowest = max(each.priority for each in self._slots.values())
+        # Among equals the last one: the newest request has cost least so far.
+        candidates = [task for task, each in reversed(self._slots.items()) if each.priority == lowest]
+        victim = max(candidates, key=lambda task: counts[self._slots[task].owner])
+        has_more = counts[self._slots[victim].owner] >= counts[context.owner] + 2 and context.priority <= lowest
+        if not has_more and context.priority >= lowest:
+            raise self.make_queue_full()
+        del self._slots[victim]
+        if victim:
+            victim.cancel()
 
     async def submit(
         self,

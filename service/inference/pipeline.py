@@ -32,7 +32,6 @@ from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_segments
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.live_category_names import LiveCategoryNames
-from service.inference.queue import AdmissionController
 from service.metrics import RequestRecord, Telemetry, VersionStats
 from service.requests import LOWEST_PRIORITY, FormatName, RequestContext, SegmentOptions
 from service.settings import Settings
@@ -111,11 +110,6 @@ class Pipeline:
         self.scheduler = BatchScheduler(_unwrap(session), settings, telemetry, self._reload)
         self._load = load
         self._loaded = (contract, session)
-        self.admission = AdmissionController(
-            settings.max_queue_size + settings.streams * settings.max_batch_size,
-            self.scheduler.check_wait,
-            self.scheduler.make_queue_full,
-        )
         codec_threads = settings.streams * settings.intra_op_threads
         self.max_concurrent_images = codec_threads + settings.streams * settings.max_batch_size
         """Images of one request that are segmented at once, so that other requests have room."""
@@ -143,7 +137,7 @@ class Pipeline:
     @property
     def is_idle(self) -> bool:
         """Whether no request is at work."""
-        return not self.admission.in_flight and self.scheduler.is_idle
+        return not self.scheduler.in_flight and self.scheduler.is_idle
 
     async def start(self) -> None:
         """Start to accept images."""

@@ -1,17 +1,15 @@
-"""Admission of requests, the queue of their images, and the policy that makes batches of them."""
+"""The queue of images, and the policy that makes batches of them."""
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from model.errors import DeadlineExceeded, QueueFull
+from model.errors import DeadlineExceeded
 from model.network_io import RawOutputs
 from service.metrics import ReleaseReason
 from service.requests import RequestContext
@@ -205,59 +203,3 @@ class BatchPolicy:
         if slack_s <= 0.0:
             return "deadline", 0.0
         return None, min(delay_s, slack_s)
-
-
-class AdmissionController:
-    """Each request holds a slot from its headers to its response, so that bodies cannot pile up before the queue.
-
-    If all slots are taken, a new request gets the slot of a less urgent request, or the newest slot of the client that
-    has most, if that has at least two more than its own client (longest queue drop). Else it is rejected.
-    """
-
-    def __init__(
-        self,
-        capacity: int,
-        check_wait: Callable[[RequestContext], None],
-        make_queue_full: Callable[[], QueueFull],
-    ) -> None:
-        """`check_wait` raises QueueFull for a request that would wait too long; `make_queue_full` makes that error."""
-        self._capacity = capacity
-        self._check_wait = check_wait
-        self._make_queue_full = make_queue_full
-        self._slots: dict[asyncio.Task[Any] | None, RequestContext] = {}
-        """By the task that holds the slot, the newest last."""
-
-    @property
-    def in_flight(self) -> int:
-        """Number of requests that hold a slot."""
-        return len(self._slots)
-
-    @contextmanager
-    def admit(self, context: RequestContext) -> Iterator[None]:
-        """Hold a slot for the current task. Raises QueueFull if there is none, or when it is revoked."""
-        self._check_wait(context)
-        if len(self._slots) >= self._capacity:
-            self._revoke_slot(context)
-        task = asyncio.current_task()
-        self._slots[task] = context
-        try:
-            yield
-        except asyncio.CancelledError:
-            if task and task not in self._slots and task.uncancel() == 0:
-                raise self._make_queue_full() from None
-            raise
-        finally:
-            self._slots.pop(task, None)
-
-    def _revoke_slot(self, context: RequestContext) -> None:
-        counts = Counter(each.owner for each in self._slots.values())
-        lowest = max(each.priority for each in self._slots.values())
-        # Among equals the last one: the newest request has cost least so far.
-        candidates = [task for task, each in reversed(self._slots.items()) if each.priority == lowest]
-        victim = max(candidates, key=lambda task: counts[self._slots[task].owner])
-        has_more = counts[self._slots[victim].owner] >= counts[context.owner] + 2 and context.priority <= lowest
-        if not has_more and context.priority >= lowest:
-            raise self._make_queue_full()
-        del self._slots[victim]
-        if victim:
-            victim.cancel()

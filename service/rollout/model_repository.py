@@ -150,7 +150,7 @@ class ModelRepository:
         metrics, loaded = self._telemetry, self._list_loaded()
         metrics.queue_depth.set(sum(pipeline.scheduler.depth for pipeline in loaded))
         metrics.queue_capacity.set(len(loaded) * self._settings.max_queue_size)
-        metrics.requests_in_flight.set(sum(pipeline.admission.in_flight for pipeline in loaded))
+        metrics.requests_in_flight.set(sum(pipeline.scheduler.in_flight for pipeline in loaded))
         for pipeline in loaded:
             pipeline.stats.publish_drift()
         active = [router.active for router in self.routers.by_name.values() if router.active]

@@ -56,7 +56,7 @@ class Route:
         failed, contract = self.pipeline.contract, fallback.contract
         logger.warning("%s %s failed, falling back to %s: %r", failed.name, failed.version, contract.version, error)
         try:
-            with fallback.admission.admit(self.context):
+            with fallback.scheduler.admit(self.context):
                 result = await call(fallback, self.context)
         except Exception as second:
             raise error from second
@@ -125,7 +125,7 @@ class TrafficRouter:
             for index, pipeline in enumerate(candidates):
                 is_last = index == len(candidates) - 1
                 try:
-                    stack.enter_context(pipeline.admission.admit(context))
+                    stack.enter_context(pipeline.scheduler.admit(context))
                 except (QueueFull, NotReady):
                     if is_last:
                         raise

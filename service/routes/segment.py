@@ -172,7 +172,7 @@ async def decode(
     Send one image, as to `/v1/segment`.
     """
     pipeline = get_state(request).model_repository.get_ready_pipeline()
-    with pipeline.admission.admit(context):
+    with pipeline.scheduler.admit(context):
         uploads = await read_uploads(request, context.deadline)
         if uploads.is_batch:
             raise InvalidParameter("several images: send one")
