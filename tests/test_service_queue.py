@@ -1,6 +1,8 @@
 """Admission, the fair queue, and when a batch runs."""
 
 import asyncio
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from fake_service import RedSession
 
 from model.errors import QueueFull
 from service.inference.batch_scheduler import BatchScheduler
-from service.inference.queue import BatchPolicy, FairQueue, ImageBatch, QueuedImage
+from service.inference.queue import BatchQueue, ImageBatch, QueuedImage
 from service.metrics import Telemetry
 from service.requests import RequestContext
 from service.settings import Settings
@@ -84,29 +86,36 @@ def make_item(name: int, owner: str = "", priority: int = 2, shape: tuple[int, i
     return QueuedImage(pixels=np.full(shape, name, np.uint8), size=(2, 2), context=context, submitted=0.0)
 
 
-def fill(*items: QueuedImage) -> FairQueue:
-    queue = FairQueue()
+def fill(*items: QueuedImage, **settings: Any) -> BatchQueue:
+    queue = BatchQueue(Settings(**{"max_batch_size": 4, "max_queue_delay_ms": 2000.0, **settings}))
     for item in items:
         queue.put(item)
     return queue
 
 
-def name(items: list[QueuedImage]) -> list[int]:
+def take(queue: BatchQueue, now: float) -> ImageBatch:
+    batch = queue.take_batch(now)
+    assert isinstance(batch, ImageBatch)
+    return batch
+
+
+def name(items: Iterable[QueuedImage]) -> list[int]:
     return [int(item.pixels.max()) for item in items]
 
 
 async def test_clients_take_turns_however_many_images_one_has_sent() -> None:
     queue = fill(*(make_item(i, "greedy") for i in range(1, 6)), make_item(6, "modest"), make_item(7, "third"))
-    assert name(queue.take(SQUARE, 4)) == [1, 6, 7, 2]
+    assert name(take(queue, 0.0).images) == [1, 6, 7, 2]
     queue.put(make_item(8, "modest"))
-    assert name(queue.take(SQUARE, 9)) == [3, 8, 4, 5]
-    assert (len(queue), queue.list_shapes()) == (0, [])
+    assert name(take(queue, 0.0).images) == [3, 8, 4, 5]
+    assert len(queue) == 0
 
 
 async def test_urgent_images_come_first_and_others_fill_the_batch() -> None:
-    queue = fill(make_item(1, priority=3), make_item(2), make_item(3, priority=1), make_item(4))
-    assert name(queue.take(SQUARE, 3)) == [3, 2, 4]
-    assert name(list(queue)) == [1]
+    images = make_item(1, priority=3), make_item(2), make_item(3, priority=1), make_item(4)
+    queue = fill(*images, max_batch_size=3)
+    assert name(take(queue, 0.0).images) == [3, 2, 4]
+    assert name(queue) == [1]
 
 
 SMALL, LARGE = (3, 10, 10), (3, 20, 20)
@@ -119,35 +128,24 @@ def wait(
     return QueuedImage(pixels=np.zeros(shape, np.uint8), size=(2, 2), context=context, submitted=submitted)
 
 
-def make_policy(max_batch_size: int = 4, max_queue_delay_s: float = 2.0, max_batch_pixels: int = 10_000) -> BatchPolicy:
-    delay_ms = 1000 * max_queue_delay_s
-    return BatchPolicy(
-        Settings(max_batch_size=max_batch_size, max_queue_delay_ms=delay_ms, max_batch_pixels=max_batch_pixels)
-    )
-
-
-def describe(choice: ImageBatch | float | None) -> tuple[str, int]:
-    assert isinstance(choice, ImageBatch)
-    return choice.reason, len(choice.images)
+def describe(batch: ImageBatch) -> tuple[str, int]:
+    return batch.reason, len(batch.images)
 
 
 async def test_a_batch_runs_when_its_first_image_has_waited_long_enough() -> None:
     queue = fill(wait(submitted=1.0), wait(submitted=2.5))
-    policy = make_policy()
-    assert policy.choose(queue, 2.5) == 0.5
-    assert describe(policy.choose(queue, 3.0)) == ("max_queue_delay", 2)
+    assert queue.take_batch(2.5) == 0.5
+    assert describe(take(queue, 3.0)) == ("max_queue_delay", 2)
 
 
 async def test_a_batch_runs_in_time_for_its_closest_deadline() -> None:
-    policy = make_policy(max_queue_delay_s=50.0)
-    policy.record(SMALL, 2.0)
-    queue = fill(wait(), wait(deadline=10.0))
-    assert policy.choose(queue, 6.0) == pytest.approx(1.0)  # one and a half runs before the deadline
-    assert describe(policy.choose(queue, 7.0)) == ("deadline", 2)
+    queue = fill(wait(), wait(deadline=10.0), max_queue_delay_ms=50_000.0)
+    queue.record(SMALL, 2.0)
+    assert queue.take_batch(6.0) == pytest.approx(1.0)  # one and a half runs before the deadline
+    assert describe(take(queue, 7.0)) == ("deadline", 2)
 
 
 async def test_the_pixel_limit_makes_batches_of_large_inputs_smaller() -> None:
-    policy = make_policy(max_batch_size=8, max_batch_pixels=900)
-    assert [policy.batch_limit(shape) for shape in (SMALL, LARGE, (3, 50, 50))] == [8, 2, 1]
-    queue = fill(*(wait(shape=LARGE) for _ in range(3)))
-    assert describe(policy.choose(queue, 0.0)) == ("max_batch_size", 2)
+    for shape, limit in ((SMALL, 8), (LARGE, 2), ((3, 50, 50), 1)):
+        queue = fill(*(wait(shape=shape) for _ in range(9)), max_batch_size=8, max_batch_pixels=900)
+        assert describe(take(queue, 0.0)) == ("max_batch_size", limit)

@@ -19,8 +19,7 @@ from model.backends.session import Session
 from model.errors import InferenceError, NotReady, QueueFull
 from model.network_io import RawOutputs
 from service.inference.queue import (
-    BatchPolicy,
-    FairQueue,
+    BatchQueue,
     ImageBatch,
     InferenceResult,
     QueuedImage,
@@ -130,8 +129,7 @@ class BatchScheduler:
         self._settings = settings
         self._telemetry = telemetry
         self._reload = reload
-        self._queue = FairQueue()
-        self._policy = BatchPolicy(settings)
+        self._queue = BatchQueue(settings)
         self._queue_changed = asyncio.Event()
         self._streams = [_Stream() for _ in range(settings.streams)]
         self._loops: list[asyncio.Task[None]] = []
@@ -170,7 +168,7 @@ class BatchScheduler:
 
     def drain(self) -> None:
         """Run batches without waiting for more images."""
-        self._policy.is_draining = True
+        self._queue.is_draining = True
         self._queue_changed.set()
 
     async def stop(self) -> None:
@@ -254,7 +252,7 @@ class BatchScheduler:
         ahead = len(self._queue) + len(self._running)
         return QueueFull(
             f"the queue is full, {ahead} images are waiting: try again later",
-            retry_after_s=max(1, math.ceil(self._policy.estimate_wait(ahead))),
+            retry_after_s=max(1, math.ceil(self._queue.estimate_wait(ahead))),
         )
 
     def check_wait(self, context: RequestContext, images: int = 1) -> None:
@@ -263,11 +261,11 @@ class BatchScheduler:
             raise self.make_queue_full()
         ahead = len(self._running) + self._queue.count_ahead(context)
         time_left_s = context.deadline - asyncio.get_running_loop().time()
-        if not ahead or not self._policy.is_measured or time_left_s <= 0.0:
+        if not ahead or not self._queue.is_measured or time_left_s <= 0.0:
             return
         # A queue that outlasts the clients' timeouts would only be worked off for those who have given up.
-        is_late = self._policy.estimate_wait(ahead + images) > _MAX_WAIT_FRACTION * time_left_s
-        if is_late or self._policy.estimate_wait(ahead) > self._settings.max_queue_wait_s:
+        is_late = self._queue.estimate_wait(ahead + images) > _MAX_WAIT_FRACTION * time_left_s
+        if is_late or self._queue.estimate_wait(ahead) > self._settings.max_queue_wait_s:
             raise self.make_queue_full()
 
     async def _run_batches(self, stream: _Stream) -> None:
@@ -296,7 +294,7 @@ class BatchScheduler:
             for image in [each for each in self._queue if each.future.done() or each.context.deadline <= loop.time()]:
                 self._queue.discard(image)
                 image.fail(make_deadline_error())
-            choice = self._policy.choose(self._queue, loop.time())
+            choice = self._queue.take_batch(loop.time())
             if isinstance(choice, ImageBatch):
                 return choice
             with suppress(TimeoutError):
@@ -318,7 +316,7 @@ class BatchScheduler:
             await self._split(stream, images, error)
             return
         infer_s = loop.time() - started
-        self._policy.record(images[0].pixels.shape, infer_s)
+        self._queue.record(images[0].pixels.shape, infer_s)
         for image, raw in zip(images, outputs, strict=True):
             if raw is None:
                 self._telemetry.inference_failures.inc()
@@ -336,7 +334,7 @@ class BatchScheduler:
             images[0].fail(no_memory if out_of_memory else error)
             return
         if out_of_memory:
-            self._policy.halve_limit(images[0].pixels.shape, len(images))
+            self._queue.halve_limit(images[0].pixels.shape, len(images))
         logger.warning("a batch of %d failed (%s), retrying in halves", len(images), type(error).__name__)
         self._telemetry.batch_splits.labels("memory" if out_of_memory else "error").inc()
         middle = (len(images) + 1) // 2

@@ -61,60 +61,6 @@ class QueuedImage:
             self.future.exception()  # mark it as retrieved: asyncio warns if the client has disconnected
 
 
-class FairQueue:
-    """Images by priority, then round robin over the clients; each input size is taken by itself."""
-
-    def __init__(self) -> None:
-        self._images: list[QueuedImage] = []
-        self._turns: dict[str, int] = {}
-        """Place of each waiting client in the round."""
-        self._next_turn = count()
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __iter__(self) -> Iterator[QueuedImage]:
-        """Iterate over all images, in the order of submission."""
-        return iter(self._images)
-
-    def list_shapes(self) -> list[Shape]:
-        """Return the input sizes with waiting images."""
-        return list(dict.fromkeys(image.pixels.shape for image in self._images))
-
-    def list_images(self, shape: Shape) -> list[QueuedImage]:
-        """Return the images that wait in one input size."""
-        return [image for image in self._images if image.pixels.shape == shape]
-
-    def count_ahead(self, context: RequestContext) -> int:
-        """Return how many images would run before a new one of this client."""
-        urgent = sum(image.context.priority < context.priority for image in self._images)
-        equal = Counter(image.context.owner for image in self._images if image.context.priority == context.priority)
-        own = equal.pop(context.owner, 0)
-        return urgent + own + sum(min(number, own + 1) for number in equal.values())
-
-    def put(self, image: QueuedImage) -> None:
-        self._images.append(image)
-        self._turns.setdefault(image.context.owner, next(self._next_turn))
-
-    def take(self, shape: Shape, max_images: int) -> list[QueuedImage]:
-        """Remove and return up to `max_images` of an input size; a served client goes behind the others."""
-        taken: list[QueuedImage] = []
-        while len(taken) < max_images and (waiting := self.list_images(shape)):
-            taken.append(min(waiting, key=lambda each: (each.context.priority, self._turns[each.context.owner])))
-            self.discard(taken[-1])
-            if (owner := taken[-1].context.owner) in self._turns:
-                self._turns[owner] = next(self._next_turn)
-        return taken
-
-    def discard(self, image: QueuedImage) -> None:
-        """Remove an image if it is still in the queue."""
-        if image in self._images:
-            self._images.remove(image)
-            owner = image.context.owner
-            if not any(each.context.owner == owner for each in self._images):
-                del self._turns[owner]
-
-
 def make_deadline_error() -> DeadlineExceeded:
     """Return the error of an image whose result is not ready in time."""
     return DeadlineExceeded("the image was not segmented within the timeout: send fewer at once, or try again")
@@ -134,11 +80,18 @@ class ImageBatch:
         return height, width
 
 
-class BatchPolicy:
-    """Runs a batch when it is full, has waited long enough, or a deadline is close; each has one input size."""
+class BatchQueue:
+    """The images that wait, and when a batch runs: if it is full, has waited long enough, or a deadline is close.
+
+    A batch has one input size. Images come by priority, then round robin over the clients.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._images: list[QueuedImage] = []
+        self._turns: dict[str, int] = {}
+        """Place of each waiting client in the round."""
+        self._next_turn = count()
         self._run_s = _INITIAL_RUN_S
         self._reduced: dict[Shape, tuple[int, int]] = {}
         """Maximum batch size of input sizes that were short of memory, and successful runs since."""
@@ -147,18 +100,42 @@ class BatchPolicy:
         self.is_draining = False
         """Run batches without waiting for more images."""
 
-    def batch_limit(self, shape: Shape) -> int:
-        """Return the maximum batch size of an input size: by the setting, its pixels, and the memory it took."""
-        by_pixels = max(1, self._settings.max_batch_pixels // (shape[-1] * shape[-2]))
-        by_memory, _ = self._reduced.get(shape, (self._settings.max_batch_size, 0))
-        return min(self._settings.max_batch_size, by_pixels, by_memory)
+    def __len__(self) -> int:
+        return len(self._images)
 
-    def choose(self, queue: FairQueue, now: float) -> ImageBatch | float | None:
-        """Take the next batch from the queue; else return the seconds until one is due; None if the queue is empty."""
+    def __iter__(self) -> Iterator[QueuedImage]:
+        """Iterate over all images, in the order of submission."""
+        return iter(self._images)
+
+    def count_ahead(self, context: RequestContext) -> int:
+        """Return how many images would run before a new one of this client."""
+        urgent = sum(image.context.priority < context.priority for image in self._images)
+        equal = Counter(image.context.owner for image in self._images if image.context.priority == context.priority)
+        own = equal.pop(context.owner, 0)
+        return urgent + own + sum(min(number, own + 1) for number in equal.values())
+
+    def estimate_wait(self, images: int) -> float:
+        """Return the seconds that this many images will take."""
+        return -(-images // (self._settings.max_batch_size * self._settings.streams)) * self._run_s
+
+    def put(self, image: QueuedImage) -> None:
+        self._images.append(image)
+        self._turns.setdefault(image.context.owner, next(self._next_turn))
+
+    def discard(self, image: QueuedImage) -> None:
+        """Remove an image if it is still in the queue."""
+        if image in self._images:
+            self._images.remove(image)
+            owner = image.context.owner
+            if not any(each.context.owner == owner for each in self._images):
+                del self._turns[owner]
+
+    def take_batch(self, now: float) -> ImageBatch | float | None:
+        """Remove and return the next batch; else return the seconds until one is due; None if the queue is empty."""
         due: list[tuple[tuple[int, float], Shape, ReleaseReason]] = []
         next_due_s: float | None = None
-        for shape in queue.list_shapes():
-            images = queue.list_images(shape)
+        for shape in {image.pixels.shape for image in self._images}:
+            images = [image for image in self._images if image.pixels.shape == shape]
             oldest = min(image.submitted for image in images)
             deadline = min(image.context.deadline for image in images)
             reason, wait_s = self._release(shape, len(images), now - oldest, deadline - now)
@@ -168,11 +145,7 @@ class BatchPolicy:
         if not due:
             return next_due_s
         _, shape, reason = min(due)
-        return ImageBatch(images=queue.take(shape, self.batch_limit(shape)), reason=reason)
-
-    def estimate_wait(self, images: int) -> float:
-        """Return the seconds that this many images will take."""
-        return -(-images // (self._settings.max_batch_size * self._settings.streams)) * self._run_s
+        return ImageBatch(images=self._take(shape), reason=reason)
 
     def record(self, shape: Shape, run_s: float) -> None:
         """Record a successful run."""
@@ -188,13 +161,32 @@ class BatchPolicy:
         """Halve the maximum batch size of an input size: there was not enough memory for `count` images."""
         self._reduced[shape] = (max(1, count // 2), 0)
 
+    def _limit(self, shape: Shape) -> int:
+        """Return the maximum batch size of an input size: by the setting, its pixels, and the memory it took."""
+        by_pixels = max(1, self._settings.max_batch_pixels // (shape[-1] * shape[-2]))
+        by_memory, _ = self._reduced.get(shape, (self._settings.max_batch_size, 0))
+        return min(self._settings.max_batch_size, by_pixels, by_memory)
+
+    def _take(self, shape: Shape) -> list[QueuedImage]:
+        """Remove and return the next images of an input size; a served client goes behind the others."""
+        taken: list[QueuedImage] = []
+        waiting = [image for image in self._images if image.pixels.shape == shape]
+        while waiting and len(taken) < self._limit(shape):
+            image = min(waiting, key=lambda each: (each.context.priority, self._turns[each.context.owner]))
+            taken.append(image)
+            waiting.remove(image)
+            self.discard(image)
+            if image.context.owner in self._turns:
+                self._turns[image.context.owner] = next(self._next_turn)
+        return taken
+
     def _release(
         self, shape: Shape, count: int, age_s: float, time_left_s: float
     ) -> tuple[ReleaseReason | None, float]:
         """Return why a batch of this input size runs now, else None and the seconds until it will."""
         delay_s = self._settings.max_queue_delay_ms / 1000 - age_s
         slack_s = time_left_s - _DEADLINE_FACTOR * self._run_s
-        if count >= self.batch_limit(shape):
+        if count >= self._limit(shape):
             return "max_batch_size", 0.0
         if self.is_draining:
             return "shutdown", 0.0
