@@ -10,6 +10,7 @@ category is listed.
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,12 +28,8 @@ from model.postprocessing.panoptic import Segment, Segmentation
 
 MaskFormat = Literal["rle", "polygons"]
 
-_DIGIT_BITS = 5
-_CONTINUES = 32
-_SIGN = 16
-_FIRST_CHARACTER = 48
-_MAX_DIGITS = 7
-"""For 32 bits, five at a time."""
+_COUNTS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
+"""Compressed runs: characters from "0" are five bits each, lowest first, seven for 32 bits; from "P" one follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,9 @@ def encode_label_map(labels: Shaped[np.ndarray, "H W"], ids: list[int]) -> list[
     """Return the RLE of each id, which must not be negative."""
     if not ids:
         return []
-    column_major = _flatten_columns(labels)
+    if labels.dtype.itemsize > 1 and labels.max() < 256:
+        labels = labels.astype(np.uint8)
+    column_major = np.asarray(cv2.transpose(labels)).ravel()
     starts = np.concatenate([[0], np.flatnonzero(column_major[1:] != column_major[:-1]) + 1])
     ends = np.append(starts[1:], column_major.size)
     values = column_major[starts]
@@ -88,16 +87,14 @@ def parse_counts(text: str) -> Int64[np.ndarray, "L"]:
     pycocotools decodes a text that is too short or damaged without an error, or never ends. Raises ValueError for a
     character or an end that the format does not have; the sum of the runs is not checked.
     """
-    digits = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - _FIRST_CHARACTER
-    if not len(digits) or digits.min() < 0 or digits.max() >= 2 * _CONTINUES or digits[-1] & _CONTINUES:
+    if not _COUNTS.fullmatch(text):
         raise ValueError("not a compressed RLE")
-    ends = np.flatnonzero(digits < _CONTINUES)
+    digits = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
+    ends = np.flatnonzero(digits < 32)
     starts = np.append(0, ends[:-1] + 1)
-    if (ends - starts).max() >= _MAX_DIGITS:
-        raise ValueError("a run of the RLE is too long")
-    shifts = _DIGIT_BITS * (np.arange(len(digits)) - np.repeat(starts, ends - starts + 1))
-    lengths = np.add.reduceat((digits & (_CONTINUES - 1)) << shifts, starts)
-    lengths -= np.where(digits[ends] & _SIGN, 1 << (shifts[ends] + _DIGIT_BITS), 0)
+    shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, ends - starts + 1))
+    lengths = np.add.reduceat((digits & 31) << shifts, starts)
+    lengths -= np.where(digits[ends] & 16, 1 << (shifts[ends] + 5), 0)  # the highest bit of a run is its sign
     for first in (1, 2):  # from the fourth on, runs are stored as the difference to the one two before
         lengths[first::2] = np.cumsum(lengths[first::2])
     return lengths
@@ -269,13 +266,6 @@ def _to_coco_category(category: Category, *, is_thing: bool) -> dict[str, Any]:
 def _to_polygons(rle: Rle) -> list[Polygon]:
     left, top, width, height = rle.bbox
     return mask_to_polygons(decode_rle(rle)[top : top + height, left : left + width], top=top, left=left)
-
-
-def _flatten_columns(labels: Shaped[np.ndarray, "H W"]) -> Shaped[np.ndarray, "HW"]:
-    """Return the map in column-major order, as bytes if the labels allow it."""
-    if labels.dtype.itemsize > 1 and labels.max() < 256:
-        labels = labels.astype(np.uint8)
-    return np.asarray(cv2.transpose(labels)).ravel()
 
 
 def _encode_runs(

@@ -130,10 +130,10 @@ def decode_detections(
         for index in order[is_wanted[order]]
         for component in split_components(masks[index], thresholds)
     ]
-    detections = list(better)
+    detections, max_iou = list(better), thresholds.duplicate_iou_threshold
     packed = _upsample_masks(components, raw.boxes, letterbox, contract, thresholds)
     for (index, _), mask in zip(components, packed, strict=True):
-        if mask and not _is_duplicate(mask, detections, thresholds):
+        if mask and not (max_iou < 1.0 and any(packed_mask_iou(mask, each.mask) > max_iou for each in detections)):
             cluster, score = int(raw.clusters[index]) + 1, float(raw.scores[index])
             detections.append(Detection(cluster=cluster, score=score, mask=mask))
     return detections
@@ -175,11 +175,6 @@ def _upsample_masks(
     elif masks:
         upsampler = BilinearUpsampler((letterbox.map_height, letterbox.map_width), (letterbox.height, letterbox.width))
         yield from upsampler.threshold(np.stack([mask for _, mask in masks]), thresholds.mask_threshold)
-
-
-def _is_duplicate(mask: PackedMask, better: list[Detection], thresholds: Thresholds) -> bool:
-    limit = thresholds.duplicate_iou_threshold
-    return limit < 1.0 and any(packed_mask_iou(mask, each.mask) > limit for each in better)
 
 
 @dataclass(frozen=True, kw_only=True)
