@@ -134,6 +134,7 @@ def test_the_help_of_a_subcommand_describes_every_option(command: str, capsys: p
         (["check", "artifact", "--bakend", "cpu"], "Did you mean --backend?"),
         (["import", "a.pth", "--format", "u2seg", "--out", "run"], "--clusters is required"),
         (["bench", "artifact", "--rounds", "0"], "--rounds"),
+        (["registry", "canary", "registry", "2", "--traffic-fraction", "1.1"], "Must be <= 1"),
     ],
     ids=str,
 )

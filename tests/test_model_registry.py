@@ -206,12 +206,6 @@ def test_a_version_has_one_role_at_a_time() -> None:
         promoted.promote()
 
 
-@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
-def test_a_traffic_fraction_is_above_0_and_at_most_1(fraction: float) -> None:
-    with pytest.raises(RegistryConflict, match="traffic fraction"):
-        TrafficSplit(version="1", traffic_fraction=fraction)
-
-
 def test_the_history_is_bounded_and_every_event_is_a_revision() -> None:
     state = DeploymentState()
     for number in range(MAX_EVENTS + 5):

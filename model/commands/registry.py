@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from cyclopts.types import PositiveFloat
+from cyclopts.validators import Number
 
 from model.errors import ConfigError
 from model.registry.versions import DeploymentState, Registry
@@ -33,7 +33,9 @@ class ChangeOptions:
 
 _NO_OPTIONS = ChangeOptions()
 Change = Annotated[ChangeOptions, Parameter(name="*")]
-TrafficFraction = Annotated[PositiveFloat, Parameter(help="Fraction of the clients or images, above 0, at most 1.")]
+TrafficFraction = Annotated[
+    float, Parameter(validator=Number(gt=0.0, lte=1.0), help="Fraction of the clients or images, above 0, at most 1.")
+]
 
 
 @app.command(name="list")

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from model.contract import CONTRACT_FILE, Contract, read_contract
 from model.errors import ConfigError, ModelNotFound, RegistryConflict, RegistryError, UsegError
@@ -50,12 +51,7 @@ class TrafficSplit:
     """A version that receives a fraction of the traffic."""
 
     version: str
-    traffic_fraction: float
-    """Above 0, at most 1."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.traffic_fraction <= 1.0:
-            raise RegistryConflict(f"a traffic fraction is above 0 and at most 1, got {self.traffic_fraction:g}")
+    traffic_fraction: Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 @dataclass(frozen=True, kw_only=True)
