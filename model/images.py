@@ -358,11 +358,9 @@ def _make_srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransfor
     """Return the mode of the pixels to convert and the transform; None if the profile is sRGB, or not readable."""
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = _PROFILE_MODES.get(given.profile.xcolor_space)
-        if mode is None:
-            return None
+        mode = _PROFILE_MODES[given.profile.xcolor_space]
         transform = ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
+    except (ImageCms.PyCMSError, KeyError, OSError, ValueError):
         return None
     if mode != "RGB":
         return mode, transform
