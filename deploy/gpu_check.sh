@@ -47,8 +47,7 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from model.backends.onnx_to_torch import load_torch_network
-from model.backends.torch_session import TorchSession
+from model.backends.torch_session import TorchSession, load_torch_network
 from model.contract import read_contract
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.roi_heads import DetectionConfig

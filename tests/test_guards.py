@@ -20,8 +20,6 @@ WITH_TORCH = {
     "model/export/precision.py",
     "model/export/export.py",
     "model/export/onnx_graph.py",
-    "model/export/patch_embedding.py",
-    "model/backends/onnx_to_torch.py",
     "model/checkpoints/runs.py",
     "model/backends/torch_session.py",
 }

@@ -1,7 +1,6 @@
 """Loading an artifact checks files, shapes and golden outputs, on every backend."""
 
 import json
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
@@ -10,14 +9,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from tiny import FixedSession
 
 from model.backends.loader import check_golden, load_fastest, load_session, write_golden
 from model.backends.onnx_runtime import PROVIDER_NAMES
-from model.backends.parity import FP32_TOLERANCE, Tolerance, require_equal_outputs
+from model.backends.parity import FP32_TOLERANCE, require_equal_outputs
 from model.backends.session import AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
 from model.contract import Contract
 from model.detail import NetworkInput
-from model.errors import ArtifactError, BackendUnavailable, ConfigError, ContractMismatch, ParityError
+from model.errors import ArtifactError, BackendUnavailable, ContractMismatch, ParityError
 from model.export.export import draw_scene
 from model.export.parity_checks import stack_images
 from model.files import hash_file
@@ -25,18 +25,6 @@ from model.network_io import RawOutputs
 
 PIXELS = np.zeros((2, 3, 8, 8), np.uint8)
 SIZES = np.array([[8, 8], [8, 4]])
-
-
-class FixedSession:
-    """Returns the same outputs for every image."""
-
-    backend = "fixed"
-
-    def __init__(self, output: RawOutputs) -> None:
-        self.output = output
-
-    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-        return [self.output] * len(pixels)
 
 
 def make_outputs(score: float = 0.9, cluster: int = 1, mask: float = 0.8, weak_mask: float = 0.2) -> RawOutputs:
@@ -190,31 +178,13 @@ def test_auto_falls_back_to_onnx_runtime_and_raises_its_error(error: Exception, 
         load_fastest(fail)
 
 
-def test_threads_below_one_are_refused(tiny_artifact: Path) -> None:
-    with pytest.raises(ConfigError, match="threads and streams must be at least 1, got 0"):
-        load_session(tiny_artifact, threads=0)
-
-
 ARTIFACTS = ("tiny_artifact", pytest.param("tiny_cascade_artifact", marks=pytest.mark.slow))
 EVERYWHERE = ("cpu", "torch")
 """Backends that every machine must have."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """An artifact loaded on a backend, and on the CPU for comparison."""
-
-    artifact: Path
-    contract: Contract
-    session: Session
-    reference: Session
-
-    @property
-    def tolerance(self) -> Tolerance:
-        return getattr(self.session, "tolerance", FP32_TOLERANCE)
-
-    def require_equal(self, expected: list[RawOutputs], given: list[RawOutputs], what: str) -> None:
-        require_equal_outputs(expected, given, what, self.tolerance)
+Opened = tuple[Contract, Session, Session]
+"""An artifact loaded on a backend, and on the CPU for comparison."""
 
 
 @pytest.fixture(scope="module", params=ARTIFACTS)
@@ -235,7 +205,7 @@ def opened(request: pytest.FixtureRequest, exported: Path) -> Opened:
     if isinstance(session, HotSwapSession):
         session.wait_ready()
     assert session.backend.split(" ")[0] == backend
-    return Opened(artifact=exported, contract=contract, session=session, reference=load_session(exported, threads=1)[1])
+    return contract, session, load_session(exported, threads=1)[1]
 
 
 def draw(contract: Contract, count: int) -> list[NetworkInput]:
@@ -246,24 +216,28 @@ def draw(contract: Contract, count: int) -> list[NetworkInput]:
 
 
 def test_outputs_equal_those_of_the_cpu_for_every_input_size(opened: Opened) -> None:
-    for input_size in (*opened.contract.input_sizes, *opened.contract.input_sizes):  # sizes alternate
+    contract, session, reference = opened
+    tolerance = getattr(session, "tolerance", FP32_TOLERANCE)
+    for input_size in (*contract.input_sizes, *contract.input_sizes):  # sizes alternate
         scene = stack_images([draw_scene(11, input_size)])
-        given = opened.session.run(*scene)
+        given = session.run(*scene)
         assert given[0].masks.dtype == given[0].semantic.dtype == given[0].boxes.dtype == np.float32
-        opened.require_equal(opened.reference.run(*scene), given, f"{input_size} on {opened.session.backend}")
+        require_equal_outputs(reference.run(*scene), given, f"{input_size} on {session.backend}", tolerance)
 
 
 def test_outputs_of_a_batch_equal_those_of_each_image(opened: Opened) -> None:
-    images = draw(opened.contract, 3)
-    together = opened.session.run(*stack_images(images))
-    alone = [opened.session.run(*stack_images([image]))[0] for image in images]
+    contract, session, _ = opened
+    images = draw(contract, 3)
+    together = session.run(*stack_images(images))
+    alone = [session.run(*stack_images([image]))[0] for image in images]
     assert len(together) == 3
-    opened.require_equal(alone, together, "together and alone")
+    require_equal_outputs(alone, together, "together and alone", getattr(session, "tolerance", FP32_TOLERANCE))
 
 
 def test_outputs_are_not_overwritten_by_the_next_run(opened: Opened) -> None:
-    scene, other = (stack_images([draw_scene(seed, opened.contract.input_sizes[0])]) for seed in (1, 2))
-    output = opened.session.run(*scene)[0]
+    contract, session, _ = opened
+    scene, other = (stack_images([draw_scene(seed, contract.input_sizes[0])]) for seed in (1, 2))
+    output = session.run(*scene)[0]
     kept = {name: value.copy() for name, value in vars(output).items() if value is not None}
-    opened.session.run(*other)
+    session.run(*other)
     assert all(np.array_equal(getattr(output, name), value) for name, value in kept.items())

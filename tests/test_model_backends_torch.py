@@ -11,7 +11,6 @@ import tiny
 import torch
 from torch import Tensor
 
-from model.backends.onnx_to_torch import load_torch_network
 from model.backends.parity import require_equal_outputs
 from model.backends.torch_session import (
     GRAPH_BATCH_SIZES,
@@ -20,6 +19,7 @@ from model.backends.torch_session import (
     TorchPrecision,
     TorchSession,
     capture_cuda_graph,
+    load_torch_network,
 )
 from model.contract import Contract, InputSize, read_contract
 from model.errors import ArtifactError

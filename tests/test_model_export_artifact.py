@@ -12,22 +12,28 @@ import torch
 
 from model.backends.loader import load_session
 from model.backends.onnx_runtime import OnnxSession
-from model.backends.onnx_to_torch import load_torch_network
 from model.backends.session import Session
-from model.backends.torch_session import TorchSession, load_torch_session
+from model.backends.torch_session import TorchSession, load_torch_network, load_torch_session
 from model.checkpoints.runs import RunInfo, load_run
 from model.contract import Contract, InputSize, find_bundled_artifact, read_contract
 from model.embeddings import Category, make_examples
 from model.errors import BackendUnavailable, CheckpointError, ConfigError, ParityError
-from model.export.export import PAPER_INPUT_SIZES, ExportConfig, draw_scene, export_run, make_contract
+from model.export.export import (
+    EMBEDDING_DIM,
+    PAPER_INPUT_SIZES,
+    ExportConfig,
+    NamedEmbedding,
+    draw_scene,
+    export_run,
+    make_contract,
+)
 from model.export.parity_checks import check_batch_invariance, check_parity, stack_images
-from model.export.patch_embedding import EMBEDDING_DIM, NamedEmbedding
-from model.images import letterbox_image, read_image
+from model.export.predictor import ArtifactPredictor
+from model.images import read_image
 from model.network_io import RawOutputs
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MaskTransformer, PatchEmbedding, embedding_layers
 from model.networks.vit import VisionTransformer
-from model.postprocessing.panoptic import postprocess
 
 SCENE = draw_scene(7, InputSize.square(tiny.SIDE_PX))
 
@@ -251,19 +257,11 @@ def test_the_bundled_artifact_finds_an_object_in_most_photos_with_a_clear_subjec
     loaded: tuple[Contract, Session], shared: Path
 ) -> None:
     """The photos are training photos: this checks that the artifact works, not how well."""
-    contract, session = loaded
     subjects = ("airplanes", "Faces", "Leopards", "Motorbikes", "sunflower", "lobster", "starfish", "kangaroo")
     paths = [sorted((shared / "photos").glob(f"caltech_{each}_*"))[0] for each in subjects]
+    predictor = ArtifactPredictor(*loaded)
     found = 0
     for path in paths:
-        photo = read_image(path)
-        pixels, letterbox = letterbox_image(photo.image, contract.input_sizes, contract.stride_px)
-        result = postprocess(
-            session.run(pixels[None], np.array([letterbox.size]))[0],
-            letterbox,
-            contract,
-            "instance",
-            contract.thresholds,
-        )
+        result = predictor.segment(read_image(path).image, "instance")
         found += any(mask.bits.sum() > 0.03 * result.label_map.size for mask in result.masks)
     assert found >= 6

@@ -12,8 +12,8 @@ from onnx import TensorProto
 
 from model.backends.loader import check_golden, load_session
 from model.backends.onnx_runtime import OnnxSession, materialize_fp32
-from model.backends.onnx_to_torch import load_torch_network
 from model.backends.parity import FP16_TOLERANCE, require_equal_outputs
+from model.backends.torch_session import load_torch_network
 from model.checkpoints.runs import load_run
 from model.contract import InputSize, read_contract
 from model.errors import ConfigError

@@ -4,21 +4,23 @@ import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny
-from tiny import make_contract
+from tiny import FixedSession, make_contract
 
 from model.backends.loader import load_session
 from model.backends.openvino import require_int8_instructions
 from model.backends.session import AutoSession
 from model.contract import Int8Accuracy, Thresholds, read_contract
-from model.detail import NetworkInput
+from model.detail import NetworkInput, prepare_image
 from model.errors import BackendUnavailable, ConfigError, ParityError
 from model.export.export import ExportConfig, export_run
+from model.export.parity_checks import stack_images
 from model.export.quantize import MIN_ACCURACY, measure_accuracy, quantize_artifact, require_accuracy
-from model.images import letterbox_image, read_image
+from model.images import read_image
 from model.network_io import RawOutputs
 
 pytestmark = pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantize] is not installed")
@@ -71,17 +73,14 @@ def test_the_contract_describes_the_quantization(int8: Path, tiny_artifact: Path
 def test_int8_predictions_are_similar_to_the_artifacts(int8: Path, photos: Path) -> None:
     contract, session = load_session(int8, backend="openvino-int8", threads=1)
     assert session.backend == "openvino-int8"
-    pixels, placement = letterbox_image(read_image(photos / "3.png").image, contract.input_sizes, contract.stride_px)
-    given = session.run(pixels[None], np.array([placement.size]))[0]
-    exact = load_session(int8, threads=1)[1].run(pixels[None], np.array([placement.size]))[0]
+    photo = stack_images(prepare_image(read_image(photos / "3.png").image, contract).inputs)
+    given, exact = session.run(*photo)[0], load_session(int8, threads=1)[1].run(*photo)[0]
     assert 0.0 < np.abs(given.scores - exact.scores).max() < 0.1
     assert (given.semantic.argmax(0) == exact.semantic.argmax(0)).mean() > 0.9
 
 
 def test_without_int8_instructions_the_backend_is_unavailable(int8: Path) -> None:
-    try:
-        require_int8_instructions()
-    except BackendUnavailable:
+    if not has_int8_instructions():
         with pytest.raises(BackendUnavailable, match="neither VNNI nor AMX"):
             load_session(int8, backend="openvino-int8", threads=1)
         _, session = load_session(int8, backend="auto", threads=1)
@@ -121,32 +120,17 @@ def test_an_int8_stored_artifact_can_be_quantized_twice(tmp_path: Path, tiny_run
     assert list(tmp_path.iterdir()) == [tmp_path / "stored"]
 
 
-@pytest.mark.slow
-def test_fp16_and_cascades_are_not_quantized(tmp_path: Path, tiny_cascade_artifact: Path, photos: Path) -> None:
-    with pytest.raises(ConfigError, match="is a panoptic_cascade, which does not work in int8"):
-        quantize_artifact(tiny_cascade_artifact, photos, min_accuracy=LOOSE)
-    half = Path(shutil.copytree(tiny_cascade_artifact, tmp_path / "half"))
-    replace(read_contract(half), precision="fp16").write(half)
-    with pytest.raises(ConfigError, match="computes in fp16: quantize one of fp32, fp16-stored, int8-stored"):
-        quantize_artifact(half, photos, min_accuracy=LOOSE)
+@pytest.mark.parametrize("changes", [{"precision": "fp16"}, {"network": "panoptic_cascade"}])
+def test_fp16_and_cascades_are_not_quantized(artifact: Path, photos: Path, changes: dict[str, Any]) -> None:
+    replace(read_contract(artifact), **changes).write(artifact)
+    with pytest.raises(ConfigError, match="int8 needs a mask_transformer in one of fp32, fp16-stored, int8-stored"):
+        quantize_artifact(artifact, photos)
 
 
 CONTRACT = make_contract(
     3, 1, stride_px=1, max_detections=1, thresholds=Thresholds(score_threshold=0.3, min_stuff_area_fraction=0.0)
 )
 IMAGE = NetworkInput(pixels=np.zeros((3, 8, 8), np.uint8), size=(8, 8))
-
-
-class FixedSession:
-    """Returns its outputs in turn, one per image."""
-
-    backend = "fixed"
-
-    def __init__(self, *outputs: RawOutputs) -> None:
-        self._outputs = iter(outputs)
-
-    def run(self, pixels: np.ndarray, sizes: np.ndarray) -> list[RawOutputs]:
-        return [next(self._outputs) for _ in pixels]
 
 
 def draw(rows: int, cluster: int = 0, score: float = 0.9) -> RawOutputs:

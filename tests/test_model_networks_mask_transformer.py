@@ -13,7 +13,6 @@ from model.networks.mask_transformer import (
     DecoderOutput,
     MaskDecoder,
     MaskTransformer,
-    intermediate_layers,
     rescore_queries,
     to_network_output,
 )
@@ -71,13 +70,6 @@ def test_normalization_maps_imagenets_mean_to_0_and_one_deviation_to_1() -> None
     # Pixels are whole numbers: rounding is at most 0.5 / 57 of a deviation.
     torch.testing.assert_close(normalize(mean), torch.zeros(1, 3, 1, 1), rtol=0.0, atol=0.01)
     torch.testing.assert_close(normalize(above), torch.ones(1, 3, 1, 1), rtol=0.0, atol=0.01)
-
-
-@pytest.mark.parametrize(
-    ("depth", "layers"), [(4, (0, 1, 2, 3)), (8, (1, 3, 5, 7)), (12, (2, 5, 8, 11)), (24, (5, 11, 17, 23))]
-)
-def test_intermediate_layers_are_the_last_blocks_of_each_quarter(depth: int, layers: tuple[int, ...]) -> None:
-    assert intermediate_layers(depth) == layers
 
 
 def test_outputs_do_not_depend_on_the_batch(network: MaskTransformer) -> None:

@@ -7,7 +7,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from model.backends.onnx_to_torch import load_torch_network
+from model.backends.torch_session import load_torch_network
 from model.checkpoints.dino import load_encoder
 from model.contract import find_bundled_artifact, read_contract
 from model.errors import CheckpointError, ConfigError

@@ -39,20 +39,13 @@ from model.contract import (
     INT8_GOLDEN_FILE,
     NETWORK_FILE,
     Contract,
-    Precision,
     read_contract,
 )
-from model.errors import ArtifactError, BackendUnavailable, ConfigError, UsegError
+from model.errors import ArtifactError, BackendUnavailable, UsegError
 from model.files import load_npz
 
 logger = logging.getLogger(__name__)
 
-_TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": FP32_TOLERANCE,
-    "fp16-stored": FP32_TOLERANCE,
-    "int8-stored": FP32_TOLERANCE,
-    "fp16": FP16_TOLERANCE,
-}
 _FASTEST_FIRST: tuple[ConcreteBackend, ...] = ("tensorrt", "cuda", "openvino-int8", "openvino")
 """Backends that "auto" tries; if none works, it takes the last of all, "cpu"."""
 _KEY_LENGTH = 32
@@ -69,13 +62,11 @@ def load_session(
     """Load an artifact on a backend, and check files, shapes and golden outputs.
 
     Backend "auto" is the fastest one that is available and reproduces the golden outputs; the session is then an
-    `AutoSession`. A TensorRT engine that is not on disk takes minutes to build; until then CUDA, or the CPU, is used
+    `AutoSession`. A TensorRT engine that is not on disk takes minutes to build; until then CUDA is used
     (see `HotSwapSession`). Up to `streams` calls run at once on a CPU, each on `threads` threads; in ONNX Runtime they
     share all threads. OpenVINO stores what it compiled in the folder `compile_cache`, if that is given.
     Raises ArtifactError (files), ContractMismatch (shapes), ParityError (golden outputs) or BackendUnavailable.
     """
-    if threads < 1 or streams < 1:
-        raise ConfigError(f"threads and streams must be at least 1, got {threads} and {streams}")
     contract = read_contract(artifact)
     loader = _Loader(
         artifact=artifact, contract=contract, threads=threads, streams=streams, compile_cache=compile_cache
@@ -111,6 +102,10 @@ class _Loader:
     streams: int
     compile_cache: Path | None
 
+    @property
+    def _tolerance(self) -> Tolerance:
+        return FP16_TOLERANCE if self.contract.precision == "fp16" else FP32_TOLERANCE
+
     def load(self, backend: ConcreteBackend) -> Session:
         """Load the network and check its shapes and golden outputs."""
         match backend:
@@ -128,23 +123,19 @@ class _Loader:
     def _load_onnx(self, backend: OnnxBackend, providers: Sequence[Provider], threads: int) -> OnnxSession:
         session = OnnxSession(self.artifact / NETWORK_FILE, threads=threads, backend=backend, providers=providers)
         session.check_contract(self.contract)
-        check_golden(session, self.artifact / GOLDEN_FILE, _TOLERANCES[self.contract.precision])
+        check_golden(session, self.artifact / GOLDEN_FILE, self._tolerance)
         return session
 
     def _load_tensorrt(self) -> Session:
         require_provider("tensorrt", onnxruntime.get_available_providers(), "this ONNX Runtime only has")
         folder = engine_folder(self.contract, describe_machine())
-        try:
-            first = self.load("cuda")
-        except BackendUnavailable as error:
-            logger.warning("%s; using the CPU until the engine is ready", error)
-            first = self._load_onnx("cpu", CPU_PROVIDERS, self.threads)
+        first = self.load("cuda")
         folder.mkdir(parents=True, exist_ok=True)
         providers = list_tensorrt_providers(self.contract, folder)
         return HotSwapSession(first, partial(self._load_onnx, "tensorrt", providers, self.threads))
 
     def _load_openvino(self, backend: Literal["openvino", "openvino-int8"]) -> Session:
-        network, golden, tolerance = NETWORK_FILE, GOLDEN_FILE, _TOLERANCES[self.contract.precision]
+        network, golden, tolerance = NETWORK_FILE, GOLDEN_FILE, self._tolerance
         if backend == "openvino-int8":
             if self.contract.int8 is None:
                 raise BackendUnavailable("the artifact has no int8 network: add one by `useg quantize`")

@@ -46,7 +46,6 @@ WEIGHTS_FILE = "model_final.pth"
 CONFIG_FILE = "config.yaml"
 _ORIGIN_KEY = "useg"
 """Key of what a run knows beyond weights and step, in checkpoints that `export_detectron2` wrote."""
-_LEVELS = ["p2", "p3", "p4", "p5"]
 _NORMS = {"batch": "BN", "frozen": "FrozenBN", "none": ""}
 
 
@@ -113,13 +112,13 @@ def export_detectron2(run: Path, out: Path) -> None:
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")  # which is YAML, too
 
 
-def make_detectron2_config(
-    config: CascadeConfig, inference: CascadeInferenceConfig, side_px: int = 0
-) -> dict[str, Any]:
+def make_detectron2_config(config: CascadeConfig, inference: CascadeInferenceConfig, side_px: int) -> dict[str, Any]:
     """Return the keys of detectron2's configuration that differ from its defaults.
 
     As U2Seg's configs/COCO-PanopticSegmentation, with the network's own sizes. `side_px` is as in `RunInfo`.
     """
+    stages, levels = ["res2", "res3", "res4", "res5"], ["p2", "p3", "p4", "p5"]
+    proposals, detections = inference.proposals, inference.detections
     model = {
         "META_ARCHITECTURE": "PanopticFPN" if config.stuff_clusters else "GeneralizedRCNN",
         "WEIGHTS": WEIGHTS_FILE,
@@ -127,52 +126,32 @@ def make_detectron2_config(
         **{name.upper(): list(values) for name, values in _NORMALIZATION.items()},
         "BACKBONE": {"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 0},
         "RESNETS": {
-            "DEPTH": 50, "OUT_FEATURES": ["res2", "res3", "res4", "res5"], "STRIDE_IN_1X1": False,
-            "NORM": _NORMS[config.backbone_norm], "STEM_OUT_CHANNELS": config.stem_out_channels,
-            "WIDTH_PER_GROUP": config.bottleneck_channels, "RES2_OUT_CHANNELS": config.res2_out_channels,
+            "OUT_FEATURES": stages, "STRIDE_IN_1X1": False, "NORM": _NORMS[config.backbone_norm],
+            "STEM_OUT_CHANNELS": config.stem_out_channels, "WIDTH_PER_GROUP": config.bottleneck_channels,
+            "RES2_OUT_CHANNELS": config.res2_out_channels,
         },
-        "FPN": {
-            "IN_FEATURES": ["res2", "res3", "res4", "res5"], "OUT_CHANNELS": config.fpn_channels,
-            "NORM": _NORMS[config.fpn_norm],
-        },
-        "ANCHOR_GENERATOR": {"SIZES": [[32], [64], [128], [256], [512]], "ASPECT_RATIOS": [[0.5, 1.0, 2.0]]},
+        "FPN": {"IN_FEATURES": stages, "OUT_CHANNELS": config.fpn_channels, "NORM": _NORMS[config.fpn_norm]},
+        "ANCHOR_GENERATOR": {"SIZES": [[32], [64], [128], [256], [512]]},
         "RPN": {
-            "IN_FEATURES": [*_LEVELS, "p6"], "NMS_THRESH": inference.proposals.nms_threshold,
-            "PRE_NMS_TOPK_TEST": inference.proposals.pre_nms_topk,
-            "POST_NMS_TOPK_TEST": inference.proposals.post_nms_topk,
+            "IN_FEATURES": [*levels, "p6"], "NMS_THRESH": proposals.nms_threshold,
+            "PRE_NMS_TOPK_TEST": proposals.pre_nms_topk, "POST_NMS_TOPK_TEST": proposals.post_nms_topk,
         },
-        **_roi_heads_config(config, inference),
-        "SEM_SEG_HEAD": {
-            "NAME": "SemSegFPNHead", "IN_FEATURES": _LEVELS, "NUM_CLASSES": config.stuff_clusters + 1,
-            "CONVS_DIM": config.sem_seg_conv_dim, "NORM": "GN", "COMMON_STRIDE": 4,
-        },
-    }  # fmt: skip
-    sizes = {"MIN_SIZE_TEST": side_px, "MAX_SIZE_TEST": side_px} if side_px else {}
-    return {
-        "VERSION": 2,
-        "MODEL": model,
-        "INPUT": {"FORMAT": "RGB", **sizes},
-        "TEST": {"DETECTIONS_PER_IMAGE": inference.detections.max_detections},
-    }
-
-
-def _roi_heads_config(config: CascadeConfig, inference: CascadeInferenceConfig) -> dict[str, Any]:
-    pooler = {"POOLER_TYPE": "ROIAlignV2", "POOLER_SAMPLING_RATIO": 0}
-    return {
         "ROI_HEADS": {
-            "NAME": "CascadeROIHeads", "IN_FEATURES": _LEVELS, "NUM_CLASSES": config.thing_clusters,
-            "SCORE_THRESH_TEST": inference.detections.score_threshold,
-            "NMS_THRESH_TEST": inference.detections.nms_threshold,
+            "NAME": "CascadeROIHeads", "IN_FEATURES": levels, "NUM_CLASSES": config.thing_clusters,
+            "SCORE_THRESH_TEST": detections.score_threshold, "NMS_THRESH_TEST": detections.nms_threshold,
         },
         "ROI_BOX_HEAD": {
             "NAME": "FastRCNNConvFCHead", "NUM_FC": 2, "FC_DIM": config.box_fc_dim, "POOLER_RESOLUTION": 7,
-            "CLS_AGNOSTIC_BBOX_REG": True, **pooler,
+            "CLS_AGNOSTIC_BBOX_REG": True,
         },
         "ROI_MASK_HEAD": {
-            "NAME": "MaskRCNNConvUpsampleHead", "NUM_CONV": 4, "CONV_DIM": config.mask_conv_dim,
-            "POOLER_RESOLUTION": 14, "CLS_AGNOSTIC_MASK": config.cls_agnostic_mask, **pooler,
+            "NUM_CONV": 4, "CONV_DIM": config.mask_conv_dim, "CLS_AGNOSTIC_MASK": config.cls_agnostic_mask,
         },
+        "SEM_SEG_HEAD": {"NUM_CLASSES": config.stuff_clusters + 1, "CONVS_DIM": config.sem_seg_conv_dim},
     }  # fmt: skip
+    sizes = {"MIN_SIZE_TEST": side_px, "MAX_SIZE_TEST": side_px} if side_px else {}
+    test = {"DETECTIONS_PER_IMAGE": detections.max_detections}
+    return {"VERSION": 2, "MODEL": model, "INPUT": {"FORMAT": "RGB", **sizes}, "TEST": test}
 
 
 def clean_state_dict(published: StateDict, path: Path) -> StateDict:

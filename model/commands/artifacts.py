@@ -123,8 +123,7 @@ def export(
         return {"weights": str(out / WEIGHTS_FILE), "config": str(out / CONFIG_FILE)}
     import torch  # not installed with the service
 
-    from model.export.export import ExportConfig, export_run
-    from model.export.patch_embedding import MAX_PHOTOS, NamedEmbedding
+    from model.export.export import MAX_PHOTOS, ExportConfig, NamedEmbedding, export_run
     from model.export.predictor import sample_photos
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed

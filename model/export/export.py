@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,21 +15,24 @@ from model.backends.loader import check_golden, write_golden
 from model.backends.onnx_runtime import OnnxSession
 from model.backends.parity import EXPORT_TOLERANCE, FP16_TOLERANCE, FP32_TOLERANCE, Tolerance
 from model.backends.session import Session
-from model.backends.torch_session import TorchSession
+from model.backends.torch_session import TorchSession, load_torch_network
+from model.checkpoints.dino import is_same_encoder
 from model.checkpoints.runs import RunInfo, load_run
 from model.contract import CONTRACT_FILE, GOLDEN_FILE, NETWORK_FILE, Contract, InputSize, Precision, Thresholds
 from model.detail import NetworkInput, prepare_image
+from model.embeddings import CategoryExamples, fit_whitening
 from model.errors import ConfigError
 from model.export.onnx_graph import MIN_DYNAMIC_SIDE_PX, round_to_fp16, write_graph
 from model.export.parity_checks import check_batch_invariance, check_parity, stack_images
-from model.export.patch_embedding import NamedEmbedding, fit_patch_embedding
 from model.export.precision import round_to_int8
 from model.files import atomic_directory, hash_file
+from model.images import letterbox_image
 from model.networks.backbones import STAGE_STRIDES_PX
-from model.networks.interface import Network
-from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer
+from model.networks.interface import Network, normalize
+from model.networks.mask_transformer import MASK_STRIDE_PX, MaskTransformer, PatchEmbedding, embedding_layers
 from model.networks.panoptic_cascade import PanopticCascade, fold_batch_norms
 from model.networks.roi_heads import MASK_SIZE
+from model.networks.vit import VisionTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,10 @@ PAPER_INPUT_SIZES = tuple(
 TRANSFORMER_THRESHOLDS = Thresholds(mask_threshold=0.4, min_component_area_fraction=0.25)
 """For a mask transformer, whose masks are slightly small and sometimes join objects; see docs/experiments."""
 _SCENES_PER_SIZE = 2
+EMBEDDING_DIM = 64
+MAX_PHOTOS = 200
+"""Photos that are sufficient to fit the embedding."""
+_PATCHES_PER_PHOTO = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,34 @@ class ExportConfig:
     """Empty: the square that the network was trained for, or the paper's sizes."""
     low_input_sizes: tuple[InputSize, ...] = ()
     """Input sizes of detail "low"."""
+
+
+class NamedEmbedding(NamedTuple):
+    """The embedding of an artifact and its examples."""
+
+    artifact: Path
+    contract: Contract
+    """With the names that apply to the artifact."""
+
+    @property
+    def examples(self) -> CategoryExamples | None:
+        """The examples, for a network with other clusters: names that users gave to clusters do not apply to it."""
+        examples = self.contract.examples
+        return replace(examples, except_clusters=()) if examples else None
+
+    def load(self, encoder: VisionTransformer) -> PatchEmbedding | None:
+        """Return the embedding for this encoder.
+
+        None, after a warning, if the artifact has no examples or another encoder, whose features are not comparable.
+        """
+        network = load_torch_network(self.contract, self.artifact) if self.contract.examples else None
+        if not isinstance(network, MaskTransformer) or network.embedding is None:
+            logger.warning("%s has no examples: segments get the category of their cluster", self.artifact)
+            return None
+        if not is_same_encoder(network.encoder.state_dict(), encoder.state_dict()):
+            logger.warning("%s has another encoder: its examples cannot be taken over", self.artifact)
+            return None
+        return network.embedding
 
 
 def export_run(
@@ -201,3 +236,32 @@ def draw_scene(seed: int, input_size: InputSize) -> NetworkInput:
         inside = ((columns - x) / stretch) ** 2 + (rows - y) ** 2 < radius**2
         scene[:, inside] = generator.uniform(20, 235, (3, 1)) * (0.8 + 0.2 * rows[inside])
     return NetworkInput(pixels=scene.clip(0, 255).astype(np.uint8), size=(height, width))
+
+
+@torch.no_grad()
+def fit_patch_embedding(
+    encoder: VisionTransformer, photos: Iterable[UInt8[np.ndarray, "H W 3"]], side_px: int
+) -> PatchEmbedding | None:
+    """Return the embedding whose values have mean 0 and variance 1 on patches of these photos; None without photos.
+
+    They are the principal components with the largest variance.
+    """
+    generator = np.random.default_rng(0)
+    samples = []
+    for photo in photos:
+        pixels, letterbox = letterbox_image(photo, [InputSize.square(side_px)], MASK_STRIDE_PX)
+        features = encoder(normalize(torch.from_numpy(pixels[None])), embedding_layers(encoder.config.depth))
+        rows, columns = (-(-side // encoder.config.patch_px) for side in letterbox.size)
+        width = side_px // encoder.config.patch_px
+        inside = (np.arange(rows)[:, None] * width + np.arange(columns)).ravel()
+        chosen = generator.permutation(inside)[:_PATCHES_PER_PHOTO]
+        samples.append(PatchEmbedding.join(features)[0, torch.from_numpy(chosen)])
+    if not samples:
+        return None
+    sample = torch.cat(samples).double().numpy()
+    dim = min(EMBEDDING_DIM, len(sample) - 1)
+    mean, projection = fit_whitening(sample, dim)
+    embedding = PatchEmbedding(encoder.config, dim)
+    embedding.projection.weight.copy_(torch.from_numpy(projection.T))
+    embedding.projection.bias.copy_(torch.from_numpy(-mean @ projection))
+    return embedding.eval().requires_grad_(False)

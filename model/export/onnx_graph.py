@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from model.backends.onnx_to_torch import ALIASES_KEY, FP16_SUFFIX, TRANSPOSED_SUFFIX
+from model.backends.torch_session import ALIASES_KEY, FP16_SUFFIX, TRANSPOSED_SUFFIX
 from model.contract import InputSize, Precision
 from model.export.precision import compute_in_fp16, store_as_int8
 from model.network_io import output_names
@@ -50,19 +50,14 @@ def write_graph(network: Network, input_sizes: Sequence[InputSize], precision: P
         )
     assert program is not None, "the exporter returned no program"
     graph = program.model_proto
-    _name_weights(graph, network)
-    aliases = json.dumps(_find_aliases(graph, network))
-    match precision:
-        case "fp32":
-            pass
-        case "fp16-stored":
-            _store_as_fp16(graph)
-        case "int8-stored":
-            store_as_int8(graph)
-            _store_as_fp16(graph)
-        case "fp16":
-            compute_in_fp16(graph, FP16_SUFFIX)
-    helper.set_model_props(graph, {ALIASES_KEY: aliases})
+    aliases = _name_weights(graph, network)
+    if precision == "fp16":
+        compute_in_fp16(graph, FP16_SUFFIX)
+    if precision == "int8-stored":
+        store_as_int8(graph)
+    if precision in ("fp16-stored", "int8-stored"):
+        _store_as_fp16(graph)
+    helper.set_model_props(graph, {ALIASES_KEY: json.dumps(aliases)})
     onnx.checker.check_model(graph, full_check=True)
     path.write_bytes(graph.SerializeToString())
 
@@ -88,41 +83,30 @@ def _dynamic_axes(input_sizes: Sequence[InputSize], multiple_px: int) -> dict[st
     return {"pixels": {0: batch, 2: multiple_px * rows, 3: multiple_px * columns}, "sizes": {0: batch}}
 
 
-def _name_weights(model: onnx.ModelProto, network: nn.Module) -> None:
-    """Restore the names of weights that the exporter folded."""
-    state = network.state_dict()
-    kept = {tensor.name for tensor in model.graph.initializer}
-    names = {}
-    for name, weight in state.items():
-        if name not in kept:
-            names[_fingerprint(weight.numpy())] = name
-            if weight.ndim == 2:
-                names[_fingerprint(weight.numpy().T)] = f"{name}{TRANSPOSED_SUFFIX}"
+def _name_weights(model: onnx.ModelProto, network: Network) -> dict[str, str]:
+    """Restore the names of weights that the exporter folded; return, by its name, the equal of each that it omitted."""
+    values: dict[str, str] = {}
+    for name, weight in network.state_dict().items():
+        values[name] = _fingerprint(weight.numpy())
+        if weight.ndim == 2:
+            values[f"{name}{TRANSPOSED_SUFFIX}"] = _fingerprint(weight.numpy().T)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    stored = {name: _fingerprint(numpy_helper.to_array(tensor)) for name, tensor in tensors.items()}
+    folded = {value: name for name, value in values.items() if name.removesuffix(TRANSPOSED_SUFFIX) not in stored}
     renamed: dict[str, str] = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and tensor.name not in state:
-            original = names.get(_fingerprint(numpy_helper.to_array(tensor)))
-            if original and original not in renamed.values():
-                renamed[tensor.name] = original
-                tensor.name = original
+    for name, value in stored.items():
+        if name not in values and value in folded:
+            renamed[name] = tensors[name].name = folded.pop(value)
     for node in model.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
-
-
-def _find_aliases(model: onnx.ModelProto, network: Network) -> dict[str, str]:
-    """Map each weight that the exporter omitted as a duplicate to the name of the equal one."""
-    tensors = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    stored = {_fingerprint(numpy_helper.to_array(tensor)): tensor.name for tensor in tensors}
-    aliases = {}
-    for name, weight in network.state_dict().items():
-        found = stored.get(_fingerprint(weight.numpy()), "")
-        transposed = stored.get(_fingerprint(weight.numpy().T), "")
-        if {name, f"{name}{TRANSPOSED_SUFFIX}"} & set(stored.values()) or name.startswith(network.unexported_weights):
-            continue
-        if found and not found.endswith(TRANSPOSED_SUFFIX):
-            aliases[name] = found
-        elif transposed.endswith(TRANSPOSED_SUFFIX):
-            aliases[name] = transposed.removesuffix(TRANSPOSED_SUFFIX)
+    equals = {value: renamed.get(name, name) for name, value in stored.items()}
+    kept = {name.removesuffix(TRANSPOSED_SUFFIX) for name in equals.values()}
+    aliases: dict[str, str] = {}
+    for transposed_name, value in values.items():
+        name, equal = transposed_name.removesuffix(TRANSPOSED_SUFFIX), equals.get(value)
+        is_omitted = name not in kept and not name.startswith(network.unexported_weights)
+        if is_omitted and equal and equal.endswith(TRANSPOSED_SUFFIX) == (name != transposed_name):
+            aliases.setdefault(name, equal.removesuffix(TRANSPOSED_SUFFIX))
     return aliases
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int8
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from model.backends.onnx_to_torch import INT8_SUFFIX, SCALE_SUFFIX, TRANSPOSED_SUFFIX
+from model.backends.torch_session import INT8_SUFFIX, SCALE_SUFFIX, TRANSPOSED_SUFFIX
 from model.errors import ConfigError
 from model.networks.interface import Network
 from model.networks.mask_transformer import MaskTransformer

@@ -47,8 +47,7 @@ _VALIDATION_PHOTOS = 50
 """Photos that are not used for calibration, to measure the accuracy."""
 _MATCH_IOU = 0.5
 _SOURCE_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16-stored", "int8-stored")
-_UNSUPPORTED_NETWORK = "panoptic_cascade"
-"""Its box deltas become NaN in int8."""
+"""Precisions that compute in fp32. Other networks are not supported: box deltas of a cascade become NaN in int8."""
 
 
 def quantize_artifact(
@@ -63,18 +62,15 @@ def quantize_artifact(
 
     Weights and activations of convolutions and matrix products become int8, with ranges calibrated on unlabeled photos
     (NNCF's post-training quantization, with SmoothQuant for transformers). It has golden outputs of its own, for the
-    artifact's golden images. Raises ConfigError if the artifact does not compute in fp32 or there are too few photos;
+    artifact's golden images. Raises ConfigError if the artifact cannot be quantized or there are too few photos;
     BackendUnavailable without OpenVINO or NNCF; ParityError, with the values, if the predictions differ too much from
     the artifact's, or depend on the batch.
     """
     contract = read_contract(artifact)
-    if contract.precision not in _SOURCE_PRECISIONS:
+    if contract.network != "mask_transformer" or contract.precision not in _SOURCE_PRECISIONS:
         raise ConfigError(
-            f"{artifact} computes in {contract.precision}: quantize one of {', '.join(_SOURCE_PRECISIONS)}"
-        )
-    if contract.network == _UNSUPPORTED_NETWORK:
-        raise ConfigError(
-            f"{artifact} is a {_UNSUPPORTED_NETWORK}, which does not work in int8: quantize a mask_transformer"
+            f"{artifact} is a {contract.network} in {contract.precision}: int8 needs a mask_transformer in one of "
+            f"{', '.join(_SOURCE_PRECISIONS)}"
         )
     _, reference = load_session(artifact, backend="openvino", threads=threads)
     images = _read_photos(photos, contract, max_calibration_photos)

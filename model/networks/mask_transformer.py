@@ -47,10 +47,6 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.side_px % MASK_STRIDE_PX:
             raise ConfigError(f"side {self.side_px} px is not a multiple of the mask stride, {MASK_STRIDE_PX} px")
-        if self.hidden_dim % _HEADS or self.mask_dim % _GROUPS:
-            raise ConfigError(
-                f"hidden_dim {self.hidden_dim} and mask_dim {self.mask_dim} must be multiples of {_HEADS} and {_GROUPS}"
-            )
 
 
 class AuxOutput(NamedTuple):
@@ -211,7 +207,7 @@ class MaskDecoder(nn.Module):
 class PatchEmbedding(nn.Module):
     """Features of two middle blocks, joined, whitened and scaled to unit length: the embeddings of patches.
 
-    Its weights are not trained but fitted to photos (`model.export.patch_embedding`).
+    Its weights are not trained but fitted to photos (`model.export.export`).
     """
 
     def __init__(self, encoder: EncoderConfig, dim: int) -> None:

@@ -59,10 +59,6 @@ class CascadeConfig:
         if (self.backbone == "vit") != (self.encoder is not None):
             raise ConfigError(f"backbone {self.backbone} with encoder {self.encoder}: only a ViT has an encoder")
 
-    @property
-    def mask_channels(self) -> int:
-        return 1 if self.cls_agnostic_mask else self.thing_clusters
-
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeInferenceConfig:
@@ -126,7 +122,7 @@ class PanopticCascade(Network):
         self.proposal_generator = RPN(config.fpn_channels)
         self.roi_heads = CascadeROIHeads(
             config.fpn_channels, config.box_fc_dim, config.mask_conv_dim, config.thing_clusters,
-            config.mask_channels, inference.pooling,
+            1 if config.cls_agnostic_mask else config.thing_clusters, inference.pooling,
         )  # fmt: skip
         if config.stuff_clusters:
             self.sem_seg_head = SemanticHead(config.fpn_channels, config.sem_seg_conv_dim, config.stuff_clusters + 1)

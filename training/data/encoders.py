@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from model.backends.onnx_to_torch import load_torch_network
+from model.backends.torch_session import load_torch_network
 from model.checkpoints.dino import (
     DEFAULT_ENCODER,
     DEFAULT_ENCODER_SHA256,

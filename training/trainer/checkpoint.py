@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from model.backends.onnx_to_torch import load_torch_network
+from model.backends.torch_session import load_torch_network
 from model.checkpoints.runs import WEIGHT_FILES, NetworkName, read_run_info
 from model.checkpoints.state_dicts import StateDict, load_strictly, read_state_dict
 from model.contract import CONTRACT_FILE, NETWORK_FILE, Contract, read_contract
