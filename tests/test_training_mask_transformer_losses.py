@@ -36,6 +36,7 @@ def draw_target(*boxes: tuple[int, int, int, int], clusters: list[int]) -> Targe
     for mask, (top, bottom, left, right) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = 1
     return Targets(
+        pixels=torch.zeros(1, 3, 4 * SIDE, 4 * SIDE, dtype=torch.uint8),
         masks=masks,
         image_indices=torch.zeros(len(boxes), dtype=torch.int64),
         clusters=torch.tensor(clusters, dtype=torch.int64),

@@ -100,16 +100,12 @@ def test_the_lanczos_solver_agrees_with_the_dense_solver() -> None:
     assert fiedler_vector(is_connected) == pytest.approx(fiedler_vector_dense(is_connected), abs=1e-5)
 
 
-def draw_proposals() -> MaskProposals:
-    soft = np.array([[[0.2, 0.6]], [[1.0, 0.4]], [[0.0, 1.0]]], np.float32)
-    return MaskProposals(soft=soft, scores=np.array([3.0, 2.0, 1.0], np.float32))
-
-
 def test_proposals_round_trip_to_disk_within_one_255th(tmp_path: Path) -> None:
-    found = draw_proposals()
+    soft = np.array([[[0.2, 0.6]], [[1.0, 0.4]], [[0.0, 1.0]]], np.float32)
+    found = MaskProposals(soft=soft, scores=np.array([3.0, 2.0, 1.0], np.float32))
     found.write(tmp_path / "masks.npz")
     again = load_proposals(tmp_path / "masks.npz")
-    assert again.soft == pytest.approx(found.soft, abs=0.5 / 255 + 1e-6)
+    assert again.soft == pytest.approx(soft, abs=0.5 / 255 + 1e-6)
     assert (again.scores == found.scores).all()
     assert (again.binary == found.binary).all()
 

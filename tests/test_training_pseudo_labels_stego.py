@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -120,21 +121,16 @@ def test_training_makes_codes_similar_within_a_region_and_different_between_regi
 def test_interrupted_training_resumes_with_the_same_result(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole.safetensors", steps=5)
 
-    class Killed(Exception):
-        pass
-
-    reads = 0
+    reads = itertools.count(1)
 
     def read_and_die(photo: PhotoFile) -> np.ndarray:
-        nonlocal reads
-        reads += 1
-        if reads > 1 + len(PHOTOS) + 4 * 4:  # the first photo, the neighbor search, and four steps of two pairs
-            raise Killed
+        if next(reads) > 1 + len(PHOTOS) + 4 * 4:  # the first photo, the neighbor search, four steps of two pairs
+            raise KeyboardInterrupt
         return read_tokens(photo)
 
     config = replace(TINY, max_steps=5, checkpoint_interval=3)
     checkpoint = tmp_path / "cut.safetensors"
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         train_stego(PHOTOS, read_and_die, 2, config, 0, checkpoint)
     resumed = train_stego(PHOTOS, read_tokens, 2, config, 0, checkpoint)
     assert (resumed[1] == whole[1]).all()

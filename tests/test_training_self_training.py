@@ -68,22 +68,19 @@ def relabeled(
     return out
 
 
-def test_a_network_can_be_trained_on_the_new_labels(
+def test_the_new_labels_name_their_teacher_and_a_network_can_be_trained_on_them(
     tmp_path: Path, tiny_store: PseudoLabelDataset, relabeled: PseudoLabelDataset
 ) -> None:
-    assert [each.digest for each in relabeled.read_photos()] == [each.digest for each in tiny_store.read_photos()]
-    masks = [mask for masks in relabeled.read_instances().values() for mask in masks]
-    assert all(0.0 < mask["score"] <= 1.0 for mask in masks)
-    config = replace(MASK_TRANSFORMER_PRESETS["tiny"], target_source="instances", droploss=True)
-    assert train(relabeled, tiny_store.features, tmp_path / "run", config).step == 4
-
-
-def test_the_new_labels_name_their_teacher(tiny_store: PseudoLabelDataset, relabeled: PseudoLabelDataset) -> None:
     info = read_teacher_info(relabeled)
     assert info is not None
     assert (info.round, info.min_relative_score) == (1, 0.9)
     assert relabeled.read_config().teacher_hash.startswith(info.weights_sha256)
     assert read_teacher_info(tiny_store) is None
+    assert [each.digest for each in relabeled.read_photos()] == [each.digest for each in tiny_store.read_photos()]
+    masks = [mask for masks in relabeled.read_instances().values() for mask in masks]
+    assert all(0.0 < mask["score"] <= 1.0 for mask in masks)
+    config = replace(MASK_TRANSFORMER_PRESETS["tiny"], target_source="instances", droploss=True)
+    assert train(relabeled, tiny_store.features, tmp_path / "run", config).step == 4
 
 
 def test_an_interrupted_round_continues_to_the_same_labels(

@@ -70,20 +70,11 @@ def test_a_run_killed_between_checkpoints_resumes_with_identical_results(
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
-def test_a_run_has_logs_for_tensorboard_and_a_csv(tiny_run: Path) -> None:
-    (events,) = (tiny_run / "tensorboard").iterdir()
-    assert events.name.startswith("events.out.tfevents.")
-    assert read_csv_log(tiny_run / LOSSES_FILE)["step"] == [1.0, 2.0, 3.0, 4.0]
-
-
-def test_a_run_cannot_be_resumed_with_other_options(tiny_store: PseudoLabelDataset, tiny_run: Path) -> None:
-    with pytest.raises(ConfigError, match="started with other learning_rate"):
-        make_trainer(tiny_store, tiny_run, replace(TINY, learning_rate=1.0))
-
-
-def test_a_run_cannot_be_resumed_with_other_labels(
+def test_a_run_cannot_be_resumed_with_other_options_or_labels(
     tmp_path: Path, tiny_store: PseudoLabelDataset, tiny_run: Path
 ) -> None:
+    with pytest.raises(ConfigError, match="started with other learning_rate"):
+        make_trainer(tiny_store, tiny_run, replace(TINY, learning_rate=1.0))
     other = PseudoLabelDataset(Path(shutil.copytree(tiny_store.folder, tmp_path / "labels")))
     content = json.loads((other.folder / "label.json").read_text())
     (other.folder / "label.json").write_text(json.dumps({**content, "maskcut_tau": 0.5}))

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,7 +27,7 @@ from training.mask_transformer.samples import (
     full_view,
     sample_crop,
 )
-from training.trainer.task import PhotoSampler
+from training.trainer.task import PhotoSampler, TrainingBatch
 
 _HALF_SIZE_PROB = 0.5
 _MAX_COVERED = 0.5
@@ -38,12 +37,11 @@ _INSIDE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureBatch:
+class FeatureBatch(TrainingBatch):
     """Samples with the features that the encoder computes for them."""
 
     features: Float[Tensor, "T B N C"]
     images: ImageBatch
-    photos: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +72,7 @@ class FeatureSample(Sample):
         return FeatureSample(features=features, pixels=pixels, semantic=semantic, instances=instances)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FeatureDataset:
     """Augmented samples of a label dataset, from cached features."""
 

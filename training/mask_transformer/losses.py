@@ -88,7 +88,7 @@ def hungarian_match(output: DecoderOutput, targets: Targets) -> MatchedPairs:
     grid = finest.mask_logits.shape[-1]
     coarse = functional.adaptive_avg_pool2d(output.mask_logits, grid).flatten(2)
     probabilities = output.class_logits.softmax(-1)
-    target_masks = functional.adaptive_avg_pool2d(targets.masks, grid).flatten(1)
+    target_masks = functional.adaptive_avg_pool2d(targets.masks.float(), grid).flatten(1)
     queries, matched, first = [], [], 0
     for image, count in enumerate(targets.image_indices.bincount(minlength=len(coarse)).tolist()):
         own = slice(first, first + count)
@@ -101,7 +101,7 @@ def hungarian_match(output: DecoderOutput, targets: Targets) -> MatchedPairs:
     return MatchedPairs(
         images=targets.image_indices[order],
         queries=torch.cat(queries).to(order.device),
-        masks=targets.masks[order],
+        masks=targets.masks[order].float(),
         clusters=targets.clusters[order],
         weights=targets.weights[order],
         is_in_labeled_area=is_in_labeled_area(coarse, targets.is_labeled),

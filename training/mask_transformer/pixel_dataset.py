@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,7 +28,7 @@ from training.mask_transformer.samples import (
     full_view,
     union_by_image,
 )
-from training.trainer.task import PhotoSampler
+from training.trainer.task import PhotoSampler, TrainingBatch
 
 _LOADER_THREADS = 8
 _MAX_COVERED = 0.5
@@ -60,15 +59,14 @@ class AugmentParams:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelBatch:
+class PixelBatch(TrainingBatch):
     """Photos before augmentation, and the parameters of their augmentation."""
 
     images: ImageBatch
     params: AugmentParams
-    photos: tuple[Path, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PixelDataset:
     """Samples of a label dataset, from pixels. Loaded photos stay in memory."""
 

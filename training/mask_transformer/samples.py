@@ -171,21 +171,13 @@ class ImageBatch:
     clusters: Int[Tensor, "P"]
     """0-based."""
     weights: Float[Tensor, "P"]
+    """Loss weights, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Targets:
-    """Targets of a batch, at the mask stride."""
+class Targets(ImageBatch):
+    """A batch whose semantic map has IGNORE_INDEX wherever it is no target."""
 
-    masks: Float[Tensor, "P h w"]
-    image_indices: Int[Tensor, "P"]
-    """Ascending."""
-    clusters: Int[Tensor, "P"]
-    """0-based."""
-    weights: Float[Tensor, "P"]
-    """Loss weight of each mask, 0..1."""
-    semantic: Int[Tensor, "B h w"]
-    """0 for things, s for stuff cluster s, else IGNORE_INDEX."""
     is_labeled: Bool[Tensor, "B h w"]
     """Where an unmatched query is trained as no-object; elsewhere it may have found an unlabeled instance."""
 
@@ -267,7 +259,8 @@ def make_targets(images: ImageBatch, *, droploss: bool) -> Targets:
     if droploss:
         is_labeled = (semantic > 0) | (semantic == PADDING) | union_by_image(masks, image_indices, len(is_thing))
     return Targets(
-        masks=masks.float(),
+        pixels=images.pixels,
+        masks=masks,
         image_indices=image_indices,
         clusters=images.clusters[is_kept],
         weights=images.weights[is_kept],

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +33,15 @@ class MaskTransformerTask(TrainingTask[FeatureBatch | PixelBatch]):
         """Copy the encoder into the run. `features` is the folder of the feature cache."""
         self.config = config
         labels = dataset.read_config()
-        self._samples = make_dataset(dataset, features, config)
+        sampler = PhotoSampler(photos=dataset.read_photos(), seed=config.seed)
+        annotations = select_instances(dataset, config.max_targets) if config.target_source == "instances" else None
+        reader = LabelReader(thing_clusters=labels.thing_clusters, annotations=annotations)
+        self._samples: FeatureDataset | PixelDataset
+        if config.inputs == "pixels":
+            self._samples = PixelDataset(sampler, reader, labels.side_px, config)
+        else:
+            cache = open_cache(features, labels.encoder_hash, labels.side_px)
+            self._samples = FeatureDataset(sampler, cache, reader, labels.side_px, config)
         encoder_file = copy_encoder(labels.encoder, labels.encoder_hash, run)
         encoder = load_encoder(str(run / encoder_file), labels.side_px)
         torch.manual_seed(config.seed)
@@ -52,12 +59,21 @@ class MaskTransformerTask(TrainingTask[FeatureBatch | PixelBatch]):
             network_config=decoder_config,
             encoder_file=encoder_file,
             step=0,
-            provenance=make_provenance(labels, len(self._samples.sampler.photos)),
+            provenance=make_provenance(labels, len(sampler.photos)),
             train_config=asdict(config),
         )
 
     def make_optimizer(self) -> AdamW:
-        return AdamW(decoder_param_groups(self.module, self.config.weight_decay), lr=self.config.learning_rate)
+        """Weight decay for matrices, none for biases, norms and learned queries."""
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.module.named_parameters():
+            (decayed if parameter.ndim > 1 and name not in ("queries", "position") else others).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return AdamW(groups, lr=self.config.learning_rate)
 
     def load_batch(self, first: int, count: int) -> FeatureBatch | PixelBatch:
         return self._samples.load_batch(first, count)
@@ -78,26 +94,3 @@ class MaskTransformerTask(TrainingTask[FeatureBatch | PixelBatch]):
         images = augment_batch(batch.images, batch.params, encoder.config.grid_size * encoder.config.patch_px)
         features = encoder(normalize(images.pixels), intermediate_layers(encoder.config.depth))
         return FeatureBatch(features=features, images=images, photos=batch.photos)
-
-
-def make_dataset(
-    dataset: PseudoLabelDataset, features: Path, config: MaskTransformerTrainConfig
-) -> FeatureDataset | PixelDataset:
-    """Return the training samples of a label dataset for the configured inputs."""
-    labels = dataset.read_config()
-    sampler = PhotoSampler(photos=dataset.read_photos(), seed=config.seed)
-    annotations = select_instances(dataset, config.max_targets) if config.target_source == "instances" else None
-    reader = LabelReader(thing_clusters=labels.thing_clusters, annotations=annotations)
-    if config.inputs == "pixels":
-        return PixelDataset(sampler=sampler, labels=reader, side_px=labels.side_px, config=config)
-    cache = open_cache(features, labels.encoder_hash, labels.side_px)
-    return FeatureDataset(sampler=sampler, cache=cache, labels=reader, side_px=labels.side_px, config=config)
-
-
-def decoder_param_groups(decoder: MaskDecoder, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the parameters: weight decay for matrices, none for biases, norms and learned queries."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in decoder.named_parameters():
-        (decayed if parameter.ndim > 1 and name not in ("queries", "position") else others).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,11 @@ from pycocotools import mask as coco
 from torch import Tensor
 from torch.nn import functional
 
-from model.contract import InputSize
-from model.images import letterbox_image, read_image, resize_labels
+from model.images import read_image, resize_image, resize_labels
 from model.networks.boxes import masks_to_boxes
 from training.data.dataset import LabeledPhoto, read_label_map
 from training.panoptic_cascade.config import CascadeTrainConfig, CopyPaste
-from training.trainer.task import IGNORE_INDEX, PhotoSampler, make_semantic_map
+from training.trainer.task import IGNORE_INDEX, PhotoSampler, TrainingBatch, make_semantic_map
 
 _LOADER_THREADS = 8
 _MAX_COVERED = 0.5
@@ -49,11 +47,10 @@ class CascadeSample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CascadeBatch:
+class CascadeBatch(TrainingBatch):
     """Resized and mirrored photos, before copy-paste and padding."""
 
     samples: tuple[CascadeSample, ...]
-    photos: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +86,8 @@ class CascadeDataset:
         is_mirrored = generator.random() < 0.5
         image = read_image(photo.path).image
         short_px = int(generator.choice(self.config.min_sizes))
-        input_size = plan_size(image.shape[0], image.shape[1], short_px, self.config.max_size)
-        pixels, letterbox = letterbox_image(image, [input_size], 1)
-        height, width = letterbox.size
+        scale = min(short_px / min(image.shape[:2]), self.config.max_size / max(image.shape[:2]))
+        height, width = (max(1, round(length * scale)) for length in image.shape[:2])
         label_map = resize_labels(read_label_map(photo.label), height, width)
         semantic = make_semantic_map(photo, label_map, self.thing_clusters)
         annotations = self.instances[photo.digest]
@@ -101,18 +97,12 @@ class CascadeDataset:
         is_visible = torch.from_numpy(masks.any((1, 2)))
         clusters = [0 if self.config.cls_agnostic else entry["category_id"] - 1 for entry in annotations]
         sample = CascadeSample(
-            pixels=torch.from_numpy(pixels[:, :height, :width].copy()),
+            pixels=torch.from_numpy(resize_image(image, height, width)).permute(2, 0, 1).contiguous(),
             masks=torch.from_numpy(masks)[is_visible],
             clusters=torch.tensor(clusters, dtype=torch.int64)[is_visible],
             semantic=torch.from_numpy(semantic.astype(np.int64)),
         )
         return sample.hflip() if is_mirrored else sample
-
-
-def plan_size(height: int, width: int, short_px: int, max_px: int) -> InputSize:
-    """Return the size of a photo whose shorter side is resized to `short_px`, or whose longer side to `max_px`."""
-    scale = min(short_px / min(height, width), max_px / max(height, width))
-    return InputSize(height_px=max(1, round(height * scale)), width_px=max(1, round(width * scale)))
 
 
 def copy_paste_batch(

@@ -296,10 +296,10 @@ def mask_rcnn_loss(heads: CascadeROIHeads, levels: Levels, rois: Rois, targets: 
     clusters = torch.where(positive, roi_targets.clusters[:, :count], 0).clamp(max=channels - 1)
     logits = heads.mask_head(pooled, clusters)[positive].float()
     crops = [
-        crop_masks(
-            each.masks, boxes[image][positive[image]], roi_targets.nearest[image, :count][positive[image]], MASK_SIZE
+        crop_maps(each.masks[nearest[is_positive]].float(), own[is_positive], MASK_SIZE) >= 0.5
+        for each, own, nearest, is_positive in zip(
+            targets, boxes, roi_targets.nearest[:, :count], positive, strict=True
         )
-        for image, each in enumerate(targets)
     ]
     return functional.binary_cross_entropy_with_logits(logits, torch.cat(crops).float())
 
@@ -316,19 +316,12 @@ def sem_seg_loss(logits: Float[Tensor, "B S+1 h w"], targets: tuple[CascadeSampl
     return summed / (target != IGNORE_INDEX).sum().clamp(min=1)
 
 
-def crop_masks(
-    masks: Bool[Tensor, "M H W"], boxes: Float[Tensor, "N 4"], indices: Int[Tensor, "N"], size: int
-) -> Bool[Tensor, "N size size"]:
-    """Crop the mask `indices[n]` to box n and resize it: an output pixel is set if half or more of it is covered.
+def crop_maps(maps: Float[Tensor, "N H W"], boxes: Float[Tensor, "N 4"], size: int) -> Float[Tensor, "N size size"]:
+    """Return the mean of each map in the bins of its box, whose coordinates are pixels of the map.
 
     RoIAlign with a sample for each pixel, as detectron2's `BitMasks.crop_and_resize`. The samples form a grid, so
     rows and columns are averaged one after the other.
     """
-    return crop_maps(masks[indices].float(), boxes, size) >= 0.5
-
-
-def crop_maps(maps: Float[Tensor, "N H W"], boxes: Float[Tensor, "N 4"], size: int) -> Float[Tensor, "N size size"]:
-    """Return the mean of each map in the bins of its box, whose coordinates are pixels of the map."""
     x0, y0, x1, y1 = boxes.float().unbind(1)
     rows = _bin_weights(y0, y1, maps.shape[1], size)
     columns = _bin_weights(x0, x1, maps.shape[2], size)

@@ -104,14 +104,18 @@ def kmeans(vectors: Float[np.ndarray, "N P"], count: int, seed: int) -> Float[np
     if len(vectors) < count:
         raise ConfigError(f"{len(vectors)} vectors cannot make {count} clusters: label more photos or ask for fewer")
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    centroids = _run_kmeans(vectors, count, seed)
-    for _ in range(_MAX_RESEEDS):
+    settings = {"niter": _ITERATIONS, "spherical": True, "seed": seed, "min_points_per_centroid": 1}
+    centroids: Float[np.ndarray, "K P"] | None = None
+    for reseeds in range(_MAX_RESEEDS + 1):
+        solver = faiss.Kmeans(vectors.shape[1], count, nredo=1 if reseeds else _RESTARTS, **settings)
+        solver.train(vectors, init_centroids=centroids)
+        centroids = np.array(solver.centroids)
         similarities = vectors @ centroids.T
         empty = np.setdiff1d(np.arange(count), similarities.argmax(1))
-        if not len(empty):
+        if not len(empty) or reseeds == _MAX_RESEEDS:
             break
         centroids[empty] = vectors[np.argsort(similarities.max(1), kind="stable")[: len(empty)]]
-        centroids = _run_kmeans(vectors, count, seed, start=centroids)
+    assert centroids is not None
     return centroids
 
 
@@ -203,23 +207,3 @@ def _fit_things(inputs: CodebookInputs, codebook: Codebook) -> Codebook:
     things = kmeans(np.array(vectors, np.float32), config.thing_clusters, config.seed)
     total, inside = counts[:, 1:]
     return replace(codebook, thing_centroids=things, stuff_in_masks=inside / np.maximum(total, 1))
-
-
-def _run_kmeans(
-    vectors: Float[np.ndarray, "N P"],
-    count: int,
-    seed: int,
-    start: Float[np.ndarray, "K P"] | None = None,
-) -> Float[np.ndarray, "K P"]:
-    solver = faiss.Kmeans(
-        vectors.shape[1],
-        count,
-        niter=_ITERATIONS,
-        nredo=_RESTARTS if start is None else 1,
-        spherical=True,
-        seed=seed,
-        min_points_per_centroid=1,
-    )
-    solver.train(vectors, init_centroids=start)
-    assert solver.centroids is not None, "training sets the centroids"
-    return np.array(solver.centroids)

@@ -85,8 +85,10 @@ def label_photos(
     if codebook and not dataset.codebook.is_file():
         codebook.save(dataset.codebook)
     groups = split_into_chunks(scan.photos)[shard]
+    pending = groups
     # Labeling a finished dataset again restores deleted features and masks; those of a shard may be on another machine.
-    pending = groups if dataset.is_finished else worker.list_unlabeled(groups)
+    if dataset.codebook.is_file() and not dataset.is_finished:
+        pending = [group for group in groups if not worker.plan_chunk(group).is_complete(dataset.chunks_dir)]
     executor.run(worker, "features", pending)
     if pending and config.proposals == "consensus" and not dataset.projections.is_file():
         projections = codebook.projections if codebook else None
@@ -180,12 +182,6 @@ class PseudoLabelWorker:
     def plan_chunk(self, photos: Sequence[PhotoFile]) -> Chunk:
         """Return the chunk of these photos, written or not. Raises DatasetError if there is no codebook yet."""
         return make_chunk(photos, self._dependencies)
-
-    def list_unlabeled(self, groups: Sequence[Sequence[PhotoFile]]) -> list[Sequence[PhotoFile]]:
-        """Return the groups without a complete chunk; a complete one no longer needs features and masks."""
-        if not self.dataset.codebook.is_file():
-            return list(groups)
-        return [group for group in groups if not self.plan_chunk(group).is_complete(self.dataset.chunks_dir)]
 
     @cached_property
     def features(self) -> FeatureStore:

@@ -222,9 +222,10 @@ def merge_views(views: Sequence[ViewPredictions]) -> TeacherPredictions:
     weighted_scores = np.where(view_indices < 2, scores, np.float32(_CROP_SCORE_FACTOR) * scores)
     masks = mask_probs > THRESHOLDS.mask_threshold
     groups = _group_instances(masks, weighted_scores, view_indices)
-    semantic, semantic_probs = _merge_semantic(views)
+    num_shown = np.sum([each.semantic_probs.sum(0) > 0.5 for each in views], axis=0)
+    semantic_probs = np.sum([each.semantic_probs for each in views], axis=0) / np.maximum(num_shown, 1)
     merged = np.array([np.average(mask_probs[each], axis=0, weights=scores[each]) for each in groups], np.float32)
-    merged = merged.reshape(len(groups), *semantic.shape)
+    merged = merged.reshape(len(groups), *num_shown.shape)
     found_in = [len(each) / _count_views(views, masks[each[0]]) for each in groups]
     merged_scores = np.array(
         [weighted_scores[each[0]] * (1 + fraction) / 2 for each, fraction in zip(groups, found_in, strict=True)]
@@ -237,8 +238,8 @@ def merge_views(views: Sequence[ViewPredictions]) -> TeacherPredictions:
         mask_probs=merged[order],
         scores=merged_scores[order],
         clusters=clusters[order],
-        semantic=semantic,
-        semantic_probs=semantic_probs,
+        semantic=semantic_probs.argmax(0).astype(np.int16),
+        semantic_probs=semantic_probs.max(0).astype(np.float32),
         consistency=measure_consistency(views),
     )
 
@@ -299,12 +300,6 @@ def _decay_overlapping(scores: Float32[np.ndarray, "N"], masks: Bool[np.ndarray,
 def _count_views(views: Sequence[ViewPredictions], mask: Bool[np.ndarray, "h w"]) -> int:
     """Count the views that show all of a mask."""
     return sum(not (mask & ~each.is_visible).any() for each in views)
-
-
-def _merge_semantic(views: Sequence[ViewPredictions]) -> tuple[Int16[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]:
-    num_shown = np.sum([each.semantic_probs.sum(0) > 0.5 for each in views], axis=0)
-    mean = np.sum([each.semantic_probs for each in views], axis=0) / np.maximum(num_shown, 1)
-    return mean.argmax(0).astype(np.int16), mean.max(0).astype(np.float32)
 
 
 def _mean_best_iou(whole: ViewPredictions, others: Sequence[ViewPredictions]) -> float:

@@ -32,12 +32,12 @@ _MACHINE_PATHS = ("photos", "encoder")
 """Prefixes of label options that hold paths of this machine, or that have an entry of their own."""
 
 
-class TrainingBatch(Protocol):
-    """Inputs and targets: a dataclass of tensors, and of tuples and dataclasses of tensors."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingBatch:
+    """Inputs and targets: tensors, and tuples and dataclasses of tensors."""
 
-    @property
-    def photos(self) -> tuple[Path, ...]:
-        """Paths of the photos, for error messages."""
+    photos: tuple[Path, ...]
+    """Paths of the photos, for error messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
