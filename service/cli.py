@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import cv2
 import orjson
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import App, Parameter
 from cyclopts.config import Env
 
 from service.app import create_app
@@ -38,11 +38,7 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line, default=str).decode()
 
 
-def _check_environment(_app: App, _commands: tuple[str, ...], _arguments: ArgumentCollection) -> None:
-    check_variable_names()
-
-
-app = App(name="serve", config=(_check_environment, Env(PREFIX, command=False)))
+app = App(name="serve", config=(check_variable_names, Env(PREFIX, command=False)))
 """Reads `USEG_*` variables; flags override them."""
 
 

@@ -1,7 +1,6 @@
 """Settings of the service, from `USEG_*` environment variables and the flags of `useg serve`."""
 
 import os
-from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -147,10 +146,10 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_variable_names(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise ConfigError, with a near match, for a `USEG_*` variable that is not a setting."""
+def check_variable_names(*_arguments: object) -> None:
+    """Raise ConfigError, with a near match, for a `USEG_*` variable that is not a setting; a cyclopts configuration."""
     known = [name.upper() for name in Settings.model_fields]
-    for variable in environment:
+    for variable in os.environ:
         name = variable.removeprefix(PREFIX)
         if variable.startswith(PREFIX) and name not in known:
             hint = did_you_mean(name, known, f"; known are {', '.join(map(PREFIX.__add__, known))}", PREFIX.__add__)

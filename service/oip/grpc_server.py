@@ -221,12 +221,7 @@ def _make_handlers(calls: _Calls) -> grpc.GenericRpcHandler:
         else:
             handle = partial(calls.get, _PATHS[method.name], GetMessageClass(method.output_type))
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(handle, **codec)
-    handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(_reject_stream)
     return grpc.method_handlers_generic_handler(_SERVICE, handlers)
-
-
-async def _reject_stream(_messages: object, context: Any) -> None:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "streams are not supported: call ModelInfer for each request")
 
 
 @cache
