@@ -223,13 +223,12 @@ class BilinearUpsampler:
         y, x = self._rows.list_pixels(i), self._columns.list_pixels(j)
         values = self._interpolate(_list_corners(padded, index, i, j), y, x) > threshold
         bounds = np.searchsorted(index, np.arange(len(maps) + 1))
-        tops, bottoms = _find_bounds(blocks.any(2))
-        lefts, rights = _find_bounds(blocks.any(1))
         for n, (first, last) in enumerate(pairwise(bounds)):
-            rows, columns = slice(tops[n], bottoms[n]), slice(lefts[n], rights[n])
-            if rows.start == rows.stop:
+            column, row, width, height = cv2.boundingRect(blocks[n].view(np.uint8))
+            if not width:
                 yield None
                 continue
+            rows, columns = slice(row, row + height), slice(column, column + width)
             top, left = int(self._rows.starts[rows.start]), int(self._columns.starts[columns.start])
             bits = self._fill_blocks(is_uniform[n], rows, columns)
             _write_blocks(bits, y[first:last] - top, x[first:last] - left, values[first:last])
@@ -258,38 +257,22 @@ class BilinearUpsampler:
         """Return the labels of the pixels of K blocks.
 
         A map whose highest corner is below the lowest corner of another cannot win. Most blocks have two candidates
-        left, and the sign of their difference decides.
+        left, and the sign of their difference decides; in the other blocks, candidates are compared one after another.
         """
         is_candidate = corners.max(0) >= corners.min(0).max(0)
-        winners = np.empty((len(y), y.shape[1], x.shape[1]), labels.dtype)
+        winners = np.zeros((len(y), y.shape[1], x.shape[1]), labels.dtype)
         has_two = is_candidate.sum(0) == 2
         pairs, others = np.flatnonzero(has_two), np.flatnonzero(~has_two)
         first = is_candidate[:, pairs].argmax(0)
         second = len(labels) - 1 - is_candidate[::-1, pairs].argmax(0)
         lead = self._interpolate(corners[:, first, pairs] - corners[:, second, pairs], y[pairs], x[pairs])
         winners[pairs] = np.where(lead >= 0.0, labels[first, None, None], labels[second, None, None])
-        winners[others] = self._argmax_many(
-            corners[:, :, others], is_candidate[:, others], labels, y[others], x[others]
-        )
-        return winners
-
-    def _argmax_many(
-        self,
-        corners: Float[np.ndarray, "4 L K"],
-        is_candidate: Bool[np.ndarray, "L K"],
-        labels: Shaped[np.ndarray, "L"],
-        y: Int[np.ndarray, "K n"],
-        x: Int[np.ndarray, "K m"],
-    ) -> Shaped[np.ndarray, "K n m"]:
-        """Return the labels of the pixels of K blocks with any number of candidates, compared one after another."""
-        best = np.full((len(y), y.shape[1], x.shape[1]), -np.inf, np.float32)
-        winners = np.zeros(best.shape, labels.dtype)
-        for index in np.flatnonzero(is_candidate.any(1)):
-            chosen = np.flatnonzero(is_candidate[index])
+        best = np.full(winners.shape, -np.inf, np.float32)
+        for index in np.flatnonzero(is_candidate[:, others].any(1)):
+            chosen = others[is_candidate[index, others]]
             values = self._interpolate(corners[:, index, chosen], y[chosen], x[chosen])
-            previous = best[chosen]
-            winners[chosen] = np.where(values > previous, labels[index], winners[chosen])
-            best[chosen] = np.maximum(values, previous)
+            winners[chosen] = np.where(values > best[chosen], labels[index], winners[chosen])
+            best[chosen] = np.maximum(values, best[chosen])
         return winners
 
     def _interpolate(
@@ -332,12 +315,6 @@ def _list_corners(
 ) -> Shaped[np.ndarray, "4 *N K"]:
     """Return the corners of the K blocks at rows `i` and columns `j`."""
     return np.stack([padded[index, i + down, j + right] for down in (0, 1) for right in (0, 1)])
-
-
-def _find_bounds(is_used: Bool[np.ndarray, "N n"]) -> tuple[list[int], list[int]]:
-    """Return the first true index of each row and the one after its last; equal if none is true."""
-    firsts, lasts = is_used.argmax(1), is_used.shape[1] - is_used[:, ::-1].argmax(1)
-    return firsts.tolist(), np.where(is_used.any(1), lasts, firsts).tolist()
 
 
 def _write_blocks(
