@@ -13,7 +13,7 @@ from model.checkpoints.runs import WEIGHT_FILES, read_run_info
 from model.contract import CONTRACT_FILE, read_contract
 from model.errors import ConfigError
 from model.files import hash_file
-from model.images import read_image
+from model.images import read_image_size
 from model.networks.mask_transformer import DecoderConfig
 from model.postprocessing.panoptic import ids_to_positions
 from model.progress import track
@@ -178,7 +178,7 @@ def ground_truth_mapping(dataset: GroundTruthDataset, labels: PseudoLabelDataset
 
 
 def _to_photo_file(image: GroundTruthImage, folder: Path) -> PhotoFile:
-    height, width = read_image(image.path).image.shape[:2]
+    height, width = read_image_size(image.path)
     name = image.path.resolve().relative_to(folder).as_posix()
     return PhotoFile(path=image.path, name=name, digest=hash_photo(image), height=height, width=width)
 

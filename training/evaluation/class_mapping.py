@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -33,7 +34,6 @@ _DIGEST_DIGITS = 16
 """Digits of an image's sha256 that are stored: enough to recognize it."""
 MappingMethod = Literal[MatchingMethod, "given"]
 """How a mapping was made: by matching, or because clusters are categories."""
-_FOLDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,19 +168,18 @@ def map_clusters(
         is_fit_set = overlap > 0
     else:
         auxiliary = config.auxiliary.evaluate(predictor) if config.auxiliary else []
-        spaces = label_spaces(predictor, dataset)
+        fit = partial(
+            fit_class_mapping, dataset=dataset, spaces=label_spaces(predictor, dataset), config=config.matching
+        )
         if config.allow_overlap:
-            folds = [fit_class_mapping([*results, *auxiliary], dataset, spaces, config.matching)]
+            mappings = [fit([*results, *auxiliary])] * len(results)
             fitted_on = "the evaluated images: every metric by category is an upper bound"
-        elif len(results) < _FOLDS:
-            raise DatasetError(f"cross-fitting needs at least {_FOLDS} images, the dataset has {len(results)}")
+        elif len(results) < 2:
+            raise DatasetError(f"cross-fitting needs at least 2 images, the dataset has {len(results)}")
         else:
-            folds = [
-                fit_class_mapping([*results[1 - fold :: _FOLDS], *auxiliary], dataset, spaces, config.matching)
-                for fold in range(_FOLDS)
-            ]
+            for_even, for_odd = (fit([*results[first::2], *auxiliary]) for first in (1, 0))
+            mappings = [for_odd if position % 2 else for_even for position in range(len(results))]
             fitted_on = "the even images for the odd ones and vice versa"
-        mappings = [folds[position % len(folds)] for position in range(len(results))]
         if config.auxiliary:
             fitted_on += f", with {len(auxiliary)} images of {config.auxiliary.dataset.name}"
     return mappings, MatchingSummary(
@@ -188,7 +187,7 @@ def map_clusters(
         fitted_on=fitted_on,
         evaluated_on_fit_set=is_fit_set,
         clusters=predictor.thing_clusters + predictor.stuff_clusters,
-        unmatched_clusters=len(list_unmatched(results, mappings)),
+        unmatched_clusters=count_unmatched(results, mappings),
     )
 
 
@@ -215,19 +214,12 @@ def fit_examples(
 
     None for another method, or if the network has no embeddings.
     """
-    embedded = [
-        (each.labeled_categories, each.labeled_embeddings)
-        for each in results
-        if each.labeled_embeddings is not None and each.labeled_embeddings.any()
-    ]
-    if config.method != "neighbors" or not embedded:
+    vectors = [each.labeled_embeddings for each in results if each.labeled_embeddings is not None]
+    if config.method != "neighbors" or not any(each.any() for each in vectors):
         return None
-    return make_examples(
-        list_categories(dataset.taxonomy),
-        dataset.taxonomy.num_things,
-        np.concatenate([np.array(categories, np.int64) for categories, _ in embedded]),
-        np.concatenate([vectors for _, vectors in embedded]),
-    )
+    labels = np.array([category for each in results for category in each.labeled_categories], np.int64)
+    num_things = dataset.taxonomy.num_things
+    return make_examples(list_categories(dataset.taxonomy), num_things, labels, np.concatenate(vectors))
 
 
 def fit_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig) -> ClusterMapping:
@@ -290,14 +282,14 @@ def check_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: Cla
         )
 
 
-def list_unmatched(results: Sequence[ImageResult], mappings: Sequence[ClassMapping]) -> set[int]:
-    """Return the clusters that were predicted in an image and have no category there."""
+def count_unmatched(results: Sequence[ImageResult], mappings: Sequence[ClassMapping]) -> int:
+    """Return how many clusters were predicted in an image and have no category there."""
     unmatched: set[int] = set()
     for result, mapping in zip(results, mappings, strict=True):
         overlap = result.panoptic or result.semantic
         predicted = overlap.predicted.tolist() if overlap else [each.cluster for each in result.detections]
         unmatched |= {cluster for cluster in predicted if mapping.panoptic[cluster] == UNMATCHED}
-    return unmatched
+    return len(unmatched)
 
 
 def fingerprint_photos(dataset: str, digests: Sequence[str]) -> FittedOn:

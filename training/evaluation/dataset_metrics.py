@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,32 +102,26 @@ def count_semantic_all(
     return SemanticCounts(*map(np.stack, zip(*counts, strict=True)))
 
 
-def make_panoptic_metric(counts: PanopticCounts, num_things: int) -> MetricFunction:
-    """Compute PQ, SQ and RQ of all categories, things, stuff, and of all with unmapped segments ignored."""
-
-    def compute(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
-        summed = PanopticCounts(*(weights @ each for each in counts))
-        metrics = panoptic_quality(summed)
-        for name, categories in (("things", slice(0, num_things)), ("stuff", slice(num_things, None))):
-            metrics |= {f"{key}_{name}": value for key, value in panoptic_quality(summed, categories).items()}
-        ignoring = panoptic_quality(summed, ignore_unmapped=True)
-        return metrics | {f"{key}_ignore_unmapped": value for key, value in ignoring.items()}
-
-    return compute
+def panoptic_metrics(counts: PanopticCounts, num_things: int, weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
+    """Return PQ, SQ and RQ of all categories, things, stuff, and of all with unmapped segments ignored."""
+    summed = PanopticCounts(*(weights @ each for each in counts))
+    metrics = panoptic_quality(summed)
+    for name, categories in (("things", slice(0, num_things)), ("stuff", slice(num_things, None))):
+        metrics |= {f"{key}_{name}": value for key, value in panoptic_quality(summed, categories).items()}
+    ignoring = panoptic_quality(summed, ignore_unmapped=True)
+    return metrics | {f"{key}_ignore_unmapped": value for key, value in ignoring.items()}
 
 
-def make_semantic_metric(counts: SemanticCounts, num_things: int | None) -> MetricFunction:
-    """Compute mean IoU and accuracy, with and without unmapped pixels; given `num_things`, also the mean of stuff."""
-
-    def compute(weights: Weights) -> dict[str, Float[np.ndarray, "D"]]:
-        summed = SemanticCounts(*(weights @ each for each in counts))
-        metrics = semantic_quality(summed)
-        if num_things is not None:
-            metrics["miou_stuff"] = semantic_quality(summed, slice(num_things, None))["miou"]
-        ignoring = semantic_quality(summed, ignore_unmapped=True)
-        return metrics | {f"{key}_ignore_unmapped": value for key, value in ignoring.items()}
-
-    return compute
+def semantic_metrics(
+    counts: SemanticCounts, num_things: int | None, weights: Weights
+) -> dict[str, Float[np.ndarray, "D"]]:
+    """Return mean IoU and accuracy, with and without unmapped pixels; given `num_things`, also the mean of stuff."""
+    summed = SemanticCounts(*(weights @ each for each in counts))
+    metrics = semantic_quality(summed)
+    if num_things is not None:
+        metrics["miou_stuff"] = semantic_quality(summed, slice(num_things, None))["miou"]
+    ignoring = semantic_quality(summed, ignore_unmapped=True)
+    return metrics | {f"{key}_ignore_unmapped": value for key, value in ignoring.items()}
 
 
 def make_coco_evaluator(
@@ -207,9 +202,10 @@ def make_headline_metric(
     mappings, _ = map_clusters(results, predictor, dataset, config)
     metrics: list[MetricFunction] = []
     if dataset.kind == "panoptic":
-        metrics.append(make_panoptic_metric(count_panoptic_all(results, mappings, taxonomy), taxonomy.num_things))
+        panoptic = count_panoptic_all(results, mappings, taxonomy)
+        metrics.append(partial(panoptic_metrics, panoptic, taxonomy.num_things))
     if dataset.kind in ("panoptic", "semantic"):
-        metrics.append(make_semantic_metric(count_semantic_all(results, mappings, taxonomy), None))
+        metrics.append(partial(semantic_metrics, count_semantic_all(results, mappings, taxonomy), None))
     if dataset.kind != "semantic":
         iou_type: IouType = "bbox" if dataset.kind == "boxes" else "segm"
         metrics.append(make_coco_evaluator(results, mappings, iou_type, is_named=False).weighted_metrics)

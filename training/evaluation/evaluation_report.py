@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from training.evaluation.dataset_metrics import (
     count_panoptic_all,
     count_semantic_all,
     make_coco_evaluator,
-    make_panoptic_metric,
-    make_semantic_metric,
+    panoptic_metrics,
+    semantic_metrics,
     to_percent,
 )
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
@@ -140,9 +141,9 @@ def compute_report(
         images_sha256=fingerprint_photos(dataset.name, [result.digest for result in results]).sha256,
         protocol=PROTOCOL,
         matching=matching,
-        panoptic=bootstrap(len(results), make_panoptic_metric(panoptic, taxonomy.num_things)) if panoptic else {},
-        semantic=bootstrap(len(results), make_semantic_metric(semantic, taxonomy.num_things)) if semantic else {},
-        semantic_merged_things=bootstrap(len(results), make_semantic_metric(merged, None)) if merged else {},
+        panoptic=bootstrap(len(results), partial(panoptic_metrics, panoptic, taxonomy.num_things)) if panoptic else {},
+        semantic=bootstrap(len(results), partial(semantic_metrics, semantic, taxonomy.num_things)) if semantic else {},
+        semantic_merged_things=bootstrap(len(results), partial(semantic_metrics, merged, None)) if merged else {},
         instance=instance,
         skipped=dataset.skipped,
     )
@@ -188,19 +189,18 @@ def class_metrics(
     ap_per_category: dict[int, float],
 ) -> tuple[ClassMetrics, ...]:
     """Return the metrics of each category over all images."""
-    quality = panoptic_quality_per_class(PanopticCounts(*(each.sum(0) for each in panoptic))) if panoptic else None
-    pixels = SemanticCounts(*(each.sum(0) for each in semantic)) if semantic else None
-    iou = iou_per_class(pixels) if pixels else None
+    columns = {"ap": np.array([ap_per_category.get(index, np.nan) for index in range(len(dataset.taxonomy.names))])}
+    if panoptic:
+        quality = panoptic_quality_per_class(PanopticCounts(*(each.sum(0) for each in panoptic)))
+        columns |= {key: np.where(quality["weight"] > 0, quality[key], np.nan) for key in ("pq", "sq", "rq")}
+    if semantic:
+        pixels = SemanticCounts(*(each.sum(0) for each in semantic))
+        columns["iou"] = np.where(pixels.ground_truth > 0, iou_per_class(pixels), np.nan)
     return tuple(
         ClassMetrics(
             name=name,
             is_thing=dataset.taxonomy.is_thing(index),
-            **{
-                key: to_percent(quality[key][index]) if quality and quality["weight"][index] > 0 else None
-                for key in ("pq", "sq", "rq")
-            },
-            iou=to_percent(iou[index]) if pixels and iou is not None and pixels.ground_truth[index] > 0 else None,
-            ap=to_percent(ap_per_category[index]) if index in ap_per_category else None,
+            **{key: None if np.isnan(values[index]) else to_percent(values[index]) for key, values in columns.items()},
         )
         for index, name in enumerate(dataset.taxonomy.names)
     )
