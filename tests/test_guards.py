@@ -105,7 +105,6 @@ LAYERS = {
         "overlap",
         "predictors",
         "image_results",
-        "auxiliary_images",
         "cluster_matching",
         "class_mapping",
         "average_precision",

@@ -33,7 +33,6 @@ from model.errors import ConfigError
 from model.formats.coco import Rle
 from model.images import plan_letterbox
 from model.postprocessing.panoptic import PatchEmbeddings
-from training.evaluation.auxiliary_images import AuxiliaryImages, AuxiliarySpec, translate_dataset
 from training.evaluation.class_mapping import (
     ClassMappingConfig,
     ClusterAssignment,
@@ -44,6 +43,8 @@ from training.evaluation.class_mapping import (
 )
 from training.evaluation.cluster_matching import (
     UNMATCHED,
+    AuxiliaryImages,
+    AuxiliarySpec,
     LabelSpaces,
     MatchingConfig,
     MatchingMethod,
@@ -51,6 +52,7 @@ from training.evaluation.cluster_matching import (
     count_thing_votes,
     match_block,
     match_clusters,
+    translate_dataset,
 )
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec

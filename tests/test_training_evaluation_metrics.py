@@ -96,15 +96,18 @@ def test_an_image_of_weight_two_counts_like_two_copies(golden: Path) -> None:
     ground_truth = json.loads((folder / "gt.json").read_text())
     results = json.loads((folder / "results_bbox.json").read_text())
     weights = np.random.default_rng(3).integers(0, 3, size=24)
-    order = sorted(image["id"] for image in ground_truth["images"])
-    copied: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    images = []
-    for number, copy in [(each, copy) for each, count in zip(order, weights, strict=True) for copy in range(count)]:
-        new = 10_000_000 * (copy + 1) + number
-        images.append({"id": new, "height": 480, "width": 640})
-        for copies, entries in zip(copied, (ground_truth["annotations"], results), strict=True):
-            copies += [{**each, "image_id": new} for each in entries if each["image_id"] == number]
-    expected = CocoEvaluator(*copied, images, "bbox").summarize()
+    counts = dict(zip(sorted(image["id"] for image in ground_truth["images"]), weights, strict=True))
+
+    def repeat(entries: list[dict[str, Any]], key: str = "image_id") -> list[dict[str, Any]]:
+        return [
+            {**each, key: each[key] + 10_000_000 * copy}
+            for copy in range(1, 3)
+            for each in entries
+            if copy <= counts[each[key]]
+        ]
+
+    images = repeat(ground_truth["images"], "id")
+    expected = CocoEvaluator(repeat(ground_truth["annotations"]), repeat(results), images, "bbox").summarize()
     weighted = load_golden(golden, "bbox", is_agnostic=False).weighted_metrics(weights[None].astype(float))
     for name in HEADLINE_METRICS:
         assert weighted[name][0] == pytest.approx(expected[name], abs=1e-12)

@@ -107,6 +107,8 @@ def test_the_sampled_images_depend_on_the_seed_and_are_at_least_one(dataset: Gro
     for fraction in (0.0, -0.1, 1.01):
         with pytest.raises(ConfigError, match="fraction must be above 0"):
             sample_images(dataset, fraction, 0)
+    with pytest.raises(ConfigError, match="has only boxes labels: fine-tuning needs panoptic labels or masks"):
+        sample_images(replace(dataset, kind="boxes"), 1.0, 0)
 
 
 def test_categories_become_clusters_and_crowds_become_void(tmp_path: Path, tiny_encoder: Path) -> None:
@@ -135,27 +137,21 @@ def test_categories_become_clusters_and_crowds_become_void(tmp_path: Path, tiny_
     assert config.data_source == "4 images of set with human labels"
 
 
-def write_instances(folder: Path, *, has_masks: bool) -> GroundTruthDataset:
-    """Write four photos, each with a square and a part of it as another object, and a crowd in the last."""
-    photos = tiny.draw_photos(folder / "images")
+def test_instances_alone_give_a_network_without_stuff(tmp_path: Path, tiny_run: Path) -> None:
+    # Four photos, each with a square and a part of it as another object, and a crowd in the last.
+    photos = tiny.draw_photos(tmp_path / "set" / "images", count=4)
     outer, inner = [4, 4, 44, 4, 44, 44, 4, 44], [8, 8, 20, 8, 20, 20, 8, 20]
-    annotations = [
-        {"image_id": image, "category_id": category, "segmentation": [polygon] if has_masks else [], "iscrowd": crowd,
-         "bbox": [4, 4, 40, 40]}
-        for image in range(4) for category, polygon, crowd in ((3, outer, 0), (8, inner, 0), (8, inner, image // 3))
-    ]  # fmt: skip
-    names = sorted(path.name for path in photos.iterdir())[:4]
     content = {
-        "images": [{"id": image, "file_name": name} for image, name in enumerate(names)],
-        "annotations": annotations,
+        "images": [{"id": image, "file_name": path.name} for image, path in enumerate(sorted(photos.iterdir()))],
+        "annotations": [
+            {"image_id": image, "category_id": category, "segmentation": [polygon], "iscrowd": crowd}
+            for image in range(4)
+            for category, polygon, crowd in ((3, outer, 0), (8, inner, 0), (8, inner, image // 3))
+        ],
         "categories": [{"id": 3, "name": "box"}, {"id": 8, "name": "lid"}],
     }
-    (folder / "labels.json").write_text(json.dumps(content))
-    return DatasetSpec(folder=folder).read()
-
-
-def test_instances_alone_give_a_network_without_stuff(tmp_path: Path, tiny_run: Path) -> None:
-    dataset = write_instances(tmp_path / "set", has_masks=True)
+    (tmp_path / "set" / "labels.json").write_text(json.dumps(content))
+    dataset = DatasetSpec(folder=tmp_path / "set").read()
     report = finetune(tiny_run, dataset, 0.5, tmp_path / "run", CONFIG)
     info, _ = load_run(tmp_path / "run")
     assert (info.network_config.thing_clusters, info.network_config.stuff_clusters) == (2, 0)
@@ -166,8 +162,3 @@ def test_instances_alone_give_a_network_without_stuff(tmp_path: Path, tiny_run: 
     config = ClassMappingConfig(mapping=read_mapping(Path(report.names)), allow_overlap=True)
     evaluated, _ = evaluate(load_predictor(tmp_path / "run", threads=1), dataset, config)
     assert evaluated.summary.instance["named_mask"].headline["ap"].value >= 0.0
-
-
-def test_a_dataset_without_masks_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has only boxes labels: fine-tuning needs panoptic labels or masks"):
-        sample_images(write_instances(tmp_path, has_masks=False), 1.0, 0)

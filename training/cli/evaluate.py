@@ -15,9 +15,8 @@ from model.errors import ConfigError
 from model.export.predictor import load_artifact_predictor, sample_photos
 from model.files import atomic_write
 from training.data.executors import ALL_SHARDS, ExecutorOptions, parse_shard
-from training.evaluation.auxiliary_images import AuxiliarySpec
 from training.evaluation.class_mapping import ClassMappingConfig, check_mapping, fit_mapping, read_mapping
-from training.evaluation.cluster_matching import MatchingConfig
+from training.evaluation.cluster_matching import AuxiliarySpec, MatchingConfig
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.evaluation_report import compute_report

@@ -14,9 +14,9 @@ from model.embeddings import Category, CategoryExamples, make_examples
 from model.errors import ConfigError, DatasetError
 from model.files import atomic_write
 from model.validation import parse_versioned_json, to_versioned_json
-from training.evaluation.auxiliary_images import AuxiliaryImages
 from training.evaluation.cluster_matching import (
     UNMATCHED,
+    AuxiliaryImages,
     LabelSpaces,
     MatchingConfig,
     MatchingMethod,

@@ -45,12 +45,10 @@ class ConfidenceInterval:
     high: float
 
 
-def bootstrap(
-    count: int, metrics: MetricFunction, *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, ConfidenceInterval]:
+def bootstrap(count: int, metrics: MetricFunction) -> dict[str, ConfidenceInterval]:
     """Return each metric over all `count` images with its 95 % percentile interval, in percent."""
-    generator = np.random.default_rng(seed)
-    drawn = [np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(resamples)]
+    generator = np.random.default_rng(0)
+    drawn = [np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(RESAMPLES)]
     values, samples = metrics(np.ones((1, count))), metrics(np.array(drawn, np.float64))
     intervals = {}
     for name, value in values.items():
