@@ -190,19 +190,8 @@ class Telemetry:
 
 def outcome_of_status(status: int) -> Outcome:
     """Return the outcome that a request with this response status counts as."""
-    match status:
-        case 429 | 503:
-            return "rejected"
-        case 504:
-            return "timeout"
-        case 499:
-            return "cancelled"
-        case _ if status < 400:
-            return "ok"
-        case _ if status < 500:
-            return "client_error"
-        case _:
-            return "error"
+    special: dict[int, Outcome] = {429: "rejected", 499: "cancelled", 503: "rejected", 504: "timeout"}
+    return special.get(status) or ("ok" if status < 400 else "client_error" if status < 500 else "error")
 
 
 async def record_event_loop_lag(telemetry: Telemetry) -> None:

@@ -103,16 +103,11 @@ def unwrap_error(error: Exception) -> Exception:
 
 def find_problem_type(error: Exception) -> ProblemType:
     """Return the entry of the nearest listed base class of `error`; `INTERNAL_ERROR` for any other exception."""
-    match error:
-        case UsegError():
-            return next((PROBLEM_TYPES[each] for each in type(error).__mro__ if each in PROBLEM_TYPES), INTERNAL_ERROR)
-        case RequestValidationError():
-            return PROBLEM_TYPES[InvalidParameter]
-        case HTTPException():
-            title = HTTPStatus(error.status_code).phrase
-            return ProblemType(error.status_code, title.lower().replace(" ", "-"), title)
-        case _:
-            return INTERNAL_ERROR
+    if isinstance(error, HTTPException):
+        title = HTTPStatus(error.status_code).phrase
+        return ProblemType(error.status_code, title.lower().replace(" ", "-"), title)
+    kind = InvalidParameter if isinstance(error, RequestValidationError) else type(error)
+    return next((PROBLEM_TYPES[each] for each in kind.__mro__ if each in PROBLEM_TYPES), INTERNAL_ERROR)
 
 
 def make_error_response(error: Exception, request_id: str, path: str = "") -> Response:

@@ -26,13 +26,18 @@ class LiveCategoryNames:
         self._original = contract
         self._file = file
         self._fingerprint: tuple[int, int, int] | None = None
+        """What changes whenever the file does; None while it does not exist."""
         self._had_folder = file.parent.is_dir()
         self._lock = threading.Lock()
 
     def refresh(self) -> None:
         """Read the file if it has changed; if it is invalid or its folder is unmounted, the names stay as they are."""
         with self._lock:
-            fingerprint = self._read_fingerprint()
+            try:
+                stat = self._file.stat()
+                fingerprint = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            except OSError:
+                fingerprint = None
             if fingerprint == self._fingerprint or self._is_folder_missing():
                 return
             self._fingerprint = fingerprint
@@ -84,11 +89,3 @@ class LiveCategoryNames:
     def _is_folder_missing(self) -> bool:
         """Whether the file's folder existed at the start and does not any more, such as an unmounted volume."""
         return self._had_folder and not self._file.parent.is_dir()
-
-    def _read_fingerprint(self) -> tuple[int, int, int] | None:
-        """Return what changes whenever the file does; None if it does not exist."""
-        try:
-            stat = self._file.stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
