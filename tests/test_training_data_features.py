@@ -45,7 +45,7 @@ def test_keys_are_those_of_the_last_attention_layer(encoder: VisionTransformer) 
 
 def test_cached_features_are_not_computed_again(tmp_path: Path, encoder: VisionTransformer, tiny_photos: Path) -> None:
     photos = scan_photos(tiny_photos).photos
-    store = FeatureStore.open(tmp_path, encoder, HASH, CONFIG)
+    store = FeatureStore(tmp_path, encoder, HASH, CONFIG)
     store.cache.write(photos[0].digest, np.zeros((4, 4, 4, 64), np.float16))
     store.key_cache.write(photos[1].digest, np.zeros((1, 4, 4, 64), np.float16))
     assert sum(store.fill(photos, with_keys=True)) == len(photos)
@@ -58,8 +58,8 @@ def test_layers_outside_the_decoder_s_blocks_get_a_cache_of_their_own(tmp_path: 
     encoder = VisionTransformer(replace(tiny.SHAPE, depth=8))  # the decoder reads blocks 1, 3, 5 and 7
     torch.nn.init.normal_(encoder.pos_embed)
     photo = scan_photos(tiny_photos).photos[0]
-    shared = FeatureStore.open(tmp_path, encoder, HASH, replace(CONFIG, layers=(5, -1)))
-    own = FeatureStore.open(tmp_path, encoder, HASH, replace(CONFIG, layers=(5, 2)))
+    shared = FeatureStore(tmp_path, encoder, HASH, replace(CONFIG, layers=(5, -1)))
+    own = FeatureStore(tmp_path, encoder, HASH, replace(CONFIG, layers=(5, 2)))
     for store in (shared, own):
         assert sum(store.fill([photo])) == 1
     assert sorted(folder.name for folder in tmp_path.iterdir()) == [f"{HASH[:16]}-56", f"{HASH[:16]}-56-blocks-2-5"]
@@ -77,7 +77,7 @@ def test_layers_are_counted_from_the_end_if_negative_and_must_exist() -> None:
 def test_final_tokens_are_the_last_block_after_the_final_norm_where_they_show_the_photo(
     tmp_path: Path, encoder: VisionTransformer, tiny_photos: Path
 ) -> None:
-    store = FeatureStore.open(tmp_path, encoder, HASH, CONFIG)
+    store = FeatureStore(tmp_path, encoder, HASH, CONFIG)
     photo = scan_photos(tiny_photos).photos[0]  # 48 x 64 on a square of 56: three of four rows
     assert sum(store.fill([photo])) == 1
     features = store.load(photo)

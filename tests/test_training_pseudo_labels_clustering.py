@@ -51,7 +51,7 @@ def inputs(tmp_path: Path, tiny_encoder: Path) -> CodebookInputs:
         stego_steps=3,
     )
     encoder = load_encoder(str(tiny_encoder), tiny.SIDE_PX)
-    features = FeatureStore.open(tmp_path / "features", encoder, config.encoder_hash, config)
+    features = FeatureStore(tmp_path / "features", encoder, config.encoder_hash, config)
     dataset = PseudoLabelDataset(tmp_path / "labels")
     for index, photo in enumerate(PHOTOS):
         maps = np.random.default_rng(index).normal(0, 0.1, (4, 4, 4, 64))

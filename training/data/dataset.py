@@ -15,8 +15,8 @@ from model.errors import ConfigError, DatasetError
 from model.files import atomic_write
 from model.formats.png import decode_panoptic_png
 from model.progress import Progress
-from model.validation import parse_versioned_json
-from training.data.label_config import PseudoLabelConfig, to_json
+from model.validation import parse_versioned_json, to_versioned_json
+from training.data.label_config import PseudoLabelConfig
 from training.data.panoptic_labels import (
     Chunk,
     Dependencies,
@@ -114,9 +114,8 @@ class PseudoLabelDataset:
                 )
         elif self.folder.exists() and any(entry.name not in ("features", SCAN_FILE) for entry in self.folder.iterdir()):
             raise ConfigError(f"{self.folder} is not empty and holds no pseudo-labels: choose another output folder")
-        content = {"format_version": FORMAT_VERSION, **to_json(config)}
         with atomic_write(path) as sibling:
-            sibling.write_text(json.dumps(content, indent=2) + "\n")
+            sibling.write_text(to_versioned_json(config, FORMAT_VERSION))
 
     def read_config(self) -> PseudoLabelConfig:
         """Raises DatasetError if the folder holds no pseudo-labels of this format version."""

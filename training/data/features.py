@@ -91,7 +91,7 @@ class PhotoFeatures:
         return tokens[:rows, :columns]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FeatureStore:
     """Computes and loads the features of photos under one encoder.
 
@@ -102,24 +102,20 @@ class FeatureStore:
     folder: Path
     encoder: VisionTransformer
     encoder_hash: str
-    side_px: int
-    layers: tuple[int, ...]
-    """Encoder blocks for clustering, as in `ClusteringConfig.layers`."""
+    config: ClusteringConfig
 
-    @classmethod
-    def open(
-        cls, folder: Path, encoder: VisionTransformer, encoder_hash: str, config: ClusteringConfig
-    ) -> "FeatureStore":
-        """Raises ConfigError if the encoder lacks one of the configured layers."""
-        blocks = resolve_layers(config.layers, encoder.config.depth)
-        return cls(folder=folder, encoder=encoder, encoder_hash=encoder_hash, side_px=config.side_px, layers=blocks)
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Blocks for clustering. Raises ConfigError if the encoder lacks one of the configured ones."""
+        return resolve_layers(self.config.layers, self.encoder.config.depth)
 
     def fill(self, photos: Sequence[PhotoFile], *, with_keys: bool = False) -> Iterator[int]:
         """Compute missing features a few photos at a time; yields how many photos are done."""
-        load = partial(load_padded, self.side_px)
+        side_px = self.config.side_px
         if with_keys:
-            resized, compute_keys = partial(load_resized, self.side_px), partial(compute_key_features, self.encoder)
-            list(fill_incrementally(self.key_cache, photos, resized, compute_keys))
+            compute_keys = partial(compute_key_features, self.encoder)
+            list(fill_incrementally(self.key_cache, photos, partial(load_resized, side_px), compute_keys))
+        load = partial(load_padded, side_px)
         if self._layer_cache:
             compute_layers = partial(compute_block_features, self.encoder, self.layers)
             list(fill_incrementally(self._layer_cache, photos, load, compute_layers))
@@ -133,7 +129,9 @@ class FeatureStore:
         if self._layer_cache:
             by_block = dict(zip(self.layers, self._layer_cache.read(photo.digest), strict=True))
         return PhotoFeatures(
-            letterbox=plan_letterbox(photo.height, photo.width, [InputSize.square(self.side_px)], MASK_STRIDE_PX),
+            letterbox=plan_letterbox(
+                photo.height, photo.width, [InputSize.square(self.config.side_px)], MASK_STRIDE_PX
+            ),
             last_block=maps[-1],
             layers=tuple(by_block[block] for block in self.layers),
             norm=self.encoder.norm,
@@ -147,7 +145,7 @@ class FeatureStore:
     @cached_property
     def cache(self) -> FeatureCache:
         """The blocks that the mask decoder reads."""
-        return open_cache(self.folder, self.encoder_hash, self.side_px)
+        return open_cache(self.folder, self.encoder_hash, self.config.side_px)
 
     @cached_property
     def key_cache(self) -> FeatureCache:

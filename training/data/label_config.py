@@ -5,11 +5,10 @@ the command finds out (hashes, paths). A function takes the smallest class that 
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from pydantic import TypeAdapter
 
 from model.errors import ConfigError
 from training.option_types import Fraction, NonNegativeInt, PositiveInt
@@ -128,12 +127,6 @@ class PseudoLabelConfig(PseudoLabelOptions):
     """Where the masks come from: found in features as the options say, or annotated."""
     teacher_hash: str = ""
     """Hashes of the run that predicted the labels and of the labels that it was trained on, in self-training."""
-
-
-def to_json(config: CodebookConfig | PseudoLabelConfig) -> dict[str, Any]:
-    """Return the fields as JSON values."""
-    content: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
-    return content
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _RECORD_FILE = "chunk.json"
 _HASH_DIGITS = 16
 _MAX_COVERED = 0.7
 
-Dependencies = Mapping[str, str | int | float | bool | list[int] | None]
+Dependencies = Mapping[str, Any]
 """What labels depend on besides the photos, as JSON values."""
 
 

@@ -21,7 +21,7 @@ from model.files import atomic_write, load_npz
 from model.images import resize_map
 from model.validation import parse_versioned_json
 from training.data.features import PhotoFeatures
-from training.data.label_config import MAX_OBJECTS, ClusteringConfig, CodebookConfig, PseudoLabelOptions, to_json
+from training.data.label_config import MAX_OBJECTS, ClusteringConfig, CodebookConfig, PseudoLabelOptions
 from training.pseudo_labels.consensus import FeatureProjections
 from training.pseudo_labels.maskcut import MaskProposals
 
@@ -152,7 +152,7 @@ class Codebook:
         arrays |= {_HEAD + name: array for name, array in self.stego_head.items()}
         if self.projections:
             arrays |= {_PROJECTIONS + name: array for name, array in asdict(self.projections).items()}
-        config = {"format_version": FORMAT_VERSION, **to_json(self.config)}
+        config = {"format_version": FORMAT_VERSION, **asdict(self.config)}
         return arrays | {"config": np.array(json.dumps(config))}
 
 

@@ -1,7 +1,7 @@
 """Consensus masks: regions on which several projections of the features agree."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -101,6 +101,18 @@ def pairwise_mask_iou(masks: Bool[np.ndarray, "N h w"], others: Bool[np.ndarray,
     return ious
 
 
+def group_by_iou(
+    ious: Float[np.ndarray, "N N"], scores: Float[np.ndarray, "N"], min_iou: float
+) -> Iterator[tuple[int, Int[np.ndarray, "n"]]]:
+    """Yield the best mask that is in no group yet, and the group: all such masks with at least this IoU with it."""
+    is_free = np.ones(len(scores), bool)
+    for seed in np.argsort(-scores, kind="stable"):
+        if is_free[seed]:
+            members = np.flatnonzero(is_free & (ious[seed] >= min_iou))
+            is_free[members] = False
+            yield int(seed), members
+
+
 def feature_contrast(masks: Bool[np.ndarray, "N h w"], unit: Float[np.ndarray, "h w C"]) -> Float[np.ndarray, "N"]:
     """Return how much more similar to a mask's mean feature its own patches are than a ring around it.
 
@@ -159,20 +171,11 @@ def _group_candidates(
 ) -> MaskProposals:
     """Group candidates around the best ones; each group is the mean of its members weighted by their scores."""
     weights = np.maximum(scores, _MIN_SCORE_WEIGHT)
-    is_free = np.ones(len(candidates), bool)
-    seeds: list[int] = []
-    soft: list[Float[np.ndarray, "h w"]] = []
-    order: Int[np.ndarray, "N"] = np.argsort(-scores, kind="stable")
-    for seed in order:
-        if not is_free[seed]:
-            continue
-        members = np.flatnonzero(is_free & (ious[seed] >= _SAME_OBJECT_IOU))
-        is_free[members] = False
-        seeds.append(int(seed))
-        soft.append(np.average(candidates[members], axis=0, weights=weights[members]))
+    groups = list(group_by_iou(ious, scores, _SAME_OBJECT_IOU))
+    soft = [np.average(candidates[members], axis=0, weights=weights[members]) for _, members in groups]
     return MaskProposals(
         soft=np.array(soft, np.float32).reshape(len(soft), *candidates.shape[1:]),
-        scores=scores[seeds].astype(np.float32),
+        scores=scores[[seed for seed, _ in groups]].astype(np.float32),
     )
 
 

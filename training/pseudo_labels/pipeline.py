@@ -1,7 +1,7 @@
 """The pseudo-label pipeline: features, masks, codebook, labels. Each stage continues where it was interrupted."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -13,12 +13,11 @@ from jaxtyping import Bool, Float, UInt8
 from model.checkpoints.dino import load_encoder
 from model.errors import ConfigError
 from model.images import read_image, resize_image, resize_map
-from model.networks.vit import VisionTransformer
 from model.postprocessing.masks import mask_iou
 from training.data.dataset import PseudoLabelDataset
 from training.data.executors import ALL_SHARDS, LocalExecutor
 from training.data.features import FeatureStore
-from training.data.label_config import MAX_OBJECTS, PseudoLabelConfig, to_json
+from training.data.label_config import MAX_OBJECTS, PseudoLabelConfig
 from training.data.panoptic_labels import (
     Chunk,
     Dependencies,
@@ -80,7 +79,7 @@ def label_photos(
     _check_options(config, codebook, shard)
     worker = PseudoLabelWorker(config=config, dataset=dataset, features_dir=features)
     executor = executor or LocalExecutor()
-    _ = worker.features  # before anything is written: an encoder that does not fit raises here
+    _ = worker.features.layers  # before anything is written: an encoder that does not fit raises here
     dataset.lock_config(config, scan.photos)
     if codebook and not dataset.codebook.is_file():
         codebook.save(dataset.codebook)
@@ -185,8 +184,8 @@ class PseudoLabelWorker:
 
     @cached_property
     def features(self) -> FeatureStore:
-        config = self.config
-        return FeatureStore.open(self.features_dir, self._encoder, config.encoder_hash, config)
+        encoder = load_encoder(self.config.encoder, self.config.side_px)
+        return FeatureStore(self.features_dir, encoder, self.config.encoder_hash, self.config)
 
     @cached_property
     def projections(self) -> FeatureProjections | None:
@@ -194,16 +193,12 @@ class PseudoLabelWorker:
         return load_projections(self.dataset.projections) if self.config.proposals == "consensus" else None
 
     @cached_property
-    def _encoder(self) -> VisionTransformer:
-        return load_encoder(self.config.encoder, self.config.side_px)
-
-    @cached_property
     def _codebook(self) -> Codebook:
         return load_codebook(self.dataset.codebook)
 
     @cached_property
     def _dependencies(self) -> Dependencies:
-        settings = {name: value for name, value in to_json(self.config).items() if name not in _PROVENANCE_FIELDS}
+        settings = {name: value for name, value in asdict(self.config).items() if name not in _PROVENANCE_FIELDS}
         return settings | {"codebook": self._codebook.digest}
 
     def _select_shown(

@@ -29,7 +29,7 @@ from model.postprocessing.masks import split_components
 from training.data.features import FeatureCache, count_patches
 from training.data.photos import PhotoFile
 from training.mask_transformer.samples import CropView, full_view
-from training.pseudo_labels.consensus import pairwise_mask_iou
+from training.pseudo_labels.consensus import group_by_iou, pairwise_mask_iou
 
 THRESHOLDS = TRANSFORMER_THRESHOLDS
 """Mask threshold and minimum component size, as in the network's panoptic output."""
@@ -221,7 +221,11 @@ def merge_views(views: Sequence[ViewPredictions]) -> TeacherPredictions:
     view_indices = np.repeat(np.arange(len(views)), [len(each.scores) for each in views])[kept]
     weighted_scores = np.where(view_indices < 2, scores, np.float32(_CROP_SCORE_FACTOR) * scores)
     masks = mask_probs > THRESHOLDS.mask_threshold
-    groups = _group_instances(masks, weighted_scores, view_indices)
+    ious = pairwise_mask_iou(masks, masks)
+    groups = [
+        _best_per_view(members, ious[seed, members], view_indices[members])
+        for seed, members in group_by_iou(ious, weighted_scores, _SAME_INSTANCE_IOU)
+    ]
     num_shown = np.sum([each.semantic_probs.sum(0) > 0.5 for each in views], axis=0)
     semantic_probs = np.sum([each.semantic_probs for each in views], axis=0) / np.maximum(num_shown, 1)
     merged = np.array([np.average(mask_probs[each], axis=0, weights=scores[each]) for each in groups], np.float32)
@@ -263,28 +267,13 @@ def _find_whole(view: ViewPredictions) -> Bool[np.ndarray, "N"]:
     return is_whole
 
 
-def _group_instances(
-    masks: Bool[np.ndarray, "N h w"], scores: Float[np.ndarray, "N"], view_indices: Int[np.ndarray, "N"]
-) -> list[Int[np.ndarray, "n"]]:
-    """Return the indices of instances that are the same, groups in order of their best score."""
-    ious = pairwise_mask_iou(masks, masks)
-    is_free = np.ones(len(masks), bool)
-    groups = []
-    for seed in np.argsort(-scores, kind="stable"):
-        if is_free[seed]:
-            groups.append(_best_per_view(ious[seed], view_indices, is_free))
-            is_free &= ious[seed] < _SAME_INSTANCE_IOU
-    return groups
-
-
 def _best_per_view(
-    ious: Float[np.ndarray, "N"], view_indices: Int[np.ndarray, "N"], is_free: Bool[np.ndarray, "N"]
-) -> Int[np.ndarray, "n"]:
-    """Return the instance of each view with the highest IoU with a seed, if it is the same; the seed first."""
-    same = np.flatnonzero(is_free & (ious >= _SAME_INSTANCE_IOU))
-    ranked = same[np.argsort(-ious[same], kind="stable")]
+    members: Int[np.ndarray, "n"], ious: Float[np.ndarray, "n"], view_indices: Int[np.ndarray, "n"]
+) -> Int[np.ndarray, "m"]:
+    """Return the member of each view with the highest IoU with the seed; the seed first."""
+    ranked = np.argsort(-ious, kind="stable")
     _, firsts = np.unique(view_indices[ranked], return_index=True)
-    return ranked[np.sort(firsts)]
+    return members[ranked[np.sort(firsts)]]
 
 
 def _decay_overlapping(scores: Float32[np.ndarray, "N"], masks: Bool[np.ndarray, "N h w"]) -> Float32[np.ndarray, "N"]:

@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ from model.networks.mask_transformer import MaskDecoder
 from model.networks.panoptic_cascade import PanopticCascade
 from training.data.dataset import LabeledPhoto
 from training.data.encoders import read_encoder_origin
-from training.data.label_config import PseudoLabelConfig, to_json
+from training.data.label_config import PseudoLabelConfig
 from training.trainer.config import TrainConfig
 
 IGNORE_INDEX = -1
@@ -130,7 +130,7 @@ def copy_encoder(source: str, expected_hash: str, run: Path) -> str:
 
 def make_provenance(labels: PseudoLabelConfig, num_photos: int) -> dict[str, Any]:
     """Describe encoder, photos and labels for run and artifact, without paths of this machine."""
-    settings = {key: value for key, value in to_json(labels).items() if not key.startswith(_MACHINE_PATHS)}
+    settings = {key: value for key, value in asdict(labels).items() if not key.startswith(_MACHINE_PATHS)}
     origin = read_encoder_origin(Path(labels.encoder)) or describe_encoder_origin(labels.encoder_hash)
     return {
         "encoder": {"sha256": labels.encoder_hash, "origin": origin},

@@ -183,9 +183,11 @@ class Trainer(Generic[BatchType]):
     def _resume(self) -> None:
         path = self._run / CHECKPOINT_FILE
         metadata = read_checkpoint_metadata(path)
-        stored, current = metadata["config"], json.loads(json.dumps(asdict(self._config)))  # both with lists, no tuples
+        # Both with lists, no tuples.
+        current, provenance = json.loads(json.dumps([asdict(self._config), self._run_info.provenance]))
+        stored = metadata["config"]
         changed = [name for name in sorted(current.keys() | stored.keys()) if stored.get(name) != current.get(name)]
-        if metadata["provenance"] != self._run_info.provenance:
+        if metadata["provenance"] != provenance:
             changed.append("labels or init_weights")
         if changed:
             raise ConfigError(f"{self._run} was started with other {', '.join(changed)}: choose another --out")
