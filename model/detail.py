@@ -13,10 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from model.backends.session import Session
-from model.contract import Contract, Detail, InputSize, Thresholds
+from model.contract import Contract, Detail, InputSize, RawOutputs, Thresholds
 from model.errors import InvalidParameter
 from model.images import Letterbox, letterbox_image, pad_image, resize_image
-from model.network_io import RawOutputs
 
 WINDOW_SCALE = 16 / 9
 """Scale of windows relative to the whole image: two of them cover a side and share an eighth of it."""

@@ -9,11 +9,10 @@ import numpy as np
 from fake_service import CONTRACT, RedSession
 
 from model.backends.session import Session
-from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, Histogram, read_contract
+from model.contract import GOLDEN_FILE, NETWORK_FILE, Contract, Histogram, RawOutputs, read_contract
 from model.drift import BIN_EDGES
 from model.errors import ParityError
 from model.files import hash_file
-from model.network_io import RawOutputs
 from model.registry.versions import Registry
 
 NAME = CONTRACT.name

@@ -13,10 +13,9 @@ import numpy as np
 from PIL import Image
 
 from model.backends.session import Session
-from model.contract import Contract, Histogram, InputSize
+from model.contract import Contract, Histogram, InputSize, RawOutputs
 from model.drift import BIN_EDGES, STATISTICS
 from model.embeddings import Category
-from model.network_io import RawOutputs
 from service.app import create_app
 from service.inference.loading import ArtifactLoader
 from service.settings import Settings

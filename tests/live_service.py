@@ -14,8 +14,7 @@ import numpy as np
 from fake_service import CONTRACT, RedSession, open_fake
 
 from model.backends.session import Session
-from model.contract import Contract
-from model.network_io import RawOutputs
+from model.contract import Contract, RawOutputs
 from service.app import create_app
 from service.inference.loading import ArtifactLoader
 from service.server import Server, bind, make_uvicorn_config

@@ -15,13 +15,12 @@ from model.backends.loader import check_golden, load_fastest, load_session, writ
 from model.backends.onnx_runtime import PROVIDER_NAMES
 from model.backends.parity import FP32_TOLERANCE, require_equal_outputs
 from model.backends.session import AutoSession, Backend, ConcreteBackend, HotSwapSession, Session
-from model.contract import Contract
+from model.contract import Contract, RawOutputs
 from model.detail import NetworkInput
 from model.errors import ArtifactError, BackendUnavailable, ContractMismatch, ParityError
 from model.export.export import draw_scene
 from model.export.parity_checks import stack_images
 from model.files import hash_file
-from model.network_io import RawOutputs
 
 PIXELS = np.zeros((2, 3, 8, 8), np.uint8)
 SIZES = np.array([[8, 8], [8, 4]])

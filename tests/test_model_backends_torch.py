@@ -21,11 +21,10 @@ from model.backends.torch_session import (
     capture_cuda_graph,
     load_torch_network,
 )
-from model.contract import Contract, InputSize, read_contract
+from model.contract import Contract, InputSize, RawOutputs, read_contract
 from model.errors import ArtifactError
 from model.export.export import draw_scene
 from model.export.parity_checks import stack_images
-from model.network_io import RawOutputs
 from model.networks.interface import NetworkOutput
 
 SCENES = stack_images([draw_scene(seed, InputSize.square(tiny.SIDE_PX)) for seed in range(3)])

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from tiny import make_contract
 
-from model.contract import Contract, InputSize, Thresholds
+from model.contract import Contract, InputSize, RawOutputs, Thresholds
 from model.detail import prepare_image
 from model.embeddings import Category, CategoryExamples, make_examples
 from model.errors import ConfigError, ContractMismatch
 from model.images import letterbox_image, plan_letterbox
-from model.network_io import RawOutputs
 from model.postprocessing.masks import pack_mask
 from model.postprocessing.panoptic import PatchEmbeddings, postprocess
 

@@ -16,11 +16,12 @@ from model.contract import (
     Histogram,
     InputSize,
     Thresholds,
+    check_shapes,
+    io_shapes,
     read_contract,
 )
 from model.errors import ArtifactError, ConfigError, ContractMismatch
 from model.files import hash_file
-from model.network_io import check_shapes, io_shapes
 
 
 def write_artifact(folder: Path) -> Contract:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from tiny import make_contract
 
-from model.contract import Contract, InputSize, Thresholds
+from model.contract import Contract, InputSize, RawOutputs, Thresholds
 from model.detail import prepare_image, run_image
 from model.errors import InvalidParameter
-from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, postprocess
 
 CONTRACT = make_contract(2, 1, 64, max_detections=1, thresholds=Thresholds(score_threshold=0.3))

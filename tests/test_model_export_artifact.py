@@ -15,7 +15,7 @@ from model.backends.onnx_runtime import OnnxSession
 from model.backends.session import Session
 from model.backends.torch_session import TorchSession, load_torch_network, load_torch_session
 from model.checkpoints.runs import RunInfo, load_run
-from model.contract import Contract, InputSize, find_bundled_artifact, read_contract
+from model.contract import Contract, InputSize, RawOutputs, find_bundled_artifact, read_contract
 from model.embeddings import Category, make_examples
 from model.errors import BackendUnavailable, CheckpointError, ConfigError, ParityError
 from model.export.export import (
@@ -30,7 +30,6 @@ from model.export.export import (
 from model.export.parity_checks import check_batch_invariance, check_parity, stack_images
 from model.export.predictor import ArtifactPredictor
 from model.images import read_image
-from model.network_io import RawOutputs
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MaskTransformer, PatchEmbedding, embedding_layers
 from model.networks.vit import VisionTransformer

@@ -14,14 +14,13 @@ from tiny import FixedSession, make_contract
 from model.backends.loader import load_session
 from model.backends.openvino import require_int8_instructions
 from model.backends.session import AutoSession
-from model.contract import Int8Accuracy, Thresholds, read_contract
+from model.contract import Int8Accuracy, RawOutputs, Thresholds, read_contract
 from model.detail import NetworkInput, prepare_image
 from model.errors import BackendUnavailable, ConfigError, ParityError
 from model.export.export import ExportConfig, export_run
 from model.export.parity_checks import stack_images
 from model.export.quantize import MIN_ACCURACY, measure_accuracy, quantize_artifact, require_accuracy
 from model.images import read_image
-from model.network_io import RawOutputs
 
 pytestmark = pytest.mark.skipif(find_spec("nncf") is None, reason="useg[quantize] is not installed")
 

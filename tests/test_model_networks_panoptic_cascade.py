@@ -11,10 +11,9 @@ import tiny
 import torch
 from torch import Tensor
 
-from model.contract import Contract, InputSize, Thresholds
+from model.contract import Contract, InputSize, RawOutputs, Thresholds
 from model.errors import ConfigError
 from model.images import Letterbox, resize_map
-from model.network_io import RawOutputs
 from model.networks.backbones import Norm
 from model.networks.interface import NetworkOutput
 from model.networks.panoptic_cascade import (

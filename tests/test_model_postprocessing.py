@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from tiny import make_contract
 
-from model.contract import Contract, InputSize, Task, Thresholds
+from model.contract import Contract, InputSize, RawOutputs, Task, Thresholds
 from model.embeddings import Category
 from model.images import plan_letterbox
-from model.network_io import RawOutputs
 from model.postprocessing.panoptic import (
     Segmentation,
     make_postprocessor,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.contract import RawOutputs
 from model.errors import DeadlineExceeded, InferenceError, NotReady, QueueFull
-from model.network_io import RawOutputs
 from service.inference.batch_scheduler import BatchScheduler, InferenceThreadDied
 from service.metrics import Telemetry
 from service.requests import RequestContext

@@ -14,9 +14,8 @@ from pycocotools import mask as coco
 from walk_request import walk_request
 
 from model.backends.session import Session
-from model.contract import Contract
+from model.contract import Contract, RawOutputs
 from model.errors import ArtifactError
-from model.network_io import RawOutputs
 from service.app import create_app
 from service.schemas import ImageInfo, Problem, Readiness
 from service.settings import Settings

@@ -14,7 +14,7 @@ from fake_service import RedSession, draw_halves, open_client, post, save
 from live_service import WAIT_S, GatedSession, connect, listen, make_request, see_metric, wait_for
 from starlette.types import Receive, Scope, Send
 
-from model.network_io import RawOutputs
+from model.contract import RawOutputs
 from service.server import Server, make_uvicorn_config
 from service.settings import Settings
 

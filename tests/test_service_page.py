@@ -17,12 +17,11 @@ from playwright.sync_api import Browser, Error, FilePayload, Page, Route, expect
 from pycocotools import mask as coco
 from tiny import make_contract
 
-from model.contract import Contract
+from model.contract import Contract, RawOutputs
 from model.embeddings import Category
 from model.formats.overlay import segment_color
 from model.formats.png import decode_panoptic_png
 from model.images import decode_image
-from model.network_io import RawOutputs
 
 PAPER = (200, 180, 160)
 SIZE = (320, 240)

@@ -13,9 +13,9 @@ import pytest
 from fake_service import BLUE, CONTRACT, WHITE, CountingSession, RedSession, draw_halves, open_client, post, save
 from PIL import Image
 
+from model.contract import RawOutputs
 from model.errors import NotAcceptable
 from model.formats.png import decode_panoptic_png
-from model.network_io import RawOutputs
 from service.routes.segment import negotiate_media_type
 from service.schemas import (
     BatchResponse,

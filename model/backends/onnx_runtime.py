@@ -16,9 +16,8 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Int64, UInt8
 
-from model.contract import NETWORK_FILE, Contract
+from model.contract import NETWORK_FILE, Contract, RawOutputs, check_shapes
 from model.errors import ArtifactError, BackendUnavailable
-from model.network_io import RawOutputs, check_shapes
 
 OnnxBackend = Literal["cpu", "cuda", "tensorrt"]
 Provider = tuple[str, dict[str, str]]

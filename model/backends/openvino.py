@@ -14,10 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from model.contract import Contract
+from model.contract import Contract, RawOutputs, check_shapes
 from model.errors import ArtifactError, BackendUnavailable
 from model.files import atomic_write, hash_file
-from model.network_io import RawOutputs, check_shapes
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float16, Float32, Int64, UInt8, UInt16
 
+from model.contract import RawOutputs
 from model.errors import ParityError
-from model.network_io import RawOutputs
 
 _MIN_SCORE = 0.05
 _PATCH_STEP = 4

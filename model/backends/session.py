@@ -10,8 +10,8 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from model.contract import RawOutputs
 from model.errors import UsegError
-from model.network_io import RawOutputs
 
 logger = logging.getLogger(__name__)
 

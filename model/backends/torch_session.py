@@ -18,9 +18,8 @@ from torch.nn import functional
 
 from model.backends.parity import FP16_TOLERANCE, FP32_TOLERANCE
 from model.checkpoints.state_dicts import StateDict, load_strictly
-from model.contract import NETWORK_FILE, Contract
+from model.contract import NETWORK_FILE, Contract, RawOutputs
 from model.errors import ArtifactError, CheckpointError, ConfigError
-from model.network_io import RawOutputs
 from model.networks.interface import Network, NetworkOutput
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer, PatchEmbedding
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade

@@ -14,9 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from model.backends.torch_session import ALIASES_KEY, FP16_SUFFIX, TRANSPOSED_SUFFIX
-from model.contract import InputSize, Precision
+from model.contract import InputSize, Precision, output_names
 from model.export.precision import compute_in_fp16, store_as_int8
-from model.network_io import output_names
 from model.networks.interface import Network
 
 _OPSET = 18

@@ -8,11 +8,10 @@ from jaxtyping import Int64, UInt8
 
 from model.backends.parity import FP32_TOLERANCE, Tolerance, require_equal_outputs
 from model.backends.session import Session
-from model.contract import Contract, InputSize
+from model.contract import Contract, InputSize, RawOutputs
 from model.detail import NetworkInput
 from model.errors import ParityError
 from model.images import Letterbox
-from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, postprocess
 
 logger = logging.getLogger(__name__)

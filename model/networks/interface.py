@@ -13,7 +13,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class NetworkOutput(NamedTuple):
-    """Output of a network for a batch, of static shape; `model.network_io.RawOutputs` describes each field."""
+    """Output of a network for a batch, of static shape; `model.contract.RawOutputs` describes each field."""
 
     scores: Float[Tensor, "B D"]
     clusters: Int[Tensor, "B D"]

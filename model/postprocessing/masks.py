@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Shaped, UInt8
 
-from model.contract import Contract, Thresholds
+from model.contract import Contract, RawOutputs, Thresholds
 from model.images import Letterbox
-from model.network_io import RawOutputs
 
 
 @dataclass(frozen=True, kw_only=True)

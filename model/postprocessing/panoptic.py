@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int, Integer, Shaped
 
-from model.contract import Contract, Task, Thresholds
+from model.contract import Contract, RawOutputs, Task, Thresholds
 from model.embeddings import Category, l2_normalize
 from model.images import Letterbox
-from model.network_io import RawOutputs
 from model.postprocessing.masks import BilinearUpsampler, Detection, PackedMask, decode_detections
 
 VOID = 0

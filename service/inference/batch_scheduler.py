@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from model.backends.session import Session
+from model.contract import RawOutputs
 from model.errors import InferenceError, NotReady, QueueFull
-from model.network_io import RawOutputs
 from service.inference.queue import (
     BatchQueue,
     ImageBatch,

@@ -14,7 +14,7 @@ import orjson
 from jaxtyping import UInt8
 
 from model.backends.session import AutoSession, Session, find_hot_swap
-from model.contract import Contract, Task
+from model.contract import Contract, RawOutputs, Task
 from model.detail import PreparedImage, prepare_image
 from model.errors import ArtifactError
 from model.formats.coco import (
@@ -28,7 +28,6 @@ from model.formats.coco import (
 from model.formats.overlay import encode_jpeg, encode_overlay
 from model.formats.png import encode_cluster_png, encode_panoptic_png
 from model.images import DecodedImage, check_pixels, decode_image, limit_size
-from model.network_io import RawOutputs
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_segments
 from service.inference.batch_scheduler import BatchScheduler
 from service.inference.live_category_names import LiveCategoryNames

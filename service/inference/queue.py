@@ -9,8 +9,8 @@ from itertools import count
 import numpy as np
 from jaxtyping import UInt8
 
+from model.contract import RawOutputs
 from model.errors import DeadlineExceeded
-from model.network_io import RawOutputs
 from service.metrics import ReleaseReason
 from service.requests import RequestContext
 from service.settings import Settings
