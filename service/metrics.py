@@ -48,7 +48,6 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._roles: dict[str, frozenset[str]] = {}
         ProcessCollector(registry=self.registry)
         self._create_request_metrics()
         self._create_batch_metrics()
@@ -73,17 +72,12 @@ class Telemetry:
         for each in get_args(ModelState):
             self.model_state.labels(each).set(each == state)
 
-    def set_version_roles(self, model: str, roles: Mapping[str, VersionRole]) -> None:
-        """Set the roles of a model's versions; versions that are not in `roles` lose their series."""
-        for version in self._roles.get(model, frozenset()) - roles.keys():
-            for each in get_args(VersionRole):
-                self.model_version_state.remove(model, version, each)
+    def set_version_roles(self, roles: Mapping[tuple[str, str], VersionRole]) -> None:
+        """Set the roles of all versions, by model and version."""
+        self.model_version_state.clear()
         for version, role in roles.items():
             for each in get_args(VersionRole):
-                self.model_version_state.labels(model, version, each).set(each == role)
-        self._roles[model] = frozenset(roles)
-        for cause in get_args(RollbackCause):
-            self.rollbacks.labels(model, cause)
+                self.model_version_state.labels(*version, each).set(each == role)
 
     def init_series(self, contract: Contract) -> None:
         """Create the series of an artifact at 0: Prometheus sees no increase in a series that starts at 1."""

@@ -84,6 +84,12 @@ async def test_a_canary_is_tried_and_promoted_over_http(registry: Registry) -> N
         text = (await client.get("/metrics")).text
         assert f'useg_requests_total{{model="{NAME}",outcome="ok",task="panoptic",version="2"}} 1.0' in text
         assert f'useg_model_version_state{{model="{NAME}",state="shadow",version="1"}} 1.0' in text
+        assert f'useg_rollbacks_total{{cause="drift",model="{NAME}"}} 0.0' in text
+        await client.post(f"/v1/models/{NAME}/rollback")
+        registry.remove(NAME, "1", author="test")
+        async with asyncio.timeout(10):
+            while 'state="unloaded",version="1"' in (await client.get("/metrics")).text:
+                await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(

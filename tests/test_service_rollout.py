@@ -125,8 +125,7 @@ async def test_a_version_that_fails_a_check_is_rejected(tmp_path: Path, kind: st
         assert (status.active, status.serving_version, case.read_last()) == ("1", "1", ("reject", "2", "useg serve"))
         assert words in status.history[-1].reason
         assert words in (status.versions[1].reason or "")
-        labels = {"model": NAME, "version": "2", "state": "failed"}
-        assert case.telemetry.registry.get_sample_value("useg_model_version_state", labels) == 1.0
+        assert case.list_roles()["2"] == "failed"
         assert (
             case.telemetry.registry.get_sample_value("useg_rollbacks_total", {"model": NAME, "cause": "load_failed"})
             == 1
@@ -260,12 +259,6 @@ async def test_an_unreadable_deployment_state_changes_nothing(tmp_path: Path) ->
         assert await case.segment() == "1"
 
 
-def read_state_metric(case: Case, version: str) -> dict[str, float]:
-    """The states that the metrics give a version."""
-    samples = [sample for metric in case.telemetry.model_version_state.collect() for sample in metric.samples]
-    return {each.labels["state"]: each.value for each in samples if each.labels["version"] == version and each.value}
-
-
 @pytest.mark.parametrize("lost", [".", "2", "deployment.json"])
 async def test_a_version_missing_from_the_registry_keeps_serving_and_is_logged(
     tmp_path: Path, lost: str, caplog: pytest.LogCaptureFixture
@@ -282,21 +275,10 @@ async def test_a_version_missing_from_the_registry_keeps_serving_and_is_logged(
         status = case.controller.describe()
         assert (status.active, status.serving_version, status.revision) == ("2", "2", revision)
         assert case.list_roles()["2"] == "missing_from_registry"
-        assert read_state_metric(case, "2") == {"missing_from_registry": 1.0}
         assert caplog.text.count("2 is served, but no longer in the registry") == 1
         (tmp_path / "away").rename(path)
         await case.controller.reconcile()
         assert case.list_roles() == {"1": "unloaded", "2": "active"}
-        assert read_state_metric(case, "2") == {"active": 1.0}
-
-
-async def test_a_removed_version_has_no_state_metric(tmp_path: Path) -> None:
-    async with follow(tmp_path, {"1": "good", "2": "good"}) as case:
-        await case.activate("2")
-        assert read_state_metric(case, "1") == {"unloaded": 1.0}
-        case.registry.remove(NAME, "1", author="test")
-        await case.controller.reconcile()
-        assert (case.list_roles(), read_state_metric(case, "1")) == ({"2": "active"}, {})
 
 
 class ReadOnlyRegistry(Registry):

@@ -3,7 +3,6 @@
 import logging
 import sys
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import orjson
@@ -16,7 +15,6 @@ from model.postprocessing.panoptic import Segment, Segmentation, Statistic
 from service.cli import JsonFormatter
 from service.metrics import (
     MIN_DRIFT_SAMPLES,
-    RollbackCause,
     Telemetry,
     VersionStats,
     outcome_of_status,
@@ -36,9 +34,6 @@ def test_the_series_of_an_artifact_start_at_zero() -> None:
     batches = {"input_size": "56x56", "release_reason": "max_queue_delay"}
     assert read.registry.get_sample_value("useg_batch_size_count", batches) == 0.0
     assert read.registry.get_sample_value("useg_stage_duration_seconds_count", {"stage": "encode"}) == 0.0
-    read.set_version_roles("a", {"1": "active"})
-    for cause in get_args(RollbackCause):
-        assert read.registry.get_sample_value("useg_rollbacks_total", {"model": "a", "cause": cause}) == 0.0
 
 
 def test_the_outcome_follows_from_the_status() -> None:

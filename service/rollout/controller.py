@@ -5,7 +5,7 @@ import ctypes
 import gc
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from model.backends.session import Session
 from model.contract import Contract
@@ -58,9 +58,11 @@ class RolloutController:
         """Of the router's fallback when it was replaced; its successor is compared with it."""
         self._fallback_until = 0.0
         """On the event loop's clock; then the fallback is unloaded."""
-        self._missing: frozenset[str] = frozenset()
+        self._missing: set[str] = set()
         self._last_error = ""
         self._lock = asyncio.Lock()
+        for cause in get_args(RollbackCause):
+            telemetry.rollbacks.labels(model, cause)
 
     @property
     def is_settled(self) -> bool:
@@ -76,11 +78,10 @@ class RolloutController:
             self._apply_roles()
             await self._roll_back_regression()
             await self._unload_unused()
-            self._report()
+            self._report_missing()
 
     async def stop(self) -> None:
         """Unload all versions."""
-        self._telemetry.set_version_roles(self.model, {})
         for task in self.loading.values():
             task.cancel()
         await asyncio.gather(*self.loading.values(), return_exceptions=True)
@@ -88,6 +89,12 @@ class RolloutController:
             self.router.shadow.stop()
         while self.loaded:
             await self.loaded.popitem()[1].stop()
+
+    def list_roles(self) -> dict[str, VersionRole]:
+        """Return the role of each version in the registry or in use."""
+        missing = self.state.versions_in_use.intersection(self.loaded).difference(self._listed)
+        roles = {version: self._role(version) for version in self._listed}
+        return roles | dict.fromkeys(sorted(missing), "missing_from_registry")
 
     def describe(self) -> ModelHistory:
         """Return the status of all versions; reads the registry, or returns its last state if that is unreadable."""
@@ -110,7 +117,7 @@ class RolloutController:
                     backend=self.loaded[version].backend if version in self.loaded else None,
                     skipped_backends=dict(self.loaded[version].skipped_backends) if version in self.loaded else {},
                 )
-                for version, role in self._roles().items()
+                for version, role in self.list_roles().items()
             ],
             previous_versions=list(state.previous_versions),
             history=list(state.history),
@@ -263,20 +270,12 @@ class RolloutController:
                 await asyncio.to_thread(_release_memory)
                 logger.info("%s %s is unloaded", self.model, version)
 
-    def _report(self) -> None:
-        roles = self._roles()
-        missing = frozenset(version for version, role in roles.items() if role == "missing_from_registry")
+    def _report_missing(self) -> None:
+        missing = {version for version, role in self.list_roles().items() if role == "missing_from_registry"}
         if missing - self._missing:
             template = "%s %s is served, but no longer in the registry: it will not survive a restart"
             logger.error(template, self.model, ", ".join(sorted(missing)))
         self._missing = missing
-        self._telemetry.set_version_roles(self.model, roles)
-
-    def _roles(self) -> dict[str, VersionRole]:
-        """Return the role of each version in the registry or in use."""
-        missing = self.state.versions_in_use.intersection(self.loaded).difference(self._listed)
-        roles = {version: self._role(version) for version in self._listed}
-        return roles | dict.fromkeys(sorted(missing), "missing_from_registry")
 
     def _role(self, version: str) -> VersionRole:
         pipeline = self.loaded.get(version)

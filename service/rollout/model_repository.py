@@ -153,6 +153,8 @@ class ModelRepository:
         metrics.requests_in_flight.set(sum(pipeline.scheduler.in_flight for pipeline in loaded))
         for pipeline in loaded:
             pipeline.stats.publish_drift()
+        roles = {name: controller.list_roles() for name, controller in self._controllers.items()}
+        metrics.set_version_roles({(name, version): role for name in roles for version, role in roles[name].items()})
         active = [router.active for router in self.routers.by_name.values() if router.active]
         metrics.model_info.clear()
         metrics.skipped_backend_info.clear()
