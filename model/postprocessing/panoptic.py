@@ -143,14 +143,13 @@ def make_postprocessor(
         return np.zeros((letterbox.height, letterbox.width), np.uint8 if is_small else np.int32)
 
     def merge(label_map: Shaped[np.ndarray, "H W"], min_stuff_area_fraction: float) -> list[Segment]:
-        segments = _add_things(label_map, decode(), thresholds.overlap_threshold)
-        stuff = _add_stuff(label_map, *decode_semantic(), contract, min_stuff_area_fraction, len(segments) + 1)
-        return segments + stuff
+        segments = _add_things([], label_map, decode(), thresholds.overlap_threshold)
+        return _add_stuff(segments, label_map, *decode_semantic(), contract, min_stuff_area_fraction)
 
     def run_task(task: Task) -> Segmentation:
         match task:
             case "instance":
-                segments = _add_things(label_map := make_label_map(decode()), decode(), None)
+                segments = _add_things([], label_map := make_label_map(decode()), decode(), None)
                 masks = tuple(detection.mask for detection in decode())
                 return Segmentation(label_map=label_map, segments=tuple(segments), masks=masks)
             case "panoptic":
@@ -160,7 +159,7 @@ def make_postprocessor(
                 low = replace(thresholds, score_threshold=_SEMANTIC_SCORE_FACTOR * thresholds.score_threshold)
                 detections = decode_detections(raw, letterbox, contract, low, decode(), thresholds.score_threshold)
                 segments = merge(label_map := make_label_map(detections), 0.0)
-                segments += _add_things(label_map, detections, 1.0, len(segments) + 1)
+                _add_things(segments, label_map, detections, 1.0)
                 segments.sort(key=lambda segment: segment.cluster)
                 result = Segmentation(label_map=label_map, segments=tuple(segments))
                 return _merge_segments(result, lambda segment: segment.cluster)
@@ -244,16 +243,15 @@ def merge_categories(segmentation: Segmentation, task: Task) -> Segmentation:
 
 
 def _add_things(
+    segments: list[Segment],
     label_map: Shaped[np.ndarray, "H W"],
     detections: list[Detection],
     overlap_threshold: float | None,
-    first_id: int = 1,
 ) -> list[Segment]:
-    """Add detections to void pixels of the label map, best first; return the segments that were added.
+    """Add detections, best first, to the segments and to void pixels of the label map.
 
     Without a threshold, every detection becomes a segment, even one that is covered completely.
     """
-    segments: list[Segment] = []
     for detection in detections:
         window, bits = label_map[detection.mask.window], detection.mask.bits
         free = bits & (window == VOID)
@@ -261,34 +259,29 @@ def _add_things(
             free_area = np.count_nonzero(free)
             if not free_area or (area := np.count_nonzero(bits)) - free_area > overlap_threshold * area:
                 continue
-        segment_id = first_id + len(segments)
-        segments.append(Segment(id=segment_id, cluster=detection.cluster, is_thing=True, score=detection.score))
-        window += free * label_map.dtype.type(segment_id)  # faster than indexing by a mask
+        number = len(segments) + 1
+        segments.append(Segment(id=number, cluster=detection.cluster, is_thing=True, score=detection.score))
+        window += free * label_map.dtype.type(number)  # faster than indexing by a mask
     return segments
 
 
 def _add_stuff(
+    segments: list[Segment],
     label_map: Shaped[np.ndarray, "H W"],
     labels: Shaped[np.ndarray, "H W"],
     probabilities: Float[np.ndarray, "L"],
     contract: Contract,
     min_area_fraction: float,
-    first_id: int,
 ) -> list[Segment]:
-    """Add stuff that is large enough to void pixels of the label map; return the segments that were added.
-
-    `labels` and their mean probabilities are those of `_decode_semantic`.
-    """
+    """Add stuff that is large enough, as `_decode_semantic` returns it, like `_add_things`."""
     min_area = max(1.0, min_area_fraction * label_map.size)
     free = labels * (label_map == VOID)
-    segments: list[Segment] = []
     table = np.zeros(len(probabilities), label_map.dtype)
     for label in np.flatnonzero(probabilities).tolist():
-        if label == VOID or not _has_min_area(free, label, min_area):
-            continue
-        cluster, score = contract.thing_clusters + label, float(probabilities[label])
-        segments.append(Segment(id=first_id + len(segments), cluster=cluster, is_thing=False, score=score))
-        table[label] = segments[-1].id
+        if label != VOID and _has_min_area(free, label, min_area):
+            table[label] = number = len(segments) + 1
+            cluster, score = contract.thing_clusters + label, float(probabilities[label])
+            segments.append(Segment(id=number, cluster=cluster, is_thing=False, score=score))
     label_map += _look_up(free, table)
     return segments
 
