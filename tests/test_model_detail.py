@@ -8,8 +8,9 @@ from tiny import make_contract
 
 from model.contract import Contract, InputSize, RawOutputs, Thresholds
 from model.detail import prepare_image, run_image
+from model.embeddings import l2_normalize
 from model.errors import InvalidParameter
-from model.postprocessing.panoptic import Segmentation, postprocess
+from model.postprocessing.panoptic import Segmentation, embed_patches, postprocess
 
 CONTRACT = make_contract(2, 1, 64, max_detections=1, thresholds=Thresholds(score_threshold=0.3))
 
@@ -110,3 +111,23 @@ def test_low_detail_uses_its_own_input_sizes() -> None:
         prepare_image(image, CONTRACT, "low")
     contract = replace(CONTRACT, low_input_sizes=(InputSize.square(32),))
     assert prepare_image(image, contract, "low").inputs[0].pixels.shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 40), (37, 64), (64, 64)])
+def test_a_segment_has_the_embedding_that_it_has_at_the_standard_detail(height: int, width: int) -> None:
+    vectors = np.random.default_rng(0).normal(size=(4, 4, 8)).astype(np.float32)
+    values = l2_normalize(vectors).transpose(2, 0, 1)
+    image = np.zeros((height, width, 3), np.uint8)
+    label_map = np.ones((height, width), np.uint8)
+    label_map[: height // 2, : width // 2] = 2
+    pooled = []
+    for detail in ("standard", "high"):
+        prepared = prepare_image(image, CONTRACT, detail)
+        outputs = [
+            replace(BrightSession().run(each.pixels[None], np.zeros((1, 2)))[0], embeddings=values)
+            for each in prepared.inputs
+        ]
+        patches = embed_patches(prepared.merge(outputs), prepared.letterbox)
+        assert patches is not None
+        pooled.append(patches.pool_segments(label_map, [1, 2]))
+    np.testing.assert_allclose(pooled[1], pooled[0], atol=1e-6)
