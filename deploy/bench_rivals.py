@@ -92,8 +92,9 @@ class Chain:
             original_size=(image.height, image.width),
             segmentations=(("panoptic", merge_categories(clusters, "panoptic")),),
             clusters={"panoptic": clusters},
+            contract=self._contract,
         )
-        return encode_result(result, self._contract, SegmentOptions(), "application/json")[0].content
+        return encode_result(result, SegmentOptions(), "application/json")[0].content
 
 
 if _RIVAL == "litserve":

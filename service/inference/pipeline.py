@@ -77,6 +77,8 @@ class SegmentationResult:
     """One for each task, in the order of the request."""
     clusters: Mapping[Task, Segmentation]
     """The same before clusters of one category were merged."""
+    contract: Contract
+    """With the category names of the segments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +278,7 @@ class Pipeline:
                     original_size=(prepared.letterbox.height, prepared.letterbox.width),
                     segmentations=tuple(merged.items()),
                     clusters=clusters,
+                    contract=contract,
                 )
             )
 
@@ -286,25 +289,25 @@ def _unwrap(session: Session) -> Session:
 
 
 def encode_result(
-    result: SegmentationResult, contract: Contract, options: SegmentOptions, media_type: MediaType
+    result: SegmentationResult, options: SegmentOptions, media_type: MediaType
 ) -> tuple[ResponsePart, ...]:
     """Return the files for one image: one, unless the media type is an archive."""
     if media_type == "application/json":
-        return (ResponsePart(content=orjson.dumps(result_to_json(result, contract)), suffix=".json", task=None),)
+        return (ResponsePart(content=orjson.dumps(result_to_json(result)), suffix=".json", task=None),)
     single = _FORMAT_OF_MEDIA_TYPE.get(media_type)
     return tuple(
-        _encode_part(name, result, task, segmentation, contract, is_zip=single is None)
+        _encode_part(name, result, task, segmentation, is_zip=single is None)
         for task, segmentation in result.segmentations
         for name in ((single,) if single else options.formats)
     )
 
 
-def result_to_json(result: SegmentationResult, contract: Contract) -> dict[str, Any]:
+def result_to_json(result: SegmentationResult) -> dict[str, Any]:
     """Return the JSON of one image, as `SegmentationResponse` or `MultiTaskResponse` documents it."""
     results = [
         {"task": task, "segments_info": to_segments_info(segmentation)} for task, segmentation in result.segmentations
     ]
-    head = {"image": _image_to_json(result), "model": model_to_json(contract)}
+    head = {"image": _image_to_json(result), "model": model_to_json(result.contract)}
     return head | (results[0] if len(results) == 1 else {"results": results})
 
 
@@ -328,18 +331,12 @@ def _image_to_json(result: SegmentationResult) -> dict[str, Any]:
 
 
 def _encode_part(
-    name: FormatName,
-    result: SegmentationResult,
-    task: Task,
-    segmentation: Segmentation,
-    contract: Contract,
-    *,
-    is_zip: bool,
+    name: FormatName, result: SegmentationResult, task: Task, segmentation: Segmentation, *, is_zip: bool
 ) -> ResponsePart:
-    content, annotations = b"", None
+    content, annotations, contract = b"", None, result.contract
     match name:
         case "json":
-            content = orjson.dumps(result_to_json(replace(result, segmentations=((task, segmentation),)), contract))
+            content = orjson.dumps(result_to_json(replace(result, segmentations=((task, segmentation),))))
         case "geojson":
             collection = {
                 "type": "FeatureCollection",

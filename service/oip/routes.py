@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.contract import Contract, Task
+from model.contract import Task
 from model.errors import InputError, InvalidParameter, NotReady
 from service.inference.pipeline import ImageContent, Pipeline, SegmentationResult, result_to_json
 from service.metrics import RequestRecord, Stage
@@ -297,7 +297,7 @@ async def infer_images(
 ) -> tuple[bytes, int | None]:
     """Return the body of the response and the length of its JSON part; if one image fails, the request fails."""
     contract = pipeline.contract
-    encode = partial(_encode, outputs=tuple(outputs), contract=contract)
+    encode = partial(_encode, outputs=tuple(outputs))
 
     async def infer_one(index: int, image: ImageContent) -> dict[OutputName, Any]:
         try:
@@ -349,7 +349,7 @@ def _task_of(output: OutputName) -> Task:
     return "panoptic" if output == "panoptic_ids" else output
 
 
-def _encode(result: SegmentationResult, *, outputs: Sequence[OutputName], contract: Contract) -> dict[OutputName, Any]:
+def _encode(result: SegmentationResult, *, outputs: Sequence[OutputName]) -> dict[OutputName, Any]:
     segmentations = dict(result.segmentations)
     encoded: dict[OutputName, Any] = {}
     for name in outputs:
@@ -358,7 +358,7 @@ def _encode(result: SegmentationResult, *, outputs: Sequence[OutputName], contra
             encoded[name] = segmentations[task].label_map
         else:
             single = replace(result, segmentations=((task, segmentations[task]),))
-            encoded[name] = orjson.dumps(result_to_json(single, contract))
+            encoded[name] = orjson.dumps(result_to_json(single))
     return encoded
 
 

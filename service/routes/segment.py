@@ -240,7 +240,7 @@ class _Job:
             return ImageResponse(
                 name=upload.name,
                 size=(result.image.height, result.image.width),
-                parts=encode_result(result, contract, self.options, self.media_type),
+                parts=encode_result(result, self.options, self.media_type),
                 warnings=result.image.warnings,
             )
 
