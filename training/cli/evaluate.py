@@ -214,20 +214,19 @@ def gate(
     """
     if drift_photos and photos and drift_photos.resolve() == photos.resolve():
         raise ConfigError(f"--drift-photos must be other photos than --photos, both are {photos}")
-    if not dataset and not photos:
-        raise ConfigError("nothing to compare on: give --dataset or --photos")
     labeled = dataset.read() if dataset else None
     if labeled:
         new_predictor, old_predictor = (load_predictor(folder, threads=threads) for folder in (new, old))
         checks = check_scores(new_predictor, old_predictor, labeled, thresholds)
-    else:
-        assert photos is not None
+    elif photos:
         new_artifact, old_artifact = (load_artifact_predictor(folder, threads=threads) for folder in (new, old))
         pairs = (
             (old_artifact.segment(photo.image), new_artifact.segment(photo.image))
             for photo in sample_photos(photos, max_photos)
         )
         checks = check_similarity(pairs, thresholds)
+    else:
+        raise ConfigError("nothing to compare on: give --dataset or --photos")
     if drift_photos:
         artifact = load_artifact_predictor(new, threads=threads)
         sampled = (artifact.segment(photo.image) for photo in sample_photos(drift_photos, max_photos))

@@ -19,7 +19,7 @@ from training.data.executors import ExecutorOptions, parse_shard
 from training.data.label_config import PseudoLabelConfig, PseudoLabelOptions
 from training.data.photos import hash_photos, scan_photos
 from training.option_types import NonNegativeInt, PositiveInt
-from training.pseudo_labels.codebook import Codebook, load_codebook, use_codebook_settings
+from training.pseudo_labels.codebook import load_codebook, use_codebook_settings
 from training.pseudo_labels.pipeline import label_photos
 from training.pseudo_labels.visualize import plot_labels, plot_predictions, save_figure
 
@@ -69,9 +69,19 @@ def label(
     if out.resolve().is_relative_to(photos.resolve()):
         raise ConfigError(f"{out} lies in {photos}: its labels would be taken for photos")
     encoder_file = fetch_encoder(encoder).resolve()
+    encoder_hash = hash_file(encoder_file)
     loaded = load_codebook(codebook) if codebook else None
+    if loaded:
+        options = use_codebook_settings(options, loaded, encoder_hash)
     dataset = PseudoLabelDataset(out.resolve())
-    config = _make_config(options, loaded, photos, encoder_file)
+    config = PseudoLabelConfig(  # before the scan, so that an invalid configuration is an error at once
+        **vars(options),
+        photos=str(photos.resolve()),
+        photos_hash="",
+        encoder=str(encoder_file),
+        encoder_hash=encoder_hash,
+        codebook_hash=loaded.digest if loaded else "",
+    )
     scan = scan_photos(photos, max_photos=max_photos, cache_file=dataset.scan)
     with threadpool_limits(1, user_api="blas"):  # NumPy's BLAS threads and torch's would compete for the cores
         report = label_photos(
@@ -84,23 +94,6 @@ def label(
             shard=parse_shard(execution.shard),
         )
     return asdict(report)
-
-
-def _make_config(
-    options: PseudoLabelOptions, codebook: Codebook | None, photos: Path, encoder: Path
-) -> PseudoLabelConfig:
-    """Return the configuration without the hash of the photos, which are scanned once it is valid."""
-    encoder_hash = hash_file(encoder)
-    if codebook:
-        options = use_codebook_settings(options, codebook, encoder_hash)
-    return PseudoLabelConfig(
-        **vars(options),
-        photos=str(photos.resolve()),
-        photos_hash="",
-        encoder=str(encoder),
-        encoder_hash=encoder_hash,
-        codebook_hash=codebook.digest if codebook else "",
-    )
 
 
 def visualize(

@@ -63,12 +63,6 @@ class LabelSpaces:
         """Return counts of zero by cluster and category index; row 0 is unused."""
         return np.zeros((self.thing_clusters + self.stuff_clusters + 1, self.num_categories), np.int64)
 
-    @property
-    def blocks(self) -> tuple[tuple[slice, slice], ...]:
-        """Rows and columns of things, and of stuff."""
-        things = slice(1, self.thing_clusters + 1), slice(0, self.num_things)
-        return things, (slice(self.thing_clusters + 1, None), slice(self.num_things, None))
-
 
 def label_spaces(predictor: Predictor, dataset: GroundTruthDataset) -> LabelSpaces:
     """Return the clusters of the predictor and the categories of the dataset."""
@@ -89,9 +83,12 @@ def match_clusters(counts: Int[np.ndarray, "N C"], spaces: LabelSpaces, method: 
     separate in semantic maps too, and a cluster that co-occurs with nothing gets no category).
     """
     matched = np.full(len(counts), UNMATCHED, np.int64)
-    for rows, columns in spaces.blocks:
+    first_stuff = spaces.thing_clusters + 1
+    things = slice(1, first_stuff), slice(0, spaces.num_things)
+    stuff = slice(first_stuff, None), slice(spaces.num_things, None)
+    for rows, columns in (things, stuff):
         block = match_block(counts[rows, columns], method)
-        matched[rows] = np.where(block == UNMATCHED, UNMATCHED, block + (columns.start or 0))
+        matched[rows] = np.where(block == UNMATCHED, UNMATCHED, block + columns.start)
     return matched
 
 

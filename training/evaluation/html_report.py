@@ -98,41 +98,32 @@ def render_gallery(
     metrics: Sequence[ImageMetrics], predictor: Predictor, dataset: GroundTruthDataset, mappings: Sequence[ClassMapping]
 ) -> list[GalleryItem]:
     """Draw example images; runs the predictor on them again, since results keep no pixel arrays."""
-    examples = pick_examples([each.quality for each in metrics])
-    return [
-        _draw_example(dataset.images[position], rank, metrics[position], predictor, dataset, mappings[position])
-        for position, rank in examples.items()
-    ]
-
-
-def _draw_example(
-    image: GroundTruthImage,
-    rank: str,
-    metrics: ImageMetrics,
-    predictor: Predictor,
-    dataset: GroundTruthDataset,
-    mapping: ClassMapping,
-) -> GalleryItem:
-    decoded = read_image(image.path)
-    ground_truth = _map_labels(image, decoded.height, decoded.width)
-    prediction = _map_prediction(predictor.predict(decoded.image, hash_photo(image)), dataset, mapping)
-    present = sorted({*ground_truth[1].values(), *prediction[1].values()})
     names = {-1: "no category", **dict(enumerate(dataset.taxonomy.names))}
+    gallery = []
+    for position, rank in pick_examples([each.quality for each in metrics]).items():
+        photo = dataset.images[position]
+        image = read_image(photo.path).image
+        ground_truth = _map_labels(photo, *image.shape[:2])
+        prediction = _map_prediction(predictor.predict(image, hash_photo(photo)), dataset, mappings[position])
+        present = sorted({*ground_truth[1].values(), *prediction[1].values()})
+        gallery.append(
+            GalleryItem(
+                rank=rank,
+                metrics=metrics[position],
+                image=_encode_jpeg(image),
+                ground_truth=_draw(image, ground_truth, dataset.taxonomy.num_things),
+                prediction=_draw(image, prediction, dataset.taxonomy.num_things),
+                legend={names[index]: category_rgb(index) for index in present},
+            )
+        )
+    return gallery
 
-    def draw(category_map: _CategoryMap) -> bytes:
-        label_map, categories = category_map
-        things = [segment for segment, index in categories.items() if 0 <= index < dataset.taxonomy.num_things]
-        colors = {segment: category_rgb(index) for segment, index in categories.items()}
-        return _encode_jpeg(draw_overlay(decoded.image, label_map, colors, things))
 
-    return GalleryItem(
-        rank=rank,
-        metrics=metrics,
-        image=_encode_jpeg(decoded.image),
-        ground_truth=draw(ground_truth),
-        prediction=draw(prediction),
-        legend={names[index]: category_rgb(index) for index in present},
-    )
+def _draw(image: UInt8[np.ndarray, "H W 3"], category_map: _CategoryMap, num_things: int) -> bytes:
+    label_map, categories = category_map
+    things = [segment for segment, index in categories.items() if 0 <= index < num_things]
+    colors = {segment: category_rgb(index) for segment, index in categories.items()}
+    return _encode_jpeg(draw_overlay(image, label_map, colors, things))
 
 
 def _map_labels(image: GroundTruthImage, height: int, width: int) -> _CategoryMap:
