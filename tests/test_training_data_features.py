@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from model.backends.torch_session import load_torch_network
 from model.checkpoints.dino import load_encoder
 from model.contract import find_bundled_artifact, read_contract
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError
 from model.files import hash_file
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MaskTransformer
 from model.networks.vit import VisionTransformer
 from training.data.encoders import fetch_encoder, read_encoder_origin, warn_about_other_encoder
-from training.data.features import FeatureStore, compute_key_features, resolve_layers
+from training.data.features import FeatureStore, compute_key_features
 from training.data.label_config import ClusteringConfig
 from training.data.photos import scan_photos
 
@@ -66,12 +66,6 @@ def test_layers_outside_the_decoder_s_blocks_get_a_cache_of_their_own(tmp_path: 
     assert (shared.load(photo).layers[0] == own.load(photo).layers[1]).all()
     assert (shared.load(photo).layers[1] == own.load(photo).last_block).all()
     assert (own.load(photo).layers[0] != own.load(photo).layers[1]).any()
-
-
-def test_layers_are_counted_from_the_end_if_negative_and_must_exist() -> None:
-    assert resolve_layers((-1, -4, 8), 12) == (8, 11)
-    with pytest.raises(ConfigError, match=r"layers \[12\] do not exist: the encoder has blocks 0 to 11"):
-        resolve_layers((3, 12), 12)
 
 
 def test_final_tokens_are_the_last_block_after_the_final_norm_where_they_show_the_photo(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from coco_reference import annotate
-from fake_predictor import evaluate
 from run_logs import read_csv_log
 from safetensors.torch import save_file
 from tiny import write_labeled
@@ -18,10 +17,6 @@ from model.errors import CheckpointError, ConfigError
 from model.files import hash_file
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset
-from training.evaluation.class_mapping import ClassMappingConfig
-from training.evaluation.cluster_matching import MatchingConfig
-from training.evaluation.datasets.dataset_spec import DatasetSpec
-from training.evaluation.predictors import load_predictor
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
 from training.panoptic_cascade.dataset import (
@@ -141,13 +136,6 @@ def test_backbone_weights_are_loaded_into_a_resnet_and_recorded(tmp_path: Path, 
     for config in (VIT, MASK_TRANSFORMER_PRESETS["tiny"]):
         with pytest.raises(ConfigError, match="need a panoptic cascade with --backbone resnet50"):
             train(tiny_store, tiny_store.features, tmp_path / "run", config, backbone_weights="resnet.pth")
-
-
-def test_a_trained_cascade_can_be_evaluated(finished_run: Path, tiny_truth: Path) -> None:
-    dataset = DatasetSpec(folder=tiny_truth).read()
-    config = ClassMappingConfig(matching=MatchingConfig(method="majority"))
-    report, _ = evaluate(load_predictor(finished_run, threads=1), dataset, config)
-    assert report.summary.images == 4
 
 
 def test_initial_weights_have_detectron2s_standard_deviations() -> None:

@@ -13,7 +13,6 @@ from training.pseudo_labels.consensus import (
     FeatureProjections,
     agglomerative_regions,
     consensus_masks,
-    feature_contrast,
     load_projections,
     pairwise_mask_iou,
 )
@@ -147,27 +146,10 @@ def test_each_projection_that_has_a_mask_adds_one_to_its_score() -> None:
     assert (many.binary[0] == mark(FIRST)).all()
 
 
-def test_contrast_is_inside_minus_ring_minus_half_the_border() -> None:
-    unit = np.zeros((8, 8, 2), np.float32)
-    unit[..., 0] = 1.0
-    unit[3:5, 3:5] = [0.0, 1.0]
-    object_mask, half = np.zeros((2, 8, 8), bool)
-    object_mask[3:5, 3:5] = True
-    half[:, :4] = True
-    inside_half = np.array([30.0, 2.0]) / np.hypot(30.0, 2.0)
-    within = (30 * inside_half[0] + 2 * inside_half[1]) / 32
-    around = (14 * inside_half[0] + 2 * inside_half[1]) / 16  # two columns of eight, two patches of them in the object
-    expected = [1.0, within - around - 0.5 * 14 / 28]
-    assert feature_contrast(np.stack([object_mask, half]), unit) == pytest.approx(np.array(expected), abs=1e-5)
-
-
-def point(degrees: float) -> tuple[float, float]:
-    return float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))
-
-
 def draw_features(rows: list[list[float]]) -> np.ndarray:
     """Unit features in a plane, by their angle in degrees."""
-    return np.array([[point(angle) for angle in row] for row in rows], np.float32)
+    angles = np.radians(rows)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
 
 
 def test_neighbors_merge_above_the_threshold_most_similar_first() -> None:

@@ -183,27 +183,17 @@ def test_initial_weights_from_an_artifact_are_those_of_its_run_but_for_rounding(
 # Gradient clipping and devices
 
 
-def make_parameters(*gradients: list[float]) -> list[nn.Parameter]:
-    parameters = [nn.Parameter(torch.zeros(len(each))) for each in gradients]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = torch.tensor(gradient)
-    return parameters
-
-
 def test_gradients_are_clipped_together_or_per_parameter() -> None:
-    parameters = make_parameters([3.0, 0.0], [0.0, 4.0])
-    assert clip_gradients(parameters, 1.0, per_parameter=False) == pytest.approx(5.0)
-    assert parameters[0].grad == pytest.approx(torch.tensor([0.6, 0.0]), abs=1e-5)
-    parameters = make_parameters([3.0, 0.0], [0.0, 0.5])
-    assert clip_gradients(parameters, 1.0, per_parameter=True) == pytest.approx(3.0)
-    assert parameters[0].grad == pytest.approx(torch.tensor([1.0, 0.0]), abs=1e-5)
-    assert parameters[1].grad == pytest.approx(torch.tensor([0.0, 0.5]))
-
-
-def git(folder: Path, *arguments: str) -> str:
-    settings = ["-c", "user.name=A", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    command = ["git", "-C", folder, *settings, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for per_parameter, second, norm, expected in (
+        (False, [0.0, 4.0], 5.0, [[0.6, 0.0], [0.0, 0.8]]),
+        (True, [0.0, 0.5], 3.0, [[1.0, 0.0], [0.0, 0.5]]),
+    ):
+        parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+        for parameter, gradient in zip(parameters, ([3.0, 0.0], second), strict=True):
+            parameter.grad = torch.tensor(gradient)
+        assert clip_gradients(parameters, 1.0, per_parameter=per_parameter) == pytest.approx(norm)
+        for parameter, clipped in zip(parameters, expected, strict=True):
+            assert parameter.grad == pytest.approx(torch.tensor(clipped), abs=1e-5)
 
 
 def test_the_commit_is_that_of_the_checkout_that_tracks_the_file(tmp_path: Path) -> None:
@@ -212,12 +202,13 @@ def test_the_commit_is_that_of_the_checkout_that_tracks_the_file(tmp_path: Path)
     tracked, untracked = tmp_path / "tracked.py", tmp_path / "untracked.py"
     tracked.write_text("1")
     assert git_commit(tracked) is None
-    git(tmp_path, "init")
-    git(tmp_path, "add", "tracked.py")
-    git(tmp_path, "commit", "-m", "first")
-    commit = git(tmp_path, "rev-parse", "HEAD").strip()
+    settings = ["-c", "user.name=A", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for arguments in (["init"], ["add", "tracked.py"], ["commit", "-m", "first"]):
+        subprocess.run(["git", "-C", tmp_path, *settings, *arguments], capture_output=True, check=True)
     untracked.write_text("installed inside an unrelated checkout")
-    assert (git_commit(tracked), git_commit(untracked)) == (commit, None)
+    commit = git_commit(tracked)
+    assert commit is not None
+    assert (len(commit), git_commit(untracked)) == (40, None)
     tracked.write_text("2")
     assert git_commit(tracked) == f"{commit}-dirty"
 

@@ -106,8 +106,11 @@ class FeatureStore:
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
-        """Blocks for clustering. Raises ConfigError if the encoder lacks one of the configured ones."""
-        return resolve_layers(self.config.layers, self.encoder.config.depth)
+        """Blocks for clustering, counted from 0, ascending. Raises ConfigError if the encoder lacks one of them."""
+        depth = self.encoder.config.depth
+        if absent := [layer for layer in self.config.layers if not -depth <= layer < depth]:
+            raise ConfigError(f"layers {absent} do not exist: the encoder has blocks 0 to {depth - 1}")
+        return tuple(sorted({layer % depth for layer in self.config.layers}))
 
     def fill(self, photos: Sequence[PhotoFile], *, with_keys: bool = False) -> Iterator[int]:
         """Compute missing features a few photos at a time; yields how many photos are done."""
@@ -168,13 +171,6 @@ def count_patches(letterbox: Letterbox, grid: int) -> tuple[int, int]:
     """Return the rows and columns of patches that show a part of the photo, of `grid` along the input's side."""
     patch_px = letterbox.input_size.width_px // grid
     return -(-letterbox.resized_height // patch_px), -(-letterbox.resized_width // patch_px)
-
-
-def resolve_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Return block numbers counted from 0, ascending. Raises ConfigError if an encoder of that depth lacks one."""
-    if absent := [layer for layer in layers if not -depth <= layer < depth]:
-        raise ConfigError(f"layers {absent} do not exist: the encoder has blocks 0 to {depth - 1}")
-    return tuple(sorted({layer % depth for layer in layers}))
 
 
 def open_cache(folder: Path, encoder_hash: str, side_px: int) -> FeatureCache:
