@@ -111,9 +111,9 @@ RUN apt-get update && apt-get install --yes --no-install-recommends python3 && r
     && install --directory --owner=65532 --group=65532 /registry /engines
 COPY --from=service-gpu-venv /opt/venv /opt/venv
 COPY deploy/seed.sh /useg/deploy/
-# Engines go to $XDG_CACHE_HOME/useg/engines: mount a volume there.
+# Mount a volume at /engines: building them takes minutes.
 ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp \
-    XDG_CACHE_HOME=/engines ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 \
+    USEG_COMPILE_CACHE=/engines ORT_DISABLE_TELEMETRY=1 OPENBLAS_NUM_THREADS=1 \
     USEG_HOST=0.0.0.0 USEG_SHUTDOWN_DELAY_S=5 USEG_BACKEND=cuda
 USER 65532:65532
 EXPOSE 8000

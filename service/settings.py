@@ -53,7 +53,7 @@ class Settings(BaseModel):
     backend: Backend = "auto"
     """Backend of the network; `auto` is the fastest one that works. If another one is unavailable, the start fails."""
     compile_cache: Path | None = None
-    """Folder for what OpenVINO compiled, which makes later starts faster; default: ~/.cache/useg/openvino."""
+    """Folder of networks compiled by OpenVINO and TensorRT, for faster starts; default: ~/.cache/useg/compiled."""
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 is every IPv4 interface."""
     port: Annotated[int, Field(ge=0, le=_MAX_PORT)] = 8000

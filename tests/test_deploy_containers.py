@@ -119,3 +119,13 @@ def test_grafana_finds_its_data_source_and_boards(repository: Path, services: di
     home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert str(home.parent) == folder
     assert (inside[folder] / home.name).is_file()
+
+
+def test_tensorrt_engines_go_to_the_mounted_volume(repository: Path, dockerfile: str) -> None:
+    found = re.search(r"USEG_COMPILE_CACHE=(\S+)", read_stage(dockerfile, "service-gpu"))
+    assert found
+    compose = yaml.safe_load((repository / "docker-compose.gpu.yml").read_text(encoding="utf-8"))
+    deployment = yaml.safe_load((repository / "deploy/kubernetes/gpu/deployment.yaml").read_text(encoding="utf-8"))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert compose["services"]["service"]["volumes"] == [f"engines:{found[1]}"]
+    assert container["volumeMounts"] == [{"name": "engines", "mountPath": found[1]}]

@@ -12,6 +12,7 @@ from model.contract import Contract, InputSize
 from model.errors import BackendUnavailable
 
 CONTRACT = make_contract(2, 1, 448, max_detections=2, precision="fp16", files={"network.onnx": "ab" * 32})
+CACHE = Path("/cache")
 PAPER = dataclasses.replace(
     CONTRACT, input_sizes=tuple(InputSize(height_px=h, width_px=w) for h, w in ((800, 1088), (1088, 800), (800, 800)))
 )
@@ -42,12 +43,13 @@ def test_a_silent_fallback_is_an_error_that_names_both() -> None:
 
 def test_another_machine_version_network_or_precision_has_another_folder() -> None:
     machine = {"gpu": "NVIDIA H100 80GB HBM3, 9.0", "tensorrt": "101303", "onnxruntime": "1.31.1"}
-    folder = engine_folder(CONTRACT, machine)
-    assert folder == engine_folder(dataclasses.replace(CONTRACT, name="b"), machine)
-    assert engine_folder(dataclasses.replace(CONTRACT, files={"network.onnx": "cd" * 32}), machine) != folder
-    assert engine_folder(dataclasses.replace(CONTRACT, precision="fp32"), machine) != folder
+    folder = engine_folder(CONTRACT, machine, CACHE)
+    assert folder.parent == CACHE
+    assert folder == engine_folder(dataclasses.replace(CONTRACT, name="b"), machine, CACHE)
+    assert engine_folder(dataclasses.replace(CONTRACT, files={"network.onnx": "cd" * 32}), machine, CACHE) != folder
+    assert engine_folder(dataclasses.replace(CONTRACT, precision="fp32"), machine, CACHE) != folder
     for name in machine:
-        assert engine_folder(CONTRACT, {**machine, name: "9.9"}) != folder
+        assert engine_folder(CONTRACT, {**machine, name: "9.9"}, CACHE) != folder
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from model.backends.onnx_runtime import (
     list_tensorrt_providers,
     require_provider,
 )
-from model.backends.openvino import OpenvinoSession, require_int8_instructions
+from model.backends.openvino import OpenvinoSession, default_compile_cache, require_int8_instructions
 from model.backends.parity import (
     FP16_TOLERANCE,
     FP32_TOLERANCE,
@@ -64,7 +64,8 @@ def load_session(
     Backend "auto" is the fastest one that is available and reproduces the golden outputs; the session is then an
     `AutoSession`. A TensorRT engine that is not on disk takes minutes to build; until then CUDA is used
     (see `HotSwapSession`). Up to `streams` calls run at once on a CPU, each on `threads` threads; in ONNX Runtime they
-    share all threads. OpenVINO stores what it compiled in the folder `compile_cache`, if that is given.
+    share all threads. OpenVINO stores what it compiled in the folder `compile_cache`, if that is given; TensorRT stores
+    its engines there or in the default one.
     Raises ArtifactError (files), ContractMismatch (shapes), ParityError (golden outputs) or BackendUnavailable.
     """
     contract = read_contract(artifact)
@@ -128,7 +129,7 @@ class _Loader:
 
     def _load_tensorrt(self) -> Session:
         require_provider("tensorrt", onnxruntime.get_available_providers(), "this ONNX Runtime only has")
-        folder = engine_folder(self.contract, describe_machine())
+        folder = engine_folder(self.contract, describe_machine(), self.compile_cache or default_compile_cache())
         first = self.load("cuda")
         folder.mkdir(parents=True, exist_ok=True)
         providers = list_tensorrt_providers(self.contract, folder)

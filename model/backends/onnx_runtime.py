@@ -157,11 +157,11 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def engine_folder(contract: Contract, machine: dict[str, str]) -> Path:
-    """Folder of the engines of one network on one machine; each network, version and GPU has its own."""
+def engine_folder(contract: Contract, machine: dict[str, str], cache: Path) -> Path:
+    """Folder in `cache` for the engines of one network on one machine; each network, version and GPU has its own."""
     parts = {"network": contract.files[NETWORK_FILE], "precision": contract.precision, **machine}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return Path.home() / ".cache" / "useg" / "engines" / key[:_KEY_LENGTH]
+    return cache / key[:_KEY_LENGTH]
 
 
 def describe_machine() -> dict[str, str]:

@@ -80,8 +80,8 @@ class OpenvinoSession:
 
 
 def default_compile_cache() -> Path:
-    """Default folder of all networks that OpenVINO compiled."""
-    return Path.home() / ".cache" / "useg" / "openvino"
+    """Default folder of all compiled networks."""
+    return Path.home() / ".cache" / "useg" / "compiled"
 
 
 def _clean_cache(folder: Path) -> Path | None:
