@@ -78,21 +78,12 @@ def test_ground_truth_stuff_of_a_category_becomes_one_segment_and_things_stay_se
     assert merge_ground_truth_stuff(overlap, num_things=2).pixels.shape == (3, 4)
 
 
-def make_spaces(thing_clusters: int, stuff_clusters: int, num_things: int, num_categories: int) -> LabelSpaces:
-    return LabelSpaces(
-        thing_clusters=thing_clusters,
-        stuff_clusters=stuff_clusters,
-        num_things=num_things,
-        num_categories=num_categories,
-    )
-
-
 @pytest.mark.golden
 def test_thing_votes_equal_u2segs(golden: Path) -> None:
     stored = json.loads((golden / "mapping" / "things_votes.json").read_text())
     index = {int(source): index for source, index in stored["dataset_id_to_contiguous_id"].items()}
     clusters = stored["num_clusters"]
-    spaces = make_spaces(clusters, 0, len(index), len(index))
+    spaces = LabelSpaces(thing_clusters=clusters, stuff_clusters=0, num_things=len(index), num_categories=len(index))
     config = MatchingConfig(min_score=stored["score_threshold"], min_iou=stored["iou_threshold"])
     counts = spaces.zero_counts()
     for image in {each["image_id"] for each in stored["predictions"]}:
@@ -123,7 +114,7 @@ def test_stuff_votes_and_metrics_equal_u2segs_without_its_chained_mapping(golden
     with np.load(golden / "mapping" / "stuff_votes.npz") as arrays:
         ground_truth, predicted, votes, lut = (arrays[key] for key in ("gt", "pred", "votes", "lut"))
     # Class 0 is "things" on both sides, class 16 of the ground truth is void; segment ids here are class + 1.
-    spaces = make_spaces(0, 27, 1, 16)
+    spaces = LabelSpaces(thing_clusters=0, stuff_clusters=27, num_things=1, num_categories=16)
     categories = {each + 1: each for each in range(16)}
     clusters = {each + 1: each for each in range(28)}
     overlaps = [

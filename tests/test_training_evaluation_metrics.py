@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.formats.png import decode_panoptic_png
-from training.evaluation.average_precision import HEADLINE_METRICS, CocoEvaluator, IouType
+from training.evaluation.average_precision import HEADLINE_METRICS, STATS, CocoEvaluator, IouType
 from training.evaluation.dataset_metrics import bootstrap
 from training.evaluation.overlap import (
     PanopticCounts,
@@ -57,12 +57,6 @@ def test_a_segment_of_an_unmapped_cluster_counts_at_the_category_that_it_covers_
     assert counts.unmapped.tolist() == [0.0, 1.0]
 
 
-STATS = {
-    "AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large", "AR1": "ar1",
-    "AR10": "ar10", "AR100": "ar100", "ARs": "ar_small", "ARm": "ar_medium", "ARl": "ar_large",
-}  # fmt: skip
-
-
 def load_golden(golden: Path, iou_type: IouType, *, is_agnostic: bool) -> CocoEvaluator:
     folder = golden / "coco_eval"
     ground_truth = json.loads((folder / "gt.json").read_text())
@@ -80,8 +74,8 @@ def test_all_twelve_metrics_equal_pycocotools(golden: Path, iou_type: IouType, i
     expected = json.loads((golden / "coco_eval" / "expected.json").read_text())[key]
     evaluator = load_golden(golden, iou_type, is_agnostic=is_agnostic)
     metrics = evaluator.summarize()
-    expected_metrics = {STATS[name]: None if value < 0 else value for name, value in expected["stats"].items()}
-    assert metrics == pytest.approx(expected_metrics, abs=1e-12)
+    stats = [None if value < 0 else value for value in expected["stats"].values()]
+    assert metrics == pytest.approx(dict(zip(STATS, stats, strict=True)), abs=1e-12)
     weighted = evaluator.weighted_metrics(np.ones((3, 24)))
     for name in HEADLINE_METRICS:
         assert weighted[name] == pytest.approx([metrics[name]] * 3, abs=1e-12)

@@ -69,18 +69,13 @@ def test_a_fine_tuned_run_is_evaluated_on_images_that_it_was_not_trained_on(
     assert not evaluated.summary.matching.evaluated_on_fit_set
 
 
-def test_an_artifact_is_fine_tuned_with_its_encoder_file(
-    dataset: GroundTruthDataset, tmp_path: Path, tiny_artifact: Path, tiny_encoder: Path
+def test_an_artifact_is_fine_tuned_with_its_own_encoder_file_and_a_run_with_none(
+    dataset: GroundTruthDataset, tmp_path: Path, tiny_artifact: Path, tiny_run: Path, tiny_encoder: Path
 ) -> None:
     report = finetune(tiny_artifact, dataset, 0.5, tmp_path / "run", CONFIG, encoder=tiny_encoder)
     assert (report.step, report.images) == (2, 2)
     initial = read_run_info(tmp_path / "run").provenance["init_weights"]
     assert initial["sha256"] == hash_file(tiny_artifact / "network.onnx")
-
-
-def test_an_artifact_needs_its_own_encoder_file_and_a_run_none(
-    tmp_path: Path, tiny_artifact: Path, tiny_run: Path, tiny_encoder: Path
-) -> None:
     with pytest.raises(ConfigError, match="pass the --encoder it was made with"):
         load_finetune_source(tiny_artifact)
     with pytest.raises(ConfigError, match="is not the encoder of"):

@@ -78,12 +78,7 @@ def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predict
             f"the label of {image.path} has shape {prediction.panoptic.label_map.shape}, "
             f"the image {decoded.height, decoded.width}"
         )
-    labeled_categories: tuple[int, ...] = ()
-    labeled_embeddings = None
-    if prediction.patches is not None:
-        labeled_categories, labeled_embeddings = _embed_labels(
-            labels.draw_segments(decoded.height, decoded.width), prediction.patches
-        )
+    labeled_categories, labeled_embeddings = _embed_labels(labels, decoded.height, decoded.width, prediction.patches)
     return ImageResult(
         image_id=image.image_id,
         digest=digest,
@@ -175,9 +170,12 @@ def evaluate_in_parallel(
 
 
 def _embed_labels(
-    labels: GroundTruthLabels, patches: PatchEmbeddings
-) -> tuple[tuple[int, ...], Float32[np.ndarray, "S E"]]:
-    """Return the category index and the embedding of each segment of the label map that is no crowd."""
+    labels: GroundTruthLabels, height: int, width: int, patches: PatchEmbeddings | None
+) -> tuple[tuple[int, ...], Float32[np.ndarray, "S E"] | None]:
+    """Return the category index and the embedding of each labeled segment that is no crowd."""
+    if patches is None:
+        return (), None
+    labels = labels.draw_segments(height, width)
     assert labels.label_map is not None, "labels without a label map"
     segments = [segment for segment in labels.segments if segment not in labels.crowds]
     embeddings = patches.pool_segments(labels.label_map, segments, _MIN_EXAMPLE_PATCHES)
