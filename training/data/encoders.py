@@ -53,9 +53,7 @@ def read_encoder_origin(path: Path) -> str:
 def warn_about_other_encoder(source: Path, encoder: Path) -> None:
     """Log a warning if a mask transformer, a run or an artifact, was trained on another encoder than this file's."""
     stored = _read_encoder(source)
-    if stored is None:
-        return
-    if is_same_encoder(stored, read_encoder_state_dict(encoder)):
+    if stored is None or is_same_encoder(stored, read_encoder_state_dict(encoder)):
         return
     logger.warning(
         "%s was trained on another encoder than these labels (%s): training starts from its decoder all the same, and"

@@ -13,7 +13,6 @@ class MaskTransformerTrainConfig(TrainConfig):
     """Options for training a mask transformer. The defaults are those of the bundled model: an hour on two cores."""
 
     ema_decay: Fraction = 0.999
-    """Decay of the exponential moving average of the weights, which the run stores; 0: store the weights themselves."""
     inputs: InputKind = "features"
     """`features` are computed once by the frozen encoder and cached; with `pixels` the encoder runs in every step,
     on augmented photos, which needs a GPU."""

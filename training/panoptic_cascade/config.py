@@ -23,19 +23,12 @@ class CascadeTrainConfig(TrainConfig):
     """
 
     max_steps: PositiveInt = 90_000
-    """Optimizer steps of the whole run."""
     batch_size: PositiveInt = 16
-    """Photos per step, over all processes."""
     learning_rate: PositiveFloat = 0.01
-    """Peak learning rate; the schedule scales it at each step."""
     weight_decay: NonNegativeFloat = 5e-5
-    """Weight decay; not applied to norms."""
     clip_per_parameter: bool = True
-    """Clip the gradient of each parameter on its own instead."""
     precision: Precision = "bf16"
-    """Precision of the forward pass; weights, gradients and optimizer state stay fp32."""
     checkpoint_interval: PositiveInt = 1000
-    """Steps between two checkpoints."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
     warmup_steps: NonNegativeInt = 1000
