@@ -124,11 +124,6 @@ def test_score_thresholds_leave_one_more_mask_per_photo_each() -> None:
     assert fit_score_thresholds([np.zeros(0)]).tolist() == [0.0] * MAX_OBJECTS
 
 
-def test_more_clusters_than_vectors_are_an_error() -> None:
-    with pytest.raises(ConfigError, match="2 vectors cannot make 3 clusters"):
-        kmeans(np.ones((2, 4), np.float32), 3, seed=0)
-
-
 def test_no_cluster_stays_empty_with_repeated_vectors() -> None:
     # 298 of 300 vectors are equal: random starts pick them, and k-means never finds the other two.
     vectors = np.repeat(np.eye(3, 4), [298, 1, 1], axis=0).astype(np.float32)

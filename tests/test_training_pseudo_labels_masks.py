@@ -13,7 +13,6 @@ from training.pseudo_labels.consensus import (
     FeatureProjections,
     agglomerative_regions,
     consensus_masks,
-    load_projections,
     pairwise_mask_iou,
 )
 from training.pseudo_labels.maskcut import (
@@ -179,12 +178,6 @@ def test_projections_center_whiten_and_half_whiten() -> None:
     assert np.abs(white[0, 0]) == pytest.approx(np.array([1.0, 1.0]) / np.hypot(1, 1), abs=0.03)
     root = np.sqrt(10.0)
     assert np.abs(half[0, 0]) == pytest.approx(np.array([root, 1.0]) / np.hypot(root, 1), abs=0.03)
-
-
-def test_a_file_without_projections_is_named_in_the_error(tmp_path: Path) -> None:
-    np.savez(tmp_path / "projections.npz", other=np.zeros(3))
-    with pytest.raises(DatasetError, match=r"projections\.npz holds no feature projections"):
-        load_projections(tmp_path / "projections.npz")
 
 
 def draw_edge() -> np.ndarray:
