@@ -11,8 +11,8 @@ from model.cli import COMMANDS, main
 from training.data.dataset import PseudoLabelDataset
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, MaskTransformerTrainConfig
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
-from training.self_training.config import SelfTrainingConfig
 from training.self_training.rounds import read_teacher_info
+from training.trainer.config import SelfTrainingConfig
 
 
 def make_app(command: str) -> App:

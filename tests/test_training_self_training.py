@@ -23,7 +23,6 @@ from training.data.panoptic_labels import ImageLabel
 from training.data.photos import PhotoFile
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.mask_transformer.samples import full_view
-from training.self_training.config import SelfTrainingConfig
 from training.self_training.rounds import (
     TEACHER_FILE,
     PseudoLabelUpdater,
@@ -42,6 +41,7 @@ from training.self_training.teacher import (
     predict_views,
 )
 from training.train import train
+from training.trainer.config import SelfTrainingConfig
 
 CONFIG = SelfTrainingConfig(min_relative_score=0.9)
 

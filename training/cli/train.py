@@ -12,8 +12,7 @@ from cyclopts.types import NonNegativeInt, PositiveFloat, PositiveInt
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, MaskTransformerTrainConfig, finetune_config
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
-from training.self_training.config import SelfTrainingConfig
-from training.trainer.config import TrainConfig
+from training.trainer.config import SelfTrainingConfig, TrainConfig
 
 MaskTransformerPreset = Literal["cpu", "gpu", "panoptic-targets", "tiny"]
 CascadePreset = Literal["u2seg-coco", "u2seg-imagenet", "cutler", "gpu", "tiny"]

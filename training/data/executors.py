@@ -50,6 +50,7 @@ class LocalExecutor:
             yield from worker.work(stage, group)
 
 
+@dataclass(frozen=True)
 class MultiprocessExecutor(LocalExecutor):
     """Runs the groups in processes that live for one stage.
 
@@ -57,18 +58,17 @@ class MultiprocessExecutor(LocalExecutor):
     continues.
     """
 
-    def __init__(self, workers: int, threads: int) -> None:
-        """`threads` is the number of CPU threads per process."""
-        self._workers = workers
-        self._threads = threads
+    workers: int
+    threads: int
+    """CPU threads per process."""
 
     def _map(self, worker: Worker[Item], stage: str, groups: Sequence[Sequence[Item]]) -> Iterator[int]:
         # A copy, without what was loaded here. Spawned: a fork of threads that hold locks may never continue.
         pool = ProcessPoolExecutor(
-            min(self._workers, max(1, len(groups))),
+            min(self.workers, max(1, len(groups))),
             multiprocessing.get_context("spawn"),
             initializer=_init_process,
-            initargs=(replace(worker), self._threads),
+            initargs=(replace(worker), self.threads),
         )
         try:
             for each in as_completed([pool.submit(_work, stage, group) for group in groups]):

@@ -65,19 +65,17 @@ def _compute_fp32(output: DecoderOutput, targets: Targets, no_object_from_score:
     quality = functional.binary_cross_entropy_with_logits(
         output.iou_logits[pairs.images, pairs.queries], ious, reduction="none"
     )
+    semantic, accuracy = semantic_loss(output.semantic_logits, targets.semantic)
     return Losses(
         terms={
             "mask": MASK_WEIGHT * mask,
             "dice": DICE_WEIGHT * dice,
             "classes": CLASS_WEIGHT * class_loss(output.class_logits, pairs, no_object_from_score),
             "quality": IOU_WEIGHT * _weighted_mean(quality, pairs.weights),
-            "semantic": SEMANTIC_WEIGHT * semantic_loss(output.semantic_logits, targets.semantic),
+            "semantic": SEMANTIC_WEIGHT * semantic,
             "layers": _aux_loss(output.aux_outputs, pairs, no_object_from_score),
         },
-        metrics={
-            "iou": _weighted_mean(ious, pairs.weights),
-            "stuff": semantic_accuracy(output.semantic_logits, targets.semantic),
-        },
+        metrics={"iou": _weighted_mean(ious, pairs.weights), "stuff": accuracy},
     )
 
 
@@ -148,17 +146,13 @@ def class_loss(logits: Float[Tensor, "B Q K+1"], pairs: MatchedPairs, no_object_
     return _weighted_mean(torch.cat([losses, no_object_losses]), torch.cat([weights.flatten(), no_object_weights]))
 
 
-def semantic_loss(logits: Float[Tensor, "B L h w"], target: Int[Tensor, "B h w"]) -> Tensor:
-    """Return the mean cross-entropy over the map pixels that are not ignored; 0 if all are."""
+def semantic_loss(logits: Float[Tensor, "B L h w"], target: Int[Tensor, "B h w"]) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy and the accuracy over the map pixels that are not ignored; 0 if all are."""
+    is_counted = target != IGNORE_INDEX
+    count = mean_over_processes(is_counted.sum().float()).clamp(min=1.0)
     summed = functional.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum")
-    return summed / mean_over_processes((target != IGNORE_INDEX).sum().float()).clamp(min=1.0)
-
-
-@torch.no_grad()
-def semantic_accuracy(logits: Float[Tensor, "B L h w"], target: Int[Tensor, "B h w"]) -> Tensor:
-    """Return the fraction of the map pixels that are not ignored whose most probable class is right."""
-    correct = ((logits.argmax(1) == target) & (target != IGNORE_INDEX)).sum()
-    return correct / mean_over_processes((target != IGNORE_INDEX).sum().float()).clamp(min=1.0)
+    correct = ((logits.argmax(1) == target) & is_counted).sum()
+    return summed / count, correct / count
 
 
 @torch.no_grad()

@@ -31,9 +31,6 @@ _MAX_CONSENSUS_SCORE = 9.0
 """Score of a consensus mask on which all four projections agree, with a contrast of 1."""
 
 
-_NO_ARRAY = np.zeros(0, np.float32)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Codebook:
     """Centroids of the clusters, one per row, and the whitening that is applied to features before."""
@@ -49,9 +46,9 @@ class Codebook:
     """Fraction of each stuff cluster's patches that lie in masks, over the photos it was fitted on."""
     patch_centroids: Float[np.ndarray, "M P"] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """Patch clusters for objectness, finer than stuff. Empty unless fitted on consensus masks, as are the next two."""
-    patch_objectness: Float[np.ndarray, "M"] = field(default_factory=_NO_ARRAY.copy)
+    patch_objectness: Float[np.ndarray, "M"] = field(default_factory=lambda: np.zeros(0, np.float32))
     """Fraction of each patch cluster that MaskCut takes for objects."""
-    score_thresholds: Float[np.ndarray, "O"] = field(default_factory=_NO_ARRAY.copy)
+    score_thresholds: Float[np.ndarray, "O"] = field(default_factory=lambda: np.zeros(0, np.float32))
     """Objectness scores that leave 1, 2, … masks per photo on average."""
     stego_head: Mapping[str, np.ndarray] = field(default_factory=dict)
     """State dict of the STEGO head, if stuff comes from STEGO."""
@@ -81,10 +78,8 @@ class Codebook:
     def embed_masks(self, features: PhotoFeatures, masks: Bool[np.ndarray, "N h w"]) -> Float[np.ndarray, "N D"]:
         """Return the mean of the whitened patch features in each mask, of unit length."""
         whitened = self.whiten(features)
-        means = np.zeros((len(masks), whitened.shape[-1]), np.float32)
-        for index, mask in enumerate(masks):
-            means[index] = whitened[mask].mean(0)
-        return l2_normalize(means)
+        means = np.array([whitened[mask].mean(0) for mask in masks], np.float32)
+        return l2_normalize(means.reshape(-1, whitened.shape[-1]))
 
     def rank_by_objectness(self, features: PhotoFeatures, proposals: MaskProposals) -> MaskProposals:
         """Return consensus masks with objectness scores in 0..1, best first.

@@ -23,8 +23,8 @@ from training.data.features import FeatureCache, open_cache
 from training.data.label_config import PseudoLabelConfig
 from training.data.panoptic_labels import ImageLabel, merge_panoptic, remove_overlaps
 from training.data.photos import PhotoFile, spread
-from training.self_training.config import SelfTrainingConfig
 from training.self_training.teacher import THRESHOLDS, TeacherPredictions, TtaConsistency, merge_views, predict_views
+from training.trainer.config import SelfTrainingConfig
 
 MIN_RELATIVE_STUFF_PROB = 0.5
 """Pixels below this fraction of their stuff cluster's maximum probability become void (CUPS)."""
