@@ -8,6 +8,7 @@ import numpy as np
 from coco_reference import encode_by_pycocotools
 from jaxtyping import Int, UInt8
 
+from model.files import hash_file
 from training.evaluation.class_mapping import ClassMapping, ClassMappingConfig, check_mapping
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import (
@@ -17,7 +18,7 @@ from training.evaluation.datasets.ground_truth import (
     ObjectAnnotation,
 )
 from training.evaluation.evaluation_report import EvaluationReport, compute_report
-from training.evaluation.image_results import evaluate_all, hash_photo
+from training.evaluation.image_results import evaluate_all
 from training.evaluation.predictors import ClusterMap, ImagePrediction, PredictedObject, Predictor
 
 SIDE = 40
@@ -44,7 +45,7 @@ class FakePredictor:
     def __init__(
         self, dataset: GroundTruthDataset, maps: list[Int[np.ndarray, "H W"]], scores: list[float] | None = None
     ) -> None:
-        digests = [hash_photo(image) for image in dataset.images]
+        digests = [hash_file(image.path) for image in dataset.images]
         self._maps = dict(zip(digests, maps, strict=True))
         self._scores = dict(zip(digests, scores or [0.9] * len(maps), strict=True))
         self.calls = 0

@@ -30,6 +30,7 @@ from fake_predictor import (
 from model.contract import InputSize
 from model.embeddings import Category
 from model.errors import ConfigError
+from model.files import hash_file
 from model.formats.coco import Rle
 from model.images import plan_letterbox
 from model.postprocessing.panoptic import PatchEmbeddings
@@ -57,7 +58,6 @@ from training.evaluation.cluster_matching import (
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthObject
-from training.evaluation.image_results import hash_photo
 from training.evaluation.overlap import (
     SemanticCounts,
     compute_overlap,
@@ -321,7 +321,7 @@ class EmbeddedPredictor(FakePredictor):
 
     def __init__(self, dataset: GroundTruthDataset, scenes: list[tuple[int, int]]) -> None:
         super().__init__(dataset, [draw_scene(1, 3)] * len(scenes))
-        self._scenes = dict(zip([hash_photo(image) for image in dataset.images], scenes, strict=True))
+        self._scenes = dict(zip([hash_file(image.path) for image in dataset.images], scenes, strict=True))
 
     def predict(self, image: np.ndarray, photo_digest: str) -> ImagePrediction:
         prediction = super().predict(image, photo_digest)

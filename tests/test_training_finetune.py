@@ -20,7 +20,6 @@ from training.data.dataset import PseudoLabelDataset, read_label_map
 from training.evaluation.class_mapping import ClassMappingConfig, read_mapping
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
-from training.evaluation.image_results import hash_photo
 from training.evaluation.predictors import load_predictor
 from training.finetune import finetune, load_finetune_source, sample_images, write_ground_truth_labels
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, finetune_config
@@ -63,7 +62,7 @@ def test_a_fine_tuned_run_is_evaluated_on_images_that_it_was_not_trained_on(
     predictor = load_predictor(tmp_path / "run", threads=1)
     with pytest.raises(ConfigError, match="fitted on 2 of the 4 images"):
         evaluate(predictor, dataset, ClassMappingConfig(mapping=mapping))
-    unseen = tuple(each for each in dataset.images if mapping.fitted_on.count_overlap([hash_photo(each)]) == 0)
+    unseen = tuple(each for each in dataset.images if mapping.fitted_on.count_overlap([hash_file(each.path)]) == 0)
     evaluated, _ = evaluate(predictor, replace(dataset, images=unseen), ClassMappingConfig(mapping=mapping))
     assert evaluated.summary.images == 2
     assert not evaluated.summary.matching.evaluated_on_fit_set

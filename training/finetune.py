@@ -30,7 +30,6 @@ from training.evaluation.class_mapping import (
     list_categories,
 )
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage
-from training.evaluation.image_results import hash_photo
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.train import train
 
@@ -180,7 +179,7 @@ def ground_truth_mapping(dataset: GroundTruthDataset, labels: PseudoLabelDataset
 def _to_photo_file(image: GroundTruthImage, folder: Path) -> PhotoFile:
     height, width = read_image_size(image.path)
     name = image.path.resolve().relative_to(folder).as_posix()
-    return PhotoFile(path=image.path, name=name, digest=hash_photo(image), height=height, width=width)
+    return PhotoFile(path=image.path, name=name, digest=hash_file(image.path), height=height, width=width)
 
 
 def _read_label(image: GroundTruthImage, photo: PhotoFile) -> ImageLabel:

@@ -67,8 +67,7 @@ class CocoEvaluator:
 
     def weighted_metrics(self, weights: Float[np.ndarray, "D N"]) -> dict[str, Float[np.ndarray, "D"]]:
         """Return HEADLINE_METRICS for weighted images (in the order of their ids); undefined metrics are 0."""
-        num_thresholds = len(self._parameters.iouThrs)
-        precision, recall = (np.zeros((num_thresholds, len(weights))) for _ in range(2))
+        precision, recall = np.zeros((2, len(self._parameters.iouThrs), len(weights)))
         num_categories = np.zeros(len(weights))
         for matches in self._by_category:
             objects = weights @ np.array([(~each["gtIgnore"].astype(bool)).sum() if each else 0 for each in matches])
@@ -117,7 +116,7 @@ def _average_precision(
     recall_levels: Float[np.ndarray, "R"],
 ) -> tuple[Float[np.ndarray, "T D"], Float[np.ndarray, "T D"]]:
     """Return average precision and maximum recall by threshold and row of weights; 0 where there are no objects."""
-    precision, recall = (np.zeros((len(is_hit), len(weights))) for _ in range(2))
+    precision, recall = np.zeros((2, len(is_hit), len(weights)))
     seen = np.cumsum(weights[:, images], axis=1)
     for row in range(len(is_hit)):
         hits, ignored = np.flatnonzero(is_hit[row]), np.flatnonzero(is_ignored[row])

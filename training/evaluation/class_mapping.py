@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int
 
 from model.embeddings import Category, CategoryExamples, make_examples
 from model.errors import ConfigError, DatasetError
-from model.files import atomic_write
+from model.files import atomic_write, hash_file
 from model.validation import parse_versioned_json, to_versioned_json
 from training.evaluation.cluster_matching import (
     UNMATCHED,
@@ -26,7 +26,7 @@ from training.evaluation.cluster_matching import (
 )
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.datasets.taxonomy import Taxonomy
-from training.evaluation.image_results import ImageResult, evaluate_all, hash_photo
+from training.evaluation.image_results import ImageResult, evaluate_all
 from training.evaluation.predictors import Predictor
 
 FORMAT_VERSION = 3
@@ -218,8 +218,8 @@ def fit_examples(
     if config.method != "neighbors" or not any(each.any() for each in vectors):
         return None
     labels = np.array([category for each in results for category in each.labeled_categories], np.int64)
-    num_things = dataset.taxonomy.num_things
-    return make_examples(list_categories(dataset.taxonomy), num_things, labels, np.concatenate(vectors))
+    taxonomy = dataset.taxonomy
+    return make_examples(list_categories(taxonomy), taxonomy.num_things, labels, np.concatenate(vectors))
 
 
 def fit_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: ClassMappingConfig) -> ClusterMapping:
@@ -274,7 +274,7 @@ def check_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: Cla
             f"the mapping is for {len(names)} categories, the dataset has {len(taxonomy.names)} "
             f"({', '.join(differing[:3]) or 'in another order'}): fit it with the same --format and --classes"
         )
-    overlap = mapping.fitted_on.count_overlap(map(hash_photo, dataset.images))
+    overlap = mapping.fitted_on.count_overlap(hash_file(image.path) for image in dataset.images)
     if overlap and not config.allow_overlap:
         raise ConfigError(
             f"the mapping was fitted on {overlap} of the {len(dataset.images)} images to evaluate: fit it on another "

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from pycocotools import mask as coco
 
 from model.errors import ConfigError
+from model.files import hash_file
 from training.evaluation.datasets.dataset_spec import DatasetFormat, DatasetSpec
 from training.evaluation.datasets.ground_truth import (
     Annotation,
@@ -20,7 +21,7 @@ from training.evaluation.datasets.ground_truth import (
     GroundTruthObject,
 )
 from training.evaluation.datasets.taxonomy import Taxonomy
-from training.evaluation.image_results import ImageResult, evaluate_all, hash_photo
+from training.evaluation.image_results import ImageResult, evaluate_all
 from training.evaluation.overlap import OverlapMatrix
 from training.evaluation.predictors import PredictedObject, Predictor, load_predictor
 from training.option_types import Fraction
@@ -211,8 +212,8 @@ class AuxiliarySpec:
         translated = translate_dataset(
             DatasetSpec(folder=self.aux_dataset, format=self.aux_format).read(), dataset.taxonomy
         )
-        digests = {hash_photo(image) for image in dataset.images}
-        if shared := sum(hash_photo(image) in digests for image in translated.images):
+        digests = {hash_file(image.path) for image in dataset.images}
+        if shared := sum(hash_file(image.path) in digests for image in translated.images):
             raise ConfigError(f"{shared} auxiliary images are images of the dataset itself: remove them")
         labels = load_predictor(self.aux_labels, threads=threads) if self.aux_labels else None
         return AuxiliaryImages(dataset=translated, pseudo_labels=labels)
@@ -257,12 +258,7 @@ def translate_dataset(dataset: GroundTruthDataset, taxonomy: Taxonomy) -> Ground
     if not categories:
         raise ConfigError(f"{dataset.name} and the evaluated dataset have no category in common")
     images = tuple(
-        replace(
-            image,
-            annotation=TranslatedAnnotation(
-                files=image.annotation.files, annotation=image.annotation, categories=categories
-            ),
-        )
+        replace(image, annotation=TranslatedAnnotation(annotation=image.annotation, categories=categories))
         for image in dataset.images
     )
     return replace(dataset, taxonomy=taxonomy, images=images)

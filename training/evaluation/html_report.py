@@ -11,13 +11,12 @@ import jinja2
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from model.files import atomic_write
+from model.files import atomic_write, hash_file
 from model.formats.overlay import encode_jpeg, segment_color
 from model.images import read_image
 from training.evaluation.class_mapping import ClassMapping
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage
 from training.evaluation.evaluation_report import ClassMetrics, EvaluationReport, ImageMetrics
-from training.evaluation.image_results import hash_photo
 from training.evaluation.predictors import ImagePrediction, Predictor
 from training.pseudo_labels.visualize import draw_overlay
 
@@ -104,7 +103,7 @@ def render_gallery(
         photo = dataset.images[position]
         image = read_image(photo.path).image
         ground_truth = _map_labels(photo, *image.shape[:2])
-        prediction = _map_prediction(predictor.predict(image, hash_photo(photo)), dataset, mappings[position])
+        prediction = _map_prediction(predictor.predict(image, hash_file(photo.path)), dataset, mappings[position])
         present = sorted({*ground_truth[1].values(), *prediction[1].values()})
         gallery.append(
             GalleryItem(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 from pydantic import TypeAdapter
 
-from model.errors import DatasetError, InvalidImage
+from model.errors import DatasetError
 from model.files import atomic_write, hash_file
 from model.images import read_image
 from model.postprocessing.panoptic import PatchEmbeddings
@@ -70,14 +70,9 @@ _RESULTS = TypeAdapter(tuple[ImageResult, ...])
 def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predictor: Predictor) -> ImageResult:
     """Run the predictor on one image and compare the prediction with the ground truth."""
     decoded = read_image(image.path)
-    digest = hash_photo(image)
+    digest = hash_file(image.path)
     labels = image.annotation.read(decoded.height, decoded.width)
     prediction = predictor.predict(decoded.image, digest)
-    if prediction.panoptic.label_map.shape != (decoded.height, decoded.width):
-        raise DatasetError(
-            f"the label of {image.path} has shape {prediction.panoptic.label_map.shape}, "
-            f"the image {decoded.height, decoded.width}"
-        )
     labeled_categories, labeled_embeddings = _embed_labels(labels, decoded.height, decoded.width, prediction.patches)
     return ImageResult(
         image_id=image.image_id,
@@ -95,14 +90,6 @@ def evaluate_image(image: GroundTruthImage, dataset: GroundTruthDataset, predict
 def evaluate_all(predictor: Predictor, dataset: GroundTruthDataset) -> list[ImageResult]:
     """Evaluate every image in this process; `evaluate_in_parallel` uses several."""
     return [evaluate_image(image, dataset, predictor) for image in track(dataset.images, "evaluate", unit="image")]
-
-
-def hash_photo(image: GroundTruthImage) -> str:
-    """Return the sha256 of the image file."""
-    try:
-        return sha256(image.path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InvalidImage(f"{image.path}: {error.strerror}") from error
 
 
 def read_image_results(path: Path) -> tuple[ImageResult, ...]:

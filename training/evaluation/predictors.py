@@ -65,7 +65,6 @@ class Predictor(Protocol):
 
     def predict(self, image: UInt8[np.ndarray, "H W 3"], photo_digest: str) -> ImagePrediction:
         """Raises DatasetError if the predictor only knows stored photos and this is not one of them."""
-        ...
 
 
 def load_predictor(folder: Path, *, threads: int) -> Predictor:

@@ -90,20 +90,12 @@ def check_similarity(
     ratio = max(new_segments, old_segments) / max(min(new_segments, old_segments), 1e-9)
     increase = new_void - old_void
     return [
-        GateCheck(
-            name="covering",
-            value=round(covering, 4),
-            limit=thresholds.min_covering,
-            is_passed=covering >= thresholds.min_covering,
-            reason=f"segmentation covering is {covering:.2f}, minimum {thresholds.min_covering:g}",
-        ),
-        _check_maximum(
+        _check("covering", covering, thresholds.min_covering, f"segmentation covering is {covering:.2f}", "minimum"),
+        _check(
             "segments", ratio, thresholds.max_segment_ratio,
-            f"{old_segments:.1f} segments per photo became {new_segments:.1f}, maximum ratio",
+            f"{old_segments:.1f} segments per photo became {new_segments:.1f}", "maximum ratio",
         ),
-        _check_maximum(
-            "void", increase, thresholds.max_void_increase, f"void fraction changed by {increase:+.2f}, maximum"
-        ),
+        _check("void", increase, thresholds.max_void_increase, f"void fraction changed by {increase:+.2f}"),
     ]  # fmt: skip
 
 
@@ -126,8 +118,8 @@ def check_drift(
         reference, observed = contract.drift_reference.get(name), histograms[name]
         if reference and min(sum(reference.counts), sum(observed.counts)) > 0:
             psi = population_stability_index(reference, observed)
-            reason = f"population stability index of {name} is {psi:.2f}, maximum"
-            checks.append(_check_maximum(f"drift of {name}", psi, thresholds.max_psi, reason))
+            reason = f"population stability index of {name} is {psi:.2f}"
+            checks.append(_check(f"drift of {name}", psi, thresholds.max_psi, reason))
     return checks
 
 
@@ -149,7 +141,8 @@ def segmentation_covering(first: Segmentation, second: Segmentation) -> float:
     return float(np.mean(coverings))
 
 
-def _check_maximum(name: str, value: float, limit: float, reason: str) -> GateCheck:
+def _check(name: str, value: float, limit: float, reason: str, kind: str = "maximum") -> GateCheck:
+    is_passed = value >= limit if kind == "minimum" else value <= limit
     return GateCheck(
-        name=name, value=round(value, 4), limit=limit, is_passed=value <= limit, reason=f"{reason} {limit:g}"
+        name=name, value=round(value, 4), limit=limit, is_passed=is_passed, reason=f"{reason}, {kind} {limit:g}"
     )
