@@ -41,6 +41,7 @@ from training.evaluation.image_results import EvaluationWorker, evaluate_all, ev
 from training.evaluation.predictors import load_predictor
 from training.evaluation.promotion_gate import (
     MIN_DRIFT_PHOTOS,
+    GateCheck,
     PromotionThresholds,
     check_drift,
     check_scores,
@@ -320,25 +321,22 @@ def test_drift_is_checked_against_the_reference_of_the_version_on_enough_photos(
 
 
 def compare(
-    folder: Path, new: list[tuple[int, int]], thresholds: PromotionThresholds = DEFAULT
-) -> dict[str, tuple[float, bool, str]]:
-    dataset = draw_dataset(folder / "set", [(CAT, WALL), (CAT, WALL), (CAR, SKY), (CAR, SKY)])
-    old = predict_scenes(dataset, [(1, 3), (1, 3), (2, 4), (2, 4)])
-    checks = check_scores(predict_scenes(dataset, new), old, dataset, thresholds)
-    return {each.name: (each.value, each.is_passed, each.reason) for each in checks}
+    dataset: GroundTruthDataset, scenes: list[tuple[int, int]], thresholds: PromotionThresholds = DEFAULT
+) -> dict[str, GateCheck]:
+    checks = check_scores(predict_scenes(dataset, scenes), predict_scenes(dataset, CORRECT), dataset, thresholds)
+    return {each.name: each for each in checks}
 
 
-def test_renumbered_clusters_pass_and_lower_scores_are_rejected(tmp_path: Path) -> None:
+def test_renumbered_clusters_pass_and_lower_scores_are_rejected(dataset: GroundTruthDataset) -> None:
     # Clusters 1 and 2, 3 and 4 are exchanged: the mapping follows.
-    assert compare(tmp_path / "a", [(2, 4), (2, 4), (1, 3), (1, 3)])["PQ"][1]
+    assert compare(dataset, [(2, 4), (2, 4), (1, 3), (1, 3)])["PQ"].is_passed
     # No object is found any more: AP drops from 100 to 0.
-    checks = compare(tmp_path / "b", [(3, 3), (3, 3), (4, 4), (4, 4)])
-    assert checks["AP"] == (-100.0, False, "AP differs by -100.00 (-100.00 to -100.00), minimum -1.00")
-    assert not checks["PQ"][1]
+    checks = compare(dataset, [(3, 3), (3, 3), (4, 4), (4, 4)])
+    assert (checks["AP"].value, checks["AP"].is_passed, checks["PQ"].is_passed) == (-100.0, False, False)
+    assert checks["AP"].reason == "AP differs by -100.00 (-100.00 to -100.00), minimum -1.00"
 
 
-def test_a_difference_that_is_uncertain_is_rejected_with_a_hint(tmp_path: Path) -> None:
-    checks = compare(tmp_path, [(1, 3), (3, 3), (2, 4), (2, 4)], PromotionThresholds(max_score_drop=60.0))
-    value, is_passed, reason = checks["AP"]
-    assert (value < -60.0, is_passed) == (True, False)
-    assert reason.endswith(": 4 images are too few to be certain")
+def test_a_difference_that_is_uncertain_is_rejected_with_a_hint(dataset: GroundTruthDataset) -> None:
+    check = compare(dataset, [(1, 3), (3, 3), (2, 4), (2, 4)], PromotionThresholds(max_score_drop=60.0))["AP"]
+    assert (check.value < -60.0, check.is_passed) == (True, False)
+    assert check.reason.endswith(": 4 images are too few to be certain")

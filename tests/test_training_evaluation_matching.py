@@ -59,6 +59,7 @@ from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthObject
 from training.evaluation.overlap import (
+    OverlapMatrix,
     SemanticCounts,
     compute_overlap,
     count_semantic,
@@ -157,17 +158,14 @@ def test_assignments_equal_cups(golden: Path) -> None:
         unsplit = [UNMATCHED if each == 255 else each for each in case["assignment_no_separation"]]
         assert match_blocks(table, whole, method) == unsplit, case["name"]
         # CUPS treats pixels of unmatched clusters as void predictions, which do not count.
-        scores = semantic_quality(count_table(table, np.array(unsplit)), ignore_unmapped=case["one_to_one"])
+        overlap = OverlapMatrix(
+            pixels=np.pad(table, ((1, 0), (1, 0))),
+            predicted=np.array(unsplit),
+            ground_truth=np.arange(table.shape[1]),
+            is_crowd=np.zeros(table.shape[1], bool),
+        )
+        scores = semantic_quality(count_semantic(overlap, table.shape[1]), ignore_unmapped=case["one_to_one"])
         assert scores == pytest.approx({"miou": case["miou"], "accuracy": case["acc"]}, abs=1e-9), case["name"]
-
-
-def count_table(table: np.ndarray, matched: np.ndarray) -> SemanticCounts:
-    """Return the semantic counts of a confusion matrix of clusters (rows) and classes."""
-    mapped = np.zeros((table.shape[1], table.shape[1]))
-    np.add.at(mapped, matched[matched >= 0], table[matched >= 0])
-    return SemanticCounts(
-        intersection=np.diag(mapped), ground_truth=table.sum(0), predicted=mapped.sum(1), mapped=mapped.sum(0)
-    )
 
 
 def match_blocks(table: np.ndarray, blocks: list[tuple[list[int], list[int]]], method: MatchingMethod) -> list[int]:
