@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Two processes beat two threads. Commands start two threads each: waiting ones must not spin.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help serve retrain test test-slow lint bench-env audit clean
+.PHONY: help serve retrain test test-slow lint audit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -24,10 +24,6 @@ test: $(VENV)/.dev  ## run the tests, under 5 minutes on two cores
 
 test-slow: $(VENV)/.dev  ## run the tests that `make test` leaves out: exports, killed runs, command lines
 	$(PYTEST) -m slow
-
-bench-env: $(BIN)/python  ## check that the versions for deploy/bench_rivals.py can be installed together
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run \
-	    --constraint deploy/bench-constraints.txt '.[service,bench]'
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -19,8 +19,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ MAX_LATENCY_S = 10.0
 SIZES_MP = (0.2, 0.8, 2.5)
 """Megapixels that photos are scaled to, in turn."""
 _HEALTH_PERIOD_S = 0.1
-_READY_TIMEOUT_S = 300.0
+_READY = "useg is ready: "
 _RETRY_DELAY_S = 1.0
 """Delay of a closed-loop client after a rejection."""
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -55,30 +55,17 @@ class Response:
     stages_ms: dict[str, float] = field(default_factory=dict)
 
 
-async def send_body(client: httpx.AsyncClient, photo: bytes) -> httpx.Response:
-    """Send a photo to our own route."""
-    return await client.post("/v1/segment", content=photo, headers={"Content-Type": "image/jpeg"})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server in a process of its own, and how it is sent a photo."""
+    """The service in a process of its own."""
 
     url: str
     process: psutil.Process
-    send: Callable[[httpx.AsyncClient, bytes], Awaitable[httpx.Response]] = send_body
 
     def cpu_s(self) -> float:
-        """Return the CPU seconds of the process and its children so far."""
-        times = [each.cpu_times() for each in self._family()]
-        return sum(each.user + each.system for each in times)
-
-    def rss_mb(self) -> float:
-        """Return their resident memory."""
-        return sum(each.memory_info().rss for each in self._family()) / 2**20
-
-    def _family(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
+        """Return the CPU seconds of the process so far."""
+        times = self.process.cpu_times()
+        return times.user + times.system
 
 
 class BareLoop:
@@ -146,7 +133,7 @@ async def measure(
         report["300% of the peak"] = await overload(server, photos, 3 * peak, overload_s)
         again, took_s = await send_closed(server, photos, clients=4, seconds=seconds)
         report["peak again"] = summarize(again, took_s)
-    report["rss_mb"] = round(server.rss_mb())
+    report["rss_mb"] = round(server.process.memory_info().rss / 2**20)
     return report
 
 
@@ -199,37 +186,23 @@ def read_photos(folder: Path, count: int = 24, sizes_mp: Sequence[float] = SIZES
 
 
 @contextmanager
-def serve(
-    command: Sequence[str], environment: dict[str, str], url: str | None = None, ready: str = "/readyz", **more: Any
-) -> Iterator[Server]:
-    """Start a server and wait until it is ready; ours prints its `url` in its first line."""
-    output = subprocess.DEVNULL if url else subprocess.PIPE
+def serve(command: Sequence[str], environment: dict[str, str]) -> Iterator[Server]:
+    """Start a service and wait until it is ready, which it prints with its address in its first line."""
     with subprocess.Popen(
-        command, stdout=output, text=True, env={**os.environ, "PYTHONPATH": str(_REPOSITORY), **environment}
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(_REPOSITORY), **environment},
     ) as process:
         try:
-            if url is None:
-                assert process.stdout is not None
-                url = process.stdout.readline().removeprefix("useg is ready: ").strip().rstrip("/")
-            _wait_until_ready(url + ready, process)
-            yield Server(url=url, process=psutil.Process(process.pid), **more)
+            assert process.stdout is not None
+            first_line = process.stdout.readline()
+            if not first_line.startswith(_READY):
+                raise RuntimeError("the service did not become ready")
+            yield Server(url=first_line.removeprefix(_READY).strip().rstrip("/"), process=psutil.Process(process.pid))
         finally:
-            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
             process.wait(60)
-            for child in children:  # LitServe does not stop its workers
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
-
-
-def _wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
-    until = time.monotonic() + _READY_TIMEOUT_S
-    while time.monotonic() < until and process.poll() is None:
-        with suppress(httpx.TransportError):
-            if httpx.get(url, timeout=5).status_code == 200:
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"{url} did not become ready")
 
 
 def open_client(server: Server, timeout_s: float) -> httpx.AsyncClient:
@@ -237,11 +210,11 @@ def open_client(server: Server, timeout_s: float) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=server.url, timeout=timeout_s, limits=httpx.Limits(max_connections=None))
 
 
-async def send(server: Server, client: httpx.AsyncClient, photo: bytes) -> Response:
+async def send(client: httpx.AsyncClient, photo: bytes) -> Response:
     """Send one request."""
     started = time.perf_counter()
     try:
-        response = await server.send(client, photo)
+        response = await client.post("/v1/segment", content=photo, headers={"Content-Type": "image/jpeg"})
     except httpx.TransportError:
         return Response(seconds=time.perf_counter() - started, status=0)
     stages = re.findall(r"(\w+);dur=([\d.]+)", response.headers.get("server-timing", ""))
@@ -261,7 +234,7 @@ async def send_open(server: Server, photos: Sequence[bytes], *, rate: float, sec
         until = due + seconds
         while (due := due + rng.exponential(1 / rate)) < until:
             await asyncio.sleep(due - loop.time())
-            tasks.append(asyncio.create_task(send(server, client, photos[rng.integers(len(photos))])))
+            tasks.append(asyncio.create_task(send(client, photos[rng.integers(len(photos))])))
         return list(await asyncio.gather(*tasks))
 
 
@@ -276,7 +249,7 @@ async def send_closed(
 
         async def run_client() -> None:
             while time.perf_counter() - started < seconds:
-                responses.append(await send(server, client, photos[rng.integers(len(photos))]))
+                responses.append(await send(client, photos[rng.integers(len(photos))]))
                 if responses[-1].status in (429, 503):
                     await asyncio.sleep(_RETRY_DELAY_S)
 
