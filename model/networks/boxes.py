@@ -35,14 +35,13 @@ def gather_boxes(boxes: Float[Tensor, "B N 4"], index: Int[Tensor, "B k"]) -> Fl
     return boxes.gather(1, index[..., None].expand(-1, -1, boxes.shape[2]))
 
 
-def box_iou(boxes: Float[Tensor, "B N 4"]) -> Float[Tensor, "B N N"]:
-    """Intersection over union of all pairs of boxes of an image; 0 where both are empty."""
-    first, second = boxes[:, :, None], boxes[:, None]
+def box_iou(first: Float[Tensor, "*B N 4"], second: Float[Tensor, "*B M 4"]) -> Float[Tensor, "*B N M"]:
+    """Intersection over union of all pairs of two sets of boxes; 0 where both are empty."""
+    first, second = first[..., :, None, :], second[..., None, :, :]
     corner = torch.maximum(first[..., :2], second[..., :2])
     sides = (torch.minimum(first[..., 2:], second[..., 2:]) - corner).clamp(min=0.0)
     intersection = sides[..., 0] * sides[..., 1]
-    area = box_area(boxes)
-    union = area[:, :, None] + area[:, None] - intersection
+    union = box_area(first) + box_area(second) - intersection
     return intersection / union.clamp(min=_MIN_UNION)
 
 
@@ -99,7 +98,7 @@ def nms(
     equals the threshold to the last bit either way.
     """
     order = torch.arange(boxes.shape[1], device=boxes.device)
-    is_rival = (box_iou(boxes) > iou_threshold) & (order[:, None] < order)
+    is_rival = (box_iou(boxes, boxes) > iou_threshold) & (order[:, None] < order)
     if groups is not None:
         is_rival = is_rival & (groups[:, :, None] == groups[:, None])
     rivals = is_rival.transpose(1, 2).to(boxes.dtype)  # B N N; row i marks the better boxes that overlap box i

@@ -168,17 +168,17 @@ def _sample_shift(
 def _paste_instance(sample: FeatureSample, source: FeatureSample, index: int, rows: int, columns: int) -> FeatureSample:
     unit, grid = source.shift_px // MASK_STRIDE_PX, sample.features.shape[1]
     patches = source.shift_px * grid // sample.pixels.shape[1]
-    mask = _shift(source.instances.masks[index], rows * unit, columns * unit) & (sample.semantic != PADDING)
+    mask = np.roll(source.instances.masks[index], (rows * unit, columns * unit), (0, 1)) & (sample.semantic != PADDING)
     existing = sample.instances
     is_covered = (existing.masks & mask).sum((1, 2)) > _MAX_COVERED * existing.masks.sum((1, 2))
     if is_covered.any() and (existing.masks.sum(0) <= 1).all():
         return sample
     pasted = _with_parts(source.instances, index)
-    moved_masks = _shift(pasted.masks, rows * unit, columns * unit, first_axis=1) & mask
+    moved_masks = np.roll(pasted.masks, (rows * unit, columns * unit), (1, 2)) & mask
     pixel_mask = mask.repeat(MASK_STRIDE_PX, 0).repeat(MASK_STRIDE_PX, 1)
     patch_mask = cv2.resize(mask.astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA) >= 0.5
-    features = _shift(source.features, rows * patches, columns * patches, first_axis=1)
-    pixels = _shift(source.pixels, rows * source.shift_px, columns * source.shift_px, first_axis=1)
+    features = np.roll(source.features, (rows * patches, columns * patches), (1, 2))
+    pixels = np.roll(source.pixels, (rows * source.shift_px, columns * source.shift_px), (1, 2))
     return FeatureSample(
         features=np.where(patch_mask[None, :, :, None], features, sample.features),
         pixels=np.where(pixel_mask, pixels, sample.pixels),
@@ -197,8 +197,3 @@ def _with_parts(instances: Instances, index: int) -> Instances:
     is_part = (shared >= _INSIDE * sizes) & (sizes > 0)
     is_part[index] = False
     return instances.select(np.concatenate([[index], np.flatnonzero(is_part)]))
-
-
-def _shift(array: np.ndarray, rows: int, columns: int, *, first_axis: int = 0) -> np.ndarray:
-    """Roll the array down and right along `first_axis` and the next axis."""
-    return np.roll(array, (rows, columns), axis=(first_axis, first_axis + 1))

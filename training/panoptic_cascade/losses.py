@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.networks.backbones import FPN_STRIDES_PX
-from model.networks.boxes import apply_deltas, box_area, clip_boxes, get_deltas, is_nonempty
+from model.networks.boxes import apply_deltas, box_iou, clip_boxes, get_deltas, is_nonempty
 from model.networks.panoptic_cascade import PanopticCascade
 from model.networks.roi_heads import BOX_POOL_SIZE, MASK_SIZE, STAGE_DELTA_WEIGHTS, CascadeROIHeads, StageOutput
 from model.networks.rpn import (
@@ -24,7 +24,6 @@ from training.panoptic_cascade.config import CascadeTrainConfig
 from training.panoptic_cascade.dataset import CascadeSample
 from training.trainer.task import IGNORE_INDEX, Losses
 
-_MIN_UNION = 1e-12
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 """Kinds of boxes."""
 RPN_IOU_THRESHOLDS = (0.3, 0.7)
@@ -61,7 +60,7 @@ def match_boxes(
     if not len(instances):
         zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         return BoxMatches(nearest=zeros, kind=zeros)
-    ious = pairwise_box_iou(instances, boxes)
+    ious = box_iou(instances, boxes)
     best, nearest = ious.max(0)
     kind = torch.where(best >= high, POSITIVE, torch.where(best < low, NEGATIVE, IGNORED))
     if allow_low_quality:
@@ -70,47 +69,32 @@ def match_boxes(
     return BoxMatches(nearest=nearest, kind=kind)
 
 
-def pairwise_box_iou(first: Float[Tensor, "N 4"], second: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
-    """Return the IoU of all pairs of two sets of boxes; 0 where both are empty."""
-    corner = torch.maximum(first[:, None, :2], second[:, :2])
-    sides = (torch.minimum(first[:, None, 2:], second[:, 2:]) - corner).clamp(min=0.0)
-    intersection = sides[..., 0] * sides[..., 1]
-    union = box_area(first)[:, None] + box_area(second) - intersection
-    return intersection / union.clamp(min=_MIN_UNION)
-
-
 def subsample_labels(
     kind: Int[Tensor, "N"], num_samples: int, positive_fraction: float, generator: torch.Generator
 ) -> tuple[Int[Tensor, "P"], Int[Tensor, "R"]]:
     """Sample positive boxes, at most this fraction of `num_samples`, and fill up with negative ones."""
-    positive, negative = (torch.nonzero(kind == each)[:, 0] for each in (POSITIVE, NEGATIVE))
-    positive = _shuffle(positive, generator)[: int(num_samples * positive_fraction)]
-    return positive, _shuffle(negative, generator)[: num_samples - len(positive)]
-
-
-def _shuffle(indices: Int[Tensor, "N"], generator: torch.Generator) -> Int[Tensor, "N"]:
-    return indices[torch.randperm(len(indices), generator=generator, device=indices.device)]
+    found = [torch.nonzero(kind == each)[:, 0] for each in (POSITIVE, NEGATIVE)]
+    positive, negative = (each[torch.randperm(len(each), generator=generator, device=each.device)] for each in found)
+    positive = positive[: int(num_samples * positive_fraction)]
+    return positive, negative[: num_samples - len(positive)]
 
 
 def ignore_unlabeled(
-    kind: Int[Tensor, "N"], boxes: Float[Tensor, "N 4"], unlabeled: Bool[Tensor, "H W"], max_fraction: float
+    kind: Int[Tensor, "N"], boxes: Float[Tensor, "N 4"], semantic: Int[Tensor, "H W"], max_fraction: float
 ) -> Int[Tensor, "N"]:
-    """Change negative boxes to ignored ones if a larger fraction of their pixels is unlabeled."""
+    """Change negative boxes to ignored ones if a larger fraction of their pixels is unlabeled.
+
+    Boxes are clipped to the map and rounded to pixels; none of an empty box is unlabeled.
+    """
     if max_fraction >= 1.0:
         return kind
-    is_unlabeled = covered_fraction(unlabeled, boxes) > max_fraction
-    return torch.where((kind == NEGATIVE) & is_unlabeled, IGNORED, kind)
-
-
-def covered_fraction(area: Bool[Tensor, "H W"], boxes: Float[Tensor, "N 4"]) -> Float[Tensor, "N"]:
-    """Return the fraction of each box, clipped and rounded to pixels, that lies in the area; 0 for an empty box."""
-    height, width = area.shape
-    sums = torch.zeros(height + 1, width + 1, dtype=torch.int64, device=area.device)
-    sums[1:, 1:] = area.long().cumsum(0).cumsum(1)
+    height, width = semantic.shape
+    sums = functional.pad((semantic == IGNORE_INDEX).long().cumsum(0).cumsum(1), (1, 0, 1, 0))
     limits = torch.tensor([width, height, width, height], device=boxes.device)
     x0, y0, x1, y1 = torch.minimum(boxes.round().long().clamp(min=0), limits).unbind(1)
     inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
-    return inside / ((x1 - x0) * (y1 - y0)).clamp(min=1)
+    fraction = inside / ((x1 - x0) * (y1 - y0)).clamp(min=1)
+    return torch.where((kind == NEGATIVE) & (fraction > max_fraction), IGNORED, kind)
 
 
 class Rois(NamedTuple):
@@ -179,8 +163,7 @@ def rpn_losses(
     objectness, boxes = [], []
     for image, target in enumerate(targets):
         matches = match_boxes(anchors, target.boxes, *RPN_IOU_THRESHOLDS, allow_low_quality=True)
-        unlabeled = target.semantic == IGNORE_INDEX
-        kind = ignore_unlabeled(matches.kind, anchors, unlabeled, config.max_unlabeled_fraction)
+        kind = ignore_unlabeled(matches.kind, anchors, target.semantic, config.max_unlabeled_fraction)
         positive, negative = subsample_labels(kind, config.rpn_batch_size_per_image, RPN_POSITIVE_FRACTION, generator)
         sampled = torch.cat([positive, negative])
         is_positive = (torch.arange(len(sampled), device=logits.device) < len(positive)).float()
@@ -202,7 +185,7 @@ def sample_rois(
     for boxes, is_used, target in zip(proposals.boxes, proposals.is_valid, targets, strict=True):
         candidates = torch.cat([boxes[is_used], target.boxes])
         kind = match_boxes(candidates, target.boxes, CASCADE_IOU_THRESHOLDS[0], CASCADE_IOU_THRESHOLDS[0]).kind
-        kind = ignore_unlabeled(kind, candidates, target.semantic == IGNORE_INDEX, config.max_unlabeled_fraction)
+        kind = ignore_unlabeled(kind, candidates, target.semantic, config.max_unlabeled_fraction)
         indices = subsample_labels(kind, config.roi_batch_size_per_image, ROI_POSITIVE_FRACTION, generator)
         sampled.append(candidates[torch.cat(indices)])
     length = max(1, *(len(each) for each in sampled))
@@ -219,7 +202,7 @@ def label_rois(
     parts = []
     for boxes, is_used, target in zip(*rois, targets, strict=True):
         nearest, kind = match_boxes(boxes, target.boxes, iou_threshold, iou_threshold)
-        kind = ignore_unlabeled(kind, boxes, target.semantic == IGNORE_INDEX, max_unlabeled_fraction)
+        kind = ignore_unlabeled(kind, boxes, target.semantic, max_unlabeled_fraction)
         own = target.clusters[nearest] if len(target.clusters) else nearest
         classes = torch.where(kind == POSITIVE, own, torch.where(kind == NEGATIVE, background, _IGNORED_CLASS))
         matched = target.boxes[nearest] if len(target.boxes) else boxes
@@ -269,7 +252,7 @@ def classification_loss(
     max_ious = []
     for boxes, target in zip(output.boxes.detach(), targets, strict=True):
         has_labels = len(target.boxes) > 0
-        max_ious.append(pairwise_box_iou(boxes, target.boxes).amax(1) if has_labels else boxes.new_zeros(len(boxes)))
+        max_ious.append(box_iou(boxes, target.boxes).amax(1) if has_labels else boxes.new_zeros(len(boxes)))
     is_near = torch.stack(max_ious) > droploss_iou_threshold
     logits, classes = output.logits.flatten(0, 1), roi_targets.clusters.flatten()
     losses = functional.cross_entropy(logits, classes, reduction="none", ignore_index=_IGNORED_CLASS)

@@ -1,7 +1,8 @@
 """Training task of the panoptic cascade, the paper's network, on whole masks and stuff."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ from training.panoptic_cascade.dataset import CascadeBatch, CascadeDataset, Padd
 from training.panoptic_cascade.losses import panoptic_cascade_losses
 from training.trainer.task import Losses, PhotoSampler, TrainingTask, make_provenance
 
-_CLASS_STD, _BOX_STD, _MASK_STD, _RPN_STD = 0.01, 0.001, 0.001, 0.01
-"""Standard deviations of the initial weights of the predictors."""
+_NORMAL, _NARROW_NORMAL = (partial(nn.init.normal_, std=std) for std in (0.01, 0.001))
+_MSRA = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
+_XAVIER = partial(nn.init.kaiming_uniform_, a=1)
 
 
 class CascadeTask(TrainingTask[CascadeBatch]):
@@ -160,46 +162,25 @@ def init_weights(network: PanopticCascade) -> None:
     for module in network.modules():
         match module:
             case RPNHead():
-                for convolution in (module.conv, module.objectness_logits, module.anchor_deltas):
-                    _init_normal(convolution, _RPN_STD)
+                _init(_NORMAL, module.conv, module.objectness_logits, module.anchor_deltas)
             case BoxHead():
-                for linear in (module.fc1, module.fc2):
-                    _init_xavier(linear)
+                _init(_XAVIER, module.fc1, module.fc2)
             case BoxPredictor():
-                _init_normal(module.cls_score, _CLASS_STD)
-                _init_normal(module.bbox_pred, _BOX_STD)
+                _init(_NORMAL, module.cls_score)
+                _init(_NARROW_NORMAL, module.bbox_pred)
             case MaskHead():
-                for child in module.children():
-                    _init_msra(child)
-                _init_normal(module.predictor, _MASK_STD)
+                _init(_MSRA, *module.children())
+                _init(_NARROW_NORMAL, module.predictor)
     if isinstance(network.backbone, FPN):
-        for layer in network.backbone.bottom_up.modules():
-            if isinstance(layer, nn.Conv2d):
-                _init_msra(layer)
-        for layer in network.backbone.children():
-            if isinstance(layer, NormedConv):
-                _init_xavier(layer)
+        _init(_MSRA, *(each for each in network.backbone.bottom_up.modules() if isinstance(each, nn.Conv2d)))
+        _init(_XAVIER, *(each for each in network.backbone.children() if isinstance(each, NormedConv)))
     if network.config.stuff_clusters:
-        for layer in network.sem_seg_head.modules():
-            if isinstance(layer, nn.Conv2d):
-                _init_msra(layer)
+        _init(_MSRA, *(each for each in network.sem_seg_head.modules() if isinstance(each, nn.Conv2d)))
 
 
-def _init_normal(layer: nn.Module, std: float) -> None:
-    nn.init.normal_(layer.get_parameter("weight"), std=std)
-    _zero_bias(layer)
-
-
-def _init_msra(layer: nn.Module) -> None:
-    nn.init.kaiming_normal_(layer.get_parameter("weight"), mode="fan_out", nonlinearity="relu")
-    _zero_bias(layer)
-
-
-def _init_xavier(layer: nn.Module) -> None:
-    nn.init.kaiming_uniform_(layer.get_parameter("weight"), a=1)
-    _zero_bias(layer)
-
-
-def _zero_bias(layer: nn.Module) -> None:
-    if getattr(layer, "bias", None) is not None:
-        nn.init.zeros_(layer.get_parameter("bias"))
+def _init(initialize: Callable[[Tensor], Tensor], *layers: nn.Module) -> None:
+    """Initialize the weights of layers, and set their biases to zero."""
+    for layer in layers:
+        initialize(layer.get_parameter("weight"))
+        if getattr(layer, "bias", None) is not None:
+            nn.init.zeros_(layer.get_parameter("bias"))
