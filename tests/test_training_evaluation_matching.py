@@ -44,13 +44,11 @@ from training.evaluation.class_mapping import (
 )
 from training.evaluation.cluster_matching import (
     UNMATCHED,
-    AuxiliaryImages,
     AuxiliarySpec,
-    LabelSpaces,
     MatchingConfig,
     MatchingMethod,
-    count_stuff_votes,
-    count_thing_votes,
+    find_stuff_votes,
+    find_thing_votes,
     match_block,
     match_clusters,
     translate_dataset,
@@ -84,9 +82,8 @@ def test_thing_votes_equal_u2segs(golden: Path) -> None:
     stored = json.loads((golden / "mapping" / "things_votes.json").read_text())
     index = {int(source): index for source, index in stored["dataset_id_to_contiguous_id"].items()}
     clusters = stored["num_clusters"]
-    spaces = LabelSpaces(thing_clusters=clusters, stuff_clusters=0, num_things=len(index), num_categories=len(index))
     config = MatchingConfig(min_score=stored["score_threshold"], min_iou=stored["iou_threshold"])
-    counts = spaces.zero_counts()
+    counts = np.zeros((clusters + 1, len(index)), np.int64)
     for image in {each["image_id"] for each in stored["predictions"]}:
         detections = [
             PredictedObject(
@@ -102,9 +99,9 @@ def test_thing_votes_equal_u2segs(golden: Path) -> None:
             for each in stored["gt"]
             if each["image_id"] == image
         ]
-        counts += count_thing_votes(detections, objects, spaces, config)
+        np.add.at(counts, find_thing_votes(detections, objects, config), 1)
     assert counts[1:].tolist() == stored["votes"]
-    assert match_clusters(counts, spaces, "votes")[1:].tolist() == [
+    assert match_clusters(counts, clusters, len(index), "votes")[1:].tolist() == [
         stored["mapping"][str(each)] for each in range(clusters)
     ]
 
@@ -115,7 +112,6 @@ def test_stuff_votes_and_metrics_equal_u2segs_without_its_chained_mapping(golden
     with np.load(golden / "mapping" / "stuff_votes.npz") as arrays:
         ground_truth, predicted, votes, lut = (arrays[key] for key in ("gt", "pred", "votes", "lut"))
     # Class 0 is "things" on both sides, class 16 of the ground truth is void; segment ids here are class + 1.
-    spaces = LabelSpaces(thing_clusters=0, stuff_clusters=27, num_things=1, num_categories=16)
     categories = {each + 1: each for each in range(16)}
     clusters = {each + 1: each for each in range(28)}
     overlaps = [
@@ -123,9 +119,11 @@ def test_stuff_votes_and_metrics_equal_u2segs_without_its_chained_mapping(golden
         for p, t in zip(predicted, ground_truth, strict=True)
     ]
     config = MatchingConfig(min_stuff_iou=stored["iou_threshold"])
-    table = np.sum([count_stuff_votes(each, spaces, config) for each in overlaps], axis=0)
+    table = np.zeros((28, 16), np.int64)
+    for overlap in overlaps:
+        np.add.at(table, find_stuff_votes(overlap, 0, 1, config), 1)
     assert np.array_equal(table[1:, 1:], votes[1:, 1:16])
-    matched = match_clusters(table, spaces, "votes")
+    matched = match_clusters(table, 0, 1, "votes")
     assert matched[1:].tolist() == [-1 if each == stored["void_id"] else each for each in lut[1:]]
 
     matched[0] = 0
@@ -238,6 +236,11 @@ def draw_objects(folder: Path, entries: list[dict[str, Any]]) -> GroundTruthData
     return DatasetSpec(folder=folder).read()
 
 
+def join(dataset: GroundTruthDataset, other: GroundTruthDataset) -> GroundTruthDataset:
+    """Return a dataset for a fake predictor that knows the images of both."""
+    return replace(dataset, images=(*dataset.images, *other.images))
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> GroundTruthDataset:
     """Cats in front of walls; no vehicle."""
@@ -249,12 +252,8 @@ def test_auxiliary_objects_match_a_cluster_that_the_dataset_does_not_have(
     dataset: GroundTruthDataset, tmp_path: Path, is_crowd: bool
 ) -> None:
     objects = draw_objects(tmp_path / "aux", [{"category_id": 6, "iscrowd": int(is_crowd), **SQUARE}])
-    auxiliary = replace(
-        AuxiliarySpec(aux_dataset=tmp_path / "aux").read(dataset, threads=1),
-        pseudo_labels=predict_scenes(objects, [(2, 4)]),
-    )
-    config = ClassMappingConfig(auxiliary=auxiliary)
-    mapping = fit_mapping(predict_scenes(dataset, [(1, 3)] * 4), dataset, config)
+    config = ClassMappingConfig(auxiliary=AuxiliarySpec(aux_dataset=tmp_path / "aux").read(dataset))
+    mapping = fit_mapping(predict_scenes(join(dataset, objects), [*[(1, 3)] * 4, (2, 4)]), dataset, config)
     vehicle = UNMATCHED if is_crowd else VEHICLE_INDEX
     assert mapping.to_class_mapping().panoptic.tolist() == [
         UNMATCHED,
@@ -272,18 +271,14 @@ def test_auxiliary_images_count_in_each_fold_and_are_reported(tmp_path: Path) ->
     dataset = draw_dataset(tmp_path / "set", [(CAR, SKY), (CAT, WALL)])
     other = draw_dataset(tmp_path / "aux", [(CAR, SKY), (CAT, WALL)], seed=50)
     scenes = [(2, 4), (1, 3)]
-    predictor = predict_scenes(dataset, scenes)
-    auxiliary = AuxiliaryImages(dataset=other, pseudo_labels=predict_scenes(other, scenes))
+    predictor = predict_scenes(join(dataset, other), scenes * 2)
     alone, _ = evaluate(predictor, dataset, ClassMappingConfig())
-    config = ClassMappingConfig(auxiliary=auxiliary)
+    config = ClassMappingConfig(auxiliary=other)
     helped, _ = evaluate(predictor, dataset, config)
     assert (alone.summary.panoptic["pq"].value, helped.summary.panoptic["pq"].value) == (0.0, 100.0)
     assert not helped.summary.matching.evaluated_on_fit_set
     assert helped.summary.matching.fitted_on.endswith(", with 2 images of aux")
     assert compare_predictors(predictor, predictor, dataset, config)["PQ"].new == 100.0
-    predictor.digest = "e" * 64
-    with pytest.raises(ConfigError, match="--aux-labels have other clusters"):
-        auxiliary.evaluate(predictor)
 
 
 def test_auxiliary_objects_are_drawn_small_over_large_and_other_categories_are_void(
@@ -311,7 +306,7 @@ def test_auxiliary_images_are_others_in_categories_of_the_same_name_and_never_fr
     with pytest.raises(ConfigError, match="has only boxes: auxiliary images need masks"):
         translate_dataset(replace(dataset, kind="boxes"), dataset.taxonomy)
     with pytest.raises(ConfigError, match="4 auxiliary images are images of the dataset itself"):
-        AuxiliarySpec(aux_dataset=tmp_path / "set").read(dataset, threads=1)
+        AuxiliarySpec(aux_dataset=tmp_path / "set").read(dataset)
 
 
 class EmbeddedPredictor(FakePredictor):
@@ -355,7 +350,7 @@ def test_segments_of_one_cluster_get_the_categories_of_similar_labeled_segments(
     config = ClassMappingConfig(mapping=mapping)
     assert evaluate(EmbeddedPredictor(other, scenes), other, config)[0].summary.panoptic["pq"].value == 100.0
 
-    auxiliary = AuxiliaryImages(dataset=other, pseudo_labels=EmbeddedPredictor(other, scenes))
-    helped = fit_mapping(predictor, dataset, ClassMappingConfig(auxiliary=auxiliary))
+    joint_predictor = EmbeddedPredictor(join(dataset, other), scenes * 2)
+    helped = fit_mapping(joint_predictor, dataset, ClassMappingConfig(auxiliary=other))
     assert helped.examples is not None
     assert helped.examples.counts == (4, 4, 4, 4)

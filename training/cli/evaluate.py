@@ -86,7 +86,7 @@ def evaluate(
         )
         check_mapping(worker.predictor, labeled, config)
         if auxiliary and shard == ALL_SHARDS:
-            config = replace(config, auxiliary=auxiliary.read(labeled, threads))
+            config = replace(config, auxiliary=auxiliary.read(labeled))
         results = evaluate_in_parallel(worker, labeled.images, execution.make_executor(threads), shard)
         if shard != ALL_SHARDS:
             return {"shard": execution.shard, "images": len(results)}
@@ -124,8 +124,7 @@ def compare(
     """
     labeled = dataset.read()
     new, old = (load_predictor(folder, threads=threads) for folder in (predictor, baseline))
-    helping = auxiliary.read(labeled, threads) if auxiliary else None
-    config = ClassMappingConfig(matching=matching, auxiliary=helping)
+    config = ClassMappingConfig(matching=matching, auxiliary=auxiliary.read(labeled) if auxiliary else None)
     differences = compare_predictors(new, old, labeled, config)
     return {
         "new": new.title,
@@ -162,8 +161,7 @@ def match(
         CPU threads.
     """
     labeled = dataset.read()
-    helping = auxiliary.read(labeled, threads) if auxiliary else None
-    config = ClassMappingConfig(matching=matching, auxiliary=helping)
+    config = ClassMappingConfig(matching=matching, auxiliary=auxiliary.read(labeled) if auxiliary else None)
     fitted = fit_mapping(load_predictor(predictor, threads=threads), labeled, config)
     fitted.write(out)
     return {

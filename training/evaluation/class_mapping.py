@@ -16,12 +16,9 @@ from model.files import atomic_write, hash_file
 from model.validation import parse_versioned_json, to_versioned_json
 from training.evaluation.cluster_matching import (
     UNMATCHED,
-    AuxiliaryImages,
-    LabelSpaces,
     MatchingConfig,
     MatchingMethod,
     count_cooccurrences,
-    label_spaces,
     match_clusters,
 )
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
@@ -112,8 +109,8 @@ class ClassMappingConfig:
     matching: MatchingConfig = field(default_factory=MatchingConfig)
     mapping: ClusterMapping | None = None
     """A mapping that was fitted before; None: cross-fit, each half of the images with the mapping of the other half."""
-    auxiliary: AuxiliaryImages | None = None
-    """Images that are not evaluated, added to those that a mapping is fitted on."""
+    auxiliary: GroundTruthDataset | None = None
+    """Images that are not evaluated, in the same categories, added to those that a mapping is fitted on."""
     allow_overlap: bool = False
     """Allow evaluation on images that `mapping` was fitted on; without `mapping`, fit one mapping on all images."""
 
@@ -167,10 +164,8 @@ def map_clusters(
         fitted_on += f"; {overlap} of the evaluated images are among them" if overlap else ""
         is_fit_set = overlap > 0
     else:
-        auxiliary = config.auxiliary.evaluate(predictor) if config.auxiliary else []
-        fit = partial(
-            fit_class_mapping, dataset=dataset, spaces=label_spaces(predictor, dataset), config=config.matching
-        )
+        auxiliary = evaluate_all(predictor, config.auxiliary) if config.auxiliary else []
+        fit = partial(fit_class_mapping, predictor=predictor, dataset=dataset, config=config.matching)
         if config.allow_overlap:
             mappings = [fit([*results, *auxiliary])] * len(results)
             fitted_on = "the evaluated images: every metric by category is an upper bound"
@@ -181,7 +176,7 @@ def map_clusters(
             mappings = [for_odd if position % 2 else for_even for position in range(len(results))]
             fitted_on = "the even images for the odd ones and vice versa"
         if config.auxiliary:
-            fitted_on += f", with {len(auxiliary)} images of {config.auxiliary.dataset.name}"
+            fitted_on += f", with {len(auxiliary)} images of {config.auxiliary.name}"
     return mappings, MatchingSummary(
         method=method,
         fitted_on=fitted_on,
@@ -192,17 +187,17 @@ def map_clusters(
 
 
 def fit_class_mapping(
-    results: Sequence[ImageResult], dataset: GroundTruthDataset, spaces: LabelSpaces, config: MatchingConfig
+    results: Sequence[ImageResult], predictor: Predictor, dataset: GroundTruthDataset, config: MatchingConfig
 ) -> ClassMapping:
     """Match the clusters of each map."""
     panoptic, semantic = (
-        match_clusters(counts, spaces, config.method)
-        for counts in count_cooccurrences(results, dataset.kind, spaces, config)
+        match_clusters(counts, predictor.thing_clusters, dataset.taxonomy.num_things, config.method)
+        for counts in count_cooccurrences(results, predictor, dataset, config)
     )
     return ClassMapping(
         panoptic=panoptic,
         semantic=semantic,
-        thing_clusters=spaces.thing_clusters,
+        thing_clusters=predictor.thing_clusters,
         examples=fit_examples(results, dataset, config),
     )
 
@@ -226,11 +221,11 @@ def fit_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: Class
     """Fit a mapping on the whole dataset and the auxiliary images, to be applied to other images."""
     results, name = evaluate_all(predictor, dataset), dataset.name
     if config.auxiliary:
-        results += config.auxiliary.evaluate(predictor)
-        name += f"; {config.auxiliary.dataset.name}"
-    spaces, matching = label_spaces(predictor, dataset), config.matching
-    counts, _ = count_cooccurrences(results, dataset.kind, spaces, matching)
-    matched = match_clusters(counts, spaces, matching.method)
+        results += evaluate_all(predictor, config.auxiliary)
+        name += f"; {config.auxiliary.name}"
+    matching, num_things = config.matching, dataset.taxonomy.num_things
+    counts, _ = count_cooccurrences(results, predictor, dataset, matching)
+    matched = match_clusters(counts, predictor.thing_clusters, num_things, matching.method)
 
     def assign(cluster: int) -> ClusterAssignment:
         index, support = int(matched[cluster]), int(counts[cluster].sum())
@@ -244,9 +239,9 @@ def fit_mapping(predictor: Predictor, dataset: GroundTruthDataset, config: Class
         method=matching.method,
         matching=matching,
         fitted_on=fingerprint_photos(name, [result.digest for result in results]),
-        thing_clusters=spaces.thing_clusters,
-        stuff_clusters=spaces.stuff_clusters,
-        num_things=spaces.num_things,
+        thing_clusters=predictor.thing_clusters,
+        stuff_clusters=predictor.stuff_clusters,
+        num_things=num_things,
         categories=list_categories(dataset.taxonomy),
         clusters={cluster: assign(cluster) for cluster in range(1, len(counts))},
         examples=fit_examples(results, dataset, matching),

@@ -1,6 +1,6 @@
 """Matches clusters to categories from co-occurrence counts, also in auxiliary images, which are not evaluated."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, assert_never
@@ -15,15 +15,14 @@ from model.files import hash_file
 from training.evaluation.datasets.dataset_spec import DatasetFormat, DatasetSpec
 from training.evaluation.datasets.ground_truth import (
     Annotation,
-    AnnotationKind,
     GroundTruthDataset,
     GroundTruthLabels,
     GroundTruthObject,
 )
 from training.evaluation.datasets.taxonomy import Taxonomy
-from training.evaluation.image_results import ImageResult, evaluate_all
+from training.evaluation.image_results import ImageResult
 from training.evaluation.overlap import OverlapMatrix
-from training.evaluation.predictors import PredictedObject, Predictor, load_predictor
+from training.evaluation.predictors import PredictedObject, Predictor
 from training.option_types import Fraction
 
 UNMATCHED = -1
@@ -48,45 +47,21 @@ class MatchingConfig:
     """Votes: IoU that a predicted and a labeled stuff region must exceed, 0..1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelSpaces:
-    """The clusters and categories to match: things only with things, stuff only with stuff, as in CUPS.
-
-    Clusters are numbered as in a contract, from 1 and things first; category indices from 0 and things first.
-    """
-
-    thing_clusters: int
-    stuff_clusters: int
-    num_things: int
-    num_categories: int
-
-    def zero_counts(self) -> Int[np.ndarray, "N C"]:
-        """Return counts of zero by cluster and category index; row 0 is unused."""
-        return np.zeros((self.thing_clusters + self.stuff_clusters + 1, self.num_categories), np.int64)
-
-
-def label_spaces(predictor: Predictor, dataset: GroundTruthDataset) -> LabelSpaces:
-    """Return the clusters of the predictor and the categories of the dataset."""
-    return LabelSpaces(
-        thing_clusters=predictor.thing_clusters,
-        stuff_clusters=predictor.stuff_clusters,
-        num_things=dataset.taxonomy.num_things,
-        num_categories=len(dataset.taxonomy.names),
-    )
-
-
-def match_clusters(counts: Int[np.ndarray, "N C"], spaces: LabelSpaces, method: MatchingMethod) -> Int[np.ndarray, "N"]:
+def match_clusters(
+    counts: Int[np.ndarray, "N C"], thing_clusters: int, num_things: int, method: MatchingMethod
+) -> Int[np.ndarray, "N"]:
     """Return the category index of each cluster; UNMATCHED if it co-occurs with none, or is left over.
 
+    Things are matched only with things, stuff only with stuff, as in CUPS. Clusters are numbered as in a contract, from
+    1 and things first (row 0 is unused); category indices from 0 and things first.
     `neighbors`, `majority`, `votes`: each cluster takes the category with the highest count, many to one; `votes` is
     given other counts. `hungarian`: the one-to-one assignment with the highest sum; other clusters are left over.
     `cups`: that assignment, the others by majority (CUPS, panoptic_quality.py; unlike there, things and stuff are
     separate in semantic maps too, and a cluster that co-occurs with nothing gets no category).
     """
     matched = np.full(len(counts), UNMATCHED, np.int64)
-    first_stuff = spaces.thing_clusters + 1
-    things = slice(1, first_stuff), slice(0, spaces.num_things)
-    stuff = slice(first_stuff, None), slice(spaces.num_things, None)
+    things = slice(1, thing_clusters + 1), slice(0, num_things)
+    stuff = slice(thing_clusters + 1, None), slice(num_things, None)
     for rows, columns in (things, stuff):
         block = match_block(counts[rows, columns], method)
         matched[rows] = np.where(block == UNMATCHED, UNMATCHED, block + columns.start)
@@ -113,87 +88,60 @@ def match_block(counts: Int[np.ndarray, "N C"], method: MatchingMethod) -> Int[n
 
 
 def count_cooccurrences(
-    results: Sequence[ImageResult], kind: AnnotationKind, spaces: LabelSpaces, config: MatchingConfig
+    results: Sequence[ImageResult], predictor: Predictor, dataset: GroundTruthDataset, config: MatchingConfig
 ) -> tuple[Int[np.ndarray, "N C"], Int[np.ndarray, "N C"]]:
     """Return the counts, by cluster and category index, by which the panoptic and the semantic map are matched.
 
-    They are votes if the method says so or only objects are labeled, else the shared pixels of each map; where no
-    panoptic map is labeled, those of the semantic map serve both.
+    They are votes if the method says so or only objects are labeled, else the shared pixels of each map, without
+    crowds; in an image without a panoptic label, those of the semantic map serve both.
     """
-    if config.method == "votes" or kind in ("masks", "boxes"):
-        votes = spaces.zero_counts()
+    taxonomy = dataset.taxonomy
+    shape = (predictor.thing_clusters + predictor.stuff_clusters + 1, len(taxonomy.names))
+    if config.method == "votes" or dataset.kind in ("masks", "boxes"):
+        votes = np.zeros(shape, np.int64)
         for result in results:
-            votes += count_thing_votes(result.detections, result.objects, spaces, config)
+            np.add.at(votes, find_thing_votes(result.detections, result.objects, config), 1)
             if result.semantic is not None:
-                votes += count_stuff_votes(result.semantic, spaces, config)
+                pairs = find_stuff_votes(result.semantic, predictor.thing_clusters, taxonomy.num_things, config)
+                np.add.at(votes, pairs, 1)
         return votes, votes
-    semantic = count_shared_pixels([each.semantic for each in results], spaces)
-    return count_shared_pixels(
-        [each.panoptic for each in results], spaces
-    ) if kind == "panoptic" else semantic, semantic
+    panoptic, semantic = np.zeros((2, *shape), np.int64)
+    for result in results:
+        for table, overlap in ((panoptic, result.panoptic or result.semantic), (semantic, result.semantic)):
+            if overlap is not None:
+                pairs = overlap.predicted[:, None], overlap.ground_truth[None, ~overlap.is_crowd]
+                np.add.at(table, pairs, overlap.pixels[1:, 1:][:, ~overlap.is_crowd])
+    return panoptic, semantic
 
 
-def count_shared_pixels(overlaps: Iterable[OverlapMatrix | None], spaces: LabelSpaces) -> Int[np.ndarray, "N C"]:
-    """Count the pixels shared by each cluster and each category, without crowds."""
-    counts = spaces.zero_counts()
-    for overlap in overlaps:
-        if overlap is not None:
-            pairs = overlap.predicted[:, None], overlap.ground_truth[None, ~overlap.is_crowd]
-            np.add.at(counts, pairs, overlap.pixels[1:, 1:][:, ~overlap.is_crowd])
-    return counts
-
-
-def count_stuff_votes(overlap: OverlapMatrix, spaces: LabelSpaces, config: MatchingConfig) -> Int[np.ndarray, "N C"]:
-    """Count one vote for each pair of a stuff cluster and a stuff category whose regions in this image agree.
+def find_stuff_votes(
+    overlap: OverlapMatrix, thing_clusters: int, num_things: int, config: MatchingConfig
+) -> tuple[Int[np.ndarray, "V"], Int[np.ndarray, "V"]]:
+    """Return cluster and category index of each pair of a stuff cluster and a stuff category whose regions agree.
 
     U2Seg, sem_seg_evaluation.py. The overlap has one segment per cluster and one per stuff category.
     """
-    votes = spaces.zero_counts()
     shared = overlap.pixels[1:, 1:]
     union = overlap.pixels[1:].sum(1)[:, None] + overlap.pixels[:, 1:].sum(0)[None] - shared
-    is_stuff = (overlap.predicted[:, None] > spaces.thing_clusters) & (overlap.ground_truth[None] >= spaces.num_things)
-    for row, column in zip(*np.nonzero(is_stuff & (shared > config.min_stuff_iou * union)), strict=True):
-        votes[overlap.predicted[row], overlap.ground_truth[column]] += 1
-    return votes
+    is_stuff = (overlap.predicted[:, None] > thing_clusters) & (overlap.ground_truth[None] >= num_things)
+    rows, columns = np.nonzero(is_stuff & (shared > config.min_stuff_iou * union))
+    return overlap.predicted[rows], overlap.ground_truth[columns]
 
 
-def count_thing_votes(
-    detections: Sequence[PredictedObject],
-    objects: Sequence[GroundTruthObject],
-    spaces: LabelSpaces,
-    config: MatchingConfig,
-) -> Int[np.ndarray, "N C"]:
-    """Count one vote for each pair of a detection and an object whose boxes agree.
+def find_thing_votes(
+    detections: Sequence[PredictedObject], objects: Sequence[GroundTruthObject], config: MatchingConfig
+) -> tuple[Int[np.ndarray, "V"], Int[np.ndarray, "V"]]:
+    """Return cluster and category index of each pair of a detection and an object whose boxes agree.
 
     U2Seg, appendix B and coco_evaluation.py: a detection may vote more than once, and crowds count as single objects.
     """
-    votes = spaces.zero_counts()
     voting = [each for each in detections if each.score >= config.min_score]
-    if not voting or not objects:
-        return votes
-    boxes = np.array([each.rle.bbox for each in voting], np.float64)
-    object_boxes = np.array([each.bbox for each in objects], np.float64)
-    ious = coco.iou(boxes, object_boxes, np.zeros(len(objects), np.uint8))
-    for row, column in np.argwhere(ious > config.min_iou):
-        votes[voting[row].cluster, objects[column].category] += 1
-    return votes
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuxiliaryImages:
-    """Auxiliary images, in the categories of the evaluated dataset."""
-
-    dataset: GroundTruthDataset
-    pseudo_labels: Predictor | None = None
-    """Of these images, in place of a predictor that only knows the evaluated ones."""
-
-    def evaluate(self, predictor: Predictor) -> list[ImageResult]:
-        """Evaluate every image. Raises ConfigError if the pseudo-labels have other clusters than the predictor."""
-        if self.pseudo_labels and self.pseudo_labels.digest != predictor.digest:
-            raise ConfigError("--aux-labels have other clusters: label both datasets with one codebook")
-        results = evaluate_all(self.pseudo_labels or predictor, self.dataset)
-        # Where only objects are labeled, the semantic map stands for the panoptic map: it has the same things.
-        return [replace(each, panoptic=each.panoptic or each.semantic) for each in results]
+    boxes = np.array([each.rle.bbox for each in voting], np.float64).reshape(-1, 4)
+    object_boxes = np.array([each.bbox for each in objects], np.float64).reshape(-1, 4)
+    ious = np.reshape(coco.iou(boxes, object_boxes, np.zeros(len(objects), np.uint8)), (len(voting), len(objects)))
+    rows, columns = np.nonzero(ious > config.min_iou)
+    clusters = np.array([each.cluster for each in voting], np.int64)
+    return clusters[rows], np.array([each.category for each in objects], np.int64)[columns]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,19 +152,17 @@ class AuxiliarySpec:
     """An auxiliary dataset, file or folder: its images help to match clusters and are not evaluated."""
     aux_format: DatasetFormat | None = None
     """Layout of the auxiliary dataset, as --format."""
-    aux_labels: Path | None = None
-    """Pseudo-labels of the auxiliary images, if PREDICTOR is pseudo-labels."""
 
-    def read(self, dataset: GroundTruthDataset, threads: int) -> AuxiliaryImages:
-        """Raises ConfigError if it shares an image or no category with the dataset, or if it has only boxes."""
-        translated = translate_dataset(
-            DatasetSpec(folder=self.aux_dataset, format=self.aux_format).read(), dataset.taxonomy
-        )
+    def read(self, dataset: GroundTruthDataset) -> GroundTruthDataset:
+        """Return the images in the categories of the evaluated dataset.
+
+        Raises ConfigError if it shares an image or no category with the dataset, or if it has only boxes."""
+        auxiliary = DatasetSpec(folder=self.aux_dataset, format=self.aux_format).read()
+        translated = translate_dataset(auxiliary, dataset.taxonomy)
         digests = {hash_file(image.path) for image in dataset.images}
         if shared := sum(hash_file(image.path) in digests for image in translated.images):
             raise ConfigError(f"{shared} auxiliary images are images of the dataset itself: remove them")
-        labels = load_predictor(self.aux_labels, threads=threads) if self.aux_labels else None
-        return AuxiliaryImages(dataset=translated, pseudo_labels=labels)
+        return translated
 
 
 @dataclass(frozen=True, kw_only=True)
