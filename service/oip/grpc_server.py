@@ -74,9 +74,11 @@ class _Calls:
         is_bare = isinstance(content, list) or first == "config"
         return ParseDict({first: content} if is_bare else content, response_class(), ignore_unknown_fields=True)
 
-    async def infer(self, classes: Mapping[str, type[Message]], context: Any) -> Message:
+    async def infer(
+        self, request_class: type[Message], response_class: type[Message], _messages: object, context: Any
+    ) -> Message:
         """Run an inference. The message is read here, after the API key was checked."""
-        request: Any = classes["ModelInferRequest"]()
+        request: Any = request_class()
         if self._is_authorized(context):
             request = await self._read(context, request)
         try:
@@ -86,7 +88,7 @@ class _Calls:
         lengths = {LENGTH_HEADER: str(len(head)), "content-length": str(len(head) + len(body))}
         path = _model_path(request.model_name, request.model_version, "/infer")
         headers, content = await self._request(context, "POST", path, lengths, head + body)
-        return _decode_infer_response(headers, content, classes["ModelInferResponse"]())
+        return _decode_infer_response(headers, content, response_class())
 
     def _is_authorized(self, context: Any) -> bool:
         try:
@@ -205,22 +207,16 @@ def _parameters(message: Any) -> dict[str, Any]:
 
 def _make_handlers(calls: _Calls) -> grpc.GenericRpcHandler:
     service = load_definition().FindServiceByName(_SERVICE)
-    classes = {each.name: GetMessageClass(each) for each in service.file.message_types_by_name.values()}
-
-    async def infer(_messages: object, context: Any) -> Message:
-        return await calls.infer(classes, context)
-
     handlers = {}
     for method in service.methods:
-        codec = {
-            "request_deserializer": GetMessageClass(method.input_type).FromString,
-            "response_serializer": GetMessageClass(method.output_type).SerializeToString,
-        }
+        request_class, response_class = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
         if method.name == "ModelInfer":  # of a stream, messages are read on demand; on the wire it is the same
-            handlers[method.name] = grpc.stream_unary_rpc_method_handler(infer, **codec)
+            handle = partial(calls.infer, request_class, response_class)
+            make_handler = grpc.stream_unary_rpc_method_handler
         else:
-            handle = partial(calls.get, _PATHS[method.name], GetMessageClass(method.output_type))
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(handle, **codec)
+            handle = partial(calls.get, _PATHS[method.name], response_class)
+            make_handler = grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = make_handler(handle, request_class.FromString, response_class.SerializeToString)
     return grpc.method_handlers_generic_handler(_SERVICE, handlers)
 
 
@@ -266,19 +262,9 @@ async def _call_asgi(
     body: bytes,
 ) -> tuple[int, Headers, bytes]:
     """Return status, headers and body of a response of the application."""
-    messages: list[AsgiMessage] = []
-    is_read = False
-
-    async def receive() -> AsgiMessage:
-        nonlocal is_read
-        if is_read:
-            await asyncio.Event().wait()  # until the call is cancelled
-        is_read = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: AsgiMessage) -> None:
-        messages.append(message)
-
+    received: asyncio.Queue[AsgiMessage] = asyncio.Queue()  # after the request, it is empty until the call is cancelled
+    received.put_nowait({"type": "http.request", "body": body, "more_body": False})
+    sent: asyncio.Queue[AsgiMessage] = asyncio.Queue()
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -294,9 +280,9 @@ async def _call_asgi(
         "server": None,
         "state": {},
     }
-    await app(scope, receive, send)
-    start, *parts = messages
-    content = b"".join(part.get("body", b"") for part in parts)
+    await app(scope, received.get, sent.put)
+    start = sent.get_nowait()
+    content = b"".join(sent.get_nowait().get("body", b"") for _ in range(sent.qsize()))
     return start["status"], Headers(raw=start["headers"]), content
 
 
