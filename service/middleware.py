@@ -74,7 +74,8 @@ _ADMIN_KEY_HINT = "set admin_api_key_file (`useg create-api-key NAME` makes a ke
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 """Headers that a proxy adds; behind one, a request from this machine may come from anywhere."""
 
-SECURITY_HEADERS = {
+RESPONSE_HEADERS = {
+    "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
@@ -82,7 +83,8 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
-"""Headers of every response."""
+"""Headers of every response. Browsers keep a file but ask whether it has changed: all files of a page are of one
+release."""
 
 
 def make_page_csp(scripts: str = "", styles: str = "") -> str:
@@ -195,7 +197,7 @@ class RequestMiddleware:
     def _add_headers(self, scope: Scope, headers: MutableHeaders) -> None:
         """Add the headers of every response."""
         headers["X-Request-ID"] = scope["state"]["request_id"]
-        headers.update(SECURITY_HEADERS)
+        headers.update(RESPONSE_HEADERS)
         if headers.get("content-type", "").startswith("text/html"):
             headers.setdefault("Content-Security-Policy", _PAGE_CSP)
         if self._state.model_repository.is_draining:

@@ -212,4 +212,3 @@ def _to_document(names: CategoryNames) -> CategoryNamesDocument:
 
 def _set_etag(response: Response, names: CategoryNames) -> None:
     response.headers["ETag"] = f'"{names.revision}"'
-    response.headers["Cache-Control"] = "no-cache"

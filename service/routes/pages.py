@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 import re
 from functools import cache
 from pathlib import Path
@@ -11,30 +10,14 @@ from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.staticfiles import PathLike, StaticFiles
-from starlette.types import Scope
+from starlette.staticfiles import StaticFiles
 
 from service.middleware import make_page_csp
 
 router = APIRouter(include_in_schema=False)
 
-
-class _RevalidatedFiles(StaticFiles):
-    """Static files; `get_response` raises HTTPException 404 for one that does not exist.
-
-    Browsers keep a file but ask whether it has changed, so that all files of a page are of one release.
-    """
-
-    def file_response(
-        self, full_path: PathLike, stat_result: os.stat_result, scope: Scope, status_code: int = 200
-    ) -> Response:
-        response = super().file_response(full_path, stat_result, scope, status_code)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
-
-
-_WEB_FILES = _RevalidatedFiles(directory=Path(__file__).parent.parent / "web")
-_SWAGGER_FILES = _RevalidatedFiles(packages=[("fastapi_offline", "static")])
+_WEB_FILES = StaticFiles(directory=Path(__file__).parent.parent / "web")
+_SWAGGER_FILES = StaticFiles(packages=[("fastapi_offline", "static")])
 
 
 @router.get("/")
