@@ -273,10 +273,11 @@ def route_template(scope: Scope) -> str:
 def limit_body(scope: Scope, receive: Receive, settings: Settings) -> Receive:
     """Return a `receive` that bounds the size of the body and the time that the client takes to send it.
 
+    That time ends at the request's deadline, `scope["state"]["deadline"]`, as soon as its route has set one.
     It raises ImageTooLarge, UnsupportedMediaType for a compressed body, and UploadTimeout.
     """
     max_bytes = settings.max_body_bytes if scope["path"].startswith(_IMAGE_PATHS) else MAX_JSON_BYTES
-    deadline = asyncio.get_running_loop().time() + settings.request_timeout_s
+    latest = asyncio.get_running_loop().time() + settings.request_timeout_s
     received, is_complete = 0, False
 
     async def receive_limited() -> Message:
@@ -285,7 +286,7 @@ def limit_body(scope: Scope, receive: Receive, settings: Settings) -> Receive:
             return await receive()
         if not received:
             _check_body_headers(Headers(scope=scope), max_bytes)
-        left_s = deadline - asyncio.get_running_loop().time()
+        left_s = scope["state"].get("deadline", latest) - asyncio.get_running_loop().time()
         try:
             message = await asyncio.wait_for(receive(), min(left_s, settings.client_timeout_s))
         except TimeoutError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from email.message import Message
 from email.utils import collapse_rfc2231_value
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Header
 from fastapi.exceptions import RequestValidationError
@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from model.contract import Contract, Detail, Task, Thresholds
-from model.errors import DeadlineExceeded, InvalidParameter, UnsupportedMediaType, UploadTimeout, UrlInputUnsupported
+from model.errors import DeadlineExceeded, InvalidParameter, UnsupportedMediaType, UrlInputUnsupported
 from model.postprocessing.panoptic import Segment
 from model.validation import did_you_mean
 from service.settings import Settings
@@ -26,7 +26,6 @@ from service.settings import Settings
 FormatName = Literal[
     "json", "geojson", "png", "coco-instances", "coco-polygons", "clusters", "overlay", "npz", "huggingface"
 ]
-FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
 
 HIGHEST_PRIORITY, NORMAL_PRIORITY, LOWEST_PRIORITY = 1, 2, 3
 MIN_EDGE_PX, MAX_EDGE_PX = 32, 65_500
@@ -241,8 +240,9 @@ async def parse_request_context(
     settings: Settings = request.app.state.useg.settings
     timeout_s = min(settings.request_timeout_s, timeout_ms / 1000) if timeout_ms else settings.request_timeout_s
     owner: str = request.state.owner
+    deadline = request.state.deadline = asyncio.get_running_loop().time() + timeout_s
     return RequestContext(
-        deadline=asyncio.get_running_loop().time() + timeout_s,
+        deadline=deadline,
         owner=owner,
         priority=priority,
         routing_key=routing_key or owner,
@@ -269,29 +269,20 @@ class Uploads:
     """Options in a JSON body."""
 
 
-async def read_uploads(request: Request, deadline: float) -> Uploads:
+async def read_uploads(request: Request) -> Uploads:
     """Read the images of a request; the declared type of an image is ignored.
 
     Raises UnsupportedMediaType, InvalidParameter or RequestValidationError for a malformed body, UrlInputUnsupported,
-    UploadTimeout at `deadline` (the event loop's clock), ClientDisconnect, and what `RequestMiddleware` raises.
+    ClientDisconnect, and what `RequestMiddleware` raises, such as UploadTimeout at the deadline.
     """
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        return await read_in_time(_read_form(request), deadline)
+        return await _read_form(request)
     if media_type == "application/json":
-        return await asyncio.to_thread(parse_json_body, await read_in_time(request.body(), deadline))
+        return await asyncio.to_thread(parse_json_body, await request.body())
     if media_type == "application/octet-stream" or media_type.startswith("image/"):
-        return Uploads(files=(Upload(content=await read_in_time(request.body(), deadline)),), is_batch=False)
+        return Uploads(files=(Upload(content=await request.body()),), is_batch=False)
     raise UnsupportedMediaType(f"unsupported Content-Type {media_type or '(none)'!r}: {_SUPPORTED_BODIES}")
-
-
-async def read_in_time(body: Coroutine[Any, Any, T], deadline: float) -> T:
-    """Return what `body` reads from the client. Raises UploadTimeout at `deadline` (the event loop's clock)."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await body
-    except TimeoutError as error:
-        raise UploadTimeout("the body did not arrive within the request timeout: send a smaller one") from error
 
 
 def parse_json_body(content: bytes) -> Uploads:

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
 from fake_service import open_client
 
 from service.problems import PROBLEM_TYPES
-from service.requests import FORMAT_NAMES, SegmentParameters
+from service.requests import FormatName, SegmentParameters
 from service.routes.segment import MEDIA_TYPES
 
 pytestmark = pytest.mark.anyio
@@ -48,7 +48,7 @@ async def test_every_parameter_has_a_description_and_its_choices(document: dict[
     }
     assert all(each["description"] for each in parameters.values())
     assert parameters["task"]["schema"]["items"]["enum"] == ["panoptic", "instance", "semantic"]
-    assert parameters["formats"]["schema"]["items"]["enum"] == list(FORMAT_NAMES)
+    assert parameters["formats"]["schema"]["items"]["enum"] == list(get_args(FormatName))
 
 
 async def test_all_media_types_of_bodies_and_responses_are_listed(document: dict[str, Any]) -> None:

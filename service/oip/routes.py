@@ -42,7 +42,6 @@ from service.requests import (
     cancel_on_disconnect,
     invalid_request,
     parse_request_context,
-    read_in_time,
 )
 from service.rollout.router import TrafficRouter
 
@@ -243,7 +242,7 @@ async def infer(
     with router.admit(context, version) as route:
         with record.time("read"):
             length = request.headers.get(LENGTH_HEADER)
-            body = await read_in_time(request.body(), context.deadline)
+            body = await request.body()
             infer_request, images = await asyncio.to_thread(parse_infer_request, body, length)
         outputs = list_outputs(infer_request)
         own_context, options = parse_infer_parameters(infer_request, outputs, context)

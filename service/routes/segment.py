@@ -148,7 +148,7 @@ async def segment(
     record = request.state.record = RequestRecord(state.telemetry, parameters.tasks[0], traffic.stats)
     with traffic.admit(context) as route:
         with record.time("read"):
-            uploads = await read_uploads(request, context.deadline)
+            uploads = await read_uploads(request)
         options = parameters.merge(uploads.options) if uploads.options else parameters
         record.task = options.tasks[0]
         accept = ",".join(request.headers.getlist("accept"))
@@ -173,7 +173,7 @@ async def decode(
     """
     pipeline = get_state(request).model_repository.get_ready_pipeline()
     with pipeline.scheduler.admit(context):
-        uploads = await read_uploads(request, context.deadline)
+        uploads = await read_uploads(request)
         if uploads.is_batch:
             raise InvalidParameter("several images: send one")
         work = pipeline.offload(partial(pipeline.render_photo, uploads.files[0].content, longest_edge))
