@@ -98,7 +98,7 @@ async def submit(
     scheduler: BatchScheduler, color: int, limit_s: float = FAR_S, owner: str = "", priority: int = 2
 ) -> float:
     inference = await scheduler.submit(paint(color), (2, 2), make_context(limit_s, owner, priority))
-    return float(inference.raw.scores[0])
+    return float(inference[0].scores[0])
 
 
 def begin(scheduler: BatchScheduler, *colors: int) -> list[asyncio.Task[float]]:
@@ -134,7 +134,7 @@ async def test_each_batch_has_one_input_size() -> None:
                 for color, shape in shapes.items()
             )
         )
-    assert [float(inference.raw.scores[0]) for inference in inferences] == [4, 5, 6, 7]
+    assert [float(raw.scores[0]) for raw, _ in inferences] == [4, 5, 6, 7]
     assert session.batches == [[4, 6], [5, 7]]
     assert session.sizes == [[(2, 2), (2, 2)], [(2, 6), (2, 6)]]
 

@@ -224,7 +224,7 @@ class BatchScheduler:
         context: RequestContext,
         on_start: Callable[[], None] = lambda: None,
     ) -> InferenceResult:
-        """Return the raw outputs for one image of `size` (height, width) at the top left of `pixels`.
+        """Return the outputs for an image of `size` (height, width) at the top left of `pixels`, and its run's seconds.
 
         `on_start` is called when its run starts. A cancelled call leaves the queue.
         Raises QueueFull if the queue is full, DeadlineExceeded at the deadline, NotReady if the scheduler is stopped,
@@ -272,13 +272,14 @@ class BatchScheduler:
         """Run batches until cancelled; no exception ends the loop."""
         while True:
             try:
-                batch = await self._next_batch()
-                stream.running = batch.images
+                images, reason = await self._next_batch()
+                stream.running = images
                 self.runs += 1
-                self._telemetry.observe_batch(batch.input_size, [image.size for image in batch.images], batch.reason)
-                for image in batch.images:
+                height, width = images[0].pixels.shape[-2:]
+                self._telemetry.observe_batch((height, width), [image.size for image in images], reason)
+                for image in images:
                     image.on_start()
-                await self._infer(stream, batch.images)
+                await self._infer(stream, images)
             except InferenceThreadDied as error:
                 await self._replace_thread(stream, error)
             except Exception as error:  # a bug of ours must not end the loop, or all later requests would hang
@@ -295,7 +296,7 @@ class BatchScheduler:
                 self._queue.discard(image)
                 image.fail(make_deadline_error())
             choice = self._queue.take_batch(loop.time())
-            if isinstance(choice, ImageBatch):
+            if isinstance(choice, tuple):
                 return choice
             with suppress(TimeoutError):
                 async with asyncio.timeout(choice):
@@ -322,7 +323,7 @@ class BatchScheduler:
                 self._telemetry.inference_failures.inc()
                 image.fail(InferenceError("the network's outputs are not finite"))
             else:
-                image.finish(InferenceResult(raw=raw, infer_s=infer_s))
+                image.finish((raw, infer_s))
 
     async def _split(self, stream: _Stream, images: list[QueuedImage], error: Exception) -> None:
         """Run the halves of a failed batch; fail a single image."""

@@ -196,10 +196,10 @@ class Pipeline:
             for run in runs:  # one that has failed takes the others with it
                 run.cancel()
         elapsed_s = time.perf_counter() - started
-        infer_s = min(elapsed_s, sum(each.infer_s for each in results))  # inputs of one batch share a run
+        infer_s = min(elapsed_s, sum(run_s for _, run_s in results))  # inputs of one batch share a run
         record.add("queue", elapsed_s - infer_s, ended_ago_s=infer_s)
         record.add("infer", infer_s)
-        return [each.raw for each in results]
+        return [raw for raw, _ in results]
 
     async def offload(self, work: Callable[[], T]) -> T:
         """Run `work` on a codec thread."""
@@ -216,7 +216,7 @@ class Pipeline:
         size = (input_size.height_px, input_size.width_px)
         deadline = asyncio.get_running_loop().time() + _TIMED_RUN_TIMEOUT_S
         context = RequestContext(deadline=deadline, priority=LOWEST_PRIORITY)
-        return (await self.scheduler.submit(np.zeros((3, *size), np.uint8), size, context)).infer_s
+        return (await self.scheduler.submit(np.zeros((3, *size), np.uint8), size, context))[1]
 
     def _reload(self) -> Session:
         """Return a new session after the inference thread died. Raises ArtifactError if the artifact has changed."""

@@ -16,6 +16,8 @@ from service.requests import RequestContext
 from service.settings import Settings
 
 Shape = tuple[int, ...]
+InferenceResult = tuple[RawOutputs, float]
+"""Raw outputs for one image, and the seconds of the run, which the images of a batch share."""
 
 _INITIAL_RUN_S = 0.5
 """Assumed duration of a run before one was measured."""
@@ -25,15 +27,6 @@ _DEADLINE_FACTOR = 1.5
 """A batch runs when its closest deadline is this many mean runs away."""
 _RECOVERY_RUNS = 100
 """Successful runs after which an input size that was short of memory may have larger batches again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceResult:
-    """Raw outputs for one image, and their timing."""
-
-    raw: RawOutputs
-    infer_s: float
-    """Seconds of the run, which the images of a batch share."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,18 +59,8 @@ def make_deadline_error() -> DeadlineExceeded:
     return DeadlineExceeded("the image was not segmented within the timeout: send fewer at once, or try again")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageBatch:
-    """Images of one input size that run together."""
-
-    images: list[QueuedImage]
-    reason: ReleaseReason
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width with padding."""
-        height, width = self.images[0].pixels.shape[-2:]
-        return height, width
+ImageBatch = tuple[list[QueuedImage], ReleaseReason]
+"""Images of one input size that run together, and why they do now."""
 
 
 class BatchQueue:
@@ -145,7 +128,7 @@ class BatchQueue:
         if not due:
             return next_due_s
         _, shape, reason = min(due)
-        return ImageBatch(images=self._take(shape), reason=reason)
+        return self._take(shape), reason
 
     def record(self, shape: Shape, run_s: float) -> None:
         """Record a successful run."""
