@@ -72,13 +72,6 @@ class Telemetry:
         for each in get_args(ModelState):
             self.model_state.labels(each).set(each == state)
 
-    def set_version_roles(self, roles: Mapping[tuple[str, str], VersionRole]) -> None:
-        """Set the roles of all versions, by model and version."""
-        self.model_version_state.clear()
-        for version, role in roles.items():
-            for each in get_args(VersionRole):
-                self.model_version_state.labels(*version, each).set(each == role)
-
     def init_series(self, contract: Contract) -> None:
         """Create the series of an artifact at 0: Prometheus sees no increase in a series that starts at 1."""
         version = (contract.name, contract.version)

@@ -4,7 +4,6 @@ import asyncio
 import ctypes
 import gc
 import logging
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from model.backends.session import Session
@@ -23,15 +22,6 @@ logger = logging.getLogger(__name__)
 
 AUTHOR = "useg serve"
 """Author of the service's own changes in the registry."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _FailedVersion:
-    """A version that failed a check or was rolled back in this process."""
-
-    reason: str
-    revision: int
-    """Of the registry's state; a later one that uses the version makes it load again."""
 
 
 class RolloutController:
@@ -53,7 +43,9 @@ class RolloutController:
         self._telemetry = telemetry
         self._listed: tuple[str, ...] = ()
         """Versions in the registry, the latest last."""
-        self._failed: dict[str, _FailedVersion] = {}
+        self._failed: dict[str, tuple[str, int]] = {}
+        """Reason why a version failed a check or was rolled back here, and the registry's revision then; a later one
+        that uses the version makes it load again."""
         self._baseline: VersionMetrics | None = None
         """Of the router's fallback when it was replaced; its successor is compared with it."""
         self._fallback_until = 0.0
@@ -113,7 +105,7 @@ class RolloutController:
                     version=version,
                     state=role,
                     traffic_fraction=fractions.get(version),
-                    reason=self._failed[version].reason if version in self._failed else None,
+                    reason=self._failed[version][0] if version in self._failed else None,
                     backend=self.loaded[version].backend if version in self.loaded else None,
                     skipped_backends=dict(self.loaded[version].skipped_backends) if version in self.loaded else {},
                 )
@@ -140,8 +132,8 @@ class RolloutController:
             if str(error) != self._last_error:
                 logger.error("cannot read the registry, keeping the versions of %s: %s", self.model, error)
             self._last_error = str(error)
-        for version, failure in list(self._failed.items()):
-            if version in self.state.versions_in_use and self.state.revision > failure.revision:
+        for version, (_, revision) in list(self._failed.items()):
+            if version in self.state.versions_in_use and self.state.revision > revision:
                 del self._failed[version]
             else:
                 self.state = self.state.quarantine(version)  # for a registry that cannot be written
@@ -254,7 +246,7 @@ class RolloutController:
         except UsegError as error:
             logger.error("rollback could not be written to the registry: %s", error)
             self.state = self.state.quarantine(version)
-        self._failed[version] = _FailedVersion(reason=reason, revision=self.state.revision)
+        self._failed[version] = (reason, self.state.revision)
         self.router.unready_reason = self._unready_reason()
 
     async def _unload_unused(self) -> None:
@@ -291,8 +283,8 @@ class RolloutController:
         active = self.state.active
         if active is None:
             return f"no version of {self.model!r} is active: run `useg registry activate`"
-        if failure := self._failed.get(active):
-            return f"version {active!r} of {self.model!r} failed: {failure.reason}"
+        if active in self._failed:
+            return f"version {active!r} of {self.model!r} failed: {self._failed[active][0]}"
         return f"version {active!r} of {self.model!r} is loading: try again in a moment"
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from functools import partial
+from typing import get_args
 
 from model.contract import NETWORK_FILE
 from model.errors import ModelNotFound, NotReady, ShuttingDown, UsegError
@@ -10,7 +11,7 @@ from model.registry.category_names import names_path
 from model.registry.versions import Registry
 from service.inference.loading import ArtifactLoader, load_pipeline, make_artifact_loader
 from service.inference.pipeline import Pipeline
-from service.metrics import ModelState, Telemetry, VersionStats
+from service.metrics import ModelState, Telemetry, VersionRole, VersionStats
 from service.rollout.controller import RolloutController
 from service.rollout.router import Routers, TrafficRouter, find_ready
 from service.schemas import ModelHistory, VersionStatus
@@ -40,7 +41,6 @@ class ModelRepository:
         self._task: asyncio.Task[None] | None = None
         self._error: UsegError | None = None
         """Why the artifact of a server without a registry could not be loaded."""
-        self._last_error = ""
         unready_reason = "the artifact is loading: try again in a moment"
         if self.registry:
             self.registry.list_models()
@@ -153,17 +153,20 @@ class ModelRepository:
         metrics.requests_in_flight.set(sum(pipeline.scheduler.in_flight for pipeline in loaded))
         for pipeline in loaded:
             pipeline.stats.publish_drift()
-        roles = {name: controller.list_roles() for name, controller in self._controllers.items()}
-        metrics.set_version_roles({(name, version): role for name in roles for version, role in roles[name].items()})
+        metrics.model_version_state.clear()
+        for name, controller in self._controllers.items():
+            for version, role in controller.list_roles().items():
+                for each in get_args(VersionRole):
+                    metrics.model_version_state.labels(name, version, each).set(each == role)
         active = [router.active for router in self.routers.by_name.values() if router.active]
         metrics.model_info.clear()
         metrics.skipped_backend_info.clear()
         for pipeline in active:
             contract = pipeline.contract
-            version, sha256 = (contract.name, contract.version), contract.files.get(NETWORK_FILE, "")
-            metrics.model_info.labels(*version, sha256, pipeline.backend, contract.precision).set(1)
+            labels, sha256 = (contract.name, contract.version), contract.files.get(NETWORK_FILE, "")
+            metrics.model_info.labels(*labels, sha256, pipeline.backend, contract.precision).set(1)
             for backend, reason in pipeline.skipped_backends.items():
-                metrics.skipped_backend_info.labels(*version, backend, reason).set(1)
+                metrics.skipped_backend_info.labels(*labels, backend, reason).set(1)
         state: ModelState = "ready" if all(map(find_ready, active)) else "restarting"
         if not active:
             state = "failed" if self._error else "loading"
@@ -195,11 +198,6 @@ class ModelRepository:
     async def _list_models(self) -> tuple[str, ...]:
         """Return the registry's models, or those that are known if it cannot be read."""
         try:
-            names = await asyncio.to_thread(self.registry.list_models) if self.registry else ()
-        except UsegError as error:
-            if str(error) != self._last_error:
-                logger.error("cannot read the registry, keeping current models: %s", error)
-            self._last_error = str(error)
-            return tuple(self._controllers)
-        self._last_error = ""
-        return names
+            return await asyncio.to_thread(self.registry.list_models) if self.registry else ()
+        except UsegError:
+            return tuple(self._controllers)  # each logs that it cannot read the registry
