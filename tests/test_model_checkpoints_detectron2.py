@@ -66,7 +66,7 @@ def test_an_imported_network_computes_as_detectron2_does(
 def test_the_run_describes_the_origin_of_its_weights(tmp_path: Path) -> None:
     torch.save({"model": draw_state(TINY), "iteration": 89999, "optimizer": {}}, tmp_path / "cocotrain_3.pth")
     url = (tmp_path / "cocotrain_3.pth").as_uri()
-    import_cascade(url, "u2seg", 3, tmp_path / "run", cache=tmp_path / "cache")
+    import_cascade(url, "u2seg", 3, tmp_path / "run")
     card = read_run_info(tmp_path / "run")
     digest = card.provenance["checkpoint"].pop("sha256")
     assert len(bytes.fromhex(digest)) == 32

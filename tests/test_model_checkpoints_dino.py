@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from model.checkpoints.dino import convert_resnet, import_encoder, load_encoder, load_resnet_state_dict
+from model.checkpoints.dino import convert_resnet, import_encoder, load_encoder, read_encoder_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import hash_file
 from model.networks.backbones import ResNet
@@ -80,7 +80,7 @@ def test_a_resnet_of_dino_computes_as_torchvision_does(tmp_path: Path) -> None:
     state = draw_resnet()
     torch.save(state, tmp_path / "dino_resnet50_pretrain.pth")
     network = ResNet(STEM, INNER, OUTER, "batch").eval()
-    network.load_state_dict(load_resnet_state_dict(str(tmp_path / "dino_resnet50_pretrain.pth")))
+    network.load_state_dict(convert_resnet(read_encoder_state_dict(tmp_path / "dino_resnet50_pretrain.pth")))
     pixels = torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
         outputs = network(pixels)
@@ -97,7 +97,7 @@ def test_a_resnet_with_detectron2s_names_is_read(tmp_path: Path, prefix: str, ha
     arrays = {f"{prefix}{name}": tensor.numpy() for name, tensor in kept.items()}
     content = {"model": arrays, "__author__": "CutLER", "matching_heuristics": True}
     (tmp_path / "dino_RN50_pretrain_d2_format.pkl").write_bytes(pickle.dumps(content))
-    found = load_resnet_state_dict(str(tmp_path / "dino_RN50_pretrain_d2_format.pkl"))
+    found = convert_resnet(read_encoder_state_dict(tmp_path / "dino_RN50_pretrain_d2_format.pkl"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
@@ -108,7 +108,7 @@ def test_an_imported_resnet_loads_without_its_classifier_and_misfits_are_named(t
     report = import_encoder(str(tmp_path / "supervised.pth"), tmp_path / "resnet.safetensors")
     assert (report["kind"], report["tensors"]) == ("ResNet-50", 53 * 6)
     assert report["sha256"] == hash_file(tmp_path / "supervised.pth")
-    written, expected = load_resnet_state_dict(str(tmp_path / "resnet.safetensors")), convert_resnet(state)
+    written, expected = load_file(tmp_path / "resnet.safetensors"), convert_resnet(state)
     assert all(torch.equal(written[name], expected[name]) for name in expected)
     del state["layer3.5.bn2.bias"]
     with pytest.raises(
@@ -125,9 +125,7 @@ def test_an_imported_vit_loads(tmp_path: Path, name: str) -> None:
     training = {f"module.backbone.{key}": tensor for key, tensor in state.items()}
     heads = {"module.head.last_layer.weight_v": torch.ones(1), "module.backbone.mask_token": torch.ones(1)}
     torch.save({"teacher": {**training, **heads}, "epoch": 3}, tmp_path / "training.pth")
-    report = import_encoder(
-        (tmp_path / "training.pth").as_uri(), tmp_path / "vit.safetensors", cache=tmp_path / "cache"
-    )
+    report = import_encoder((tmp_path / "training.pth").as_uri(), tmp_path / "vit.safetensors")
     assert report["kind"] == "vision transformer"
     assert set(load_file(tmp_path / "vit.safetensors")) == set(state)
     encoder = load_encoder(str(tmp_path / "vit.safetensors"), shape.grid_size * shape.patch_px)

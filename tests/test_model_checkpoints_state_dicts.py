@@ -97,7 +97,7 @@ def test_urls_are_downloaded_once_and_apart_whatever_their_file_name(tmp_path: P
         save(draw_state(DINO, ord(folder)), tmp_path / folder / "model.safetensors")
     for folder in ("a", "b", "a", "b"):
         source = tmp_path / folder / "model.safetensors"
-        encoder = load_encoder(source.as_uri(), 48, cache=tmp_path / "cache")
+        encoder = load_encoder(source.as_uri(), 48)
         assert equals(encoder, draw_state(DINO, ord(folder)))
         source.unlink(missing_ok=True)
 
@@ -129,7 +129,7 @@ def cut_off_url() -> Iterator[str]:
 
 def test_a_truncated_download_is_refused_and_not_cached(tmp_path: Path, cut_off_url: str) -> None:
     with pytest.raises(CheckpointError, match="ended after 10 of 100 bytes"):
-        fetch_file(cut_off_url, tmp_path / "cache")
+        fetch_file(cut_off_url, cache=tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
@@ -140,7 +140,7 @@ def test_a_truncated_download_is_refused_and_not_cached(tmp_path: Path, cut_off_
 def test_a_failed_download_or_other_content_is_not_kept(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "encoder.pth").write_bytes(b"another encoder")
     with pytest.raises(CheckpointError, match=message):
-        fetch_file((tmp_path / name).as_uri(), tmp_path / "cache", "00")
+        fetch_file((tmp_path / name).as_uri(), "00", tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
@@ -154,7 +154,7 @@ def test_a_failed_download_or_other_content_is_not_kept(tmp_path: Path, name: st
 )
 def test_a_source_without_a_file_is_refused(tmp_path: Path, source: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        fetch_file(source, tmp_path / "cache")
+        fetch_file(source)
 
 
 class Intruder:

@@ -10,14 +10,7 @@ from urllib.parse import urlparse
 import torch
 
 from model.checkpoints.runs import RUN_FILE, RunInfo, load_run, read_run_info, write_run
-from model.checkpoints.state_dicts import (
-    DEFAULT_CACHE,
-    StateDict,
-    extract_tensors,
-    fetch_file,
-    load_strictly,
-    read_checkpoint,
-)
+from model.checkpoints.state_dicts import StateDict, extract_tensors, fetch_file, load_strictly, read_checkpoint
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_directory, hash_file
 from model.networks.interface import PIXEL_MEAN, PIXEL_STD
@@ -49,16 +42,14 @@ _ORIGIN_KEY = "useg"
 _NORMS = {"batch": "BN", "frozen": "FrozenBN", "none": ""}
 
 
-def import_cascade(
-    source: str, family: str, clusters: int | None, out: Path, *, cache: Path = DEFAULT_CACHE
-) -> RunInfo:
+def import_cascade(source: str, family: str, clusters: int | None, out: Path) -> RunInfo:
     """Convert a checkpoint, by path or URL, to a run.
 
     Raises CheckpointError, leaving an existing run, if the file is not such a network, belongs to another of the
     `FAMILIES` or has another number of thing clusters than given; ConfigError if `out` is not an imported run.
     """
     _require_replaceable(out)
-    path = fetch_file(source, cache)
+    path = fetch_file(source)
     content: Any = read_checkpoint(path)
     state = clean_state_dict(extract_tensors(content, path), path)
     try:

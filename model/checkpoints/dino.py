@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly, read_state_dict
+from model.checkpoints.state_dicts import StateDict, fetch_file, load_strictly, read_state_dict
 from model.errors import CheckpointError, ConfigError
 from model.files import atomic_write, hash_file
 from model.networks.backbones import ResNet
@@ -43,13 +43,13 @@ _MAX_DIFFERENCE = 0.1
 _COUNTER = ".num_batches_tracked"
 
 
-def load_encoder(source: str, side_px: int, *, cache: Path = DEFAULT_CACHE) -> VisionTransformer:
+def load_encoder(source: str, side_px: int) -> VisionTransformer:
     """Load a frozen encoder for square inputs of `side_px`, from a DINO or DINOv2 file by path or URL.
 
     Raises CheckpointError if the file cannot be read, is not such an encoder, or if `side_px` is not a multiple of its
     patch size.
     """
-    state = read_encoder_state_dict(fetch_file(source, cache))
+    state = read_encoder_state_dict(fetch_file(source))
     stored = infer_encoder_config(state)
     if side_px < stored.patch_px or side_px % stored.patch_px:
         raise CheckpointError(f"side {side_px} px is not a multiple of the encoder's patch, {stored.patch_px} px")
@@ -60,14 +60,14 @@ def load_encoder(source: str, side_px: int, *, cache: Path = DEFAULT_CACHE) -> V
     return encoder.eval().requires_grad_(False)
 
 
-def import_encoder(source: str, out: Path, *, cache: Path = DEFAULT_CACHE) -> dict[str, Any]:
+def import_encoder(source: str, out: Path) -> dict[str, Any]:
     """Convert a published ViT or ResNet-50, by path or URL, to a safetensors file with our names; return a summary.
 
     Raises CheckpointError, leaving an existing file, if it is neither; ConfigError if `out` is not a .safetensors file.
     """
     if out.suffix != ".safetensors" or out.is_dir():
         raise ConfigError(f"{out}: an encoder is written to a .safetensors file")
-    path = fetch_file(source, cache)
+    path = fetch_file(source)
     state = read_encoder_state_dict(path)
     is_vit = "patch_embed.proj.weight" in state
     try:
@@ -115,14 +115,10 @@ def is_same_encoder(stored: StateDict, given: StateDict) -> bool:
     )
 
 
-def load_resnet_state_dict(source: str) -> StateDict:
-    """Load the weights of a ResNet-50 by path or URL, from torchvision's names or detectron2's."""
-    return convert_resnet(read_encoder_state_dict(fetch_file(source, DEFAULT_CACHE)))
-
-
 def convert_resnet(published: StateDict) -> StateDict:
-    """Convert the state dict of a ResNet-50 to our names. Raises CheckpointError if it does not fit.
+    """Convert the state dict of a ResNet-50, with torchvision's or detectron2's names, to ours.
 
+    Raises CheckpointError if it does not fit.
     No tensor shows which convolution of a block has the stride; it must be the 3x3, as in DINO and torchvision.
     """
     state = {_rename(name): tensor for name, tensor in published.items() if not name.endswith(_COUNTER)}

@@ -120,7 +120,7 @@ def load_strictly(module: nn.Module, state: StateDict) -> None:
     module.load_state_dict(state)
 
 
-def fetch_file(source: str, cache: Path, sha256: str = "") -> Path:
+def fetch_file(source: str, sha256: str = "", cache: Path = DEFAULT_CACHE) -> Path:
     """Return the local path of a path or URL; a URL is downloaded into `cache` once.
 
     Raises CheckpointError if there is no such file, or if a download fails or its content has another hash than given.

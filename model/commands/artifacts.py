@@ -137,8 +137,8 @@ def export(
         input_sizes=tuple(_parse_input_size(text) for text in input_sizes),
         low_input_sizes=tuple(_parse_input_size(text) for text in low_input_sizes),
     )
-    images = [photo.image for photo in sample_photos(photos, _MAX_PARITY_PHOTOS)] if photos else []
-    embedding_photos = (photo.image for photo in sample_photos(photos, MAX_PHOTOS)) if photos else ()
+    images = [image for _, image in sample_photos(photos, _MAX_PARITY_PHOTOS)] if photos else []
+    embedding_photos = (image for _, image in sample_photos(photos, MAX_PHOTOS)) if photos else ()
     source = NamedEmbedding(*_read_names(examples_from)) if examples_from else None
     contract = export_run(run, out, config, images, embedding_photos, source)
     return {"artifact": str(out), "files": contract.files, "parity": contract.provenance["parity"]}
@@ -265,7 +265,7 @@ def drift_reference(
     from model.postprocessing.panoptic import output_statistics
 
     predictor = ArtifactPredictor(*load_session(artifact, backend=backend, threads=threads))
-    statistics = (output_statistics(predictor.segment(photo.image)) for photo in sample_photos(photos, max_photos))
+    statistics = (output_statistics(predictor.segment(image)) for _, image in sample_photos(photos, max_photos))
     reference = {str(name): histogram for name, histogram in build_histograms(statistics).items()}
     replace(predictor.contract, drift_reference=reference).write(artifact)
     counts = {name: list(histogram.counts) for name, histogram in reference.items()}

@@ -151,7 +151,7 @@ def transfer(
     before, after = (load_artifact_predictor(folder, threads=threads) for folder in (old, new))
     names = read_names(names_path(old), before.contract)
     named = keep_user_names(before.contract, names) if user_names_only else names.apply(before.contract)
-    pairs = ((before.segment(each.image), after.segment(each.image)) for each in sample_photos(photos, max_photos))
+    pairs = ((before.segment(image), after.segment(image)) for _, image in sample_photos(photos, max_photos))
     proposals = propose_names(pairs, named, after.contract, thresholds)
     transferred = transfer_names(proposals, named, after.contract)
     _write(transferred, out)

@@ -11,7 +11,7 @@ from model.backends.session import Session
 from model.contract import Contract, InputSize, RawOutputs
 from model.detail import NetworkInput
 from model.errors import ParityError
-from model.images import Letterbox
+from model.images import plan_letterbox
 from model.postprocessing.panoptic import Segmentation, postprocess
 
 logger = logging.getLogger(__name__)
@@ -30,15 +30,8 @@ def segment_input(session: Session, image: NetworkInput, contract: Contract) -> 
 
 
 def _to_panoptic(outputs: RawOutputs, image: NetworkInput, contract: Contract) -> Segmentation:
-    height, width = image.size
-    letterbox = Letterbox(
-        height=height,
-        width=width,
-        resized_height=height,
-        resized_width=width,
-        input_size=InputSize(height_px=image.pixels.shape[1], width_px=image.pixels.shape[2]),
-        stride_px=contract.stride_px,
-    )
+    input_size = InputSize(height_px=image.pixels.shape[1], width_px=image.pixels.shape[2])
+    letterbox = plan_letterbox(*image.size, [input_size], contract.stride_px)
     return postprocess(outputs, letterbox, contract, "panoptic", contract.thresholds)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +42,10 @@ def load_artifact_predictor(artifact: Path, *, threads: int) -> ArtifactPredicto
     return ArtifactPredictor(*load_session(artifact, threads=threads))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampledPhoto:
-    """A photo and its path."""
+def sample_photos(folder: Path, max_photos: int, seed: int = 0) -> Iterator[tuple[Path, UInt8[np.ndarray, "H W 3"]]]:
+    """Yield paths and images of up to `max_photos` readable photos below a folder.
 
-    path: Path
-    image: UInt8[np.ndarray, "H W 3"]
-
-
-def sample_photos(folder: Path, max_photos: int, seed: int = 0) -> Iterator[SampledPhoto]:
-    """Yield up to `max_photos` readable photos below a folder, in an order that depends on the seed only.
-
-    Raises ConfigError at the end if there was none.
+    Their order depends on the seed only. Raises ConfigError at the end if there was none.
     """
     paths = [path for path in list_files(folder) if path.suffix.lower() in SUFFIXES]
     order = np.random.default_rng(seed).permutation(len(paths))
@@ -64,7 +55,7 @@ def sample_photos(folder: Path, max_photos: int, seed: int = 0) -> Iterator[Samp
             if done >= max_photos:
                 return
             with contextlib.suppress(InputError):
-                yield SampledPhoto(path=path, image=read_image(path).image)
+                yield path, read_image(path).image
                 done += 1
                 progress.advance()
     if not done:

@@ -151,8 +151,8 @@ def _store(
 def _read_photos(folder: Path, contract: Contract, max_calibration_photos: int) -> dict[str, NetworkInput]:
     """Read distinct photos, by the hashes of their files, in a random order that is the same every time."""
     found: dict[str, NetworkInput] = {}
-    for photo in sample_photos(folder, sys.maxsize):
-        found[hash_file(photo.path)] = prepare_image(photo.image, contract).inputs[0]
+    for path, image in sample_photos(folder, sys.maxsize):
+        found[hash_file(path)] = prepare_image(image, contract).inputs[0]
         if len(found) == max_calibration_photos + _VALIDATION_PHOTOS:
             break
     if len(found) < _MIN_CALIBRATION_PHOTOS + _VALIDATION_PHOTOS:

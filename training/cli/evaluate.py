@@ -219,15 +219,14 @@ def gate(
     elif photos:
         new_artifact, old_artifact = (load_artifact_predictor(folder, threads=threads) for folder in (new, old))
         pairs = (
-            (old_artifact.segment(photo.image), new_artifact.segment(photo.image))
-            for photo in sample_photos(photos, max_photos)
+            (old_artifact.segment(image), new_artifact.segment(image)) for _, image in sample_photos(photos, max_photos)
         )
         checks = check_similarity(pairs, thresholds)
     else:
         raise ConfigError("nothing to compare on: give --dataset or --photos")
     if drift_photos:
         artifact = load_artifact_predictor(new, threads=threads)
-        sampled = (artifact.segment(photo.image) for photo in sample_photos(drift_photos, max_photos))
+        sampled = (artifact.segment(image) for _, image in sample_photos(drift_photos, max_photos))
         checks += check_drift(sampled, artifact.contract, thresholds)
     reasons = [check.reason for check in checks if not check.is_passed]
     result: dict[str, Any] = {

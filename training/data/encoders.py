@@ -34,7 +34,7 @@ def fetch_encoder(source: str = DEFAULT_ENCODER, cache: Path = DEFAULT_CACHE) ->
     if source == BUNDLED_ENCODER:
         return _extract_encoder(find_bundled_artifact(), cache.expanduser())
     try:
-        return fetch_file(source, cache, DEFAULT_ENCODER_SHA256 if source == DEFAULT_ENCODER else "")
+        return fetch_file(source, DEFAULT_ENCODER_SHA256 if source == DEFAULT_ENCODER else "", cache)
     except CheckpointError as error:
         if "://" not in source:
             raise

@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from torch.optim.swa_utils import update_bn
 
-from model.checkpoints.dino import (
-    describe_encoder_origin,
-    load_resnet_state_dict,
-    read_encoder_state_dict,
-)
+from model.checkpoints.dino import convert_resnet, describe_encoder_origin, read_encoder_state_dict
 from model.checkpoints.runs import RunInfo
-from model.checkpoints.state_dicts import DEFAULT_CACHE, StateDict, fetch_file, load_strictly
+from model.checkpoints.state_dicts import StateDict, fetch_file, load_strictly
 from model.errors import CheckpointError
 from model.files import hash_file
 from model.networks.backbones import FPN, NormedConv, SimpleFPN
@@ -74,8 +70,8 @@ class CascadeTask(TrainingTask[CascadeBatch]):
                 load_strictly(fpn.net, state)
                 fpn.net.requires_grad_(False)
             case FPN() as fpn if backbone_weights:
-                path = fetch_file(backbone_weights, DEFAULT_CACHE)
-                load_strictly(fpn.bottom_up, load_resnet_state_dict(str(path)))
+                path = fetch_file(backbone_weights)
+                load_strictly(fpn.bottom_up, convert_resnet(read_encoder_state_dict(path)))
                 digest = hash_file(path)
                 provenance["backbone"] = {"sha256": digest, "origin": describe_encoder_origin(digest)}
         self.run_info = RunInfo(
@@ -137,7 +133,7 @@ def make_cascade_config(
 
 def load_encoder_state(labels: PseudoLabelConfig) -> StateDict:
     """Load the weights of the labels' encoder. Raises CheckpointError if the file has changed."""
-    path = fetch_file(labels.encoder, DEFAULT_CACHE)
+    path = fetch_file(labels.encoder)
     if hash_file(path) != labels.encoder_hash:
         raise CheckpointError(f"{path} is not the encoder that the labels were made with")
     return read_encoder_state_dict(path)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from model.errors import ConfigError
-from model.export.predictor import ArtifactPredictor, SampledPhoto
+from model.export.predictor import ArtifactPredictor
 from model.files import atomic_write
 from model.formats.overlay import segment_color
 from model.images import read_image
@@ -48,14 +48,16 @@ def plot_labels(dataset: PseudoLabelDataset, count: int, seed: int) -> Figure:
     return _plot(title, [make_label_tile(photos[index], thing_clusters) for index in chosen])
 
 
-def plot_predictions(title: str, photos: Iterable[SampledPhoto], predictor: ArtifactPredictor) -> Figure:
+def plot_predictions(
+    title: str, photos: Iterable[tuple[Path, UInt8[np.ndarray, "H W 3"]]], predictor: ArtifactPredictor
+) -> Figure:
     """Plot what an artifact predicts. Raises ConfigError if there is no photo."""
     tiles = []
-    for photo in photos:
-        prediction = predictor.segment(photo.image)
+    for path, image in photos:
+        prediction = predictor.segment(image)
         categories = {segment.id: segment.cluster for segment in prediction.segments}
         label_map, things = prediction.label_map.astype(np.int32), predictor.contract.thing_clusters
-        tiles.append(_make_tile(photo.image, label_map, categories, things, photo.path.name))
+        tiles.append(_make_tile(image, label_map, categories, things, path.name))
     if not tiles:
         raise ConfigError("there is no photo to plot")
     return _plot(f"{title}: {len(tiles)} photos", tiles)

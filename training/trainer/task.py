@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from model.checkpoints.dino import describe_encoder_origin
 from model.checkpoints.runs import ENCODER_STEM, RunInfo
-from model.checkpoints.state_dicts import DEFAULT_CACHE, fetch_file
+from model.checkpoints.state_dicts import fetch_file
 from model.errors import CheckpointError
 from model.files import atomic_write, hash_file
 from model.networks.mask_transformer import MaskDecoder
@@ -122,7 +122,7 @@ def copy_encoder(source: str, expected_hash: str, run: Path) -> str:
     name = f"{ENCODER_STEM}{Path(source).suffix}"
     if not (run / name).exists():
         with atomic_write(run / name) as sibling:
-            shutil.copyfile(fetch_file(source, DEFAULT_CACHE), sibling)
+            shutil.copyfile(fetch_file(source), sibling)
     if hash_file(run / name) != expected_hash:
         raise CheckpointError(f"{run / name} is not the encoder that the labels were made with")
     return name
