@@ -21,6 +21,7 @@ from training.data.dataset import PseudoLabelDataset
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS
 from training.pseudo_labels.pipeline import label_photos
 from training.train import train
+from training.trainer.config import RunOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
@@ -113,7 +114,7 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, tin
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: PseudoLabelDataset) -> Path:
     """A finished run of four steps; not to be changed."""
     run = tmp_path_factory.mktemp("runs") / "run"
-    train(tiny_store, tiny_store.features, run, MASK_TRANSFORMER_PRESETS["tiny"])
+    train(tiny_store, RunOptions(out=run), MASK_TRANSFORMER_PRESETS["tiny"])
     return run
 
 

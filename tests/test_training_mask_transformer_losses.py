@@ -25,6 +25,7 @@ from training.mask_transformer.losses import (
 )
 from training.mask_transformer.samples import Targets
 from training.train import train
+from training.trainer.config import RunOptions
 from training.trainer.loggers import LOSSES_FILE
 from training.trainer.task import IGNORE_INDEX
 
@@ -180,7 +181,7 @@ def test_training_on_pixels_needs_no_features_and_is_reproducible(
     tmp_path: Path, tiny_store: PseudoLabelDataset
 ) -> None:
     for name in ("first", "second"):
-        assert train(tiny_store, tmp_path / "missing", tmp_path / name, PIXELS).step == 4
+        assert train(tiny_store, RunOptions(out=tmp_path / name, features=tmp_path / "missing"), PIXELS).step == 4
     first = read_csv_log(tmp_path / "first" / LOSSES_FILE)
     assert first == read_csv_log(tmp_path / "second" / LOSSES_FILE)
     load_run(tmp_path / "first")
@@ -190,7 +191,7 @@ def test_training_in_bf16_is_close_to_fp32(tmp_path: Path, tiny_store: PseudoLab
     totals = []
     for precision in ("fp32", "bf16"):
         config = replace(PIXELS, max_steps=1, precision=precision)
-        train(tiny_store, tmp_path / "missing", tmp_path / precision, config)
+        train(tiny_store, RunOptions(out=tmp_path / precision, features=tmp_path / "missing"), config)
         totals.append(read_csv_log(tmp_path / precision / LOSSES_FILE)["total"][0])
     assert totals[0] != totals[1]
     assert totals[1] == pytest.approx(totals[0], rel=0.05)  # bf16 has eight bits; matches may differ

@@ -34,6 +34,7 @@ from training.panoptic_cascade.task import (
     load_encoder_state,
 )
 from training.train import train
+from training.trainer.config import RunOptions
 from training.trainer.loggers import LOSSES_FILE
 from training.trainer.task import IGNORE_INDEX, PhotoSampler
 from training.trainer.trainer import Trainer
@@ -48,14 +49,14 @@ SMALL_FIELDS = (
 
 
 def make_trainer(dataset: PseudoLabelDataset, run: Path, config: CascadeTrainConfig) -> Trainer[CascadeBatch]:
-    return Trainer(CascadeTask(dataset, config), run)
+    return Trainer(CascadeTask(dataset, config), RunOptions(out=run))
 
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_store: PseudoLabelDataset) -> Path:
     """A finished run on a frozen ViT, with averaged weights; read-only."""
     run = tmp_path_factory.mktemp("cascade") / "run"
-    train(tiny_store, tiny_store.features, run, WITH_EMA)
+    train(tiny_store, RunOptions(out=run), WITH_EMA)
     return run
 
 
@@ -135,7 +136,7 @@ def test_backbone_weights_are_loaded_into_a_resnet_and_recorded(tmp_path: Path, 
     assert task.run_info.provenance["backbone"]["sha256"] == hash_file(tmp_path / "resnet.safetensors")
     for config in (VIT, MASK_TRANSFORMER_PRESETS["tiny"]):
         with pytest.raises(ConfigError, match="need a panoptic cascade with --backbone resnet50"):
-            train(tiny_store, tiny_store.features, tmp_path / "run", config, backbone_weights="resnet.pth")
+            train(tiny_store, RunOptions(out=tmp_path / "run"), config, "resnet.pth")
 
 
 def test_initial_weights_have_detectron2s_standard_deviations() -> None:

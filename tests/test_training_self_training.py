@@ -41,7 +41,7 @@ from training.self_training.teacher import (
     predict_views,
 )
 from training.train import train
-from training.trainer.config import SelfTrainingConfig
+from training.trainer.config import RunOptions, SelfTrainingConfig
 
 CONFIG = SelfTrainingConfig(min_relative_score=0.9)
 
@@ -80,7 +80,7 @@ def test_the_new_labels_name_their_teacher_and_a_network_can_be_trained_on_them(
     masks = [mask for masks in relabeled.read_instances().values() for mask in masks]
     assert all(0.0 < mask["score"] <= 1.0 for mask in masks)
     config = replace(MASK_TRANSFORMER_PRESETS["tiny"], target_source="instances", droploss=True)
-    assert train(relabeled, tiny_store.features, tmp_path / "run", config).step == 4
+    assert train(relabeled, RunOptions(out=tmp_path / "run", features=tiny_store.features), config).step == 4
 
 
 def test_an_interrupted_round_continues_to_the_same_labels(

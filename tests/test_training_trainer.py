@@ -35,6 +35,7 @@ from training.trainer.checkpoint import (
     read_checkpoint_metadata,
     write_checkpoint,
 )
+from training.trainer.config import RunOptions
 from training.trainer.distributed import slice_batch
 from training.trainer.loggers import LOSSES_FILE, PrometheusTextfileLogger, RunLogger
 from training.trainer.task import git_commit
@@ -47,7 +48,7 @@ WITH_EMA = replace(TINY, ema_decay=0.9)
 def make_trainer(
     dataset: PseudoLabelDataset, run: Path, config: MaskTransformerTrainConfig = TINY
 ) -> Trainer[FeatureBatch]:
-    return Trainer(MaskTransformerTask(dataset, dataset.features, run, config), run)
+    return Trainer(MaskTransformerTask(dataset, dataset.features, run, config), RunOptions(out=run))
 
 
 @pytest.mark.parametrize("config", [TINY, WITH_EMA], ids=["weights", "ema"])
@@ -55,7 +56,7 @@ def test_a_run_killed_between_checkpoints_resumes_with_identical_results(
     config: MaskTransformerTrainConfig, tmp_path: Path, tiny_store: PseudoLabelDataset
 ) -> None:
     run, uninterrupted = tmp_path / "run", tmp_path / "uninterrupted"
-    train(tiny_store, tiny_store.features, uninterrupted, config)
+    train(tiny_store, RunOptions(out=uninterrupted), config)
     killed = make_trainer(tiny_store, run, config)
     batches = killed.batches()
     for _ in range(2):
@@ -64,7 +65,7 @@ def test_a_run_killed_between_checkpoints_resumes_with_identical_results(
     killed.train_step(next(batches))  # a step after the checkpoint
     batches.close()
     shutil.copyfile(uninterrupted / "losses.csv", run / "losses.csv")  # with rows of lost steps
-    assert train(tiny_store, tiny_store.features, run, config).step == 4
+    assert train(tiny_store, RunOptions(out=run), config).step == 4
     assert read_csv_log(run / LOSSES_FILE) == read_csv_log(uninterrupted / LOSSES_FILE)
     expected, resumed = load_run(uninterrupted)[1].state_dict(), load_run(run)[1].state_dict()
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
@@ -87,7 +88,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_photos(
 ) -> None:
     run, textfile = tmp_path / "run", tmp_path / "train.prom"
     task = MaskTransformerTask(tiny_store, tiny_store.features, run, TINY)
-    trainer = Trainer(task, run, prometheus_textfile=textfile)
+    trainer = Trainer(task, RunOptions(out=run, prometheus_textfile=textfile))
     batch = next(trainer.batches())
     batch.features[:] = torch.nan
     with pytest.raises(TrainingError, match=r"nan at step 0; photos of the batch: \d\.png, \d\.png"):
@@ -214,13 +215,13 @@ def test_the_commit_is_that_of_the_checkout_that_tracks_the_file(tmp_path: Path)
 
 
 def test_tensorboard_shows_each_step_once_after_a_resumed_run(tmp_path: Path) -> None:
-    first, folder = RunLogger(tmp_path, 0), tmp_path / "tensorboard"
+    first, folder = RunLogger(tmp_path, 0, 4), tmp_path / "tensorboard"
     for step in (1, 2, 3):
         first.log(step, {"total": float(step)}, 0.0, is_last=False)
     first.close()
     (events_file,) = folder.iterdir()  # its name has the second and a counter, of which "9" sorts after "10"
     events_file.rename(folder / "events.out.tfevents.1000000000.first")
-    resumed = RunLogger(tmp_path, 2)
+    resumed = RunLogger(tmp_path, 2, 4)
     for step in (3, 4):
         resumed.log(step, {"total": 10.0 * step}, 0.0, is_last=False)
     resumed.close()
@@ -285,7 +286,7 @@ def test_two_processes_train_as_one_and_continue_after_one_was_killed(
     tmp_path: Path, tiny_store: PseudoLabelDataset
 ) -> None:
     config = replace(MASK_TRANSFORMER_PRESETS["tiny"], batch_size=4, max_steps=STEPS, checkpoint_interval=2)
-    train(tiny_store, tiny_store.features, tmp_path / "one", config)
+    train(tiny_store, RunOptions(out=tmp_path / "one"), config)
     command, run = make_command(tiny_store.folder, tmp_path / "two"), tmp_path / "two"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         while not (run / LOSSES_FILE).exists() or read_losses(run).shape[1] < 3:

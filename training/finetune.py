@@ -32,6 +32,7 @@ from training.evaluation.class_mapping import (
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage
 from training.mask_transformer.config import MaskTransformerTrainConfig
 from training.train import train
+from training.trainer.config import RunOptions
 
 LABELS_FOLDER = "annotations"
 MAPPING_FILE = "names.json"
@@ -75,7 +76,7 @@ def finetune(
     cache = open_cache(features, hash_file(encoder), side_px)
     fill_cache(cache, photos, load_encoder(str(encoder), side_px), side_px)
     config = replace(config, num_queries=decoder.num_queries, num_decoder_layers=decoder.num_layers)
-    report = train(labels, features, out, config, init_weights=source)
+    report = train(labels, RunOptions(out=out, features=features, init_weights=source), config)
     weights_hash = hash_file(out / WEIGHT_FILES["mask_transformer"])
     ground_truth_mapping(dataset, labels, weights_hash).write(out / MAPPING_FILE)
     return FinetuneReport(

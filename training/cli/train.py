@@ -1,8 +1,7 @@
 """The commands `useg train`, `self-train` and `finetune`."""
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from cyclopts.types import NonNegativeInt, PositiveFloat, PositiveInt
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, MaskTransformerTrainConfig, finetune_config
 from training.panoptic_cascade.config import CASCADE_PRESETS, CascadeTrainConfig
-from training.trainer.config import SelfTrainingConfig, TrainConfig
+from training.trainer.config import RunOptions, SelfTrainingConfig, TrainConfig
 
 MaskTransformerPreset = Literal["cpu", "gpu", "panoptic-targets", "tiny"]
 CascadePreset = Literal["u2seg-coco", "u2seg-imagenet", "cutler", "gpu", "tiny"]
@@ -35,28 +34,6 @@ def use_preset(presets: Mapping[str, TrainConfig]) -> Callable[[App, tuple[str, 
                 argument.append(Token(keyword=argument.name, value=str(each), source="preset", index=index))
 
     return apply
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Options of a training run that every network has."""
-
-    out: Path
-    """Folder of the run."""
-    init_weights: Path | None = None
-    """Run or artifact whose weights training starts from; layers of other shapes are initialized."""
-    features: Path | None = None
-    """Folder of the feature cache (default: LABELS/features)."""
-    photos: Path | None = None
-    """Folder of the labeled photos, if they have moved since."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Device to train on."""
-    max_minutes: PositiveFloat = math.inf
-    """Stop after this time; the same command continues."""
-    prometheus_textfile: Path | None = None
-    """File for the textfile collector of Prometheus' node_exporter; ends in .prom."""
-    threads: PositiveInt = 2
-    """CPU threads."""
 
 
 train = App(name="train", config=use_preset(MASK_TRANSFORMER_PRESETS))
@@ -127,19 +104,8 @@ def _train(
     from training.trainer.distributed import init_distributed, is_main_process
 
     torch.set_num_threads(run.threads)
-    dataset = PseudoLabelDataset(labels, run.photos)
     with init_distributed(run.device):
-        report = train(
-            dataset,
-            run.features or dataset.features,
-            run.out,
-            config,
-            run.device,
-            init_weights=run.init_weights,
-            backbone_weights=backbone_weights,
-            max_seconds=60.0 * run.max_minutes,
-            prometheus_textfile=run.prometheus_textfile,
-        )
+        report = train(PseudoLabelDataset(labels, run.photos), run, config, backbone_weights)
         return asdict(report) if is_main_process() else None
 
 

@@ -1,12 +1,36 @@
 """Options shared by all training runs, and those of self-training; free of torch, for the command line."""
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from training.option_types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Precision = Literal["fp32", "bf16"]
 InputKind = Literal["pixels", "features"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of a training run that every network has."""
+
+    out: Path
+    """Folder of the run."""
+    init_weights: Path | None = None
+    """Run or artifact whose weights training starts from; layers of other shapes are initialized."""
+    features: Path | None = None
+    """Folder of the feature cache (default: LABELS/features)."""
+    photos: Path | None = None
+    """Folder of the labeled photos, if they have moved since."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Device to train on."""
+    max_minutes: PositiveFloat = math.inf
+    """Stop after this time; the same command continues."""
+    prometheus_textfile: Path | None = None
+    """File for the textfile collector of Prometheus' node_exporter; ends in .prom."""
+    threads: PositiveInt = 2
+    """CPU threads."""
 
 
 @dataclass(frozen=True, kw_only=True)

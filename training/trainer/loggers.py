@@ -62,9 +62,9 @@ class PrometheusTextfileLogger:
 class RunLogger:
     """Writes the losses of a run to `losses.csv`, to TensorBoard as `loss/<term>`, and to a textfile if given."""
 
-    def __init__(self, run: Path, step: int, textfile: PrometheusTextfileLogger | None = None) -> None:
+    def __init__(self, run: Path, step: int, max_steps: int, textfile: Path | None = None) -> None:
         """Remove the rows of steps after `step`, which a resumed run computes again."""
-        self._textfile = textfile
+        self._textfile = PrometheusTextfileLogger(textfile, run, max_steps) if textfile else None
         self._csv, self._folder = run / LOSSES_FILE, run / TENSORBOARD_FOLDER
         self._writer: SummaryWriter | None = None
         if self._csv.exists():

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from pathlib import Path
 from threading import Event
 from typing import Any, Generic, TypeVar, cast
 
@@ -28,6 +27,7 @@ from training.trainer.checkpoint import (
     read_checkpoint_metadata,
     write_checkpoint,
 )
+from training.trainer.config import RunOptions
 from training.trainer.distributed import (
     all_reduce_any,
     all_reduce_gradients,
@@ -36,7 +36,7 @@ from training.trainer.distributed import (
     is_main_process,
     slice_batch,
 )
-from training.trainer.loggers import PrometheusTextfileLogger, RunLogger
+from training.trainer.loggers import RunLogger
 from training.trainer.task import BatchType, TrainingTask, git_commit
 
 logger = logging.getLogger(__name__)
@@ -57,16 +57,8 @@ class TrainReport:
 class Trainer(Generic[BatchType]):
     """Trains the network of a task and writes a run: weights, checkpoint, logs and plots."""
 
-    def __init__(
-        self,
-        task: TrainingTask[BatchType],
-        run: Path,
-        device: str = "cpu",
-        *,
-        init_weights: Path | None = None,
-        prometheus_textfile: Path | None = None,
-    ) -> None:
-        """Load the checkpoint in `run` if there is one; else start, from the weights in `init_weights` if given.
+    def __init__(self, task: TrainingTask[BatchType], options: RunOptions) -> None:
+        """Load the checkpoint of the run if there is one; else start, from `init_weights` if given.
 
         All processes of a distributed run do the same on their own samples; the main process writes files and logs.
         Raises ConfigError if the run was started with another configuration, if `init_weights` do not match, or if
@@ -74,33 +66,33 @@ class Trainer(Generic[BatchType]):
         """
         self.task = task
         self.step = 0
-        self._run = run
+        self._run = options.out
+        self._max_seconds = 60.0 * options.max_minutes
         self._config = task.config
         self._local_slice(0)
         self._run_info = task.run_info
-        if init_weights is not None:
-            initial = load_initial_weights(task.module, self._run_info.network, init_weights)
+        if options.init_weights is not None:
+            initial = load_initial_weights(task.module, self._run_info.network, options.init_weights)
             self._run_info = replace(self._run_info, provenance={**self._run_info.provenance, "init_weights": initial})
         if commit := git_commit():
             self._run_info = replace(self._run_info, train_config={**self._run_info.train_config, "commit": commit})
-        self._device = torch.device(device)
+        self._device = torch.device(options.device)
         task.module.to(self._device)
         self._optimizer = task.make_optimizer()
         self._trained = [each for each in task.module.parameters() if each.requires_grad]
         self._ema = make_ema(task.module, self._config.ema_decay) if self._config.ema_decay else None
-        if (run / CHECKPOINT_FILE).exists():
+        if (self._run / CHECKPOINT_FILE).exists():
             self._resume()
         self._logger: RunLogger | None = None
         if is_main_process():
-            steps, path = self._config.max_steps, prometheus_textfile
-            self._logger = RunLogger(run, self.step, PrometheusTextfileLogger(path, run, steps) if path else None)
+            self._logger = RunLogger(self._run, self.step, self._config.max_steps, options.prometheus_textfile)
 
-    def train(self, max_seconds: float = math.inf) -> TrainReport:
+    def train(self) -> TrainReport:
         """Train to the last step, or until the time is up, and write the run.
 
         Ctrl-C takes effect after the current step, which is saved; raises KeyboardInterrupt then.
         """
-        ends = time.monotonic() + max_seconds
+        ends = time.monotonic() + self._max_seconds
         losses: dict[str, float] = {}
         progress = Progress(
             "train", self._config.max_steps, unit="step", done=self.step, is_shown=self._logger is not None
