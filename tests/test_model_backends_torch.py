@@ -151,15 +151,15 @@ def drop(artifact: Path, start: str) -> None:
 
 def test_a_missing_and_an_unexpected_weight_are_named(artifact: Path, contract: Contract) -> None:
     drop(artifact, "decoder.mask_head.0.weight")
-    with pytest.raises(ArtifactError, match=r"network\.onnx.*missing decoder\.mask_head\.0\.weight.*export the run"):
+    with pytest.raises(ArtifactError, match=r"network\.onnx.*Missing.*decoder\.mask_head\.0\.weight.*export the run"):
         load_torch_network(contract, artifact)
-    with pytest.raises(ArtifactError, match=r"unexpected decoder\.stranger"):
+    with pytest.raises(ArtifactError, match=r"Unexpected.*decoder\.stranger"):
         load_torch_network(contract, artifact)
 
 
 def test_a_misshapen_weight_is_named_with_both_shapes(artifact: Path, contract: Contract) -> None:
     config = {**contract.network_config, "decoder": {**contract.network_config["decoder"], "num_queries": 7}}
-    with pytest.raises(ArtifactError, match=r"misshapen decoder\.queries: \(1, \d+, \d+\) for \(1, 7, \d+\)"):
+    with pytest.raises(ArtifactError, match=r"decoder\.queries: .*\[1, \d+, \d+\].*\[1, 7, \d+\]"):
         load_torch_network(dataclasses.replace(contract, network_config=config), artifact)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 import shutil
+import textwrap
 import urllib.request
 from collections import OrderedDict
 from http.client import HTTPException
@@ -52,7 +53,7 @@ _IGNORED_TYPES: dict[str, type] = {
 }
 """Other types in published checkpoints, and what replaces them; the named types are never instantiated."""
 
-_MAX_PROBLEMS = 20
+_MAX_PROBLEMS_LENGTH = 2000
 _SCHEMES = ("http", "https", "file")
 _TIMEOUT_S = 60.0
 
@@ -107,17 +108,12 @@ def read_checkpoint(path: Path) -> object:
 
 
 def load_strictly(module: nn.Module, state: StateDict) -> None:
-    """Load all tensors, or raise CheckpointError that lists missing, unexpected and misshapen ones."""
-    expected = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    problems = [f"missing {name}" for name in expected if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in expected]
-    for name, shape in expected.items():
-        if name in state and state[name].shape != shape:
-            problems.append(f"misshapen {name}: {tuple(state[name].shape)} for {tuple(shape)}")
-    if problems:
-        rest = f"; and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
-        raise CheckpointError(f"{len(problems)} tensors do not fit: {'; '.join(problems[:_MAX_PROBLEMS])}{rest}")
-    module.load_state_dict(state)
+    """Load all tensors, or raise CheckpointError with the names of missing, unexpected and misshapen ones."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        problems = textwrap.shorten(str(error).partition("\n")[2], _MAX_PROBLEMS_LENGTH)
+        raise CheckpointError(f"its tensors do not fit: {problems}") from error
 
 
 def fetch_file(source: str, sha256: str = "", cache: Path = DEFAULT_CACHE) -> Path:
