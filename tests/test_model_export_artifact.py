@@ -22,9 +22,9 @@ from model.export.export import (
     EMBEDDING_DIM,
     PAPER_INPUT_SIZES,
     ExportConfig,
-    NamedEmbedding,
     draw_scene,
     export_run,
+    load_embedding,
     make_contract,
 )
 from model.export.parity_checks import check_batch_invariance, check_parity, stack_images
@@ -65,7 +65,7 @@ def test_examples_are_taken_over_from_an_artifact_with_the_same_encoder(
     vectors = np.ones((1, EMBEDDING_DIM), np.float32)
     cat = make_examples((Category(id=1, name="cat"),), 1, np.zeros(1, np.int64), vectors)
     of_users = replace(cat, except_clusters=(2,))  # clusters of the old network
-    named = NamedEmbedding(artifact=artifact, contract=replace(contract, examples=of_users))
+    named = (artifact, replace(contract, examples=of_users))
     taken = export_run(tiny_run, tmp_path / "new", ExportConfig(precision="fp32"), [], examples_from=named)
     (new,) = load_session(tmp_path / "new")[1].run(*stack_images([SCENE]))
     assert (taken.examples, taken.embedding_dim) == (cat, EMBEDDING_DIM)
@@ -73,8 +73,8 @@ def test_examples_are_taken_over_from_an_artifact_with_the_same_encoder(
     assert new.embeddings is not None
     assert (old.embeddings * new.embeddings).sum(0).min() > 0.99
     torch.manual_seed(1)
-    assert named.load(VisionTransformer(tiny.SHAPE)) is None
-    assert named._replace(contract=contract).load(VisionTransformer(tiny.SHAPE)) is None
+    assert load_embedding(*named, VisionTransformer(tiny.SHAPE)) is None
+    assert load_embedding(artifact, contract, VisionTransformer(tiny.SHAPE)) is None
     assert [record.message.split(" ", 1)[1] for record in caplog.records if record.levelname == "WARNING"][-2:] == [
         "has another encoder: its examples cannot be taken over",
         "has no examples: segments get the category of their cluster",

@@ -96,10 +96,10 @@ def test_a_quarter_of_the_rois_is_positive_and_instances_are_candidates() -> Non
     far = torch.tensor([[0.0, 48.0, 16.0, 64.0]]).repeat(20, 1)
     near = torch.tensor([[0.0, 0.0, 32.0, 30.0]]).repeat(20, 1)
     boxes = torch.cat([far, near])[None]
-    proposals = Proposals(boxes=boxes, logits=torch.zeros(1, 40), is_valid=torch.ones(1, 40, dtype=torch.bool))
+    proposals = Proposals(boxes=boxes, is_valid=torch.ones(1, 40, dtype=torch.bool))
     rois = losses.sample_rois(proposals, (target,), replace(CONFIG, roi_batch_size_per_image=16), generator())
     assert match_boxes(rois.boxes[0], target.boxes, 0.5, 0.5).kind.tolist() == [1] * 4 + [0] * 12
-    unused = Proposals(boxes=boxes, logits=proposals.logits, is_valid=torch.zeros(1, 40, dtype=torch.bool))
+    unused = Proposals(boxes=boxes, is_valid=torch.zeros(1, 40, dtype=torch.bool))
     instances_only = losses.sample_rois(unused, (target,), CONFIG, generator())
     assert sorted(instances_only.boxes[0].tolist()) == target.boxes.tolist()
 

@@ -123,7 +123,7 @@ def export(
         return {"weights": str(out / WEIGHTS_FILE), "config": str(out / CONFIG_FILE)}
     import torch  # not installed with the service
 
-    from model.export.export import MAX_PHOTOS, ExportConfig, NamedEmbedding, export_run
+    from model.export.export import MAX_PHOTOS, ExportConfig, export_run
     from model.export.predictor import sample_photos
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # warns that torchvision is not installed
@@ -139,7 +139,7 @@ def export(
     )
     images = [image for _, image in sample_photos(photos, _MAX_PARITY_PHOTOS)] if photos else []
     embedding_photos = (image for _, image in sample_photos(photos, MAX_PHOTOS)) if photos else ()
-    source = NamedEmbedding(*_read_names(examples_from)) if examples_from else None
+    source = _read_names(examples_from) if examples_from else None
     contract = export_run(run, out, config, images, embedding_photos, source)
     return {"artifact": str(out), "files": contract.files, "parity": contract.provenance["parity"]}
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,32 +67,22 @@ class ExportConfig:
     """Input sizes of detail "low"."""
 
 
-class NamedEmbedding(NamedTuple):
-    """The embedding of an artifact and its examples."""
+def load_embedding(
+    artifact: Path, contract: Contract, encoder: VisionTransformer
+) -> tuple[PatchEmbedding, CategoryExamples] | None:
+    """Return the embedding and the examples of an artifact, for another network with this encoder.
 
-    artifact: Path
-    contract: Contract
-    """With the names that apply to the artifact."""
-
-    @property
-    def examples(self) -> CategoryExamples | None:
-        """The examples, for a network with other clusters: names that users gave to clusters do not apply to it."""
-        examples = self.contract.examples
-        return replace(examples, except_clusters=()) if examples else None
-
-    def load(self, encoder: VisionTransformer) -> PatchEmbedding | None:
-        """Return the embedding for this encoder.
-
-        None, after a warning, if the artifact has no examples or another encoder, whose features are not comparable.
-        """
-        network = load_torch_network(self.contract, self.artifact) if self.contract.examples else None
-        if not isinstance(network, MaskTransformer) or network.embedding is None:
-            logger.warning("%s has no examples: segments get the category of their cluster", self.artifact)
-            return None
-        if not is_same_encoder(network.encoder.state_dict(), encoder.state_dict()):
-            logger.warning("%s has another encoder: its examples cannot be taken over", self.artifact)
-            return None
-        return network.embedding
+    Names that users gave to clusters do not apply to the clusters of another network. None, after a warning, if the
+    artifact has no examples or another encoder, whose features are not comparable.
+    """
+    network = load_torch_network(contract, artifact) if contract.examples else None
+    if not contract.examples or not isinstance(network, MaskTransformer) or network.embedding is None:
+        logger.warning("%s has no examples: segments get the category of their cluster", artifact)
+        return None
+    if not is_same_encoder(network.encoder.state_dict(), encoder.state_dict()):
+        logger.warning("%s has another encoder: its examples cannot be taken over", artifact)
+        return None
+    return network.embedding, replace(contract.examples, except_clusters=())
 
 
 def export_run(
@@ -101,13 +91,14 @@ def export_run(
     config: ExportConfig,
     images: Sequence[UInt8[np.ndarray, "H W 3"]],
     embedding_photos: Iterable[UInt8[np.ndarray, "H W 3"]] = (),
-    examples_from: NamedEmbedding | None = None,
+    examples_from: tuple[Path, Contract] | None = None,
 ) -> Contract:
     """Write the complete artifact, or raise and leave an existing one unchanged.
 
     `images` are photos on which torch and ONNX Runtime must agree, in addition to drawn scenes; only the scenes are
-    stored, as golden inputs. A mask transformer takes over the embedding of patches and the examples of
-    `examples_from`, if its encoder is the same; else the embedding is fitted to `embedding_photos`, if there are any.
+    stored, as golden inputs. A mask transformer takes over the embedding of patches and the examples of the artifact
+    `examples_from` (its folder, and its contract with the names that apply), if its encoder is the same; else the
+    embedding is fitted to `embedding_photos`, if there are any.
 
     Raises ConfigError if `out` is not an artifact, and ParityError, with the values, if the graph differs from torch,
     or in a batch from alone.
@@ -118,8 +109,8 @@ def export_run(
     deployed = fold_batch_norms(network) if isinstance(network, PanopticCascade) else network
     examples = None
     if isinstance(deployed, MaskTransformer):
-        if examples_from and (embedding := examples_from.load(deployed.encoder)):
-            deployed.embedding, examples = embedding, examples_from.examples
+        if examples_from and (found := load_embedding(*examples_from, deployed.encoder)):
+            deployed.embedding, examples = found
         else:
             side_px = deployed.decoder.config.side_px
             deployed.embedding = fit_patch_embedding(deployed.encoder, embedding_photos, side_px)

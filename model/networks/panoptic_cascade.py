@@ -142,13 +142,7 @@ class PanopticCascade(Network):
         detections = find_top_detections(probabilities, boxes, proposals.is_valid, self.inference.detections)
         masks = self.roi_heads.predict_masks(levels, detections.boxes, detections.clusters).sigmoid()
         semantic = self.sem_seg_head(levels) if self.config.stuff_clusters else torch.zeros_like(levels[0][:, :1])
-        return NetworkOutput(
-            scores=detections.scores,
-            clusters=detections.clusters,
-            boxes=detections.boxes,
-            masks=masks,
-            semantic=semantic,
-        )
+        return NetworkOutput(**detections._asdict(), masks=masks, semantic=semantic)
 
 
 def make_backbone(config: CascadeConfig) -> FPN | SimpleFPN:

@@ -45,8 +45,6 @@ class Proposals(NamedTuple):
     """A fixed number of boxes, best first, invalid ones last."""
 
     boxes: Float[Tensor, "B P 4"]
-    logits: Float[Tensor, "B P"]
-    """Minus infinity where invalid."""
     is_valid: Bool[Tensor, "B P"]
 
 
@@ -92,7 +90,7 @@ def find_top_proposals(outputs: list[RPNOutput], sizes: Int[Tensor, "B 2"], conf
     keep = nms(boxes.flatten(0, 1), is_valid.flatten(0, 1), config.nms_threshold, config.nms_iterations)
     logits = torch.where(keep.unflatten(0, (-1, len(ranked))), logits, -torch.inf).flatten(1)
     best, index = logits.topk(min(config.post_nms_topk, logits.shape[1]), dim=1)
-    return Proposals(boxes=gather_boxes(boxes.flatten(1, 2), index), logits=best, is_valid=best > -torch.inf)
+    return Proposals(boxes=gather_boxes(boxes.flatten(1, 2), index), is_valid=best > -torch.inf)
 
 
 def _rank_level(
