@@ -150,14 +150,8 @@ class PseudoLabelPredictor:
 
 def _parse_instance(entry: dict[str, Any]) -> PredictedObject:
     """Convert an annotation of COCO's instance format."""
-    height, width = entry["segmentation"]["size"]
-    x, y, box_width, box_height = entry["bbox"]
-    rle = Rle(
-        size=(height, width),
-        counts=entry["segmentation"]["counts"],
-        area=entry["area"],
-        bbox=(x, y, box_width, box_height),
-    )
+    size, counts = tuple(entry["segmentation"]["size"]), entry["segmentation"]["counts"]
+    rle = Rle(size=size, counts=counts, area=entry["area"], bbox=tuple(entry["bbox"]))
     return PredictedObject(cluster=entry["category_id"], score=entry.get("score", 1.0), rle=rle)
 
 

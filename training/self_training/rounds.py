@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +94,9 @@ def relabel(
         teacher_hash = f"{weights_sha256} at {min_relative_score:g} on {labels_sha256}"
         out.lock_config(replace(labels, teacher_hash=teacher_hash))
     photos = dataset.read_photos()
-    teacher = _Teacher(
-        decoder=network.decoder,
-        cache=open_cache(features, labels.encoder_hash, labels.side_px),
-        folder=out.folder / _PREDICTIONS_FOLDER if out else None,
-    )
-    tested = [teacher.predict(photo).consistency for photo in track(spread(photos, _TEST_PHOTOS), "consistency")]
+    cache = open_cache(features, labels.encoder_hash, labels.side_px)
+    predict = partial(_predict, network.decoder, cache, out.folder / _PREDICTIONS_FOLDER if out else None)
+    tested = [predict(photo).consistency for photo in track(spread(photos, _TEST_PHOTOS), "consistency")]
     info = TeacherInfo(
         round=previous_round + 1,
         weights_sha256=weights_sha256,
@@ -115,7 +113,7 @@ def relabel(
         previous_consistency=previous.consistency if previous else None,
         is_accepted=not drops,
         photos=len(photos) if out else 0,
-        instances=0 if out is None else _write_labels(out, dataset, photos, teacher, info),
+        instances=0 if out is None else _write_labels(out, dataset, photos, predict, info),
     )
 
 
@@ -133,24 +131,14 @@ def read_teacher_info(dataset: PseudoLabelDataset) -> TeacherInfo | None:
         raise DatasetError(f"{path} is not a description of a teacher: {error}") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Teacher:
-    """Predicts photos, and stores the predictions."""
-
-    decoder: MaskDecoder
-    cache: FeatureCache
-    folder: Path | None
-    """None: predictions are not stored."""
-
-    def predict(self, photo: PhotoFile) -> TeacherPredictions:
-        """Return the stored predictions for a photo, or compute them."""
-        path = self.folder / f"{photo.digest}.npz" if self.folder else None
-        if path is None or not path.is_file():
-            predictions = merge_views(predict_views(self.decoder, photo, self.cache))
-            if path is None:
-                return predictions
-            predictions.write(path)
-        return TeacherPredictions.read(path)  # with the rounding of the stored file
+def _predict(decoder: MaskDecoder, cache: FeatureCache, folder: Path | None, photo: PhotoFile) -> TeacherPredictions:
+    """Return the stored predictions for a photo, or compute and store them; without a folder they are not stored."""
+    if folder is None:
+        return merge_views(predict_views(decoder, photo, cache))
+    path = folder / f"{photo.digest}.npz"
+    if not path.is_file():
+        merge_views(predict_views(decoder, photo, cache)).write(path)
+    return TeacherPredictions.read(path)  # with the rounding of the stored file
 
 
 def _load_teacher(run: Path, dataset: PseudoLabelDataset) -> tuple[MaskTransformer, PseudoLabelConfig]:
@@ -173,19 +161,19 @@ def _write_labels(
     out: PseudoLabelDataset,
     dataset: PseudoLabelDataset,
     photos: Sequence[PhotoFile],
-    teacher: _Teacher,
+    predict: Callable[[PhotoFile], TeacherPredictions],
     info: TeacherInfo,
 ) -> int:
     """Write the labels of all photos; return the number of things in the panoptic maps."""
     config = out.read_config()
     min_scores, min_stuff_probs = compute_thresholds(
-        (teacher.predict(photo) for photo in track(photos, "views")),
+        map(predict, track(photos, "views")),
         info.min_relative_score,
         config.thing_clusters,
         config.stuff_clusters,
     )
     updater = PseudoLabelUpdater(
-        predict=teacher.predict,
+        predict=predict,
         old_instances=dataset.read_instances(),
         min_scores=min_scores,
         min_stuff_probs=min_stuff_probs,
