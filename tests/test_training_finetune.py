@@ -21,8 +21,8 @@ from training.evaluation.class_mapping import ClassMappingConfig, read_mapping
 from training.evaluation.datasets.dataset_spec import DatasetSpec
 from training.evaluation.datasets.ground_truth import GroundTruthDataset
 from training.evaluation.predictors import load_predictor
-from training.finetune import finetune, load_finetune_source, sample_images, write_ground_truth_labels
 from training.mask_transformer.config import MASK_TRANSFORMER_PRESETS, finetune_config
+from training.train import finetune, load_finetune_source, sample_images, write_ground_truth_labels
 from training.trainer.checkpoint import load_initial_weights
 
 CONFIG = replace(MASK_TRANSFORMER_PRESETS["tiny"], max_steps=2, learning_rate=1e-6)

@@ -200,7 +200,7 @@ def finetune(
     import torch
 
     from training.data.encoders import fetch_encoder
-    from training.finetune import finetune
+    from training.train import finetune
 
     torch.set_num_threads(threads)
     options = {"max_steps": max_steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
