@@ -15,7 +15,7 @@ from torch import nn
 
 from model.backends.torch_session import ALIASES_KEY, FP16_SUFFIX, TRANSPOSED_SUFFIX
 from model.contract import InputSize, Precision, output_names
-from model.export.precision import compute_in_fp16, store_as_int8
+from model.export.precision import compute_in_fp16, make_cast, store_as_int8
 from model.networks.interface import Network
 
 _OPSET = 18
@@ -125,8 +125,6 @@ def _store_as_fp16(model: onnx.ModelProto) -> None:
             continue
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(halved, f"{name}{FP16_SUFFIX}"))
-        casts.append(
-            helper.make_node("Cast", [f"{name}{FP16_SUFFIX}"], [name], name=f"{name}_cast", to=TensorProto.FLOAT)
-        )
+        casts.append(make_cast(f"{name}{FP16_SUFFIX}", name, TensorProto.FLOAT))
     for position, cast in enumerate(casts):
         model.graph.node.insert(position, cast)

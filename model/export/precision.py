@@ -48,7 +48,7 @@ def compute_in_fp16(model: onnx.ModelProto, suffix: str) -> None:
             if half not in halved:
                 halved.add(half)
                 if constant is None:
-                    rewritten.append(_make_cast(name, half, TensorProto.FLOAT16))
+                    rewritten.append(make_cast(name, half, TensorProto.FLOAT16))
                 else:
                     values = numpy_helper.to_array(constant).astype(np.float16)
                     model.graph.initializer.append(numpy_helper.from_array(values, half))
@@ -56,7 +56,7 @@ def compute_in_fp16(model: onnx.ModelProto, suffix: str) -> None:
         node.output[:] = [f"{name}{_SUFFIX}" for name in outputs]
         halved.update(node.output)
         rewritten.append(node)
-        rewritten += [_make_cast(f"{name}{_SUFFIX}", name, TensorProto.FLOAT) for name in outputs if name in exact]
+        rewritten += [make_cast(f"{name}{_SUFFIX}", name, TensorProto.FLOAT) for name in outputs if name in exact]
     used = {name for node in rewritten for name in node.input}
     tensors = [tensor for tensor in model.graph.initializer if tensor.name in used]
     for field, kept in (("node", rewritten), ("initializer", tensors)):
@@ -118,7 +118,7 @@ class _Graph:
         return node is not None and node.op_type == "Cast" and self._types.get(node.input[0]) == TensorProto.BOOL
 
 
-def _make_cast(source: str, target: str, kind: int) -> NodeProto:
+def make_cast(source: str, target: str, kind: int) -> NodeProto:
     return helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,18 @@ from model.postprocessing.panoptic import Segmentation, merge_categories, postpr
 from model.progress import Progress
 
 
+@dataclass(frozen=True)
 class ArtifactPredictor:
     """Segments photos with an artifact."""
 
-    def __init__(
-        self, contract: Contract, session: Session, detail: Detail = "standard", *, merge_clusters: bool = False
-    ) -> None:
-        self.contract = contract
-        self.detail = detail
-        self.merge_clusters = merge_clusters
-        self._session = session
+    contract: Contract
+    session: Session
+    detail: Detail = "standard"
+    merge_clusters: bool = False
 
     def segment(self, image: UInt8[np.ndarray, "H W 3"], task: Task = "panoptic") -> Segmentation:
         """Return the segmentation of one photo."""
-        outputs, prepared = run_image(self._session, image, self.contract, self.detail)
+        outputs, prepared = run_image(self.session, image, self.contract, self.detail)
         thresholds = prepared.override(self.contract.thresholds)
         segmentation = postprocess(outputs, prepared.letterbox, self.contract, task, thresholds)
         return merge_categories(segmentation, task) if self.merge_clusters else segmentation
