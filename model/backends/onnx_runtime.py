@@ -6,7 +6,6 @@ An engine is for one network, GPU and set of library versions.
 import ctypes
 import hashlib
 import json
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,8 +36,7 @@ CPU_PROVIDERS: list[Provider] = [(PROVIDER_NAMES["cpu"], {})]
 PROFILE_BATCH_SIZES = (1, 8, 32)
 """Minimum, typical and maximum batch size that a TensorRT engine is built for."""
 _INFER_LIBRARY = "libnvinfer.so.10"
-_NVIDIA_SMI = "nvidia-smi"
-_QUERY = ("--query-gpu=name,compute_cap", "--format=csv,noheader", "--id=0")
+_GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader", "--id=0")
 _KEY_LENGTH = 32
 _TIMEOUT_S = 30.0
 
@@ -165,29 +163,18 @@ def engine_folder(contract: Contract, machine: dict[str, str], cache: Path) -> P
 
 
 def describe_machine() -> dict[str, str]:
-    """Return the GPU and versions that engines depend on. Raises BackendUnavailable if there is no GPU or TensorRT."""
-    return {"gpu": _query_gpu(), "tensorrt": _read_tensorrt_version(), "onnxruntime": onnxruntime.__version__}
+    """Return the GPU, with its compute capability, and the versions that engines depend on.
 
-
-def _query_gpu() -> str:
-    """Name and compute capability of the first GPU."""
-    program = shutil.which(_NVIDIA_SMI)
-    if program is None:
-        raise BackendUnavailable(f"{_NVIDIA_SMI} was not found: TensorRT needs an NVIDIA GPU and its driver")
+    Raises BackendUnavailable if there is no GPU or TensorRT.
+    """
     try:
-        return subprocess.run(
-            [program, *_QUERY], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        ).stdout.strip()
+        gpu = subprocess.run(_GPU_QUERY, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
-        raise BackendUnavailable(f"{_NVIDIA_SMI} reports no GPU: {error}") from error
-
-
-def _read_tensorrt_version() -> str:
-    """Version of the installed TensorRT, such as "101303" for 10.13.3."""
+        raise BackendUnavailable(f"TensorRT needs an NVIDIA GPU and its driver: {error}") from error
     try:
-        library = ctypes.CDLL(_INFER_LIBRARY)
+        version = ctypes.CDLL(_INFER_LIBRARY).getInferLibVersion()  # such as 101303 for 10.13.3
     except OSError as error:
         raise BackendUnavailable(
             f"{_INFER_LIBRARY} cannot be loaded: install TensorRT 10, or use NVIDIA's image ({error})"
         ) from error
-    return str(library.getInferLibVersion())
+    return {"gpu": gpu, "tensorrt": str(version), "onnxruntime": onnxruntime.__version__}

@@ -45,7 +45,15 @@ class OpenvinoSession:
         """
         self.backend = backend
         cache = _clean_cache(cache) if cache else None
-        options = _compile_options(threads, streams) | ({"CACHE_DIR": str(cache)} if cache else {})
+        options: dict[str, object] = {
+            "INFERENCE_NUM_THREADS": threads * streams,
+            "NUM_STREAMS": streams,
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is bf16 on some processors, with other outputs
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # the default also rounds activations next to int8 weights
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # the default pins two processes to the same cores
+            **({"CACHE_DIR": str(cache)} if cache else {}),
+        }
         core = import_without_telemetry("openvino", "service").Core()
         try:
             self._compiled = core.compile_model(str(network), "CPU", options)
@@ -114,18 +122,6 @@ def require_int8_instructions() -> None:
         return
     if not set(_INT8_FLAGS) & set(flags):
         raise BackendUnavailable("backend openvino-int8: this processor has neither VNNI nor AMX")
-
-
-def _compile_options(threads: int, streams: int) -> dict[str, object]:
-    """Options by the names in OpenVINO's documentation."""
-    return {
-        "INFERENCE_NUM_THREADS": threads * streams,
-        "NUM_STREAMS": streams,
-        "INFERENCE_PRECISION_HINT": "f32",  # the default is bf16 on some processors, with other outputs
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # the default also rounds activations next to int8 weights
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # the default pins two processes to the same cores
-    }
 
 
 def _last_line(error: Exception) -> str:
