@@ -118,7 +118,12 @@ class PanopticCascade(Network):
         super().__init__()
         self.config = config
         self.inference = inference
-        self.backbone = make_backbone(config)
+        self.backbone: FPN | SimpleFPN
+        if config.encoder is not None:
+            self.backbone = SimpleFPN(config.encoder, config.fpn_channels)
+        else:
+            widths = config.stem_out_channels, config.bottleneck_channels, config.res2_out_channels
+            self.backbone = FPN(ResNet(*widths, config.backbone_norm), config.fpn_channels, config.fpn_norm)
         self.proposal_generator = RPN(config.fpn_channels)
         self.roi_heads = CascadeROIHeads(
             config.fpn_channels, config.box_fc_dim, config.mask_conv_dim, config.thing_clusters,
@@ -143,16 +148,6 @@ class PanopticCascade(Network):
         masks = self.roi_heads.predict_masks(levels, detections.boxes, detections.clusters).sigmoid()
         semantic = self.sem_seg_head(levels) if self.config.stuff_clusters else torch.zeros_like(levels[0][:, :1])
         return NetworkOutput(**detections._asdict(), masks=masks, semantic=semantic)
-
-
-def make_backbone(config: CascadeConfig) -> FPN | SimpleFPN:
-    """Return an untrained backbone with its feature pyramid."""
-    if config.encoder is not None:
-        return SimpleFPN(config.encoder, config.fpn_channels)
-    resnet = ResNet(
-        config.stem_out_channels, config.bottleneck_channels, config.res2_out_channels, config.backbone_norm
-    )
-    return FPN(resnet, config.fpn_channels, config.fpn_norm)
 
 
 def infer_cascade_config(state: dict[str, Tensor]) -> CascadeConfig:
