@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from model.checkpoints.state_dicts import StateDict, fetch_file, load_strictly, read_state_dict
@@ -40,7 +39,6 @@ _RENAMES = (
 
 _MAX_DIFFERENCE = 0.1
 """Relative difference of weights up to which they are the same, rounded; rounding to int8 changes them by 0.01."""
-_COUNTER = ".num_batches_tracked"
 
 
 def load_encoder(source: str, side_px: int) -> VisionTransformer:
@@ -121,16 +119,14 @@ def convert_resnet(published: StateDict) -> StateDict:
     Raises CheckpointError if it does not fit.
     No tensor shows which convolution of a block has the stride; it must be the 3x3, as in DINO and torchvision.
     """
-    state = {_rename(name): tensor for name, tensor in published.items() if not name.endswith(_COUNTER)}
+    state = {_rename(name): tensor for name, tensor in published.items()}
     try:
         stem, inner, outer = (len(state[f"{name}.weight"]) for name in ("stem.conv1", "res2.0.conv1", "res2.0.conv3"))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"not a known encoder: neither a ViT nor a ResNet-50 ({error})") from error
     network = ResNet(stem, inner, outer, "batch")
-    counters = {name: torch.tensor(0) for name in network.state_dict() if name.endswith(_COUNTER)}
-    state |= counters  # only training uses them, and not every file has them
     load_strictly(network, state)
-    return state
+    return network.state_dict()  # with the norms' counters, which not every file has
 
 
 def _rename(name: str) -> str:
