@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from model.formats.png import encode_panoptic_png
+from model.formats.image_files import encode_panoptic_png
 
 HEIGHT, WIDTH = 4, 6
 

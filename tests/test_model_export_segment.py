@@ -13,7 +13,7 @@ from tiny import make_contract
 from model.contract import TASKS, SegmentFormat, Task
 from model.errors import ConfigError
 from model.export.segment import choose_format, list_inputs, segment_photos
-from model.formats.png import decode_panoptic_png
+from model.formats.image_files import decode_panoptic_png
 from model.postprocessing.panoptic import Segment, Segmentation
 
 CONTRACT = make_contract(2, 1, network="mask_transformer", stride_px=1)

@@ -26,8 +26,14 @@ from model.formats.coco import (
     to_hf_masks,
     to_npz,
 )
-from model.formats.overlay import draw_overlay, encode_overlay, segment_color
-from model.formats.png import decode_panoptic_png, encode_cluster_png, encode_panoptic_png
+from model.formats.image_files import (
+    decode_panoptic_png,
+    draw_overlay,
+    encode_cluster_png,
+    encode_overlay,
+    encode_panoptic_png,
+    segment_color,
+)
 from model.postprocessing.masks import PackedMask, pack_mask
 from model.postprocessing.panoptic import Segment, Segmentation
 

@@ -9,7 +9,7 @@ from coco_reference import encode_by_pycocotools
 from PIL import Image
 
 from model.formats.coco import encode_label_map, encode_mask
-from model.formats.png import encode_png
+from model.formats.image_files import encode_png
 from model.formats.polygons import MIN_IOU, Polygon, mask_to_polygons
 
 

@@ -19,8 +19,7 @@ from tiny import make_contract
 
 from model.contract import Contract, RawOutputs
 from model.embeddings import Category
-from model.formats.overlay import segment_color
-from model.formats.png import decode_panoptic_png
+from model.formats.image_files import decode_panoptic_png, segment_color
 from model.images import decode_image
 
 PAPER = (200, 180, 160)

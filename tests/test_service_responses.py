@@ -15,7 +15,7 @@ from PIL import Image
 
 from model.contract import RawOutputs
 from model.errors import NotAcceptable
-from model.formats.png import decode_panoptic_png
+from model.formats.image_files import decode_panoptic_png
 from service.routes.segment import negotiate_media_type
 from service.schemas import (
     BatchResponse,

@@ -15,7 +15,7 @@ import tiny
 from pycocotools.coco import COCO
 
 from model.errors import ConfigError, DatasetError
-from model.formats.png import decode_panoptic_png
+from model.formats.image_files import decode_panoptic_png
 from training.data.dataset import PseudoLabelDataset
 from training.data.panoptic_labels import (
     CHUNK_SIZE,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.formats.png import decode_panoptic_png
+from model.formats.image_files import decode_panoptic_png
 from training.evaluation.average_precision import HEADLINE_METRICS, STATS, CocoEvaluator, IouType
 from training.evaluation.dataset_metrics import bootstrap
 from training.evaluation.overlap import (

@@ -14,7 +14,7 @@ from model.checkpoints.runs import load_run, read_run_info
 from model.checkpoints.state_dicts import read_state_dict
 from model.errors import ConfigError
 from model.files import hash_file
-from model.formats.png import encode_panoptic_png
+from model.formats.image_files import encode_panoptic_png
 from model.networks.mask_transformer import MaskDecoder
 from training.data.dataset import PseudoLabelDataset, read_label_map
 from training.evaluation.class_mapping import ClassMappingConfig, read_mapping

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.checkpoints.runs import RunInfo, write_run
 from model.contract import Contract, InputSize, RawOutputs
 from model.files import hash_file
-from model.formats.png import encode_panoptic_png
+from model.formats.image_files import encode_panoptic_png
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
 from model.networks.vit import EncoderConfig, VisionTransformer
 from training.data.dataset import LabeledPhoto

@@ -17,8 +17,7 @@ from model.errors import ConfigError, InputError
 from model.export.predictor import ArtifactPredictor
 from model.files import append_text, atomic_write, list_by_suffix
 from model.formats.coco import MaskFormat, to_coco_annotation, to_coco_dataset, to_coco_instances, to_geojson_features
-from model.formats.overlay import encode_overlay
-from model.formats.png import encode_panoptic_png
+from model.formats.image_files import encode_overlay, encode_panoptic_png
 from model.images import SUFFIXES, read_image
 from model.postprocessing.panoptic import Segmentation
 from model.progress import track

@@ -22,7 +22,7 @@ from pycocotools import mask as coco
 
 from model.contract import Contract
 from model.embeddings import Category
-from model.formats.png import encode_png
+from model.formats.image_files import encode_png
 from model.formats.polygons import Polygon, mask_to_polygons
 from model.postprocessing.panoptic import Segment, Segmentation
 

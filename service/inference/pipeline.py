@@ -25,8 +25,7 @@ from model.formats.coco import (
     to_npz,
     to_segments_info,
 )
-from model.formats.overlay import encode_jpeg, encode_overlay
-from model.formats.png import encode_cluster_png, encode_panoptic_png
+from model.formats.image_files import encode_cluster_png, encode_jpeg, encode_overlay, encode_panoptic_png
 from model.images import DecodedImage, check_pixels, decode_image, limit_size
 from model.postprocessing.panoptic import Segmentation, make_postprocessor, merge_categories, select_segments
 from service.inference.batch_scheduler import BatchScheduler

@@ -13,7 +13,7 @@ from jaxtyping import Int32
 
 from model.errors import ConfigError, DatasetError
 from model.files import atomic_write
-from model.formats.png import decode_panoptic_png
+from model.formats.image_files import decode_panoptic_png
 from model.progress import Progress
 from model.validation import parse_versioned_json, to_versioned_json
 from training.data.label_config import PseudoLabelConfig

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int32
 from model.errors import DatasetError
 from model.files import atomic_directory
 from model.formats.coco import encode_label_map, encode_mask
-from model.formats.png import encode_panoptic_png
+from model.formats.image_files import encode_panoptic_png
 from training.data.photos import PhotoFile
 
 CHUNK_SIZE = 64

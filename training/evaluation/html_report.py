@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from model.files import atomic_write, hash_file
-from model.formats.overlay import encode_jpeg, segment_color
+from model.formats.image_files import encode_jpeg, segment_color
 from model.images import read_image
 from training.evaluation.class_mapping import ClassMapping
 from training.evaluation.datasets.ground_truth import GroundTruthDataset, GroundTruthImage

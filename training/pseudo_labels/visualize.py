@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from model.errors import ConfigError
 from model.export.predictor import ArtifactPredictor
 from model.files import atomic_write
-from model.formats.overlay import segment_color
+from model.formats.image_files import segment_color
 from model.images import read_image
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset, read_label_map
 
