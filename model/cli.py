@@ -5,12 +5,13 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from pydantic import ValidationError
 
 from model.errors import UsegError
-
-if TYPE_CHECKING:
-    from cyclopts import App
+from model.validation import describe_errors, did_you_mean
 
 SKIPPED = "skipped"
 """Key under which a command's result lists the inputs it left out; the exit status is then 3."""
@@ -66,16 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("training", "model.export"):  # these run for minutes or hours
         logging.getLogger(name).setLevel(logging.INFO)
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if not given or given[0] in ("-h", "--help"):  # answered without cyclopts, whose import takes longer than this
-        print(_format_help())
-        return 0
-    if given[0] == "--version":
-        print(importlib.metadata.version("useg"))
-        return 0
-    from cyclopts import CycloptsError
-
     try:
-        return _print_result(_build_app(given[0])(given, exit_on_error=False, print_error=False))
+        return _print_result(_build_app(given)(given, exit_on_error=False, print_error=False))
     except CycloptsError as error:
         return _report(_describe_usage(error), 2)
     except (UsegError, OSError) as error:
@@ -87,40 +80,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report("interrupted", 130)
 
 
-def _build_app(name: str) -> "App":
-    """Return the application with the named subcommand. Raises CycloptsError for an unknown one."""
-    from cyclopts import App, CycloptsError, Parameter
-
-    known = {name: path for commands in COMMANDS.values() for name, (path, _) in commands.items()}
-    if name not in known:
-        from model.validation import did_you_mean
-
-        raise CycloptsError(msg=f"unknown command {name!r}{did_you_mean(name, known, ': see useg --help')}")
+def _build_app(given: list[str]) -> App:
+    """Return the application. Raises CycloptsError for an unknown subcommand: cyclopts would import them all first."""
     app = App(
         name="useg",
+        version=importlib.metadata.version("useg"),
+        help=_DESCRIPTION,
         help_format="markdown",
         result_action="return_value",
         # A scalar option that is given twice takes the last value, as scripts expect.
         default_parameter=Parameter(negative_iterable=(), consume_multiple=True, allow_repeating=True),
         suppress_keyboard_interrupt=False,
     )
-    app.command(known[name], name=name)
+    for group, commands in COMMANDS.items():
+        ordered = Group.create_ordered(group)
+        for name, (path, summary) in commands.items():
+            app.command(path, name=name, help=summary, group=ordered)
+    if given and given[0] not in app:
+        raise CycloptsError(msg=f"unknown command {given[0]!r}{did_you_mean(given[0], app, ': see useg --help')}")
     return app
 
 
-def _format_help() -> str:
-    width = max(len(name) for commands in COMMANDS.values() for name in commands)
-    lines = ["Usage: useg COMMAND [ARGUMENTS]", "", _DESCRIPTION, ""]
-    for group, commands in COMMANDS.items():
-        lines += [f"{group}:", *(f"  {name:<{width}}  {summary}" for name, (_, summary) in commands.items()), ""]
-    return "\n".join([*lines, "`useg COMMAND --help` describes a command, `useg --version` prints the version."])
-
-
 def _describe_usage(error: Exception) -> str:
-    from pydantic import ValidationError
-
-    from model.validation import describe_errors
-
     cause = error.__cause__
     return describe_errors(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
 

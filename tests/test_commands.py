@@ -228,7 +228,7 @@ def test_help_lists_the_commands_without_heavy_libraries() -> None:
     code += "except SystemExit: pass\nsys.exit(bool({'torch', 'numpy', 'scipy'} & set(sys.modules)))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert all(f"  {name} " in ended.stdout for commands in COMMANDS.values() for name in commands)
+    assert all(f" {name} " in ended.stdout for commands in COMMANDS.values() for name in commands)
 
 
 def test_ctrl_c_during_training_keeps_its_steps_and_the_same_command_continues(
