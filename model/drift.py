@@ -1,15 +1,17 @@
-"""Histograms of the statistics of panoptic outputs, and the population stability index between two of them."""
+"""Statistics of panoptic outputs, their histograms, and the population stability index between two histograms."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from math import log
-from typing import get_args
+from typing import Literal
+
+import numpy as np
 
 from model.contract import Histogram
 from model.errors import ConfigError
-from model.postprocessing.panoptic import Statistic
+from model.postprocessing.panoptic import VOID, Segmentation
 
-STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+Statistic = Literal["segments", "void", "score"]
+"""Of a panoptic segmentation: number of segments, fraction of void pixels, mean score of its things."""
 
 BIN_EDGES: Mapping[Statistic, tuple[float, ...]] = {
     "segments": (1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 25),
@@ -21,13 +23,23 @@ _MIN_FRACTION = 1e-3
 """Used for empty bins, as the index takes logarithms."""
 
 
+def output_statistics(segmentation: Segmentation) -> dict[Statistic, float]:
+    """Return the statistics of a panoptic segmentation; without things there is no score."""
+    scores = [segment.score for segment in segmentation.segments if segment.is_thing]
+    statistics: dict[Statistic, float] = {
+        "segments": float(len(segmentation.segments)),
+        "void": np.count_nonzero(segmentation.label_map == VOID) / segmentation.label_map.size,
+    }
+    return statistics | ({"score": sum(scores) / len(scores)} if scores else {})
+
+
 def build_histograms(statistics: Iterable[Mapping[Statistic, float]]) -> dict[Statistic, Histogram]:
     """Return a histogram of each statistic over many images."""
-    counts = {name: [0] * (len(BIN_EDGES[name]) + 1) for name in STATISTICS}
+    counts = {name: [0] * (len(BIN_EDGES[name]) + 1) for name in BIN_EDGES}
     for image in statistics:
         for name, value in image.items():
             counts[name][bisect_right(BIN_EDGES[name], value)] += 1
-    return {name: Histogram(edges=BIN_EDGES[name], counts=tuple(counts[name])) for name in STATISTICS}
+    return {name: Histogram(edges=BIN_EDGES[name], counts=tuple(counts[name])) for name in BIN_EDGES}
 
 
 def population_stability_index(reference: Histogram, observed: Histogram) -> float:
@@ -37,9 +49,7 @@ def population_stability_index(reference: Histogram, observed: Histogram) -> flo
     """
     if reference.edges != observed.edges or not sum(reference.counts) or not sum(observed.counts):
         raise ConfigError("the two histograms must have the same edges and must not be empty")
-    index = 0.0
-    for expected, actual in zip(reference.counts, observed.counts, strict=True):
-        before = max(expected / sum(reference.counts), _MIN_FRACTION)
-        after = max(actual / sum(observed.counts), _MIN_FRACTION)
-        index += (after - before) * log(after / before)
-    return index
+    before, after = (
+        np.maximum(np.array(each.counts) / sum(each.counts), _MIN_FRACTION) for each in (reference, observed)
+    )
+    return float(((after - before) * np.log(after / before)).sum())

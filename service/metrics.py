@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from model.contract import TASKS, Contract, Task
 from model.contract import Histogram as OutputHistogram
-from model.drift import STATISTICS, build_histograms, population_stability_index
-from model.postprocessing.panoptic import Segmentation, Statistic, output_statistics
+from model.drift import BIN_EDGES, Statistic, build_histograms, output_statistics, population_stability_index
+from model.postprocessing.panoptic import Segmentation
 
 Stage = Literal["read", "decode", "queue", "infer", "merge", "encode"]
 Outcome = Literal["ok", "client_error", "rejected", "timeout", "cancelled", "error"]
@@ -219,7 +219,7 @@ class VersionStats:
         """Time of the last image, in seconds since 1970; 0 for never."""
         self._telemetry = telemetry
         self._reference = {
-            name: contract.drift_reference[name] for name in STATISTICS if name in contract.drift_reference
+            name: contract.drift_reference[name] for name in BIN_EDGES if name in contract.drift_reference
         }
         self._recent: deque[float | None] = deque(maxlen=RECENT_IMAGES)
         self._outputs: deque[Mapping[Statistic, float]] = deque(maxlen=DRIFT_WINDOW)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from model.backends.session import Session
 from model.contract import Contract, Histogram, InputSize, RawOutputs
-from model.drift import BIN_EDGES, STATISTICS
+from model.drift import BIN_EDGES
 from model.embeddings import Category
 from service.app import create_app
 from service.inference.loading import ArtifactLoader
@@ -75,7 +75,7 @@ def open_fake(_directory: Path) -> tuple[Contract, Session]:
 
 def open_described(_directory: Path) -> tuple[Contract, Session]:
     """Open the fake with a flat reference of its outputs."""
-    flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in STATISTICS}
+    flat = {name: Histogram(edges=BIN_EDGES[name], counts=(9,) * (len(BIN_EDGES[name]) + 1)) for name in BIN_EDGES}
     return replace(CONTRACT, drift_reference=flat), RedSession()
 
 

@@ -6,9 +6,8 @@ import random
 from collections.abc import Iterable
 
 from model.contract import Histogram
-from model.drift import STATISTICS, population_stability_index
+from model.drift import BIN_EDGES, Statistic, population_stability_index
 from model.errors import ContractMismatch, DeadlineExceeded, InputError, NotReady, QueueFull
-from model.postprocessing.panoptic import Statistic
 from service.inference.pipeline import ImageContent, Pipeline
 from service.metrics import RequestRecord, RollbackCause, Telemetry, VersionMetrics
 from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions
@@ -62,7 +61,7 @@ def find_regression(
         if is_noticeable and new.p95_s > settings.canary_max_latency_ratio * old.p95_s:
             reason = f"the p95 latency is {new.p95_s:.2f} s, that of the other version {old.p95_s:.2f} s"
             return "latency", reason
-    for name in STATISTICS:
+    for name in BIN_EDGES:
         # Unusual images make both versions drift: only the difference counts.
         psi, old_psi = excess_psi(new, name), excess_psi(old, name) or 0.0
         if psi is not None and psi - old_psi > settings.canary_max_psi:

@@ -9,9 +9,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from model.contract import Contract
-from model.drift import STATISTICS, build_histograms, population_stability_index
+from model.drift import BIN_EDGES, build_histograms, output_statistics, population_stability_index
 from model.errors import ConfigError
-from model.postprocessing.panoptic import Segmentation, output_statistics
+from model.postprocessing.panoptic import Segmentation
 from training.evaluation.class_mapping import ClassMappingConfig
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
@@ -114,7 +114,7 @@ def check_drift(
         raise ConfigError(f"drift needs at least {MIN_DRIFT_PHOTOS} readable photos, got {len(statistics)}")
     histograms = build_histograms(statistics)
     checks = []
-    for name in STATISTICS:
+    for name in BIN_EDGES:
         reference, observed = contract.drift_reference.get(name), histograms[name]
         if reference and min(sum(reference.counts), sum(observed.counts)) > 0:
             psi = population_stability_index(reference, observed)
