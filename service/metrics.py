@@ -288,13 +288,8 @@ class VersionStats:
                 self._telemetry.output_drift.labels(name, *self.labels).set(psi)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageSpan:
-    """One pass through a stage, in nanoseconds since 1970."""
-
-    stage: Stage
-    started_ns: int
-    ended_ns: int
+StageSpan = tuple[Stage, int, int]
+"""A stage, and the start and end of one pass through it in nanoseconds since 1970."""
 
 
 class RequestRecord:
@@ -316,7 +311,7 @@ class RequestRecord:
     def add(self, stage: Stage, seconds: float, *, ended_ago_s: float = 0.0) -> None:
         """Record a stage that ended `ended_ago_s` before now; a request's images add up."""
         ended_ns = time.time_ns() - int(ended_ago_s * 1e9)
-        self.spans.append(StageSpan(stage=stage, started_ns=ended_ns - int(seconds * 1e9), ended_ns=ended_ns))
+        self.spans.append((stage, ended_ns - int(seconds * 1e9), ended_ns))
         if self._telemetry:
             self._telemetry.stage_duration.labels(stage).observe(seconds)
         if self.stats:
@@ -333,6 +328,6 @@ class RequestRecord:
     def render(self) -> str:
         """Return the value of a `Server-Timing` header, in milliseconds."""
         durations_ms: defaultdict[Stage, float] = defaultdict(float)
-        for span in self.spans:
-            durations_ms[span.stage] += (span.ended_ns - span.started_ns) / 1e6
+        for stage, started_ns, ended_ns in self.spans:
+            durations_ms[stage] += (ended_ns - started_ns) / 1e6
         return ", ".join(f"{stage};dur={duration_ms:.1f}" for stage, duration_ms in durations_ms.items())

@@ -60,9 +60,8 @@ class Tracing:
             return
         span.update_name(name)
         span.set_attributes(dict(attributes))
-        for stage in stages:
-            child = self._tracer.start_span(stage.stage, start_time=stage.started_ns)
-            child.end(stage.ended_ns)
+        for stage, started_ns, ended_ns in stages:
+            self._tracer.start_span(stage, start_time=started_ns).end(ended_ns)
 
     def current_ids(self) -> tuple[str, str] | None:
         """Return the ids of the current trace and span in hexadecimal; None outside of a request."""

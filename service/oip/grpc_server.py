@@ -116,7 +116,8 @@ class _Calls:
         if status >= HTTPStatus.BAD_REQUEST and content.startswith(b'{"error"') and not is_unready:
             if retry_after := received.get("retry-after"):
                 context.set_trailing_metadata((("retry-after", retry_after),))
-            await context.abort(_status_code(status), json.loads(content)["error"])
+            default = grpc.StatusCode.INTERNAL if status >= 500 else grpc.StatusCode.INVALID_ARGUMENT
+            await context.abort(_STATUS_CODES.get(HTTPStatus(status), default), json.loads(content)["error"])
         return received, content
 
 
@@ -295,9 +296,3 @@ def _peer(context: Any) -> tuple[str, int]:
     """Return address and port of `ipv4:127.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
     address, _, port = unquote(context.peer()).partition(":")[2].rpartition(":")
     return address.strip("[]") or "unknown", int(port) if port.isdecimal() else 0
-
-
-def _status_code(status: int) -> grpc.StatusCode:
-    is_internal = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    default = grpc.StatusCode.INTERNAL if is_internal else grpc.StatusCode.INVALID_ARGUMENT
-    return _STATUS_CODES.get(HTTPStatus(status), default)

@@ -102,9 +102,14 @@ class ModelRepository:
 
     async def reconcile(self) -> None:
         """Bring all models in line with the registry; one that is gone stays as long as a version of it is loaded."""
-        names = await self._list_models()
+        if self.registry is None:
+            return
+        try:
+            names = await asyncio.to_thread(self.registry.list_models)
+        except UsegError:
+            names = tuple(self._controllers)  # each logs that it cannot read the registry
         for name in names:
-            if self.registry and name not in self._controllers:
+            if name not in self._controllers:
                 self._controllers[name] = RolloutController(
                     self.registry, name, self._load_artifact, self._settings, self._telemetry
                 )
@@ -194,10 +199,3 @@ class ModelRepository:
         while True:
             await self.reconcile()
             await asyncio.sleep(self._settings.registry_poll_interval_s)
-
-    async def _list_models(self) -> tuple[str, ...]:
-        """Return the registry's models, or those that are known if it cannot be read."""
-        try:
-            return await asyncio.to_thread(self.registry.list_models) if self.registry else ()
-        except UsegError:
-            return tuple(self._controllers)  # each logs that it cannot read the registry
