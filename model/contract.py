@@ -34,7 +34,6 @@ SegmentFormat = Literal["coco-panoptic", "coco-instances", "coco-polygons", "png
 Precision = Literal["fp32", "fp16-stored", "int8-stored", "fp16"]
 """fp32, fp16: precision of weights and arithmetic. fp16-stored: weights in fp16, arithmetic in fp32. int8-stored: the
 same, and the weights of a frozen encoder in int8."""
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 Detail = Literal["low", "standard", "high"]
 """low: smaller input sizes. high: also windows at a larger scale (`model.postprocessing.windows`)."""

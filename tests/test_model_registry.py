@@ -35,7 +35,7 @@ def test_the_names_of_an_artifact_are_added_with_it(tmp_path: Path, registry: Re
     artifact = tmp_path / "artifact-1"
     names = edit_names(names_path(artifact), read_contract(artifact), lambda old: old.rename({1: "pepper"}, "ann"))
     contract = registry.add(artifact, version="3", author="test")
-    assert read_names(registry.names_path(NAME, "3"), contract) == names
+    assert read_names(names_path(registry.folder / NAME / "3"), contract) == names
 
 
 def test_versions_never_change(tmp_path: Path, registry: Registry) -> None:

@@ -11,6 +11,7 @@ import pytest
 from fake_registry import NAME, make_registry, open_artifact, write_artifact
 from fake_service import draw_halves, open_client, post, save
 
+from model.registry.category_names import names_path
 from model.registry.versions import Registry
 from service.app import create_app
 from service.oip.tensors import LENGTH_HEADER
@@ -213,5 +214,5 @@ async def test_category_names_stay_with_their_version_after_rollback_and_restart
         assert await read_names(client) == ("1", "pepper")
     async with open_registry(registry) as client:
         assert await read_names(client) == ("1", "pepper")
-    assert registry.names_path(NAME, "2").is_file()
+    assert names_path(registry.folder / NAME / "2").is_file()
     assert list(registry.list_versions(NAME)) == ["1", "2"]

@@ -156,10 +156,6 @@ class Registry:
             raise ModelNotFound(f"model {model!r} has no version {version!r}: there is {known}")
         return folder
 
-    def names_path(self, model: str, version: str) -> Path:
-        """Return the path of a version's cluster names, which need not exist."""
-        return names_path(self.folder / model / version)
-
     def read_state(self, model: str) -> DeploymentState:
         """Return the deployment of a model. Raises RegistryError if it cannot be read."""
         path = self._find_model(model) / DEPLOYMENT_FILE

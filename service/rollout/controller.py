@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from model.backends.session import Session
 from model.contract import Contract
 from model.errors import ContractMismatch, RegistryError, UsegError
+from model.registry.category_names import names_path
 from model.registry.versions import DeploymentState, Registry, TrafficSplit
 from service.inference.loading import ArtifactLoader, load_pipeline
 from service.inference.pipeline import Pipeline
@@ -157,7 +158,7 @@ class RolloutController:
                 raise ContractMismatch(f"the folder of version {version!r} of {self.model!r} holds {given}")
             return contract, session
 
-        names_file, pipeline = self._registry.names_path(self.model, version), None
+        names_file, pipeline = names_path(self._registry.folder / self.model / version), None
         try:
             pipeline = await load_pipeline(load, self._settings, self._telemetry, names_file)
             await self._check_latency(pipeline)
