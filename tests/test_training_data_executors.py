@@ -62,18 +62,18 @@ def test_an_invalid_shard_is_rejected(text: str) -> None:
 def test_shards_in_any_order_make_the_same_labels_as_one_process(
     tmp_path: Path, photos: Path, tiny_encoder: Path, single_process: PseudoLabelDataset
 ) -> None:
-    scan, config = tiny.configure(photos, tiny_encoder)
+    scanned, config = tiny.configure(photos, tiny_encoder)
     codebook, labels = load_codebook(single_process.codebook), PseudoLabelDataset(tmp_path / "labels")
     with pytest.raises(ConfigError, match="pass the codebook"):
-        label_photos(scan, config, labels, labels.features, shard=slice(0, None, 2))
+        label_photos(scanned, config, labels, labels.features, shard=slice(0, None, 2))
     counts = [
-        label_photos(scan, config, labels, labels.features, codebook, shard=slice(i, None, 2)).photos for i in (1, 0)
+        label_photos(scanned, config, labels, labels.features, codebook, shard=slice(i, None, 2)).photos for i in (1, 0)
     ]
     assert counts == [64, 66]
     assert not (labels.folder / "panoptic.json").exists()
     shutil.move(labels.features, tmp_path / "features")  # labels do not need them any more
     shutil.move(labels.folder / "masks", tmp_path / "masks")
-    report = label_photos(scan, config, labels, labels.features, codebook)
+    report = label_photos(scanned, config, labels, labels.features, codebook)
     assert report.photos == PHOTOS
     shutil.move(tmp_path / "features", labels.features)
     assert read_all(labels) == read_all(single_process)
@@ -82,12 +82,12 @@ def test_shards_in_any_order_make_the_same_labels_as_one_process(
 def test_the_codebook_carries_the_projections_of_consensus_masks_to_shards(
     tmp_path: Path, tiny_photos: Path, tiny_encoder: Path
 ) -> None:
-    scan, config = tiny.configure(tiny_photos, tiny_encoder)
+    scanned, config = tiny.configure(tiny_photos, tiny_encoder)
     config = replace(config, proposals="consensus", maskcut_tau=0.3, objects_per_image=2)
     first, second = PseudoLabelDataset(tmp_path / "first"), PseudoLabelDataset(tmp_path / "second")
-    label_photos(scan, config, first, tmp_path / "features")
+    label_photos(scanned, config, first, tmp_path / "features")
     codebook = load_codebook(first.codebook)
-    label_photos(scan, config, second, tmp_path / "features", codebook, shard=slice(0, None, 2))
+    label_photos(scanned, config, second, tmp_path / "features", codebook, shard=slice(0, None, 2))
     assert second.projections.read_bytes() == first.projections.read_bytes()
 
 
@@ -121,16 +121,16 @@ def _kill_one(folder: Path, pattern: str, victims: list[int]) -> None:
 def test_ray_makes_the_same_labels_although_an_actor_is_killed(
     tmp_path: Path, photos: Path, tiny_encoder: Path, single_process: PseudoLabelDataset
 ) -> None:
-    scan, config = tiny.configure(photos, tiny_encoder)
+    scanned, config = tiny.configure(photos, tiny_encoder)
     labels = PseudoLabelDataset(tmp_path / "labels")
     with lose_an_actor(labels.folder, "masks/*.npz") as victims:
-        report = label_photos(scan, config, labels, labels.features, executor=RayExecutor(1))
+        report = label_photos(scanned, config, labels, labels.features, executor=RayExecutor(1))
         other = PseudoLabelDataset(tmp_path / "none")
         broken = PseudoLabelWorker(
             config=replace(config, proposals="consensus"), dataset=other, features_dir=labels.features
         )
         with pytest.raises(DatasetError, match="holds no feature projections"):
-            RayExecutor(1).run(broken, "masks", [scan.photos[:1]])
+            RayExecutor(1).run(broken, "masks", [scanned[:1]])
     assert len(victims) == 1
     assert report.photos == PHOTOS
     assert read_all(labels) == read_all(single_process)

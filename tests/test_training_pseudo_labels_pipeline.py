@@ -11,15 +11,17 @@ import tiny
 from model.errors import CheckpointError, ConfigError, DatasetError
 from training.data.dataset import LabeledPhoto, PseudoLabelDataset, read_label_map
 from training.data.label_config import PseudoLabelConfig
-from training.data.photos import PhotoScan
+from training.data.photos import PhotoFile
 from training.pseudo_labels.clustering import fit_projections
 from training.pseudo_labels.codebook import load_codebook
 from training.pseudo_labels.pipeline import PseudoLabelWorker, label_photos
 from training.pseudo_labels.visualize import make_label_tile, plot_labels, save_figure
 
+Photos = tuple[PhotoFile, ...]
+
 
 @pytest.fixture
-def scan(tiny_photos: Path, tiny_encoder: Path) -> PhotoScan:
+def scanned(tiny_photos: Path, tiny_encoder: Path) -> Photos:
     return tiny.configure(tiny_photos, tiny_encoder)[0]
 
 
@@ -46,9 +48,7 @@ def read_masks(dataset: PseudoLabelDataset) -> list[dict[str, Any]]:
     return masks
 
 
-def test_every_photo_has_a_label_in_its_own_size_that_agrees_with_the_coco_file(
-    tiny_store: PseudoLabelDataset,
-) -> None:
+def test_every_photo_has_a_label_in_its_own_size_that_agrees_with_the_coco_file(tiny_store: PseudoLabelDataset) -> None:
     content = json.loads((tiny_store.folder / "panoptic.json").read_text())
     assert len(content["images"]) == len(content["annotations"]) == 8
     known = {category["id"]: category["isthing"] for category in content["categories"]}
@@ -64,22 +64,22 @@ def test_every_photo_has_a_label_in_its_own_size_that_agrees_with_the_coco_file(
 
 
 def test_a_rerun_completes_interrupted_labels_with_the_same_result(
-    copied: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
+    copied: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scanned: Photos, config: PseudoLabelConfig
 ) -> None:
     (copied.folder / "panoptic.json").unlink()
     next((copied.folder / "masks").iterdir()).unlink()
     next(copied.features.rglob("*.npy")).unlink()
     with pytest.raises(DatasetError, match="no finished labels"):
         copied.read_photos()
-    label_photos(scan, config, copied, copied.features)
+    label_photos(scanned, config, copied, copied.features)
     assert (copied.folder / "panoptic.json").read_bytes() == (tiny_store.folder / "panoptic.json").read_bytes()
 
 
 def test_consensus_masks_have_scores_and_only_the_likeliest_are_in_the_panoptic_map(
-    dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
+    dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scanned: Photos, config: PseudoLabelConfig
 ) -> None:
     config = replace(config, proposals="consensus", maskcut_tau=0.3, objects_per_image=2)
-    report = label_photos(scan, config, dataset, tiny_store.features)
+    report = label_photos(scanned, config, dataset, tiny_store.features)
     masks = read_masks(dataset)
     assert report.photos_without_mask < 8 <= len(masks) <= 8 * 12
     assert all(0.0 <= each["score"] <= 1.0 for each in masks)
@@ -88,17 +88,17 @@ def test_consensus_masks_have_scores_and_only_the_likeliest_are_in_the_panoptic_
     assert 0 < shown == sum(each["in_panoptic"] for each in masks) < len(masks)
     projections = dataset.projections.read_bytes()
     (dataset.folder / "panoptic.json").unlink()
-    label_photos(scan, config, dataset, tiny_store.features)
+    label_photos(scanned, config, dataset, tiny_store.features)
     assert dataset.projections.read_bytes() == projections
     assert read_masks(dataset) == masks
 
 
 def test_consensus_masks_need_a_codebook_with_objectness_and_maskcut_takes_any(
-    dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
+    dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scanned: Photos, config: PseudoLabelConfig
 ) -> None:
     codebook = load_codebook(tiny_store.codebook)
     with pytest.raises(ConfigError, match="not fitted on consensus masks"):
-        label_photos(scan, replace(config, proposals="consensus"), dataset, tiny_store.features, codebook)
+        label_photos(scanned, replace(config, proposals="consensus"), dataset, tiny_store.features, codebook)
     assert not dataset.folder.exists()
     with_objectness = replace(
         codebook,
@@ -106,16 +106,16 @@ def test_consensus_masks_need_a_codebook_with_objectness_and_maskcut_takes_any(
         patch_objectness=np.ones(4),
         score_thresholds=np.full(12, 2.0),
     )
-    label_photos(scan, config, dataset, tiny_store.features, with_objectness)
+    label_photos(scanned, config, dataset, tiny_store.features, with_objectness)
     assert {each["in_panoptic"] for each in read_masks(dataset)} == {1}
 
 
 @pytest.mark.parametrize("rule", ["u2seg", "drop-thing-like"])
 def test_only_the_published_rule_keeps_stuff_that_lies_in_masks_elsewhere(
-    dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig, rule: str
+    dataset: PseudoLabelDataset, tiny_store: PseudoLabelDataset, scanned: Photos, config: PseudoLabelConfig, rule: str
 ) -> None:
     codebook = replace(load_codebook(tiny_store.codebook), stuff_in_masks=np.ones(4))
-    label_photos(scan, replace(config, stuff_merge_rule=rule), dataset, tiny_store.features, codebook)
+    label_photos(scanned, replace(config, stuff_merge_rule=rule), dataset, tiny_store.features, codebook)
     found = {category for photo in dataset.read_photos() for category in photo.categories.values()}
     assert any(category > 3 for category in found) == (rule == "u2seg")
 
@@ -130,38 +130,38 @@ def test_only_the_published_rule_keeps_stuff_that_lies_in_masks_elsewhere(
     ids=["patches", "keys", "consensus"],
 )
 def test_masks_lie_on_the_patches_that_show_the_photo(
-    tmp_path: Path, scan: PhotoScan, config: PseudoLabelConfig, change: dict[str, Any]
+    tmp_path: Path, scanned: Photos, config: PseudoLabelConfig, change: dict[str, Any]
 ) -> None:
     worker = PseudoLabelWorker(
         config=replace(config, **change), dataset=PseudoLabelDataset(tmp_path), features_dir=tmp_path / "features"
     )
-    assert sum(worker.work("features", scan.photos)) == 8
-    fit_projections(scan.photos, worker.features, 0).write(worker.dataset.projections)
-    found = worker.propose_masks(scan.photos[0])  # 48 x 64 on a square of 56: three of four rows
+    assert sum(worker.work("features", scanned)) == 8
+    fit_projections(scanned, worker.features, 0).write(worker.dataset.projections)
+    found = worker.propose_masks(scanned[0])  # 48 x 64 on a square of 56: three of four rows
     assert found.soft.shape[1:] == (3, 4)
     assert len(found.soft) == len(found.scores) > 0
     assert ((found.soft >= 0.0) & (found.soft <= 1.0)).all()
 
 
 def test_options_of_the_codebook_may_change_until_it_is_fitted(
-    dataset: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
+    dataset: PseudoLabelDataset, scanned: Photos, config: PseudoLabelConfig
 ) -> None:
     with pytest.raises(ConfigError, match="ask for fewer"):
-        label_photos(scan, replace(config, thing_clusters=99), dataset, dataset.features)
+        label_photos(scanned, replace(config, thing_clusters=99), dataset, dataset.features)
     with pytest.raises(ConfigError, match="maskcut_n differ"):
         dataset.lock_config(replace(config, maskcut_n=1))
-    assert label_photos(scan, config, dataset, dataset.features).photos == 8
+    assert label_photos(scanned, config, dataset, dataset.features).photos == 8
     with pytest.raises(ConfigError, match="thing_clusters differ"):
         dataset.lock_config(replace(config, thing_clusters=2))
 
 
 def test_options_that_do_not_fit_the_encoder_leave_no_folder_behind(
-    dataset: PseudoLabelDataset, scan: PhotoScan, config: PseudoLabelConfig
+    dataset: PseudoLabelDataset, scanned: Photos, config: PseudoLabelConfig
 ) -> None:
     with pytest.raises(CheckpointError, match="multiple"):
-        label_photos(scan, replace(config, side_px=60), dataset, dataset.features)
+        label_photos(scanned, replace(config, side_px=60), dataset, dataset.features)
     with pytest.raises(ConfigError, match="blocks 0 to 3"):
-        label_photos(scan, replace(config, layers=(4,)), dataset, dataset.features)
+        label_photos(scanned, replace(config, layers=(4,)), dataset, dataset.features)
     assert not dataset.folder.exists()
 
 

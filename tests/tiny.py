@@ -20,7 +20,7 @@ from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfi
 from model.networks.vit import EncoderConfig, VisionTransformer
 from training.data.dataset import LabeledPhoto
 from training.data.label_config import PseudoLabelConfig
-from training.data.photos import PhotoScan, hash_photos, scan_photos
+from training.data.photos import PhotoFile, hash_photos, scan_photos
 
 SIDE_PX = 56
 SHAPE = EncoderConfig(embed_dim=64, depth=4, patch_px=14, grid_size=4, num_registers=0, has_layer_scale=True)
@@ -79,12 +79,12 @@ def write_encoder(path: Path) -> Path:
     return path
 
 
-def configure(photos: Path, encoder: Path) -> tuple[PhotoScan, PseudoLabelConfig]:
+def configure(photos: Path, encoder: Path) -> tuple[tuple[PhotoFile, ...], PseudoLabelConfig]:
     """Scan photos and return a small configuration: three thing and four stuff clusters."""
-    scan = scan_photos(photos)
+    scanned = scan_photos(photos).photos
     config = PseudoLabelConfig(
         photos=str(photos),
-        photos_hash=hash_photos(scan.photos),
+        photos_hash=hash_photos(scanned),
         encoder=str(encoder),
         encoder_hash=hash_file(encoder),
         side_px=SIDE_PX,
@@ -98,7 +98,7 @@ def configure(photos: Path, encoder: Path) -> tuple[PhotoScan, PseudoLabelConfig
         stuff="kmeans",
         data_source="drawn",
     )
-    return scan, config
+    return scanned, config
 
 
 def write_checkpoint(path: Path) -> Path:

@@ -18,12 +18,12 @@ from model.files import hash_file
 from model.images import read_image_size
 from model.networks.mask_transformer import DecoderConfig
 from model.postprocessing.panoptic import ids_to_positions
-from model.progress import track
+from model.progress import Progress, track
 from model.validation import parse
 from training.data.dataset import PseudoLabelDataset
 from training.data.encoders import warn_about_other_encoder
-from training.data.features import fill_cache, open_cache
-from training.data.label_config import PseudoLabelConfig
+from training.data.features import FeatureStore
+from training.data.label_config import ClusteringConfig, PseudoLabelConfig
 from training.data.panoptic_labels import ImageLabel, PanopticLabel
 from training.data.photos import PhotoFile, hash_photos
 from training.evaluation.class_mapping import (
@@ -106,8 +106,12 @@ def finetune(
     images = sample_images(dataset, fraction, config.seed)
     photos = write_ground_truth_labels(dataset, images, encoder, side_px, labels)
     features = features or labels.features
-    cache = open_cache(features, hash_file(encoder), side_px)
-    fill_cache(cache, photos, load_encoder(str(encoder), side_px), side_px)
+    # The last block is one of those that the decoder reads: no others are computed for clustering.
+    last_block = ClusteringConfig(side_px=side_px, layers=(-1,))
+    store = FeatureStore(features, load_encoder(str(encoder), side_px), hash_file(encoder), last_block)
+    with Progress("features", len(photos), unit="photo") as progress:
+        for count in store.fill(photos):
+            progress.advance(count)
     config = replace(config, num_queries=decoder.num_queries, num_decoder_layers=decoder.num_layers)
     report = train(labels, RunOptions(out=out, features=features, init_weights=source), config)
     weights_hash = hash_file(out / WEIGHT_FILES["mask_transformer"])

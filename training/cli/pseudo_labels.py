@@ -85,7 +85,7 @@ def label(
     scan = scan_photos(photos, max_photos=max_photos, cache_file=dataset.scan)
     with threadpool_limits(1, user_api="blas"):  # NumPy's BLAS threads and torch's would compete for the cores
         report = label_photos(
-            scan,
+            scan.photos,
             replace(config, photos_hash=hash_photos(scan.photos)),
             dataset,
             (features or dataset.features).resolve(),
@@ -93,7 +93,8 @@ def label(
             executor=execution.make_executor(threads),
             shard=parse_shard(execution.shard),
         )
-    return asdict(report)
+    left_out = {"skipped": scan.skipped, "duplicates": scan.duplicates, "other_files": scan.other_files}
+    return asdict(report) | left_out
 
 
 def visualize(

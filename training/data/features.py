@@ -19,7 +19,6 @@ from model.images import Letterbox, letterbox_image, plan_letterbox, read_image
 from model.networks.interface import normalize
 from model.networks.mask_transformer import MASK_STRIDE_PX, intermediate_layers
 from model.networks.vit import Block, VisionTransformer
-from model.progress import Progress
 from training.data.label_config import ClusteringConfig
 from training.data.photos import PhotoFile
 
@@ -176,15 +175,6 @@ def count_patches(letterbox: Letterbox, grid: int) -> tuple[int, int]:
 def open_cache(folder: Path, encoder_hash: str, side_px: int) -> FeatureCache:
     """Return the cache of the encoder file with that SHA-256 at that input size."""
     return FeatureCache(folder / f"{encoder_hash[:16]}-{side_px}")
-
-
-def fill_cache(cache: FeatureCache, photos: Sequence[PhotoFile], encoder: VisionTransformer, side_px: int) -> None:
-    """Compute missing features, with progress; photos in the cache are not read again."""
-    load = partial(load_padded, side_px)
-    compute = partial(compute_block_features, encoder, intermediate_layers(encoder.config.depth))
-    with Progress("features", len(photos), unit="photo") as progress:
-        for count in fill_incrementally(cache, photos, load, compute):
-            progress.advance(count)
 
 
 def fill_incrementally(

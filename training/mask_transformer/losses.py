@@ -54,29 +54,26 @@ def mask_transformer_losses(output: DecoderOutput, targets: Targets, no_object_f
     probability converges to the target's weight.
     """
     with torch.autocast(output.mask_logits.device.type, enabled=False):
-        return _compute_fp32(_to_fp32(output), targets, no_object_from_score)
-
-
-def _compute_fp32(output: DecoderOutput, targets: Targets, no_object_from_score: float) -> Losses:
-    pairs = hungarian_match(output, targets)
-    masks = output.mask_logits[pairs.images, pairs.queries]
-    mask, dice = mask_losses(masks, pairs.masks, pairs.weights)
-    ious = paired_mask_iou(masks, pairs.masks)
-    quality = functional.binary_cross_entropy_with_logits(
-        output.iou_logits[pairs.images, pairs.queries], ious, reduction="none"
-    )
-    semantic, accuracy = semantic_loss(output.semantic_logits, targets.semantic)
-    return Losses(
-        terms={
-            "mask": MASK_WEIGHT * mask,
-            "dice": DICE_WEIGHT * dice,
-            "classes": CLASS_WEIGHT * class_loss(output.class_logits, pairs, no_object_from_score),
-            "quality": IOU_WEIGHT * _weighted_mean(quality, pairs.weights),
-            "semantic": SEMANTIC_WEIGHT * semantic,
-            "layers": _aux_loss(output.aux_outputs, pairs, no_object_from_score),
-        },
-        metrics={"iou": _weighted_mean(ious, pairs.weights), "stuff": accuracy},
-    )
+        output = _to_fp32(output)
+        pairs = hungarian_match(output, targets)
+        masks = output.mask_logits[pairs.images, pairs.queries]
+        mask, dice = mask_losses(masks, pairs.masks, pairs.weights)
+        ious = paired_mask_iou(masks, pairs.masks)
+        quality = functional.binary_cross_entropy_with_logits(
+            output.iou_logits[pairs.images, pairs.queries], ious, reduction="none"
+        )
+        semantic, accuracy = semantic_loss(output.semantic_logits, targets.semantic)
+        return Losses(
+            terms={
+                "mask": MASK_WEIGHT * mask,
+                "dice": DICE_WEIGHT * dice,
+                "classes": CLASS_WEIGHT * class_loss(output.class_logits, pairs, no_object_from_score),
+                "quality": IOU_WEIGHT * _weighted_mean(quality, pairs.weights),
+                "semantic": SEMANTIC_WEIGHT * semantic,
+                "layers": _aux_loss(output.aux_outputs, pairs, no_object_from_score),
+            },
+            metrics={"iou": _weighted_mean(ious, pairs.weights), "stuff": accuracy},
+        )
 
 
 @torch.no_grad()

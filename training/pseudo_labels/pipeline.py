@@ -27,7 +27,7 @@ from training.data.panoptic_labels import (
     remove_overlaps,
     split_into_chunks,
 )
-from training.data.photos import PhotoFile, PhotoScan
+from training.data.photos import PhotoFile
 from training.pseudo_labels.clustering import CodebookInputs, fit_codebook, fit_projections
 from training.pseudo_labels.codebook import Codebook, load_codebook
 from training.pseudo_labels.consensus import FeatureProjections, consensus_masks, load_projections
@@ -52,16 +52,10 @@ class PseudoLabelReport:
     photos: int
     masks: int
     photos_without_mask: int
-    skipped: tuple[str, ...]
-    """`name: reason` of each photo that could not be decoded."""
-    duplicates: int
-    """Photos left out because another one has the same content."""
-    other_files: dict[str, int]
-    """Number of files left out because they are no photos, by suffix."""
 
 
 def label_photos(
-    scan: PhotoScan,
+    photos: Sequence[PhotoFile],
     config: PseudoLabelConfig,
     dataset: PseudoLabelDataset,
     features: Path,
@@ -80,10 +74,10 @@ def label_photos(
     worker = PseudoLabelWorker(config=config, dataset=dataset, features_dir=features)
     executor = executor or LocalExecutor()
     _ = worker.features.layers  # before anything is written: an encoder that does not fit raises here
-    dataset.lock_config(config, scan.photos)
+    dataset.lock_config(config, photos)
     if codebook and not dataset.codebook.is_file():
         codebook.save(dataset.codebook)
-    groups = split_into_chunks(scan.photos)[shard]
+    groups = split_into_chunks(photos)[shard]
     pending = groups
     # Labeling a finished dataset again restores deleted features and masks; those of a shard may be on another machine.
     if dataset.codebook.is_file() and not dataset.is_finished:
@@ -91,24 +85,17 @@ def label_photos(
     executor.run(worker, "features", pending)
     if pending and config.proposals == "consensus" and not dataset.projections.is_file():
         projections = codebook.projections if codebook else None
-        (projections or fit_projections(scan.photos, worker.features, config.seed)).write(dataset.projections)
+        (projections or fit_projections(photos, worker.features, config.seed)).write(dataset.projections)
     executor.run(worker, "masks", pending)
     if not dataset.codebook.is_file():
-        inputs = CodebookInputs(config=config, photos=scan.photos, features=worker.features, dataset=dataset)
+        inputs = CodebookInputs(config=config, photos=photos, features=worker.features, dataset=dataset)
         replace(fit_codebook(inputs), projections=worker.projections).save(dataset.codebook)
     executor.run(worker, "labels", pending)
     chunks = [worker.plan_chunk(group) for group in groups]
     if shard == ALL_SHARDS:
         dataset.finish(config, chunks)
     things = [record.count_things(config.thing_clusters) for record in dataset.read_records(chunks)]
-    return PseudoLabelReport(
-        photos=len(things),
-        masks=sum(things),
-        photos_without_mask=things.count(0),
-        skipped=scan.skipped,
-        duplicates=scan.duplicates,
-        other_files=scan.other_files,
-    )
+    return PseudoLabelReport(photos=len(things), masks=sum(things), photos_without_mask=things.count(0))
 
 
 @dataclass(frozen=True, kw_only=True)
