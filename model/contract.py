@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from model.embeddings import Category, CategoryExamples
 from model.errors import ArtifactError, ConfigError, ContractMismatch
-from model.files import atomic_write, hash_file
+from model.files import hash_file, replace_file
 from model.validation import parse_versioned_json, to_versioned_json
 
 FORMAT_VERSION = 4
@@ -167,8 +167,7 @@ class Contract:
 
     def write(self, directory: Path) -> None:
         """Write or replace `contract.json`."""
-        with atomic_write(directory / CONTRACT_FILE) as temporary:
-            temporary.write_text(to_versioned_json(self, FORMAT_VERSION), encoding="utf-8")
+        replace_file(directory / CONTRACT_FILE, to_versioned_json(self, FORMAT_VERSION))
 
 
 Shape = Sequence[int | None]

@@ -37,6 +37,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write the complete content of a file, text in UTF-8, as `atomic_write` does."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def remove_temp_files(path: Path) -> None:
     """Delete temporary files that killed writers of `path` left. The caller is the only writer."""
     for each in path.parent.glob(f".{escape(path.name)}.*"):

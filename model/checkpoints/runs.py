@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from model.checkpoints.dino import load_encoder
 from model.checkpoints.state_dicts import load_strictly, read_state_dict
 from model.errors import CheckpointError, ConfigError
-from model.files import atomic_write
+from model.files import atomic_write, replace_file
 from model.networks.interface import Network
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
@@ -60,8 +60,7 @@ def write_run(run: Path, info: RunInfo, module: MaskDecoder | PanopticCascade) -
     """Write the trained weights, then the description: a run that has one is complete."""
     with atomic_write(run / WEIGHT_FILES[info.network]) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, temporary)
-    with atomic_write(run / RUN_FILE) as temporary:
-        temporary.write_text(to_versioned_json(info, FORMAT_VERSION))
+    replace_file(run / RUN_FILE, to_versioned_json(info, FORMAT_VERSION))
 
 
 def read_run_info(run: Path) -> RunInfo:

@@ -223,7 +223,7 @@ def segment(
     from model.backends.loader import load_session
     from model.export.predictor import ArtifactPredictor
     from model.export.segment import choose_format, encode_segmentation, list_inputs, segment_photos
-    from model.files import atomic_write
+    from model.files import replace_file
     from model.formats.coco import to_segments_info
     from model.images import read_image
     from model.registry.category_names import apply_names
@@ -238,8 +238,7 @@ def segment(
     if image is None:
         return {**segment_photos(predictor, inputs, out, form, task), "other_files": other_files}
     segmentation = predictor.segment(image, task)
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(encode_segmentation(image, segmentation, contract, form))
+    replace_file(out, encode_segmentation(image, segmentation, contract, form))
     return {"task": task, "segments_info": to_segments_info(segmentation)}
 
 

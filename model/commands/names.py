@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 from cyclopts.types import PositiveInt
 
 from model.contract import read_contract
-from model.files import atomic_write
+from model.files import replace_file
 from model.registry.category_names import (
     CategoryNames,
     check_clusters,
@@ -177,8 +177,7 @@ def _is_mapping(content: bytes) -> bool:
 
 
 def _write(names: CategoryNames, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(names.to_json(), encoding="utf-8")
+    replace_file(path, names.to_json())
 
 
 def _describe(artifact: Path, names: CategoryNames) -> dict[str, Any]:

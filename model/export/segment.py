@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from model.contract import NETWORK_FILE, Contract, SegmentFormat, Task
 from model.errors import ConfigError, InputError
 from model.export.predictor import ArtifactPredictor
-from model.files import append_text, atomic_write, list_by_suffix
+from model.files import append_text, list_by_suffix, replace_file
 from model.formats.coco import MaskFormat, to_coco_annotation, to_coco_dataset, to_coco_instances, to_geojson_features
 from model.formats.image_files import encode_overlay, encode_panoptic_png
 from model.images import SUFFIXES, read_image
@@ -154,8 +154,7 @@ class _Writer:
                 mask_format: MaskFormat = "rle" if self.form == "coco-instances" else "polygons"
                 annotations = to_coco_instances(segmentation, contract, mask_format)
         if self.form in _FILE_SUFFIXES:
-            with atomic_write(self.path(name)) as temporary:
-                temporary.write_bytes(encode_segmentation(image, segmentation, contract, self.form))
+            replace_file(self.path(name), encode_segmentation(image, segmentation, contract, self.form))
         size = {"height": image.shape[0], "width": image.shape[1]}
         return {**size, "segments": len(segmentation.segments), "annotations": annotations}
 
@@ -202,8 +201,7 @@ def _read_journal(path: Path, settings: dict[str, Any]) -> dict[str, dict[str, A
                 records.append(json.loads(line))
     if records and records[0] != settings:
         raise ConfigError(f"{path} is of a run with another artifact, other names or other options: give another --out")
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records or [settings]))
+    replace_file(path, "".join(json.dumps(record) + "\n" for record in records or [settings]))
     return {record["name"]: record for record in records[1:]}
 
 
@@ -212,5 +210,4 @@ def _write_coco(path: Path, contract: Contract, records: dict[str, dict[str, Any
     for image_id, (name, record) in enumerate(records.items(), start=1):
         images.append({"id": image_id, "file_name": name, "height": record["height"], "width": record["width"]})
         annotations += [{**each, "image_id": image_id} for each in record["annotations"]]
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(to_coco_dataset(contract, images, annotations)))
+    replace_file(path, json.dumps(to_coco_dataset(contract, images, annotations)))

@@ -17,7 +17,7 @@ from pydantic import Field
 from model.contract import NETWORK_FILE, Contract
 from model.embeddings import Category, CategoryExamples, CategoryId
 from model.errors import ConfigError, InvalidCategoryNames, InvalidParameter
-from model.files import atomic_write, remove_temp_files
+from model.files import remove_temp_files, replace_file
 from model.validation import parse, parse_versioned_json, to_versioned_json
 
 FORMAT_VERSION = 2
@@ -281,8 +281,7 @@ def edit_names(path: Path, contract: Contract, change: Callable[[CategoryNames],
             new = change(old)
             if new != old:
                 remove_temp_files(path)
-                with atomic_write(path) as temporary:
-                    temporary.write_text(new.to_json(), encoding="utf-8")
+                replace_file(path, new.to_json())
             return new
     except Timeout as error:
         raise InvalidCategoryNames(f"{path} is locked by another change for {_LOCK_TIMEOUT_S:g} s: retry") from error

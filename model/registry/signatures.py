@@ -10,7 +10,7 @@ from typing import Any
 
 from model.contract import CONTRACT_FILE
 from model.errors import ArtifactError, BackendUnavailable, ConfigError, SignatureError
-from model.files import atomic_write
+from model.files import replace_file
 
 SIGNATURE_FILE = "contract.sig"
 FORMAT_VERSION = 1
@@ -70,8 +70,7 @@ def sign(artifact: Path, /, *, key: Path, name: str = "") -> dict[str, Any]:
         raise ConfigError(f"{key} is not an ed25519 key")
     signature = base64.b64encode(private.sign(_CONTEXT + _read_contract_bytes(artifact))).decode()
     content = {"format_version": FORMAT_VERSION, "algorithm": "ed25519", "key": name, "signature": signature}
-    with atomic_write(artifact / SIGNATURE_FILE) as sibling:
-        sibling.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    replace_file(artifact / SIGNATURE_FILE, json.dumps(content, indent=2) + "\n")
     return {"artifact": str(artifact), "signed": True}
 
 

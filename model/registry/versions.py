@@ -14,7 +14,7 @@ from pydantic import Field
 
 from model.contract import CONTRACT_FILE, Contract, read_contract
 from model.errors import ConfigError, ModelNotFound, RegistryConflict, RegistryError, UsegError
-from model.files import atomic_directory, atomic_write, remove_temp_files
+from model.files import atomic_directory, atomic_write, remove_temp_files, replace_file
 from model.registry.category_names import NAMES_SUFFIX, get_timestamp, names_path
 from model.registry.signatures import SIGNATURE_FILE
 from model.validation import parse_versioned_json, to_versioned_json
@@ -264,8 +264,7 @@ class Registry:
     ) -> DeploymentState:
         event = DeploymentEvent(timestamp=get_timestamp(), action=action, version=version, author=author, reason=reason)
         recorded = state.record(event)
-        with atomic_write(self.folder / model / DEPLOYMENT_FILE) as temporary:
-            temporary.write_text(to_versioned_json(recorded, FORMAT_VERSION), encoding="utf-8")
+        replace_file(self.folder / model / DEPLOYMENT_FILE, to_versioned_json(recorded, FORMAT_VERSION))
         return recorded
 
     @contextmanager

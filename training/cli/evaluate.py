@@ -13,7 +13,7 @@ from cyclopts.types import PositiveInt
 from model.cli import REJECTED, SKIPPED
 from model.errors import ConfigError
 from model.export.predictor import load_artifact_predictor, sample_photos
-from model.files import atomic_write
+from model.files import replace_file
 from training.data.executors import ALL_SHARDS, ExecutorOptions, parse_shard
 from training.evaluation.class_mapping import ClassMappingConfig, check_mapping, fit_mapping, read_mapping
 from training.evaluation.cluster_matching import AuxiliarySpec, MatchingConfig
@@ -236,6 +236,5 @@ def gate(
         SKIPPED: labeled.skipped if labeled else (),
     }
     if out:
-        with atomic_write(out) as sibling:
-            sibling.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        replace_file(out, json.dumps(result, indent=2) + "\n")
     return result

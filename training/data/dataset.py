@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from model.errors import ConfigError, DatasetError
-from model.files import atomic_write
+from model.files import atomic_write, replace_file
 from model.formats.image_files import decode_panoptic_png
 from model.progress import Progress
 from model.validation import parse_versioned_json, to_versioned_json
@@ -114,8 +114,7 @@ class PseudoLabelDataset:
                 )
         elif self.folder.exists() and any(entry.name not in ("features", SCAN_FILE) for entry in self.folder.iterdir()):
             raise ConfigError(f"{self.folder} is not empty and holds no pseudo-labels: choose another output folder")
-        with atomic_write(path) as sibling:
-            sibling.write_text(to_versioned_json(config, FORMAT_VERSION))
+        replace_file(path, to_versioned_json(config, FORMAT_VERSION))
 
     def read_config(self) -> PseudoLabelConfig:
         """Raises DatasetError if the folder holds no pseudo-labels of this format version."""

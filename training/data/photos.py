@@ -11,7 +11,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 
 from model.errors import DatasetError, InputError
-from model.files import atomic_write, list_by_suffix
+from model.files import list_by_suffix, replace_file
 from model.images import SUFFIXES, decode_image
 from model.progress import track
 
@@ -82,8 +82,7 @@ def scan_photos(folder: Path, *, max_photos: int | None = None, cache_file: Path
             _, _, digest, height, width = entry
             photos.setdefault(digest, PhotoFile(path=path, name=name, digest=digest, height=height, width=width))
     if cache_file and seen != known:
-        with atomic_write(cache_file) as sibling:
-            sibling.write_text(json.dumps({"format_version": _CACHE_VERSION, "photos": seen}))
+        replace_file(cache_file, json.dumps({"format_version": _CACHE_VERSION, "photos": seen}))
     if not photos:
         raise DatasetError(f"{folder} has no readable photo ({len(paths)} candidates)")
     duplicates = len(paths) - len(skipped) - len(photos)

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int
 
 from model.embeddings import Category, CategoryExamples, make_examples
 from model.errors import ConfigError, DatasetError
-from model.files import atomic_write, hash_file
+from model.files import hash_file, replace_file
 from model.validation import parse_versioned_json, to_versioned_json
 from training.evaluation.cluster_matching import (
     UNMATCHED,
@@ -98,8 +98,7 @@ class ClusterMapping:
 
     def write(self, path: Path) -> None:
         """Write the mapping as JSON."""
-        with atomic_write(path) as sibling:
-            sibling.write_text(to_versioned_json(self, FORMAT_VERSION), encoding="utf-8")
+        replace_file(path, to_versioned_json(self, FORMAT_VERSION))
 
 
 @dataclass(frozen=True, kw_only=True)

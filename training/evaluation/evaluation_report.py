@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco
 
-from model.files import atomic_write
+from model.files import replace_file
 from model.validation import to_versioned_json
 from training.evaluation.average_precision import HEADLINE_METRICS, IouType
 from training.evaluation.class_mapping import (
@@ -117,8 +117,7 @@ class EvaluationReport:
 
     def write(self, folder: Path) -> None:
         """Write `report.json`."""
-        with atomic_write(folder / REPORT_FILE) as sibling:
-            sibling.write_text(to_versioned_json(self, FORMAT_VERSION), encoding="utf-8")
+        replace_file(folder / REPORT_FILE, to_versioned_json(self, FORMAT_VERSION))
 
 
 def compute_report(

@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from model.files import atomic_write, hash_file
+from model.files import hash_file, replace_file
 from model.formats.image_files import encode_jpeg, segment_color
 from model.images import read_image
 from training.evaluation.class_mapping import ClassMapping
@@ -62,8 +62,7 @@ def write_html_report(report: EvaluationReport, gallery: Sequence[GalleryItem], 
         classes=_rank_classes(report.classes, class_keys),
         gallery=gallery,
     )
-    with atomic_write(folder / HTML_REPORT_FILE) as sibling:
-        sibling.write_text(html, encoding="utf-8")
+    replace_file(folder / HTML_REPORT_FILE, html)
 
 
 def _rank_classes(classes: Sequence[ClassMetrics], keys: list[str]) -> list[dict[str, Any]]:

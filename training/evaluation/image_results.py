@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from pydantic import TypeAdapter
 
 from model.errors import DatasetError
-from model.files import atomic_write, hash_file
+from model.files import hash_file, replace_file
 from model.images import read_image
 from model.postprocessing.panoptic import PatchEmbeddings
 from model.progress import track
@@ -122,8 +122,7 @@ class EvaluationWorker:
         for image in images:
             results.append(evaluate_image(image, self.dataset, self.predictor))
             yield 1
-        with atomic_write(path) as sibling:
-            sibling.write_bytes(_RESULTS.dump_json(tuple(results)))
+        replace_file(path, _RESULTS.dump_json(tuple(results)))
 
     def result_path(self, images: Sequence[GroundTruthImage]) -> Path:
         """Return the file for the results of these images; its name is a hash of everything they depend on."""

@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from model.checkpoints.runs import WEIGHT_FILES, load_run
 from model.contract import InputSize
 from model.errors import ConfigError, DatasetError, TrainingError
-from model.files import atomic_write, hash_file
+from model.files import atomic_write, hash_file, replace_file
 from model.images import Letterbox, plan_letterbox, resize_labels, resize_map
 from model.networks.mask_transformer import MASK_STRIDE_PX, MaskDecoder, MaskTransformer
 from model.progress import track
@@ -183,8 +183,7 @@ def _write_labels(
     for path in (path for path in (dataset.codebook, dataset.projections) if path.exists()):
         with atomic_write(out.folder / path.name) as sibling:
             shutil.copyfile(path, sibling)
-    with atomic_write(out.folder / TEACHER_FILE) as sibling:
-        sibling.write_text(to_versioned_json(info, FORMAT_VERSION))
+    replace_file(out.folder / TEACHER_FILE, to_versioned_json(info, FORMAT_VERSION))
     return sum(record.count_things(config.thing_clusters) for record in records)
 
 

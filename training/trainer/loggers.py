@@ -8,7 +8,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from torch.utils.tensorboard import SummaryWriter
 
-from model.files import append_text, atomic_write, report_disk_full
+from model.files import append_text, replace_file, report_disk_full
 
 LOSSES_FILE = "losses.csv"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -69,8 +69,7 @@ class RunLogger:
         self._writer: SummaryWriter | None = None
         if self._csv.exists():
             header, *rows = self._csv.read_text().splitlines(keepends=True)
-            with atomic_write(self._csv) as sibling:
-                sibling.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= step))
+            replace_file(self._csv, header + "".join(row for row in rows if int(row.split(",")[0]) <= step))
 
     def log(self, step: int, losses: Mapping[str, float], left_s: float, *, is_last: bool) -> None:
         """Record the losses of a step; `left_s` is the estimated time to the end.
