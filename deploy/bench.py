@@ -39,10 +39,7 @@ MAX_LATENCY_S = 10.0
 """A later response does not count as successful."""
 SIZES_MP = (0.2, 0.8, 2.5)
 """Megapixels that photos are scaled to, in turn."""
-_HEALTH_PERIOD_S = 0.1
 _READY = "useg is ready: "
-_RETRY_DELAY_S = 1.0
-"""Delay of a closed-loop client after a rejection."""
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -158,7 +155,7 @@ async def overload(server: Server, photos: Sequence[bytes], rate: float, seconds
                 started = time.perf_counter()
                 (await client.get("/livez")).raise_for_status()
                 health.append(1000 * (time.perf_counter() - started))
-                await asyncio.sleep(_HEALTH_PERIOD_S)
+                await asyncio.sleep(0.1)
 
     watching = asyncio.create_task(watch())
     started = time.perf_counter()
@@ -251,7 +248,7 @@ async def send_closed(
             while time.perf_counter() - started < seconds:
                 responses.append(await send(client, photos[rng.integers(len(photos))]))
                 if responses[-1].status in (429, 503):
-                    await asyncio.sleep(_RETRY_DELAY_S)
+                    await asyncio.sleep(1.0)
 
         await asyncio.gather(*(run_client() for _ in range(clients)))
     return responses, time.perf_counter() - started

@@ -107,7 +107,6 @@ LAYERS = {
         "image_results",
         "cluster_matching",
         "class_mapping",
-        "average_precision",
         "dataset_metrics",
         "evaluation_report",
         "html_report",

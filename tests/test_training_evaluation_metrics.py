@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from model.formats.image_files import decode_panoptic_png
-from training.evaluation.average_precision import HEADLINE_METRICS, STATS, CocoEvaluator, IouType
-from training.evaluation.dataset_metrics import bootstrap
+from training.evaluation.dataset_metrics import HEADLINE_METRICS, STATS, CocoEvaluator, IouType, bootstrap
 from training.evaluation.overlap import (
     PanopticCounts,
     compute_overlap,

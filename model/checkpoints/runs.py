@@ -1,6 +1,5 @@
 """Runs on disk: the weights and description that training or an import leaves and an export reads."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from model.files import atomic_write, replace_file
 from model.networks.interface import Network
 from model.networks.mask_transformer import DecoderConfig, MaskDecoder, MaskTransformer
 from model.networks.panoptic_cascade import CascadeConfig, CascadeInferenceConfig, PanopticCascade
-from model.validation import parse, to_versioned_json
+from model.validation import parse, parse_versioned_json, to_versioned_json
 
 NetworkName = Literal["mask_transformer", "panoptic_cascade"]
 
@@ -67,12 +66,7 @@ def read_run_info(run: Path) -> RunInfo:
     """Read the description of a run. Raises CheckpointError if the folder is not a complete run."""
     path = run / RUN_FILE
     try:
-        content = json.loads(path.read_bytes())
-        version = content.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise ConfigError(
-                f"format version {version}, this release reads {FORMAT_VERSION}: train or import it again"
-            )
+        content = parse_versioned_json(dict, path.read_bytes(), FORMAT_VERSION, ": train or import it again")
         if config_type := _CONFIG_TYPES.get(content["network"]):  # names an unknown key, unlike the union
             content["network_config"] = asdict(parse(config_type, content["network_config"]))
         return parse(RunInfo, content)

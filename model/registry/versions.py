@@ -14,7 +14,7 @@ from pydantic import Field
 
 from model.contract import CONTRACT_FILE, Contract, read_contract
 from model.errors import ConfigError, ModelNotFound, RegistryConflict, RegistryError, UsegError
-from model.files import atomic_directory, atomic_write, remove_temp_files, replace_file
+from model.files import atomic_directory, remove_temp_files, replace_file
 from model.registry.category_names import NAMES_SUFFIX, get_timestamp, names_path
 from model.registry.signatures import SIGNATURE_FILE
 from model.validation import parse_versioned_json, to_versioned_json
@@ -188,8 +188,7 @@ class Registry:
                     named.write(temporary)
                 read_contract(temporary)
             if (names := names_path(artifact)).is_file():
-                with atomic_write(names_path(target)) as file:
-                    shutil.copyfile(names, file)
+                replace_file(names_path(target), names.read_bytes())
             self._write(named.name, self.read_state(named.name), "add", named.version, author, "")
         return named
 

@@ -10,7 +10,6 @@ from pycocotools import mask as coco
 
 from model.files import replace_file
 from model.validation import to_versioned_json
-from training.evaluation.average_precision import HEADLINE_METRICS, IouType
 from training.evaluation.class_mapping import (
     ClassMapping,
     ClassMappingConfig,
@@ -19,7 +18,9 @@ from training.evaluation.class_mapping import (
     map_clusters,
 )
 from training.evaluation.dataset_metrics import (
+    HEADLINE_METRICS,
     ConfidenceInterval,
+    IouType,
     bootstrap,
     count_panoptic_all,
     count_semantic_all,

@@ -29,12 +29,8 @@ class CascadeTrainConfig(TrainConfig):
     clip_per_parameter: bool = True
     precision: Precision = "bf16"
     checkpoint_interval: PositiveInt = 1000
-    momentum: Fraction = 0.9
-    """Momentum of SGD."""
     warmup_steps: NonNegativeInt = 1000
-    """Steps with a linearly rising learning rate."""
-    warmup_factor: Fraction = 1e-3
-    """Factor of the learning rate at the first step."""
+    """Steps with a learning rate that rises linearly, from a thousandth of it."""
     milestones: tuple[int, ...] = ()
     """Steps at which the learning rate is multiplied by `gamma`."""
     gamma: Fraction = 0.02
@@ -71,8 +67,6 @@ class CascadeTrainConfig(TrainConfig):
     """Side of the square input of the exported network, a multiple of 32; 0: the paper's sizes."""
     copy_paste: CopyPaste = "same-class"
     """Paste instances of another photo of the batch: `any` as CutLER, or of clusters that the photo has, as U2Seg."""
-    copy_paste_min_ratio: Fraction = 0.3
-    """Minimum scale of pasted photos; the maximum is 1."""
 
     rpn_pre_nms_topk: PositiveInt = 2000
     """Proposals per pyramid level before non-maximum suppression."""
@@ -101,7 +95,7 @@ class CascadeTrainConfig(TrainConfig):
         if step >= self.warmup_steps:
             return factor
         progress = step / self.warmup_steps
-        return factor * (self.warmup_factor * (1.0 - progress) + progress)
+        return factor * (1e-3 * (1.0 - progress) + progress)
 
 
 _SMALL = CascadeTrainConfig(

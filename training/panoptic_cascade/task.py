@@ -85,7 +85,7 @@ class CascadeTask(TrainingTask[CascadeBatch]):
 
     def make_optimizer(self) -> SGD:
         groups = cascade_param_groups(self.module, self.config.weight_decay)
-        return SGD(groups, lr=self.config.learning_rate, momentum=self.config.momentum)
+        return SGD(groups, lr=self.config.learning_rate, momentum=0.9)
 
     def load_batch(self, first: int, count: int) -> CascadeBatch:
         return self._samples.load_batch(first, count)
@@ -114,7 +114,7 @@ class CascadeTask(TrainingTask[CascadeBatch]):
             yield normalize_and_mask(padded.pixels.to(device), padded.sizes.to(device))
 
     def _augment(self, batch: CascadeBatch, rng: np.random.Generator) -> PaddedBatch:
-        pasted = copy_paste_batch(batch.samples, self.config.copy_paste, self.config.copy_paste_min_ratio, rng)
+        pasted = copy_paste_batch(batch.samples, self.config.copy_paste, 0.3, rng)
         return pad_to_batch(pasted, PanopticCascade.side_multiple_px)
 
 

@@ -1,6 +1,5 @@
 """A round of self-training: a trained run makes new labels for its own training photos, for the next run."""
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +13,7 @@ from pycocotools import mask as coco
 from model.checkpoints.runs import WEIGHT_FILES, load_run
 from model.contract import InputSize
 from model.errors import ConfigError, DatasetError, TrainingError
-from model.files import atomic_write, hash_file, replace_file
+from model.files import hash_file, replace_file
 from model.images import Letterbox, plan_letterbox, resize_labels, resize_map
 from model.networks.mask_transformer import MASK_STRIDE_PX, MaskDecoder, MaskTransformer
 from model.progress import track
@@ -181,8 +180,7 @@ def _write_labels(
     )
     records = out.write_labels(config, photos, {"teacher": config.teacher_hash}, updater.make_label)
     for path in (path for path in (dataset.codebook, dataset.projections) if path.exists()):
-        with atomic_write(out.folder / path.name) as sibling:
-            shutil.copyfile(path, sibling)
+        replace_file(out.folder / path.name, path.read_bytes())
     replace_file(out.folder / TEACHER_FILE, to_versioned_json(info, FORMAT_VERSION))
     return sum(record.count_things(config.thing_clusters) for record in records)
 

@@ -230,7 +230,9 @@ def merge_views(views: Sequence[ViewPredictions]) -> TeacherPredictions:
     semantic_probs = np.sum([each.semantic_probs for each in views], axis=0) / np.maximum(num_shown, 1)
     merged = np.array([np.average(mask_probs[each], axis=0, weights=scores[each]) for each in groups], np.float32)
     merged = merged.reshape(len(groups), *num_shown.shape)
-    found_in = [len(each) / _count_views(views, masks[each[0]]) for each in groups]
+    hidden = np.stack([~each.is_visible for each in views])
+    num_views = [np.count_nonzero(~(masks[each[0]] & hidden).any((1, 2))) for each in groups]
+    found_in = [len(each) / count for each, count in zip(groups, num_views, strict=True)]
     merged_scores = np.array(
         [weighted_scores[each[0]] * (1 + fraction) / 2 for each, fraction in zip(groups, found_in, strict=True)]
     )
@@ -284,11 +286,6 @@ def _decay_overlapping(scores: Float32[np.ndarray, "N"], masks: Bool[np.ndarray,
     decay = matrix_nms_decay(torch.from_numpy(scores)[None], ious[None])[0].numpy()
     decayed: Float32[np.ndarray, "N"] = scores * decay
     return decayed
-
-
-def _count_views(views: Sequence[ViewPredictions], mask: Bool[np.ndarray, "h w"]) -> int:
-    """Count the views that show all of a mask."""
-    return sum(not (mask & ~each.is_visible).any() for each in views)
 
 
 def _mean_best_iou(whole: ViewPredictions, others: Sequence[ViewPredictions]) -> float:

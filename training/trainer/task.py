@@ -1,6 +1,5 @@
 """The interface between the trainer and a network, and what all tasks share: samples, losses, provenance."""
 
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +16,7 @@ from model.checkpoints.dino import describe_encoder_origin
 from model.checkpoints.runs import ENCODER_STEM, RunInfo
 from model.checkpoints.state_dicts import fetch_file
 from model.errors import CheckpointError
-from model.files import atomic_write, hash_file
+from model.files import hash_file, replace_file
 from model.networks.mask_transformer import MaskDecoder
 from model.networks.panoptic_cascade import PanopticCascade
 from training.data.dataset import LabeledPhoto
@@ -121,8 +120,7 @@ def copy_encoder(source: str, expected_hash: str, run: Path) -> str:
     """
     name = f"{ENCODER_STEM}{Path(source).suffix}"
     if not (run / name).exists():
-        with atomic_write(run / name) as sibling:
-            shutil.copyfile(fetch_file(source), sibling)
+        replace_file(run / name, fetch_file(source).read_bytes())
     if hash_file(run / name) != expected_hash:
         raise CheckpointError(f"{run / name} is not the encoder that the labels were made with")
     return name
