@@ -7,7 +7,6 @@ import pytest
 from tiny import make_contract
 
 from model.contract import Contract, InputSize, RawOutputs, Thresholds
-from model.detail import prepare_image
 from model.embeddings import Category, CategoryExamples, make_examples
 from model.errors import ConfigError, ContractMismatch
 from model.images import letterbox_image, plan_letterbox
@@ -119,17 +118,3 @@ def test_embeddings_are_averaged_over_the_visible_part_of_each_patch() -> None:
     assert mask
     np.testing.assert_allclose(patches.pool_masks([mask], (40, 60)), X[None], atol=1e-6)
     assert patches.pool_segments(label_map, []).shape == (0, 3)
-
-
-def test_windows_use_the_embeddings_of_the_whole_image() -> None:
-    contract = make_named_contract()
-    prepared = prepare_image(np.zeros((10, 16, 3), np.uint8), contract, "high")
-    assert prepared.inputs[0].size == (5, 8)
-    raw = draw_raw()
-    merged = prepared.merge([raw] * len(prepared.inputs))
-    assert merged.embeddings is not None
-    top = PatchEmbeddings(values=merged.embeddings, letterbox=prepared.letterbox)
-    upper, lower = np.zeros((10, 16), np.int32), np.zeros((10, 16), np.int32)
-    upper[:5, :8], lower[9:] = 1, 1
-    np.testing.assert_allclose(top.pool_segments(upper, [1]), X[None], atol=1e-6)
-    assert top.pool_segments(lower, [1]).any()
