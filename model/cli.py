@@ -86,7 +86,8 @@ def _build_app(given: list[str]) -> App:
         name="useg",
         version=importlib.metadata.version("useg"),
         help=_DESCRIPTION,
-        help_format="markdown",
+        # Importing rich's Markdown would double the time of `useg --help`.
+        help_format="markdown" if given and not given[0].startswith("-") else "plaintext",
         result_action="return_value",
         # A scalar option that is given twice takes the last value, as scripts expect.
         default_parameter=Parameter(negative_iterable=(), consume_multiple=True, allow_repeating=True),
