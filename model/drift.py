@@ -1,17 +1,13 @@
-"""Statistics of panoptic outputs, their histograms, and the population stability index between two histograms."""
+"""Histograms of the statistics of panoptic outputs, and the population stability index between two of them."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import numpy as np
 
 from model.contract import Histogram
 from model.errors import ConfigError
-from model.postprocessing.panoptic import VOID, Segmentation
-
-Statistic = Literal["segments", "void", "score"]
-"""Of a panoptic segmentation: number of segments, fraction of void pixels, mean score of its things."""
+from model.postprocessing.panoptic import Statistic
 
 BIN_EDGES: Mapping[Statistic, tuple[float, ...]] = {
     "segments": (1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 25),
@@ -21,16 +17,6 @@ BIN_EDGES: Mapping[Statistic, tuple[float, ...]] = {
 """A value on an edge is in the bin above it."""
 _MIN_FRACTION = 1e-3
 """Used for empty bins, as the index takes logarithms."""
-
-
-def output_statistics(segmentation: Segmentation) -> dict[Statistic, float]:
-    """Return the statistics of a panoptic segmentation; without things there is no score."""
-    scores = [segment.score for segment in segmentation.segments if segment.is_thing]
-    statistics: dict[Statistic, float] = {
-        "segments": float(len(segmentation.segments)),
-        "void": np.count_nonzero(segmentation.label_map == VOID) / segmentation.label_map.size,
-    }
-    return statistics | ({"score": sum(scores) / len(scores)} if scores else {})
 
 
 def build_histograms(statistics: Iterable[Mapping[Statistic, float]]) -> dict[Statistic, Histogram]:

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from model.contract import TASKS, Contract, Task
 from model.contract import Histogram as OutputHistogram
-from model.drift import BIN_EDGES, Statistic, build_histograms, output_statistics, population_stability_index
-from model.postprocessing.panoptic import Segmentation
+from model.drift import BIN_EDGES, build_histograms, population_stability_index
+from model.postprocessing.panoptic import Segmentation, Statistic, output_statistics
 
 Stage = Literal["read", "decode", "queue", "infer", "merge", "encode"]
 Outcome = Literal["ok", "client_error", "rejected", "timeout", "cancelled", "error"]

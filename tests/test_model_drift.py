@@ -9,9 +9,9 @@ import pytest
 from model.backends.loader import load_session
 from model.commands.artifacts import drift_reference
 from model.contract import Histogram
-from model.drift import build_histograms, output_statistics, population_stability_index
+from model.drift import build_histograms, population_stability_index
 from model.errors import ConfigError
-from model.postprocessing.panoptic import Segment, Segmentation
+from model.postprocessing.panoptic import Segment, Segmentation, output_statistics
 
 
 def make_segmentation(*scores: float, stuff: int = 0, void: float = 0.0) -> Segmentation:

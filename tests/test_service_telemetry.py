@@ -10,8 +10,8 @@ import pytest
 from fake_service import CONTRACT
 
 from model.contract import Contract, Histogram
-from model.drift import BIN_EDGES, Statistic
-from model.postprocessing.panoptic import Segment, Segmentation
+from model.drift import BIN_EDGES
+from model.postprocessing.panoptic import Segment, Segmentation, Statistic
 from service.cli import JsonFormatter
 from service.metrics import (
     MIN_DRIFT_SAMPLES,

@@ -25,10 +25,10 @@ from fake_predictor import (
 )
 from tiny import make_contract
 
-from model.drift import build_histograms, output_statistics
+from model.drift import build_histograms
 from model.errors import ConfigError, DatasetError
 from model.images import read_image
-from model.postprocessing.panoptic import Segment, Segmentation
+from model.postprocessing.panoptic import Segment, Segmentation, output_statistics
 from training.data.dataset import PseudoLabelDataset, read_label_map
 from training.data.executors import LocalExecutor, MultiprocessExecutor
 from training.evaluation.class_mapping import ClassMappingConfig, fit_mapping

@@ -259,8 +259,9 @@ def drift_reference(
         Maximum number of photos to segment.
     """
     from model.backends.loader import load_session
-    from model.drift import build_histograms, output_statistics
+    from model.drift import build_histograms
     from model.export.predictor import ArtifactPredictor, sample_photos
+    from model.postprocessing.panoptic import output_statistics
 
     predictor = ArtifactPredictor(*load_session(artifact, backend=backend, threads=threads))
     statistics = (output_statistics(predictor.segment(image)) for _, image in sample_photos(photos, max_photos))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -19,6 +20,8 @@ _SEMANTIC_SCORE_FACTOR = 0.25
 _MAX_UINT8_ID = 255
 _POINTS_PER_SIDE = 4
 """Points along each side of a patch at which regions are sampled."""
+Statistic = Literal["segments", "void", "score"]
+"""Of a panoptic segmentation: number of segments, fraction of void pixels, mean score of its things."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +201,16 @@ def assign_categories(segmentation: Segmentation, contract: Contract, patches: P
             for segment, category, embedding in zip(segments, categories, embeddings, strict=True)
         ),
     )
+
+
+def output_statistics(segmentation: Segmentation) -> dict[Statistic, float]:
+    """Return the statistics of a panoptic segmentation; without things there is no score."""
+    scores = [segment.score for segment in segmentation.segments if segment.is_thing]
+    statistics: dict[Statistic, float] = {
+        "segments": float(len(segmentation.segments)),
+        "void": np.count_nonzero(segmentation.label_map == VOID) / segmentation.label_map.size,
+    }
+    return statistics | ({"score": sum(scores) / len(scores)} if scores else {})
 
 
 def select_segments(segmentation: Segmentation, is_selected: Callable[[Segment], bool]) -> Segmentation:

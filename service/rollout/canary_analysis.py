@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterable
 
 from model.contract import Histogram
-from model.drift import BIN_EDGES, Statistic, population_stability_index
+from model.drift import BIN_EDGES, population_stability_index
 from model.errors import ContractMismatch, DeadlineExceeded, InputError, NotReady, QueueFull
+from model.postprocessing.panoptic import Statistic
 from service.inference.pipeline import ImageContent, Pipeline
 from service.metrics import RequestRecord, RollbackCause, Telemetry, VersionMetrics
 from service.requests import LOWEST_PRIORITY, RequestContext, SegmentOptions

@@ -9,9 +9,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from model.contract import Contract
-from model.drift import BIN_EDGES, build_histograms, output_statistics, population_stability_index
+from model.drift import BIN_EDGES, build_histograms, population_stability_index
 from model.errors import ConfigError
-from model.postprocessing.panoptic import Segmentation
+from model.postprocessing.panoptic import Segmentation, output_statistics
 from training.evaluation.class_mapping import ClassMappingConfig
 from training.evaluation.dataset_metrics import compare_predictors
 from training.evaluation.datasets.ground_truth import AnnotationKind, GroundTruthDataset
