@@ -288,7 +288,8 @@ def limit_body(scope: Scope, receive: Receive, settings: Settings) -> Receive:
             _check_body_headers(Headers(scope=scope), max_bytes)
         left_s = scope["state"].get("deadline", latest) - asyncio.get_running_loop().time()
         try:
-            message = await asyncio.wait_for(receive(), min(left_s, settings.client_timeout_s))
+            async with asyncio.timeout(min(left_s, settings.client_timeout_s)):  # unlike wait_for, takes what is there
+                message = await receive()
         except TimeoutError as error:
             raise UploadTimeout("the body did not arrive in time: send a smaller one, or try again") from error
         received += len(message.get("body", b""))

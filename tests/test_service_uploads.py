@@ -1,5 +1,6 @@
 """Images in every format and kind of body are segmented or rejected with a 4xx, never a 500."""
 
+import asyncio
 import gzip
 import io
 import resource
@@ -11,8 +12,12 @@ import pytest
 from bad_images import draw_tiff_of_pages, draw_unusual_images, turn
 from fake_service import BLUE, RED, WHITE, draw_halves, open_client, post, save
 from PIL import Image
+from starlette.types import Message
 
+from model.errors import UploadTimeout
+from service.middleware import limit_body
 from service.schemas import Problem
+from service.settings import Settings
 
 LIMIT_BYTES = 100_000
 
@@ -209,3 +214,15 @@ async def test_deeply_nested_json_is_rejected(content: bytes) -> None:
     async with open_client() as client:
         response = await client.post("/v1/segment", content=content, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.json()["type"]) == (422, "urn:useg:problem:invalid-parameter")
+
+
+async def test_a_body_that_has_arrived_is_read_after_the_deadline() -> None:
+    # Otherwise a service that is slow would blame its client: 408 instead of 504.
+    scope = {"type": "http", "path": "/v1/segment", "headers": [], "state": {"deadline": 0.0}}
+    message = {"type": "http.request", "body": b"photo", "more_body": True}
+    messages: asyncio.Queue[Message] = asyncio.Queue()
+    await messages.put(message)
+    receive = limit_body(scope, messages.get, Settings())
+    assert await receive() == message
+    with pytest.raises(UploadTimeout):
+        await receive()
