@@ -12,6 +12,7 @@ import onnxruntime
 from jaxtyping import Int64, UInt8
 
 from model.backends.onnx_runtime import (
+    CACHE_KEY_LENGTH,
     CPU_PROVIDERS,
     OnnxBackend,
     OnnxSession,
@@ -48,7 +49,6 @@ logger = logging.getLogger(__name__)
 
 _FASTEST_FIRST: tuple[ConcreteBackend, ...] = ("tensorrt", "cuda", "openvino-int8", "openvino")
 """Backends that "auto" tries; if none works, it takes the last of all, "cpu"."""
-_KEY_LENGTH = 32
 
 
 def load_session(
@@ -147,7 +147,7 @@ class _Loader:
             threads=self.threads,
             streams=self.streams,
             backend=backend,
-            cache=self.compile_cache / self.contract.files[network][:_KEY_LENGTH] if self.compile_cache else None,
+            cache=self.compile_cache / self.contract.files[network][:CACHE_KEY_LENGTH] if self.compile_cache else None,
         )
         session.check_contract(self.contract)
         check_golden(session, self.artifact / golden, tolerance)

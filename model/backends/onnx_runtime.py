@@ -37,7 +37,7 @@ PROFILE_BATCH_SIZES = (1, 8, 32)
 """Minimum, typical and maximum batch size that a TensorRT engine is built for."""
 _INFER_LIBRARY = "libnvinfer.so.10"
 _GPU_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader", "--id=0")
-_KEY_LENGTH = 32
+CACHE_KEY_LENGTH = 32
 _TIMEOUT_S = 30.0
 
 
@@ -159,7 +159,7 @@ def engine_folder(contract: Contract, machine: dict[str, str], cache: Path) -> P
     """Folder in `cache` for the engines of one network on one machine; each network, version and GPU has its own."""
     parts = {"network": contract.files[NETWORK_FILE], "precision": contract.precision, **machine}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return cache / key[:_KEY_LENGTH]
+    return cache / key[:CACHE_KEY_LENGTH]
 
 
 def describe_machine() -> dict[str, str]:

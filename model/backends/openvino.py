@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt8
 
 from model.contract import Contract, RawOutputs, check_shapes
 from model.errors import ArtifactError, BackendUnavailable
-from model.files import atomic_write, hash_file
+from model.files import hash_file, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +60,8 @@ class OpenvinoSession:
         except RuntimeError as error:
             raise ArtifactError(f"{network} was rejected by OpenVINO: {_last_line(error)}") from error
         if cache:  # also if it was cached: OpenVINO replaces the file of another network in place
-            with contextlib.suppress(OSError), atomic_write(cache / _HASHES_FILE) as temporary:
-                temporary.write_text(_hash_blobs(cache))
+            with contextlib.suppress(OSError):
+                replace_file(cache / _HASHES_FILE, _hash_blobs(cache))
         self._output_names = [port.any_name for port in self._compiled.outputs]
         self._requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(streams):
